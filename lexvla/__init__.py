@@ -1,0 +1,1 @@
+"""LexVLA: images and texts as weighted words."""

@@ -1,0 +1,179 @@
+"""What an encoder makes of a batch of items."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy import sparse
+
+from lexvla.vocabulary import Vocabulary
+
+__all__ = ["Encoding"]
+
+_FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """Hold the vectors of n items. Items are rows; a slice or an index gives an `Encoding` again.
+
+    Attributes:
+        lexical: (n, V) float32 CSR, values > 0, sorted column numbers; a row may be empty.
+        patches: (lexical.nnz,) int16, aligned with ``lexical.data``: the image patch that each
+            word was read from, row by row over the patch grid; ``None`` for text.
+        codes: (n, K) float32 CSR of codebook weights, or ``None``.
+        dense: (n, d) float32 unit rows, or ``None``.
+
+    Raises:
+        ValueError: Shapes, dtypes or values break these rules.
+    """
+
+    lexical: sparse.csr_array
+    patches: np.ndarray | None = None
+    codes: sparse.csr_array | None = None
+    dense: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("lexical", "codes"):
+            matrix = getattr(self, name)
+            if matrix is None:
+                continue
+            matrix = sparse.csr_array(matrix)
+            if matrix.dtype != np.float32:
+                raise ValueError(f"{name} must be float32, not {matrix.dtype}")
+            if not matrix.has_sorted_indices:
+                raise ValueError(f"{name} must have sorted column numbers")
+            if matrix.nnz and not (np.isfinite(matrix.data).all() and matrix.data.min() > 0):
+                raise ValueError(f"{name} must hold finite values above zero only")
+            if matrix.shape[0] != len(self):
+                raise ValueError(f"{name} has {matrix.shape[0]} rows, lexical has {len(self)}")
+            object.__setattr__(self, name, matrix)
+        if self.patches is not None and (
+            self.patches.shape != (self.lexical.nnz,) or self.patches.dtype != np.int16
+        ):
+            raise ValueError("patches must be int16, one for each stored word")
+        if self.dense is not None and (
+            self.dense.ndim != 2
+            or self.dense.shape[0] != len(self)
+            or self.dense.dtype != np.float32
+        ):
+            raise ValueError("dense must be a float32 matrix with one row for each item")
+
+    def __len__(self) -> int:
+        return int(self.lexical.shape[0])
+
+    def __getitem__(self, index: int | slice | Sequence[int] | np.ndarray) -> Encoding:
+        rows = np.arange(len(self))[index]
+        rows = np.atleast_1d(rows)
+        lexical = sparse.csr_array(self.lexical[rows])
+        patches = None
+        if self.patches is not None:
+            starts = self.lexical.indptr
+            spans = [self.patches[starts[r] : starts[r + 1]] for r in rows]
+            patches = np.concatenate([np.empty(0, np.int16), *spans])
+        return Encoding(
+            lexical,
+            patches,
+            None if self.codes is None else sparse.csr_array(self.codes[rows]),
+            None if self.dense is None else self.dense[rows],
+        )
+
+    def __iter__(self) -> Iterator[Encoding]:
+        return (self[i] for i in range(len(self)))
+
+    @classmethod
+    def concat(cls, parts: Sequence[Encoding]) -> Encoding:
+        """Stack encodings. A leg that any of them lacks must be lacking in all.
+
+        Raises:
+            ValueError: No parts, or their legs differ.
+        """
+        if not parts:
+            raise ValueError("nothing to concatenate")
+        for leg in ("patches", "codes", "dense"):
+            if len({getattr(part, leg) is None for part in parts}) > 1:
+                raise ValueError(f"some encodings have {leg} and some have none")
+        first = parts[0]
+        return cls(
+            sparse.csr_array(sparse.vstack([p.lexical for p in parts], format="csr")),
+            None if first.patches is None else np.concatenate([p.patches for p in parts]),
+            None
+            if first.codes is None
+            else sparse.csr_array(sparse.vstack([p.codes for p in parts], format="csr")),
+            None if first.dense is None else np.concatenate([p.dense for p in parts]),
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write all legs into one ``.npz`` file, without pickle."""
+        arrays: dict[str, np.ndarray] = {"format_version": np.array(_FORMAT_VERSION)}
+        for name in ("lexical", "codes"):
+            matrix = getattr(self, name)
+            if matrix is not None:
+                arrays[f"{name}_data"] = matrix.data
+                arrays[f"{name}_indices"] = matrix.indices
+                arrays[f"{name}_indptr"] = matrix.indptr
+                arrays[f"{name}_shape"] = np.array(matrix.shape)
+        for name in ("patches", "dense"):
+            if getattr(self, name) is not None:
+                arrays[name] = getattr(self, name)
+        with Path(path).open("wb") as file:
+            np.savez_compressed(file, **arrays)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Encoding:
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: The file was written by a newer version.
+        """
+        with np.load(path, allow_pickle=False) as arrays:
+            version = int(arrays["format_version"])
+            if version > _FORMAT_VERSION:
+                raise ValueError(f"{path}: encoding format {version} is newer than this program")
+
+            def matrix(name: str) -> sparse.csr_array | None:
+                if f"{name}_data" not in arrays:
+                    return None
+                parts = tuple(arrays[f"{name}_{part}"] for part in ("data", "indices", "indptr"))
+                return sparse.csr_array(parts, shape=tuple(arrays[f"{name}_shape"]))
+
+            return cls(
+                matrix("lexical"),
+                arrays["patches"] if "patches" in arrays else None,
+                matrix("codes"),
+                arrays["dense"] if "dense" in arrays else None,
+            )
+
+    def to_jsonl(
+        self,
+        path: str | Path,
+        ids: Sequence[str],
+        vocabulary: Vocabulary,
+        scale: int = 100,
+    ) -> None:
+        """Write Anserini's JsonVectorCollection: a line an item, integer weights by term.
+
+        Args:
+            path: The file to write.
+            ids: One id for each item.
+            vocabulary: Gives the terms of the columns.
+            scale: A weight w is written as round(w * scale), at least 1.
+
+        Raises:
+            ValueError: The number of ids is not the number of items.
+        """
+        if len(ids) != len(self):
+            raise ValueError(f"{len(ids)} ids for {len(self)} items")
+        impacts = np.maximum(np.rint(self.lexical.data * scale), 1).astype(int)
+        starts = self.lexical.indptr
+        with Path(path).open("w", encoding="utf-8") as file:
+            for row, name in enumerate(ids):
+                span = slice(starts[row], starts[row + 1])
+                terms = (vocabulary.terms[c] for c in self.lexical.indices[span])
+                vector = dict(zip(terms, impacts[span].tolist(), strict=True))
+                line = {"id": name, "contents": "", "vector": vector}
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")

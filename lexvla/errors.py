@@ -1,0 +1,71 @@
+"""Errors that LexVLA raises, as one small tree."""
+
+from __future__ import annotations
+
+__all__ = [
+    "EngineUnavailableError",
+    "FilterSyntaxError",
+    "IndexCorruptError",
+    "IndexLockedError",
+    "IndexVersionError",
+    "InputError",
+    "LexVLAError",
+    "ModelError",
+    "OptionalDependencyError",
+    "UnsupportedError",
+    "VocabularyMismatchError",
+]
+
+
+class LexVLAError(Exception):
+    """Base of every error that this project raises on purpose."""
+
+
+class InputError(LexVLAError):
+    """One item is bad. Carry the item's name and the rule that it breaks."""
+
+    def __init__(self, item: str, rule: str) -> None:
+        self.item = item if len(item) <= 200 else item[:197] + "..."
+        self.rule = rule
+        super().__init__(f"{self.item!r}: {rule}")
+
+
+class VocabularyMismatchError(LexVLAError):
+    """The vocabulary of an index and that of an encoding differ."""
+
+
+class ModelError(LexVLAError):
+    """A saved model is missing, incomplete, damaged or of an unknown kind."""
+
+
+class IndexCorruptError(LexVLAError):
+    """An index on disk is damaged or is no index."""
+
+
+class IndexLockedError(LexVLAError):
+    """Another writer holds the index."""
+
+
+class IndexVersionError(LexVLAError):
+    """An index was written by a newer version of the format."""
+
+
+class FilterSyntaxError(LexVLAError):
+    """A filter expression cannot be read."""
+
+
+class UnsupportedError(LexVLAError):
+    """An engine or model cannot do what was asked of it."""
+
+
+class EngineUnavailableError(LexVLAError):
+    """An engine cannot be reached or started."""
+
+
+class OptionalDependencyError(LexVLAError):
+    """A package of an extra is missing. Name the package and the extra."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        self.package = package
+        self.extra = extra
+        super().__init__(f"{package} is not installed; run: pip install 'lexvla[{extra}]'")
