@@ -1,0 +1,416 @@
+from __future__ import annotations
+
+import io
+import os
+import resource
+import struct
+import warnings
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lexvla.errors import InputError
+from lexvla.images import MAX_PIXELS, open_image
+
+RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
+BLACK = (0, 0, 0)
+
+
+def pixels(image: Image.Image) -> np.ndarray:
+    assert image.mode == "RGB"
+    return np.asarray(image)
+
+
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def noise(mode: str = "RGB", size: tuple[int, int] = (48, 40)) -> Image.Image:
+    channels = len(Image.new(mode, (1, 1)).getbands())
+    shape = (size[1], size[0], channels) if channels > 1 else (size[1], size[0])
+    values = np.random.default_rng(7).integers(0, 256, shape, dtype=np.uint8)
+    return Image.fromarray(values).convert(mode)
+
+
+def corners(size: int = 32) -> Image.Image:
+    """Blocks that tell every orientation apart, large enough for JPEG's 8x8 blocks."""
+    image = Image.new("RGB", (2 * size, size), WHITE)
+    image.paste(RED, (0, 0, size // 2, size // 2))
+    image.paste(GREEN, (2 * size - size // 2, 0, 2 * size, size // 2))
+    image.paste(BLUE, (0, size // 2, size // 2, size))
+    return image
+
+
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    crc = zlib.crc32(kind + data)
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", crc)
+
+
+def png(header: tuple[int, int, int, int], rows: bytes, *extra: tuple[bytes, bytes]) -> bytes:
+    """Write a PNG by hand: width, height, bit depth, colour type; rows with filter bytes."""
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", *header, 0, 0, 0)), *extra]
+    chunks += [(b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(*chunk) for chunk in chunks)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "BMP", "TIFF"])
+def test_lossless_formats_keep_every_pixel(tmp_path: Path, kind: str) -> None:
+    image = noise()
+    path = tmp_path / f"image.{kind.lower()}"
+    image.save(path, kind, **({"lossless": True} if kind == "WEBP" else {}))
+    for source in (path, str(path), path.read_bytes(), image, np.asarray(image)):
+        np.testing.assert_array_equal(pixels(open_image(source)), np.asarray(image))
+
+
+def test_jpeg_is_as_pil_decodes_it(tmp_path: Path) -> None:
+    path = tmp_path / "image.jpg"
+    noise().save(path, quality=90)
+    with Image.open(path) as image:
+        np.testing.assert_array_equal(pixels(open_image(path)), np.asarray(image.convert("RGB")))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied_once(tmp_path: Path, kind: str, orientation: int) -> None:
+    upright = corners()
+    # What a camera stores: the pixels turned so that the tag's transposition makes them upright.
+    undo = {
+        1: None,
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }[orientation]
+    stored = upright if undo is None else upright.transpose(undo)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"JPEG": {"quality": 100, "subsampling": 0}, "WEBP": {"lossless": True}}
+    path = tmp_path / f"turned.{kind.lower()}"
+    stored.save(path, kind, exif=exif, **options.get(kind, {}))
+    with Image.open(path) as lazy:
+        again = open_image(lazy)
+    for result in (open_image(path), again):
+        difference = np.abs(pixels(result).astype(int) - np.asarray(upright).astype(int))
+        assert result.size == upright.size
+        assert difference.max() <= (2 if kind == "JPEG" else 0)
+
+
+def test_damaged_exif_leaves_the_pixels() -> None:
+    data = encoded(noise(), "PNG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
+    np.testing.assert_array_equal(pixels(open_image(data)), np.asarray(noise()))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
+def test_rgba_is_composited_over_white(kind: str) -> None:
+    image = Image.new("RGBA", (3, 1))
+    for x, alpha in enumerate((255, 128, 0)):
+        image.putpixel((x, 0), (255, 0, 0, alpha))
+    options = {"lossless": True, "exact": True} if kind == "WEBP" else {}
+    result = pixels(open_image(encoded(image, kind, **options)))
+    assert result[0].tolist() == [list(RED), [255, 127, 127], list(WHITE)]
+    assert pixels(open_image(np.asarray(image)))[0].tolist() == result[0].tolist()
+
+
+def test_grey_with_alpha_is_composited_over_white() -> None:
+    image = Image.new("LA", (3, 1))
+    for x, alpha in enumerate((255, 128, 0)):
+        image.putpixel((x, 0), (0, alpha))
+    result = pixels(open_image(encoded(image, "PNG")))
+    assert result[0].tolist() == [[0] * 3, [127] * 3, [255] * 3]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "GIF"])
+def test_transparent_palette_entry_is_white(kind: str) -> None:
+    image = Image.new("P", (3, 1))
+    image.putpalette([*RED, *GREEN, *BLUE])
+    for x in range(3):
+        image.putpixel((x, 0), x)
+    result = pixels(open_image(encoded(image, kind, transparency=1)))
+    assert result[0].tolist() == [list(RED), list(WHITE), list(BLUE)]
+    assert pixels(open_image(encoded(image, kind)))[0].tolist() == [
+        list(RED),
+        list(GREEN),
+        list(BLUE),
+    ]
+
+
+def test_palette_with_alpha_for_each_entry() -> None:
+    image = Image.new("P", (3, 1))
+    image.putpalette([*BLACK, *BLACK, *BLACK])
+    for x in range(3):
+        image.putpixel((x, 0), x)
+    result = pixels(open_image(encoded(image, "PNG", transparency=bytes([255, 128, 0]))))
+    assert result[0].tolist() == [[0] * 3, [127] * 3, [255] * 3]
+
+
+def test_colour_key_of_rgb_and_grey_png_is_white() -> None:
+    image = Image.new("RGB", (2, 1), RED)
+    image.putpixel((1, 0), GREEN)
+    result = pixels(open_image(encoded(image, "PNG", transparency=GREEN)))
+    assert result[0].tolist() == [list(RED), list(WHITE)]
+    grey = png((2, 1, 8, 0), b"\0\x20\x40", (b"tRNS", b"\0\x20"))
+    assert pixels(open_image(grey))[0].tolist() == [[255] * 3, [64] * 3]
+
+
+def test_16_bit_colour_key_is_white() -> None:
+    grey = png((2, 1, 16, 0), b"\0\x12\x34\x12\x35", (b"tRNS", b"\x12\x34"))
+    assert pixels(open_image(grey))[0].tolist() == [[255] * 3, [18] * 3]
+
+
+SIXTEEN = np.array([[0, 128, 129, 256, 257, 32768, 65278, 65535]], np.uint16)
+EIGHT = np.array([0, 0, 1, 1, 1, 128, 254, 255])
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_16_bit_grey_is_scaled_not_clipped(kind: str) -> None:
+    result = pixels(open_image(encoded(Image.fromarray(SIXTEEN), kind)))
+    np.testing.assert_array_equal(result[0], np.stack([EIGHT] * 3, -1))
+
+
+def test_16_bit_grey_in_other_containers_is_scaled() -> None:
+    for image in (
+        Image.fromarray(SIXTEEN),
+        Image.fromarray(SIXTEEN.astype(np.int32)),
+        Image.frombytes("I;16B", (8, 1), SIXTEEN.astype(">u2").tobytes()),
+    ):
+        np.testing.assert_array_equal(pixels(open_image(image))[0, :, 0], EIGHT)
+
+
+def test_big_endian_tiff_is_scaled() -> None:
+    image = Image.frombytes("I;16B", (8, 1), SIXTEEN.astype(">u2").tobytes())
+    np.testing.assert_array_equal(pixels(open_image(encoded(image, "TIFF")))[0, :, 0], EIGHT)
+
+
+def test_pixels_without_a_stated_range_are_refused() -> None:
+    wide = Image.fromarray(np.array([[70_000]], np.int32))
+    with pytest.raises(InputError, match="32 bits has no stated range"):
+        open_image(encoded(wide, "TIFF"))
+    with pytest.raises(InputError, match="floating-point"):
+        open_image(encoded(Image.new("F", (1, 1)), "TIFF"))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "GIF"])
+def test_one_bit_images(kind: str) -> None:
+    image = Image.new("1", (2, 1))
+    image.putpixel((1, 0), 1)
+    assert pixels(open_image(encoded(image, kind)))[0].tolist() == [list(BLACK), list(WHITE)]
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "TIFF"])
+def test_cmyk_becomes_rgb(kind: str) -> None:
+    image = Image.new("CMYK", (8, 8), (0, 255, 255, 0))
+    options = {"quality": 100} if kind == "JPEG" else {}
+    result = pixels(open_image(encoded(image, kind, **options)))
+    assert np.abs(result.astype(int) - RED).max() <= 2
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
+def test_an_animation_gives_its_first_frame(kind: str) -> None:
+    frames = [Image.new("RGB", (4, 4), colour) for colour in (RED, GREEN, BLUE)]
+    options = {"lossless": True} if kind == "WEBP" else {}
+    data = encoded(frames[0], kind, save_all=True, append_images=frames[1:], **options)
+    assert pixels(open_image(data)).reshape(-1, 3).tolist() == [list(RED)] * 16
+
+
+def test_a_jpeg_with_more_pictures_gives_the_first() -> None:
+    frames = [Image.new("RGB", (16, 16), colour) for colour in (RED, BLUE)]
+    data = encoded(frames[0], "MPO", save_all=True, append_images=frames[1:])
+    with Image.open(io.BytesIO(data)) as image:
+        assert image.format == "MPO"
+        results = [open_image(image), open_image(data)]
+    for result in results:
+        assert np.abs(pixels(result).astype(int) - RED).max() <= 2
+
+
+@pytest.mark.parametrize(
+    ("array", "expected"),
+    [
+        (np.array([[7]], np.uint8), [7, 7, 7]),
+        (np.array([[[7]]], np.uint8), [7, 7, 7]),
+        (np.array([[[1, 2, 3]]], np.uint8), [1, 2, 3]),
+        (np.array([[[1, 2, 3, 0]]], np.uint8), [255, 255, 255]),
+    ],
+)
+def test_array_shapes(array: np.ndarray, expected: list[int]) -> None:
+    assert pixels(open_image(array)).tolist() == [[expected]]
+
+
+def test_strided_array() -> None:
+    array = np.asarray(noise())
+    np.testing.assert_array_equal(pixels(open_image(array[::-1, ::2])), array[::-1, ::2])
+
+
+@pytest.mark.parametrize(
+    ("array", "rule"),
+    [
+        (np.zeros((4, 4), np.float32), "must be uint8, not float32"),
+        (np.zeros((4, 4, 3), np.int64), "must be uint8, not int64"),
+        (np.zeros((4, 4), bool), "must be uint8, not bool"),
+        (np.zeros((3, 4, 4, 3), np.uint8), "not 3x4x4x3"),
+        (np.zeros((4, 4, 2), np.uint8), "not 4x4x2"),
+        (np.zeros(4, np.uint8), "not 4"),
+        (np.zeros((0, 4, 3), np.uint8), "no pixels"),
+        (np.zeros((4, 0), np.uint8), "no pixels"),
+    ],
+)
+def test_bad_arrays(array: np.ndarray, rule: str) -> None:
+    with pytest.raises(InputError, match=rule) as caught:
+        open_image(array, name="the array")
+    assert caught.value.item == "the array"
+
+
+def test_the_callers_image_stays_as_it_is() -> None:
+    image = noise("RGB")
+    result = open_image(image)
+    assert result is not image
+    result.putpixel((0, 0), (1, 2, 3))
+    np.testing.assert_array_equal(np.asarray(image), np.asarray(noise("RGB")))
+    grey = noise("L")
+    open_image(grey)
+    assert grey.mode == "L"
+
+
+def test_files_that_are_no_images(tmp_path: Path) -> None:
+    (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "text.jpg").write_text("no picture")
+    (tmp_path / "drawing.eps").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
+    os.mkfifo(tmp_path / "pipe")
+    for name, rule in {
+        "missing.png": "no such file",
+        "": "is a directory",
+        "empty.png": "is empty",
+        "text.jpg": "no image of a known format",
+        "drawing.eps": "no image of a known format",
+        "pipe": "no regular file",
+        "text.jpg/below.png": "cannot be read",
+        "n" * 300: "cannot be read",
+        "null\0byte": "no valid path",
+    }.items():
+        with pytest.raises(InputError, match=rule) as caught:
+            open_image(tmp_path / name)
+        assert caught.value.item.startswith(str(tmp_path))
+
+
+def test_a_value_of_another_type() -> None:
+    with pytest.raises(InputError, match="value of type int"):
+        open_image(3)  # type: ignore[arg-type]
+
+
+def test_a_lazy_image_of_another_format_is_refused() -> None:
+    data = encoded(noise(), "PPM")
+    with Image.open(io.BytesIO(data)) as image, pytest.raises(InputError, match="PPM is no known"):
+        open_image(image)
+
+
+def test_a_closed_image_is_refused(tmp_path: Path) -> None:
+    noise().save(tmp_path / "a.png")
+    image = Image.open(tmp_path / "a.png")
+    image.close()
+    with pytest.raises(InputError, match="cannot be decoded"):
+        open_image(image)
+
+
+SAMPLES: dict[str, Callable[[], bytes]] = {
+    "png": lambda: encoded(noise(), "PNG"),
+    "jpeg": lambda: encoded(noise(), "JPEG"),
+    "webp": lambda: encoded(noise(), "WEBP"),
+    "webp-lossless": lambda: encoded(noise(), "WEBP", lossless=True),
+    "gif": lambda: encoded(noise("L"), "GIF"),
+    "bmp": lambda: encoded(noise(), "BMP"),
+    "tiff": lambda: encoded(noise(), "TIFF"),
+    "tiff-lzw": lambda: encoded(noise(), "TIFF", compression="tiff_lzw"),
+}
+
+
+@pytest.mark.parametrize("kind", SAMPLES)
+@pytest.mark.parametrize("part", [0.02, 0.1, 0.5, 0.9])
+def test_truncated_files_are_refused(kind: str, part: float) -> None:
+    data = SAMPLES[kind]()
+    with pytest.raises(InputError, match="truncated"):
+        open_image(data[: max(12, int(len(data) * part))])
+
+
+@pytest.mark.parametrize("kind", SAMPLES)
+def test_damaged_bytes_raise_nothing_else(kind: str) -> None:
+    data = SAMPLES[kind]()
+    rng = np.random.default_rng(11)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # PIL tells of damaged metadata
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        for _ in range(150):
+            damaged = bytearray(data)
+            for at in rng.integers(4, min(len(data), 400), size=rng.integers(1, 6)):
+                damaged[at] = rng.integers(0, 256)
+            try:
+                result = open_image(bytes(damaged), max_pixels=10**6)
+            except InputError:
+                continue
+            assert result.mode == "RGB"
+
+
+def bombs() -> dict[str, bytes]:
+    side = 30_000
+    one = Image.new("RGB", (1, 1))
+    gif = bytearray(encoded(one, "GIF"))
+    gif[6:10] = struct.pack("<HH", side, side)
+    bmp = bytearray(encoded(one, "BMP"))
+    bmp[18:26] = struct.pack("<ii", side, side)
+    jpeg = bytearray(encoded(one, "JPEG"))
+    at = jpeg.index(b"\xff\xc0")
+    jpeg[at + 5 : at + 9] = struct.pack(">HH", side, side)
+    tiff = bytearray(encoded(one, "TIFF"))
+    for tag in (256, 257):
+        entry = tiff.index(struct.pack("<HHI", tag, 4, 1))
+        tiff[entry + 8 : entry + 12] = struct.pack("<I", side)
+    webp = encoded(Image.new("RGB", (10_000, 10_000)), "WEBP", lossless=True, method=0)
+    return {
+        "PNG": png((side, side, 8, 2), b"\0" * 10**6),
+        "GIF": bytes(gif),
+        "BMP": bytes(bmp),
+        "JPEG": bytes(jpeg),
+        "TIFF": bytes(tiff),
+        "WEBP": webp,
+    }
+
+
+def test_a_bomb_is_refused_from_its_header() -> None:
+    data = bombs()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for kind, bomb in data.items():
+            with pytest.raises(InputError, match=f"more than {MAX_PIXELS} pixels"):
+                open_image(bomb, name=kind)
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown < 50_000  # KiB; one byte a pixel would be 900,000
+
+
+def test_a_limit_above_pils_own_gives_no_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert open_image(encoded(noise(), "PNG")).size == (48, 40)
+
+
+def test_the_limit_is_inclusive() -> None:
+    data = encoded(noise(), "PNG")
+    assert open_image(data, max_pixels=48 * 40).size == (48, 40)
+    for source in (data, noise(), np.asarray(noise())):
+        with pytest.raises(InputError, match=r"more than 1919 pixels \(48 x 40\)"):
+            open_image(source, max_pixels=48 * 40 - 1)
+
+
+def test_zero_sides_in_a_header() -> None:
+    with pytest.raises(InputError):
+        open_image(png((0, 5, 8, 2), b""))
+    with pytest.raises(InputError, match="no pixels"):
+        open_image(Image.new("RGB", (0, 5)))
