@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, Self, runtime_checkable
 
 import numpy as np
@@ -51,15 +53,18 @@ class Document:
         uri: Where the item lies: a path or an address; may be empty.
         text: The item's own text; may be empty.
         metadata: Flat values to filter by and to show: str, number, bool or list of str.
+        fingerprint: What the item's source looked like when it was encoded, for an ingest that
+            resumes; may be empty.
 
     Raises:
-        InputError: The id or a metadata value breaks its rule.
+        InputError: The id, the text or a metadata value breaks its rule.
     """
 
     id: str
     uri: str = ""
     text: str = ""
     metadata: Mapping[str, MetadataValue] = field(default_factory=dict)
+    fingerprint: str = ""
 
     def __post_init__(self) -> None:
         check_id(self.id)
@@ -68,6 +73,14 @@ class Document:
             if not is_list and not isinstance(value, str | int | float | bool):
                 rule = f"metadata {key!r} must be a string, number, boolean or list of strings"
                 raise InputError(self.id, rule)
+        values = [self.uri, self.text, dict(self.metadata)]
+        try:
+            json.dumps(values, ensure_ascii=False, allow_nan=False).encode()
+        except UnicodeEncodeError as error:
+            rule = "its address, text and metadata must be valid Unicode"
+            raise InputError(self.id, rule) from error
+        except ValueError as error:
+            raise InputError(self.id, "metadata numbers must be finite") from error
 
 
 class Results(NamedTuple):
@@ -90,9 +103,17 @@ class Index(Protocol):
 
     `add` and `delete` take effect for searches at `commit`. An engine that cannot do a thing
     raises `UnsupportedError`; it ignores nothing.
+
+    Attributes:
+        vocabulary: The terms of the lexical columns; empty until the first vectors come, if the
+            index was made without one.
+        model: The name of the model whose vectors these are, if it was given.
+        directory: Where files about the index may lie; ``None`` if the index is on a server.
     """
 
     vocabulary: Vocabulary
+    model: str | None
+    directory: Path | None
 
     def add(self, documents: Sequence[Document], encoding: Encoding) -> None:
         """Stage documents; one whose id is known replaces the old one."""
@@ -122,6 +143,10 @@ class Index(Protocol):
         Raises:
             KeyError: The index has no such id.
         """
+        ...
+
+    def fingerprints(self, ids: Sequence[str]) -> dict[str, str]:
+        """Return the fingerprint of each of these ids that the index has, staged ones included."""
         ...
 
     def count(self) -> int:

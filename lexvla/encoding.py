@@ -6,13 +6,17 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from scipy import sparse
 
 from lexvla.vocabulary import Vocabulary
 
-__all__ = ["Encoding"]
+if TYPE_CHECKING:
+    from PIL import Image
+
+__all__ = ["Encoder", "Encoding"]
 
 _FORMAT_VERSION = 1
 
@@ -45,8 +49,8 @@ class Encoding:
             matrix = sparse.csr_array(matrix)
             if matrix.dtype != np.float32:
                 raise ValueError(f"{name} must be float32, not {matrix.dtype}")
-            if not matrix.has_sorted_indices:
-                raise ValueError(f"{name} must have sorted column numbers")
+            if not matrix.has_canonical_format:
+                raise ValueError(f"{name} must have sorted column numbers, each once in a row")
             if matrix.nnz and not (np.isfinite(matrix.data).all() and matrix.data.min() > 0):
                 raise ValueError(f"{name} must hold finite values above zero only")
             if matrix.shape[0] != len(self):
@@ -62,6 +66,8 @@ class Encoding:
             or self.dense.dtype != np.float32
         ):
             raise ValueError("dense must be a float32 matrix with one row for each item")
+        if self.dense is not None and not np.isfinite(self.dense).all():
+            raise ValueError("dense must hold finite values only")
 
     def __len__(self) -> int:
         return int(self.lexical.shape[0])
@@ -177,3 +183,23 @@ class Encoding:
                 vector = dict(zip(terms, impacts[span].tolist(), strict=True))
                 line = {"id": name, "contents": "", "vector": vector}
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+class Encoder(Protocol):
+    """Turn items into vectors. All that `indexer` and `search` know of a model.
+
+    Attributes:
+        name: Names the model in the index that holds its vectors.
+        vocabulary: The terms of the lexical columns.
+    """
+
+    name: str
+    vocabulary: Vocabulary
+
+    def encode_text(self, texts: Sequence[str]) -> Encoding:
+        """Return one row for each text."""
+        ...
+
+    def encode_image(self, images: Sequence[Image.Image | str | Path]) -> Encoding:
+        """Return one row for each image, given as a PIL image or a path."""
+        ...
