@@ -1,0 +1,55 @@
+# make demo: build a small index and search it.   make test: run the tests.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+MADE := $(VENV)/.made
+TORCH := $(VENV)/.torch
+BASE := $(VENV)/.base
+DEV := $(VENV)/.dev
+
+# So that pip's and the tools' output stays readable when it goes to a file.
+export PIP_PROGRESS_BAR := off
+
+.PHONY: demo test lint clean
+.DEFAULT_GOAL := demo
+
+demo: $(BASE)
+	$(BIN)/lexvla demo
+
+test: $(DEV)
+	$(BIN)/python -m pytest
+
+lint: $(DEV)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(MADE):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "LexVLA needs Python 3.11 or newer; $(PYTHON) is" \
+	    "$$($(PYTHON) --version 2>&1 || echo not there). Try: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { \
+	  echo "No virtual environment could be made. On Debian: apt-get install python3-venv" >&2; \
+	  rm -rf $(VENV); exit 1; }
+	@touch $@
+
+# First and apart: it is the largest by far, and a change of our own files must not fetch it again.
+$(TORCH): constraints.txt | $(MADE)
+	@echo "Installing torch into $(VENV) (large: some minutes the first time) ..."
+	@$(PIP) install -c constraints.txt torch
+	@touch $@
+
+$(BASE): pyproject.toml $(TORCH)
+	@echo "Installing LexVLA into $(VENV) ..."
+	@$(PIP) install -c constraints.txt -e .
+	@touch $@
+
+$(DEV): pyproject.toml $(TORCH)
+	@echo "Installing LexVLA with its development tools into $(VENV) ..."
+	@$(PIP) install -c constraints.txt -e '.[dev]'
+	@touch $(BASE) $@

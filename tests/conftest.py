@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import ipaddress
+import os
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+# Before anything imports torch or transformers: they read these once.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", str(min(2, os.cpu_count() or 1)))
+
+import socket
+
+import pytest
+from hypothesis import settings
+
+KINDS = ("slow", "java", "elasticsearch", "cuda", "chromium")
+OUTCOMES = ("passed", "failed", "error", "skipped", "xfailed")
+
+# The same examples in every run: a red run must be red again when it is looked into.
+settings.register_profile("lexvla", deadline=None, derandomize=True, database=None)
+settings.load_profile("lexvla")
+
+
+def _is_here(address: Any) -> bool:
+    """Tell whether a socket address is on this machine."""
+    if not isinstance(address, tuple):  # a Unix socket's path
+        return True
+    host = str(address[0])
+    if host in ("", "localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host.split("%")[0]).is_loopback
+    except ValueError:  # a host's name
+        return False
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _offline() -> Iterator[None]:
+    """Refuse connections to other machines: a test that needs one is wrong."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("connect", "connect_ex"):
+            real = getattr(socket.socket, name)
+
+            def guarded(self: socket.socket, address: Any, real: Any = real) -> Any:
+                if not _is_here(address):
+                    raise RuntimeError(f"a test tried to connect to {address[0]}; tests run offline")
+                return real(self, address)
+
+            patch.setattr(socket.socket, name, guarded)
+        yield
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("cuda"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs an NVIDIA GPU and a CUDA build of torch")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how many tests of each kind ran, so that a kind that no longer runs is seen."""
+    counts: Counter[tuple[str, str]] = Counter()
+    for outcome in OUTCOMES:
+        for report in terminalreporter.stats.get(outcome, []):
+            keywords = getattr(report, "keywords", {})
+            for kind in [kind for kind in KINDS if kind in keywords] or ["plain"]:
+                counts[kind, outcome] += 1
+    terminalreporter.section("tests by kind")
+    for kind in ("plain", *KINDS):
+        found = [f"{n} {o}" for o in OUTCOMES if (n := counts[kind, o])]
+        terminalreporter.write_line(f"{kind}: {', '.join(found) or 'none'}")
