@@ -1,0 +1,82 @@
+"""Measure a model on the bundled emoji, beside chance and BM25.
+
+    python benchmarks/noto.py [--model M] [--json]
+
+The images are found by their pixels alone; BM25 instead reads the tags that people gave each
+emoji, so it shows what good written words would give. No word is in over half of the tag lists, so
+no idf of BM25Okapi falls below 0, where rank_bm25 departs from the formula; an item that scores 0
+shares no word with the query and counts as not retrieved. Ties count against everywhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import time
+from collections.abc import Sequence
+
+import numpy as np
+from rank_bm25 import BM25Okapi
+
+from lexvla.data.demo_corpus import DemoItem, load_demo_corpus
+from search.commands import load_model
+from search.evaluation import NotoFigures, evaluate_noto, recall_at_k
+from search.evaluation.noto import KS
+
+
+def bm25_label_to_tags(items: Sequence[DemoItem]) -> dict[int, float]:
+    """Return R@k of finding each item by BM25 of its label over all items' tags."""
+    engine = BM25Okapi([_words(" ".join(item.tags)) for item in items])
+    scores = np.array([engine.get_scores(_words(item.label)) for item in items])
+    scores[scores <= 0] = -np.inf
+    return recall_at_k(scores, range(len(items)), KS)
+
+
+def print_figures(figures: NotoFigures, bm25: dict[int, float], seconds: float) -> None:
+    """Print all figures as a table."""
+    print(f"model {figures.model}: {figures.items:,} emoji by their pixels, {seconds:.0f} s\n")
+    print(f"{'':34}" + "".join(f"{f'R@{k}':>8}" for k in KS))
+    rows = {
+        "label -> image": figures.label_to_image,
+        "image -> label": figures.image_to_label,
+        "chance": figures.chance_recall,
+        "BM25, label -> people's tags": bm25,
+    }
+    for name, values in rows.items():
+        print(f"{name:34}" + "".join(f"{values[k]:8.3f}" for k in KS))
+    print(f"\n{'':34}{'nDCG@10':>8}{'P@10':>8}")
+    name = f"tag -> images, {figures.tags:,} tags"
+    print(f"{name:34}{figures.tag_ndcg:8.3f}{figures.tag_precision:8.3f}")
+    print(f"{'chance':34}{figures.chance_tag_ndcg:8.3f}{figures.chance_tag_precision:8.3f}")
+    print(f"\nactive words: {figures.words_per_text:.1f} a label", end=", ")
+    print(f"{figures.words_per_image:.1f} an image")
+
+
+def main() -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", metavar="M", help="a saved model; else the default one")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    args = parser.parse_args()
+    items = load_demo_corpus()
+    model = load_model(args.model)
+    started = time.perf_counter()
+    figures = evaluate_noto(model, items)
+    seconds = time.perf_counter() - started
+    bm25 = bm25_label_to_tags(items)
+    if args.json:
+        data = {**figures.to_dict(), "bm25_label_to_tags": bm25, "seconds": seconds}
+        json.dump(data, sys.stdout, indent=2)
+        print()
+    else:
+        print_figures(figures, bm25, seconds)
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.lower())
+
+
+if __name__ == "__main__":
+    main()

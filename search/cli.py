@@ -1,0 +1,181 @@
+"""The ``lexvla`` command: its arguments, errors and exit codes.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage (an unknown option, ``-k 0``, a query of neither text
+nor image), 130 interrupted, 141 the reader of the output went away.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from lexvla.errors import LexVLAError
+from search.console import UsageError, note
+
+__all__ = ["build_parser", "main"]
+
+DONE, FAILED, USAGE, INTERRUPTED, NO_READER = 0, 1, 2, 130, 141
+
+_ADDRESS = "where the index is, such as photos.lex"
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(USAGE, f"lexvla: error: {message} (try: {self.prog} --help)\n")
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        from search.commands import version
+
+        print(f"lexvla {version()}")
+        parser.exit()
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of every command. Each names the function that runs it."""
+    parser = _Parser(prog="lexvla", description="Explainable search of images by words.")
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    def command(name: str, handler: str, summary: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=summary, description=summary)
+        made.set_defaults(handler=handler)
+        return made
+
+    demo = command("demo", "search.demo:run", "search a bundled set of emoji, with explanations")
+    demo.add_argument("--index", metavar="DIR", help="keep the demo's index here")
+    _add_model(demo)
+    _add_json(demo)
+
+    index = command("index", "search.commands:index", "put images into an index")
+    index.add_argument("source", metavar="SOURCE", help="a folder of images, or a JSONL manifest")
+    _add_address(index)
+    _add_model(index)
+    index.add_argument("--batch-size", type=_positive, default=64, metavar="N")
+    index.add_argument(
+        "--resume",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="skip items that are in the index unchanged (the default)",
+    )
+    _add_json(index)
+
+    search = command("search", "search.commands:search", "find images by text, image, or both")
+    _add_query(search)
+    search.add_argument("-k", type=_positive, default=10, metavar="N", help="how many hits")
+    search.add_argument("--explain", action="store_true", help="show every part of each score")
+    _add_json(search)
+
+    explain = command("explain", "search.commands:explain", "take one item's score apart")
+    explain.add_argument("id", metavar="ID", help="the item's id, as search prints it")
+    _add_query(explain)
+    explain.add_argument("--heatmap", metavar="PNG", help="draw where the words were read from")
+    explain.add_argument("--word", metavar="W", help="draw this word only")
+    _add_json(explain)
+
+    delete = command("delete", "search.commands:delete", "take items out of an index")
+    delete.add_argument("ids", metavar="ID", nargs="+")
+    _add_address(delete)
+    _add_json(delete)
+
+    compact = command("compact", "search.commands:compact", "give back the space of deleted items")
+    _add_address(compact)
+    _add_json(compact)
+
+    info = command("info", "search.commands:info", "print an index's counts, sizes and model")
+    _add_address(info)
+    _add_json(info)
+
+    train = command("train", "search.commands:train", "train a model")
+    train.add_argument("recipe", metavar="RECIPE", help="a TOML file")
+    train.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+
+    doctor = command("doctor", "search.doctor:run", "show what this machine can run")
+    _add_json(doctor)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    try:
+        _let_output_hold_any_name()
+        args = build_parser().parse_args(arguments)
+        _quieten_libraries()
+        module, name = args.handler.split(":")
+        handler: Callable[[argparse.Namespace], int] = getattr(
+            importlib.import_module(module), name
+        )
+        code = handler(args)
+        sys.stdout.flush()
+        return code
+    except SystemExit as stop:  # argparse: 0 after --help, 2 after wrong usage
+        return int(stop.code or 0)
+    except UsageError as error:
+        note(f"lexvla: error: {error}")
+        return USAGE
+    except BrokenPipeError:
+        # Else Python complains once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return NO_READER
+    except KeyboardInterrupt:
+        note("lexvla: interrupted")
+        return INTERRUPTED
+    except (LexVLAError, OSError) as error:
+        note(f"lexvla: error: {' '.join(str(error).split())}")
+        return FAILED
+
+
+def _add_address(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--index", required=True, metavar="ADDRESS", help=_ADDRESS)
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", metavar="M", help="a saved model; else the default one")
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def _add_query(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("text", metavar="TEXT", nargs="?", help="what to look for")
+    parser.add_argument("--image", metavar="FILE", help="look for images like this one")
+    _add_address(parser)
+    _add_model(parser)
+
+
+def _positive(text: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
+    return number
+
+
+def _let_output_hold_any_name() -> None:
+    # A file's name may hold bytes that are no valid text; printing it must not fail.
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="backslashreplace")
+
+
+def _quieten_libraries() -> None:
+    # Read by the libraries when they load. What the user has set already stays.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if not sys.warnoptions:
+        warnings.filterwarnings("ignore", module=r"(torch|transformers|huggingface_hub)\b")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,39 @@
+"""What the commands share: messages, JSON and tables."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from lexvla.errors import LexVLAError
+
+__all__ = ["UsageError", "note", "print_columns", "print_json"]
+
+
+class UsageError(LexVLAError):
+    """The command was called in a way that cannot be right, whatever the data."""
+
+
+def note(message: str) -> None:
+    """Tell people something that is no result: on stderr."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def print_json(data: Any) -> None:
+    """Print a result for programs."""
+    # Escapes where the terminal cannot show the characters, so that it stays valid JSON.
+    escape = (sys.stdout.encoding or "").lower().replace("-", "") != "utf8"
+    print(json.dumps(data, ensure_ascii=escape, indent=2, allow_nan=False))
+
+
+def print_columns(rows: Iterable[Sequence[str]], indent: str = "") -> None:
+    """Print rows of text as aligned columns; columns of numbers are aligned by the caller."""
+    table = [list(row) for row in rows]
+    if not table:
+        return
+    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
+    for row in table:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        print((indent + "  ".join(cells)).rstrip())

@@ -1,0 +1,125 @@
+"""``lexvla demo``: build an index of the bundled emoji and ask it a few things."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from indexer import open_index
+from indexer.base import Index
+from lexvla.data.demo_corpus import extract_demo_corpus, load_demo_corpus
+from lexvla.errors import IndexCorruptError, LexVLAError, VocabularyMismatchError
+from search.commands import hit_rows, load_model
+from search.console import UsageError, note, print_columns, print_json
+from search.query import Query
+from search.searcher import Searcher, check_match
+
+if TYPE_CHECKING:
+    from lexvla import LexVLA
+
+__all__ = ["QUERIES", "run"]
+
+QUERIES = (
+    "red heart",
+    "animal that lives in water",
+    "yellow fruit",
+    "musical instrument",
+    "smiling cat",
+)
+_HITS = 5
+
+
+def run(args: argparse.Namespace) -> int:
+    """Build the demo's index where there is none, and print explained hits."""
+    home = _cache_home() / "demo.lex" if args.index is None else Path(args.index)
+    if args.index is not None and ":" in args.index:
+        raise UsageError("the demo keeps its index in a folder, not behind another address")
+    model = load_model(args.model)
+    _prepare(home, model, may_replace=args.index is None)
+    with open_index(str(home)) as source:
+        searcher = Searcher(model, source)
+        answers = {
+            text: searcher.search(Query(text=text), k=_HITS, explain=True) for text in QUERIES
+        }
+    if args.json:
+        results = [
+            {"query": {"text": text, "image": None}, "hits": [hit.to_dict() for hit in hits]}
+            for text, hits in answers.items()
+        ]
+        print_json({"index": str(home), "model": model.name, "results": results})
+        return 0
+    rows = {text: hit_rows(hits) for text, hits in answers.items()}
+    for text, lines in _aligned_together(rows).items():
+        print(text)
+        print_columns(lines, indent="  ")
+        print()
+    _print_what_next(home, first=next((hits[0].id for hits in answers.values() if hits), "2764"))
+    return 0
+
+
+def _cache_home() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    # The standard asks to ignore a relative path here.
+    root = Path(base) if Path(base).is_absolute() else Path.home() / ".cache"
+    return root / "lexvla"
+
+
+def _prepare(home: Path, model: LexVLA, may_replace: bool) -> None:
+    """Leave a whole index of this model at ``home``; what is there and right stays."""
+    images = home.with_name(home.name + ".images")
+    wanted = len(load_demo_corpus())
+    if home.exists() and any(home.iterdir()):
+        if not may_replace and not (images / "manifest.jsonl").is_file():
+            raise UsageError(f"{home} exists and is no index of the demo; name another folder")
+        try:
+            with open_index(str(home)) as source:
+                check_match(model, source)
+                if source.count() == wanted and images.is_dir():
+                    return
+        except (VocabularyMismatchError, IndexCorruptError) as error:
+            if not may_replace:
+                raise
+            note(f"lexvla: building the demo's index anew: {error}")
+            shutil.rmtree(home)
+    note(f"lexvla: indexing {wanted:,} emoji into {home}, once; about a minute")
+    home.parent.mkdir(parents=True, exist_ok=True)
+    manifest = extract_demo_corpus(images)
+    with open_index(
+        str(home), create=True, vocabulary=model.vocabulary, model=model.name
+    ) as target:
+        _fill(target, manifest, model, wanted)
+
+
+def _fill(target: Index, manifest: Path, model: LexVLA, wanted: int) -> None:
+    from indexer.pipeline import index_source
+
+    report = index_source(manifest, target, model)
+    if target.count() != wanted:
+        reason = f"; the first: {report.rejected[0]}" if report.rejected else ""
+        raise LexVLAError(f"only {target.count():,} of {wanted:,} emoji were indexed{reason}")
+
+
+def _aligned_together(
+    tables: dict[str, list[tuple[str, ...]]],
+) -> dict[str, list[tuple[str, ...]]]:
+    # Pad the label and id columns alike in all tables, so that they line up down the page.
+    widths = [
+        max((len(row[i]) for rows in tables.values() for row in rows), default=0) for i in range(4)
+    ]
+    return {
+        text: [(*(row[i].ljust(widths[i]) for i in range(4)), row[4]) for row in rows]
+        for text, rows in tables.items()
+    }
+
+
+def _print_what_next(home: Path, first: str) -> None:
+    where = shlex.quote(str(home))
+    print("Each hit: rank, score, name, id, and the words that it shares with the query with what")
+    print("each adds to the score. Next:")
+    print(f"  lexvla search 'birthday party' --index {where} --explain --json")
+    print(f"  lexvla explain {first} '{QUERIES[0]}' --index {where} --heatmap heart.png")
+    print(f"The index is in {home}")

@@ -1,0 +1,138 @@
+"""Figures of a model on the bundled corpus: 1,900 emoji, found from their pixels alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+from scipy import sparse
+
+from lexvla.encoding import Encoder, Encoding
+from search.evaluation.retrieval import ndcg_at_k, precision_at_k, recall_at_k
+
+__all__ = ["KS", "NotoFigures", "NotoItem", "evaluate_noto", "tag_relevance"]
+
+KS = (1, 5, 10)
+MIN_BEARERS, MAX_BEARERS = 3, 60  # a tag outside this range asks for too few items, or for any
+TAG_DEPTH = 10
+_BATCH = 64
+
+
+class NotoItem(Protocol):
+    """What the evaluation needs of an item of the corpus."""
+
+    @property
+    def label(self) -> str:
+        """Name the item."""
+        ...
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """List the words that people look for it by."""
+        ...
+
+    @property
+    def image(self) -> Image.Image:
+        """Show the item."""
+        ...
+
+
+@dataclass(frozen=True)
+class NotoFigures:
+    """What one run over the corpus gives. Ties count against everywhere.
+
+    Attributes:
+        model: The model's name.
+        items: How many images, and so labels.
+        label_to_image: R@k of finding the one image that bears the label.
+        image_to_label: R@k of finding the image's own label.
+        words_per_text: Mean number of active words in a label's vector.
+        words_per_image: Mean number of active words in an image's vector.
+        tags: How many tags were asked for: those that 3 to 60 items bear.
+        tag_ndcg: nDCG@10 of tag to images.
+        tag_precision: P@10 of tag to images.
+        chance_recall: R@k that a random order gives.
+        chance_tag_ndcg: nDCG@10 that a random order gives on average.
+        chance_tag_precision: P@10 that a random order gives on average.
+    """
+
+    model: str
+    items: int
+    label_to_image: dict[int, float]
+    image_to_label: dict[int, float]
+    words_per_text: float
+    words_per_image: float
+    tags: int
+    tag_ndcg: float
+    tag_precision: float
+    chance_recall: dict[int, float]
+    chance_tag_ndcg: float
+    chance_tag_precision: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values that JSON can hold."""
+        return asdict(self)
+
+
+def evaluate_noto(model: Encoder, items: Sequence[NotoItem]) -> NotoFigures:
+    """Encode every image, label and tag, and measure retrieval by the lexical leg.
+
+    Raises:
+        ValueError: There are no items, or no tag that 3 to 60 of them bear.
+    """
+    images = _encode_images(model, items)
+    labels = _encode_texts(model, [item.label for item in items])
+    tags, relevant = tag_relevance(items)
+    own = range(len(items))
+    by_label = sparse.csr_array(labels.lexical @ images.lexical.T)
+    by_tag = sparse.csr_array(_encode_texts(model, tags).lexical @ images.lexical.T)
+    return NotoFigures(
+        model=model.name,
+        items=len(items),
+        label_to_image=recall_at_k(by_label, own, KS),
+        image_to_label=recall_at_k(sparse.csr_array(by_label.T), own, KS),
+        words_per_text=labels.lexical.nnz / len(items),
+        words_per_image=images.lexical.nnz / len(items),
+        tags=len(tags),
+        tag_ndcg=ndcg_at_k(by_tag, relevant, TAG_DEPTH),
+        tag_precision=precision_at_k(by_tag, relevant, TAG_DEPTH),
+        chance_recall={k: min(1.0, k / len(items)) for k in KS},
+        chance_tag_ndcg=_chance_ndcg(relevant, TAG_DEPTH),
+        chance_tag_precision=float(relevant.mean()),
+    )
+
+
+def tag_relevance(items: Sequence[NotoItem]) -> tuple[list[str], np.ndarray]:
+    """Return the tags that 3 to 60 items bear, sorted, and who bears them: (tags, items)."""
+    bearers = Counter(tag for item in items for tag in set(item.tags))
+    tags = sorted(tag for tag, n in bearers.items() if MIN_BEARERS <= n <= MAX_BEARERS)
+    rows = {tag: row for row, tag in enumerate(tags)}
+    relevant = np.zeros((len(tags), len(items)), dtype=bool)
+    for column, item in enumerate(items):
+        for tag in item.tags:
+            if tag in rows:
+                relevant[rows[tag], column] = True
+    return tags, relevant
+
+
+def _chance_ndcg(relevant: np.ndarray, k: int) -> float:
+    discounts = 1 / np.log2(np.arange(2, min(k, relevant.shape[1]) + 2))
+    bearers = relevant.sum(axis=1)
+    ideal = np.cumsum(discounts)[np.minimum(bearers, len(discounts)) - 1]
+    return float(np.mean(bearers / relevant.shape[1] * discounts.sum() / ideal))
+
+
+def _encode_images(model: Encoder, items: Sequence[NotoItem]) -> Encoding:
+    starts = range(0, len(items), _BATCH)
+    return Encoding.concat(
+        [model.encode_image([item.image for item in items[at : at + _BATCH]]) for at in starts]
+    )
+
+
+def _encode_texts(model: Encoder, texts: Sequence[str]) -> Encoding:
+    starts = range(0, len(texts), _BATCH)
+    return Encoding.concat([model.encode_text(list(texts[at : at + _BATCH])) for at in starts])

@@ -1,0 +1,135 @@
+"""Measures over a matrix of scores: a row for each query, a column for each item.
+
+In a sparse matrix an item that is not stored was not retrieved; in a dense one, an item whose
+score is ``-inf`` or ``nan``. An item that was not retrieved counts as not found, whatever k, so an
+unanswered query counts 0 and stays in the mean. Ties count against: an item ranks behind all
+others of its score, so that a constant score finds nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from scipy import sparse
+
+__all__ = ["ndcg_at_k", "precision_at_k", "ranks", "recall_at_k"]
+
+Scores = np.ndarray | sparse.csr_array
+Ties = Literal["against", "for"]
+
+
+def ranks(scores: Scores, relevant_index: Sequence[int], ties: Ties = "against") -> np.ndarray:
+    """Return the rank of each query's one relevant item, from 1; ``inf`` if not retrieved.
+
+    Args:
+        scores: (queries, items).
+        relevant_index: The column of each query's relevant item.
+        ties: ``against`` counts the others of an equal score as better, ``for`` as worse.
+
+    Raises:
+        ValueError: The number of queries differs, or a column is out of range.
+
+    Example:
+        >>> ranks(np.array([[0.5, 0.9, 0.5]]), [0])
+        array([3.])
+    """
+    matrix = _dense(scores)
+    own_at = np.asarray(relevant_index, dtype=int)
+    if own_at.shape != (matrix.shape[0],):
+        raise ValueError(f"{len(own_at)} relevant items for {matrix.shape[0]} queries")
+    if len(own_at) and not (own_at.min() >= 0 and own_at.max() < matrix.shape[1]):
+        raise ValueError(f"a relevant item lies outside the {matrix.shape[1]} items")
+    own = matrix[np.arange(len(own_at)), own_at][:, None]
+    behind_equals = (matrix >= own).sum(axis=1)  # the item itself makes it count from 1
+    before_equals = (matrix > own).sum(axis=1) + 1
+    places = behind_equals if ties == "against" else before_equals
+    return np.where(np.isneginf(own[:, 0]), np.inf, places)
+
+
+def recall_at_k(
+    scores: Scores, relevant_index: Sequence[int], ks: Sequence[int], ties: Ties = "against"
+) -> dict[int, float]:
+    """Return, for each k, the share of queries whose one relevant item is among the first k.
+
+    Args:
+        scores: (queries, items).
+        relevant_index: The column of each query's relevant item.
+        ks: The depths to measure at.
+        ties: See `ranks`.
+
+    Raises:
+        ValueError: There are no queries, or `ranks` refuses them.
+
+    Example:
+        >>> recall_at_k(np.array([[0.9, 0.1], [0.8, 0.2]]), [0, 1], [1, 2])
+        {1: 0.5, 2: 1.0}
+    """
+    places = ranks(scores, relevant_index, ties)
+    if not len(places):
+        raise ValueError("no queries to measure")
+    return {k: float(np.mean(places <= k)) for k in ks}
+
+
+def precision_at_k(scores: Scores, relevant: np.ndarray | sparse.csr_array, k: int) -> float:
+    """Return the mean share of relevant items among the first k, always out of k.
+
+    Args:
+        scores: (queries, items).
+        relevant: (queries, items), true where the item is relevant; at least one in each row.
+        k: The depth.
+
+    Raises:
+        ValueError: The shapes differ, there are no queries, or one has nothing relevant.
+    """
+    gains = _gains(scores, relevant, k)
+    return float(np.mean(gains.sum(axis=1) / k))
+
+
+def ndcg_at_k(scores: Scores, relevant: np.ndarray | sparse.csr_array, k: int) -> float:
+    """Return the mean nDCG of the first k, relevance being yes or no.
+
+    Args:
+        scores: (queries, items).
+        relevant: (queries, items), true where the item is relevant; at least one in each row.
+        k: The depth.
+
+    Raises:
+        ValueError: The shapes differ, there are no queries, or one has nothing relevant.
+    """
+    gains = _gains(scores, relevant, k)
+    discounts = 1 / np.log2(np.arange(2, gains.shape[1] + 2))
+    best = np.concatenate([[0.0], np.cumsum(discounts)])
+    ideal = best[np.minimum(_truth(relevant).sum(axis=1), len(discounts))]
+    return float(np.mean(gains @ discounts / ideal))
+
+
+def _gains(scores: Scores, relevant: np.ndarray | sparse.csr_array, k: int) -> np.ndarray:
+    """Return 1 where the item at a place of the answer is relevant: (queries, first k)."""
+    matrix, truth = _dense(scores), _truth(relevant)
+    if matrix.shape != truth.shape:
+        raise ValueError(f"scores have the shape {matrix.shape}, relevance {truth.shape}")
+    if k < 1:
+        raise ValueError(f"k must be at least 1, not {k}")
+    if not truth.any(axis=1).all() or not len(truth):
+        raise ValueError("each query must have a relevant item, and there must be a query")
+    order = np.lexsort((truth, -matrix), axis=1)[:, :k]  # of equals, the relevant ones last
+    found = np.take_along_axis(truth, order, axis=1)
+    retrieved = ~np.isneginf(np.take_along_axis(matrix, order, axis=1))
+    return (found & retrieved).astype(float)
+
+
+def _truth(relevant: np.ndarray | sparse.csr_array) -> np.ndarray:
+    return np.asarray(relevant.toarray() if sparse.issparse(relevant) else relevant, dtype=bool)
+
+
+def _dense(scores: Scores) -> np.ndarray:
+    if not sparse.issparse(scores):
+        matrix = np.array(scores, dtype=float)
+        matrix[np.isnan(matrix)] = -np.inf
+        return matrix
+    stored = sparse.coo_array(scores)
+    matrix = np.full(stored.shape, -np.inf)
+    matrix[stored.row, stored.col] = stored.data
+    return matrix

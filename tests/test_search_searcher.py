@@ -1,0 +1,125 @@
+"""Search over the embedded engine, against a plain dot product."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from indexer import open_index
+from indexer.base import Index
+from lexvla.errors import InputError, VocabularyMismatchError
+from search import Query, Searcher
+from search_fakes import PICTURES, FakeEncoder, build_index
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> Iterator[Index]:
+    with build_index(tmp_path / "photos.lex", tmp_path / "photos", FakeEncoder()) as made:
+        yield made
+
+
+def expected(query: Query) -> list[tuple[str, float]]:
+    encoder = FakeEncoder()
+    items = encoder.encode_image(list(PICTURES.values()))
+    scores = (query.resolve(encoder).lexical @ items.lexical.T).toarray()[0]
+    found = [(name, float(s)) for name, s in zip(PICTURES, scores, strict=True) if s > 0]
+    return sorted(found, key=lambda pair: (-pair[1], pair[0]))
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        Query(text="red"),
+        Query(text="blue red"),
+        Query(text="black white green"),
+        Query(image=PICTURES["apple"]),
+        Query(text="green", image=PICTURES["flag"]),
+    ],
+)
+def test_hits_are_the_best_products(index: Index, query: Query) -> None:
+    hits = Searcher(FakeEncoder(), index).search(query, k=10, explain=True)
+    assert [(hit.id, pytest.approx(hit.score, rel=1e-5)) for hit in hits] == expected(query)
+    assert [hit.rank for hit in hits] == list(range(1, len(hits) + 1))
+    for hit in hits:
+        assert hit.explanation is not None
+        assert hit.explanation.total() == pytest.approx(hit.score, rel=1e-5)
+        assert hit.lexical is not None
+        assert (hit.lexical.score, hit.lexical.rank) == (hit.score, hit.rank)
+        assert hit.codes is None
+        assert hit.dense is None
+        assert hit.document.metadata["label"] == hit.label == f"a {hit.id}"
+
+
+def test_an_image_finds_itself(index: Index) -> None:
+    for name, picture in PICTURES.items():
+        (hit,) = Searcher(FakeEncoder(), index).search(Query(image=picture), k=1)
+        assert hit.id == name
+        assert hit.score == pytest.approx(1)
+        assert hit.explanation is None
+
+
+def test_matches_name_the_patch(index: Index) -> None:
+    (hit,) = Searcher(FakeEncoder(), index).search(Query(text="red"), k=1, explain=True)
+    assert hit.id == "apple"
+    assert hit.explanation is not None
+    assert [(m.word, m.patch) for m in hit.explanation.matches] == [("red", 1 * 4 + 2)]
+
+
+def test_k(index: Index) -> None:
+    searcher = Searcher(FakeEncoder(), index)
+    every = searcher.search(Query(text="black"), k=100)
+    assert [hit.id for hit in searcher.search(Query(text="black"), k=2)] == [
+        hit.id for hit in every[:2]
+    ]
+    with pytest.raises(InputError, match="the number of hits must be at least 1"):
+        searcher.search(Query(text="red"), k=0)
+
+
+def test_explain_agrees_with_search(index: Index) -> None:
+    searcher = Searcher(FakeEncoder(), index)
+    query = Query(text="red black")
+    for hit in searcher.search(query, explain=True):
+        assert searcher.explain(query, hit.id) == hit
+
+
+def test_explain_what_was_not_found(index: Index) -> None:
+    searcher = Searcher(FakeEncoder(), index)
+    hit = searcher.explain(Query(text="red"), "snow")
+    assert (hit.score, hit.rank, hit.lexical) == (0, None, None)
+    assert hit.explanation is not None
+    assert hit.explanation.matches == ()
+    with pytest.raises(InputError, match="'ghost': the index has no such id"):
+        searcher.explain(Query(text="red"), "ghost")
+
+
+def test_hits_go_into_json(index: Index) -> None:
+    (hit,) = Searcher(FakeEncoder(), index).search(Query(text="red"), k=1, explain=True)
+    data = json.loads(json.dumps(hit.to_dict()))
+    assert set(data) == {
+        "id", "score", "rank", "lexical", "codes", "dense", "document", "explanation"
+    }  # fmt: skip
+    assert set(data["document"]) == {"id", "uri", "text", "metadata"}
+    assert data["lexical"] == {"score": data["score"], "rank": 1}
+
+
+def test_another_vocabulary_is_refused(index: Index) -> None:
+    stranger = FakeEncoder(words=("red", "green", "blue", "yellow", "white", "noir"))
+    with pytest.raises(VocabularyMismatchError) as caught:
+        Searcher(stranger, index)
+    assert index.vocabulary.sha256[:12] in str(caught.value)
+    assert stranger.vocabulary.sha256[:12] in str(caught.value)
+
+
+def test_another_model_is_refused(index: Index) -> None:
+    with pytest.raises(VocabularyMismatchError, match="the model 'fake'; this is the model 'new'"):
+        Searcher(FakeEncoder(name="new"), index)
+
+
+def test_an_index_of_no_named_model_takes_any(tmp_path: Path) -> None:
+    encoder = FakeEncoder()
+    address = str(tmp_path / "plain.lex")
+    with open_index(address, create=True, vocabulary=encoder.vocabulary) as index:
+        assert Searcher(encoder, index).search(Query(text="red")) == []
