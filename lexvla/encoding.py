@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from scipy import sparse
 
+from lexvla.errors import VocabularyMismatchError
 from lexvla.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -21,7 +23,7 @@ __all__ = ["Encoder", "Encoding"]
 _FORMAT_VERSION = 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # arrays have no single truth value to compare by
 class Encoding:
     """Hold the vectors of n items. Items are rows; a slice or an index gives an `Encoding` again.
 
@@ -134,25 +136,23 @@ class Encoding:
         """Read what `save` wrote.
 
         Raises:
-            ValueError: The file was written by a newer version.
+            ValueError: The file is damaged, is no encoding, or was written by a newer version.
         """
-        with np.load(path, allow_pickle=False) as arrays:
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                arrays = {name: archive[name] for name in archive.files}
             version = int(arrays["format_version"])
             if version > _FORMAT_VERSION:
                 raise ValueError(f"{path}: encoding format {version} is newer than this program")
 
-            def matrix(name: str) -> sparse.csr_array | None:
-                if f"{name}_data" not in arrays:
-                    return None
+            def matrix(name: str) -> sparse.csr_array:
                 parts = tuple(arrays[f"{name}_{part}"] for part in ("data", "indices", "indptr"))
                 return sparse.csr_array(parts, shape=tuple(arrays[f"{name}_shape"]))
 
-            return cls(
-                matrix("lexical"),
-                arrays["patches"] if "patches" in arrays else None,
-                matrix("codes"),
-                arrays["dense"] if "dense" in arrays else None,
-            )
+            codes = matrix("codes") if "codes_data" in arrays else None
+            return cls(matrix("lexical"), arrays.get("patches"), codes, arrays.get("dense"))
+        except (AttributeError, EOFError, KeyError, TypeError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{path}: no readable encoding ({error})") from error
 
     def to_jsonl(
         self,
@@ -171,7 +171,11 @@ class Encoding:
 
         Raises:
             ValueError: The number of ids is not the number of items.
+            VocabularyMismatchError: The vocabulary has not a term for each column.
         """
+        if len(vocabulary) != self.lexical.shape[1]:
+            columns = self.lexical.shape[1]
+            raise VocabularyMismatchError(f"{len(vocabulary)} terms for {columns} columns")
         if len(ids) != len(self):
             raise ValueError(f"{len(ids)} ids for {len(self)} items")
         impacts = np.maximum(np.rint(self.lexical.data * scale), 1).astype(int)

@@ -24,12 +24,16 @@ class Vocabulary:
         token_ids: The tokenizer's id of each piece, or ``None`` where there is no tokenizer.
 
     Raises:
-        ModelError: A term occurs twice, or the two lists differ in length.
+        ModelError: A term occurs twice, is empty or no text, or the two lists differ in length.
     """
 
     def __init__(self, terms: Iterable[str], token_ids: Iterable[int] | None = None) -> None:
         self.terms: tuple[str, ...] = tuple(terms)
         self.token_ids: tuple[int, ...] | None = None if token_ids is None else tuple(token_ids)
+        for term in self.terms:
+            # The hash joins terms by null characters: with one inside, two lists could share it.
+            if not isinstance(term, str) or not term or "\0" in term:
+                raise ModelError(f"vocabulary holds {term!r}, which is no term")
         self._ids = {term: i for i, term in enumerate(self.terms)}
         if len(self._ids) != len(self.terms):
             repeated = next(t for i, t in enumerate(self.terms) if self._ids[t] != i)
