@@ -139,6 +139,10 @@ class Encoding:
             ValueError: The file is damaged, is no encoding, or was written by a newer version.
         """
         try:
+            # Of a file that is no archive, np.load says to read it with pickle: bad advice.
+            with Path(path).open("rb") as file:
+                if not zipfile.is_zipfile(file):
+                    raise zipfile.BadZipFile("it is no .npz archive")
             with np.load(path, allow_pickle=False) as archive:
                 arrays = {name: archive[name] for name in archive.files}
             version = int(arrays["format_version"])
@@ -151,7 +155,7 @@ class Encoding:
 
             codes = matrix("codes") if "codes_data" in arrays else None
             return cls(matrix("lexical"), arrays.get("patches"), codes, arrays.get("dense"))
-        except (AttributeError, EOFError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        except (EOFError, KeyError, TypeError, zipfile.BadZipFile) as error:
             raise ValueError(f"{path}: no readable encoding ({error})") from error
 
     def to_jsonl(
