@@ -7,7 +7,7 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from scipy import sparse
@@ -117,7 +117,7 @@ class Encoding:
 
     def save(self, path: str | Path) -> None:
         """Write all legs into one ``.npz`` file, without pickle."""
-        arrays: dict[str, np.ndarray] = {"format_version": np.array(_FORMAT_VERSION)}
+        arrays: dict[str, Any] = {"format_version": np.array(_FORMAT_VERSION)}
         for name in ("lexical", "codes"):
             matrix = getattr(self, name)
             if matrix is not None:
@@ -129,7 +129,7 @@ class Encoding:
             if getattr(self, name) is not None:
                 arrays[name] = getattr(self, name)
         with Path(path).open("wb") as file:
-            np.savez_compressed(file, **arrays)
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # numpy types them so
 
     @classmethod
     def load(cls, path: str | Path) -> Encoding:

@@ -1,0 +1,269 @@
+"""The manifest of an index: one SQLite file that says which documents and segments are live."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from indexer.base import Document
+from lexvla.errors import IndexCorruptError, IndexVersionError
+
+__all__ = ["FORMAT_VERSION", "Manifest", "Place", "State"]
+
+FORMAT_VERSION = 1
+
+_SCHEMA = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value NOT NULL);
+CREATE TABLE segments (number INTEGER PRIMARY KEY, rows INTEGER NOT NULL);
+CREATE TABLE tombstones (
+    segment INTEGER NOT NULL, row INTEGER NOT NULL, PRIMARY KEY (segment, row)
+) WITHOUT ROWID;
+CREATE TABLE documents (
+    id TEXT PRIMARY KEY, segment INTEGER NOT NULL, row INTEGER NOT NULL,
+    uri TEXT NOT NULL, text TEXT NOT NULL, metadata TEXT NOT NULL, fingerprint TEXT NOT NULL
+);
+"""
+_BUSY_SECONDS = 30
+# What SQLite says of a damaged file; all else (disk full, no permission, ...) is no damage.
+_DAMAGE = ("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_ERROR", "SQLITE_IOERR_SHORT_READ")
+
+
+class Place(NamedTuple):
+    """Where a document's vectors lie."""
+
+    segment: int
+    row: int
+
+
+@dataclass(frozen=True)
+class State:
+    """Describe one commit.
+
+    Attributes:
+        commit: Its number; each commit's is one higher than the last's.
+        vocabulary_sha256: The hash of the vocabulary; empty while there is none.
+        model: The name of the model, if it was given.
+        writer_version: The version of the program that made the index.
+        widths: The number of columns of each leg; empty until the first vectors come.
+        segments: The number of rows of each live segment.
+        tombstones: The deleted rows of each segment that has any.
+    """
+
+    commit: int
+    vocabulary_sha256: str
+    model: str | None
+    writer_version: str
+    widths: dict[str, int]
+    segments: dict[int, int]
+    tombstones: dict[int, np.ndarray]
+
+
+class Manifest:
+    """Read a manifest as of one commit, and write the next.
+
+    All reads between two calls of `refresh` see the same commit: they share one read transaction.
+
+    Args:
+        path: The SQLite file.
+        writable: Whether `commit` and `compact` will be called.
+
+    Raises:
+        IndexCorruptError: The file is damaged, or is no manifest.
+        IndexVersionError: A newer version of the format was used to write it.
+    """
+
+    def __init__(self, path: Path, writable: bool = False) -> None:
+        self._path = path
+        mode = "rw" if writable else "ro"
+        if not os.access(path.parent, os.W_OK) and not path.with_name(path.name + "-wal").exists():
+            mode = "ro&immutable=1"  # SQLite cannot keep its own files beside the manifest
+        with self._errors():
+            self._db = sqlite3.connect(
+                f"{path.resolve().as_uri()}?mode={mode}",
+                uri=True,
+                isolation_level=None,
+                timeout=_BUSY_SECONDS,
+                check_same_thread=False,
+            )
+        try:
+            if writable:
+                self._run("PRAGMA synchronous = FULL")
+            self.refresh()
+            self._check_version()
+        except BaseException:
+            self._db.close()
+            raise
+
+    @staticmethod
+    def create(path: Path, meta: Mapping[str, str | int | None]) -> None:
+        """Write the manifest of an empty index, not yet under the name that makes it one."""
+        db = sqlite3.connect(path, isolation_level=None)
+        try:
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("PRAGMA synchronous = FULL")
+            db.executescript(f"BEGIN; {_SCHEMA}")
+            values: dict[str, object] = {
+                "format_version": FORMAT_VERSION,
+                "commit": 0,
+                "widths": {},
+                **meta,
+            }
+            rows = [(key, json.dumps(value)) for key, value in values.items()]
+            db.executemany("INSERT INTO meta VALUES (?, ?)", rows)
+            db.execute("COMMIT")
+        finally:
+            db.close()
+
+    def refresh(self) -> int:
+        """Move to the newest commit, and return its number."""
+        with self._errors():
+            if self._db.in_transaction:
+                self._db.execute("COMMIT")
+            self._db.execute("BEGIN")
+            return int(self._meta()["commit"])
+
+    def state(self) -> State:
+        """Describe the commit that reads see."""
+        with self._errors():
+            meta = self._meta()
+            segments = dict(self._run("SELECT number, rows FROM segments ORDER BY number"))
+            deleted: dict[int, list[int]] = {}
+            for number, row in self._run("SELECT segment, row FROM tombstones"):
+                if not 0 <= row < segments[number]:
+                    raise ValueError(f"segment {number} has no row {row}")
+                deleted.setdefault(number, []).append(row)
+            return State(
+                commit=int(meta["commit"]),
+                vocabulary_sha256=str(meta["vocabulary_sha256"]),
+                model=meta["model"],
+                writer_version=str(meta["writer_version"]),
+                widths={str(leg): int(width) for leg, width in meta["widths"].items()},
+                segments={int(number): int(rows) for number, rows in segments.items()},
+                tombstones={n: np.array(rows, np.int64) for n, rows in deleted.items()},
+            )
+
+    def find(self, ids: Iterable[str]) -> dict[str, tuple[Document, Place]]:
+        """Return those of the documents that are there."""
+        query = "SELECT * FROM documents WHERE id = ?"
+        found = {}
+        with self._errors():
+            for name in ids:
+                for row in self._run(query, (name,)):
+                    _, segment, place, uri, text, metadata, fingerprint = row
+                    document = Document(name, uri, text, json.loads(metadata), fingerprint)
+                    found[name] = (document, Place(int(segment), int(place)))
+        return found
+
+    def fingerprints(self, ids: Iterable[str]) -> dict[str, str]:
+        """Return the fingerprints of those of the documents that are there."""
+        query = "SELECT id, fingerprint FROM documents WHERE id = ?"
+        with self._errors():
+            return {key: value for name in ids for key, value in self._run(query, (name,))}
+
+    def commit(
+        self,
+        documents: Sequence[Document],
+        removed: Iterable[str],
+        meta: Mapping[str, str | dict[str, int]],
+    ) -> None:
+        """Add the next segment with its documents, and bury rows, all in one transaction.
+
+        Args:
+            documents: The documents of the new segment's rows; none if there is no new segment.
+            removed: The ids whose old rows are deleted or replaced.
+            meta: The values that this commit changes.
+        """
+        buried = [(name,) for name in removed]
+        bury = "INSERT INTO tombstones SELECT segment, row FROM documents WHERE id = ?"
+        with self._transaction() as number:
+            self._db.executemany(bury, buried)
+            self._db.executemany("DELETE FROM documents WHERE id = ?", buried)
+            if documents:
+                segment = (number, len(documents))
+                self._db.execute("INSERT INTO segments VALUES (?, ?)", segment)
+            self._db.executemany(
+                "INSERT INTO documents VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (
+                    (d.id, number, row, d.uri, d.text, _to_json(d.metadata), d.fingerprint)
+                    for row, d in enumerate(documents)
+                ),
+            )
+            for key, value in meta.items():
+                self._db.execute("UPDATE meta SET value = ? WHERE key = ?", (_to_json(value), key))
+
+    def compact(self, ids: Sequence[str]) -> None:
+        """Make the next segment, whose rows have these ids, the only one; then shrink the file."""
+        with self._transaction() as number:
+            self._db.execute("DELETE FROM tombstones")
+            self._db.execute("DELETE FROM segments")
+            if ids:
+                self._db.execute("INSERT INTO segments VALUES (?, ?)", (number, len(ids)))
+            self._db.executemany(
+                "UPDATE documents SET segment = ?, row = ? WHERE id = ?",
+                ((number, row, name) for row, name in enumerate(ids)),
+            )
+        with self._errors():
+            self._db.execute("VACUUM")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+    def _run(self, statement: str, values: tuple[str, ...] = ()) -> sqlite3.Cursor:
+        return self._db.execute(statement, values)
+
+    def _meta(self) -> dict[str, Any]:
+        rows = self._run("SELECT key, value FROM meta")
+        return {str(key): json.loads(value) for key, value in rows}
+
+    def _check_version(self) -> None:
+        with self._errors():
+            meta = self._meta()
+            version = int(meta["format_version"])
+        if version > FORMAT_VERSION:
+            written = f"index format {version}, written by lexvla {meta.get('writer_version')}"
+            raise IndexVersionError(
+                f"{self._path}: {written}, is newer than this program reads ({FORMAT_VERSION})"
+            )
+
+    @contextmanager
+    def _transaction(self) -> Iterator[int]:
+        """Count one commit, yield its number, and make it durable if nothing goes wrong."""
+        number = self.refresh() + 1
+        with self._errors():
+            self._db.execute("COMMIT")
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield number
+                self._db.execute("UPDATE meta SET value = ? WHERE key = 'commit'", (str(number),))
+                self._db.execute("COMMIT")
+            finally:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Say which file is damaged, in place of what SQLite and JSON say."""
+        try:
+            yield
+        except sqlite3.ProgrammingError:
+            raise
+        except sqlite3.DatabaseError as error:
+            name = getattr(error, "sqlite_errorname", "SQLITE_CORRUPT")
+            if name.startswith(_DAMAGE):
+                raise IndexCorruptError(f"{self._path}: damaged ({error})") from error
+            raise OSError(f"{self._path}: {error}") from error
+        except (ValueError, TypeError, LookupError) as error:
+            raise IndexCorruptError(f"{self._path}: damaged ({error!r})") from error
+
+
+def _to_json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,91 @@
+"""What a writer has taken in and not committed yet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import sparse
+
+from indexer.base import Document
+from lexvla.encoding import Encoding
+from lexvla.errors import InputError
+
+__all__ = ["Staging", "stack", "widths_of"]
+
+
+class Staging:
+    """Collect documents and deletions; of two documents with one id the later stays."""
+
+    def __init__(self) -> None:
+        self.deleted: set[str] = set()
+        self.documents: dict[str, Document] = {}
+        self._batches: list[Encoding] = []
+        self._places: dict[str, tuple[int, int]] = {}
+
+    def add(self, documents: Sequence[Document], encoding: Encoding) -> None:
+        """Take in a batch.
+
+        Raises:
+            InputError: An id occurs twice in it.
+        """
+        places = {}
+        for row, document in enumerate(documents):
+            if document.id in places:
+                raise InputError(document.id, "occurs twice in one batch")
+            places[document.id] = (len(self._batches), row)
+        self._batches.append(encoding)
+        self._places |= places
+        self.documents |= {document.id: document for document in documents}
+
+    def discard(self, name: str) -> bool:
+        """Drop a document that was taken in. Return whether there was one."""
+        self._places.pop(name, None)
+        return self.documents.pop(name, None) is not None
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """The legs that were taken in and their widths; empty before the first batch."""
+        return widths_of(self._batches[0]) if self._batches else {}
+
+    def rows(self) -> tuple[list[Document], Encoding]:
+        """Return the documents by ascending id, with their vectors."""
+        ids = sorted(self.documents)
+        order: dict[str, int] = {}
+        parts = []
+        for number, batch in enumerate(self._batches):
+            kept = [(name, row) for name, (b, row) in self._places.items() if b == number]
+            order |= {name: len(order) + i for i, (name, _) in enumerate(kept)}
+            if kept:
+                parts.append(batch[[row for _, row in kept]])
+        return [self.documents[name] for name in ids], stack(parts)[[order[n] for n in ids]]
+
+
+def stack(parts: Sequence[Encoding]) -> Encoding:
+    """Stack encodings that may differ in one thing: where some have patches, the rest get -1."""
+    if any(part.patches is not None for part in parts):
+        parts = [part if part.patches is not None else _without_patches(part) for part in parts]
+    return Encoding.concat(parts)
+
+
+def _without_patches(part: Encoding) -> Encoding:
+    missing = np.full(part.lexical.nnz, -1, np.int16)
+    return Encoding(part.lexical, missing, part.codes, part.dense)
+
+
+def widths_of(encoding: Encoding) -> dict[str, int]:
+    """Return the number of columns of each leg that an encoding has."""
+    legs = {"lexical": encoding.lexical, "codes": encoding.codes, "dense": encoding.dense}
+    return {leg: int(matrix.shape[1]) for leg, matrix in legs.items() if matrix is not None}
+
+
+def no_rows(widths: dict[str, int]) -> Encoding:
+    """Return an encoding of nothing, with these legs."""
+    none = {leg: sparse.csr_array((0, width), dtype=np.float32) for leg, width in widths.items()}
+    dense = none.pop("dense", None)
+    return Encoding(
+        none.get("lexical", sparse.csr_array((0, 0), dtype=np.float32)),
+        None,
+        none.get("codes"),
+        None if dense is None else np.empty(dense.shape, np.float32),
+    )
