@@ -47,7 +47,7 @@ def _offline() -> Iterator[None]:
 
             def guarded(self: socket.socket, address: Any, real: Any = real) -> Any:
                 if not _is_here(address):
-                    raise RuntimeError(f"a test tried to connect to {address[0]}; tests run offline")
+                    raise RuntimeError(f"tests run offline, and one asked for {address[0]}")
                 return real(self, address)
 
             patch.setattr(socket.socket, name, guarded)

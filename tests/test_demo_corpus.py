@@ -145,13 +145,13 @@ def test_a_failed_extraction_leaves_no_manifest(
     def full(self: Path, target: Path) -> None:
         if target.name.startswith("1f4"):
             raise OSError(28, "No space left on device")
-        os.rename(self, target)
+        self.rename(target)
 
     monkeypatch.setattr(Path, "replace", full)
     with pytest.raises(OSError, match="No space left"):
         extract_demo_corpus(tmp_path)
     assert not (tmp_path / "manifest.jsonl").exists()
-    assert not [path for path in tmp_path.rglob(".*")]
+    assert not list(tmp_path.rglob(".*"))
 
 
 def test_the_build_is_deterministic(tmp_path: Path) -> None:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from image_bytes import encoded, noise, png
 from PIL import Image
 
+from image_bytes import encoded, noise, png
 from lexvla.errors import InputError
 from lexvla.images import MAX_PIXELS, open_image
 
