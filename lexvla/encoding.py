@@ -129,7 +129,7 @@ class Encoding:
             if getattr(self, name) is not None:
                 arrays[name] = getattr(self, name)
         with Path(path).open("wb") as file:
-            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # numpy types them so
+            np.savez_compressed(file, **arrays)
 
     @classmethod
     def load(cls, path: str | Path) -> Encoding:
