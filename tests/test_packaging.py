@@ -1,0 +1,129 @@
+"""The shape of the packages: what imports what, what is public, how long files are."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import pkgutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("lexvla", "indexer", "search")
+MAX_LINES = 400
+# What `indexer` may use of `lexvla`: data types and files, never the model.
+DATA_MODULES = {"lexvla.encoding", "lexvla.errors", "lexvla.images", "lexvla.vocabulary"}
+HEAVY = {"torch", "transformers", "jnius"}
+
+
+def sources(*folders: str) -> list[Path]:
+    return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+
+
+def imports(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield the line and full name of every module that a file imports, anywhere in it."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: a relative import"
+            assert node.module
+            # `from lexvla import encoding` imports the module as well as `import lexvla.encoding`.
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            known = [name for name in names if is_module(name)]
+            yield from ((node.lineno, name) for name in known or [node.module])
+
+
+def is_module(name: str) -> bool:
+    path = ROOT.joinpath(*name.split("."))
+    return path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
+
+
+def within(name: str, packages: set[str]) -> bool:
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
+
+
+def offences(package: str, is_bad: Callable[[str], bool]) -> list[str]:
+    return [
+        f"{path.relative_to(ROOT)}:{line} imports {name}"
+        for path in sources(package)
+        for line, name in imports(path)
+        if is_bad(name)
+    ]
+
+
+def modules() -> list[str]:
+    return [
+        *PACKAGES,
+        *(
+            module.name
+            for package in PACKAGES
+            for module in pkgutil.walk_packages([str(ROOT / package)], f"{package}.")
+        ),
+    ]
+
+
+def test_lexvla_imports_neither_indexer_nor_search() -> None:
+    assert not offences("lexvla", lambda name: within(name, {"indexer", "search"}))
+
+
+def test_indexer_imports_only_data_modules_of_lexvla() -> None:
+    assert not offences("indexer", lambda name: within(name, {"search", "torch", "transformers"}))
+    assert not offences(
+        "indexer", lambda name: within(name, {"lexvla"}) and not within(name, DATA_MODULES)
+    )
+
+
+@pytest.mark.parametrize("package", [*PACKAGES, "search.cli"])
+def test_importing_loads_no_model_library_and_no_java(package: str) -> None:
+    code = f"import {package}, sys; print(*sorted(sys.modules.keys() & {HEAVY!r}))"
+    command = [sys.executable, "-c", code]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == ""
+
+
+@pytest.mark.parametrize("module", modules())
+def test_every_public_name_exists(module: str) -> None:
+    loaded = importlib.import_module(module)
+    names = getattr(loaded, "__all__", None)
+    if module in PACKAGES:
+        assert names, f"{module} names nothing public"
+    for name in names or ():
+        assert hasattr(loaded, name), f"{module}.__all__ names {name}, which is not there"
+    assert len(set(names or ())) == len(names or ())
+
+
+def test_no_file_is_over_long() -> None:
+    folders = (*PACKAGES, "tests", "scripts", "benchmarks")
+    lengths = {path: len(path.read_text().splitlines()) for path in sources(*folders)}
+    assert not {str(path): n for path, n in lengths.items() if n > MAX_LINES}
+
+
+def test_every_pinned_version_is_exact_and_every_dependency_is_pinned() -> None:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = dict(line.split("==") for line in lines if line and not line.startswith("#"))
+    assert list(pins) == sorted(pins)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    asked = [*project["dependencies"], *extras["train"], *extras["dev"]]
+    for requirement in asked:
+        name = requirement.partition("[")[0].partition(">")[0]
+        assert name == "lexvla" or name in pins, f"{name} has no pin in constraints.txt"
+
+
+def test_every_package_is_typed_and_has_its_data() -> None:
+    for package in PACKAGES:
+        assert (ROOT / package / "py.typed").is_file()
+    assert (ROOT / "lexvla" / "data" / "demo_corpus.zip").is_file()
+
+
+def test_every_marker_of_the_summary_is_registered() -> None:
+    from conftest import KINDS
+
+    options = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]
+    assert [marker.partition(":")[0] for marker in options["markers"]] == list(KINDS)
