@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
@@ -51,20 +52,22 @@ def load_model(path: str | None) -> LexVLA:
     """Load a saved model, or the default one.
 
     Raises:
-        LexVLAError: A package that models need is missing.
+        LexVLAError: A package that models need is missing or broken.
         ModelError: There is no whole model at the path.
     """
     try:
         from lexvla import LexVLA
-    except ModuleNotFoundError as error:
-        raise LexVLAError(f"{error.name} is not installed; see: lexvla doctor") from error
+    except ImportError as error:
+        raise LexVLAError(f"models cannot be loaded ({error}); see: lexvla doctor") from error
     return LexVLA.from_pretrained(path)
 
 
 def index(args: argparse.Namespace) -> int:
     """Put a folder or a manifest of images into an index."""
-    from indexer.pipeline import index_source
+    from indexer.pipeline import REJECTS, index_source
 
+    if not Path(args.source).exists():  # before an empty index is made for nothing
+        raise InputError(args.source, "no such file or folder")
     model = load_model(args.model)
     with open_index(
         args.index, create=True, vocabulary=model.vocabulary, model=model.name
@@ -74,22 +77,23 @@ def index(args: argparse.Namespace) -> int:
             args.source, target, model, batch_size=args.batch_size, resume=args.resume
         )
         count = target.count()
-    rejects_file = report.rejects_path
+        rejects_file = target.directory / REJECTS if target.directory else None
+    counts = {
+        "added": report.added,
+        "unchanged": report.skipped,
+        "rejected": len(report.rejected),
+        "ignored": report.ignored,
+        "wordless": report.empty,
+    }
     if args.json:
-        result = {
-            "index": args.index,
-            "added": report.added,
-            "skipped": report.skipped,
-            "empty": report.empty,
-            "rejected": len(report.rejected),
-            "rejects_file": None if rejects_file is None else str(rejects_file),
-            "count": count,
-        }
-        print_json(result)
+        where = str(rejects_file) if rejects_file and report.rejected else None
+        print_json({"index": args.index, **counts, "rejects_file": where, "documents": count})
     else:
-        print(f"added {report.added:,}, unchanged {report.skipped:,}, in the index {count:,}")
+        shown = ", ".join(f"{n:,} {name}" for name, n in counts.items() if n or name == "added")
+        print(f"{shown}; {count:,} in the index")
     if report.rejected:
-        note(f"lexvla: {len(report.rejected):,} items were rejected; see {rejects_file}")
+        first = report.rejected[0]
+        note(f"lexvla: rejected {first.item!r}: {first.rule}; all are in {rejects_file}")
     if report.added or report.skipped:
         return 0
     note(f"lexvla: error: nothing in {args.source} could be added")
@@ -148,9 +152,9 @@ def delete(args: argparse.Namespace) -> int:
         target.commit()
         count = target.count()
     if args.json:
-        print_json({"deleted": deleted, "missing": missing, "count": count})
+        print_json({"deleted": deleted, "missing": missing, "documents": count})
     else:
-        print(f"deleted {deleted:,}, in the index {count:,}")
+        print(f"{deleted:,} deleted; {count:,} in the index")
     for name in missing:
         note(f"lexvla: error: {InputError(name, 'the index has no such id')}")
     return 1 if missing else 0

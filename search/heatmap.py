@@ -15,6 +15,7 @@ from search.explanation import Explanation
 __all__ = ["heatmap", "match_map", "patch_map", "word_map"]
 
 MIN_SIDE, MAX_SIDE = 384, 1024  # the longer side of the picture, in pixels
+MAX_MAPPED = 12  # each map is a pass of the model, and the weaker words would not show
 GLOW = 0.8  # how far the strongest patch is covered by its colour
 SHADE = 0.55  # the brightness left where nothing glows
 SPREAD = 0.55  # how far a patch shines, as the width of a Gaussian in patches
@@ -47,16 +48,17 @@ def patch_map(patches: Iterable[tuple[int, float]], grid: tuple[int, int]) -> np
 def match_map(model: Any, image: Image.Image, explanation: Explanation) -> np.ndarray:
     """Return where all matched words were read from, each by what it adds to the score.
 
-    A model with a ``heatmap`` method maps each word over the whole image; for another, each word
-    lies on the one patch that the index keeps.
+    A model with a ``heatmap`` method maps each of the strongest words over the whole image; for
+    another model, each word lies on the one patch that the index keeps.
 
     Raises:
         InputError: Nothing matched, or the index keeps no patches of the matches.
         UnsupportedError: The model has neither maps nor a patch grid.
     """
     if callable(getattr(model, "heatmap", None)):
-        maps = [_unit(model.heatmap(image, m.word)) * m.product for m in explanation.matches]
-        if maps:
+        strongest = explanation.matches[:MAX_MAPPED]
+        if strongest:
+            maps = [_contrast(model.heatmap(image, m.word)) * m.product for m in strongest]
             return np.sum(maps, axis=0)
     placed = [(m.patch, m.product) for m in explanation.matches if m.patch is not None]
     if not placed:
@@ -75,7 +77,7 @@ def word_map(model: Any, image: Image.Image, word: str, document: Encoding) -> n
     if column is None:
         raise InputError(word, "the vocabulary has no such word")
     if callable(getattr(model, "heatmap", None)):
-        return np.asarray(model.heatmap(image, word))
+        return _contrast(model.heatmap(image, word))
     at = np.flatnonzero(document.lexical.indices == column)
     if document.patches is None or not len(at):
         raise InputError(word, "the word has no place in the image")
@@ -121,9 +123,10 @@ def _grid(model: Any) -> tuple[int, int]:
     return int(rows), int(columns)
 
 
-def _unit(weights: np.ndarray) -> np.ndarray:
-    weights = np.asarray(weights, dtype=float)
-    return weights / (weights.max() or 1.0)
+def _contrast(weights: np.ndarray) -> np.ndarray:
+    # A model's weights lie above 0 everywhere; a place shows by what it has over the others.
+    above = np.asarray(weights, dtype=float) - np.min(weights)
+    return above / (above.max() or 1.0)
 
 
 def _fit(image: Image.Image) -> Image.Image:

@@ -9,15 +9,15 @@ others of its score, so that a constant score finds nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 from scipy import sparse
 
 __all__ = ["ndcg_at_k", "precision_at_k", "ranks", "recall_at_k"]
 
-Scores = np.ndarray | sparse.csr_array
-Ties = Literal["against", "for"]
+Scores: TypeAlias = np.ndarray | sparse.csr_array
+Ties: TypeAlias = Literal["against", "for"]
 
 
 def ranks(scores: Scores, relevant_index: Sequence[int], ties: Ties = "against") -> np.ndarray:
@@ -121,7 +121,7 @@ def _gains(scores: Scores, relevant: np.ndarray | sparse.csr_array, k: int) -> n
 
 
 def _truth(relevant: np.ndarray | sparse.csr_array) -> np.ndarray:
-    return np.asarray(relevant.toarray() if sparse.issparse(relevant) else relevant, dtype=bool)
+    return sparse.coo_array(relevant).toarray().astype(bool)
 
 
 def _dense(scores: Scores) -> np.ndarray:

@@ -1,0 +1,212 @@
+"""The command's frame: help, usage errors, exit codes, and what it imports."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lexvla.errors import InputError
+from search import cli
+
+COMMANDS = ("demo", "index", "search", "explain", "delete", "compact", "info", "train", "doctor")
+ROOT = Path(__file__).parent.parent
+
+
+def run_python(code: str, **options: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **options}
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env=environment,
+    )
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from search.cli import main; code = main(['--help'])\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'scipy', 'PIL'} & set(sys.modules)\n"
+        "assert code == 0 and not heavy, (code, heavy)"
+    )
+    done = run_python(code)
+    assert done.returncode == 0, done.stderr
+    for name in COMMANDS:
+        assert f"    {name} " in done.stdout
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([name, "--help"]) == 0
+    assert f"usage: lexvla {name}" in capsys.readouterr().out
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("lexvla ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ([], "COMMAND"),
+        (["fly"], "invalid choice: 'fly'"),
+        (["search", "red"], "--index"),
+        (["search", "red", "--index", "x.lex", "-k", "0"], "'0' is no whole number of at least 1"),
+        (["search", "red", "--index", "x.lex", "-k", "-3"], "'-3' is no whole number"),
+        (["search", "red", "--index", "x.lex", "-k", "ten"], "'ten' is no whole number"),
+        (["search", "red", "--index", "x.lex", "--wings"], "unrecognized arguments: --wings"),
+        (["search", "--index", "x.lex"], "a query must have a text or an image"),
+        (["search", "  ", "--index", "x.lex"], "a query must have a text or an image"),
+        (["search", "a" * 5000, "--index", "x.lex"], "at most 4,096 characters, not 5,000"),
+        (["explain", "apple", "--index", "x.lex"], "a query must have a text or an image"),
+        (["explain", "a", "b", "--index", "x.lex", "--word", "b"], "--word needs --heatmap"),
+        (["index", "photos", "--index", "x.lex", "--batch-size", "0"], "'0' is no whole number"),
+        (["delete", "--index", "x.lex"], "ID"),
+        (["demo", "--index", "lucene:x"], "keeps its index in a folder"),
+    ],
+)
+def test_wrong_usage(
+    arguments: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("lexvla: error: ")
+    assert complaint in err
+    assert err.count("\n") == 1
+
+
+def test_no_index_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("info", "compact", "delete a", "search red", "explain a b"):
+        assert cli.main([*command.split(), "--index", str(tmp_path / "none.lex")]) == 1
+        err = capsys.readouterr().err
+        assert err.startswith("lexvla: error: ")
+        assert "none.lex" in err
+        assert err.count("\n") == 1
+    assert not (tmp_path / "none.lex").exists()
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "said"),
+    [
+        (InputError("a.png", "is no image"), 1, "lexvla: error: 'a.png': is no image\n"),
+        (PermissionError(13, "Permission denied", "/x"), 1, "Permission denied: '/x'\n"),
+        (OSError("two\nlines"), 1, "lexvla: error: two lines\n"),
+        (KeyboardInterrupt(), 130, "lexvla: interrupted\n"),
+    ],
+)
+def test_failures_end_in_one_line(
+    raised: BaseException,
+    code: int,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(_: object) -> int:
+        raise raised
+
+    monkeypatch.setattr("search.commands.info", fail)
+    assert cli.main(["info", "--index", "x.lex"]) == code
+    assert capsys.readouterr().err.endswith(said)
+
+
+def test_a_bug_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: object) -> int:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("search.commands.info", fail)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["info", "--index", "x.lex"])
+
+
+def test_the_reader_may_go_away() -> None:
+    code = (
+        "import os, sys, search.commands as commands\n"
+        "from search.cli import main\n"
+        "def chatter(args):\n"
+        "    for _ in range(100_000): print('line')\n"
+        "    return 0\n"
+        "commands.info = chatter\n"
+        "raise SystemExit(main(['info', '--index', 'x.lex']))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        # As in a shell; a parent that ignores the signal would pass that on.
+        preexec_fn=lambda: signal.signal(signal.SIGPIPE, signal.SIG_DFL),
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait(timeout=60) == 141
+
+
+def test_names_that_are_no_text_can_be_printed() -> None:
+    code = (
+        "from search.cli import _let_output_hold_any_name as prepare\n"
+        "from search.console import print_json\n"
+        "prepare(); print_json({'uri': 'caf\\u00e9 \\udcff'})"
+    )
+    for encoding in ("utf-8", "ascii"):
+        done = run_python(code, PYTHONIOENCODING=encoding, PYTHONUTF8="0")
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout) == {"uri": "caf\u00e9 \udcff"}
+
+
+def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
+    code = cli.main(["doctor", "--json"])
+    report = json.loads(capsys.readouterr().out)
+    assert code == (0 if report["ok"] else 1)
+    checks = {check["name"]: check for check in report["checks"]}
+    assert {"Python", "SQLite", "torch", "transformers", "default model", "JDK"} <= set(checks)
+    assert checks["Python"]["ok"]
+    assert checks["SQLite"]["ok"]
+    for check in checks.values():
+        assert check["ok"] == (check["get"] == "")
+    assert not checks["JDK"]["required"]
+    cli.main(["doctor"])
+    assert "Python" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("said", "ok", "found"),
+    [
+        ('openjdk version "21.0.4" 2024-07-16', True, "21.0.4"),
+        ('openjdk version "24-ea" 2025-03-18', True, "24-ea"),
+        ('java version "1.8.0_402"', False, "8.0_402"),
+        ("Segmentation fault", False, "of unknown version"),
+    ],
+)
+def test_doctor_reads_the_version_of_java(
+    said: str, ok: bool, found: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from search.doctor import _java
+
+    program = tmp_path / "bin" / "java"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\necho '{said}' >&2\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("JAVA_HOME", str(tmp_path))
+    check = _java()
+    assert (check.ok, check.found) == (ok, found)
+
+
+def test_train_names_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "lexvla.training.trainer", None)
+    assert cli.main(["train", "recipe.toml"]) == 1
+    assert "pip install 'lexvla[train]'" in capsys.readouterr().err

@@ -1,0 +1,311 @@
+"""The commands over a real index with a small fake model."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lexvla.data.demo_corpus import DemoItem
+from search import cli
+from search_fakes import PICTURES, FakeEncoder, MappingEncoder, save_pictures
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(autouse=True)
+def model(monkeypatch: pytest.MonkeyPatch) -> FakeEncoder:
+    encoder = FakeEncoder()
+    use(monkeypatch, encoder)
+    return encoder
+
+
+def use(monkeypatch: pytest.MonkeyPatch, encoder: FakeEncoder) -> None:
+    for module in ("commands", "demo"):
+        monkeypatch.setattr(f"search.{module}.load_model", lambda _: encoder)
+
+
+@pytest.fixture
+def address(tmp_path: Path, capsys: Capture) -> str:
+    place = str(tmp_path / "photos.lex")
+    assert cli.main(["index", str(save_pictures(tmp_path / "photos")), "--index", place]) == 0
+    capsys.readouterr()
+    return place
+
+
+def run(capsys: Capture, *arguments: str) -> Any:
+    assert cli.main([*arguments, "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    return json.loads(out)
+
+
+def test_index_and_again(tmp_path: Path, capsys: Capture) -> None:
+    folder, place = save_pictures(tmp_path / "photos"), str(tmp_path / "new.lex")
+    assert run(capsys, "index", str(folder), "--index", place) == {
+        "index": place,
+        "added": 4,
+        "unchanged": 0,
+        "rejected": 0,
+        "ignored": 0,
+        "wordless": 0,
+        "rejects_file": None,
+        "documents": 4,
+    }
+    again = run(capsys, "index", str(folder), "--index", place)
+    assert (again["added"], again["unchanged"], again["documents"]) == (0, 4, 4)
+    anew = run(capsys, "index", str(folder), "--index", place, "--no-resume", "--batch-size", "1")
+    assert (anew["added"], anew["documents"]) == (4, 4)
+    assert cli.main(["index", str(folder), "--index", place]) == 0
+    assert capsys.readouterr().out == "0 added, 4 unchanged; 4 in the index\n"
+
+
+def test_index_goes_on_past_bad_items(tmp_path: Path, capsys: Capture) -> None:
+    folder, place = save_pictures(tmp_path / "photos"), str(tmp_path / "new.lex")
+    (folder / "broken.png").write_bytes(b"no image")
+    (folder / "notes.txt").write_text("hello")
+    assert cli.main(["index", str(folder), "--index", place]) == 0
+    out, err = capsys.readouterr()
+    assert out == "4 added, 1 rejected, 1 ignored; 4 in the index\n"
+    assert "broken.png" in err
+    rejects_file = Path(place) / "rejected.jsonl"
+    assert err.rstrip().endswith(f"all are in {rejects_file}")
+    assert len(rejects_file.read_text().splitlines()) == 1
+
+
+def test_index_of_nothing_fails(tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "empty").mkdir()
+    place = str(tmp_path / "new.lex")
+    assert cli.main(["index", str(tmp_path / "empty"), "--index", place]) == 1
+    assert "could be added" in capsys.readouterr().err
+    assert cli.main(["index", str(tmp_path / "absent"), "--index", str(tmp_path / "b.lex")]) == 1
+    assert "no such file or folder" in capsys.readouterr().err
+    assert not (tmp_path / "b.lex").exists()
+    # An index in which nothing was ever put can be searched all the same.
+    assert run_quietly(capsys, "search", "red", "--index", place) == ("", "lexvla: no hits\n")
+
+
+def run_quietly(capsys: Capture, *arguments: str) -> tuple[str, str]:
+    assert cli.main(list(arguments)) == 0
+    return tuple(capsys.readouterr())
+
+
+def test_search(address: str, capsys: Capture) -> None:
+    data = run(capsys, "search", "red", "--index", address)
+    assert data["query"] == {"text": "red", "image": None}
+    assert [hit["id"] for hit in data["hits"]] == ["apple.png", "flag.png"]
+    assert data["hits"][0]["explanation"] is None
+    explained = run(capsys, "search", "red", "--index", address, "-k", "1", "--explain")
+    (hit,) = explained["hits"]
+    (match,) = hit["explanation"]["matches"]
+    assert (match["word"], match["patch"]) == ("red", 6)
+    assert match["product"] == pytest.approx(hit["score"])
+
+
+def test_search_by_image(address: str, tmp_path: Path, capsys: Capture) -> None:
+    for name in PICTURES:
+        image = str(tmp_path / "photos" / f"{name}.png")
+        data = run(capsys, "search", "--image", image, "--index", address, "-k", "1")
+        assert [hit["id"] for hit in data["hits"]] == [f"{name}.png"]
+    both = run(capsys, "search", "green", "--image", image, "--index", address)
+    assert {hit["id"] for hit in both["hits"]} == {"lime.png", "snow.png"}
+
+
+def test_search_for_people(address: str, capsys: Capture) -> None:
+    assert cli.main(["search", "red", "--index", address]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.split() == ["1", "0.707", *first.split()[2:4], "red", "0.707"]
+    assert first.index("red 0.707") == second.index("red ")
+    assert cli.main(["search", "red", "--index", address, "--explain", "-k", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "1. " in out
+    assert "product" in out
+
+
+def test_search_without_known_words(address: str, capsys: Capture) -> None:
+    assert cli.main(["search", "zebra", "--index", address]) == 1
+    expected = "lexvla: error: 'zebra': no word of the query is in the vocabulary\n"
+    assert capsys.readouterr().err == expected
+
+
+def test_search_without_hits(address: str, capsys: Capture) -> None:
+    assert run(capsys, "search", "yellow", "--index", address)["hits"] == []
+    assert cli.main(["search", "yellow", "--index", address]) == 0
+    assert capsys.readouterr() == ("", "lexvla: no hits\n")
+
+
+def test_bad_query_image(address: str, tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "bad.png").write_bytes(b"")
+    for name in ("bad.png", "absent.png"):
+        image = str(tmp_path / name)
+        assert cli.main(["search", "--image", image, "--index", address]) == 1
+        assert name in capsys.readouterr().err
+
+
+def test_another_model(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    use(monkeypatch, FakeEncoder(name="other"))
+    for command in (["search", "red"], ["index", str(tmp_path / "photos")], ["explain", "a", "b"]):
+        assert cli.main([*command, "--index", address]) == 1
+        err = capsys.readouterr().err
+        assert "'fake'" in err
+        assert "'other'" in err
+
+
+def test_explain(address: str, capsys: Capture) -> None:
+    data = run(capsys, "explain", "apple.png", "red", "--index", address)
+    assert data["heatmap"] is None
+    assert data["hit"]["rank"] == 1
+    assert data["hit"]["explanation"]["score"] == data["hit"]["score"]
+    assert cli.main(["explain", "apple.png", "red", "--index", address]) == 0
+    assert "rank 1" in capsys.readouterr().out
+    assert cli.main(["explain", "snow.png", "red", "--index", address]) == 0
+    out = capsys.readouterr().out
+    assert "not among the best" in out
+    assert "no word in common" in out
+    assert cli.main(["explain", "ghost", "red", "--index", address]) == 1
+    assert capsys.readouterr().err == "lexvla: error: 'ghost': the index has no such id\n"
+
+
+@pytest.mark.parametrize("encoder", [FakeEncoder(), MappingEncoder()])
+@pytest.mark.parametrize("word", [[], ["--word", "red"]])
+def test_explain_draws(
+    encoder: FakeEncoder,
+    word: list[str],
+    address: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Capture,
+) -> None:
+    use(monkeypatch, encoder)
+    target = tmp_path / "out.png"
+    arguments = ["explain", "apple.png", "red", "--index", address, "--heatmap", str(target)]
+    assert run(capsys, *arguments, *word)["heatmap"] == str(target)
+    picture = np.asarray(Image.open(target), dtype=float)[:384]
+    glow = picture[..., 0].reshape(4, 96, 4, 96).mean(axis=(1, 3))
+    assert np.unravel_index(glow.argmax(), (4, 4)) == (1, 2)
+
+
+def test_explain_cannot_draw(address: str, tmp_path: Path, capsys: Capture) -> None:
+    draw = ["--index", address, "--heatmap", str(tmp_path / "out.png")]
+    for arguments, complaint in (
+        (["snow.png", "red", *draw], "no matched word has a place"),
+        (["apple.png", "red", *draw, "--word", "zebra"], "the vocabulary has no such word"),
+        (["apple.png", "red", *draw[:3], str(tmp_path / "no/x.png")], "x.png"),
+    ):
+        assert cli.main(["explain", *arguments]) == 1
+        assert complaint in capsys.readouterr().err
+    (tmp_path / "photos" / "apple.png").unlink()
+    assert cli.main(["explain", "apple.png", "red", *draw]) == 1
+    assert "apple.png" in capsys.readouterr().err
+    assert not (tmp_path / "out.png").exists()
+
+
+def test_delete_compact_and_info(address: str, capsys: Capture) -> None:
+    data = run(capsys, "delete", "apple.png", "apple.png", "--index", address)
+    assert data == {"deleted": 1, "missing": [], "documents": 3}
+    assert run(capsys, "search", "red", "--index", address)["hits"][0]["id"] == "flag.png"
+    assert cli.main(["delete", "ghost", "snow.png", "--index", address]) == 1
+    out, err = capsys.readouterr()
+    assert out == "1 deleted; 2 in the index\n"
+    assert err == "lexvla: error: 'ghost': the index has no such id\n"
+    compacted = run(capsys, "compact", "--index", address)
+    assert (compacted["documents"], compacted["deleted_rows"]) == (2, 0)
+    facts = run(capsys, "info", "--index", address)
+    assert facts["model"] == "fake"
+    assert facts["documents"] == 2
+    assert cli.main(["info", "--index", address]) == 0
+    assert "model" in capsys.readouterr().out
+
+
+class TestDemo:
+    @pytest.fixture(autouse=True)
+    def corpus(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Put four pictures in the place of the 1,906, and colours in that of the queries."""
+        folder = save_pictures(tmp_path / "corpus")
+        items = [
+            DemoItem(name, f"a {name}", (), "g", "s", (folder / f"{name}.png").read_bytes())
+            for name in PICTURES
+        ]
+
+        def extract(target: Path) -> Path:
+            save_pictures(target / "images")
+            lines = []
+            for item in items:
+                line = {"id": item.id, "image": f"images/{item.id}.png"}
+                lines.append(json.dumps({**line, "metadata": {"label": item.label}}))
+            (target / "manifest.jsonl").write_text("\n".join(lines))
+            return target / "manifest.jsonl"
+
+        monkeypatch.setattr("search.demo.load_demo_corpus", lambda: items)
+        monkeypatch.setattr("search.demo.extract_demo_corpus", extract)
+        monkeypatch.setattr("search.demo.QUERIES", ("red", "blue red"))
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def test_it_builds_once(self, tmp_path: Path, capsys: Capture) -> None:
+        assert cli.main(["demo"]) == 0
+        out, err = capsys.readouterr()
+        home = tmp_path / "cache" / "lexvla" / "demo.lex"
+        assert "indexing 4 emoji" in err
+        assert out.startswith("red\n  1  0.707  a apple  apple  red 0.707\n")
+        assert "lexvla explain apple red --index" in out
+        assert f"The index is in {home}" in out
+        assert cli.main(["demo"]) == 0
+        assert capsys.readouterr() == (out, "")
+
+    def test_the_command_that_it_names_works(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+    ) -> None:
+        assert cli.main(["demo"]) == 0
+        out = capsys.readouterr().out
+        monkeypatch.chdir(tmp_path)
+        for line in out.splitlines():
+            if line.startswith("  lexvla explain"):
+                assert cli.main(shlex.split(line)[1:]) == 0
+        assert (tmp_path / "heatmap.png").is_file()
+
+    def test_json(self, tmp_path: Path, capsys: Capture) -> None:
+        place = str(tmp_path / "here.lex")
+        assert cli.main(["demo", "--index", place, "--json"]) == 0
+        data = json.loads(capsys.readouterr().out)
+        assert data["index"] == place
+        assert [r["query"]["text"] for r in data["results"]] == ["red", "blue red"]
+        assert data["results"][0]["hits"][0]["explanation"]["matches"][0]["word"] == "red"
+
+    def test_what_was_cut_short_is_finished(self, tmp_path: Path, capsys: Capture) -> None:
+        assert cli.main(["demo"]) == 0
+        home = str(tmp_path / "cache" / "lexvla" / "demo.lex")
+        assert cli.main(["delete", "lime", "--index", home]) == 0
+        assert cli.main(["demo"]) == 0
+        capsys.readouterr()
+        assert run(capsys, "info", "--index", home)["documents"] == 4
+
+    def test_another_model_builds_anew(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+    ) -> None:
+        assert cli.main(["demo"]) == 0
+        assert cli.main(["demo", "--index", str(tmp_path / "here.lex")]) == 0
+        capsys.readouterr()
+
+        class Retrained(FakeEncoder):
+            def _activations(self, image: Any) -> np.ndarray:
+                return super()._activations(image) * np.arange(1, 7)
+
+        for encoder in (FakeEncoder(name="new"), Retrained(name="new")):
+            use(monkeypatch, encoder)
+            assert cli.main(["demo"]) == 0
+            assert "building the demo's index anew" in capsys.readouterr().err
+        # But what the user named is the user's.
+        assert cli.main(["demo", "--index", str(tmp_path / "here.lex")]) == 1
+        assert "'new'" in capsys.readouterr().err
+
+    def test_it_leaves_other_indexes_alone(self, address: str, capsys: Capture) -> None:
+        assert cli.main(["demo", "--index", address]) == 2
+        assert "is no index of the demo" in capsys.readouterr().err
+        assert run(capsys, "info", "--index", address)["documents"] == 4
