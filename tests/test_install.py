@@ -1,0 +1,156 @@
+"""The wheel, installed where no source tree is in sight, and the `lexvla` command of it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+import tomllib
+import zipfile
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).resolve().parent.parent
+VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(folder)]
+    if find_spec("hatchling"):  # of the dev extra: then nothing is fetched
+        command.append("--no-build-isolation")
+    subprocess.run([*command, str(ROOT)], check=True, cwd=folder)
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def bin_folder(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Install the wheel into a new environment that sees the dependencies of this one."""
+    home = tmp_path_factory.mktemp("installed") / "venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(home)], check=True)
+    python = home / "bin" / "python"
+    pip = [sys.executable, "-m", "pip", "--python", str(python)]
+    subprocess.run([*pip, "install", "--quiet", "--no-deps", "--no-index", str(wheel)], check=True)
+    # Only now: pip would take a LexVLA that it sees there for an old one to replace.
+    (packages,) = home.glob("lib/python*/site-packages")
+    (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return home / "bin"
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("elsewhere")
+
+
+def run(program: Path, *arguments: str, cwd: Path) -> str:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+    environment["XDG_CACHE_HOME"] = str(cwd / "cache")
+    done = subprocess.run(
+        [str(program), *arguments], cwd=cwd, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, f"{program.name} {' '.join(arguments)}\n{done.stderr}"
+    return done.stdout
+
+
+def assert_sums_to_score(hit: dict[str, Any]) -> None:
+    matches = hit["explanation"]["matches"]
+    assert matches
+    for match in matches:
+        product = match["query_weight"] * match["document_weight"]
+        assert math.isclose(product, match["product"], rel_tol=1e-6)
+    total = math.fsum(match["product"] for match in matches)
+    assert math.isclose(total, hit["score"], rel_tol=1e-6)
+
+
+def test_the_wheel_holds_all_that_is_needed(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        metadata = archive.read(f"lexvla-{VERSION}.dist-info/METADATA").decode()
+    for package in ("lexvla", "indexer", "search"):
+        assert f"{package}/py.typed" in names
+    assert "lexvla/data/demo_corpus.zip" in names
+    assert f"lexvla-{VERSION}.dist-info/licenses/LICENSE" in names
+    assert f"lexvla-{VERSION}.dist-info/licenses/NOTICE" in names
+    tracked = subprocess.run(
+        ["git", "ls-files", "lexvla", "indexer", "search"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.splitlines()
+    assert set(tracked) <= names
+    tops = {name.split("/")[0] for name in names}
+    assert tops == {"lexvla", "indexer", "search", f"lexvla-{VERSION}.dist-info"}
+    assert f"Version: {VERSION}" in metadata
+    assert [name for name in names if re.fullmatch(r"lexvla/pretrained/.*\.safetensors", name)]
+
+
+def test_the_installed_package_is_the_wheels(bin_folder: Path, elsewhere: Path) -> None:
+    code = "import lexvla, indexer, search; print(lexvla.__file__, indexer.__file__)"
+    files = run(bin_folder / "python", "-c", code, cwd=elsewhere).split()
+    assert all(Path(file).is_relative_to(bin_folder.parent) for file in files)
+    assert run(bin_folder / "lexvla", "--version", cwd=elsewhere) == f"lexvla {VERSION}\n"
+
+
+@pytest.fixture(scope="module")
+def demo(bin_folder: Path, elsewhere: Path) -> str:
+    return run(bin_folder / "lexvla", "demo", "--index", "demo.lex", cwd=elsewhere)
+
+
+def test_the_demo_prints_hits_and_what_next(demo: str, elsewhere: Path) -> None:
+    assert "red heart" in demo
+    assert (elsewhere / "demo.lex").is_dir()
+    assert not (elsewhere / "cache").exists()
+
+
+@pytest.mark.usefixtures("demo")
+def test_explanations_sum_to_the_score(bin_folder: Path, elsewhere: Path) -> None:
+    arguments = ("search", "red heart", "--index", "demo.lex", "--explain", "--json")
+    hits = json.loads(run(bin_folder / "lexvla", *arguments, cwd=elsewhere))["hits"]
+    assert len(hits) == 10
+    assert [hit["rank"] for hit in hits] == list(range(1, 11))
+    assert hits == sorted(hits, key=lambda hit: (-hit["score"], hit["id"]))
+    for hit in hits:
+        assert_sums_to_score(hit)
+        assert all(match["patch"] is not None for match in hit["explanation"]["matches"])
+    assert any("heart" in hit["document"]["metadata"]["label"] for hit in hits)
+
+
+@pytest.mark.usefixtures("demo")
+def test_info_tells_of_the_demo(bin_folder: Path, elsewhere: Path) -> None:
+    facts = run(bin_folder / "lexvla", "info", "--index", "demo.lex", "--json", cwd=elsewhere)
+    assert 1906 in json.loads(facts).values()
+
+
+@pytest.mark.usefixtures("demo")
+def test_one_hit_in_full_with_its_heat_map(bin_folder: Path, elsewhere: Path) -> None:
+    arguments = ("explain", "2764", "red heart", "--index", "demo.lex", "--heatmap", "why.png")
+    hit = json.loads(run(bin_folder / "lexvla", *arguments, "--json", cwd=elsewhere))["hit"]
+    assert hit["id"] == "2764"
+    assert_sums_to_score(hit)
+    with Image.open(elsewhere / "why.png") as image:
+        image.load()
+        assert image.format == "PNG"
+        assert len(image.getcolors(1 << 24) or ()) > 10
+
+
+@pytest.mark.usefixtures("demo")
+def test_the_readmes_python_runs_as_it_stands(bin_folder: Path, elsewhere: Path) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    for name, source in {"heart": "2764", "dog": "1f436"}.items():
+        drawing = elsewhere / "demo.lex.images" / "images" / f"{source}.png"
+        (elsewhere / f"{name}.png").write_bytes(drawing.read_bytes())
+    printed = run(bin_folder / "python", "-c", code, cwd=elsewhere)
+    assert printed.startswith("heart ")
