@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import time
 from collections.abc import Iterable, Iterator
@@ -25,9 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Reject", "Report", "index_source"]
 
-logger = logging.getLogger(__name__)
-
-REJECTS = "rejected.jsonl"
+_REJECTS = "rejected.jsonl"
 # A killed run loses at most what came since the last commit. Each commit makes a segment, and
 # searches take longer over many.
 _COMMIT_SECONDS = 60.0
@@ -45,6 +42,7 @@ class Report:
         empty: Items among the added whose lexical vector has no word; no words find them.
         ignored: Files of the folder that have no image suffix.
         rejected: Items left out, each with the rule that it breaks.
+        rejects_path: The file that lists them; ``None`` if the index has no directory.
     """
 
     added: int = 0
@@ -52,6 +50,7 @@ class Report:
     empty: int = 0
     ignored: int = 0
     rejected: list[Reject] = field(default_factory=list)
+    rejects_path: Path | None = None
 
 
 def index_source(
@@ -85,7 +84,7 @@ def index_source(
         IndexLockedError: Another writer has the index.
         InputError: The source is missing, or is no folder and no manifest.
         ValueError: The batch size is below 1.
-        VocabularyMismatchError: The encoder has another vocabulary than the index.
+        VocabularyMismatchError: The index was made with another vocabulary or by another model.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
@@ -94,7 +93,9 @@ def index_source(
             f"the index was made with {index.vocabulary}; {encoder.name} has {encoder.vocabulary}"
         )
     if index.model not in (None, encoder.name):
-        logger.warning("the index was made with %s; adding from %s", index.model, encoder.name)
+        raise VocabularyMismatchError(
+            f"the index was made by the model {index.model!r}; this is the model {encoder.name!r}"
+        )
     index.delete([])  # takes the writer's lock, before anything is written beside the index
     report = Report()
     with _RejectLog(index.directory, report) as rejects:
@@ -125,12 +126,13 @@ class _RejectLog:
 
     def __init__(self, directory: Path | None, report: Report) -> None:
         self._report = report
-        self._path = None if directory is None else directory / REJECTS
+        self._path = None if directory is None else directory / _REJECTS
+        report.rejects_path = self._path
         self._file: TextIO | None = None
 
     def __enter__(self) -> _RejectLog:
         if self._path is not None:
-            self._file = self._path.with_name(f"{REJECTS}.part").open("w", encoding="utf-8")
+            self._file = self._path.with_name(f"{_REJECTS}.part").open("w", encoding="utf-8")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:

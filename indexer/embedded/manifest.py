@@ -21,7 +21,7 @@ __all__ = ["FORMAT_VERSION", "Manifest", "Place", "State"]
 FORMAT_VERSION = 1
 
 _SCHEMA = """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value NOT NULL);
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE segments (number INTEGER PRIMARY KEY, rows INTEGER NOT NULL);
 CREATE TABLE tombstones (
     segment INTEGER NOT NULL, row INTEGER NOT NULL, PRIMARY KEY (segment, row)
