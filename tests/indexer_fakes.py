@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 from scipy import sparse
 
-from indexer import Document
+from indexer import Document, Index
 from lexvla.encoding import Encoding
 from lexvla.vocabulary import Vocabulary
 
@@ -63,6 +63,20 @@ def brute_force(
     pairs = zip(ids, scores(leg, stored, query).tolist(), strict=True)
     found = [pair for pair in pairs if pair[1] > 0]
     return sorted(found, key=lambda pair: (-pair[1], pair[0]))[:k]
+
+
+QUERY = encode([{0: 1.0, 4: 0.5, 9: 0.25}], patches=False)
+
+
+def fill(index: Index, *ids: str) -> None:
+    index.add(documents(ids), encode([{0: 1.0, 3: 0.5}] * len(ids)))
+    index.commit()
+
+
+def found(index: Index, query: Encoding = QUERY, k: int = 100, leg: str = "lexical") -> list:
+    (results,) = index.search(query, k, leg)
+    assert results.scores.dtype == np.float64
+    return list(zip(results.ids, results.scores.tolist(), strict=True))
 
 
 class ColourEncoder:

@@ -6,22 +6,19 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from indexer_fakes import LEGS, VOCABULARY, documents, encode
 
 from indexer import EmbeddedIndex, open_index
+from indexer_fakes import LEGS, QUERY, VOCABULARY, fill
 from lexvla.errors import IndexCorruptError, IndexVersionError, LexVLAError
 from lexvla.vocabulary import Vocabulary
-
-QUERY = encode([{0: 1.0, 4: 0.5}], patches=False)
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("whole") / "i.lex"
     with EmbeddedIndex(path, create=True, vocabulary=VOCABULARY) as index:
-        for ids in ("ab", "bc"):
-            index.add(documents(ids), encode([{0: 1.0, 3: 0.5}] * 2))
-            index.commit()
+        fill(index, "a", "b")
+        fill(index, "b", "c")
     return path
 
 
