@@ -69,7 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
     search = command("search", "search.commands:search", "find images by text, image, or both")
     _add_query(search)
     search.add_argument("-k", type=_positive, default=10, metavar="N", help="how many hits")
-    search.add_argument("--explain", action="store_true", help="show every part of each score")
+    search.add_argument("--explain", action="store_true", help="show the parts of each score")
     _add_json(search)
 
     explain = command("explain", "search.commands:explain", "take one item's score apart")
@@ -95,6 +95,7 @@ def build_parser() -> argparse.ArgumentParser:
     train = command("train", "search.commands:train", "train a model")
     train.add_argument("recipe", metavar="RECIPE", help="a TOML file")
     train.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    _add_json(train)
 
     doctor = command("doctor", "search.doctor:run", "show what this machine can run")
     _add_json(doctor)

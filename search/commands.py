@@ -39,6 +39,8 @@ __all__ = [
     "version",
 ]
 
+TABLE_ROWS = 20  # of one hit among several; `explain` and --json give all
+
 
 def version() -> str:
     """Return the installed version."""
@@ -64,7 +66,7 @@ def load_model(path: str | None) -> LexVLA:
 
 def index(args: argparse.Namespace) -> int:
     """Put a folder or a manifest of images into an index."""
-    from indexer.pipeline import REJECTS, index_source
+    from indexer.pipeline import index_source
 
     if not Path(args.source).exists():  # before an empty index is made for nothing
         raise InputError(args.source, "no such file or folder")
@@ -77,7 +79,7 @@ def index(args: argparse.Namespace) -> int:
             args.source, target, model, batch_size=args.batch_size, resume=args.resume
         )
         count = target.count()
-        rejects_file = target.directory / REJECTS if target.directory else None
+        rejects_file = target.directory / "rejected.jsonl" if target.directory else None
     counts = {
         "added": report.added,
         "unchanged": report.skipped,
@@ -115,7 +117,7 @@ def search(args: argparse.Namespace) -> int:
     if args.explain:
         for hit in hits:
             print(f"{hit.rank}. {hit.label}  {hit.id}  score {hit.score:.4f}")
-            print(f"{hit.explanation}\n")
+            print(hit.explanation.table(TABLE_ROWS) if hit.explanation else "", end="\n\n")
     else:
         print_columns(hit_rows(hits))
     return 0
@@ -190,9 +192,14 @@ def train(args: argparse.Namespace) -> int:
     """Train a model by a recipe."""
     try:
         from lexvla.training.trainer import train as run
+
+        folder = run(args.recipe, resume=args.resume)
     except ModuleNotFoundError as error:
         raise OptionalDependencyError(error.name or "a package", "train") from error
-    run(args.recipe, resume=args.resume)
+    if args.json:
+        print_json({"model": str(folder)})
+    else:
+        print(f"the model is in {folder}")
     return 0
 
 

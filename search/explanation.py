@@ -97,12 +97,12 @@ class Explanation:
             shown.append(f"+{len(self.matches) - top} more {rest:.3f}")
         return "  ".join(shown)
 
-    def __str__(self) -> str:
-        """Render a table of all parts, with their sum under it."""
+    def table(self, top: int | None = None) -> str:
+        """Render the strongest parts, or all, as a table with their sum under it."""
         if not self.matches:
             return "no word in common: score 0"
-        header = ("word", "query", "item", "product", "patch")
-        rows = [
+        rows = [("word", "query", "item", "product", "patch")]
+        rows += [
             (
                 match.word,
                 f"{match.query_weight:.4f}",
@@ -110,10 +110,18 @@ class Explanation:
                 f"{match.product:.4f}",
                 "-" if match.patch is None else str(match.patch),
             )
-            for match in self.matches
+            for match in self.matches[:top]
         ]
-        total = ("sum", "", "", f"{self.total():.4f}", "")
-        return "\n".join(_align([header, *rows, total]))
+        rest = self.matches[len(rows) - 1 :]
+        if rest:
+            product = math.fsum(match.product for match in rest)
+            rows.append((f"+{len(rest)} more", "", "", f"{product:.4f}", ""))
+        rows.append(("sum", "", "", f"{self.total():.4f}", ""))
+        return "\n".join(_align(rows))
+
+    def __str__(self) -> str:
+        """Render all parts."""
+        return self.table()
 
 
 def _align(rows: Sequence[tuple[str, ...]]) -> list[str]:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -202,6 +203,25 @@ def test_doctor_reads_the_version_of_java(
     monkeypatch.setenv("JAVA_HOME", str(tmp_path))
     check = _java()
     assert (check.ok, check.found) == (ok, found)
+
+
+def test_train(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls = []
+
+    def train(recipe: str, resume: bool) -> Path:
+        calls.append((recipe, resume))
+        return tmp_path
+
+    trainer = types.ModuleType("lexvla.training.trainer")
+    monkeypatch.setattr(trainer, "train", train, raising=False)
+    monkeypatch.setitem(sys.modules, "lexvla.training.trainer", trainer)
+    assert cli.main(["train", "a.toml"]) == 0
+    assert capsys.readouterr().out == f"the model is in {tmp_path}\n"
+    assert cli.main(["train", "a.toml", "--resume", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"model": str(tmp_path)}
+    assert calls == [("a.toml", False), ("a.toml", True)]
 
 
 def test_train_names_what_is_missing(

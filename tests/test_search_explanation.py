@@ -82,6 +82,11 @@ def test_text() -> None:
         "w1    0.5000  0.5000   0.2500      0",
         "sum                    0.7500",
     ]
+    assert explanation.table(top=1).splitlines()[1:] == [
+        "w22      1.0000  0.5000   0.5000      1",
+        "+1 more                   0.2500",
+        "sum                       0.7500",
+    ]
     assert explanation.summary() == "w22 0.500  w1 0.250"
     assert explanation.summary(top=1) == "w22 0.500  +1 more 0.250"
 
