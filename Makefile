@@ -30,9 +30,11 @@ clean:
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(MADE):
+	@command -v $(PYTHON) > /dev/null || { \
+	  echo "LexVLA needs Python 3.11 or newer, and there is no $(PYTHON) here." >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	  echo "LexVLA needs Python 3.11 or newer; $(PYTHON) is" \
-	    "$$($(PYTHON) --version 2>&1 || echo not there). Try: make PYTHON=python3.12" >&2; exit 1; }
+	  echo "LexVLA needs Python 3.11 or newer, and $(PYTHON) is $$($(PYTHON) --version 2>&1)." \
+	    "Try: make PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || { \
 	  echo "No virtual environment could be made. On Debian: apt-get install python3-venv" >&2; \
 	  rm -rf $(VENV); exit 1; }
