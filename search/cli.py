@@ -49,7 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
         return made
 
     demo = command("demo", "search.demo:run", "search a bundled set of emoji, with explanations")
-    demo.add_argument("--index", metavar="DIR", help="keep the demo's index here")
+    demo.add_argument("--index", type=_not_empty, metavar="DIR", help="keep the demo's index here")
     _add_model(demo)
     _add_json(demo)
 
@@ -133,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _add_address(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--index", required=True, metavar="ADDRESS", help=_ADDRESS)
+    parser.add_argument("--index", type=_not_empty, required=True, metavar="ADDRESS", help=_ADDRESS)
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
@@ -149,6 +149,13 @@ def _add_query(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image", metavar="FILE", help="look for images like this one")
     _add_address(parser)
     _add_model(parser)
+
+
+def _not_empty(text: str) -> str:
+    # An unset shell variable gives an empty path, which would mean the current folder.
+    if not text.strip():
+        raise argparse.ArgumentTypeError("must not be empty")
+    return text
 
 
 def _positive(text: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,7 @@ __all__ = [
     "version",
 ]
 
+LABEL_WIDTH = 36
 TABLE_ROWS = 20  # of one hit among several; `explain` and --json give all
 
 
@@ -116,7 +118,7 @@ def search(args: argparse.Namespace) -> int:
         note("lexvla: no hits")
     if args.explain:
         for hit in hits:
-            print(f"{hit.rank}. {hit.label}  {hit.id}  score {hit.score:.4f}")
+            print(f"{hit.rank}. {_one_line(hit.label)}  {hit.id}  score {hit.score:.4f}")
             print(hit.explanation.table(TABLE_ROWS) if hit.explanation else "", end="\n\n")
     else:
         print_columns(hit_rows(hits))
@@ -137,7 +139,7 @@ def explain(args: argparse.Namespace) -> int:
         print_json({"query": _described(args), "hit": hit.to_dict(), "heatmap": args.heatmap})
         return 0
     place = "not among the best" if hit.rank is None else f"rank {hit.rank}"
-    print(f"{hit.label}  {hit.id}  score {hit.score:.4f}  {place}")
+    print(f"{_one_line(hit.label)}  {hit.id}  score {hit.score:.4f}  {place}")
     print(hit.explanation)
     if args.heatmap:
         note(f"lexvla: drew {args.heatmap}")
@@ -210,12 +212,18 @@ def hit_rows(hits: list[Hit]) -> list[tuple[str, ...]]:
         (
             f"{hit.rank:>{digits}}",
             f"{hit.score:.3f}",
-            hit.label if len(hit.label) <= 36 else hit.label[:35] + "\u2026",
+            _one_line(hit.label),
             hit.id,
             hit.explanation.summary() if hit.explanation else "",
         )
         for hit in hits
     ]
+
+
+def _one_line(label: str) -> str:
+    # A document's text may be long, and hold line breaks or codes that steer a terminal.
+    plain = re.sub(r"[\s\x00-\x1f\x7f-\x9f]+", " ", label).strip()
+    return plain if len(plain) <= LABEL_WIDTH else plain[: LABEL_WIDTH - 1] + "\u2026"
 
 
 def _query(args: argparse.Namespace) -> Query:

@@ -71,6 +71,8 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["explain", "a", "b", "--index", "x.lex", "--word", "b"], "--word needs --heatmap"),
         (["index", "photos", "--index", "x.lex", "--batch-size", "0"], "'0' is no whole number"),
         (["delete", "--index", "x.lex"], "ID"),
+        (["info", "--index", ""], "--index: must not be empty"),
+        (["demo", "--index", " "], "--index: must not be empty"),
         (["demo", "--index", "lucene:x"], "keeps its index in a folder"),
     ],
 )

@@ -127,6 +127,19 @@ def test_search_for_people(address: str, capsys: Capture) -> None:
     assert "product" in out
 
 
+def test_a_long_wild_text_stays_on_its_line(tmp_path: Path, capsys: Capture) -> None:
+    line = {"id": "wild", "text": "red\n\x1b[31m alert " + "red " * 50}
+    (tmp_path / "items.jsonl").write_text(json.dumps(line))
+    place = str(tmp_path / "wild.lex")
+    assert cli.main(["index", str(tmp_path / "items.jsonl"), "--index", place]) == 0
+    capsys.readouterr()
+    assert cli.main(["search", "red", "--index", place]) == 0
+    out = capsys.readouterr().out
+    assert out == "1  1.000  red [31m alert red red red red red \u2026  wild  red 1.000\n"
+    hit = run(capsys, "search", "red", "--index", place)["hits"][0]
+    assert hit["document"]["text"] == line["text"]
+
+
 def test_search_without_known_words(address: str, capsys: Capture) -> None:
     assert cli.main(["search", "zebra", "--index", address]) == 1
     expected = "lexvla: error: 'zebra': no word of the query is in the vocabulary\n"
@@ -141,7 +154,7 @@ def test_search_without_hits(address: str, capsys: Capture) -> None:
 
 def test_bad_query_image(address: str, tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "bad.png").write_bytes(b"")
-    for name in ("bad.png", "absent.png"):
+    for name in ("bad.png", "absent.png", "photos"):
         image = str(tmp_path / name)
         assert cli.main(["search", "--image", image, "--index", address]) == 1
         assert name in capsys.readouterr().err
