@@ -125,7 +125,7 @@ def _from_file(file: BinaryIO, name: str, max_pixels: int) -> Image.Image:
     try:
         image = _READERS[kind](file)
     except Image.DecompressionBombError as error:
-        raise InputError(name, f"has more than {max_pixels} pixels") from error
+        raise InputError(name, f"has too many pixels ({error})") from error
     except _DECODE_ERRORS as error:
         raise InputError(name, f"the {kind} file is damaged or truncated ({error})") from error
     _check_size(image.size, name, max_pixels)

@@ -11,6 +11,12 @@ from image_bytes import encoded, noise, png
 from lexvla.errors import InputError
 from lexvla.images import open_image
 
+# What PIL says of damaged metadata, which is damaged on purpose here.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Corrupt EXIF data"),
+    pytest.mark.filterwarnings("ignore:Truncated File Read"),
+]
+
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 BLACK = (0, 0, 0)
 

@@ -16,6 +16,12 @@ from image_bytes import encoded, noise, png
 from lexvla.errors import InputError
 from lexvla.images import MAX_PIXELS, open_image
 
+# What PIL says of damaged metadata, which is damaged on purpose here.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Corrupt EXIF data"),
+    pytest.mark.filterwarnings("ignore:Truncated File Read"),
+]
+
 
 @pytest.mark.parametrize(
     ("array", "rule"),
