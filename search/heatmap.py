@@ -17,7 +17,7 @@ __all__ = ["heatmap", "match_map", "patch_map", "word_map"]
 MIN_SIDE, MAX_SIDE = 384, 1024  # the longer side of the picture, in pixels
 MAX_MAPPED = 12  # each map is a pass of the model, and the weaker words would not show
 GLOW = 0.8  # how far the strongest patch is covered by its colour
-SHADE = 0.55  # the brightness left where nothing glows
+SHADE = 0.48  # the brightness left where nothing glows
 SPREAD = 0.55  # how far a patch shines, as the width of a Gaussian in patches
 _MARGIN, _FONT_SIZE = 8, 15
 
@@ -124,8 +124,9 @@ def _grid(model: Any) -> tuple[int, int]:
 
 
 def _contrast(weights: np.ndarray) -> np.ndarray:
-    # A model's weights lie above 0 everywhere; a place shows by what it has over the others.
-    above = np.asarray(weights, dtype=float) - np.min(weights)
+    # A model's weights lie above 0 everywhere; a place shows by what it has over the mean.
+    weights = np.asarray(weights, dtype=float)
+    above = np.maximum(weights - weights.mean(), 0)
     return above / (above.max() or 1.0)
 
 
