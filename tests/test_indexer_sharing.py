@@ -94,23 +94,28 @@ def test_threads_may_search_while_commits_come(index):
     fill(index, "a")
     reader = open_index(index.directory)
     wrong: list[object] = []
+    done = threading.Event()
 
-    def work() -> None:
-        for _ in range(60):
-            ids = [name for name, _ in found(reader)]
-            if ids != sorted(ids) or "a" not in ids:
+    def work(source: Index) -> None:
+        last: list[str] = []
+        while not done.is_set():
+            ids = [name for name, _ in found(source)]
+            if ids != sorted(ids) or not set(last) <= set(ids):
                 wrong.append(ids)
+            last = ids
 
-    threads = [threading.Thread(target=work) for _ in range(4)]
+    threads = [threading.Thread(target=work, args=[i]) for i in (reader, reader, index, index)]
     for thread in threads:
         thread.start()
     for name in "bcdef":
         fill(index, name)
     index.compact()
+    done.set()
     for thread in threads:
         thread.join()
     reader.close()
     assert wrong == []
+    assert [name for name, _ in found(index)] == list("abcdef")
 
 
 def test_a_directory_that_cannot_be_written_is_read(index, monkeypatch):

@@ -37,7 +37,7 @@ class EmbeddedIndex:
     Any number of readers and one writer may have it open. A reader answers from one whole commit,
     and moves to the newest at `search`, `count` and `info`; `fetch` answers from the commit of
     the last search, so that hits and their documents agree. `search` may be called from several
-    threads.
+    threads, also while one thread writes.
 
     Scores are exact, in float64. Memory: what is staged, and the pages of the files in use.
 
@@ -147,9 +147,10 @@ class EmbeddedIndex:
                 self._store.save_vocabulary(self.vocabulary)
                 meta["vocabulary_sha256"] = self.vocabulary.sha256
         removed = self._staging.deleted | self._staging.documents.keys()
-        manifest.commit(documents, removed, meta)
-        self._staging = Staging()
-        self.refresh()
+        with self._mutex:  # a search in another thread must not end this transaction
+            manifest.commit(documents, removed, meta)
+            self._staging = Staging()
+            self.refresh()
 
     def compact(self) -> None:
         """Commit, then merge all segments into one and give up the space of deleted rows.
@@ -175,8 +176,9 @@ class EmbeddedIndex:
         ids = [ids[i] for i in order]
         if ids:
             self._store.write_segment(snapshot.state.commit + 1, ids, stack(parts)[order])
-        self._open_manifest().compact(ids)
-        self._store.sweep(self.refresh().segments)
+        with self._mutex:
+            self._open_manifest().compact(ids)
+            self._store.sweep(self.refresh().segments)
 
     def search(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 
 import numpy as np
 from scipy import sparse
@@ -50,15 +51,17 @@ class Staging:
 
     def rows(self) -> tuple[list[Document], Encoding]:
         """Return the documents by ascending id, with their vectors."""
-        ids = sorted(self.documents)
-        order: dict[str, int] = {}
+        names: list[str] = []
         parts = []
-        for number, batch in enumerate(self._batches):
-            kept = [(name, row) for name, (b, row) in self._places.items() if b == number]
-            order |= {name: len(order) + i for i, (name, _) in enumerate(kept)}
-            if kept:
-                parts.append(batch[[row for _, row in kept]])
-        return [self.documents[name] for name in ids], stack(parts)[[order[n] for n in ids]]
+        places = sorted((place, name) for name, place in self._places.items())
+        for number, kept in groupby(places, key=lambda entry: entry[0][0]):
+            rows = []
+            for (_, row), name in kept:
+                rows.append(row)
+                names.append(name)
+            parts.append(self._batches[number][rows])
+        order = sorted(range(len(names)), key=names.__getitem__)
+        return [self.documents[names[i]] for i in order], stack(parts)[order]
 
 
 def stack(parts: Sequence[Encoding]) -> Encoding:
