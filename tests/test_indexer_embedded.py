@@ -91,6 +91,20 @@ def test_dense_scores_do_not_depend_on_the_segment(tmp_path):
     assert [name for name, _ in answers[0]] == ids[50:110]
 
 
+def test_dense_rows_that_float32_cannot_tell_apart_are_ordered_exactly(index):
+    rng = np.random.default_rng(8)
+    vector = rng.standard_normal(300)
+    near = vector / np.linalg.norm(vector) + rng.standard_normal((500, 300)) * 1e-8
+    stored = Encoding(sparse.csr_array((500, WORDS), dtype=np.float32), dense=near.astype("f4"))
+    ids = [f"{i:03}" for i in range(500)]
+    index.add(documents(ids), stored)
+    index.commit()
+    for k in (1, 10, 100):
+        assert found(index, stored[0], k, "dense") == brute_force(
+            "dense", ids, stored, stored[0], k
+        )
+
+
 def test_equal_scores_come_by_id_across_segments(index):
     fill(index, "b", "é", "z")
     fill(index, "a", "c", "Z")

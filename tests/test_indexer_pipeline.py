@@ -205,6 +205,8 @@ def test_what_is_there_and_unchanged_is_skipped(tmp_path, index, encoder):
     report = index_source(source, index, encoder)
     assert (report.added, report.skipped) == (2, 1)
     assert ids(index, "blue", encoder) == ["b", "t"]
+    manifest(tmp_path / "m", {**lines[0], "metadata": {"y": 2, "x": 1}})
+    assert index_source(source, index, encoder).skipped == 1  # the order of keys says nothing
     manifest(tmp_path / "m", {**lines[0], "metadata": {"y": 2, "x": 3}})
     report = index_source(source, index, encoder)
     assert (report.added, report.skipped, index.count()) == (1, 0, 3)

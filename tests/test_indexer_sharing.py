@@ -13,6 +13,7 @@ from scipy import sparse
 
 import indexer
 from indexer import EmbeddedIndex, Index, open_index
+from indexer.embedded import manifest
 from indexer_fakes import QUERY, VOCABULARY, WORDS, documents, encode, fill, found
 from lexvla.encoding import Encoding
 from lexvla.errors import (
@@ -116,6 +117,24 @@ def test_threads_may_search_while_commits_come(index):
     reader.close()
     assert wrong == []
     assert [name for name, _ in found(index)] == list("abcdef")
+
+
+def test_a_search_in_another_thread_waits_for_the_transaction(index, monkeypatch):
+    waited: list[bool] = []
+    to_json = manifest._to_json
+
+    def search_meanwhile(value: object) -> str:
+        if not waited:
+            thread = threading.Thread(target=found, args=[index])
+            thread.start()
+            thread.join(0.2)
+            waited.append(thread.is_alive())
+        return to_json(value)
+
+    monkeypatch.setattr(manifest, "_to_json", search_meanwhile)
+    fill(index, "a")
+    assert waited == [True]
+    assert found(index) == [("a", 1.0)]
 
 
 def test_a_directory_that_cannot_be_written_is_read(index, monkeypatch):
