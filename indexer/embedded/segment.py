@@ -120,7 +120,7 @@ class Segment:
     def top(
         self, query: Encoding, k: int, leg: Leg, deleted: np.ndarray
     ) -> list[tuple[float, str]]:
-        """Return score and id of the k best rows above 0, and of all legs' ties the first by id.
+        """Return score and id of the k best rows above 0; of equal ones, the first by id.
 
         Args:
             query: One row that has the leg.
