@@ -1,0 +1,180 @@
+"""Emoji drawings in several styles, and texts about them: what the default model trains on."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from lexvla.data.emoji_phrases import COLOURS, KINDS, STOP_WORDS
+from lexvla.errors import InputError
+from lexvla.vocabulary import Vocabulary
+
+__all__ = ["EmojiDrawings", "Item", "content_columns", "words_of"]
+
+MIN_COLOUR_SHARE = 0.3  # of a drawing's opaque pixels, on average over the sets
+_COLOURLESS = {"people-body", "flags", "component"}  # groups in which a colour says little
+
+
+@dataclass(frozen=True)
+class Item:
+    """One emoji: what its drawings are of."""
+
+    id: str
+    label: str
+    tags: tuple[str, ...]
+    kinds: tuple[str, ...]
+    colours: tuple[str, ...]
+
+
+class EmojiDrawings:
+    """Load the drawings that `scripts/build_training_drawings.py` made.
+
+    Args:
+        folder: Holds ``items.jsonl`` and ``drawings.npz``.
+        styles: Names of the drawing sets to use.
+
+    Attributes:
+        items: The emoji, in order.
+        pixels: (n, 64, 64, 4) uint8, straight alpha.
+        item: (n,) number of the item that each drawing is of.
+        style: (n,) number of the drawing set.
+        tone: (n,) skin tone, 0 for none.
+
+    Raises:
+        InputError: The folder lacks the files, or there is no such set.
+    """
+
+    def __init__(self, folder: str | Path, styles: list[str]) -> None:
+        folder = Path(folder)
+        for name in ("items.jsonl", "drawings.npz"):
+            if not (folder / name).is_file():
+                rule = "missing; make it with scripts/build_training_drawings.py"
+                raise InputError(str(folder / name), rule)
+        with np.load(folder / "drawings.npz") as arrays:
+            names = arrays["style_names"].tolist()
+            for style in styles:
+                if style not in names:
+                    raise InputError(style, f"no such drawing set; there are {', '.join(names)}")
+            numbers = [names.index(style) for style in styles]
+            chosen = np.isin(arrays["style"], numbers)
+            self.pixels = arrays["pixels"][chosen]
+            self.item = arrays["item"][chosen]
+            self.style = arrays["style"][chosen]
+            self.tone = arrays["tone"][chosen]
+        lines = (folder / "items.jsonl").read_text(encoding="utf-8").splitlines()
+        colours = self._colours(len(lines))
+        self.items = [
+            _item(json.loads(line), found) for line, found in zip(lines, colours, strict=True)
+        ]
+        # drawings of each item, by set and then base before skin tones
+        self.by_item: list[list[np.ndarray]] = [
+            [
+                of_item[self.style[of_item] == number]
+                for number in numbers
+                if (self.style[of_item] == number).any()
+            ]
+            for of_item in (np.flatnonzero(self.item == i) for i in range(len(lines)))
+        ]
+
+    def captions(self) -> list[str]:
+        """Return every text that the sampler can be made of, for training a tokenizer."""
+        texts = []
+        for item in self.items:
+            texts += [item.label, *item.tags, *item.kinds, *item.colours]
+        return texts
+
+    def sample_drawings(self, items: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Draw two drawings of each item, of two sets where it has them: (2, n) row numbers.
+
+        A third of the draws of a person take a skin tone; the rest the plain drawing.
+        """
+        pairs = np.empty((2, len(items)), np.int64)
+        for column, item in enumerate(items):
+            sets = self.by_item[item]
+            chosen = rng.permutation(len(sets))[:2]
+            for row in range(2):
+                drawings = sets[chosen[row % len(chosen)]]
+                toned = len(drawings) > 1 and rng.random() < 1 / 3
+                pairs[row, column] = drawings[rng.integers(len(drawings))] if toned else drawings[0]
+        return pairs
+
+    def sample_text(self, item: Item, rng: np.random.Generator) -> str:
+        """Make one text about an item: tags, label and tags, or a phrase of kind and colour."""
+        draw = rng.random()
+        tags, kinds, colours = item.tags, item.kinds, item.colours
+        if tags and draw < 0.4:
+            return _pick(tags, rng)
+        if tags and draw < 0.55:
+            return " ".join(rng.permutation(tags)[: rng.integers(2, 4)].tolist())
+        if tags and draw < 0.7:
+            return f"{item.label} {' '.join(rng.permutation(tags)[:2].tolist())}"
+        if not kinds:
+            return item.label
+        kind = _pick(kinds, rng)
+        if colours and rng.random() < 0.6:
+            kind = f"{_pick(colours, rng)} {kind}"
+        if tags and rng.random() < 0.25:
+            kind = f"{_pick(tags, rng)} {kind}"
+        indefinite = "an " if kind[0].lower() in "aeiou" else "a "
+        return (indefinite, "the ", "")[rng.integers(3)] + kind
+
+    def word_weights(self, vocabulary: Vocabulary) -> np.ndarray:
+        """Return (items, V) float32: 2 for words of the label, 1 of tags, 0.5 of kind, colour."""
+        weights = np.zeros((len(self.items), len(vocabulary)), np.float32)
+        for row, item in enumerate(self.items):
+            for weight, texts in (
+                (0.5, item.kinds + item.colours),
+                (1.0, item.tags),
+                (2.0, (item.label,)),
+            ):
+                columns = content_columns(" ".join(texts), vocabulary)
+                weights[row, columns] = weight
+        return weights
+
+    def _colours(self, count: int) -> list[list[str]]:
+        names = [name for name, points in COLOURS.items() for _ in points]
+        points = np.array([p for ps in COLOURS.values() for p in ps], np.float32)
+        shares = np.zeros((count, len(points)), np.float32)
+        plain = self.tone == 0
+        for row in np.flatnonzero(plain):
+            pixels = self.pixels[row, ::2, ::2]  # a quarter of them is enough for shares
+            opaque = pixels[pixels[..., 3] > 128][:, :3].astype(np.float32)
+            if len(opaque):
+                nearest = ((opaque[:, None] - points) ** 2).sum(-1).argmin(1)
+                shares[self.item[row]] += np.bincount(nearest, minlength=len(points)) / len(opaque)
+        drawn = np.maximum(np.bincount(self.item[plain], minlength=count), 1)
+        found: list[list[str]] = []
+        for share in shares / drawn[:, None]:
+            total: dict[str, float] = {}
+            for name, part in zip(names, share, strict=True):
+                total[name] = total.get(name, 0.0) + float(part)
+            found.append([name for name, part in total.items() if part > MIN_COLOUR_SHARE])
+        return found
+
+
+def content_columns(text: str, vocabulary: Vocabulary) -> list[int]:
+    """Return the columns of a text's words, each once, words such as "the" left out."""
+    words = words_of(text)
+    found = (vocabulary.find(word) for word in words if word not in STOP_WORDS)
+    return sorted({column for column in found if column is not None})
+
+
+def words_of(text: str) -> list[str]:
+    """Split a text into lower-case words of letters and digits, accents taken off."""
+    decomposed = unicodedata.normalize("NFKD", text.lower())
+    plain = "".join(c for c in decomposed if not unicodedata.combining(c))
+    return "".join(c if c.isascii() and c.isalnum() else " " for c in plain).split()
+
+
+def _item(line: dict, colours: list[str]) -> Item:
+    kinds = tuple(KINDS.get(line["subgroup"], ()))
+    named = () if line["group"] in _COLOURLESS else tuple(colours)
+    return Item(line["id"], line["label"], tuple(line["tags"]), kinds, named)
+
+
+def _pick(choices: tuple[str, ...], rng: np.random.Generator) -> str:
+    return choices[rng.integers(len(choices))]

@@ -1,0 +1,32 @@
+"""The direct lexical term: an item's own words above zero, all other words below."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+__all__ = ["own_words_loss"]
+
+
+def own_words_loss(logits: Tensor, words: Tensor) -> Tensor:
+    """Return ``log(1 + sum_other e^x) + log(1 + sum_own w e^-x)``, the mean over the batch.
+
+    This term is this project's addition: a model that starts from random weights needs it to
+    learn what the columns mean before the contrast takes hold. Zero as the border fits elu1p,
+    which is ``e^x`` below it and ``x + 1`` above: what the first part pushes down is the very sum
+    that fills a vector with words that nobody named.
+
+    Args:
+        logits: (N, V), before elu1p.
+        words: (N, V), weights >= 0 of the item's own words, at most about 1.
+
+    References:
+        Su et al. 2022, "ZLPR: A Novel Loss for Multi-label Classification", arXiv 2208.02955.
+    """
+    logits = logits.float()
+    own = words > 0
+    nothing = torch.tensor(-torch.inf, device=logits.device)
+    other = torch.where(own, nothing, logits).logsumexp(dim=1)
+    missed = torch.where(own, words.log() - logits, nothing).logsumexp(dim=1)
+    return (functional.softplus(other) + functional.softplus(missed)).mean()

@@ -1,0 +1,97 @@
+"""A Llama-style tokenizer in which every word of the captions is one piece."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable
+
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from lexvla.vocabulary import WORD_START, Vocabulary
+
+__all__ = ["build_vocabulary", "train_tokenizer"]
+
+_SPECIAL = ["<unk>", "<s>", "</s>"]
+
+
+def train_tokenizer(captions: Iterable[str], pieces_below_words: int) -> PreTrainedTokenizerFast:
+    """Train a unigram tokenizer: the captions' words, whole, over smaller pieces for other words.
+
+    Text is lower-cased and stripped of accents; words and punctuation marks are split first and
+    each gets Llama's word-start mark.
+
+    Args:
+        captions: The texts to cover.
+        pieces_below_words: How many smaller pieces to learn for words that are not covered.
+    """
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFKD(), normalizers.StripAccents(), normalizers.Lowercase()]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.WhitespaceSplit(),
+            pre_tokenizers.Split(Regex(r"[^\p{L}\p{N}]"), behavior="isolated"),
+            pre_tokenizers.Metaspace(prepend_scheme="always", split=False),
+        ]
+    )
+    tokenizer.decoder = decoders.Metaspace()
+    captions = list(captions)
+    trainer = trainers.UnigramTrainer(
+        vocab_size=pieces_below_words,
+        special_tokens=_SPECIAL,
+        unk_token="<unk>",
+        max_piece_length=12,
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(captions, trainer)
+    words: Counter[str] = Counter()
+    for caption in captions:
+        normal = tokenizer.normalizer.normalize_str(caption)
+        words.update(piece for piece, _ in tokenizer.pre_tokenizer.pre_tokenize_str(normal))
+    total = sum(words.values())
+    # A whole word outscores any split of it: its score is that of one frequent piece, while a
+    # split adds up at least two, each under the penalty.
+    scores = {word: math.log((count + 1) / total) for word, count in sorted(words.items())}
+    penalty = min(scores.values())
+    for piece, score in _learnt_pieces(tokenizer):
+        scores.setdefault(piece, score + penalty)
+    pieces = [(token, 0.0) for token in _SPECIAL]
+    pieces += sorted(scores.items(), key=lambda pair: (-pair[1], pair[0]))
+    tokenizer.model = models.Unigram(pieces, unk_id=0)
+    tokenizer.add_special_tokens(_SPECIAL)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
+    )
+
+
+def _learnt_pieces(tokenizer: Tokenizer) -> list[tuple[str, float]]:
+    """Return the pieces and scores of a trained unigram tokenizer, special tokens left out."""
+    model = json.loads(tokenizer.to_str())["model"]
+    return [(piece, score) for piece, score in model["vocab"] if piece not in _SPECIAL]
+
+
+def build_vocabulary(
+    tokenizer: PreTrainedTokenizerFast, captions: Iterable[str], dropped: frozenset[str]
+) -> Vocabulary:
+    """Keep the word pieces of letters and digits that the captions produce.
+
+    Args:
+        tokenizer: Gives the pieces.
+        captions: Pieces that none of them produces are left out.
+        dropped: Words to leave out: those that say nothing of an item.
+    """
+    seen: set[int] = set()
+    for ids in tokenizer(list(captions), add_special_tokens=False)["input_ids"]:
+        seen.update(ids)
+    kept = []
+    for token_id in sorted(seen):
+        piece = tokenizer.convert_ids_to_tokens(token_id)
+        word = piece.removeprefix(WORD_START)
+        whole = piece.startswith(WORD_START) and word.isascii() and word.isalnum()
+        if whole and word not in dropped:
+            kept.append((piece, token_id))
+    return Vocabulary([piece for piece, _ in kept], [token_id for _, token_id in kept])
