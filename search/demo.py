@@ -6,6 +6,7 @@ import argparse
 import os
 import shlex
 import shutil
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -118,10 +119,11 @@ def _aligned_together(
 
 def _print_what_next(home: Path, first: str) -> None:
     where = shlex.quote(str(home))
+    # The command as it was typed, if its folder is not on the PATH.
+    lexvla = "lexvla" if shutil.which("lexvla") else shlex.quote(sys.argv[0])
     print("Each hit: rank, score, name, id, and the words that it shares with the query with what")
     print("each adds to the score. Next:")
-    print(f"  lexvla search 'birthday party' --index {where} --explain --json")
-    print(
-        f"  lexvla explain {first} {shlex.quote(QUERIES[0])} --index {where} --heatmap heatmap.png"
-    )
+    query = shlex.quote(QUERIES[0])
+    print(f"  {lexvla} search 'birthday party' --index {where} --explain --json")
+    print(f"  {lexvla} explain {first} {query} --index {where} --heatmap heatmap.png")
     print(f"The index is in {home}")
