@@ -31,8 +31,11 @@ class LexVLAConfig(PretrainedConfig):
         kept_words: How many words ``top_k`` keeps.
         threshold: Weight above which words are kept by ``threshold``.
         model_name: What people call the model; an index records it with the fingerprint.
-        fingerprint: SHA-256 of the saved weights; `LexVLA.save_pretrained` sets it.
+        fingerprint: SHA-256 of the weights file; `LexVLA.save_pretrained` sets it.
         vocabulary_chunk: Words for which the patch logits are held in memory at one time.
+
+    Raises:
+        ValueError: The prompt has no one place for the text.
     """
 
     model_type = "lexvla"
@@ -55,6 +58,8 @@ class LexVLAConfig(PretrainedConfig):
     ) -> None:
         self.text_config = _sub_config(text_config, "llama")
         self.vision_config = _sub_config(vision_config, "dinov2")
+        if prompt.count("{text}") != 1:
+            raise ValueError(f"the prompt must hold {{text}} once: {prompt!r}")
         self.prompt = prompt
         self.max_text_tokens = max_text_tokens
         self.adapter_heads = adapter_heads

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from scipy import sparse
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
 
+from lexvla.config import LexVLAConfig
 from lexvla.encoding import Encoding
-from lexvla.images import open_image
+from lexvla.errors import InputError
+from lexvla.image_tower import ImageTower
+from lexvla.images import ImageSource, open_image
 from lexvla.lexical_head import elu1p, lexical_vector, sparsify
 from lexvla.text_tower import tokenize
-
-if TYPE_CHECKING:
-    from lexvla.model import LexVLA
+from lexvla.vocabulary import Vocabulary
 
 __all__ = ["EncodeMixin", "preprocess"]
 
@@ -48,13 +50,24 @@ def preprocess(images: Sequence[Image.Image], side: int) -> Tensor:
 class EncodeMixin:
     """The encode API of `LexVLA`: everything that turns items into an `Encoding` and back."""
 
+    # What the model brings.
+    config: LexVLAConfig
+    vocabulary: Vocabulary
+    tokenizer: PreTrainedTokenizerBase
+    image_tower: ImageTower
+    image_codebook: nn.Parameter
+    text_logits: Callable[[list[str]], Tensor]
+    image_logits: Callable[[Tensor], tuple[Tensor, Tensor]]
+    device: torch.device
+    dtype: torch.dtype
+
     @property
-    def patch_grid(self: LexVLA) -> tuple[int, int]:  # type: ignore[misc]
+    def patch_grid(self) -> tuple[int, int]:
         """Return rows and columns of the patch grid; patch numbers count row by row."""
         return self.config.patch_grid
 
-    def encode_text(  # type: ignore[misc]
-        self: LexVLA,
+    def encode_text(
+        self,
         texts: Sequence[str],
         batch_size: int = 64,
         show_progress_bar: bool | None = False,
@@ -70,9 +83,14 @@ class EncodeMixin:
 
         Returns:
             (n, V) lexical rows; no patches, codes or dense vectors.
+
+        Raises:
+            InputError: A text holds half of a character (a lone surrogate).
         """
         if isinstance(texts, str):
             raise TypeError("encode_text takes a list of texts, not one text")
+        for text in texts:
+            _check_text(text)
         # Texts of like length share a batch, so that little of it is padding.
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         rows: list[sparse.csr_array] = []
@@ -87,9 +105,9 @@ class EncodeMixin:
         stacked = sparse.csr_array(sparse.vstack(rows, format="csr"))
         return Encoding(sparse.csr_array(stacked[np.argsort(order)]))
 
-    def encode_image(  # type: ignore[misc]
-        self: LexVLA,
-        images: Sequence[str | Path | Image.Image | np.ndarray],
+    def encode_image(
+        self,
+        images: Sequence[ImageSource],
         batch_size: int = 64,
         show_progress_bar: bool | None = False,
         max_active_dims: int | None = None,
@@ -97,7 +115,7 @@ class EncodeMixin:
         """Encode images into lexical vectors, each word with the patch that it was read from.
 
         Args:
-            images: Paths, PIL images or uint8 arrays (H, W, 3).
+            images: Whatever `open_image` reads: paths, bytes, PIL images, uint8 arrays.
             batch_size: Images in one forward pass.
             show_progress_bar: ``None`` shows it where stderr is a terminal.
             max_active_dims: Keep at most so many words of each image.
@@ -123,9 +141,7 @@ class EncodeMixin:
         stacked = sparse.csr_array(sparse.vstack(rows, format="csr"))
         return Encoding(stacked, np.concatenate(patches))
 
-    def decode(  # type: ignore[misc]
-        self: LexVLA, encoding: Encoding, top_k: int | None = None
-    ) -> list[list[tuple[str, float]]]:
+    def decode(self, encoding: Encoding, top_k: int | None = None) -> list[list[tuple[str, float]]]:
         """Return each item's words with their weights, heaviest first; all of them or ``top_k``."""
         decoded = []
         for row in encoding:
@@ -135,13 +151,11 @@ class EncodeMixin:
             decoded.append(list(zip(words, weights.tolist(), strict=True)))
         return decoded
 
-    def similarity(self: LexVLA, queries: Encoding, items: Encoding) -> np.ndarray:  # type: ignore[misc]
+    def similarity(self, queries: Encoding, items: Encoding) -> np.ndarray:
         """Return the (nq, ni) float32 dot products of lexical vectors."""
         return (queries.lexical @ items.lexical.T).toarray()
 
-    def heatmap(  # type: ignore[misc]
-        self: LexVLA, image: str | Path | Image.Image | np.ndarray, word: str
-    ) -> np.ndarray:
+    def heatmap(self, image: ImageSource, word: str) -> np.ndarray:
         """Return how strongly each patch speaks for a word: (rows, columns) float32, >= 0.
 
         The values are the patches' weights before the image's vector is brought to unit length.
@@ -155,48 +169,50 @@ class EncodeMixin:
             raise KeyError(word)
         with _inference(self):
             states = self.image_tower(self._pixels([open_image(image)]))[0]
-            weights = elu1p(states @ self.image_codebook[column])
-        return weights.float().cpu().numpy().reshape(self.patch_grid)
+            weights = elu1p((states @ self.image_codebook[column]).float())
+        return weights.cpu().numpy().reshape(self.patch_grid)
 
-    def _pixels(self: LexVLA, images: Sequence[Image.Image]) -> Tensor:  # type: ignore[misc]
+    def _pixels(self, images: Sequence[Image.Image]) -> Tensor:
         pixels = preprocess(images, self.config.vision_config.image_size)
         return pixels.to(self.device, self.dtype)
 
-    def _sparsify(  # type: ignore[misc]
-        self: LexVLA, vectors: Tensor, max_active_dims: int | None
-    ) -> sparse.csr_array:
+    def _sparsify(self, vectors: Tensor, max_active_dims: int | None) -> sparse.csr_array:
         config = self.config
         return sparsify(
             vectors, config.sparsification, config.kept_words, config.threshold, max_active_dims
         )
 
-    def _known(self: LexVLA, texts: list[str]) -> Tensor:  # type: ignore[misc]
+    def _known(self, texts: list[str]) -> Tensor:
         """Tell which texts have at least one piece that the vocabulary keeps."""
         pieces = tokenize(self.tokenizer, texts, "{text}", self.config.max_text_tokens)
         kept = set(self.vocabulary.token_ids or ())
         return torch.tensor([not kept.isdisjoint(ids) for ids in pieces])
 
 
-class _inference:  # noqa: N801 - reads as the statement that it is
+def _check_text(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(ascii(text), "is no valid Unicode text") from error
+
+
+@contextmanager
+def _inference(model: Any) -> Iterator[None]:
     """Switch gradients and dropout off, and put the model's mode back afterwards."""
-
-    def __init__(self, model: LexVLA) -> None:
-        self.model = model
-        self.grad = torch.inference_mode()
-
-    def __enter__(self) -> None:
-        self.was_training = self.model.training
-        self.model.eval()
-        self.grad.__enter__()
-
-    def __exit__(self, *exception: Any) -> None:
-        self.grad.__exit__(*exception)
-        self.model.train(self.was_training)
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(was_training)
 
 
 def _batches(
     order: Sequence[int], size: int, show_progress_bar: bool | None, unit: str
 ) -> Iterator[Sequence[int]]:
+    if size < 1:
+        raise ValueError(f"batch_size must be at least 1, not {size}")
     off = None if show_progress_bar is None else not show_progress_bar
     with tqdm(total=len(order), unit=f" {unit}", disable=off) as bar:
         for start in range(0, len(order), size):

@@ -112,7 +112,7 @@ def sparsify(
         keep = vectors > max(threshold, 0.0)
     elif rule == "top_k":
         keep = vectors > 0
-        max_active_dims = min(kept_words, max_active_dims or size)
+        max_active_dims = min(kept_words, size if max_active_dims is None else max_active_dims)
     else:
         raise ValueError(f"unknown sparsification {rule!r}: use mean, top_k or threshold")
     if max_active_dims is not None and max_active_dims < size:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.utils import logging
 
 from lexvla.config import LexVLAConfig
 from lexvla.encoder import EncodeMixin
@@ -20,6 +26,9 @@ from lexvla.vocabulary import Vocabulary
 
 __all__ = ["LexVLA"]
 
+_CONFIG_FILE = "config.json"
+_WEIGHTS_FILE = "model.safetensors"
+_TOKENIZER_FILE = "tokenizer.json"
 _VOCABULARY_FILE = "vocabulary.json"
 _DEFAULT = Path(__file__).parent / "pretrained"
 
@@ -31,6 +40,9 @@ class LexVLA(EncodeMixin, PreTrainedModel):
         config: Sizes of all parts.
         vocabulary: The kept pieces, with their token ids.
         tokenizer: The tokenizer of the language model.
+
+    Raises:
+        ModelError: The vocabulary is not of this tokenizer and language model.
     """
 
     config_class = LexVLAConfig
@@ -43,8 +55,13 @@ class LexVLA(EncodeMixin, PreTrainedModel):
         tokenizer: PreTrainedTokenizerBase,
     ) -> None:
         super().__init__(config)
-        if vocabulary.token_ids is None:
+        ids = vocabulary.token_ids
+        if ids is None:
             raise ModelError("the vocabulary of a model needs the token id of each term")
+        if ids and not 0 <= min(ids) <= max(ids) < config.text_config.vocab_size:
+            raise ModelError("the vocabulary holds token ids that the language model has not")
+        if tokenizer.convert_ids_to_tokens(list(ids)) != list(vocabulary.terms):
+            raise ModelError("the vocabulary's terms are not the tokenizer's pieces")
         self.vocabulary = vocabulary
         self.tokenizer = tokenizer
         self.text_tower = TextTower(config)
@@ -83,33 +100,103 @@ class LexVLA(EncodeMixin, PreTrainedModel):
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
         """Write weights (safetensors), configuration, tokenizer and vocabulary to a folder."""
-        digest = hashlib.sha256()
-        for name, weight in self.state_dict().items():
-            digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
-            digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-        self.config.fingerprint = digest.hexdigest()
-        super().save_pretrained(save_directory, **kwargs)
-        self.tokenizer.save_pretrained(save_directory)
-        self.vocabulary.save(Path(save_directory) / _VOCABULARY_FILE)
+        folder = Path(save_directory)
+        with _quiet():
+            super().save_pretrained(folder, **kwargs)
+        self.config.fingerprint = _fingerprint(folder / _WEIGHTS_FILE)
+        self.config.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        self.vocabulary.save(folder / _VOCABULARY_FILE)
 
     @classmethod
     def from_pretrained(cls, path: str | Path | None = None, **kwargs: Any) -> Self:
         """Load a saved model, or without a path the one that ships with the package.
 
+        Args:
+            path: The folder that `save_pretrained` wrote.
+            kwargs: For transformers, such as ``dtype`` (float32 where none is given).
+
         Raises:
-            ModelError: The folder holds no complete model.
+            ModelError: The folder holds no complete model, or a file of it is damaged.
         """
         folder = Path(path) if path is not None else _DEFAULT
-        missing = [
-            name
-            for name in ("config.json", "model.safetensors", "tokenizer.json", _VOCABULARY_FILE)
-            if not (folder / name).is_file()
-        ]
+        files = (_CONFIG_FILE, _WEIGHTS_FILE, _TOKENIZER_FILE, _VOCABULARY_FILE)
+        missing = [name for name in files if not (folder / name).is_file()]
         if missing:
             raise ModelError(f"{folder}: no LexVLA model here, {', '.join(missing)} missing")
+        config = _read_config(folder / _CONFIG_FILE)
         vocabulary = Vocabulary.load(folder / _VOCABULARY_FILE)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = _read_tokenizer(folder)
+        weights = folder / _WEIGHTS_FILE
+        if _fingerprint(weights) != config.fingerprint:
+            raise ModelError(f"{weights}: not the weights whose fingerprint {_CONFIG_FILE} holds")
         kwargs.setdefault("dtype", torch.float32)
-        return super().from_pretrained(
-            folder, vocabulary=vocabulary, tokenizer=tokenizer, use_safetensors=True, **kwargs
-        )
+        with _quiet():
+            model, found = super().from_pretrained(
+                folder,
+                config=config,
+                vocabulary=vocabulary,
+                tokenizer=tokenizer,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are found below, and named
+                **kwargs,
+            )
+        for kind in ("missing", "unexpected", "mismatched"):
+            if names := sorted(map(str, found[f"{kind}_keys"])):
+                rule = f"{kind} for {_CONFIG_FILE} and {_VOCABULARY_FILE}: {', '.join(names[:3])}"
+                raise ModelError(f"{weights}: weights {rule}")
+        return model
+
+
+def _read_config(path: Path) -> LexVLAConfig:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if values["model_type"] != LexVLAConfig.model_type:
+            raise ModelError(f"{path}: describes a {values['model_type']} model, not a LexVLA")
+        return LexVLAConfig.from_dict(values)
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        StrictDataclassError,
+    ) as error:
+        raise ModelError(f"{path}: no readable configuration ({error})") from error
+
+
+def _read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    try:
+        # Not AutoTokenizer: that one reads config.json as well, and warns that it is not Llama's.
+        return PreTrainedTokenizerFast.from_pretrained(folder)
+    except (OSError, ValueError, TypeError, LookupError) as error:
+        path = folder / _TOKENIZER_FILE
+        raise ModelError(f"{path}: no readable tokenizer ({error})") from error
+
+
+def _fingerprint(path: Path) -> str:
+    """Return the SHA-256 of a weights file.
+
+    Raises:
+        ModelError: The file is damaged.
+    """
+    try:
+        with safe_open(path, framework="pt"), path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{path}: no readable weights ({error})") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers' bars and reports off stderr: what they would say of faults is raised."""
+    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import unicodedata
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,47 +39,54 @@ class EmojiDrawings:
         styles: Names of the drawing sets to use.
 
     Attributes:
-        items: The emoji, in order.
+        items: The emoji that the chosen sets draw, in order.
         pixels: (n, 64, 64, 4) uint8, straight alpha.
         item: (n,) number of the item that each drawing is of.
         style: (n,) number of the drawing set.
         tone: (n,) skin tone, 0 for none.
 
     Raises:
-        InputError: The folder lacks the files, or there is no such set.
+        InputError: The folder lacks the files, one is damaged, or there is no such set.
     """
 
     def __init__(self, folder: str | Path, styles: list[str]) -> None:
         folder = Path(folder)
-        for name in ("items.jsonl", "drawings.npz"):
-            if not (folder / name).is_file():
-                rule = "missing; make it with scripts/build_training_drawings.py"
-                raise InputError(str(folder / name), rule)
-        with np.load(folder / "drawings.npz") as arrays:
-            names = arrays["style_names"].tolist()
-            for style in styles:
-                if style not in names:
-                    raise InputError(style, f"no such drawing set; there are {', '.join(names)}")
-            numbers = [names.index(style) for style in styles]
-            chosen = np.isin(arrays["style"], numbers)
-            self.pixels = arrays["pixels"][chosen]
-            self.item = arrays["item"][chosen]
-            self.style = arrays["style"][chosen]
-            self.tone = arrays["tone"][chosen]
-        lines = (folder / "items.jsonl").read_text(encoding="utf-8").splitlines()
+        lines = self._load(folder, styles)
         colours = self._colours(len(lines))
-        self.items = [
-            _item(json.loads(line), found) for line, found in zip(lines, colours, strict=True)
-        ]
+        self.items = [_item(line, found) for line, found in zip(lines, colours, strict=True)]
         # drawings of each item, by set and then base before skin tones
         self.by_item: list[list[np.ndarray]] = [
-            [
-                of_item[self.style[of_item] == number]
-                for number in numbers
-                if (self.style[of_item] == number).any()
-            ]
+            [of_item[self.style[of_item] == number] for number in np.unique(self.style[of_item])]
             for of_item in (np.flatnonzero(self.item == i) for i in range(len(lines)))
         ]
+
+    def _load(self, folder: Path, styles: list[str]) -> list[dict]:
+        """Read the drawings of the chosen sets and return the lines of the items they show."""
+        drawings, table = folder / "drawings.npz", folder / "items.jsonl"
+        for path in (table, drawings):
+            if not path.is_file():
+                rule = "missing; make it with scripts/build_training_drawings.py"
+                raise InputError(str(path), rule)
+        try:
+            with np.load(drawings) as archive:
+                names = archive["style_names"].tolist()
+                item, style, tone, pixels = (
+                    archive[key] for key in ("item", "style", "tone", "pixels")
+                )
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise InputError(str(drawings), f"no readable drawings ({error})") from error
+        for name in styles:
+            if name not in names:
+                raise InputError(name, f"no such drawing set; there are {', '.join(names)}")
+        chosen = np.isin(style, [names.index(name) for name in styles])
+        self.pixels, self.style, self.tone = pixels[chosen], style[chosen], tone[chosen]
+        # An item that none of the chosen sets draws is left out, and the others move up.
+        shown, self.item = np.unique(item[chosen], return_inverse=True)
+        try:
+            lines = [json.loads(line) for line in table.read_text(encoding="utf-8").splitlines()]
+            return [lines[number] for number in shown]
+        except (ValueError, IndexError) as error:
+            raise InputError(str(table), f"does not fit the drawings ({error})") from error
 
     def captions(self) -> list[str]:
         """Return every text that the sampler can be made of, for training a tokenizer."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from dataclasses import dataclass, field, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,24 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "float": (int, float),
     "bool": (bool,),
 }
+# Counts and divisors, and lists that must not be empty.
+_ABOVE_ZERO = (
+    "styles",
+    "save_every",
+    "width",
+    "vision_layers",
+    "text_layers",
+    "heads",
+    "patch_size",
+    "sides",
+    "pieces_below_words",
+    "steps",
+    "items_per_step",
+    "threads",
+    "temperature",
+    "warmup",
+    "overuse_ramp",
+)
 
 
 @dataclass(frozen=True)
@@ -88,20 +107,38 @@ class Recipe:
             values: dict[str, Any] = tomllib.loads(Path(path).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise InputError(str(path), f"no readable recipe ({error})") from error
-        known = {each.name: each.type for each in fields(cls)}
+        known = {each.name: str(each.type) for each in fields(cls)}
         for key, value in values.items():
             if key not in known:
                 raise InputError(str(path), f"unknown key {key!r}")
-            expected = _TYPES.get(str(known[key]), (list,))
-            # True and False are integers to Python, and not to the one who writes a recipe.
-            if type(value) not in expected:
+            if not _is_of_type(value, known[key]):
                 raise InputError(str(path), f"{key} must be of type {known[key]}")
         missing = [key for key in ("drawings", "styles") if key not in values]
         if missing:
             raise InputError(str(path), f"lacks {', '.join(missing)}")
         recipe = cls(**values)
-        if len(recipe.sides) != len(recipe.sides_from) or recipe.sides_from[:1] != [0.0]:
-            raise InputError(str(path), "sides and sides_from must pair up and begin at 0.0")
-        if any(side % recipe.patch_size for side in recipe.sides):
-            raise InputError(str(path), f"sides must be multiples of {recipe.patch_size}")
+        recipe._check(str(path))
         return recipe
+
+    def _check(self, name: str) -> None:
+        for key in _ABOVE_ZERO:
+            value = getattr(self, key)
+            if not value or (isinstance(value, int | float) and value < 0):
+                raise InputError(name, f"{key} must be above zero")
+        rising = all(a <= b for a, b in pairwise(self.sides_from))
+        if len(self.sides) != len(self.sides_from) or self.sides_from[0] != 0 or not rising:
+            raise InputError(
+                name, "sides and sides_from must pair up, and the latter rise from 0.0"
+            )
+        if any(side < 1 or side % self.patch_size for side in self.sides):
+            raise InputError(name, f"sides must be multiples of {self.patch_size}")
+        if self.width % (2 * self.heads):
+            raise InputError(name, "width must be a multiple of twice the heads")
+
+
+def _is_of_type(value: Any, name: str) -> bool:
+    if name.startswith("list["):
+        inner = name.removeprefix("list[").removesuffix("]")
+        return isinstance(value, list) and all(_is_of_type(each, inner) for each in value)
+    # True and False are integers to Python, and not to the one who writes a recipe.
+    return type(value) in _TYPES[name]

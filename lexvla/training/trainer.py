@@ -20,7 +20,7 @@ from transformers import Dinov2Config, LlamaConfig
 from lexvla.config import PROMPT, LexVLAConfig
 from lexvla.data.emoji import EmojiDrawings, content_columns
 from lexvla.data.emoji_phrases import STOP_WORDS
-from lexvla.errors import ModelError
+from lexvla.errors import InputError, ModelError
 from lexvla.lexical_head import lexical_vector
 from lexvla.losses import InfoNCE, overuse_penalty, own_words_loss
 from lexvla.model import LexVLA
@@ -64,6 +64,9 @@ class Trainer:
         torch.set_num_threads(recipe.threads)
         torch.manual_seed(recipe.seed)
         self.drawings = EmojiDrawings(recipe.drawings, recipe.styles)
+        if recipe.items_per_step > len(self.drawings.items):
+            rule = f"has {len(self.drawings.items)} items, and a step takes {recipe.items_per_step}"
+            raise InputError(recipe.drawings, rule)
         self.model = build_model(recipe, self.drawings)
         vocabulary = self.model.vocabulary
         words = torch.from_numpy(self.drawings.word_weights(vocabulary))
@@ -87,9 +90,12 @@ class Trainer:
     def run(self) -> None:
         """Take the remaining steps, with a checkpoint every ``save_every``."""
         recipe = self.recipe
-        log = (self.output / "log.jsonl").open("a", encoding="utf-8")
+        path = self.output / "log.jsonl"
+        # Steps that were taken after the checkpoint are taken, and logged, again.
+        old = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
         bar = tqdm(total=recipe.steps, initial=self.step, disable=None, unit="step")
-        with log, bar:
+        with path.open("w", encoding="utf-8") as log, bar:
+            log.writelines(old[: self.step])
             while self.step < recipe.steps:
                 start = time.monotonic()
                 parts = self.train_step()
@@ -138,8 +144,8 @@ class Trainer:
             recipe.overuse_image * overuse_penalty(images)
             + recipe.overuse_text * overuse_penalty(texts)
         )
+        targets = self._targets(labels + others, chosen)
         if self.step >= recipe.contrast_from:
-            targets = self._targets(labels + others, chosen)
             parts |= self._contrast(images, texts, targets[:, chosen])
         if self.step >= recipe.memory_from:
             parts |= self._memory_contrast(images, texts, targets, chosen)
