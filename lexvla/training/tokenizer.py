@@ -69,9 +69,12 @@ def train_tokenizer(captions: Iterable[str], pieces_below_words: int) -> PreTrai
 
 
 def _learnt_pieces(tokenizer: Tokenizer) -> list[tuple[str, float]]:
-    """Return the pieces and scores of a trained unigram tokenizer, special tokens left out."""
+    """Return the pieces and scores of a trained unigram tokenizer, special tokens left out.
+
+    The trainer adds up in no fixed order: rounded, the scores of two trainings are the same.
+    """
     model = json.loads(tokenizer.to_str())["model"]
-    return [(piece, score) for piece, score in model["vocab"] if piece not in _SPECIAL]
+    return [(piece, round(score, 6)) for piece, score in model["vocab"] if piece not in _SPECIAL]
 
 
 def build_vocabulary(

@@ -311,7 +311,7 @@ class Trainer:
     def save(self) -> Path:
         """Write the averaged weights as a model in 16-bit floats and return its folder."""
         folder = self.output / "model"
-        model = build_model(self.recipe, self.drawings)
+        model = LexVLA(self.model.config, self.model.vocabulary, self.model.tokenizer)
         model.load_state_dict(self.average)
         model.half().save_pretrained(folder)
         return folder

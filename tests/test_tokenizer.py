@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from model_fakes import CAPTIONS, STOP_WORDS, tokenizer
+from transformers import PreTrainedTokenizerFast
+
+from lexvla.config import PROMPT
+from lexvla.training.tokenizer import build_vocabulary, train_tokenizer
+from lexvla.vocabulary import Vocabulary
+
+
+@pytest.fixture(scope="module")
+def pieces() -> PreTrainedTokenizerFast:
+    return tokenizer()
+
+
+def test_every_word_of_the_captions_is_one_piece(pieces: PreTrainedTokenizerFast) -> None:
+    assert pieces.tokenize("two blue birds, flying") == ["▁two", "▁blue", "▁birds", "▁,", "▁flying"]
+    assert pieces.tokenize("the cat's green hat") == ["▁the", "▁cat", "▁'", "▁s", "▁green", "▁hat"]
+
+
+def test_a_word_is_one_piece_wherever_it_stands(pieces: PreTrainedTokenizerFast) -> None:
+    assert pieces.tokenize('"dog", dog\tdog\n') == ['▁"', "▁dog", '▁"', "▁,", "▁dog", "▁dog"]
+    assert pieces.tokenize("dog-dog(dog)").count("▁dog") == 3
+
+
+def test_case_and_accents_are_taken_off(pieces: PreTrainedTokenizerFast) -> None:
+    assert pieces.tokenize("CAFÉ Cafe\u0301 cafe") == ["▁cafe"] * 3
+
+
+def test_unknown_words_are_split_into_known_pieces(pieces: PreTrainedTokenizerFast) -> None:
+    split = pieces.tokenize("redhat")
+    assert len(split) > 1
+    assert "".join(split) == "▁redhat"
+    assert pieces.convert_tokens_to_ids("<unk>") in pieces("собака")["input_ids"]
+
+
+def test_a_rare_whole_word_wins_over_frequent_parts() -> None:
+    # "sunflower" occurs once, "sun" and "flower" often: it is one piece all the same.
+    captions = ["sun", "flower"] * 50 + ["sunflower"]
+    assert train_tokenizer(captions, 30).tokenize("sunflower") == ["▁sunflower"]
+
+
+def test_special_tokens_come_first(pieces: PreTrainedTokenizerFast) -> None:
+    assert pieces.convert_ids_to_tokens([0, 1, 2]) == ["<unk>", "<s>", "</s>"]
+    assert (pieces.unk_token, pieces.bos_token, pieces.eos_token) == ("<unk>", "<s>", "</s>")
+
+
+def test_texts_come_back(pieces: PreTrainedTokenizerFast) -> None:
+    ids = pieces("two blue birds")["input_ids"]
+    assert pieces.decode(ids) == "two blue birds"
+
+
+def test_the_vocabulary_keeps_what_names_things(pieces: PreTrainedTokenizerFast) -> None:
+    vocabulary = build_vocabulary(pieces, CAPTIONS, STOP_WORDS)
+    words = {vocabulary.word(i) for i in range(len(vocabulary))}
+    # Neither stop words, nor the comma and quote, nor words of the prompt alone ("focus").
+    assert words == set(
+        "red dog cat green hat two blue birds flying white horse man riding cafe bicycle".split()
+    )
+    assert all(term.startswith("▁") for term in vocabulary.terms)
+    assert vocabulary.token_ids is not None
+    assert pieces.convert_ids_to_tokens(list(vocabulary.token_ids)) == list(vocabulary.terms)
+
+
+def test_words_of_other_scripts_are_no_terms() -> None:
+    captions = ["dog собака", "犬 7 dog2"]
+    vocabulary = build_vocabulary(train_tokenizer(captions, 40), captions, frozenset())
+    assert set(vocabulary.terms) == {"▁dog", "▁7", "▁dog2"}
+
+
+def test_a_saved_tokenizer_gives_the_same_ids(
+    pieces: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    pieces.save_pretrained(tmp_path)
+    loaded = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    texts = [*CAPTIONS, PROMPT, "redhat", "собака", "", "</s>"]
+    assert loaded(texts)["input_ids"] == pieces(texts)["input_ids"]
+    assert len(loaded) == len(pieces)
+
+
+def test_two_trainings_give_the_same_tokenizer() -> None:
+    rng = np.random.default_rng(0)
+    words = ["".join(rng.choice(list("abcdeimnorst"), rng.integers(3, 9))) for _ in range(600)]
+    captions = [" ".join(rng.choice(words, 3)) for _ in range(1000)]
+    trained = [train_tokenizer(captions, 200) for _ in range(3)]
+    assert len({each.backend_tokenizer.to_str() for each in trained}) == 1
+
+
+def test_a_vocabulary_of_its_tokenizer_can_be_saved(
+    pieces: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    vocabulary = build_vocabulary(pieces, CAPTIONS, STOP_WORDS)
+    vocabulary.save(tmp_path / "vocabulary.json")
+    loaded = Vocabulary.load(tmp_path / "vocabulary.json")
+    assert (loaded.terms, loaded.token_ids) == (vocabulary.terms, vocabulary.token_ids)
