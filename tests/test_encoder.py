@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from model_fakes import GRID, picture, tiny_model
 from PIL import Image
 from scipy import sparse
 from torch import Tensor
@@ -16,6 +15,7 @@ from lexvla.errors import InputError
 from lexvla.lexical_head import lexical_vector
 from lexvla.model import LexVLA
 from lexvla.text_tower import TextTower
+from model_fakes import GRID, picture, tiny_model
 
 TEXTS = ["a red dog and the white horse", "hat", "two blue birds", "cat", "green hat", "red dog"]
 PICTURES = [picture(seed) for seed in range(5)]

@@ -93,7 +93,9 @@ def test_words_that_are_not_used_get_no_gradient() -> None:
     assert patches.grad[0].any(dim=1).tolist() == used.tolist()
 
 
-@given(st.integers(1, 3), st.integers(1, 6), st.integers(1, 5), st.integers(1, 9), st.integers(1, 9))
+@given(
+    st.integers(1, 3), st.integers(1, 6), st.integers(1, 5), st.integers(1, 9), st.integers(1, 9)
+)
 def test_max_over_patches_for_any_shape(
     batch: int, count: int, width: int, words: int, chunk: int
 ) -> None:

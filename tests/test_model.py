@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from model_fakes import GRID, picture, tiny_model
 from safetensors.torch import load_file, save_file
 
 from lexvla.config import PROMPT
@@ -20,6 +19,7 @@ from lexvla.errors import ModelError
 from lexvla.lexical_head import lexical_vector
 from lexvla.model import LexVLA
 from lexvla.vocabulary import Vocabulary
+from model_fakes import GRID, picture, tiny_model
 
 TEXTS = ["a red dog", "two blue birds", "hat"]
 FILES = {

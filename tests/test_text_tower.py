@@ -6,12 +6,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from model_fakes import tiny_model
 from torch import Tensor
 
 from lexvla.config import PROMPT, LexVLAConfig
 from lexvla.model import LexVLA
 from lexvla.text_tower import tokenize
+from model_fakes import tiny_model
 
 TEXTS = [
     "a red dog",
@@ -147,5 +147,5 @@ def test_no_texts(model: LexVLA) -> None:
 
 @pytest.mark.parametrize("prompt", ["no place", "{text} and {text}", ""])
 def test_a_prompt_has_one_place_for_the_text(prompt: str) -> None:
-    with pytest.raises(ValueError, match="must hold {text} once"):
+    with pytest.raises(ValueError, match=r"must hold \{text\} once"):
         LexVLAConfig(prompt=prompt)

@@ -28,10 +28,12 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a state; only tensors and plain values are let in.
 
     Raises:
-        ModelError: The file is damaged.
+        ModelError: The file is damaged, or is no checkpoint.
     """
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise ModelError(f"{path}: no readable checkpoint ({error})") from error
+    if not isinstance(state, dict) or "recipe" not in state:
+        raise ModelError(f"{path}: no checkpoint of a training run")
     return state

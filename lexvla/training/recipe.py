@@ -18,16 +18,14 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "float": (int, float),
     "bool": (bool,),
 }
-# Counts and divisors, and lists that must not be empty.
+# Counts and divisors.
 _ABOVE_ZERO = (
-    "styles",
     "save_every",
     "width",
     "vision_layers",
     "text_layers",
     "heads",
     "patch_size",
-    "sides",
     "pieces_below_words",
     "steps",
     "items_per_step",
@@ -122,9 +120,10 @@ class Recipe:
 
     def _check(self, name: str) -> None:
         for key in _ABOVE_ZERO:
-            value = getattr(self, key)
-            if not value or (isinstance(value, int | float) and value < 0):
+            if getattr(self, key) <= 0:
                 raise InputError(name, f"{key} must be above zero")
+        if not self.styles or not self.sides:
+            raise InputError(name, "styles and sides must not be empty")
         rising = all(a <= b for a, b in pairwise(self.sides_from))
         if len(self.sides) != len(self.sides_from) or self.sides_from[0] != 0 or not rising:
             raise InputError(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable
+from itertools import combinations
 
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from lexvla.vocabulary import WORD_START, Vocabulary
@@ -15,17 +15,18 @@ from lexvla.vocabulary import WORD_START, Vocabulary
 __all__ = ["build_vocabulary", "train_tokenizer"]
 
 _SPECIAL = ["<unk>", "<s>", "</s>"]
+_LONGEST_PIECE = 12  # characters of a piece that is no whole word
 
 
 def train_tokenizer(captions: Iterable[str], pieces_below_words: int) -> PreTrainedTokenizerFast:
-    """Train a unigram tokenizer: the captions' words, whole, over smaller pieces for other words.
+    """Make a unigram tokenizer: the captions' words, whole, over smaller pieces for other words.
 
     Text is lower-cased and stripped of accents; words and punctuation marks are split first and
     each gets Llama's word-start mark.
 
     Args:
         captions: The texts to cover.
-        pieces_below_words: How many smaller pieces to learn for words that are not covered.
+        pieces_below_words: How many smaller pieces to keep for words that are not covered.
     """
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.normalizer = normalizers.Sequence(
@@ -39,15 +40,6 @@ def train_tokenizer(captions: Iterable[str], pieces_below_words: int) -> PreTrai
         ]
     )
     tokenizer.decoder = decoders.Metaspace()
-    captions = list(captions)
-    trainer = trainers.UnigramTrainer(
-        vocab_size=pieces_below_words,
-        special_tokens=_SPECIAL,
-        unk_token="<unk>",
-        max_piece_length=12,
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(captions, trainer)
     words: Counter[str] = Counter()
     for caption in captions:
         normal = tokenizer.normalizer.normalize_str(caption)
@@ -55,10 +47,10 @@ def train_tokenizer(captions: Iterable[str], pieces_below_words: int) -> PreTrai
     total = sum(words.values())
     # A whole word outscores any split of it: its score is that of one frequent piece, while a
     # split adds up at least two, each under the penalty.
-    scores = {word: math.log((count + 1) / total) for word, count in sorted(words.items())}
+    scores = {word: math.log((count + 1) / total) for word, count in words.items()}
     penalty = min(scores.values())
-    for piece, score in _learnt_pieces(tokenizer):
-        scores.setdefault(piece, score + penalty)
+    for piece, score in _smaller_pieces(words, pieces_below_words).items():
+        scores[piece] = score + penalty
     pieces = [(token, 0.0) for token in _SPECIAL]
     pieces += sorted(scores.items(), key=lambda pair: (-pair[1], pair[0]))
     tokenizer.model = models.Unigram(pieces, unk_id=0)
@@ -68,13 +60,22 @@ def train_tokenizer(captions: Iterable[str], pieces_below_words: int) -> PreTrai
     )
 
 
-def _learnt_pieces(tokenizer: Tokenizer) -> list[tuple[str, float]]:
-    """Return the pieces and scores of a trained unigram tokenizer, special tokens left out.
+def _smaller_pieces(words: Iterable[str], number: int) -> dict[str, float]:
+    """Return the letters of the words and the parts that many words share, with their scores.
 
-    The trainer adds up in no fixed order: rounded, the scores of two trainings are the same.
+    Not `UnigramTrainer`: it adds up in no fixed order, so no two of its tokenizers are the same,
+    and a resumed run needs the very one that it began with.
     """
-    model = json.loads(tokenizer.to_str())["model"]
-    return [(piece, round(score, 6)) for piece, score in model["vocab"] if piece not in _SPECIAL]
+    counts: Counter[str] = Counter()
+    for word in words:
+        for start, end in combinations(range(len(word) + 1), 2):
+            if end - start <= _LONGEST_PIECE:
+                counts[word[start:end]] += 1
+    whole = set(words)
+    parts = [part for part in counts if part not in whole]
+    parts.sort(key=lambda part: (len(part) > 1, -counts[part] * len(part), part))
+    total = sum(counts[part] for part in parts[:number])
+    return {part: math.log(counts[part] / total) for part in parts[:number]}
 
 
 def build_vocabulary(
