@@ -131,17 +131,20 @@ class LexVLA(EncodeMixin, PreTrainedModel):
         if _fingerprint(weights) != config.fingerprint:
             raise ModelError(f"{weights}: not the weights whose fingerprint {_CONFIG_FILE} holds")
         kwargs.setdefault("dtype", torch.float32)
-        with _quiet():
-            model, found = super().from_pretrained(
-                folder,
-                config=config,
-                vocabulary=vocabulary,
-                tokenizer=tokenizer,
-                use_safetensors=True,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # they are found below, and named
-                **kwargs,
-            )
+        try:
+            with _quiet():
+                model, found = super().from_pretrained(
+                    folder,
+                    config=config,
+                    vocabulary=vocabulary,
+                    tokenizer=tokenizer,
+                    use_safetensors=True,
+                    output_loading_info=True,
+                    ignore_mismatched_sizes=True,  # they are found below, and named
+                    **kwargs,
+                )
+        except ModelError as error:  # of the constructor, which knows no file
+            raise ModelError(f"{folder / _VOCABULARY_FILE}: {error}") from error
         for kind in ("missing", "unexpected", "mismatched"):
             if names := sorted(map(str, found[f"{kind}_keys"])):
                 rule = f"{kind} for {_CONFIG_FILE} and {_VOCABULARY_FILE}: {', '.join(names[:3])}"

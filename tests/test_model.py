@@ -247,11 +247,11 @@ def test_a_vocabulary_of_another_tokenizer(folder: Path, model: LexVLA) -> None:
     assert ids is not None
     path = folder / "vocabulary.json"
     Vocabulary(model.vocabulary.terms, ids[::-1]).save(path)
-    refuse(folder, "not the tokenizer's pieces")
+    refuse(folder, str(path), "not the tokenizer's pieces")
     Vocabulary(model.vocabulary.terms, [*ids[1:], 5000]).save(path)
-    refuse(folder, "token ids that the language model has not")
+    refuse(folder, str(path), "token ids that the language model has not")
     Vocabulary(model.vocabulary.terms).save(path)
-    refuse(folder, "needs the token id of each term")
+    refuse(folder, str(path), "needs the token id of each term")
 
 
 def test_a_vocabulary_of_a_newer_format(folder: Path) -> None:
