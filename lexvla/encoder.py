@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -37,8 +37,11 @@ def normalise_pixels(pixels: Tensor) -> Tensor:
     return (pixels - mean) / std
 
 
-def preprocess(images: Sequence[Image.Image], side: int) -> Tensor:
-    """Resize RGB images to squares and return (B, 3, side, side) normalised float32."""
+def preprocess(images: Iterable[Image.Image], side: int) -> Tensor:
+    """Resize RGB images to squares and return (B, 3, side, side) normalised float32.
+
+    Images are taken one by one, so a batch of large files is never in memory as a whole.
+    """
     resized = [
         np.asarray(image.resize((side, side), Image.Resampling.BICUBIC, reducing_gap=3.0))
         for image in images
@@ -130,10 +133,10 @@ class EncodeMixin:
         patches: list[np.ndarray] = [np.empty(0, np.int16)]
         with _inference(self):
             for batch in _batches(range(len(images)), batch_size, show_progress_bar, "images"):
-                opened = [open_image(images[i]) for i in batch]
+                opened = (open_image(images[i]) for i in batch)
                 logits, place = self.image_logits(self._pixels(opened))
                 matrix = self._sparsify(lexical_vector(logits), max_active_dims)
-                row = np.repeat(np.arange(len(opened)), np.diff(matrix.indptr))
+                row = np.repeat(np.arange(len(batch)), np.diff(matrix.indptr))
                 rows.append(matrix)
                 patches.append(place.cpu().numpy()[row, matrix.indices])
         if not rows:
@@ -172,7 +175,7 @@ class EncodeMixin:
             weights = elu1p((states @ self.image_codebook[column]).float())
         return weights.cpu().numpy().reshape(self.patch_grid)
 
-    def _pixels(self, images: Sequence[Image.Image]) -> Tensor:
+    def _pixels(self, images: Iterable[Image.Image]) -> Tensor:
         pixels = preprocess(images, self.config.vision_config.image_size)
         return pixels.to(self.device, self.dtype)
 
