@@ -10,7 +10,6 @@ import argparse
 import importlib
 import os
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
@@ -107,7 +106,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         _let_output_hold_any_name()
         args = build_parser().parse_args(arguments)
-        _quieten_libraries()
         module, name = args.handler.split(":")
         handler: Callable[[argparse.Namespace], int] = getattr(
             importlib.import_module(module), name
@@ -174,15 +172,6 @@ def _let_output_hold_any_name() -> None:
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
             reconfigure(errors="backslashreplace")
-
-
-def _quieten_libraries() -> None:
-    # Read by the libraries when they load. What the user has set already stays.
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if not sys.warnoptions:
-        warnings.filterwarnings("ignore", module=r"(torch|transformers|huggingface_hub)\b")
 
 
 if __name__ == "__main__":

@@ -353,5 +353,6 @@ def build_model(recipe: Recipe, drawings: EmojiDrawings) -> LexVLA:
         adapter_heads=recipe.heads,
         adapter_width=3 * recipe.width,
         vocabulary_chunk=512,
+        model_name="lexvla-emoji",
     )
     return LexVLA(config, vocabulary, tokenizer)
