@@ -26,8 +26,8 @@ __all__ = ["QUERIES", "run"]
 
 QUERIES = (
     "red heart",
-    "animal that lives in water",
-    "yellow fruit",
+    "animal that lives in the sea",
+    "fruit",
     "musical instrument",
     "smiling cat",
 )
