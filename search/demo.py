@@ -124,6 +124,6 @@ def _print_what_next(home: Path, first: str) -> None:
     print("Each hit: rank, score, name, id, and the words that it shares with the query with what")
     print("each adds to the score. Next:")
     query = shlex.quote(QUERIES[0])
-    print(f"  {lexvla} search 'birthday party' --index {where} --explain --json")
+    print(f"  {lexvla} search 'crying cat' --index {where} --explain --json")
     print(f"  {lexvla} explain {first} {query} --index {where} --heatmap heatmap.png")
     print(f"The index is in {home}")
