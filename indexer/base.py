@@ -10,11 +10,11 @@ from typing import Any, Literal, NamedTuple, Protocol, Self, runtime_checkable
 
 import numpy as np
 
-from lexvla.encoding import Encoding
-from lexvla.errors import InputError
+from lexvla.encoding import Encoder, Encoding
+from lexvla.errors import InputError, VocabularyMismatchError
 from lexvla.vocabulary import Vocabulary
 
-__all__ = ["Document", "Fetched", "Index", "Leg", "Results", "check_id"]
+__all__ = ["Document", "Fetched", "Index", "Leg", "Results", "check_id", "check_match"]
 
 Leg = Literal["lexical", "codes", "dense"]
 MetadataValue = str | int | float | bool | list[str]
@@ -164,3 +164,21 @@ class Index(Protocol):
     def __enter__(self) -> Self: ...
 
     def __exit__(self, *exception: object) -> None: ...
+
+
+def check_match(encoder: Encoder, index: Index) -> None:
+    """Refuse an index that this encoder cannot search or add to.
+
+    Raises:
+        VocabularyMismatchError: The index was made with another vocabulary or by another model.
+    """
+    recorded = index.model
+    made_by = f"the index was made by {f'the model {recorded!r}' if recorded else 'some model'}"
+    # An index in which nothing was ever put may have no vocabulary yet.
+    if len(index.vocabulary) and encoder.vocabulary.sha256 != index.vocabulary.sha256:
+        raise VocabularyMismatchError(
+            f"{made_by} with vocabulary {index.vocabulary.sha256[:12]}; the model "
+            f"{encoder.name!r} has vocabulary {encoder.vocabulary.sha256[:12]}"
+        )
+    if recorded and recorded != encoder.name:
+        raise VocabularyMismatchError(f"{made_by}; this is the model {encoder.name!r}")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TextIO
 import numpy as np
 from tqdm import tqdm
 
-from indexer.base import Document, Index
+from indexer.base import Document, Index, check_match
 from indexer.sources import Item, Reject, read_source
 from lexvla.encoding import Encoder, Encoding
 from lexvla.errors import InputError, VocabularyMismatchError
@@ -88,14 +88,9 @@ def index_source(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
-    if encoder.vocabulary != index.vocabulary:
-        raise VocabularyMismatchError(
-            f"the index was made with {index.vocabulary}; {encoder.name} has {encoder.vocabulary}"
-        )
-    if index.model not in (None, encoder.name):
-        raise VocabularyMismatchError(
-            f"the index was made by the model {index.model!r}; this is the model {encoder.name!r}"
-        )
+    if not len(index.vocabulary):
+        raise VocabularyMismatchError("the index was made without a vocabulary, and is empty")
+    check_match(encoder, index)
     index.delete([])  # takes the writer's lock, before anything is written beside the index
     report = Report()
     with _RejectLog(index.directory, report) as rejects:

@@ -39,8 +39,8 @@ def unpack(package: str, folder: Path) -> Path:
     """Fetch one npm package and return the folder that it lies in."""
     target = folder / package.rsplit("@", 1)[0].replace("/", "_")
     if not target.exists():
-        done = subprocess.run(  # noqa: S603
-            ["npm", "pack", "--silent", package],  # noqa: S607
+        done = subprocess.run(  # noqa: S603 - the names above
+            ["npm", "pack", "--silent", package],  # noqa: S607 - npm from the PATH
             cwd=folder,
             check=True,
             capture_output=True,

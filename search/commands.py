@@ -23,7 +23,7 @@ from search.console import UsageError, note, print_columns, print_json
 from search.explanation import Explanation
 from search.heatmap import heatmap, match_map, word_map
 from search.query import Query
-from search.searcher import Hit, Searcher, check_match
+from search.searcher import Hit, Searcher
 
 if TYPE_CHECKING:
     from lexvla import LexVLA
@@ -76,7 +76,6 @@ def index(args: argparse.Namespace) -> int:
     with open_index(
         args.index, create=True, vocabulary=model.vocabulary, model=model.name
     ) as target:
-        check_match(model, target)
         report = index_source(
             args.source, target, model, batch_size=args.batch_size, resume=args.resume
         )

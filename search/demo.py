@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from indexer import open_index
-from indexer.base import Index
+from indexer.base import Index, check_match
 from lexvla.data.demo_corpus import extract_demo_corpus, load_demo_corpus
 from lexvla.errors import IndexCorruptError, LexVLAError, VocabularyMismatchError
 from search.commands import hit_rows, load_model
 from search.console import UsageError, note, print_columns, print_json
 from search.query import Query
-from search.searcher import Searcher, check_match
+from search.searcher import Searcher
 
 if TYPE_CHECKING:
     from lexvla import LexVLA

@@ -117,10 +117,10 @@ def _cuda() -> Check:
     try:
         torch = importlib.import_module("torch")
     except (ImportError, OSError):  # OSError: a shared library that does not load
-        return _check("CUDA", False, "", "fast encoding and training", get)
+        return _check("CUDA", False, "", "models moved there by model.to('cuda')", get)
     ok = bool(torch.cuda.is_available())
     found = f"{torch.version.cuda}, {torch.cuda.get_device_name()}" if ok else ""
-    return _check("CUDA", ok, found, "fast encoding and training", get)
+    return _check("CUDA", ok, found, "models moved there by model.to('cuda')", get)
 
 
 def _java() -> Check:
@@ -149,8 +149,13 @@ _CHECKS: tuple[Callable[[], Check], ...] = (
     _package("transformers", "transformers", "models", "pip install transformers", required=True),
     _model,
     _cuda,
-    _package("bitsandbytes", "bitsandbytes", "4-bit text towers", "pip install 'lexvla[gpu]'"),
-    _package("peft", "peft", "LoRA training", "pip install 'lexvla[train]'"),
+    _package(
+        "bitsandbytes",
+        "bitsandbytes",
+        "4-bit text towers, in a later version",
+        "pip install 'lexvla[gpu]'",
+    ),
+    _package("peft", "peft", "LoRA training, in a later version", "pip install 'lexvla[train]'"),
     _java,
     _package("Pyserini", "pyserini", LATER_LUCENE, "pip install pyserini"),
     _package("Elasticsearch client", "elasticsearch", LATER_ELASTIC, "pip install elasticsearch"),

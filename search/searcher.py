@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from indexer.base import Document, Index
+from indexer.base import Document, Index, check_match
 from lexvla.encoding import Encoder, Encoding
-from lexvla.errors import InputError, VocabularyMismatchError
+from lexvla.errors import InputError
 from search.explanation import Explanation
 from search.query import Query
 
-__all__ = ["Hit", "LegScore", "Searcher", "check_match"]
+__all__ = ["Hit", "LegScore", "Searcher"]
 
 EXPLAIN_DEPTH = 1000  # how far down `Searcher.explain` looks for an item's rank
 
@@ -141,21 +141,3 @@ class Searcher:
             score = explanation.score
         leg = None if rank is None else LegScore(score, rank)
         return Hit(document.id, score, rank, leg, None, None, document, explanation)
-
-
-def check_match(model: Encoder, index: Index) -> None:
-    """Refuse an index that this model cannot search or add to.
-
-    Raises:
-        VocabularyMismatchError: The index was made with another vocabulary or by another model.
-    """
-    recorded = index.model
-    made_by = f"the index was made by {f'the model {recorded!r}' if recorded else 'some model'}"
-    # An index in which nothing was ever put may have no vocabulary yet.
-    if len(index.vocabulary) and model.vocabulary.sha256 != index.vocabulary.sha256:
-        raise VocabularyMismatchError(
-            f"{made_by} with vocabulary {index.vocabulary.sha256[:12]}; the model "
-            f"{model.name!r} has vocabulary {model.vocabulary.sha256[:12]}"
-        )
-    if recorded and recorded != model.name:
-        raise VocabularyMismatchError(f"{made_by}; this is the model {model.name!r}")

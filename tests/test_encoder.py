@@ -242,3 +242,17 @@ def test_progress_is_shown_when_asked_for(model: LexVLA, capfd: pytest.CaptureFi
     assert capfd.readouterr().err == ""
     model.encode_text(TEXTS, show_progress_bar=True)
     assert "6/6" in capfd.readouterr().err
+
+
+@pytest.mark.cuda
+def test_a_gpu_gives_what_the_cpu_gives(model: LexVLA) -> None:
+    try:
+        moved = model.to("cuda")
+        texts, images = moved.encode_text(TEXTS), moved.encode_image(PICTURES)
+    finally:
+        model.to("cpu")
+    for found, wanted in (
+        (texts, model.encode_text(TEXTS)),
+        (images, model.encode_image(PICTURES)),
+    ):
+        np.testing.assert_allclose(found.lexical.toarray(), wanted.lexical.toarray(), atol=2e-3)

@@ -279,8 +279,13 @@ def test_another_model_is_refused(tmp_path, index):
         index_source(source, index, ColourEncoder("other"))
     other = ColourEncoder()
     other.vocabulary = Vocabulary(["a", "b", "c"])
-    with pytest.raises(VocabularyMismatchError, match="colours has Vocabulary"):
+    with pytest.raises(VocabularyMismatchError, match=r"'colours' has vocabulary \w{12}"):
         index_source(source, index, other)
+    with (
+        open_index(tmp_path / "bare.lex", create=True) as bare,
+        pytest.raises(VocabularyMismatchError, match="without a vocabulary"),
+    ):
+        index_source(source, bare, ColourEncoder())
 
 
 def test_a_second_run_at_the_same_time_is_refused(tmp_path, index, encoder):

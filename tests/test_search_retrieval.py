@@ -21,7 +21,6 @@ SCORES = np.array(
 
 def test_ranks_count_ties_against() -> None:
     assert ranks(SCORES, [0, 1, 2]).tolist() == [1, 2, 3]
-    assert ranks(SCORES, [0, 1, 2], ties="for").tolist() == [1, 1, 3]
 
 
 def test_recall() -> None:

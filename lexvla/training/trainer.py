@@ -133,7 +133,9 @@ class Trainer:
             text_logits = model.text_logits(labels + others)
         images, texts = lexical_vector(image_logits), lexical_vector(text_logits)
         label_vectors = texts[: len(items)]
-        words = self._text_words(others, chosen)
+        own = self._own_words(labels + others)
+        # A label stands for its item, with all the item's words; another text for its own words.
+        words = torch.cat([self.words[chosen], own[len(items) :]])
         parts = {
             "image_words": own_words_loss(image_logits, self.words[chosen].repeat(2, 1)),
             "text_words": own_words_loss(text_logits, words),
@@ -144,7 +146,7 @@ class Trainer:
             recipe.overuse_image * overuse_penalty(images)
             + recipe.overuse_text * overuse_penalty(texts)
         )
-        targets = self._targets(labels + others, chosen)
+        targets = self._targets(own, chosen)
         if self.step >= recipe.contrast_from:
             parts |= self._contrast(images, texts, targets[:, chosen])
         if self.step >= recipe.memory_from:
@@ -207,21 +209,19 @@ class Trainer:
             mixed = self.memory[side, chosen].float() + nn.functional.normalize(fresh, dim=1)
             self.memory[side, chosen] = nn.functional.normalize(mixed, dim=1).to(self.memory.dtype)
 
-    def _text_words(self, others: list[str], chosen: Tensor) -> Tensor:
-        """Return target words: all of the item's for its label, a text's own for the others."""
-        own = torch.zeros(len(others), self.words.shape[1])
-        for row, text in enumerate(others):
+    def _own_words(self, texts: list[str]) -> Tensor:
+        """Return (texts, V) float32: 1 for each word of a text that the vocabulary has."""
+        own = torch.zeros(len(texts), self.words.shape[1])
+        for row, text in enumerate(texts):
             own[row, content_columns(text, self.model.vocabulary)] = 1
-        return torch.cat([self.words[chosen], own])
+        return own
 
-    def _targets(self, texts: list[str], chosen: Tensor) -> Tensor:
+    def _targets(self, own: Tensor, chosen: Tensor) -> Tensor:
         """Share each text's target out over the items that bear all of its words.
 
         A label means its own item first: four fifths go there.
         """
-        own = torch.zeros(len(texts), self.words.shape[1], dtype=torch.bfloat16)
-        for row, text in enumerate(texts):
-            own[row, content_columns(text, self.model.vocabulary)] = 1
+        own = own.to(self.has_word.dtype)
         borne = (own @ self.has_word.T >= own.sum(1, keepdim=True)).float()
         itself = nn.functional.one_hot(chosen.repeat(2), len(self.has_word)).float()
         borne = torch.maximum(borne, itself)

@@ -9,7 +9,7 @@ others of its score, so that a constant score finds nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from scipy import sparse
@@ -17,16 +17,14 @@ from scipy import sparse
 __all__ = ["ndcg_at_k", "precision_at_k", "ranks", "recall_at_k"]
 
 Scores: TypeAlias = np.ndarray | sparse.csr_array
-Ties: TypeAlias = Literal["against", "for"]
 
 
-def ranks(scores: Scores, relevant_index: Sequence[int], ties: Ties = "against") -> np.ndarray:
+def ranks(scores: Scores, relevant_index: Sequence[int]) -> np.ndarray:
     """Return the rank of each query's one relevant item, from 1; ``inf`` if not retrieved.
 
     Args:
         scores: (queries, items).
         relevant_index: The column of each query's relevant item.
-        ties: ``against`` counts the others of an equal score as better, ``for`` as worse.
 
     Raises:
         ValueError: The number of queries differs, or a column is out of range.
@@ -42,14 +40,12 @@ def ranks(scores: Scores, relevant_index: Sequence[int], ties: Ties = "against")
     if len(own_at) and not (own_at.min() >= 0 and own_at.max() < matrix.shape[1]):
         raise ValueError(f"a relevant item lies outside the {matrix.shape[1]} items")
     own = matrix[np.arange(len(own_at)), own_at][:, None]
-    behind_equals = (matrix >= own).sum(axis=1)  # the item itself makes it count from 1
-    before_equals = (matrix > own).sum(axis=1) + 1
-    places = behind_equals if ties == "against" else before_equals
+    places = (matrix >= own).sum(axis=1)  # the item itself makes it count from 1
     return np.where(np.isneginf(own[:, 0]), np.inf, places)
 
 
 def recall_at_k(
-    scores: Scores, relevant_index: Sequence[int], ks: Sequence[int], ties: Ties = "against"
+    scores: Scores, relevant_index: Sequence[int], ks: Sequence[int]
 ) -> dict[int, float]:
     """Return, for each k, the share of queries whose one relevant item is among the first k.
 
@@ -57,7 +53,6 @@ def recall_at_k(
         scores: (queries, items).
         relevant_index: The column of each query's relevant item.
         ks: The depths to measure at.
-        ties: See `ranks`.
 
     Raises:
         ValueError: There are no queries, or `ranks` refuses them.
@@ -66,7 +61,7 @@ def recall_at_k(
         >>> recall_at_k(np.array([[0.9, 0.1], [0.8, 0.2]]), [0, 1], [1, 2])
         {1: 0.5, 2: 1.0}
     """
-    places = ranks(scores, relevant_index, ties)
+    places = ranks(scores, relevant_index)
     if not len(places):
         raise ValueError("no queries to measure")
     return {k: float(np.mean(places <= k)) for k in ks}
