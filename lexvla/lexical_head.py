@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+from functools import cache
+from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -10,7 +14,21 @@ from scipy import sparse
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["elu1p", "lexical_vector", "max_over_patches", "sparsify"]
+__all__ = [
+    "elu1p",
+    "lexical_vector",
+    "max_over_patches",
+    "max_over_patches_reference",
+    "sparsify",
+]
+
+_log = logging.getLogger(__name__)
+
+# Places are int16.
+_MOST_PATCHES = 32767
+
+# Logits of one product on CPUs: 4 MiB of float32, which stay in the cache until they are reduced.
+_TILE = 2**20
 
 
 def elu1p(logits: Tensor) -> Tensor:
@@ -23,66 +41,170 @@ def lexical_vector(logits: Tensor) -> Tensor:
     return functional.normalize(elu1p(logits.float()), dim=-1)
 
 
-class _MaxOverPatches(torch.autograd.Function):
-    """Hold the logits of one vocabulary chunk at a time, in both directions.
-
-    Only the arg-max patch of a word gets gradient, so the backward pass needs the (B, V) arg-max
-    and never the (B, P, V) logits.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, patches: Tensor, codebook: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
-        batch, count, width = patches.shape
-        rows = patches.reshape(-1, width)
-        values, places = [], []
-        for words in codebook.split(chunk):
-            best = (rows @ words.T).view(batch, count, -1).max(dim=1)
-            values.append(best.values)
-            places.append(best.indices.to(torch.int16))
-        place = torch.cat(places, dim=1)
-        ctx.save_for_backward(patches, codebook, place)
-        ctx.chunk = chunk
-        ctx.mark_non_differentiable(place)
-        return torch.cat(values, dim=1), place
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None]:
-        patches, codebook, place = ctx.saved_tensors
-        _, count, width = patches.shape
-        rows = patches.reshape(-1, width)
-        to_rows = torch.zeros_like(rows)
-        to_codebook = torch.empty_like(codebook)
-        number = torch.arange(count, dtype=place.dtype, device=place.device)[None, :, None]
-        start = 0
-        for words in codebook.split(ctx.chunk):
-            span = slice(start, start + len(words))
-            # Faster than a scatter: on CPUs that of 16-bit floats is slow.
-            dense = torch.where(place[:, None, span] == number, gradient[:, None, span], 0)
-            dense = dense.view(-1, len(words))
-            to_rows += dense @ words
-            to_codebook[span] = dense.T @ rows
-            start = span.stop
-        return to_rows.view_as(patches), to_codebook, None
-
-
 def max_over_patches(patches: Tensor, codebook: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
     """Multiply patch states with the codebook and keep each word's best patch.
 
-    elu1p is increasing, so taking the maximum before it gives LexVLA eq. 4 at less cost.
+    elu1p is increasing, so taking the maximum before it gives LexVLA eq. 4 at less cost. Only a
+    word's best patch gets gradient, so neither direction holds the (B, P, V) logits. Where several
+    patches share the maximum, the place is one of them; a NaN stays one.
 
     Args:
-        patches: (B, P, d) states of the patches.
-        codebook: (V, d), one row a word.
-        chunk: Words whose (B, P, chunk) logits are in memory at one time.
+        patches: (B, P, d) states of the patches; P is 1 to 32,767.
+        codebook: (V, d), one row a word, of the same dtype.
+        chunk: Words whose logits are in memory at one time, where no fused kernel runs.
 
     Returns:
         (B, V) logits, and (B, V) int16 numbers of the patches that they come from.
+
+    Raises:
+        ValueError: The widths differ, or int16 cannot number the patches.
     """
+    count, width = patches.shape[1:]
+    if not 0 < count <= _MOST_PATCHES:
+        raise ValueError(f"{count} patches an item: it must be 1 to {_MOST_PATCHES}")
+    if codebook.shape[1] != width:
+        raise ValueError(f"patches of width {width}, and a codebook of width {codebook.shape[1]}")
     kind = patches.device.type
     if torch.is_autocast_enabled(kind):
         dtype = torch.get_autocast_dtype(kind)
         patches, codebook = patches.to(dtype), codebook.to(dtype)
-    return _MaxOverPatches.apply(patches, codebook, chunk)
+    return _forward(patches, codebook, chunk)
+
+
+def max_over_patches_reference(patches: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
+    """Do the same in two plain lines that hold all (B, P, V) logits: what the fast one must equal.
+
+    Args:
+        patches: (B, P, d) states of the patches.
+        codebook: (V, d), one row a word.
+
+    Returns:
+        (B, V) logits, and (B, V) int16 numbers of the patches that they come from.
+    """
+    best = (patches @ codebook.T).max(dim=1)
+    return best.values, best.indices.to(torch.int16)
+
+
+# Custom operators, so that torch.compile takes each as it is and unrolls no loop of it.
+@torch.library.custom_op(
+    "lexvla::max_over_patches",
+    mutates_args=(),
+    schema="(Tensor patches, Tensor codebook, SymInt chunk) -> (Tensor, Tensor)",
+)
+def _forward(patches: Tensor, codebook: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
+    if kernels := _kernels(patches):
+        return kernels.forward(patches, codebook)
+    batch, count, width = patches.shape
+    logits, place = _outputs(patches, codebook, chunk)
+    items = max(1, _TILE // (count * chunk)) if patches.device.type == "cpu" else batch
+    for first in range(0, len(codebook), chunk):
+        words = codebook[first : first + chunk]
+        for item in range(0, batch, items):
+            part = patches[item : item + items]
+            # Patches last: each word's logits of an item lie side by side for the maximum.
+            tile = (words @ part.reshape(-1, width).T).view(len(words), len(part), count)
+            best = tile.max(dim=2)
+            span = slice(item, item + items), slice(first, first + chunk)
+            logits[span] = best.values.T
+            place[span] = best.indices.T
+    return logits, place
+
+
+@_forward.register_fake
+def _outputs(patches: Tensor, codebook: Tensor, _: int) -> tuple[Tensor, Tensor]:
+    shape = len(patches), len(codebook)
+    return patches.new_empty(shape), patches.new_empty(shape, dtype=torch.int16)
+
+
+@torch.library.custom_op(
+    "lexvla::max_over_patches_to_codebook",
+    mutates_args=(),
+    schema="(Tensor gradient, Tensor patches, Tensor place) -> Tensor",
+)
+def _to_codebook(gradient: Tensor, patches: Tensor, place: Tensor) -> Tensor:
+    """Return the (V, d) gradient of the codebook: of each word, B patches, weighted."""
+    if kernels := _kernels(patches):
+        return kernels.to_codebook(gradient, patches, place)
+    batch, count, width = patches.shape
+    first = torch.arange(batch, device=place.device) * count
+    # A sparse product, a bag of B rows a word: half the time of torch's CSR, or less.
+    return functional.embedding_bag(
+        (place.T + first).reshape(-1),
+        patches.reshape(-1, width),
+        torch.arange(place.shape[1], device=place.device) * batch,
+        mode="sum",
+        per_sample_weights=gradient.T.reshape(-1),
+    )
+
+
+@_to_codebook.register_fake
+def _(gradient: Tensor, patches: Tensor, _: Tensor) -> Tensor:
+    return patches.new_empty(gradient.shape[1], patches.shape[2])
+
+
+@torch.library.custom_op(
+    "lexvla::max_over_patches_to_patches",
+    mutates_args=(),
+    schema="(Tensor gradient, Tensor codebook, Tensor place, SymInt count) -> Tensor",
+)
+def _to_patches(gradient: Tensor, codebook: Tensor, place: Tensor, count: int) -> Tensor:
+    """Return the (B, P, d) gradient of the patches: of each patch, the words that chose it."""
+    batch, size = place.shape
+    places, words = place.sort(dim=1, stable=True)
+    numbers = torch.arange(count, dtype=place.dtype, device=place.device).expand(batch, count)
+    starts = torch.searchsorted(places, numbers.contiguous())
+    del places
+    if kernels := _kernels(codebook):
+        return kernels.to_patches(gradient, codebook, words, starts)
+    starts += torch.arange(batch, device=place.device)[:, None] * size
+    bags = functional.embedding_bag(
+        words.view(-1),
+        codebook.contiguous(),
+        starts.view(-1),
+        mode="sum",
+        per_sample_weights=gradient.gather(1, words).view(-1),
+    )
+    return bags.view(batch, count, codebook.shape[1])
+
+
+@_to_patches.register_fake
+def _(gradient: Tensor, codebook: Tensor, _: Tensor, count: int) -> Tensor:
+    return codebook.new_empty(len(gradient), count, codebook.shape[1])
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    patches, codebook, _ = inputs
+    ctx.save_for_backward(patches, codebook, output[1])
+    ctx.mark_non_differentiable(output[1])
+
+
+def _backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    patches, codebook, place = ctx.saved_tensors
+    to_patches, to_codebook, _ = ctx.needs_input_grad
+    return (
+        _to_patches(gradient, codebook, place, patches.shape[1]) if to_patches else None,
+        _to_codebook(gradient, patches, place) if to_codebook else None,
+        None,
+    )
+
+
+_forward.register_autograd(_backward, setup_context=_keep)
+
+
+def _kernels(states: Tensor) -> ModuleType | None:
+    """Return the fused kernels where they can take these states: None means plain torch."""
+    if states.device.type != "cuda" or states.dtype == torch.float64:
+        return None
+    return _triton() if torch.cuda.get_device_capability(states.device) >= (8, 0) else None
+
+
+@cache
+def _triton() -> ModuleType | None:
+    try:
+        return import_module("lexvla.lexical_head_triton")
+    except ImportError as error:
+        _log.debug("the lexical head runs in plain torch, as triton cannot be had: %s", error)
+        return None
 
 
 def sparsify(
