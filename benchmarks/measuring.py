@@ -1,0 +1,132 @@
+"""Time, memory, and what was measured on."""
+
+from __future__ import annotations
+
+import gc
+import platform
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lexvla.errors import ModelError
+
+MOST_REPEATS = 50
+GIB = 2**30
+_PROC = Path("/proc/self")
+
+
+class Clock:
+    """Time calls on a device: the median of repeats, after one that is not counted.
+
+    Args:
+        device: Is waited for before and after each call.
+        seconds: Repeat each call for about so long; at least three times.
+    """
+
+    def __init__(self, device: torch.device, seconds: float) -> None:
+        self.device, self.seconds = device, seconds
+
+    def once(self, call: Callable[[], Any]) -> float | None:
+        """Return a call's seconds, or ``None`` where the device's memory does not hold it."""
+        try:
+            synchronise(self.device)
+            started = time.perf_counter()
+            call()
+            synchronise(self.device)
+            return time.perf_counter() - started
+        except torch.OutOfMemoryError:
+            pass
+        except ModelError as error:  # what the encode methods make of it
+            if not isinstance(error.__cause__, torch.OutOfMemoryError):
+                raise
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return None
+
+    def medians(self, *calls: Callable[[], Any]) -> list[float | None]:
+        """Return the median seconds of calls that take turns; ``None`` for out of memory."""
+        took: list[list[float]] = [[] for _ in calls]
+        fits = [self.once(call) is not None for call in calls]
+        end = time.perf_counter() + self.seconds * len(calls)
+        for repeat in range(MOST_REPEATS):
+            if repeat >= 3 and time.perf_counter() > end:
+                break
+            for i, call in enumerate(calls):
+                seconds = self.once(call) if fits[i] else None
+                if seconds is None:
+                    fits[i] = False
+                else:
+                    took[i].append(seconds)
+        return [statistics.median(t) if ok else None for t, ok in zip(took, fits, strict=True)]
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until a device has done all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def matmul_rate(clock: Clock, dtype: torch.dtype, side: int) -> float:
+    """Return the FLOP/s of a square matrix product."""
+    a, b = (torch.randn(side, side, device=clock.device).to(dtype) for _ in range(2))
+    (seconds,) = clock.medians(lambda: a @ b)
+    if seconds is None:
+        raise MemoryError(f"no memory for a product of {side} x {side} matrices")
+    return 2 * side**3 / seconds
+
+
+def reset_peak(device: torch.device) -> None:
+    """Begin a new span for `peak_gib`."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+    elif (_PROC / "clear_refs").exists():
+        (_PROC / "clear_refs").write_text("5", encoding="ascii")
+
+
+def peak_gib(device: torch.device) -> float:
+    """Return the most memory in use since `reset_peak`: a GPU's tensors, or the whole process.
+
+    Without Linux's /proc the process's peak is that since it began.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / GIB
+    if (_PROC / "status").exists():
+        lines = (_PROC / "status").read_text(encoding="utf-8").splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024 / GIB
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB
+
+
+def describe(device: torch.device) -> dict[str, str]:
+    """Return device and versions, as a report names them."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        memory = torch.cuda.get_device_properties(device).total_memory / GIB
+        name = f"{name}, {memory:.0f} GiB, CUDA {torch.version.cuda}"
+    else:
+        name = f"{_processor()}, threads: {torch.get_num_threads()}"
+    packages = ("torch", "transformers", "bitsandbytes", "peft")
+    return {"device": name} | {package: _version(package) for package in packages}
+
+
+def _processor() -> str:
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "") or platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "none"
