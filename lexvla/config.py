@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from transformers import CONFIG_MAPPING, PretrainedConfig
@@ -13,29 +16,71 @@ PROMPT = (
     'The focus of "The man is riding a white horse." lies on important words:'
     '"man", "riding", "white", "horse". The focus of "{text}" lies on important words:'
 )
+# ImageNet's channel statistics, which DINOv2 was trained with.
+IMAGE_MEAN = (0.485, 0.456, 0.406)
+IMAGE_STD = (0.229, 0.224, 0.225)
 Sparsification = Literal["mean", "top_k", "threshold"]
+Quantization = Literal["none", "int8", "nf4"]
+# What an encoding follows from beside the weights, and so what the fingerprint names as well.
+_SETTINGS = (
+    *("text_model", "text_revision", "vision_model", "vision_revision", "vocabulary_sha256"),
+    *("prompt", "max_text_tokens", "require_known_word"),
+    *("image_size", "image_mean", "image_std", "pool_cls"),
+    *("sparsification", "kept_words", "threshold", "codes_per_item", "code_temperature"),
+)
+QUANTIZATIONS = ("none", "int8", "nf4")
 
 
 class LexVLAConfig(PretrainedConfig):
-    """Describe both towers, the adapter, the prompt and the sparsification.
+    """Describe both towers, the adapter, the heads, the prompt and the sparsification.
+
+    A tower whose ``text_model`` or ``vision_model`` is named is a pretrained backbone: it is
+    frozen, loaded by that name, and not saved with the model. A tower without a name was trained
+    here, and is saved whole.
 
     Args:
         text_config: Configuration of the causal language model, as an object or a dict.
         vision_config: Configuration of the vision transformer, as an object or a dict.
+        text_model: Hub id or path of the pretrained language model, or ``None``.
+        text_revision: Its commit on the hub.
+        vision_model: Hub id or path of the pretrained vision transformer, or ``None``.
+        vision_revision: Its commit on the hub.
+        backbone_dtype: Floating-point type of pretrained backbones, and the type that quantised
+            layers compute in.
+        quantization: How the pretrained language model is held: ``none``, ``int8`` or ``nf4``
+            (LLM.int8, arXiv 2208.07339; QLoRA, arXiv 2305.14314), by bitsandbytes.
+        double_quantization: Whether ``nf4`` quantises its constants too.
+        lora_rank: Rank of LoRA on the pretrained language model (arXiv 2106.09685); 0 for none.
+        lora_alpha: LoRA's scale, over the rank.
+        lora_targets: Names of the layers that get LoRA, or ``all-linear``.
+        lora_dropout: Dropout before LoRA's first matrix.
         prompt: What the text is put into; ``{text}`` marks the place.
         max_text_tokens: Tokens of a text, the prompt not counted; longer texts are cut.
+        require_known_word: Whether a text in which no piece is in the vocabulary gets an empty
+            vector: right for a language model that was trained from scratch on a few words.
+        image_size: Side in pixels that images are brought to; ``None`` for the vision model's own.
+        image_mean: Mean of each colour channel, in 0 to 1.
+        image_std: Deviation of each colour channel.
         adapter_heads: Attention heads of the adapter's one self-attention layer.
         adapter_width: Hidden width of the adapter's two MLPs.
+        pool_cls: Whether the vision model's CLS token takes part in the maximum over patches. A
+            word that was read from it has the patch -1.
+        dense_width: Width of the dense vectors; 0 for none.
+        codebook_size: Codes of the dense codebook (CODIS); 0 for none.
+        codes_per_item: Codes that an item keeps, the most probable ones.
+        code_temperature: Temperature of the assignment to codes.
+        vocabulary_rule: By which rule of `Vocabulary.from_tokenizer` the words were kept.
+        vocabulary_sha256: Names the vocabulary; `LexVLA` sets it.
         sparsification: Which words of a unit vector are kept: those above ``1/sqrt(V)``
             (``mean``, LexVLA section 4.4), the ``top_k`` largest, or those above ``threshold``.
         kept_words: How many words ``top_k`` keeps.
         threshold: Weight above which words are kept by ``threshold``.
-        model_name: What people call the model; an index records it with the fingerprint.
-        fingerprint: SHA-256 of the weights file; `LexVLA.save_pretrained` sets it.
         vocabulary_chunk: Words for which the patch logits are held in memory at one time.
+        model_name: What people call the model; an index records it with the fingerprint.
+        weights_sha256: SHA-256 of each file of weights; `LexVLA.save_pretrained` sets it.
 
     Raises:
-        ValueError: The prompt has no one place for the text.
+        ValueError: The prompt has no one place for the text, or a value is out of its range.
     """
 
     model_type = "lexvla"
@@ -44,38 +89,123 @@ class LexVLAConfig(PretrainedConfig):
         self,
         text_config: PretrainedConfig | dict[str, Any] | None = None,
         vision_config: PretrainedConfig | dict[str, Any] | None = None,
+        text_model: str | None = None,
+        text_revision: str | None = None,
+        vision_model: str | None = None,
+        vision_revision: str | None = None,
+        backbone_dtype: str = "float32",
+        quantization: Quantization = "none",
+        double_quantization: bool = True,
+        lora_rank: int = 0,
+        lora_alpha: int = 16,
+        lora_targets: str | Sequence[str] = "all-linear",
+        lora_dropout: float = 0.05,
         prompt: str = PROMPT,
         max_text_tokens: int = 64,
+        require_known_word: bool = False,
+        image_size: int | None = None,
+        image_mean: Sequence[float] = IMAGE_MEAN,
+        image_std: Sequence[float] = IMAGE_STD,
         adapter_heads: int = 12,
         adapter_width: int = 2304,
+        pool_cls: bool = False,
+        dense_width: int = 256,
+        codebook_size: int = 4096,
+        codes_per_item: int = 8,
+        code_temperature: float = 0.07,
+        vocabulary_rule: str = "letters",
+        vocabulary_sha256: str = "",
         sparsification: Sparsification = "mean",
         kept_words: int = 512,
         threshold: float = 0.0,
         vocabulary_chunk: int = 2048,
         model_name: str = "lexvla",
-        fingerprint: str = "",
+        weights_sha256: dict[str, str] | None = None,
         **kwargs: Any,
     ) -> None:
         self.text_config = _sub_config(text_config, "llama")
         self.vision_config = _sub_config(vision_config, "dinov2")
-        if prompt.count("{text}") != 1:
-            raise ValueError(f"the prompt must hold {{text}} once: {prompt!r}")
+        self.text_model = text_model
+        self.text_revision = text_revision
+        self.vision_model = vision_model
+        self.vision_revision = vision_revision
+        self.backbone_dtype = backbone_dtype
+        self.quantization = quantization
+        self.double_quantization = double_quantization
+        self.lora_rank = lora_rank
+        self.lora_alpha = lora_alpha
+        self.lora_targets = lora_targets if isinstance(lora_targets, str) else list(lora_targets)
+        self.lora_dropout = lora_dropout
         self.prompt = prompt
         self.max_text_tokens = max_text_tokens
+        self.require_known_word = require_known_word
+        self.image_size = image_size
+        self.image_mean = list(image_mean)
+        self.image_std = list(image_std)
         self.adapter_heads = adapter_heads
         self.adapter_width = adapter_width
+        self.pool_cls = pool_cls
+        self.dense_width = dense_width
+        self.codebook_size = codebook_size
+        self.codes_per_item = codes_per_item
+        self.code_temperature = code_temperature
+        self.vocabulary_rule = vocabulary_rule
+        self.vocabulary_sha256 = vocabulary_sha256
         self.sparsification = sparsification
         self.kept_words = kept_words
         self.threshold = threshold
         self.vocabulary_chunk = vocabulary_chunk
         self.model_name = model_name
-        self.fingerprint = fingerprint
+        self.weights_sha256 = dict(weights_sha256 or {})
+        self.check()
         super().__init__(**kwargs)
+
+    def check(self) -> None:
+        """Raise ValueError where the fields do not go together."""
+        width, side = self.vision_config.hidden_size, self.image_side
+        patch = self.vision_config.patch_size
+        rules = {
+            f"the prompt must hold {{text}} once: {self.prompt!r}": self.prompt.count("{text}")
+            == 1,
+            f"quantization must be one of {', '.join(QUANTIZATIONS)}, not {self.quantization!r}": (
+                self.quantization in QUANTIZATIONS
+            ),
+            f"adapter_heads={self.adapter_heads} does not divide the vision width {width}": (
+                self.adapter_heads > 0 and width % self.adapter_heads == 0
+            ),
+            f"image_size={side} is less than a patch of {patch} pixels": side >= patch,
+            "quantization and LoRA are for a pretrained language model: name it by text_model": (
+                self.text_model is not None or (self.quantization == "none" and not self.lora_rank)
+            ),
+            f"lora_rank must be at least 0, not {self.lora_rank}": self.lora_rank >= 0,
+            f"codebook_size={self.codebook_size} needs a dense_width": (
+                self.dense_width > 0 or self.codebook_size == 0
+            ),
+            f"code_temperature must be above 0, not {self.code_temperature}": (
+                self.code_temperature > 0
+            ),
+        }
+        for rule, kept in rules.items():
+            if not kept:
+                raise ValueError(rule)
+
+    @property
+    def fingerprint(self) -> str:
+        """Name weights and the settings that an encoding follows from; empty if not saved."""
+        if not self.weights_sha256:
+            return ""
+        names = {key: getattr(self, key) for key in (*_SETTINGS, "weights_sha256")}
+        return hashlib.sha256(json.dumps(names, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def image_side(self) -> int:
+        """Return the side in pixels that images are brought to."""
+        return int(self.image_size or self.vision_config.image_size)
 
     @property
     def patch_grid(self) -> tuple[int, int]:
         """Return rows and columns of the patch grid that an image is cut into."""
-        side = self.vision_config.image_size // self.vision_config.patch_size
+        side = self.image_side // self.vision_config.patch_size
         return side, side
 
 

@@ -2,67 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 from scipy import sparse
 from torch import Tensor, nn
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from lexvla.batching import batches, inference, split
+from lexvla.codebook import Codebook, top_codes
 from lexvla.config import LexVLAConfig
+from lexvla.dense_head import DenseHead
 from lexvla.encoding import Encoding
-from lexvla.errors import InputError
-from lexvla.image_tower import ImageTower
+from lexvla.errors import InputError, ModelError
 from lexvla.images import ImageSource, open_image
-from lexvla.lexical_head import elu1p, lexical_vector, sparsify
-from lexvla.text_tower import tokenize
+from lexvla.lexical_head import elu1p, lexical_vector, max_over_patches, sparsify
+from lexvla.preprocessing import preprocess
+from lexvla.regions import Region, region_patches
+from lexvla.text_tower import PrefixCache, tokenize
 from lexvla.vocabulary import Vocabulary
 
-__all__ = ["EncodeMixin", "preprocess"]
+__all__ = ["EncodeMixin"]
 
-# ImageNet's channel statistics, as DINOv2's own processor uses them.
-_MEAN = (0.485, 0.456, 0.406)
-_STD = (0.229, 0.224, 0.225)
-
-
-def normalise_pixels(pixels: Tensor) -> Tensor:
-    """Normalise (B, 3, H, W) pixels in 0 to 1 with ImageNet's channel mean and deviation."""
-    mean = torch.tensor(_MEAN, device=pixels.device).view(1, 3, 1, 1)
-    std = torch.tensor(_STD, device=pixels.device).view(1, 3, 1, 1)
-    return (pixels - mean) / std
-
-
-def preprocess(images: Iterable[Image.Image], side: int) -> Tensor:
-    """Resize RGB images to squares and return (B, 3, side, side) normalised float32.
-
-    Images are taken one by one, so a batch of large files is never in memory as a whole.
-    """
-    resized = [
-        np.asarray(image.resize((side, side), Image.Resampling.BICUBIC, reducing_gap=3.0))
-        for image in images
-    ]
-    pixels = torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).float() / 255
-    return normalise_pixels(pixels)
+_WINDOW = 32  # batches whose texts are sorted by length together
 
 
 class EncodeMixin:
-    """The encode API of `LexVLA`: everything that turns items into an `Encoding` and back."""
+    """The encode API of `LexVLA`: everything that turns items into an `Encoding` and back.
+
+    The encode methods read items batch by batch, and of a batch keep only the sparse rows, on the
+    CPU, so host memory grows with the words that are kept and with nothing else. They share these
+    arguments: ``batch_size``, items in one forward pass; ``show_progress_bar``, where ``None``
+    shows it if stderr is a terminal; ``max_active_dims``, at most so many words of each item. They
+    raise `InputError` where there are no items, and `ModelError` where the model gives values that
+    are not finite or does not fit into the device's memory.
+    """
 
     # What the model brings.
     config: LexVLAConfig
     vocabulary: Vocabulary
     tokenizer: PreTrainedTokenizerBase
-    image_tower: ImageTower
     image_codebook: nn.Parameter
-    text_logits: Callable[[list[str]], Tensor]
-    image_logits: Callable[[Tensor], tuple[Tensor, Tensor]]
-    device: torch.device
-    dtype: torch.dtype
+    text_dense_head: DenseHead | None
+    image_dense_head: DenseHead | None
+    codebook: Codebook | None
+    text_codebook: Callable[[], Tensor]
+    text_states: Callable[[list[str], PrefixCache | None], Tensor]
+    patch_states: Callable[[Tensor], Tensor]
+
+    @property
+    def device(self) -> torch.device:
+        """Return where the trained parts are, and where inputs are put."""
+        return self.image_codebook.device
 
     @property
     def patch_grid(self) -> tuple[int, int]:
@@ -71,46 +66,49 @@ class EncodeMixin:
 
     def encode_text(
         self,
-        texts: Sequence[str],
+        texts: Iterable[str],
         batch_size: int = 64,
         show_progress_bar: bool | None = False,
         max_active_dims: int | None = None,
     ) -> Encoding:
-        """Encode texts into lexical vectors.
+        """Encode texts into lexical vectors, without patches.
 
         Args:
-            texts: Any strings. One in which no piece is in the vocabulary gets an empty row.
-            batch_size: Texts in one forward pass.
-            show_progress_bar: ``None`` shows it where stderr is a terminal.
-            max_active_dims: Keep at most so many words of each text.
-
-        Returns:
-            (n, V) lexical rows; no patches, codes or dense vectors.
+            texts: Any strings. Where the configuration requires a known word, a text in which no
+                piece is in the vocabulary gets an empty row.
+            batch_size: See `EncodeMixin`, as for the others.
+            show_progress_bar: See there.
+            max_active_dims: See there.
 
         Raises:
-            InputError: A text holds half of a character (a lone surrogate).
+            InputError: A text holds half of a character (a lone surrogate), or there is none.
+            ModelError: See `EncodeMixin`.
         """
         if isinstance(texts, str):
             raise TypeError("encode_text takes a list of texts, not one text")
-        for text in texts:
-            _check_text(text)
-        # Texts of like length share a batch, so that little of it is padding.
-        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-        rows: list[sparse.csr_array] = []
-        with _inference(self):
-            for batch in _batches(order, batch_size, show_progress_bar, "texts"):
-                chosen = [texts[i] for i in batch]
-                vectors = lexical_vector(self.text_logits(chosen))
-                vectors *= self._known(chosen).to(vectors.device)[:, None]
-                rows.append(self._sparsify(vectors, max_active_dims))
-        if not rows:
-            return Encoding(sparse.csr_array((0, len(self.vocabulary)), dtype=np.float32))
-        stacked = sparse.csr_array(sparse.vstack(rows, format="csr"))
-        return Encoding(sparse.csr_array(stacked[np.argsort(order)]))
+        windows: list[Encoding] = []
+        cache = PrefixCache()
+        with inference(self):
+            codebook = self.text_codebook()
+            small = batches(texts, batch_size, show_progress_bar, "texts")
+            for window in split(small, _WINDOW):
+                chosen = [text for batch in window for text in batch]
+                for text in chosen:
+                    _check_text(text)
+                # Texts of like length share a batch, so that little of it is padding.
+                order = sorted(range(len(chosen)), key=lambda i: len(chosen[i]))
+                parts = []
+                for rows in split(order, batch_size):
+                    batch = [chosen[i] for i in rows]
+                    states = self.text_states(batch, cache)
+                    known = self._known(batch) if self.config.require_known_word else None
+                    parts.append(self._text_rows(states, codebook, known, max_active_dims))
+                windows.append(Encoding.concat(parts)[np.argsort(order)])
+        return _concat(windows, "texts")
 
     def encode_image(
         self,
-        images: Sequence[ImageSource],
+        images: Iterable[ImageSource],
         batch_size: int = 64,
         show_progress_bar: bool | None = False,
         max_active_dims: int | None = None,
@@ -119,30 +117,154 @@ class EncodeMixin:
 
         Args:
             images: Whatever `open_image` reads: paths, bytes, PIL images, uint8 arrays.
-            batch_size: Images in one forward pass.
-            show_progress_bar: ``None`` shows it where stderr is a terminal.
-            max_active_dims: Keep at most so many words of each image.
-
-        Returns:
-            (n, V) lexical rows with int16 patches; no codes or dense vectors.
+            batch_size: See `EncodeMixin`, as for the others.
+            show_progress_bar: See there.
+            max_active_dims: See there.
 
         Raises:
-            InputError: An image cannot be read.
+            InputError: An image cannot be read, is smaller than a patch, or there is none.
+            ModelError: See `EncodeMixin`.
         """
-        rows: list[sparse.csr_array] = []
-        patches: list[np.ndarray] = [np.empty(0, np.int16)]
-        with _inference(self):
-            for batch in _batches(range(len(images)), batch_size, show_progress_bar, "images"):
-                opened = (open_image(images[i]) for i in batch)
-                logits, place = self.image_logits(self._pixels(opened))
-                matrix = self._sparsify(lexical_vector(logits), max_active_dims)
-                row = np.repeat(np.arange(len(batch)), np.diff(matrix.indptr))
-                rows.append(matrix)
-                patches.append(place.cpu().numpy()[row, matrix.indices])
-        if not rows:
-            rows = [sparse.csr_array((0, len(self.vocabulary)), dtype=np.float32)]
-        stacked = sparse.csr_array(sparse.vstack(rows, format="csr"))
-        return Encoding(stacked, np.concatenate(patches))
+        parts = []
+        with inference(self):
+            for batch in batches(images, batch_size, show_progress_bar, "images"):
+                states = self.patch_states(self._pixels(map(self._open, batch)))
+                numbers = np.arange(states.shape[1]) - self.config.pool_cls  # CLS has -1
+                parts.append(self._image_rows(states, numbers, max_active_dims))
+        return _concat(parts, "images")
+
+    def encode_words(self, words: Iterable[str], max_active_dims: int | None = None) -> Encoding:
+        """Encode single words by their rows of the text codebook, without the language model.
+
+        A word of several pieces is the mean of their rows; pieces that the vocabulary leaves out
+        do not count (LexVLA section 3.2).
+
+        Args:
+            words: Words, or short names of classes. One without a piece in the vocabulary gets an
+                empty row.
+            max_active_dims: See `EncodeMixin`.
+
+        Raises:
+            InputError: There is no word, or one holds half of a character.
+        """
+        columns = {token: i for i, token in enumerate(self.vocabulary.token_ids or ())}
+        parts = []
+        with inference(self):
+            codebook = self.text_codebook()
+            for batch in batches(words, 256, False, "words"):
+                means, known = [], []
+                for word in batch:
+                    _check_text(word)
+                    column = self.vocabulary.find(word)
+                    pieces = self.tokenizer(word, add_special_tokens=False)["input_ids"]
+                    kept = [columns[i] for i in pieces if i in columns]
+                    kept = kept if column is None else [column]
+                    known.append(bool(kept))
+                    means.append(codebook[kept].mean(0) if kept else torch.zeros_like(codebook[0]))
+                parts.append(
+                    self._text_rows(
+                        torch.stack(means), codebook, torch.tensor(known), max_active_dims
+                    )
+                )
+        return _concat(parts, "words")
+
+    def encode_region(
+        self,
+        images: Sequence[ImageSource],
+        regions: Sequence[Region],
+        batch_size: int = 64,
+        show_progress_bar: bool | None = False,
+        max_active_dims: int | None = None,
+    ) -> Encoding:
+        """Encode a region of each image: the maximum is taken over its patches alone.
+
+        Args:
+            images: Whatever `open_image` reads.
+            regions: One for each image: a box ``(x, y, width, height)`` in pixels of the upright
+                image, or a bool mask of patches, of shape `patch_grid`.
+            batch_size: See `EncodeMixin`, as for the others.
+            show_progress_bar: See there.
+            max_active_dims: See there.
+
+        Returns:
+            (n, V) rows, with the numbers that the patches have in the whole image.
+
+        Raises:
+            InputError: An image cannot be read, a region lies outside its image or is empty, or
+                there is no image.
+            ModelError: See `EncodeMixin`.
+        """
+        parts = []
+        pairs = list(zip(images, regions, strict=True))
+        with inference(self):
+            for batch in batches(pairs, batch_size, show_progress_bar, "regions"):
+                opened = [self._open(image) for image, _ in batch]
+                chosen = [
+                    region_patches(region, image.size, self.patch_grid)
+                    for image, (_, region) in zip(opened, batch, strict=True)
+                ]
+                states = self._without_cls(self.patch_states(self._pixels(opened)))
+                parts += [
+                    self._image_rows(states[row, numbers][None], numbers, max_active_dims)
+                    for row, numbers in enumerate(chosen)
+                ]
+        return _concat(parts, "images")
+
+    def encode_patches(
+        self,
+        images: Iterable[ImageSource],
+        batch_size: int = 64,
+        show_progress_bar: bool | None = False,
+        max_active_dims: int | None = None,
+    ) -> Encoding:
+        """Encode every patch of each image by itself, without a maximum (LexVLA section 3.3).
+
+        Args:
+            images: Whatever `open_image` reads.
+            batch_size: See `EncodeMixin`, as for the others.
+            show_progress_bar: See there.
+            max_active_dims: See there.
+
+        Returns:
+            (n * P, V) rows: the patches of the first image row by row, then those of the next.
+
+        Raises:
+            InputError: An image cannot be read, is smaller than a patch, or there is none.
+            ModelError: See `EncodeMixin`.
+        """
+        parts = []
+        with inference(self):
+            for batch in batches(images, batch_size, show_progress_bar, "images"):
+                states = self._without_cls(self.patch_states(self._pixels(map(self._open, batch))))
+                for patches in states:
+                    rows = self._image_rows(patches[:, None], np.zeros(1), max_active_dims)
+                    numbers = np.arange(len(patches), dtype=np.int16)
+                    place = np.repeat(numbers, np.diff(rows.lexical.indptr))
+                    parts.append(replace(rows, patches=place))
+        return _concat(parts, "images")
+
+    def heatmap(self, image: ImageSource, word: str) -> np.ndarray:
+        """Return how strongly each patch speaks for a word: (rows, columns) float32, >= 0.
+
+        The values are the patches' weights before the image's vector is brought to unit length.
+
+        Raises:
+            KeyError: The vocabulary has no such word.
+            InputError: The image cannot be read.
+        """
+        return self.heatmaps(image, [word])[0]
+
+    def heatmaps(self, image: ImageSource, words: Sequence[str]) -> np.ndarray:
+        """Return the `heatmap` of each word, (n, rows, columns), by one pass of the image."""
+        columns = []
+        for word in words:
+            if (column := self.vocabulary.find(word)) is None:
+                raise KeyError(word)
+            columns.append(column)
+        with inference(self):
+            states = self._without_cls(self.patch_states(self._pixels([self._open(image)])))[0]
+            weights = elu1p((self.image_codebook[columns] @ states.T).float())
+        return weights.cpu().numpy().reshape(-1, *self.patch_grid)
 
     def decode(self, encoding: Encoding, top_k: int | None = None) -> list[list[tuple[str, float]]]:
         """Return each item's words with their weights, heaviest first; all of them or ``top_k``."""
@@ -158,32 +280,88 @@ class EncodeMixin:
         """Return the (nq, ni) float32 dot products of lexical vectors."""
         return (queries.lexical @ items.lexical.T).toarray()
 
-    def heatmap(self, image: ImageSource, word: str) -> np.ndarray:
-        """Return how strongly each patch speaks for a word: (rows, columns) float32, >= 0.
+    def intersection(self, queries: Encoding, items: Encoding) -> sparse.csr_array:
+        """Return what each word adds to the similarity of the pairs (query i, item i).
 
-        The values are the patches' weights before the image's vector is brought to unit length.
+        Args:
+            queries: n rows, or one row that goes with every item.
+            items: n rows.
+
+        Returns:
+            (n, V) float32 CSR of products; a row sums to the pair's similarity.
 
         Raises:
-            KeyError: The vocabulary has no such word.
-            InputError: The image cannot be read.
+            ValueError: The numbers of rows do not go together.
         """
-        column = self.vocabulary.find(word)
-        if column is None:
-            raise KeyError(word)
-        with _inference(self):
-            states = self.image_tower(self._pixels([open_image(image)]))[0]
-            weights = elu1p((states @ self.image_codebook[column]).float())
-        return weights.cpu().numpy().reshape(self.patch_grid)
+        if len(queries) not in (1, len(items)):
+            raise ValueError(f"{len(queries)} queries do not go with {len(items)} items")
+        mine = queries if len(queries) == len(items) else queries[np.zeros(len(items), int)]
+        product = sparse.csr_array(mine.lexical.multiply(items.lexical))
+        product.eliminate_zeros()  # a product of small weights may be 0 in 32 bits
+        return product
+
+    def sparsity(self, encoding: Encoding) -> dict[str, float]:
+        """Return the mean number of active words, and the share of words that are not active."""
+        active = encoding.lexical.nnz / max(1, len(encoding))
+        return {"active_dims": active, "sparsity_ratio": 1 - active / len(self.vocabulary)}
+
+    def _text_rows(
+        self, states: Tensor, codebook: Tensor, known: Tensor | None, limit: int | None
+    ) -> Encoding:
+        """Encode (B, d) states of texts; those not known get no words."""
+        logits = states.to(codebook.dtype) @ codebook.T
+        dense = None if self.text_dense_head is None else self.text_dense_head(states)
+        return self._encoding(logits, dense, limit, known)[0]
+
+    def _image_rows(self, states: Tensor, numbers: np.ndarray, limit: int | None) -> Encoding:
+        """Encode (B, P, d) states of patches that have these P numbers in the image."""
+        chunk = self.config.vocabulary_chunk
+        logits, place = max_over_patches(states, self.image_codebook, chunk)
+        head = self.image_dense_head
+        dense = None if head is None else head(states.float().mean(1))
+        encoding, rows = self._encoding(logits, dense, limit)
+        positions = place.cpu().numpy()[rows, encoding.lexical.indices]
+        return replace(encoding, patches=numbers[positions].astype(np.int16))
+
+    def _encoding(
+        self, logits: Tensor, dense: Tensor | None, limit: int | None, known: Tensor | None = None
+    ) -> tuple[Encoding, np.ndarray]:
+        """Return sparse rows on the CPU, and the row of each stored word."""
+        if not logits.isfinite().all():
+            rule = "gives logits that are not finite"
+            raise ModelError(f"{self.config.model_name} {rule}: weights are damaged, or dtype")
+        config = self.config
+        vectors = lexical_vector(logits)
+        if known is not None:
+            vectors *= known.to(vectors.device)[:, None]
+        lexical = sparsify(
+            vectors, config.sparsification, config.kept_words, config.threshold, limit
+        )
+        rows = np.repeat(np.arange(len(vectors)), np.diff(lexical.indptr))
+        if dense is None:
+            return Encoding(lexical), rows
+        codes = None
+        if self.codebook is not None:
+            codes = top_codes(self.codebook(dense), config.codes_per_item)
+        return Encoding(lexical, None, codes, dense.cpu().numpy()), rows
+
+    def _open(self, source: ImageSource) -> Image.Image:
+        image, patch = open_image(source), self.config.vision_config.patch_size
+        if min(image.size) < patch:
+            name = str(source) if isinstance(source, str | Path) else "<image>"
+            size = f"{image.size[0]} x {image.size[1]} pixels"
+            raise InputError(
+                name, f"is smaller than a patch: {size}, a patch has {patch} x {patch}"
+            )
+        return image
 
     def _pixels(self, images: Iterable[Image.Image]) -> Tensor:
-        pixels = preprocess(images, self.config.vision_config.image_size)
-        return pixels.to(self.device, self.dtype)
-
-    def _sparsify(self, vectors: Tensor, max_active_dims: int | None) -> sparse.csr_array:
         config = self.config
-        return sparsify(
-            vectors, config.sparsification, config.kept_words, config.threshold, max_active_dims
-        )
+        pixels = preprocess(images, config.image_side, config.image_mean, config.image_std)
+        return pixels.to(self.device)
+
+    def _without_cls(self, states: Tensor) -> Tensor:
+        return states[:, 1:] if self.config.pool_cls else states
 
     def _known(self, texts: list[str]) -> Tensor:
         """Tell which texts have at least one piece that the vocabulary keeps."""
@@ -199,26 +377,7 @@ def _check_text(text: str) -> None:
         raise InputError(ascii(text), "is no valid Unicode text") from error
 
 
-@contextmanager
-def _inference(model: Any) -> Iterator[None]:
-    """Switch gradients and dropout off, and put the model's mode back afterwards."""
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        model.train(was_training)
-
-
-def _batches(
-    order: Sequence[int], size: int, show_progress_bar: bool | None, unit: str
-) -> Iterator[Sequence[int]]:
-    if size < 1:
-        raise ValueError(f"batch_size must be at least 1, not {size}")
-    off = None if show_progress_bar is None else not show_progress_bar
-    with tqdm(total=len(order), unit=f" {unit}", disable=off) as bar:
-        for start in range(0, len(order), size):
-            batch = order[start : start + size]
-            yield batch
-            bar.update(len(batch))
+def _concat(parts: list[Encoding], items: str) -> Encoding:
+    if not parts:
+        raise InputError(items, "an empty batch cannot be encoded; give at least one item")
+    return Encoding.concat(parts)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from inspect import signature
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 from transformers import AutoModel
 
 from lexvla.config import LexVLAConfig
+from lexvla.errors import ModelError
 
 __all__ = ["Adapter", "ImageTower"]
 
@@ -48,11 +53,19 @@ class Adapter(nn.Module):
 
 
 class ImageTower(nn.Module):
-    """Give each patch of an image its state in the lexical space."""
+    """Give each patch of an image its state in the lexical space.
 
-    def __init__(self, config: LexVLAConfig) -> None:
+    Args:
+        config: Names the vision model's kind and size, and the adapter's.
+        vision_model: The vision transformer itself; without it, one with random weights is made.
+    """
+
+    def __init__(self, config: LexVLAConfig, vision_model: Any = None) -> None:
         super().__init__()
-        self.vision_model = AutoModel.from_config(config.vision_config)
+        if vision_model is None:
+            vision_model = AutoModel.from_config(config.vision_config)
+        self.vision_model: Any = vision_model
+        self.pool_cls = config.pool_cls
         self.adapter = Adapter(
             config.vision_config.hidden_size,
             config.text_config.hidden_size,
@@ -63,11 +76,32 @@ class ImageTower(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """Map (B, 3, H, W) normalised pixels to (B, P, d) patch states.
 
-        The CLS token takes part in the adapter's attention and is then left out, so that a word
-        always comes from a patch that can be shown.
+        CLS and register tokens take part in the adapter's attention and are then left out, so
+        that a word always comes from a patch that can be shown. With ``pool_cls`` the CLS token
+        stays, as the first of P + 1 states.
+
+        Raises:
+            ModelError: The vision model gives no state for each patch, or no CLS for ``pool_cls``.
         """
-        states = self.vision_model(pixel_values=pixels).last_hidden_state
-        states = self.adapter(states)
-        patch = self.vision_model.config.patch_size
+        vision = self.vision_model
+        config = vision.config
+        more = {}
+        # DINOv2 brings its position embeddings to any size by itself; others must be asked.
+        if "interpolate_pos_encoding" in signature(vision.forward).parameters:
+            own = (config.image_size, config.image_size)
+            more["interpolate_pos_encoding"] = tuple(pixels.shape[-2:]) != own
+        pixels = pixels.to(vision.dtype)
+        states = vision(pixel_values=pixels, **more).last_hidden_state
+        states = self.adapter(states.to(self.adapter.out_norm.weight.dtype))
+        patch = config.patch_size
         count = (pixels.shape[-2] // patch) * (pixels.shape[-1] // patch)
-        return states[:, states.shape[1] - count :]
+        extra = states.shape[1] - count
+        if extra < 0:
+            rule = f"{states.shape[1]} states for {count} patches"
+            raise ModelError(f"{config.model_type}: {rule}; a ViT with patch tokens is needed")
+        patches = states[:, extra:]
+        if not self.pool_cls:
+            return patches
+        if not extra:
+            raise ModelError(f"pool_cls: {config.model_type} has no CLS token; set it to false")
+        return torch.cat([states[:, :1], patches], dim=1)

@@ -2,35 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError, safe_open
+from huggingface_hub import HfApi
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
-from transformers.utils import logging
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lexvla.config import LexVLAConfig
+from lexvla import backbones, saving
+from lexvla.codebook import Codebook
+from lexvla.config import LexVLAConfig, Quantization
+from lexvla.dense_head import DenseHead
 from lexvla.encoder import EncodeMixin
-from lexvla.errors import ModelError
+from lexvla.errors import InputError, ModelError, UnsupportedError
 from lexvla.image_tower import ImageTower
 from lexvla.lexical_head import max_over_patches
-from lexvla.text_tower import TextTower, tokenize
+from lexvla.text_tower import PrefixCache, TextTower, tokenize
 from lexvla.vocabulary import Vocabulary
 
 __all__ = ["LexVLA"]
-
-_CONFIG_FILE = "config.json"
-_WEIGHTS_FILE = "model.safetensors"
-_TOKENIZER_FILE = "tokenizer.json"
-_VOCABULARY_FILE = "vocabulary.json"
-_DEFAULT = Path(__file__).parent / "pretrained"
 
 
 class LexVLA(EncodeMixin, PreTrainedModel):
@@ -40,6 +33,8 @@ class LexVLA(EncodeMixin, PreTrainedModel):
         config: Sizes of all parts.
         vocabulary: The kept pieces, with their token ids.
         tokenizer: The tokenizer of the language model.
+        language_model: A causal language model; without it, one with random weights is made.
+        vision_model: A vision transformer; without it, one with random weights is made.
 
     Raises:
         ModelError: The vocabulary is not of this tokenizer and language model.
@@ -47,31 +42,40 @@ class LexVLA(EncodeMixin, PreTrainedModel):
 
     config_class = LexVLAConfig
     main_input_name = "pixel_values"
+    supports_gradient_checkpointing = True
 
     def __init__(
         self,
         config: LexVLAConfig,
         vocabulary: Vocabulary,
         tokenizer: PreTrainedTokenizerBase,
+        language_model: Any = None,
+        vision_model: Any = None,
     ) -> None:
         super().__init__(config)
-        ids = vocabulary.token_ids
-        if ids is None:
-            raise ModelError("the vocabulary of a model needs the token id of each term")
-        if ids and not 0 <= min(ids) <= max(ids) < config.text_config.vocab_size:
-            raise ModelError("the vocabulary holds token ids that the language model has not")
-        if tokenizer.convert_ids_to_tokens(list(ids)) != list(vocabulary.terms):
-            raise ModelError("the vocabulary's terms are not the tokenizer's pieces")
+        _check_vocabulary(vocabulary, tokenizer, config.text_config.vocab_size)
+        config.vocabulary_sha256 = vocabulary.sha256
         self.vocabulary = vocabulary
         self.tokenizer = tokenizer
-        self.text_tower = TextTower(config)
-        self.image_tower = ImageTower(config)
-        self.image_codebook = nn.Parameter(self.text_codebook().detach().clone())
-        self.post_init()
+        self.text_tower = TextTower(config, language_model)
+        self.image_tower = ImageTower(config, vision_model)
+        codebook = self.text_codebook().detach().to("cpu", torch.float32, copy=True)
+        self.image_codebook = nn.Parameter(codebook)
+        self.text_dense_head: DenseHead | None = None
+        self.image_dense_head: DenseHead | None = None
+        self.codebook: Codebook | None = None
+        if config.dense_width:
+            width = config.text_config.hidden_size
+            self.text_dense_head = DenseHead(width, config.dense_width)
+            self.image_dense_head = DenseHead(width, config.dense_width)
+        if config.codebook_size:
+            self.codebook = Codebook(
+                config.codebook_size, config.dense_width, config.code_temperature
+            )
 
     @property
     def name(self) -> str:
-        """Name the model as an index records it: by its weights, wherever they lie."""
+        """Name the model as an index records it: by weights and settings, wherever they lie."""
         weights = self.config.fingerprint[:12] or "unsaved"
         return f"{self.config.model_name}@{weights}"
 
@@ -80,126 +84,259 @@ class LexVLA(EncodeMixin, PreTrainedModel):
         rows = self.text_tower.language_model.get_output_embeddings().weight
         return rows[torch.tensor(self.vocabulary.token_ids, device=rows.device)]
 
+    def text_states(self, texts: list[str], cache: PrefixCache | None = None) -> Tensor:
+        """Return (B, d) states of the language model after each text in the prompt.
+
+        Args:
+            texts: At least one text.
+            cache: Keeps the prompt's keys and values, where weights do not change between calls.
+
+        Raises:
+            InputError: There is no text.
+        """
+        if not texts:
+            raise InputError("texts", "an empty batch has no states; give at least one text")
+        ids = tokenize(self.tokenizer, texts, self.config.prompt, self.config.max_text_tokens)
+        return self.text_tower(ids, cache)
+
     def text_logits(self, texts: list[str]) -> Tensor:
         """Return (B, V) logits of the words that each text is about (LexVLA eq. 2)."""
-        ids = tokenize(self.tokenizer, texts, self.config.prompt, self.config.max_text_tokens)
-        return self.text_tower(ids) @ self.text_codebook().T
+        return self.text_states(texts) @ self.text_codebook().T
+
+    def patch_states(self, pixels: Tensor) -> Tensor:
+        """Return (B, P, d) states of the patches; with ``pool_cls`` the CLS token comes first.
+
+        Args:
+            pixels: (B, 3, H, W), normalised as `preprocess` does.
+
+        Raises:
+            InputError: The batch is empty, or an image is smaller than a patch.
+        """
+        patch = self.config.vision_config.patch_size
+        if not len(pixels) or min(pixels.shape[-2:]) < patch:
+            rule = f"needs at least one image, of at least one patch ({patch} x {patch} pixels)"
+            raise InputError(f"pixels of shape {tuple(pixels.shape)}", rule)
+        return self.image_tower(pixels)
 
     def image_logits(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Return (B, V) logits and the int16 patch that each comes from (LexVLA eq. 4).
 
-        Args:
-            pixels: (B, 3, H, W), normalised as `preprocess` does.
+        With ``pool_cls`` the CLS token is the patch -1.
         """
-        patches = self.image_tower(pixels)
-        return max_over_patches(patches, self.image_codebook, self.config.vocabulary_chunk)
+        states = self.patch_states(pixels)
+        chunk = self.config.vocabulary_chunk
+        logits, place = max_over_patches(states, self.image_codebook, chunk)
+        return logits, place - 1 if self.config.pool_cls else place
 
     def _init_weights(self, module: nn.Module) -> None:
-        # The towers initialise themselves; only the adapter's layers are left to torch's defaults.
+        # The towers initialise themselves; the other layers are left to torch's defaults.
         return
 
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """Write weights (safetensors), configuration, tokenizer and vocabulary to a folder."""
-        folder = Path(save_directory)
-        with _quiet():
-            super().save_pretrained(folder, **kwargs)
-        self.config.fingerprint = _fingerprint(folder / _WEIGHTS_FILE)
-        self.config.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
-        self.vocabulary.save(folder / _VOCABULARY_FILE)
+    @classmethod
+    def from_backbones(
+        cls,
+        text_model: str,
+        vision_model: str,
+        *,
+        text_revision: str | None = None,
+        vision_revision: str | None = None,
+        quantization: Quantization = "none",
+        lora_rank: int = 8,
+        image_size: int | None = 224,
+        vocabulary: Vocabulary | None = None,
+        vocabulary_rule: str = "letters",
+        vocabulary_texts: Iterable[str] | None = None,
+        device: str | torch.device = "cpu",
+        dtype: str | torch.dtype | None = None,
+        token: str | None = None,
+        **config: Any,
+    ) -> Self:
+        """Assemble an untrained model from pretrained backbones, as the paper initialises it.
+
+        The backbones are frozen; LoRA, adapter, image codebook, dense heads and codes are trained,
+        in float32. The image codebook starts as a copy of the text codebook (LexVLA section 3.3).
+
+        Args:
+            text_model: Hub id or path of a causal language model, such as
+                ``meta-llama/Llama-2-7b-hf``.
+            vision_model: Hub id or path of a vision transformer, such as ``facebook/dinov2-base``.
+            text_revision: Branch, tag or commit; the commit is recorded.
+            vision_revision: The same for the vision model.
+            quantization: ``none``, ``int8`` or ``nf4``, for the language model.
+            lora_rank: Rank of LoRA on the language model; 0 for none.
+            image_size: Side in pixels that images are brought to; ``None`` for the model's own.
+            vocabulary: The kept pieces; else they are chosen by the rule.
+            vocabulary_rule: See `Vocabulary.from_tokenizer`.
+            vocabulary_texts: Keep only pieces that these texts produce.
+            device: Where the model is put.
+            dtype: Type of the backbones; by default bfloat16 where quantised, else float32.
+            token: Opens gated models of the hub; else huggingface_hub looks for one.
+            config: Other fields of `LexVLAConfig`.
+
+        Raises:
+            ModelError: A backbone cannot be loaded, a LoRA target is no layer of it, or the
+                vocabulary rule leaves no word.
+            OptionalDependencyError: PEFT or bitsandbytes is missing.
+            UnsupportedError: bitsandbytes has no backend for the device.
+            ValueError: A field of the configuration is out of its range.
+        """
+        place = torch.device(device)
+        kind = _dtype(dtype) or (torch.float32 if quantization == "none" else torch.bfloat16)
+        text_config = backbones.read_backbone_config(text_model, text_revision, token)
+        vision_config = backbones.read_backbone_config(vision_model, vision_revision, token)
+        for field in ("hidden_size", "patch_size", "image_size"):
+            if not isinstance(getattr(vision_config, field, None), int):
+                rule = f"{vision_config.model_type} has no {field}"
+                raise ModelError(f"{vision_model}: {rule}; a ViT with patch tokens is needed")
+        tokenizer = backbones.load_tokenizer(text_model, text_revision, token)
+        statistics = backbones.image_statistics(vision_model, vision_revision, token)
+        if statistics is not None:
+            config = {"image_mean": statistics[0], "image_std": statistics[1], **config}
+        settings = LexVLAConfig(
+            text_config=text_config,
+            vision_config=vision_config,
+            text_model=text_model,
+            text_revision=getattr(text_config, "_commit_hash", None) or text_revision,
+            vision_model=vision_model,
+            vision_revision=getattr(vision_config, "_commit_hash", None) or vision_revision,
+            backbone_dtype=str(kind).removeprefix("torch."),
+            quantization=quantization,
+            lora_rank=lora_rank,
+            image_size=image_size,
+            vocabulary_rule=vocabulary_rule,
+            **config,
+        )
+        if vocabulary is None:
+            vocabulary = Vocabulary.from_tokenizer(tokenizer, vocabulary_rule, vocabulary_texts)
+        language = backbones.load_language_model(settings, text_model, place, kind, token)
+        language.requires_grad_(False)
+        if lora_rank:
+            language = backbones.add_lora(language, settings)
+        vision = backbones.load_vision_model(settings, vision_model, place, kind, token)
+        model = cls(settings, vocabulary, tokenizer, language, vision.requires_grad_(False))
+        return model.to(place).eval()
 
     @classmethod
-    def from_pretrained(cls, path: str | Path | None = None, **kwargs: Any) -> Self:
+    def from_pretrained(
+        cls,
+        path: str | Path | None = None,
+        *,
+        revision: str | None = None,
+        device: str | torch.device = "cpu",
+        dtype: str | torch.dtype | None = None,
+        quantization: Quantization | None = None,
+        merge_lora: bool = False,
+        text_model: str | None = None,
+        vision_model: str | None = None,
+        token: str | None = None,
+    ) -> Self:
         """Load a saved model, or without a path the one that ships with the package.
 
         Args:
-            path: The folder that `save_pretrained` wrote.
-            kwargs: For transformers, such as ``dtype`` (float32 where none is given).
+            path: The folder that `save_pretrained` wrote, or a hub id.
+            revision: Branch, tag or commit of a hub id.
+            device: Where the model is put.
+            dtype: Floating-point type of all weights; by default that of the backbones as they
+                were assembled, and float32 for all that was trained.
+            quantization: ``none``, ``int8`` or ``nf4``; by default as the model was assembled.
+            merge_lora: Add LoRA to the language model's weights and drop it: faster, and equal but
+                for rounding.
+            text_model: Where the language model lies now, if no longer where the model names it.
+            vision_model: The same for the vision model.
+            token: Opens gated models of the hub; else huggingface_hub looks for one.
 
         Raises:
-            ModelError: The folder holds no complete model, or a file of it is damaged.
+            ModelError: The folder holds no complete model, a file of it is damaged, or a backbone
+                cannot be loaded.
+            OptionalDependencyError: PEFT or bitsandbytes is missing.
+            UnsupportedError: bitsandbytes has no backend for the device, or the language model is
+                quantised and its LoRA to be merged.
         """
-        folder = Path(path) if path is not None else _DEFAULT
-        files = (_CONFIG_FILE, _WEIGHTS_FILE, _TOKENIZER_FILE, _VOCABULARY_FILE)
-        missing = [name for name in files if not (folder / name).is_file()]
-        if missing:
-            raise ModelError(f"{folder}: no LexVLA model here, {', '.join(missing)} missing")
-        config = _read_config(folder / _CONFIG_FILE)
-        vocabulary = Vocabulary.load(folder / _VOCABULARY_FILE)
-        tokenizer = _read_tokenizer(folder)
-        weights = folder / _WEIGHTS_FILE
-        if _fingerprint(weights) != config.fingerprint:
-            raise ModelError(f"{weights}: not the weights whose fingerprint {_CONFIG_FILE} holds")
-        kwargs.setdefault("dtype", torch.float32)
-        try:
-            with _quiet():
-                model, found = super().from_pretrained(
-                    folder,
-                    config=config,
-                    vocabulary=vocabulary,
-                    tokenizer=tokenizer,
-                    use_safetensors=True,
-                    output_loading_info=True,
-                    ignore_mismatched_sizes=True,  # they are found below, and named
-                    **kwargs,
-                )
-        except ModelError as error:  # of the constructor, which knows no file
-            raise ModelError(f"{folder / _VOCABULARY_FILE}: {error}") from error
-        for kind in ("missing", "unexpected", "mismatched"):
-            if names := sorted(map(str, found[f"{kind}_keys"])):
-                rule = f"{kind} for {_CONFIG_FILE} and {_VOCABULARY_FILE}: {', '.join(names[:3])}"
-                raise ModelError(f"{weights}: weights {rule}")
-        return model
+        folder = saving.find_folder(path, revision, token)
+        config = saving.read_config(folder)
+        if quantization is not None:
+            config.quantization = quantization
+            config.check()
+        if merge_lora and config.quantization != "none":
+            rule = "LoRA cannot be merged into quantised weights"
+            raise UnsupportedError(f"{rule}: use merge_lora=False or quantization='none'")
+        vocabulary = saving.read_vocabulary(folder, config)
+        tokenizer = saving.read_tokenizer(folder)
+        place, kind = torch.device(device), _dtype(dtype)
+        names = (text_model or config.text_model, vision_model or config.vision_model)
+        language, vision = saving.read_towers(folder, config, names, place, kind, token)
+        if merge_lora and config.lora_rank:
+            language = language.merge_and_unload()
+            config.lora_rank, config.text_model, config.text_revision = 0, None, None
+        with torch.random.fork_rng(devices=[]):  # new layers draw numbers, and are then filled
+            try:
+                model = cls(config, vocabulary, tokenizer, language, vision)
+            except ModelError as error:  # of the constructor, which knows no file
+                raise ModelError(f"{folder / saving.VOCABULARY_FILE}: {error}") from error
+        saving.read_weights(model, folder)
+        for name, part in model.named_parameters():
+            trained = not name.startswith(saving.TOWERS) or "lora_" in name
+            if kind is not None and trained:
+                part.data = part.data.to(kind)
+        return model.to(place).eval()
+
+    def save_pretrained(self, save_directory: str | Path) -> None:
+        """Write all but the frozen backbones to a folder; `lexvla.saving` lists its files.
+
+        Raises:
+            ModelError: A tower has LoRA and other trained weights at once.
+        """
+        saving.write_model(self, Path(save_directory))
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | None = None,
+        revision: str | None = None,
+        commit_message: str = "Upload LexVLA model",
+    ) -> str:
+        """Upload the model, with a card, to a repository of the hub and return the commit's URL.
+
+        Args:
+            repo_id: The repository, which is made where there is none.
+            private: Whether a new repository is private.
+            token: Lets write; else huggingface_hub looks for one.
+            revision: Branch to commit to.
+            commit_message: First line of the commit.
+        """
+        api = HfApi(token=token)
+        made = api.create_repo(repo_id, private=private, exist_ok=True)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            commit = api.upload_folder(
+                repo_id=made.repo_id,
+                folder_path=folder,
+                revision=revision,
+                commit_message=commit_message,
+            )
+        return str(commit)
 
 
-def _read_config(path: Path) -> LexVLAConfig:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        if values["model_type"] != LexVLAConfig.model_type:
-            raise ModelError(f"{path}: describes a {values['model_type']} model, not a LexVLA")
-        return LexVLAConfig.from_dict(values)
-    except (
-        OSError,
-        ValueError,
-        TypeError,
-        LookupError,
-        AttributeError,
-        StrictDataclassError,
-    ) as error:
-        raise ModelError(f"{path}: no readable configuration ({error})") from error
+def _check_vocabulary(
+    vocabulary: Vocabulary, tokenizer: PreTrainedTokenizerBase, size: int
+) -> None:
+    ids = vocabulary.token_ids
+    if ids is None:
+        raise ModelError("the vocabulary of a model needs the token id of each term")
+    if not ids:
+        raise ModelError("the vocabulary of a model needs at least one term")
+    if not 0 <= min(ids) <= max(ids) < size:
+        raise ModelError("the vocabulary holds token ids that the language model has not")
+    if tokenizer.convert_ids_to_tokens(list(ids)) != list(vocabulary.terms):
+        raise ModelError("the vocabulary's terms are not the tokenizer's pieces")
 
 
-def _read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    try:
-        # Not AutoTokenizer: that one reads config.json as well, and warns that it is not Llama's.
-        return PreTrainedTokenizerFast.from_pretrained(folder)
-    except (OSError, ValueError, TypeError, LookupError) as error:
-        path = folder / _TOKENIZER_FILE
-        raise ModelError(f"{path}: no readable tokenizer ({error})") from error
-
-
-def _fingerprint(path: Path) -> str:
-    """Return the SHA-256 of a weights file.
-
-    Raises:
-        ModelError: The file is damaged.
-    """
-    try:
-        with safe_open(path, framework="pt"), path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"{path}: no readable weights ({error})") from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers' bars and reports off stderr: what they would say of faults is raised."""
-    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
+def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    if dtype is None or isinstance(dtype, torch.dtype):
+        return dtype
+    found = getattr(torch, dtype, None)
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ValueError(f"unknown dtype {dtype!r}: use float32, float16 or bfloat16")
+    return found

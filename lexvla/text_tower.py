@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedTokenizerBase
 
 from lexvla.config import LexVLAConfig
 
-__all__ = ["TextTower", "tokenize"]
+__all__ = ["PrefixCache", "TextTower", "tokenize"]
 
 
 def tokenize(
@@ -30,27 +32,61 @@ def tokenize(
     return tokenizer([before + text + after for text in cut])["input_ids"]
 
 
+class PrefixCache:
+    """Hold the keys and values of the tokens that texts begin with: the prompt and its example.
+
+    The model is causal, so they do not depend on what follows; they are right for as long as the
+    weights stay as they are.
+    """
+
+    def __init__(self) -> None:
+        self.ids: list[int] = []
+        self.layers: list[tuple[Tensor, Tensor]] = []
+
+    def common(self, token_ids: list[list[int]]) -> int:
+        """Count the held tokens that all sequences begin with."""
+        held = self.ids[: _common_prefix(token_ids)]
+        first = token_ids[0]
+        return next((i for i, token in enumerate(held) if token != first[i]), len(held))
+
+
 class TextTower(nn.Module):
     """Give each text the language model's last state: the one that predicts the next token.
 
     The state is taken after the final norm, so its product with the output embedding is exactly
     the next-token logits (LexVLA section 3.2).
+
+    Args:
+        config: Names the language model's kind and size.
+        language_model: The model itself; without it, one with random weights is made.
     """
 
-    def __init__(self, config: LexVLAConfig) -> None:
+    def __init__(self, config: LexVLAConfig, language_model: Any = None) -> None:
         super().__init__()
-        self.language_model = AutoModelForCausalLM.from_config(config.text_config)
+        if language_model is None:
+            language_model = AutoModelForCausalLM.from_config(config.text_config)
+        self.language_model: Any = language_model
 
-    def forward(self, token_ids: list[list[int]]) -> Tensor:
+    def forward(self, token_ids: list[list[int]], cache: PrefixCache | None = None) -> Tensor:
         """Return (B, d) last states of B token sequences.
 
-        The tokens that all sequences begin with (the prompt and its example) are run once for the
-        whole batch; the model is causal, so their states do not depend on what follows. The rest
-        is padded on the left, so the last position is the last token of every row.
+        The tokens that all sequences begin with are run once for the whole batch. The rest is
+        padded on the left, so the last position is the last token of every row.
+
+        Args:
+            token_ids: One sequence of at least one token for each text.
+            cache: Keeps the shared beginning from one call to the next, where weights do not
+                change in between.
         """
         backbone = self.language_model.get_decoder()
         device = self.language_model.device
-        shared = _common_prefix(token_ids)
+        cache = cache if cache is not None else PrefixCache()
+        shared = cache.common(token_ids)
+        if not shared and (shared := _common_prefix(token_ids)):
+            cache.ids = token_ids[0][:shared]
+            prefix = torch.tensor([cache.ids], device=device)
+            once = backbone(input_ids=prefix, use_cache=True).past_key_values
+            cache.layers = [(layer.keys, layer.values) for layer in once.layers]
         rests = [ids[shared:] for ids in token_ids]
         length = max(map(len, rests))
         batch = len(rests)
@@ -62,22 +98,20 @@ class TextTower(nn.Module):
             mask[row, shared + length - len(rest) :] = 1
         ids, mask = ids.to(device), mask.to(device)
         positions = (mask.cumsum(1) - 1).clamp(min=0)[:, shared:]
-        cache = None
+        past = None
         if shared:
-            prefix = torch.tensor([token_ids[0][:shared]], device=device)
-            once = backbone(input_ids=prefix, use_cache=True).past_key_values
-            cache = DynamicCache(
+            past = DynamicCache(
                 [
-                    (layer.keys.expand(batch, -1, -1, -1), layer.values.expand(batch, -1, -1, -1))
-                    for layer in once.layers
+                    tuple(part[:, :, :shared].expand(batch, -1, -1, -1) for part in layer)
+                    for layer in cache.layers
                 ]
             )
         output = backbone(
             input_ids=ids,
             attention_mask=mask,
             position_ids=positions,
-            past_key_values=cache,
-            use_cache=cache is not None,
+            past_key_values=past,
+            use_cache=past is not None,
         )
         return output.last_hidden_state[:, -1]
 

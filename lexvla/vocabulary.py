@@ -7,12 +7,15 @@ import json
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from lexvla.errors import ModelError
 
 __all__ = ["Vocabulary"]
 
 WORD_START = "\u2581"  # the mark that Llama's tokenizer puts before a piece that starts a word
+_WORD_STARTS = (WORD_START, "\u0120")  # the second is that of byte-level BPE: GPT-2, Qwen, Llama 3
+RULES = ("letters", "all")
 _FORMAT_VERSION = 1
 
 
@@ -41,6 +44,40 @@ class Vocabulary:
         if self.token_ids is not None and len(self.token_ids) != len(self.terms):
             raise ModelError(f"{len(self.terms)} terms but {len(self.token_ids)} token ids")
 
+    @classmethod
+    def from_tokenizer(
+        cls, tokenizer: Any, rule: str = "letters", texts: Iterable[str] | None = None
+    ) -> Vocabulary:
+        """Keep the pieces of a tokenizer that can stand for a word.
+
+        The paper keeps 17,149 of Llama 2's 32,000 pieces and does not say by which rule.
+
+        Args:
+            tokenizer: A tokenizer of transformers.
+            rule: ``letters`` keeps pieces of two or more ASCII letters, the word-start mark not
+                counted; ``all`` keeps all but control pieces.
+            texts: Leave out pieces that none of these texts, such as training captions, produces.
+
+        Raises:
+            ModelError: The rule is unknown, or leaves no piece.
+        """
+        if rule not in RULES:
+            raise ModelError(f"unknown vocabulary rule {rule!r}: use {' or '.join(RULES)}")
+        control = set(tokenizer.all_special_ids)
+        pieces = {i: piece for piece, i in tokenizer.get_vocab().items() if i not in control}
+        if texts is not None:
+            seen: set[int] = set()
+            for text in texts:
+                seen.update(tokenizer(text, add_special_tokens=False)["input_ids"])
+            pieces = {i: piece for i, piece in pieces.items() if i in seen}
+        if rule == "letters":
+            pieces = {i: piece for i, piece in pieces.items() if _is_word(_bare(piece))}
+        if not pieces:
+            where = "" if texts is None else ", given these texts"
+            raise ModelError(f"the vocabulary rule {rule!r} leaves no piece{where}")
+        ids = sorted(pieces)
+        return cls([pieces[i] for i in ids], ids)
+
     def __len__(self) -> int:
         return len(self.terms)
 
@@ -55,8 +92,7 @@ class Vocabulary:
 
     def word(self, index: int) -> str:
         """Return the word that people see for a column: the term without its word-start mark."""
-        term = self.terms[index]
-        return term[1:] if term.startswith(WORD_START) and len(term) > 1 else term
+        return _bare(self.terms[index])
 
     def id(self, term: str) -> int:
         """Return the column of a term.
@@ -73,7 +109,7 @@ class Vocabulary:
         lower one: ``Dog`` looks for ``▁Dog``, ``Dog``, ``▁dog``, ``dog``.
         """
         for form in (word, word.lower()):
-            for term in (WORD_START + form, form):
+            for term in (*(mark + form for mark in _WORD_STARTS), form):
                 if term in self._ids:
                     return self._ids[term]
         return None
@@ -112,3 +148,11 @@ class Vocabulary:
         if vocabulary.sha256 != named:
             raise ModelError(f"{path}: the terms do not match their sha256")
         return vocabulary
+
+
+def _bare(term: str) -> str:
+    return term[1:] if term.startswith(_WORD_STARTS) and len(term) > 1 else term
+
+
+def _is_word(word: str) -> bool:
+    return len(word) > 1 and word.isascii() and word.isalpha()

@@ -56,7 +56,16 @@ def tiny_model(seed: int = 0, **config: Any) -> LexVLA:
         hidden_dropout_prob=0.1,
         use_mask_token=False,
     )
-    sizes = {"adapter_heads": 2, "adapter_width": 24, "vocabulary_chunk": 5, **config}
+    sizes = {
+        "adapter_heads": 2,
+        "adapter_width": 24,
+        "vocabulary_chunk": 5,
+        "dense_width": 6,
+        "codebook_size": 4,
+        "codes_per_item": 2,
+        "require_known_word": True,
+        **config,
+    }
     model = LexVLA(LexVLAConfig(text, vision, **sizes), vocabulary, pieces)
     return model.eval()
 

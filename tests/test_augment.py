@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lexvla.encoder import normalise_pixels
+from lexvla.preprocessing import normalise_pixels
 from lexvla.training.augment import augment
 
 WHITE = normalise_pixels(torch.ones(1, 3, 1, 1))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,11 @@ from PIL import Image
 from scipy import sparse
 from torch import Tensor
 
-from lexvla.encoder import preprocess
 from lexvla.encoding import Encoding
 from lexvla.errors import InputError
 from lexvla.lexical_head import lexical_vector
 from lexvla.model import LexVLA
+from lexvla.preprocessing import preprocess
 from lexvla.text_tower import TextTower
 from model_fakes import GRID, picture, tiny_model
 
@@ -45,7 +46,7 @@ def test_texts(model: LexVLA) -> None:
     encoding = model.encode_text(TEXTS)
     assert encoding.lexical.shape == (6, len(model.vocabulary))
     assert encoding.lexical.dtype == np.float32
-    assert encoding.patches is encoding.codes is encoding.dense is None
+    assert encoding.patches is None
     rows = expected(model, model.text_logits(TEXTS))
     np.testing.assert_allclose(encoding.lexical.toarray(), rows, atol=1e-6)
 
@@ -63,12 +64,22 @@ def test_images(model: LexVLA) -> None:
     assert encoding.patches.tolist() == place.numpy()[rows > 0].tolist()
 
 
-def test_nothing_in_nothing_out(model: LexVLA) -> None:
-    for encoding in (model.encode_text([]), model.encode_image([])):
-        assert encoding.lexical.shape == (0, len(model.vocabulary))
-        assert model.decode(encoding) == []
-    assert model.encode_text([]).patches is None
-    assert model.encode_image([]).patches.tolist() == []
+@pytest.mark.parametrize(
+    "encode",
+    [
+        lambda model: model.encode_text([]),
+        lambda model: model.encode_text(iter([])),
+        lambda model: model.encode_image([]),
+        lambda model: model.encode_words([]),
+        lambda model: model.encode_patches([]),
+        lambda model: model.encode_region([], []),
+        lambda model: model.text_logits([]),
+        lambda model: model.image_logits(torch.zeros(0, 3, 24, 24)),
+    ],
+)
+def test_an_empty_batch_is_refused(model: LexVLA, encode: Callable[[LexVLA], object]) -> None:
+    with pytest.raises(InputError, match="at least one"):
+        encode(model)
 
 
 @pytest.mark.parametrize("size", [1, 2, 4, 100])
@@ -91,9 +102,9 @@ def test_order_is_kept_though_texts_are_sorted_by_length(
     lengths: list[int] = []
     forward = TextTower.forward
 
-    def watched(self: TextTower, token_ids: list[list[int]]) -> Tensor:
+    def watched(self: TextTower, token_ids: list[list[int]], *cache: object) -> Tensor:
         lengths.extend(map(len, token_ids))
-        return forward(self, token_ids)
+        return forward(self, token_ids, *cache)
 
     monkeypatch.setattr(TextTower, "forward", watched)
     whole = model.encode_text(TEXTS, batch_size=2)

@@ -64,9 +64,9 @@ def test_the_figures_are_far_from_chance_and_above_the_floor() -> None:
 
 
 def test_the_checkpoint_is_small_and_holds_no_pickle() -> None:
-    files = {path.name: path.stat().st_size for path in FOLDER.iterdir()}
-    assert sum(files.values()) < MAX_BYTES
-    assert {Path(name).suffix for name in files} <= {".json", ".safetensors", ".md"}
+    files = [path for path in FOLDER.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < MAX_BYTES
+    assert {path.suffix for path in files} <= {".json", ".safetensors", ".md"}
 
 
 def test_common_words_are_one_piece_each() -> None:

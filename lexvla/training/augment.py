@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lexvla.encoder import normalise_pixels
+from lexvla.preprocessing import normalise_pixels
 
 __all__ = ["augment"]
 

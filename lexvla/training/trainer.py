@@ -353,6 +353,9 @@ def build_model(recipe: Recipe, drawings: EmojiDrawings) -> LexVLA:
         adapter_heads=recipe.heads,
         adapter_width=3 * recipe.width,
         vocabulary_chunk=512,
+        dense_width=0,
+        codebook_size=0,
+        require_known_word=True,
         model_name="lexvla-emoji",
     )
     return LexVLA(config, vocabulary, tokenizer)

@@ -1,0 +1,261 @@
+"""Pretrained towers by name: loading, quantisation and LoRA."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging
+
+from lexvla.config import LexVLAConfig
+from lexvla.errors import ModelError, OptionalDependencyError, UnsupportedError
+
+__all__ = [
+    "add_lora",
+    "image_statistics",
+    "load_language_model",
+    "load_lora",
+    "load_tokenizer",
+    "load_vision_model",
+    "read_backbone_config",
+]
+
+# What transformers and the hub raise for a name that cannot be loaded: not there, gated, offline,
+# damaged, of an unknown kind.
+_LOAD_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError)
+
+
+def read_backbone_config(
+    name: str, revision: str | None = None, token: str | None = None
+) -> PretrainedConfig:
+    """Return the configuration of a hub id or folder; of an image-text model, its vision part.
+
+    Raises:
+        ModelError: It cannot be read.
+    """
+    with _named(name):
+        config = AutoConfig.from_pretrained(name, revision=revision or "main", token=token)
+    commit = getattr(config, "_commit_hash", None)
+    config = getattr(config, "vision_config", config)
+    config._commit_hash = commit
+    return config
+
+
+def load_tokenizer(
+    name: str, revision: str | None = None, token: str | None = None
+) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a language model.
+
+    Raises:
+        ModelError: There is none, or only one that cannot tell which characters a piece spans.
+    """
+    with _named(name):
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision or "main", token=token)
+    if not tokenizer.is_fast:
+        raise ModelError(f"{name}: needs a fast tokenizer (a tokenizer.json)")
+    return tokenizer
+
+
+def image_statistics(
+    name: str, revision: str | None = None, token: str | None = None
+) -> tuple[list[float], list[float]] | None:
+    """Return the channel means and deviations that a vision model was trained with, if it says."""
+    try:
+        with quiet():
+            revision = revision or "main"
+            processor = AutoImageProcessor.from_pretrained(name, revision=revision, token=token)
+    except _LOAD_ERRORS:  # no preprocessor_config.json: then ImageNet's, as for any ViT
+        return None
+    mean, deviation = (getattr(processor, key, None) for key in ("image_mean", "image_std"))
+    return (list(mean), list(deviation)) if mean and deviation else None
+
+
+def load_language_model(
+    config: LexVLAConfig, name: str, device: torch.device, dtype: torch.dtype, token: str | None
+) -> Any:
+    """Load a causal language model, quantised as the configuration says.
+
+    Args:
+        config: Names revision and quantisation.
+        name: Hub id or path.
+        device: Where to load it.
+        dtype: Floating-point type of its weights, and that its quantised layers compute in.
+        token: Opens gated models of the hub; without it, huggingface_hub finds one.
+
+    Raises:
+        ModelError: It cannot be loaded, or has no output embedding.
+        OptionalDependencyError: bitsandbytes is asked for and missing.
+        UnsupportedError: bitsandbytes does not know the device.
+    """
+    more: dict[str, Any] = {}
+    if config.quantization != "none":
+        check_quantization(config.quantization, device)
+        more["quantization_config"] = _quantization_config(config, dtype)
+        more["device_map"] = {"": device}
+    revision = config.text_revision or "main"
+    with _named(name):
+        model, found = AutoModelForCausalLM.from_pretrained(
+            name, revision=revision, token=token, dtype=dtype, output_loading_info=True, **more
+        )
+    _check_complete(name, found)
+    if model.get_output_embeddings() is None:
+        raise ModelError(f"{name}: has no output embedding, which the words come from")
+    for layer in model.modules():
+        # bitsandbytes repacks 4-bit weights for CPUs at their first use. Gradients then stop at
+        # them without a word, and the way back rounds their scales once more.
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = False
+    return model.to(device)
+
+
+def load_vision_model(
+    config: LexVLAConfig, name: str, device: torch.device, dtype: torch.dtype, token: str | None
+) -> Any:
+    """Load a vision transformer; see `load_language_model`.
+
+    Raises:
+        ModelError: It cannot be loaded.
+    """
+    revision = config.vision_revision or "main"
+    # The configuration tells the class: the vision part alone of an image-text model.
+    vision = read_backbone_config(name, revision, token)
+    with _named(name):
+        model, found = AutoModel.from_pretrained(
+            name,
+            config=vision,
+            revision=revision,
+            token=token,
+            dtype=dtype,
+            output_loading_info=True,
+        )
+    _check_complete(name, found)
+    return model.to(device)
+
+
+def _check_complete(name: str, found: dict[str, Any]) -> None:
+    """Refuse a checkpoint that leaves weights at random, which transformers only warns of."""
+    for kind in ("missing", "mismatched"):
+        if keys := sorted(map(str, found[f"{kind}_keys"])):
+            raise ModelError(f"{name}: weights {kind}: {', '.join(keys[:3])}")
+
+
+def check_quantization(kind: str, device: torch.device) -> None:
+    """Refuse a quantisation that bitsandbytes cannot run on a device.
+
+    Raises:
+        OptionalDependencyError: bitsandbytes is missing.
+        UnsupportedError: It has no backend for the device.
+    """
+    try:
+        import accelerate  # noqa: F401 - transformers places quantised layers by it
+        import bitsandbytes
+    except ImportError as error:
+        raise OptionalDependencyError(error.name or "bitsandbytes", "gpu") from error
+    known = sorted(getattr(bitsandbytes, "supported_torch_devices", {"cuda"}))
+    if device.type not in known:
+        rule = f"bitsandbytes has no backend for {device.type}, only for {', '.join(known)}"
+        raise UnsupportedError(f"quantization={kind!r}: {rule}; use quantization='none'")
+
+
+def _quantization_config(config: LexVLAConfig, dtype: torch.dtype) -> BitsAndBytesConfig:
+    if config.quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=config.double_quantization,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+def add_lora(model: nn.Module, config: LexVLAConfig) -> Any:
+    """Wrap a language model with untrained LoRA (arXiv 2106.09685), in float32.
+
+    Raises:
+        ModelError: The model has no layer of a target's name.
+        OptionalDependencyError: PEFT is missing.
+    """
+    peft = _peft()
+    targets = config.lora_targets
+    if not isinstance(targets, str):
+        layers = [name for name, _ in model.named_modules()]
+        for target in targets:
+            if not any(name == target or name.endswith(f".{target}") for name in layers):
+                linear = {n.split(".")[-1] for n, m in model.named_modules() if _is_linear(m)}
+                rule = f"the language model has {', '.join(sorted(linear))}"
+                raise ModelError(f"lora_targets: no layer {target!r}; {rule}, or use 'all-linear'")
+    settings = peft.LoraConfig(
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        target_modules=targets,
+        lora_dropout=config.lora_dropout,
+        bias="none",
+        task_type="CAUSAL_LM",
+        revision=config.text_revision,
+    )
+    try:
+        return peft.get_peft_model(model, settings)
+    except ValueError as error:
+        raise ModelError(f"lora_targets={targets!r}: {error}") from error
+
+
+def load_lora(model: nn.Module, folder: Path) -> Any:
+    """Wrap a language model with the LoRA that PEFT saved in a folder; it can be trained on.
+
+    Raises:
+        ModelError: It is missing, damaged or of another model.
+        OptionalDependencyError: PEFT is missing.
+    """
+    peft = _peft()
+    with _named(str(folder)):
+        return peft.PeftModel.from_pretrained(model, str(folder), is_trainable=True).eval()
+
+
+def _peft() -> Any:
+    try:
+        import peft
+    except ImportError as error:
+        raise OptionalDependencyError("peft", "train") from error
+    return peft
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear)
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Turn what is raised while a name is loaded into an error that tells it; say nothing else."""
+    try:
+        with quiet():
+            yield
+    except _LOAD_ERRORS as error:
+        raise ModelError(f"{name}: cannot be loaded ({error})") from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers' bars and reports off stderr: what they would say of faults is raised."""
+    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,68 @@
+"""The card of a saved model: what it is made of, in the hub's form."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lexvla.model import LexVLA
+
+__all__ = ["model_card"]
+
+_CARD = """---
+library_name: lexvla
+pipeline_tag: zero-shot-image-classification
+tags: [image-text retrieval, sparse retrieval, lexical representation]
+{base_models}---
+
+# {name}
+
+A LexVLA model: it turns images and texts into weighted words of one vocabulary, after *Unified
+Lexical Representation for Interpretable Visual-Language Alignment* (Li et al., NeurIPS 2024,
+arXiv 2407.17827).
+
+```python
+from lexvla import LexVLA
+
+model = LexVLA.from_pretrained("{name}")  # the folder, or the hub id
+model.decode(model.encode_image(["image.png"]), top_k=8)
+```
+
+| part | what |
+|---|---|
+| image | {vision} |
+| text | {text} |
+| vocabulary | {words:,} pieces, sha256 `{vocabulary}` |
+| trained here | {trained:,} parameters |
+| dense vectors | {dense} |
+"""
+
+
+def model_card(model: LexVLA) -> str:
+    """Return the card of a model as Markdown, with the hub's metadata."""
+    config = model.config
+    backbones = [name for name in (config.text_model, config.vision_model) if name]
+    lines = "".join(f"  - {json.dumps(name)}\n" for name in backbones)
+    lora = f", LoRA of rank {config.lora_rank}" if config.lora_rank else ""
+    bits = f", {config.quantization}" if config.quantization != "none" else ""
+    text = f"`{config.text_model or type_name(model.text_tower.language_model)}`{bits}{lora}"
+    vision = f"`{config.vision_model or type_name(model.image_tower.vision_model)}`"
+    dense = f"width {config.dense_width}, {config.codebook_size:,} codes"
+    return _CARD.format(
+        base_models=f"base_model:\n{lines}" if backbones else "",
+        name=config.model_name,
+        vision=f"{vision}, {config.image_side} px, patches of {config.vision_config.patch_size} px",
+        text=f"{text}, {config.quantization} quantisation"
+        if config.quantization != "none"
+        else text,
+        words=len(model.vocabulary),
+        vocabulary=model.vocabulary.sha256[:12],
+        trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        dense=dense if config.dense_width else "none",
+    )
+
+
+def type_name(module: object) -> str:
+    """Name a module's class."""
+    return type(module).__name__

@@ -1,0 +1,41 @@
+"""Images as the vision transformer takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from lexvla.config import IMAGE_MEAN, IMAGE_STD
+
+__all__ = ["normalise_pixels", "preprocess"]
+
+
+def normalise_pixels(
+    pixels: Tensor, mean: Sequence[float] = IMAGE_MEAN, std: Sequence[float] = IMAGE_STD
+) -> Tensor:
+    """Normalise (B, 3, H, W) pixels in 0 to 1 with the channels' means and deviations."""
+    means = torch.tensor(mean, device=pixels.device).view(1, 3, 1, 1)
+    deviations = torch.tensor(std, device=pixels.device).view(1, 3, 1, 1)
+    return (pixels - means) / deviations
+
+
+def preprocess(
+    images: Iterable[Image.Image],
+    side: int,
+    mean: Sequence[float] = IMAGE_MEAN,
+    std: Sequence[float] = IMAGE_STD,
+) -> Tensor:
+    """Resize RGB images to squares and return (B, 3, side, side) normalised float32.
+
+    Images are taken one by one, so a batch of large files is never in memory as a whole.
+    """
+    resized = [
+        np.asarray(image.resize((side, side), Image.Resampling.BICUBIC, reducing_gap=3.0))
+        for image in images
+    ]
+    pixels = torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).float() / 255
+    return normalise_pixels(pixels, mean, std)

@@ -1,0 +1,282 @@
+"""A model as a folder: what is written, and what is checked when it is read.
+
+    config.json              LexVLAConfig
+    model.safetensors        adapter, image codebook, dense heads and codes
+    tokenizer.json           and tokenizer_config.json, of the language model
+    vocabulary.json          the kept pieces
+    lora/                    LoRA in PEFT's own layout, where there is LoRA
+    text_model/              the language model, unless it is a frozen one that has a name
+    vision_model/            the same for the vision transformer
+    README.md                the model card
+
+A pretrained backbone that stays as it was is never written: config.json names it and its revision.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError, StrictDataclassError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from lexvla.backbones import load_language_model, load_lora, load_vision_model, quiet
+from lexvla.config import LexVLAConfig
+from lexvla.errors import ModelError
+from lexvla.model_card import model_card
+from lexvla.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from lexvla.model import LexVLA
+
+__all__ = [
+    "find_folder",
+    "read_config",
+    "read_tokenizer",
+    "read_towers",
+    "read_vocabulary",
+    "read_weights",
+    "write_model",
+]
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+TOKENIZER_FILE = "tokenizer.json"
+VOCABULARY_FILE = "vocabulary.json"
+CARD_FILE = "README.md"
+TOWERS = ("text_tower.language_model.", "image_tower.vision_model.")
+LORA, TEXT_MODEL, VISION_MODEL = "lora", "text_model", "vision_model"
+_DEFAULT = Path(__file__).parent / "pretrained"
+
+
+def write_model(model: LexVLA, folder: Path) -> None:
+    """Write a model into a folder; config.json comes last, and with it the model is whole.
+
+    Raises:
+        ModelError: A tower has LoRA and other trained weights at once.
+    """
+    config = model.config
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG_FILE).unlink(missing_ok=True)
+    language_model, vision_model = model.text_tower.language_model, model.image_tower.vision_model
+    with quiet():
+        if config.lora_rank:
+            _check_lora_alone(language_model)
+            language_model.save_pretrained(folder / LORA)
+        elif config.text_model is None or not is_frozen(language_model):
+            config.text_model = config.text_revision = None
+            language_model.save_pretrained(folder / TEXT_MODEL)
+        if config.vision_model is None or not is_frozen(vision_model):
+            config.vision_model = config.vision_revision = None
+            vision_model.save_pretrained(folder / VISION_MODEL)
+        model.tokenizer.save_pretrained(folder)
+    weights = {name: part.contiguous() for name, part in small_parts(model).items()}
+    save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    model.vocabulary.save(folder / VOCABULARY_FILE)
+    config.weights_sha256 = {name: _sha256(folder / name) for name in _weight_files(config)}
+    if not (folder / CARD_FILE).exists():
+        (folder / CARD_FILE).write_text(model_card(model), encoding="utf-8")
+    config.save_pretrained(folder)
+
+
+def _check_lora_alone(language_model: nn.Module) -> None:
+    for name, parameter in language_model.named_parameters():
+        if parameter.requires_grad and "lora_" not in name:
+            rule = "is trained beside LoRA, and would be lost: freeze it, or merge LoRA"
+            raise ModelError(f"{name}: {rule}")
+
+
+def is_frozen(module: nn.Module) -> bool:
+    """Tell whether no weight of a module is trained."""
+    return not any(parameter.requires_grad for parameter in module.parameters())
+
+
+def small_parts(model: LexVLA) -> dict[str, Tensor]:
+    """Return the weights that belong to neither tower's transformer."""
+    return {k: v for k, v in model.state_dict().items() if not k.startswith(TOWERS)}
+
+
+def find_folder(path: str | Path | None, revision: str | None, token: str | None) -> Path:
+    """Return the folder of a model: the shipped one, a local one, or a download from the hub.
+
+    Raises:
+        ModelError: There is no such folder, and the hub gives none.
+    """
+    if path is None:
+        return _DEFAULT
+    folder = Path(path)
+    if folder.exists() or not _is_hub_id(str(path)):
+        return folder
+    try:
+        return Path(snapshot_download(str(path), revision=revision, token=token))
+    except (OSError, ValueError, HFValidationError) as error:  # hub errors are OSErrors
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(
+            f"{path}: no LexVLA model here, and none from the hub ({reason})"
+        ) from error
+
+
+def _is_hub_id(name: str) -> bool:
+    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and "\\" not in name
+
+
+def read_config(folder: Path) -> LexVLAConfig:
+    """Read a model's configuration, and check that all files are there and of this model.
+
+    Raises:
+        ModelError: A file is missing or damaged, or the weights are not the configuration's.
+    """
+    if not folder.is_dir():
+        raise ModelError(f"{folder}: no LexVLA model here, no such folder")
+    _check_files(folder, [CONFIG_FILE])
+    path = folder / CONFIG_FILE
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if values["model_type"] != LexVLAConfig.model_type:
+            raise ModelError(f"{path}: describes a {values['model_type']} model, not a LexVLA")
+        config = LexVLAConfig.from_dict(values)
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        StrictDataclassError,
+    ) as error:
+        raise ModelError(f"{path}: no readable configuration ({error})") from error
+    files = _weight_files(config)
+    # Each folder of a tower, and that of LoRA, has a configuration beside its weights.
+    settings = [str(Path(name).with_name(CONFIG_FILE)) for name in files]
+    if config.lora_rank:
+        settings[-1] = f"{LORA}/adapter_config.json"
+    _check_files(folder, [*settings, *files, TOKENIZER_FILE, VOCABULARY_FILE])
+    for name in files:
+        if _sha256(folder / name) != config.weights_sha256.get(name):
+            rule = f"not the weights whose sha256 {CONFIG_FILE} holds"
+            raise ModelError(f"{folder / name}: {rule}")
+    return config
+
+
+def _check_files(folder: Path, names: list[str]) -> None:
+    if missing := [name for name in names if not (folder / name).is_file()]:
+        raise ModelError(f"{folder}: no LexVLA model here, {', '.join(missing)} missing")
+
+
+def _weight_files(config: LexVLAConfig) -> list[str]:
+    files = [WEIGHTS_FILE]
+    if config.text_model is None:
+        files.append(f"{TEXT_MODEL}/{WEIGHTS_FILE}")
+    if config.vision_model is None:
+        files.append(f"{VISION_MODEL}/{WEIGHTS_FILE}")
+    if config.lora_rank:
+        files.append(f"{LORA}/adapter_model.safetensors")
+    return files
+
+
+def _sha256(path: Path) -> str:
+    """Name a file of weights.
+
+    Raises:
+        ModelError: It is damaged.
+    """
+    try:
+        with safe_open(path, framework="pt"), path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{path}: no readable weights ({error})") from error
+
+
+def read_vocabulary(folder: Path, config: LexVLAConfig) -> Vocabulary:
+    """Read a model's vocabulary.
+
+    Raises:
+        ModelError: It is damaged, or not the one that the model was made with.
+    """
+    path = folder / VOCABULARY_FILE
+    vocabulary = Vocabulary.load(path)
+    if vocabulary.sha256 != config.vocabulary_sha256:
+        rule = f"its sha256 is {vocabulary.sha256[:12]}, and {CONFIG_FILE} has"
+        raise ModelError(f"{path}: {rule} {config.vocabulary_sha256[:12]}")
+    return vocabulary
+
+
+def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """Read a model's tokenizer.
+
+    Raises:
+        ModelError: It is damaged.
+    """
+    try:
+        # Not AutoTokenizer: that one reads config.json as well, and warns that it is not Llama's.
+        with quiet():
+            return PreTrainedTokenizerFast.from_pretrained(folder)
+    except (OSError, ValueError, TypeError, LookupError) as error:
+        path = folder / TOKENIZER_FILE
+        raise ModelError(f"{path}: no readable tokenizer ({error})") from error
+
+
+def read_towers(
+    folder: Path,
+    config: LexVLAConfig,
+    names: tuple[str | None, str | None],
+    device: torch.device,
+    dtype: torch.dtype | None,
+    token: str | None,
+) -> tuple[Any, Any]:
+    """Load language model, with its LoRA, and vision transformer: by name, or from the folder.
+
+    Raises:
+        ModelError: One cannot be loaded.
+        OptionalDependencyError: PEFT or bitsandbytes is missing.
+        UnsupportedError: bitsandbytes has no backend for the device.
+    """
+    named = getattr(torch, config.backbone_dtype)
+    towers = []
+    for name, part, load in (
+        (names[0], TEXT_MODEL, load_language_model),
+        (names[1], VISION_MODEL, load_vision_model),
+    ):
+        kind = dtype or (named if name else torch.float32)
+        tower = load(config, name or str(folder / part), device, kind, token)
+        towers.append(tower.requires_grad_(name is None))
+    if config.lora_rank:
+        towers[0] = load_lora(towers[0], folder / LORA)
+    return towers[0], towers[1]
+
+
+def read_weights(model: LexVLA, folder: Path) -> None:
+    """Load the small trained parts into a model.
+
+    Raises:
+        ModelError: They do not fit, or hold values that are not finite.
+    """
+    path = folder / WEIGHTS_FILE
+    own, weights = small_parts(model), load_file(path)
+    kinds = {
+        "missing": own.keys() - weights.keys(),
+        "unexpected": weights.keys() - own.keys(),
+        "mismatched": {k for k in own.keys() & weights.keys() if own[k].shape != weights[k].shape},
+    }
+    for kind, names in kinds.items():
+        if names:
+            rule = f"{kind} for {CONFIG_FILE} and {VOCABULARY_FILE}"
+            shown = [_with_shapes(name, own, weights) for name in sorted(names)[:3]]
+            raise ModelError(f"{path}: weights {rule}: {', '.join(shown)}")
+    for name, weight in weights.items():
+        if not weight.isfinite().all():
+            raise ModelError(f"{path}: {name} holds values that are not finite")
+    with torch.no_grad():
+        for name, weight in weights.items():
+            own[name].copy_(weight)
+
+
+def _with_shapes(name: str, own: dict[str, Tensor], weights: dict[str, Tensor]) -> str:
+    shapes = [str(tuple(parts[name].shape)) for parts in (weights, own) if name in parts]
+    return f"{name} {' instead of '.join(shapes)}"
