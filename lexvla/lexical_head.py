@@ -27,7 +27,8 @@ _log = logging.getLogger(__name__)
 # Places are int16.
 _MOST_PATCHES = 32767
 
-# Logits of one product on CPUs: 4 MiB of float32, which stay in the cache until they are reduced.
+# Words, and logits in all, of one product on CPUs: 4 MiB that stay in the cache until reduced.
+_CHUNK = 1024
 _TILE = 2**20
 
 
@@ -96,17 +97,18 @@ def _forward(patches: Tensor, codebook: Tensor, chunk: int) -> tuple[Tensor, Ten
         return kernels.forward(patches, codebook)
     batch, count, width = patches.shape
     logits, place = _outputs(patches, codebook, chunk)
-    items = max(1, _TILE // (count * chunk)) if patches.device.type == "cpu" else batch
+    items = batch
+    if patches.device.type == "cpu":
+        chunk = min(chunk, _CHUNK)
+        items = max(1, _TILE // (count * chunk))
     for first in range(0, len(codebook), chunk):
-        words = codebook[first : first + chunk]
+        words = codebook[first : first + chunk].T
         for item in range(0, batch, items):
             part = patches[item : item + items]
-            # Patches last: each word's logits of an item lie side by side for the maximum.
-            tile = (words @ part.reshape(-1, width).T).view(len(words), len(part), count)
-            best = tile.max(dim=2)
+            # This way round equal numbers give equal bits wherever the codebook lies in memory.
+            tile = (part.reshape(-1, width) @ words).view(len(part), count, -1)
             span = slice(item, item + items), slice(first, first + chunk)
-            logits[span] = best.values.T
-            place[span] = best.indices.T
+            logits[span], place[span] = _best(tile)
     return logits, place
 
 
@@ -170,6 +172,16 @@ def _to_patches(gradient: Tensor, codebook: Tensor, place: Tensor, count: int) -
 @_to_patches.register_fake
 def _(gradient: Tensor, codebook: Tensor, _: Tensor, count: int) -> Tensor:
     return codebook.new_empty(len(gradient), count, codebook.shape[1])
+
+
+def _best(tile: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the maximum of (B, P, V) over P and its place, both (B, V)."""
+    if tile.device.type != "cpu":
+        return tile.max(dim=1)
+    # As an image of P x 1 pixels, channels last: pooling is vectorised over them, `max` is not.
+    image = tile.unsqueeze(2).permute(0, 3, 1, 2)
+    best, place = functional.max_pool2d_with_indices(image, (tile.shape[1], 1))
+    return best.flatten(1), place.flatten(1)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
