@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
@@ -22,9 +23,15 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from model_fakes import CAPTIONS, tokenizer
+from lexvla import LexVLA
+from lexvla.lexical_head import lexical_vector
+from lexvla.losses import InfoNCE, overuse_penalty
+from lexvla.preprocessing import preprocess
+from model_fakes import CAPTIONS, picture, tokenizer
 
 WIDTH, VISION_WIDTH, SIDE, PATCH = 16, 12, 24, 8
+TEXTS = ["a red dog", "two blue birds", "hat"]
+PICTURES = [picture(1), picture(2), picture(3)]
 _TEXT = {
     "hidden_size": WIDTH,
     "intermediate_size": 24,
@@ -109,3 +116,45 @@ def small(**changes: Any) -> dict[str, Any]:
         "vocabulary_texts": CAPTIONS,
         **changes,
     }
+
+
+def random_lora(model: LexVLA, scale: float = 1.0) -> LexVLA:
+    """Set LoRA's second matrices, which start at zero, to something that shows."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.copy_(scale * torch.randn(weight.shape, generator=generator))
+    return model
+
+
+def encode(model: LexVLA) -> list[np.ndarray]:
+    texts, images = model.encode_text(TEXTS), model.encode_image(PICTURES)
+    assert images.patches is not None
+    assert texts.codes is not None
+    assert images.codes is not None
+    parts = [texts.lexical.toarray(), images.lexical.toarray(), images.patches]
+    return [*parts, texts.dense, images.dense, texts.codes.toarray(), images.codes.toarray()]
+
+
+def assert_same(one: LexVLA, other: LexVLA) -> None:
+    for mine, yours in zip(encode(one), encode(other), strict=True):
+        np.testing.assert_array_equal(mine, yours)
+
+
+def step(model: LexVLA, bfloat16: bool = False) -> dict[str, torch.Tensor]:
+    """Take one training step and return the gradient of each trained weight."""
+    model.train()
+    contrast = InfoNCE(0.07)
+    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    optimizer = torch.optim.AdamW([*trained.values(), *contrast.parameters()], lr=1e-2)
+    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+        image_logits, _ = model.image_logits(preprocess(PICTURES, SIDE))
+        states = model.text_states(TEXTS)
+        texts = lexical_vector(states.to(model.text_codebook().dtype) @ model.text_codebook().T)
+        images = lexical_vector(image_logits)
+        loss = contrast(texts @ images.T, torch.arange(3)) + 0.1 * overuse_penalty(images)
+    loss.backward()
+    optimizer.step()
+    model.eval()
+    return {n: p.grad for n, p in trained.items() if p.grad is not None}

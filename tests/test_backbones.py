@@ -11,27 +11,28 @@ from PIL import Image
 
 from backbone_fakes import (
     PATCH,
+    PICTURES,
     SIDE,
     TEXT_MODELS,
+    TEXTS,
     VISION_MODELS,
     VISION_WIDTH,
     WIDTH,
+    assert_same,
+    random_lora,
     save_language_model,
     save_vision_model,
     small,
+    step,
 )
 from lexvla import LexVLA
 from lexvla.backbones import check_quantization
 from lexvla.config import LexVLAConfig
 from lexvla.errors import InputError, ModelError, OptionalDependencyError, UnsupportedError
 from lexvla.lexical_head import lexical_vector
-from lexvla.losses import InfoNCE, overuse_penalty
 from lexvla.preprocessing import preprocess
 from lexvla.vocabulary import Vocabulary
 from model_fakes import picture
-
-TEXTS = ["a red dog", "two blue birds", "hat"]
-PICTURES = [picture(1), picture(2), picture(3)]
 
 
 @pytest.fixture(scope="module")
@@ -42,48 +43,6 @@ def text_model(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def vision_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return save_vision_model(tmp_path_factory.mktemp("dinov2"))
-
-
-def random_lora(model: LexVLA, scale: float = 1.0) -> LexVLA:
-    """Set LoRA's second matrices, which start at zero, to something that shows."""
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if "lora_B" in name:
-                weight.copy_(scale * torch.randn(weight.shape, generator=generator))
-    return model
-
-
-def encode(model: LexVLA) -> list[np.ndarray]:
-    texts, images = model.encode_text(TEXTS), model.encode_image(PICTURES)
-    assert images.patches is not None
-    assert texts.codes is not None
-    assert images.codes is not None
-    parts = [texts.lexical.toarray(), images.lexical.toarray(), images.patches]
-    return [*parts, texts.dense, images.dense, texts.codes.toarray(), images.codes.toarray()]
-
-
-def assert_same(one: LexVLA, other: LexVLA) -> None:
-    for mine, yours in zip(encode(one), encode(other), strict=True):
-        np.testing.assert_array_equal(mine, yours)
-
-
-def step(model: LexVLA, bfloat16: bool = False) -> dict[str, torch.Tensor]:
-    """Take one training step and return the gradient of each trained weight."""
-    model.train()
-    contrast = InfoNCE(0.07)
-    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    optimizer = torch.optim.AdamW([*trained.values(), *contrast.parameters()], lr=1e-2)
-    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-        image_logits, _ = model.image_logits(preprocess(PICTURES, SIDE))
-        states = model.text_states(TEXTS)
-        texts = lexical_vector(states.to(model.text_codebook().dtype) @ model.text_codebook().T)
-        images = lexical_vector(image_logits)
-        loss = contrast(texts @ images.T, torch.arange(3)) + 0.1 * overuse_penalty(images)
-    loss.backward()
-    optimizer.step()
-    model.eval()
-    return {n: p.grad for n, p in trained.items() if p.grad is not None}
 
 
 @pytest.mark.parametrize("kind", TEXT_MODELS)
@@ -191,144 +150,6 @@ def test_only_the_small_parts_are_trained(text_model: str, vision_model: str) ->
         found = [g for n, g in gradients.items() if part in n]
         assert found
         assert all(g.isfinite().all() and g.any() for g in found)
-
-
-def test_what_is_written_and_that_peft_reads_it(
-    text_model: str, vision_model: str, tmp_path: Path
-) -> None:
-    from peft import PeftModel
-    from safetensors.torch import load_file
-    from transformers import AutoModelForCausalLM
-
-    model = random_lora(LexVLA.from_backbones(text_model, vision_model, **small()))
-    step(model)
-    model.save_pretrained(tmp_path)
-    files = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
-    assert files == {
-        "README.md",
-        "config.json",
-        "lora/README.md",
-        "lora/adapter_config.json",
-        "lora/adapter_model.safetensors",
-        "model.safetensors",
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "vocabulary.json",
-    }
-    weights = load_file(tmp_path / "model.safetensors")
-    assert {name.split(".")[0] for name in weights} == {
-        "codebook",
-        "image_codebook",
-        "image_dense_head",
-        "image_tower",
-        "text_dense_head",
-    }
-    assert not any("vision_model" in name for name in weights)
-    values = json.loads((tmp_path / "config.json").read_text())
-    assert (values["text_model"], values["vision_model"]) == (text_model, vision_model)
-    loaded = LexVLA.from_pretrained(tmp_path)
-    assert_same(loaded, model)
-    assert {n for n, p in loaded.named_parameters() if p.requires_grad} == {
-        n for n, p in model.named_parameters() if p.requires_grad
-    }
-    base = AutoModelForCausalLM.from_pretrained(text_model, dtype=torch.float32)
-    plain = PeftModel.from_pretrained(base, str(tmp_path / "lora")).eval()
-    ids = torch.tensor([[1, 5, 9]])
-    with torch.no_grad():
-        expected = model.text_tower.language_model(ids).logits
-        torch.testing.assert_close(plain(ids).logits, expected, rtol=0, atol=0)
-
-
-def test_lora_is_merged_on_request(text_model: str, vision_model: str, tmp_path: Path) -> None:
-    model = random_lora(LexVLA.from_backbones(text_model, vision_model, **small()))
-    model.save_pretrained(tmp_path / "one")
-    merged = LexVLA.from_pretrained(tmp_path / "one", merge_lora=True)
-    assert not any("lora_" in name for name, _ in merged.named_parameters())
-    np.testing.assert_allclose(encode(merged)[3], encode(model)[3], atol=1e-5)
-    # Its language model is no longer the one with a name: it is saved with the rest.
-    merged.save_pretrained(tmp_path / "two")
-    assert (tmp_path / "two" / "text_model" / "model.safetensors").is_file()
-    assert not (tmp_path / "two" / "lora").exists()
-    assert_same(LexVLA.from_pretrained(tmp_path / "two"), merged)
-
-
-def test_a_trained_backbone_is_saved_whole(
-    text_model: str, vision_model: str, tmp_path: Path
-) -> None:
-    model = LexVLA.from_backbones(text_model, vision_model, **small(lora_rank=0))
-    model.image_tower.vision_model.requires_grad_(True)
-    gradients = step(model)
-    assert any("vision_model" in name for name in gradients)
-    model.save_pretrained(tmp_path)
-    loaded = LexVLA.from_pretrained(tmp_path)
-    assert_same(loaded, model)
-    assert loaded.config.vision_model is None
-    assert loaded.config.text_model == text_model
-
-
-def test_weights_trained_beside_lora_are_not_lost_silently(
-    text_model: str, vision_model: str, tmp_path: Path
-) -> None:
-    model = LexVLA.from_backbones(text_model, vision_model, **small())
-    model.text_tower.language_model.get_output_embeddings().requires_grad_(True)
-    with pytest.raises(ModelError, match="trained beside LoRA"):
-        model.save_pretrained(tmp_path)
-
-
-def test_backbones_may_have_moved(text_model: str, tmp_path: Path) -> None:
-    vision = Path(save_vision_model(tmp_path / "here"))
-    model = LexVLA.from_backbones(text_model, str(vision), **small())
-    model.save_pretrained(tmp_path / "saved")
-    moved = vision.rename(tmp_path / "there")
-    with pytest.raises(ModelError, match="here: cannot be loaded"):
-        LexVLA.from_pretrained(tmp_path / "saved")
-    loaded = LexVLA.from_pretrained(tmp_path / "saved", vision_model=str(moved))
-    assert_same(loaded, model)
-    assert loaded.name == model.name
-
-
-def test_16_bits(text_model: str, vision_model: str, tmp_path: Path) -> None:
-    model = LexVLA.from_backbones(text_model, vision_model, **small(), dtype="bfloat16")
-    kinds = {n: p.dtype for n, p in model.named_parameters()}
-    assert {
-        d for n, d in kinds.items() if ".language_model." not in n and ".vision_model." not in n
-    } == {torch.float32}
-    assert kinds["image_tower.vision_model.layernorm.weight"] == torch.bfloat16
-    step(model, bfloat16=True)
-    model.save_pretrained(tmp_path)
-    assert_same(LexVLA.from_pretrained(tmp_path), model)
-    low = LexVLA.from_pretrained(tmp_path, dtype=torch.bfloat16)
-    assert {p.dtype for p in low.parameters()} == {torch.bfloat16}
-    assert encode(low)[0].dtype == np.float32
-    with pytest.raises(ValueError, match="unknown dtype 'int7'"):
-        LexVLA.from_pretrained(tmp_path, dtype="int7")
-
-
-@pytest.mark.parametrize("kind", ["nf4", "int8"])
-def test_quantised(kind: str, vision_model: str, tmp_path: Path) -> None:
-    import bitsandbytes
-
-    sizes = {"hidden_size": 64, "intermediate_size": 64, "initializer_range": 0.1}
-    text = save_language_model(tmp_path / "text", **sizes)
-    model = LexVLA.from_backbones(text, vision_model, **small(quantization=kind))
-    random_lora(model, 0.1)
-    layers = {type(m) for m in model.text_tower.modules()}
-    layer = {"nf4": bitsandbytes.nn.Linear4bit, "int8": bitsandbytes.nn.Linear8bitLt}[kind]
-    assert layer in layers
-    assert model.text_codebook().dtype == torch.bfloat16
-    encode(model)  # bitsandbytes packs weights when first used on a CPU; training must still work
-    gradients = step(model, bfloat16=True)
-    assert any("lora_A" in n and g.any() for n, g in gradients.items())
-    model.save_pretrained(tmp_path / "saved")
-    loaded = LexVLA.from_pretrained(tmp_path / "saved")
-    assert layer in {type(m) for m in loaded.text_tower.modules()}
-    assert_same(loaded, model)
-    with pytest.raises(UnsupportedError, match="merge_lora=False or quantization='none'"):
-        LexVLA.from_pretrained(tmp_path / "saved", merge_lora=True)
-    # The same weights in full are near those that were quantised.
-    full = LexVLA.from_pretrained(tmp_path / "saved", quantization="none", merge_lora=True)
-    assert layer not in {type(m) for m in full.text_tower.modules()}
-    assert (encode(full)[3] * encode(model)[3]).sum(1).min() > 0.9
 
 
 @pytest.mark.parametrize(

@@ -152,3 +152,69 @@ def test_files_of_another_kind_are_refused(tmp_path: Path, content: bytes) -> No
         Vocabulary.load(path)
     with pytest.raises(ModelError, match="no readable vocabulary"):
         Vocabulary.load(tmp_path / "missing.json")
+
+
+class Pieces:
+    """A tokenizer of given pieces that splits at spaces."""
+
+    all_special_ids = (0, 1)
+
+    def __init__(self, *pieces: str) -> None:
+        self.pieces = pieces
+
+    def get_vocab(self) -> dict[str, int]:
+        return {piece: i for i, piece in enumerate(self.pieces)}
+
+    def __call__(self, text: str, add_special_tokens: bool) -> dict[str, list[int]]:
+        assert not add_special_tokens
+        return {"input_ids": [self.pieces.index("▁" + word) for word in text.split()]}
+
+
+PIECES = Pieces(
+    "</s>",
+    "unk",
+    "▁dog",
+    "dog",
+    "▁a",
+    "▁Cat",
+    "Ġhat",
+    "<0x0A>",
+    "▁naïve",
+    "▁8th",
+    "▁",
+    "▁the",
+    "'s",
+)
+
+
+def test_the_rule_letters_keeps_words_of_ascii_letters() -> None:
+    vocabulary = Vocabulary.from_tokenizer(PIECES)
+    assert vocabulary.terms == ("▁dog", "dog", "▁Cat", "Ġhat", "▁the")
+    assert vocabulary.token_ids == (2, 3, 5, 6, 11)
+    assert vocabulary.word(3) == "hat"
+    assert vocabulary.find("hat") == 3
+    assert vocabulary.find("Hat") == 3
+
+
+def test_the_rule_all_drops_control_pieces() -> None:
+    assert Vocabulary.from_tokenizer(PIECES, "all").token_ids == tuple(range(2, 13))
+
+
+def test_pieces_that_no_text_produces_are_dropped() -> None:
+    texts = (text for text in ["the dog", "dog 8th"])
+    assert Vocabulary.from_tokenizer(PIECES, texts=texts).terms == ("▁dog", "▁the")
+
+
+@pytest.mark.parametrize(
+    ("rule", "texts", "words"),
+    [
+        ("letters", [], "'letters' leaves no piece, given these texts"),
+        ("letters", ["8th a"], "'letters' leaves no piece, given these texts"),
+        ("words", None, "'words': use letters or all"),
+    ],
+)
+def test_a_rule_that_leaves_no_word(rule: str, texts: list[str] | None, words: str) -> None:
+    with pytest.raises(ModelError, match=words):
+        Vocabulary.from_tokenizer(PIECES, rule, texts)
+    with pytest.raises(ModelError, match=r"leaves no piece$"):
+        Vocabulary.from_tokenizer(Pieces("</s>", "unk", "8"))
