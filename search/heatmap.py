@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,6 @@ from search.explanation import Explanation
 __all__ = ["heatmap", "match_map", "patch_map", "word_map"]
 
 MIN_SIDE, MAX_SIDE = 384, 1024  # the longer side of the picture, in pixels
-MAX_MAPPED = 12  # each map is a pass of the model, and the weaker words would not show
 GLOW = 0.8  # how far the strongest patch is covered by its colour
 SHADE = 0.48  # the brightness left where nothing glows
 SPREAD = 0.55  # how far a patch shines, as the width of a Gaussian in patches
@@ -48,18 +47,19 @@ def patch_map(patches: Iterable[tuple[int, float]], grid: tuple[int, int]) -> np
 def match_map(model: Any, image: Image.Image, explanation: Explanation) -> np.ndarray:
     """Return where all matched words were read from, each by what it adds to the score.
 
-    A model with a ``heatmap`` method maps each of the strongest words over the whole image; for
+    A model with a ``heatmaps`` or ``heatmap`` method maps each word over the whole image; for
     another model, each word lies on the one patch that the index keeps.
 
     Raises:
         InputError: Nothing matched, or the index keeps no patches of the matches.
         UnsupportedError: The model has neither maps nor a patch grid.
     """
-    if callable(getattr(model, "heatmap", None)):
-        strongest = explanation.matches[:MAX_MAPPED]
-        if strongest:
-            maps = [_contrast(model.heatmap(image, m.word)) * m.product for m in strongest]
-            return np.sum(maps, axis=0)
+    matches = explanation.matches
+    maps = _maps(model, image, [match.word for match in matches]) if matches else None
+    if maps is not None:
+        return np.sum(
+            [_contrast(m) * match.product for m, match in zip(maps, matches, strict=True)], axis=0
+        )
     placed = [(m.patch, m.product) for m in explanation.matches if m.patch is not None]
     if not placed:
         raise InputError("heat map", "no matched word has a place in the image")
@@ -76,8 +76,9 @@ def word_map(model: Any, image: Image.Image, word: str, document: Encoding) -> n
     column = model.vocabulary.find(word)
     if column is None:
         raise InputError(word, "the vocabulary has no such word")
-    if callable(getattr(model, "heatmap", None)):
-        return _contrast(model.heatmap(image, word))
+    maps = _maps(model, image, [word])
+    if maps is not None:
+        return _contrast(maps[0])
     at = np.flatnonzero(document.lexical.indices == column)
     if document.patches is None or not len(at):
         raise InputError(word, "the word has no place in the image")
@@ -113,6 +114,16 @@ def heatmap(image: Image.Image, weights: np.ndarray, caption: str = "") -> Image
     pixels = lit * (1 - cover) + _colour(strength[..., 0]) * cover
     glowing = Image.fromarray(np.clip(np.rint(pixels), 0, 255).astype(np.uint8))
     return _with_caption(glowing, caption) if caption else glowing
+
+
+def _maps(model: Any, image: Image.Image, words: Sequence[str]) -> Sequence[np.ndarray] | None:
+    """Return a map for each word, by one pass of the model where it can do so."""
+    if callable(getattr(model, "heatmaps", None)):
+        maps: np.ndarray = model.heatmaps(image, words)
+        return list(maps)
+    if callable(getattr(model, "heatmap", None)):
+        return [model.heatmap(image, word) for word in words]
+    return None
 
 
 def _grid(model: Any) -> tuple[int, int]:

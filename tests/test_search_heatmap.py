@@ -9,7 +9,7 @@ from PIL import Image
 from lexvla.errors import InputError, UnsupportedError
 from search.explanation import Explanation, TermMatch
 from search.heatmap import heatmap, match_map, patch_map, word_map
-from search_fakes import GRID, FakeEncoder, MappingEncoder, spot
+from search_fakes import GRID, WORDS, FakeEncoder, MappingEncoder, spot
 
 
 def warmth(picture: Image.Image) -> np.ndarray:
@@ -95,6 +95,36 @@ def test_matches_with_a_model_map_weigh_by_product() -> None:
     assert weights.shape == GRID
     assert weights[1, 2] == pytest.approx(0.4)
     assert weights[0, 0] == pytest.approx(0.1)
+
+
+class OnePassEncoder(FakeEncoder):
+    """The maps of all words by one pass, counted."""
+
+    passes = 0
+
+    def heatmaps(self, image: Image.Image, words: list[str]) -> np.ndarray:
+        self.passes += 1
+        columns = [WORDS.index(word) for word in words]
+        return self._activations(image).T[columns].reshape(-1, *GRID)
+
+
+def test_one_pass_maps_all_words() -> None:
+    encoder, image = OnePassEncoder(), spot("red", (1, 2))
+    explanation = Explanation((match("red", 0.4, 6), match("black", 0.1, 0)), 0.5)
+    weights = match_map(encoder, image, explanation)
+    assert encoder.passes == 1
+    assert np.allclose(weights, match_map(MappingEncoder(), image, explanation))
+    one = word_map(encoder, image, "red", encoder.encode_image([image]))
+    assert np.unravel_index(one.argmax(), GRID) == (1, 2)
+    assert encoder.passes == 2
+
+
+def test_many_words_are_all_mapped() -> None:
+    # The strongest words say nothing of where; the last one does.
+    many = (*(match("green", 0.5, 0) for _ in range(20)), match("red", 0.1, 6))
+    weights = match_map(OnePassEncoder(), spot("red", (1, 2), "blue"), Explanation(many, 10.1))
+    assert np.unravel_index(weights.argmax(), GRID) == (1, 2)
+    assert weights.max() == pytest.approx(0.1)
 
 
 def test_one_word() -> None:
