@@ -105,10 +105,12 @@ def _forward(patches: Tensor, codebook: Tensor, chunk: int) -> tuple[Tensor, Ten
         words = codebook[first : first + chunk].T
         for item in range(0, batch, items):
             part = patches[item : item + items]
-            # This way round equal numbers give equal bits wherever the codebook lies in memory.
-            tile = (part.reshape(-1, width) @ words).view(len(part), count, -1)
             span = slice(item, item + items), slice(first, first + chunk)
-            logits[span], place[span] = _best(tile)
+            # This way round equal numbers give equal bits wherever the codebook lies in memory.
+            # Without a name the tile is gone before the next is made.
+            logits[span], place[span] = _best(
+                (part.reshape(-1, width) @ words).view(len(part), count, -1)
+            )
     return logits, place
 
 
@@ -128,12 +130,12 @@ def _to_codebook(gradient: Tensor, patches: Tensor, place: Tensor) -> Tensor:
     if kernels := _kernels(patches):
         return kernels.to_codebook(gradient, patches, place)
     batch, count, width = patches.shape
-    first = torch.arange(batch, device=place.device) * count
+    first = torch.arange(batch, dtype=torch.int32, device=place.device) * count
     # A sparse product, a bag of B rows a word: half the time of torch's CSR, or less.
     return functional.embedding_bag(
-        (place.T + first).reshape(-1),
+        (place.T.contiguous() + first).view(-1),
         patches.reshape(-1, width),
-        torch.arange(place.shape[1], device=place.device) * batch,
+        torch.arange(place.shape[1], dtype=torch.int32, device=place.device) * batch,
         mode="sum",
         per_sample_weights=gradient.T.reshape(-1),
     )
