@@ -91,6 +91,39 @@ def build_parser() -> argparse.ArgumentParser:
     _add_address(info)
     _add_json(info)
 
+    patchdis = command(
+        "patchdis", "search.studies:patchdis", "measure how well patches know their class"
+    )
+    patchdis.add_argument("--annotations", metavar="FILE", help="COCO instances; else demo scenes")
+    patchdis.add_argument("--images", metavar="DIR", help="the folder of the annotated images")
+    patchdis.add_argument(
+        "--names",
+        choices=("words", "text"),
+        default="words",
+        help="encode class names by their rows of the codebook (the default), or as texts",
+    )
+    _add_model(patchdis)
+    _add_json(patchdis)
+
+    sparsity = command(
+        "sparsity", "search.studies:sparsity", "measure retrieval against active words"
+    )
+    sparsity.add_argument(
+        "source",
+        metavar="SOURCE",
+        nargs="?",
+        help="a JSONL manifest of images with texts; else the demo's drawings with their labels",
+    )
+    sparsity.add_argument(
+        "--side",
+        choices=("both", "images", "texts"),
+        default="both",
+        help="whose vectors to cut",
+    )
+    sparsity.add_argument("--plot", metavar="FILE", help="draw a .png or .svg")
+    _add_model(sparsity)
+    _add_json(sparsity)
+
     train = command("train", "search.commands:train", "train a model")
     train.add_argument("recipe", metavar="RECIPE", help="a TOML file")
     train.add_argument("--resume", action="store_true", help="go on from the last checkpoint")

@@ -1,0 +1,77 @@
+"""Scenes of several demo drawings, where it is known which drawing each pixel is of."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from lexvla.data.demo_corpus import DemoItem
+from search.evaluation.patchdis import BACKGROUND, Scene
+
+__all__ = ["DemoScenes"]
+
+_SIDE = 2  # drawings along a side
+_CELL = 64  # pixels of a drawing, as it is in the corpus
+
+
+@dataclass(frozen=True)
+class DemoScenes:
+    """Pictures of 2 x 2 drawings over white, the same ones each time they are iterated over.
+
+    The classes are the drawings whose label is one word of letters, so that names are compared as
+    words and any model is asked the same. They are dealt out like cards, four to a scene, and
+    shuffled anew when fewer than four are left. A pixel is of a drawing where it is at least half
+    opaque there; the rest is background.
+
+    Args:
+        items: The demo corpus.
+        count: How many scenes.
+        seed: Of the shuffle.
+
+    Raises:
+        ValueError: Fewer than four items have a label of one word.
+    """
+
+    items: Sequence[DemoItem]
+    count: int = 400
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        chosen = [item for item in self.items if item.label.isascii() and item.label.isalpha()]
+        if len(chosen) < _SIDE**2:
+            raise ValueError(f"only {len(chosen)} items have a label of one word")
+        object.__setattr__(self, "items", tuple(chosen))
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Return the label of each class number."""
+        return tuple(item.label for item in self.items)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[Scene]:
+        """Yield each picture and its (height, width) int64 mask of places in `items`."""
+        random = np.random.default_rng(self.seed)
+        deck: list[int] = []
+        for _ in range(self.count):
+            if len(deck) < _SIDE**2:
+                deck = random.permutation(len(self.items)).tolist()
+            hand = [deck.pop() for _ in range(_SIDE**2)]
+            yield self._compose(hand)
+
+    def _compose(self, hand: Sequence[int]) -> Scene:
+        scene = Image.new("RGB", (_SIDE * _CELL, _SIDE * _CELL), "white")
+        mask = np.full((_SIDE * _CELL, _SIDE * _CELL), BACKGROUND)
+        for place, number in enumerate(hand):
+            row, column = divmod(place, _SIDE)
+            top, left = row * _CELL, column * _CELL
+            drawing = Image.open(io.BytesIO(self.items[number].png)).convert("RGBA")
+            scene.paste(drawing, (left, top), drawing)
+            opaque = np.asarray(drawing)[..., 3] >= 128
+            mask[top : top + _CELL, left : left + _CELL][opaque] = number
+        return scene, mask
