@@ -119,7 +119,7 @@ def load_language_model(
         # them without a word, and the way back rounds their scales once more.
         if hasattr(layer, "support_avx512bf16_for_cpu"):
             layer.support_avx512bf16_for_cpu = False
-    return model.to(device)
+    return model if config.quantization != "none" else model.to(device)
 
 
 def load_vision_model(
@@ -229,7 +229,7 @@ def _peft() -> Any:
     try:
         import peft
     except ImportError as error:
-        raise OptionalDependencyError("peft", "train") from error
+        raise OptionalDependencyError("peft", "gpu") from error
     return peft
 
 

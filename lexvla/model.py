@@ -128,6 +128,13 @@ class LexVLA(EncodeMixin, PreTrainedModel):
         logits, place = max_over_patches(states, self.image_codebook, chunk)
         return logits, place - 1 if self.config.pool_cls else place
 
+    def _move_small_parts(self, device: torch.device) -> None:
+        """Move all but the language model, which is loaded in place: quantised, it cannot move."""
+        self.image_codebook.data = self.image_codebook.data.to(device)
+        for name, part in self.named_children():
+            if name != "text_tower":
+                part.to(device)
+
     def _init_weights(self, module: nn.Module) -> None:
         # The towers initialise themselves; the other layers are left to torch's defaults.
         return
@@ -214,7 +221,8 @@ class LexVLA(EncodeMixin, PreTrainedModel):
             language = backbones.add_lora(language, settings)
         vision = backbones.load_vision_model(settings, vision_model, place, kind, token)
         model = cls(settings, vocabulary, tokenizer, language, vision.requires_grad_(False))
-        return model.to(place).eval()
+        model._move_small_parts(place)
+        return model.eval()
 
     @classmethod
     def from_pretrained(
@@ -278,7 +286,8 @@ class LexVLA(EncodeMixin, PreTrainedModel):
             trained = not name.startswith(saving.TOWERS) or "lora_" in name
             if kind is not None and trained:
                 part.data = part.data.to(kind)
-        return model.to(place).eval()
+        model._move_small_parts(place)
+        return model.eval()
 
     def save_pretrained(self, save_directory: str | Path) -> None:
         """Write all but the frozen backbones to a folder; `lexvla.saving` lists its files.

@@ -117,10 +117,10 @@ def _cuda() -> Check:
     try:
         torch = importlib.import_module("torch")
     except (ImportError, OSError):  # OSError: a shared library that does not load
-        return _check("CUDA", False, "", "models moved there by model.to('cuda')", get)
+        return _check("CUDA", False, "", "LexVLA.from_pretrained(..., device='cuda')", get)
     ok = bool(torch.cuda.is_available())
     found = f"{torch.version.cuda}, {torch.cuda.get_device_name()}" if ok else ""
-    return _check("CUDA", ok, found, "models moved there by model.to('cuda')", get)
+    return _check("CUDA", ok, found, "LexVLA.from_pretrained(..., device='cuda')", get)
 
 
 def _java() -> Check:
@@ -152,10 +152,10 @@ _CHECKS: tuple[Callable[[], Check], ...] = (
     _package(
         "bitsandbytes",
         "bitsandbytes",
-        "4-bit text towers, in a later version",
+        "pretrained language models in 4 or 8 bits",
         "pip install 'lexvla[gpu]'",
     ),
-    _package("peft", "peft", "LoRA training, in a later version", "pip install 'lexvla[train]'"),
+    _package("peft", "peft", "LoRA on pretrained language models", "pip install 'lexvla[gpu]'"),
     _java,
     _package("Pyserini", "pyserini", LATER_LUCENE, "pip install pyserini"),
     _package("Elasticsearch client", "elasticsearch", LATER_ELASTIC, "pip install elasticsearch"),

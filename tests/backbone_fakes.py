@@ -145,15 +145,18 @@ def assert_same(one: LexVLA, other: LexVLA) -> None:
 def step(model: LexVLA, bfloat16: bool = False) -> dict[str, torch.Tensor]:
     """Take one training step and return the gradient of each trained weight."""
     model.train()
-    contrast = InfoNCE(0.07)
+    device = model.device
+    contrast = InfoNCE(0.07).to(device)
     trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW([*trained.values(), *contrast.parameters()], lr=1e-2)
-    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-        image_logits, _ = model.image_logits(preprocess(PICTURES, SIDE))
+    with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+        image_logits, _ = model.image_logits(preprocess(PICTURES, SIDE).to(device))
         states = model.text_states(TEXTS)
         texts = lexical_vector(states.to(model.text_codebook().dtype) @ model.text_codebook().T)
         images = lexical_vector(image_logits)
-        loss = contrast(texts @ images.T, torch.arange(3)) + 0.1 * overuse_penalty(images)
+        loss = contrast(texts @ images.T, torch.arange(3, device=device)) + 0.1 * overuse_penalty(
+            images
+        )
     loss.backward()
     optimizer.step()
     model.eval()

@@ -186,7 +186,7 @@ def test_a_real_llama_tokenizer_gives_the_same_ids_after_saving(
     merges = [("d", "o"), ("▁", "do"), ("▁do", "g"), ("do", "g"), ("h", "a"), ("ha", "t")]
     pieces = ["<unk>", "<s>", "</s>", "▁", '"', *letters, *("".join(pair) for pair in merges)]
     vocabulary = {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}
-    tokenizer = LlamaTokenizer(vocab=vocabulary, merges=merges)
+    tokenizer = LlamaTokenizer(vocab=vocabulary, merges=merges, add_bos_token=True)
     text = save_language_model(tmp_path / "text", vocab_size=len(vocabulary))
     tokenizer.save_pretrained(text)
     model = LexVLA.from_backbones(text, vision_model, **small(vocabulary_texts=["dog hat"]))
