@@ -15,7 +15,10 @@ import pytest
 from lexvla.errors import InputError
 from search import cli
 
-COMMANDS = ("demo", "index", "search", "explain", "delete", "compact", "info", "train", "doctor")
+COMMANDS = (
+    *("demo", "index", "search", "explain", "delete", "compact", "info"),
+    *("patchdis", "sparsity", "train", "doctor"),
+)
 ROOT = Path(__file__).parent.parent
 
 
@@ -41,6 +44,15 @@ def test_help_imports_nothing_heavy() -> None:
     assert done.returncode == 0, done.stderr
     for name in COMMANDS:
         assert f"    {name} " in done.stdout
+
+
+def test_studies_import_what_they_need_when_they_need_it() -> None:
+    code = (
+        "import sys, search.evaluation, search.studies\n"
+        "heavy = {'torch', 'transformers', 'matplotlib', 'pycocotools'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    assert run_python(code).stderr == ""
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -74,6 +86,10 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["info", "--index", ""], "--index: must not be empty"),
         (["demo", "--index", " "], "--index: must not be empty"),
         (["demo", "--index", "lucene:x"], "keeps its index in a folder"),
+        (["patchdis", "--names", "codes"], "invalid choice: 'codes'"),
+        (["patchdis", "--annotations", "x.json"], "--annotations and --images go together"),
+        (["sparsity", "--side", "left"], "invalid choice: 'left'"),
+        (["sparsity", "--plot", "x.gif"], "must name a file that ends in .png or .svg"),
     ],
 )
 def test_wrong_usage(
