@@ -12,7 +12,8 @@ ids that are ready: (a) in full for every text, left-padded; (b) once a batch; (
 for all batches, as `encode_text` does.
 
 `flop` tells what counts as FLOP; for a text the shared prompt does not, as it is not run again.
-The measure of what the device can do is a large square matrix product in the same process.
+The measure of what the device can do is a large square matrix product, which takes turns with the
+encode method: so other work on the machine slows both.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from typing import Any
 
 import torch
 from flop import image_flop, text_flop
-from measuring import Clock, describe, matmul_rate, peak_gib, reset_peak
+from measuring import Clock, Peak, Product, describe
 from random_backbones import SIZES, make_captions, make_images, write_backbones
 from torch import Tensor
 
@@ -60,7 +61,7 @@ def run_in_full(model: LexVLA, token_ids: list[list[int]]) -> Tensor:
     return output.last_hidden_state[:, -1]
 
 
-def measure_texts(model: LexVLA, clock: Clock, batch: int) -> Figures:
+def measure_texts(model: LexVLA, clock: Clock, product: Product, batch: int) -> Figures:
     """Measure texts at a batch size."""
     config, words = model.config, len(model.vocabulary)
     texts = make_captions(model.vocabulary, MOST_BATCHES * batch)
@@ -79,7 +80,7 @@ def measure_texts(model: LexVLA, clock: Clock, batch: int) -> Figures:
     # As many batches as fit into a third of the time, so that the prompt counts for little.
     count = max(1, min(MOST_BATCHES, int(clock.seconds / 3 / cached))) if cached else 1
     chosen = texts[: count * batch]
-    (seconds,) = clock.medians(lambda: model.encode_text(chosen, batch_size=batch))
+    encode, most = clock.medians(lambda: model.encode_text(chosen, batch_size=batch), product)
     own = [len(row) - prompt for row in ids_of(chosen)]
     return {
         "batch": batch,
@@ -90,27 +91,30 @@ def measure_texts(model: LexVLA, clock: Clock, batch: int) -> Figures:
         "cached": _ratio(batch, cached),
         "gain_once_a_batch": _ratio(full, each),
         "gain_cached": _ratio(full, cached),
-        "encode": _ratio(len(chosen), seconds),
+        "encode": _ratio(len(chosen), encode),
+        "product_flop_per_s": _ratio(product.flop, most),
         "flop": statistics.mean(text_flop(config, words, tokens, prompt) for tokens in own),
     }
 
 
-def measure_images(model: LexVLA, clock: Clock, batch: int, files: Sequence[bytes]) -> Figures:
+def measure_images(model: LexVLA, clock: Clock, product: Product, batch: int) -> Figures:
     """Measure images at a batch size: from pixels on the device, and from JPEG files."""
-    config = model.config
+    config, files = model.config, make_images(DISTINCT_IMAGES)
     opened = map(open_image, files)
     distinct = preprocess(opened, config.image_side, config.image_mean, config.image_std)
     numbers = torch.arange(batch) % len(files)
     pixels = distinct[numbers].to(model.device)
     chosen = [files[i] for i in numbers]
-    forward, encode = clock.medians(
+    forward, encode, most = clock.medians(
         lambda: model.image_logits(pixels),
         lambda: model.encode_image(chosen, batch_size=batch),
+        product,
     )
     return {
         "batch": batch,
         "forward": _ratio(batch, forward),
         "encode": _ratio(batch, encode),
+        "product_flop_per_s": _ratio(product.flop, most),
         "flop": image_flop(config, len(model.vocabulary)),
     }
 
@@ -145,10 +149,9 @@ def measure(args: argparse.Namespace, show: Callable[[Figures], None]) -> Figure
     """Measure all that is asked for, and show what there is after every point."""
     device, dtype = torch.device(args.device), getattr(torch, args.dtype)
     clock = Clock(device, args.seconds)
-    rate = matmul_rate(clock, dtype, args.matmul_side)
+    product = Product(device, dtype, args.matmul_side)
     data = {"size": args.size, "dtype": args.dtype, **describe(device)}
-    data |= {"matmul_side": args.matmul_side, "matmul_flop_per_s": rate, "models": []}
-    files = make_images(DISTINCT_IMAGES)
+    data |= {"matmul_side": args.matmul_side, "models": []}
     with tempfile.TemporaryDirectory() as temporary:
         for quantization in args.quantization:
             model = load(args, quantization, Path(args.backbones or temporary))
@@ -156,13 +159,12 @@ def measure(args: argparse.Namespace, show: Callable[[Figures], None]) -> Figure
             data["models"].append(part | {"texts": [], "images": []})
             for batch in args.batch_sizes:
                 for kind, of in (("texts", measure_texts), ("images", measure_images)):
-                    reset_peak(device)
-                    more = (files,) if kind == "images" else ()
+                    peak = Peak(device)
                     with torch.inference_mode():
-                        row = of(model, clock, batch, *more)
+                        row = of(model, clock, product, batch)
                     row["flop_per_s"] = row["encode"] and row["encode"] * row["flop"]
-                    row["share"] = _ratio(row["flop_per_s"], rate)
-                    data["models"][-1][kind].append(row | {"peak_gib": peak_gib(device)})
+                    row["share"] = _ratio(row["flop_per_s"], row["product_flop_per_s"])
+                    data["models"][-1][kind].append(row | {"peak_gib": peak.gib()})
                     show(data)
             del model
             gc.collect()
@@ -172,11 +174,8 @@ def measure(args: argparse.Namespace, show: Callable[[Figures], None]) -> Figure
 def to_markdown(data: Figures) -> str:
     """Return the figures as tables; an empty place is out of memory."""
     versions = ", ".join(f"{k} {data[k]}" for k in ("torch", "transformers", "bitsandbytes"))
-    side, rate = data["matmul_side"], data["matmul_flop_per_s"]
-    lines = [
-        f"Size `{data['size']}`, {data['dtype']}, on {data['device']}; {versions}. A product of "
-        f"{side} x {side} matrices runs at {rate / 1e12:.3g} TFLOP/s (100 % below).",
-    ]
+    lines = [f"Size `{data['size']}`, {data['dtype']}, on {data['device']}; {versions}."]
+    lines[0] += " The product is of {0} x {0} matrices.".format(data["matmul_side"])
     for part in data["models"]:
         for kind, columns in (("texts", _TEXTS), ("images", _IMAGES)):
             if not (rows := part[kind]):
@@ -195,7 +194,8 @@ def to_markdown(data: Figures) -> str:
 
 _LAST = {
     "TFLOP/s": ("flop_per_s", 1e-12),
-    "% of product": ("share", 100),
+    "product": ("product_flop_per_s", 1e-12),
+    "% of it": ("share", 100),
     "peak GiB": ("peak_gib", 1),
 }
 _TEXTS = {

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from measuring import describe, peak_gib, reset_peak, synchronise
+from measuring import Peak, describe, synchronise
 from random_backbones import SIZES, make_captions, make_images, write_backbones
 from torch import Tensor
 
@@ -59,12 +59,12 @@ class Checks:
 def stage(name: str, device: torch.device) -> Iterator[None]:
     """Print the name of a part of the run, and at its end what it took."""
     print(f"\n## {name}\n", flush=True)
-    reset_peak(device)
+    peak = Peak(device)
     started = time.perf_counter()
     yield
     synchronise(device)
     seconds = time.perf_counter() - started
-    print(f"\n{seconds:.1f} s, peak {peak_gib(device):.2f} GiB\n", flush=True)
+    print(f"\n{seconds:.1f} s, peak {peak.gib():.2f} GiB\n", flush=True)
 
 
 def part_of(name: str) -> str:

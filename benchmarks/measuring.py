@@ -6,6 +6,7 @@ import gc
 import platform
 import resource
 import statistics
+import threading
 import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
@@ -18,7 +19,7 @@ from lexvla.errors import ModelError
 
 MOST_REPEATS = 50
 GIB = 2**30
-_PROC = Path("/proc/self")
+_STATUS = Path("/proc/self/status")
 
 
 class Clock:
@@ -73,37 +74,61 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def matmul_rate(clock: Clock, dtype: torch.dtype, side: int) -> float:
-    """Return the FLOP/s of a square matrix product."""
-    a, b = (torch.randn(side, side, device=clock.device).to(dtype) for _ in range(2))
-    (seconds,) = clock.medians(lambda: a @ b)
-    if seconds is None:
-        raise MemoryError(f"no memory for a product of {side} x {side} matrices")
-    return 2 * side**3 / seconds
+class Product:
+    """Multiply two large square matrices: what the device can do at the most.
 
-
-def reset_peak(device: torch.device) -> None:
-    """Begin a new span for `peak_gib`."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
-    elif (_PROC / "clear_refs").exists():
-        (_PROC / "clear_refs").write_text("5", encoding="ascii")
-
-
-def peak_gib(device: torch.device) -> float:
-    """Return the most memory in use since `reset_peak`: a GPU's tensors, or the whole process.
-
-    Without Linux's /proc the process's peak is that since it began.
+    Args:
+        device: Where the matrices lie.
+        dtype: Their type.
+        side: Their side.
     """
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / GIB
-    if (_PROC / "status").exists():
-        lines = (_PROC / "status").read_text(encoding="utf-8").splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024 / GIB
-    unit = 1 if platform.system() == "Darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB
+
+    def __init__(self, device: torch.device, dtype: torch.dtype, side: int) -> None:
+        self.a, self.b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+        self.flop = 2 * side**3
+
+    def __call__(self) -> None:
+        """Multiply them."""
+        torch.mm(self.a, self.b)
+
+
+class Peak:
+    """Watch, from its start to `gib`, the most memory in use.
+
+    That is torch's tensors on a GPU. On a CPU it is what the process has for itself, read every
+    20 ms from Linux's /proc: pages of mapped checkpoints are not in it, as the system takes them
+    back at will. Elsewhere it is the process's greatest size since it began.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        gc.collect()
+        self.device, self.most, self.ended = device, 0, threading.Event()
+        self.thread = threading.Thread(target=self._watch, daemon=True)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(device)
+        elif _STATUS.exists():
+            self.thread.start()
+
+    def gib(self) -> float:
+        """Stop and return the peak in GiB."""
+        self.ended.set()
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) / GIB
+        if self.thread.ident is not None:
+            self.thread.join()
+            return max(self.most, _own_memory()) / GIB
+        unit = 1 if platform.system() == "Darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB
+
+    def _watch(self) -> None:
+        while not self.ended.wait(0.02):
+            self.most = max(self.most, _own_memory())
+
+
+def _own_memory() -> int:
+    lines = _STATUS.read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) * 1024
 
 
 def describe(device: torch.device) -> dict[str, str]:
