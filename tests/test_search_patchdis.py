@@ -197,6 +197,9 @@ def test_demo_scenes() -> None:
             assert number == 1 or pixel == colour.getpixel((0, 0))
             assert image.getpixel((column + 40, row)) == (255, 255, 255)
         assert set(np.unique(mask)) == {-1, 0, 1, 2, 3}
+    (alone, own) = next(iter(DemoScenes(items, across=1)))
+    assert alone.size == (64, 64)
+    assert len(np.unique(own)) == 2
     others = DemoScenes(items, count=3, seed=2)
     assert any((a[1] != b[1]).any() for a, b in zip(scenes, others, strict=True))
     with pytest.raises(ValueError, match="only 3 items"):

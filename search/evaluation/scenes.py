@@ -14,35 +14,36 @@ from search.evaluation.patchdis import BACKGROUND, Scene
 
 __all__ = ["DemoScenes"]
 
-_SIDE = 2  # drawings along a side
 _CELL = 64  # pixels of a drawing, as it is in the corpus
 
 
 @dataclass(frozen=True)
 class DemoScenes:
-    """Pictures of 2 x 2 drawings over white, the same ones each time they are iterated over.
+    """Pictures of drawings side by side over white, the same ones each time they are iterated over.
 
     The classes are the drawings whose label is one word of letters, so that names are compared as
-    words and any model is asked the same. They are dealt out like cards, four to a scene, and
-    shuffled anew when fewer than four are left. A pixel is of a drawing where it is at least half
-    opaque there; the rest is background.
+    words and any model is asked the same. They are dealt out like cards, and shuffled anew when too
+    few are left for a scene. A pixel is of a drawing where it is at least half opaque there; the
+    rest is background.
 
     Args:
         items: The demo corpus.
         count: How many scenes.
         seed: Of the shuffle.
+        across: Drawings along a side: 2 makes scenes of 2 x 2.
 
     Raises:
-        ValueError: Fewer than four items have a label of one word.
+        ValueError: Too few items for a scene have a label of one word.
     """
 
     items: Sequence[DemoItem]
     count: int = 400
     seed: int = 0
+    across: int = 2
 
     def __post_init__(self) -> None:
         chosen = [item for item in self.items if item.label.isascii() and item.label.isalpha()]
-        if len(chosen) < _SIDE**2:
+        if len(chosen) < self.across**2:
             raise ValueError(f"only {len(chosen)} items have a label of one word")
         object.__setattr__(self, "items", tuple(chosen))
 
@@ -59,16 +60,16 @@ class DemoScenes:
         random = np.random.default_rng(self.seed)
         deck: list[int] = []
         for _ in range(self.count):
-            if len(deck) < _SIDE**2:
+            if len(deck) < self.across**2:
                 deck = random.permutation(len(self.items)).tolist()
-            hand = [deck.pop() for _ in range(_SIDE**2)]
-            yield self._compose(hand)
+            yield self._compose([deck.pop() for _ in range(self.across**2)])
 
     def _compose(self, hand: Sequence[int]) -> Scene:
-        scene = Image.new("RGB", (_SIDE * _CELL, _SIDE * _CELL), "white")
-        mask = np.full((_SIDE * _CELL, _SIDE * _CELL), BACKGROUND)
+        side = self.across * _CELL
+        scene = Image.new("RGB", (side, side), "white")
+        mask = np.full((side, side), BACKGROUND)
         for place, number in enumerate(hand):
-            row, column = divmod(place, _SIDE)
+            row, column = divmod(place, self.across)
             top, left = row * _CELL, column * _CELL
             drawing = Image.open(io.BytesIO(self.items[number].png)).convert("RGBA")
             scene.paste(drawing, (left, top), drawing)
