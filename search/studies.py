@@ -37,10 +37,9 @@ def patchdis(args: argparse.Namespace) -> int:
     else:
         scenes = read_coco(args.annotations, args.images)
     model = load_model(args.model)
-    try:
-        figures = evaluate_patchdis(model, scenes, scenes.class_names, names=args.names)
-    except ValueError as error:
-        raise InputError(args.annotations or "the demo corpus", str(error)) from error
+    figures = evaluate_patchdis(
+        model, scenes, scenes.class_names, names=args.names, show_progress_bar=None
+    )
     if args.json:
         print_json(figures.to_dict())
     else:
@@ -67,7 +66,10 @@ def sparsity(args: argparse.Namespace) -> int:
     if not texts:
         note(f"lexvla: error: nothing in {args.source} could be measured")
         return 1
-    figures = evaluate_sparsity(load_model(args.model), images, texts, image_of, side=args.side)
+    model = load_model(args.model)
+    figures = evaluate_sparsity(
+        model, images, texts, image_of, side=args.side, show_progress_bar=None
+    )
     if args.plot is not None:
         plot_sparsity(figures, args.plot)
     if args.json:

@@ -13,6 +13,7 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image, ImageDraw
 
 from lexvla.data.demo_corpus import DemoItem, load_demo_corpus
+from lexvla.errors import InputError
 from patch_fakes import PatchFake
 from search import cli
 from search.evaluation.patchdis import (
@@ -161,10 +162,11 @@ def test_bad_scenes() -> None:
         ((image, mask[:-1]), "a mask of shape"),
         ((image, mask + 4), "class numbers outside of -1 to 3"),
         ((image, mask - 9), "class numbers outside of -1 to 3"),
-        (SCENES[2], "no patch is of a class"),
     ):
         with pytest.raises(ValueError, match=complaint):
             evaluate_patchdis(PatchFake(), [scene], NAMES)
+    with pytest.raises(InputError, match="no patch is of a class"):
+        evaluate_patchdis(PatchFake(), SCENES[2:], NAMES)
     with pytest.raises(ValueError, match="batch_size"):
         evaluate_patchdis(PatchFake(), SCENES, NAMES, batch_size=0)
 

@@ -13,8 +13,10 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
 from lexvla.encoding import Encoder, Encoding
+from lexvla.errors import InputError
 
 __all__ = [
     "BACKGROUND",
@@ -199,6 +201,7 @@ def evaluate_patchdis(
     names: Names = "words",
     batch_size: int = 16,
     seed: int = 0,
+    show_progress_bar: bool | None = False,
 ) -> PatchDisFigures:
     """Classify every patch of every scene by the class names, and measure the masks.
 
@@ -213,12 +216,14 @@ def evaluate_patchdis(
             the language model in its prompt (``text``).
         batch_size: Images in one pass.
         seed: Of the random choice that gives chance.
+        show_progress_bar: On stderr; ``None`` shows it if that is a terminal.
 
     Raises:
-        InputError: The model cannot read an image.
-        ValueError: A mask has another size than its image or unknown numbers, or no patch is of a
-            class.
+        InputError: The model cannot read an image, or no patch is of a class.
+        ValueError: A mask has another size than its image, or unknown numbers.
     """
+    off = None if show_progress_bar is None else not show_progress_bar
+    scenes = tqdm(scenes, unit=" images", disable=off)
     encode = model.encode_words if names == "words" else model.encode_text
     vectors = encode(list(class_names)).lexical
     present, every = _Tally(len(class_names), seed), _Tally(len(class_names), seed)
@@ -232,6 +237,8 @@ def evaluate_patchdis(
             images, patches = images + 1, patches + int(measured.sum())
             present.add(own[measured], truth[measured], np.unique(truth[measured]))
             every.add(own[measured], truth[measured], np.arange(len(class_names)))
+    if not patches:
+        raise InputError("masks", "no patch is of a class")
     return PatchDisFigures(
         model=model.name,
         names=names,
@@ -260,7 +267,7 @@ class _Tally:
             draw += count_overlap(self._random.choice(candidates, len(truth)), truth, classes)
 
     def score(self) -> PatchDisScore:
-        patches = max(1, int(self.counts[2].sum()))
+        patches = int(self.counts[2].sum())
         return PatchDisScore(
             miou=mean_iou(self.counts),
             accuracy=float(self.counts[0].sum() / patches),

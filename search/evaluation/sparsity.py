@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 from scipy import sparse
+from tqdm import tqdm
 
 from lexvla.encoding import Encoder
 from lexvla.errors import OptionalDependencyError
@@ -150,6 +151,7 @@ def evaluate_sparsity(
     side: Side = "both",
     kept: Sequence[int] = KEPT,
     batch_size: int = 64,
+    show_progress_bar: bool | None = False,
 ) -> SparsityFigures:
     """Measure retrieval with the heaviest words of each vector, for rising numbers of words.
 
@@ -165,6 +167,7 @@ def evaluate_sparsity(
         side: Cut the vectors of images, of texts, or of both.
         kept: Numbers of words to keep; those that the vocabulary or memory has not are left out.
         batch_size: Items in one pass.
+        show_progress_bar: On stderr; ``None`` shows it if that is a terminal.
 
     Raises:
         InputError: An image cannot be read.
@@ -175,15 +178,16 @@ def evaluate_sparsity(
         raise ValueError("each text must have one of the images, and each image a text")
     name, vocabulary = model.name, len(model.vocabulary)  # the name follows from the configuration
     most = min(vocabulary, max(1, _MOST_WEIGHTS // (len(texts) + len(images))))
-    own_texts = _encode(model.encode_text, texts, batch_size)
-    own_images = _encode(model.encode_image, images, batch_size)
+    off = None if show_progress_bar is None else not show_progress_bar
+    own_texts = _encode(model.encode_text, texts, batch_size, off)
+    own_images = _encode(model.encode_image, images, batch_size, off)
     with _all_words(model) as is_loose:
         options = {"max_active_dims": most} if is_loose and most < vocabulary else {}
         all_texts = all_images = None
         if side != "images":
-            all_texts = _encode(model.encode_text, texts, batch_size, **options)
+            all_texts = _encode(model.encode_text, texts, batch_size, off, **options)
         if side != "texts":
-            all_images = _encode(model.encode_image, images, batch_size, **options)
+            all_images = _encode(model.encode_image, images, batch_size, off, **options)
 
     def point(words: int | None) -> SparsityPoint:
         of_texts, of_images = own_texts, own_images
@@ -274,8 +278,10 @@ def _all_words(model: Any) -> Iterator[bool]:
         config.sparsification, config.threshold = before
 
 
-def _encode(encode: Any, items: Sequence[Any], size: int, **options: Any) -> sparse.csr_array:
-    starts = range(0, len(items), size)
+def _encode(
+    encode: Any, items: Sequence[Any], size: int, off: bool | None, **options: Any
+) -> sparse.csr_array:
+    starts = tqdm(range(0, len(items), size), unit=" batches", disable=off)
     parts = [encode(list(items[at : at + size]), **options).lexical for at in starts]
     return sparse.csr_array(sparse.vstack(parts, format="csr"))
 
