@@ -95,14 +95,9 @@ def keep_heaviest(vectors: sparse.csr_array, kept: int) -> sparse.csr_array:
     Returns:
         (n, V) float32 CSR, weights as they were.
     """
-    counts = np.diff(vectors.indptr)
-    rows = np.repeat(np.arange(len(counts)), counts)
-    order = np.lexsort((vectors.indices, -vectors.data, rows))
-    place = np.arange(len(rows)) - np.repeat(vectors.indptr[:-1], counts)
-    chosen = np.sort(order[place < kept])
-    starts = np.concatenate([[0], np.minimum(counts, kept).cumsum()])
-    parts = vectors.data[chosen], vectors.indices[chosen], starts
-    return sparse.csr_array(parts, shape=vectors.shape)
+    # By blocks, as sorting takes several times the memory of what it sorts.
+    blocks = [_cut(vectors[at : at + _BLOCK], kept) for at in _starts(vectors.shape[0])]
+    return sparse.csr_array(sparse.vstack(blocks, format="csr"))
 
 
 def paired_recall(
@@ -284,6 +279,17 @@ def _encode(
     starts = tqdm(range(0, len(items), size), unit=" batches", disable=off)
     parts = [encode(list(items[at : at + size]), **options).lexical for at in starts]
     return sparse.csr_array(sparse.vstack(parts, format="csr"))
+
+
+def _cut(vectors: sparse.csr_array, kept: int) -> sparse.csr_array:
+    counts = np.diff(vectors.indptr)
+    rows = np.repeat(np.arange(len(counts)), counts)
+    order = np.lexsort((vectors.indices, -vectors.data, rows))
+    place = np.arange(len(rows)) - np.repeat(vectors.indptr[:-1], counts)
+    chosen = np.sort(order[place < kept])
+    starts = np.concatenate([[0], np.minimum(counts, kept).cumsum()])
+    parts = vectors.data[chosen], vectors.indices[chosen], starts
+    return sparse.csr_array(parts, shape=vectors.shape)
 
 
 def _scores(texts: sparse.csr_array, images: sparse.csr_array) -> np.ndarray:
