@@ -9,9 +9,9 @@ turn, and the medians are shown.
 
 Extra memory is the peak less what any method holds: inputs, logits, places, and the gradients that
 are returned. On a GPU the peak is torch.cuda.max_memory_allocated. On a CPU it is the peak resident
-size of a process of its own for each figure (ru_maxrss), less the size before the run and after a
-small one: so it counts buffers of the matrix library, which a profiler of torch's allocations does
-not see, and not the code that a first run loads.
+size of a process of its own for each figure (VmHWM, as ru_maxrss begins at the parent's), less the
+size before the run and after a small one: so it counts buffers of the matrix library, which a
+profiler of torch's allocations does not see, and not the code that a first run loads.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ import importlib.util
 import json
 import os
 import platform
-import resource
 import shutil
 import statistics
 import subprocess
@@ -150,10 +149,17 @@ def memory_here(name: str, which: str, shape: str) -> dict[str, int]:
     method = make_method(name)
     run(method, make_inputs(SMALL, "cpu"), which)  # loads the libraries' code, and compiles
     inputs = make_inputs(SHAPES[shape], "cpu")
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    before = resident("VmRSS")
     held = run(method, inputs, which)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"peak": peak, "extra": peak - pages * resource.getpagesize() - held}
+    peak = resident("VmHWM")
+    return {"peak": peak, "extra": peak - before - held}
+
+
+def resident(what: str) -> int:
+    """Return a size of this process in bytes, as Linux keeps it."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    (line,) = (line for line in status.splitlines() if line.startswith(f"{what}:"))
+    return int(line.split()[1]) * 1024
 
 
 def measure(shape: str, device: str, repeat: int) -> dict[str, Any]:
