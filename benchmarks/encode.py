@@ -181,9 +181,9 @@ def to_markdown(data: Figures) -> str:
             if not (rows := part[kind]):
                 continue
             lines += ["", f"**{kind.capitalize()}, quantisation: {part['quantization']}.** "]
-            lines[-1] += f"{rows[0]['flop'] / 1e9:.3g} GFLOP each, {part['words']:,} words"
+            lines[-1] += f"{rows[-1]['flop'] / 1e9:.3g} GFLOP each, {part['words']:,} words"
             if kind == "texts":
-                lines[-1] += f", {rows[0]['prompt_tokens']} tokens of prompt before each text and "
+                lines[-1] += f", {rows[-1]['prompt_tokens']} tokens of prompt before each text and "
                 lines[-1] += f"{rows[-1]['tokens']:.1f} of its own"
             lines += ["", f"| {' | '.join(columns)} |", "|---:" * len(columns) + "|"]
             for row in rows:

@@ -254,11 +254,15 @@ class EncodeMixin:
         """
         return self.heatmaps(image, [word])[0]
 
-    def heatmaps(self, image: ImageSource, words: Sequence[str]) -> np.ndarray:
-        """Return the `heatmap` of each word, (n, rows, columns), by one pass of the image."""
+    def heatmaps(self, image: ImageSource, words: Sequence[str | int]) -> np.ndarray:
+        """Return the `heatmap` of each word, (n, rows, columns), by one pass of the image.
+
+        A word may be given by its column: two pieces of a vocabulary may read as the same word.
+        """
         columns = []
         for word in words:
-            if (column := self.vocabulary.find(word)) is None:
+            column = word if isinstance(word, int) else self.vocabulary.find(word)
+            if column is None:
                 raise KeyError(word)
             columns.append(column)
         with inference(self):

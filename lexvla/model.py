@@ -184,10 +184,10 @@ class LexVLA(EncodeMixin, PreTrainedModel):
             ModelError: A backbone cannot be loaded, a LoRA target is no layer of it, or the
                 vocabulary rule leaves no word.
             OptionalDependencyError: PEFT or bitsandbytes is missing.
-            UnsupportedError: bitsandbytes has no backend for the device.
+            UnsupportedError: torch has no such device here, or bitsandbytes no backend for it.
             ValueError: A field of the configuration is out of its range.
         """
-        place = torch.device(device)
+        place = _device(device)
         kind = _dtype(dtype) or (torch.float32 if quantization == "none" else torch.bfloat16)
         text_config = backbones.read_backbone_config(text_model, text_revision, token)
         vision_config = backbones.read_backbone_config(vision_model, vision_revision, token)
@@ -257,8 +257,8 @@ class LexVLA(EncodeMixin, PreTrainedModel):
             ModelError: The folder holds no complete model, a file of it is damaged, or a backbone
                 cannot be loaded.
             OptionalDependencyError: PEFT or bitsandbytes is missing.
-            UnsupportedError: bitsandbytes has no backend for the device, or the language model is
-                quantised and its LoRA to be merged.
+            UnsupportedError: torch has no such device here, bitsandbytes no backend for it, or the
+                language model is quantised and its LoRA to be merged.
         """
         folder = saving.find_folder(path, revision, token)
         config = saving.read_config(folder)
@@ -270,7 +270,7 @@ class LexVLA(EncodeMixin, PreTrainedModel):
             raise UnsupportedError(f"{rule}: use merge_lora=False or quantization='none'")
         vocabulary = saving.read_vocabulary(folder, config)
         tokenizer = saving.read_tokenizer(folder)
-        place, kind = torch.device(device), _dtype(dtype)
+        place, kind = _device(device), _dtype(dtype)
         names = (text_model or config.text_model, vision_model or config.vision_model)
         language, vision = saving.read_towers(folder, config, names, place, kind, token)
         if merge_lora and config.lora_rank:
@@ -340,6 +340,16 @@ def _check_vocabulary(
         raise ModelError("the vocabulary holds token ids that the language model has not")
     if tokenizer.convert_ids_to_tokens(list(ids)) != list(vocabulary.terms):
         raise ModelError("the vocabulary's terms are not the tokenizer's pieces")
+
+
+def _device(device: str | torch.device) -> torch.device:
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch's three ways
+        reason = str(error).strip().splitlines()[0]
+        raise UnsupportedError(f"device {str(device)!r} cannot be used ({reason})") from error
+    return found
 
 
 def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:

@@ -169,6 +169,9 @@ def _add_address(parser: argparse.ArgumentParser) -> None:
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="M", help="a saved model; else the default one")
+    parser.add_argument(
+        "--device", default="cpu", metavar="D", help="where it runs: cpu, cuda, ..."
+    )
 
 
 def _add_json(parser: argparse.ArgumentParser) -> None:

@@ -52,10 +52,11 @@ def version() -> str:
         return "(not installed)"
 
 
-def load_model(path: str | None) -> LexVLA:
-    """Load a saved model, or the default one.
+def load_model(path: str | None, device: str = "cpu") -> LexVLA:
+    """Load a saved model, or the default one, onto a device.
 
     Raises:
+        UnsupportedError: torch has no such device here.
         LexVLAError: A package that models need is missing or broken.
         ModelError: There is no whole model at the path.
     """
@@ -63,7 +64,7 @@ def load_model(path: str | None) -> LexVLA:
         from lexvla import LexVLA
     except ImportError as error:
         raise LexVLAError(f"models cannot be loaded ({error}); see: lexvla doctor") from error
-    return LexVLA.from_pretrained(path)
+    return LexVLA.from_pretrained(path, device=device)
 
 
 def index(args: argparse.Namespace) -> int:
@@ -72,7 +73,7 @@ def index(args: argparse.Namespace) -> int:
 
     if not Path(args.source).exists():  # before an empty index is made for nothing
         raise InputError(args.source, "no such file or folder")
-    model = load_model(args.model)
+    model = load_model(args.model, args.device)
     with open_index(
         args.index, create=True, vocabulary=model.vocabulary, model=model.name
     ) as target:
@@ -107,7 +108,7 @@ def search(args: argparse.Namespace) -> int:
     """Print the best hits of a query."""
     query = _query(args)
     with open_index(args.index) as source:
-        searcher = Searcher(load_model(args.model), source)
+        searcher = Searcher(load_model(args.model, args.device), source)
         # People always see the strongest words; programs get the explanation when they ask.
         hits = searcher.search(query, k=args.k, explain=args.explain or not args.json)
     if args.json:
@@ -130,7 +131,7 @@ def explain(args: argparse.Namespace) -> int:
     if args.word and not args.heatmap:
         raise UsageError("--word needs --heatmap")
     with open_index(args.index) as source:
-        model = load_model(args.model)
+        model = load_model(args.model, args.device)
         hit = Searcher(model, source).explain(query, args.id)
         if args.heatmap:
             _draw(model, source, hit, args.word).save(args.heatmap, format="PNG")

@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     home = _cache_home() / "demo.lex" if args.index is None else Path(args.index)
     if args.index is not None and ":" in args.index:
         raise UsageError("the demo keeps its index in a folder, not behind another address")
-    model = load_model(args.model)
+    model = load_model(args.model, args.device)
     _prepare(home, model, may_replace=args.index is None)
     with open_index(str(home)) as source:
         searcher = Searcher(model, source)

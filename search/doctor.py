@@ -156,6 +156,15 @@ _CHECKS: tuple[Callable[[], Check], ...] = (
         "pip install 'lexvla[gpu]'",
     ),
     _package("peft", "peft", "LoRA on pretrained language models", "pip install 'lexvla[gpu]'"),
+    _package(
+        "Matplotlib", "matplotlib", "plots of lexvla sparsity", "pip install 'lexvla[evaluation]'"
+    ),
+    _package(
+        "pycocotools",
+        "pycocotools",
+        "annotations for lexvla patchdis",
+        "pip install 'lexvla[evaluation]'",
+    ),
     _java,
     _package("Pyserini", "pyserini", LATER_LUCENE, "pip install pyserini"),
     _package("Elasticsearch client", "elasticsearch", LATER_ELASTIC, "pip install elasticsearch"),

@@ -55,7 +55,8 @@ def match_map(model: Any, image: Image.Image, explanation: Explanation) -> np.nd
         UnsupportedError: The model has neither maps nor a patch grid.
     """
     matches = explanation.matches
-    maps = _maps(model, image, [match.word for match in matches]) if matches else None
+    columns = [model.vocabulary.id(match.term) for match in matches]
+    maps = _maps(model, image, columns) if matches else None
     if maps is not None:
         return np.sum(
             [_contrast(m) * match.product for m, match in zip(maps, matches, strict=True)], axis=0
@@ -76,7 +77,7 @@ def word_map(model: Any, image: Image.Image, word: str, document: Encoding) -> n
     column = model.vocabulary.find(word)
     if column is None:
         raise InputError(word, "the vocabulary has no such word")
-    maps = _maps(model, image, [word])
+    maps = _maps(model, image, [column])
     if maps is not None:
         return _contrast(maps[0])
     at = np.flatnonzero(document.lexical.indices == column)
@@ -116,13 +117,13 @@ def heatmap(image: Image.Image, weights: np.ndarray, caption: str = "") -> Image
     return _with_caption(glowing, caption) if caption else glowing
 
 
-def _maps(model: Any, image: Image.Image, words: Sequence[str]) -> Sequence[np.ndarray] | None:
-    """Return a map for each word, by one pass of the model where it can do so."""
+def _maps(model: Any, image: Image.Image, columns: list[int]) -> Sequence[np.ndarray] | None:
+    """Return a map for each column of a vector, by one pass of the model where it can do so."""
     if callable(getattr(model, "heatmaps", None)):
-        maps: np.ndarray = model.heatmaps(image, words)
+        maps: np.ndarray = model.heatmaps(image, columns)
         return list(maps)
     if callable(getattr(model, "heatmap", None)):
-        return [model.heatmap(image, word) for word in words]
+        return [model.heatmap(image, model.vocabulary.word(column)) for column in columns]
     return None
 
 

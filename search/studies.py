@@ -36,7 +36,7 @@ def patchdis(args: argparse.Namespace) -> int:
         scenes = DemoScenes(load_demo_corpus())
     else:
         scenes = read_coco(args.annotations, args.images)
-    model = load_model(args.model)
+    model = load_model(args.model, args.device)
     figures = evaluate_patchdis(
         model, scenes, scenes.class_names, names=args.names, show_progress_bar=None
     )
@@ -66,7 +66,7 @@ def sparsity(args: argparse.Namespace) -> int:
     if not texts:
         note(f"lexvla: error: nothing in {args.source} could be measured")
         return 1
-    model = load_model(args.model)
+    model = load_model(args.model, args.device)
     figures = evaluate_sparsity(
         model, images, texts, image_of, side=args.side, show_progress_bar=None
     )

@@ -225,6 +225,16 @@ def test_quantisation_needs_bitsandbytes_and_its_device(monkeypatch: pytest.Monk
         check_quantization("nf4", torch.device("cpu"))
 
 
+@pytest.mark.parametrize("device", ["nowhere", "cuda", "cuda:9"], ids=["unknown", "none", "few"])
+def test_a_device_that_is_not_there(device: str, text_model: str, vision_model: str) -> None:
+    if device == "cuda" and torch.cuda.is_available():
+        pytest.skip("needs a machine without a GPU")
+    with pytest.raises(UnsupportedError, match=f"device '{device}' cannot be used"):
+        LexVLA.from_pretrained(device=device)
+    with pytest.raises(UnsupportedError, match=f"device '{device}' cannot be used"):
+        LexVLA.from_backbones(text_model, vision_model, **small(), device=device)
+
+
 def test_lora_and_quantisation_are_for_a_named_language_model() -> None:
     with pytest.raises(ValueError, match="name it by text_model"):
         LexVLAConfig(lora_rank=4)

@@ -27,7 +27,7 @@ def model(monkeypatch: pytest.MonkeyPatch) -> FakeEncoder:
 
 def use(monkeypatch: pytest.MonkeyPatch, encoder: FakeEncoder) -> None:
     for module in ("commands", "demo"):
-        monkeypatch.setattr(f"search.{module}.load_model", lambda _: encoder)
+        monkeypatch.setattr(f"search.{module}.load_model", lambda *_: encoder)
 
 
 @pytest.fixture
@@ -319,3 +319,13 @@ class TestDemo:
         assert cli.main(["demo", "--index", address]) == 2
         assert "is no index of the demo" in capsys.readouterr().err
         assert run(capsys, "info", "--index", address)["documents"] == 4
+
+
+def test_model_and_device_are_passed_on(
+    address: str, monkeypatch: pytest.MonkeyPatch, model: FakeEncoder
+) -> None:
+    seen: list[tuple[object, ...]] = []
+    monkeypatch.setattr("search.commands.load_model", lambda *asked: seen.append(asked) or model)
+    assert cli.main(["search", "red", "--index", address, "--device", "cuda:1"]) == 0
+    assert cli.main(["search", "red", "--index", address, "--model", "mine"]) == 0
+    assert seen == [(None, "cuda:1"), ("mine", "cpu")]

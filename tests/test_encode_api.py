@@ -154,6 +154,8 @@ def test_several_heat_maps_by_one_pass(model: LexVLA, monkeypatch: pytest.Monkey
         row = model.image_codebook[model.vocabulary.find("red")]
         expected = elu1p(states @ row).view(GRID, GRID).numpy()
     np.testing.assert_allclose(maps[1], expected, rtol=1e-5)
+    column = model.vocabulary.find("red")
+    np.testing.assert_allclose(model.heatmaps(PICTURES[0], [column])[0], maps[1], rtol=1e-5)
     with pytest.raises(KeyError, match="zzz"):
         model.heatmaps(PICTURES[0], ["dog", "zzz"])
 

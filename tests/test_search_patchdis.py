@@ -222,7 +222,7 @@ def test_classes_are_dealt_out_like_cards() -> None:
 class TestCommand:
     @pytest.fixture(autouse=True)
     def model(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("search.studies.load_model", lambda _: PatchFake())
+        monkeypatch.setattr("search.studies.load_model", lambda *_: PatchFake())
 
     def test_demo_scenes(self, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
         items = [drawing(name, name) for name in ("red", "blue", "yellow", "white")]

@@ -228,7 +228,7 @@ def test_the_plot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 class TestCommand:
     @pytest.fixture(autouse=True)
     def model(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-        monkeypatch.setattr("search.studies.load_model", lambda _: FakeEncoder())
+        monkeypatch.setattr("search.studies.load_model", lambda *_: FakeEncoder())
         yield
 
     def manifest(self, folder: Path, *lines: dict[str, Any]) -> str:
