@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sized
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sized
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any, TypeVar
@@ -12,9 +15,11 @@ from tqdm import tqdm
 
 from lexvla.errors import ModelError
 
-__all__ = ["batches", "inference", "split"]
+__all__ = ["ahead", "batches", "inference", "split"]
 
 Item = TypeVar("Item")
+Made = TypeVar("Made")
+_THREADS = min(8, os.cpu_count() or 1)
 
 
 @contextmanager
@@ -59,3 +64,21 @@ def batches(
         for batch in split(items, size):
             yield batch
             bar.update(len(batch))
+
+
+def ahead(work: Callable[[Item], Made], items: Iterable[tuple[Item, ...]]) -> Iterator[list[Made]]:
+    """Do the work on each item of each batch in threads, one batch ahead of the one asked for.
+
+    What the work raises is raised when its batch is asked for.
+    """
+    with ThreadPoolExecutor(_THREADS) as pool:
+        waiting: deque[list[Future[Made]]] = deque()
+        try:
+            for batch in items:
+                waiting.append([pool.submit(work, item) for item in batch])
+                if len(waiting) > 1:
+                    yield [future.result() for future in waiting.popleft()]
+            if waiting:
+                yield [future.result() for future in waiting.popleft()]
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)

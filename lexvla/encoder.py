@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from threading import Lock
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +16,7 @@ from scipy import sparse
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from lexvla.batching import batches, inference, split
+from lexvla.batching import ahead, batches, inference, split
 from lexvla.codebook import Codebook, top_codes
 from lexvla.config import LexVLAConfig
 from lexvla.dense_head import DenseHead
@@ -21,13 +24,16 @@ from lexvla.encoding import Encoding
 from lexvla.errors import InputError, ModelError
 from lexvla.images import ImageSource, open_image
 from lexvla.lexical_head import elu1p, lexical_vector, max_over_patches, sparsify
-from lexvla.preprocessing import preprocess
+from lexvla.preprocessing import resize, to_pixels
 from lexvla.regions import Region, region_patches
 from lexvla.text_tower import PrefixCache, tokenize
 from lexvla.vocabulary import Vocabulary
 
 __all__ = ["EncodeMixin"]
 
+# PIL decodes a file when its pixels are first asked for: not to be done by two threads at once,
+# where one image is given several times.
+_LOADING = Lock()
 _WINDOW = 32  # batches whose texts are sorted by length together
 
 
@@ -76,7 +82,7 @@ class EncodeMixin:
         Args:
             texts: Any strings. Where the configuration requires a known word, a text in which no
                 piece is in the vocabulary gets an empty row.
-            batch_size: See `EncodeMixin`, as for the others.
+            batch_size: See the class, as for the next two.
             show_progress_bar: See there.
             max_active_dims: See there.
 
@@ -117,7 +123,7 @@ class EncodeMixin:
 
         Args:
             images: Whatever `open_image` reads: paths, bytes, PIL images, uint8 arrays.
-            batch_size: See `EncodeMixin`, as for the others.
+            batch_size: See the class, as for the next two.
             show_progress_bar: See there.
             max_active_dims: See there.
 
@@ -127,8 +133,7 @@ class EncodeMixin:
         """
         parts = []
         with inference(self):
-            for batch in batches(images, batch_size, show_progress_bar, "images"):
-                states = self.patch_states(self._pixels(map(self._open, batch)))
+            for states in self._states(images, batch_size, show_progress_bar):
                 numbers = np.arange(states.shape[1]) - self.config.pool_cls  # CLS has -1
                 parts.append(self._image_rows(states, numbers, max_active_dims))
         return _concat(parts, "images")
@@ -182,7 +187,7 @@ class EncodeMixin:
             images: Whatever `open_image` reads.
             regions: One for each image: a box ``(x, y, width, height)`` in pixels of the upright
                 image, or a bool mask of patches, of shape `patch_grid`.
-            batch_size: See `EncodeMixin`, as for the others.
+            batch_size: See the class, as for the next two.
             show_progress_bar: See there.
             max_active_dims: See there.
 
@@ -197,16 +202,16 @@ class EncodeMixin:
         parts = []
         pairs = list(zip(images, regions, strict=True))
         with inference(self):
-            for batch in batches(pairs, batch_size, show_progress_bar, "regions"):
-                opened = [self._open(image) for image, _ in batch]
-                chosen = [
-                    region_patches(region, image.size, self.patch_grid)
-                    for image, (_, region) in zip(opened, batch, strict=True)
-                ]
-                states = self._without_cls(self.patch_states(self._pixels(opened)))
+            for batch in ahead(
+                lambda pair: self._region(*pair),
+                batches(pairs, batch_size, show_progress_bar, "regions"),
+            ):
+                states = self._without_cls(
+                    self.patch_states(self._pixels([pixels for pixels, _ in batch]))
+                )
                 parts += [
                     self._image_rows(states[row, numbers][None], numbers, max_active_dims)
-                    for row, numbers in enumerate(chosen)
+                    for row, (_, numbers) in enumerate(batch)
                 ]
         return _concat(parts, "images")
 
@@ -219,11 +224,7 @@ class EncodeMixin:
     ) -> Encoding:
         """Encode every patch of each image by itself, without a maximum (LexVLA section 3.3).
 
-        Args:
-            images: Whatever `open_image` reads.
-            batch_size: See `EncodeMixin`, as for the others.
-            show_progress_bar: See there.
-            max_active_dims: See there.
+        The arguments are those of `encode_image`.
 
         Returns:
             (n * P, V) rows: the patches of the first image row by row, then those of the next.
@@ -234,9 +235,8 @@ class EncodeMixin:
         """
         parts = []
         with inference(self):
-            for batch in batches(images, batch_size, show_progress_bar, "images"):
-                states = self._without_cls(self.patch_states(self._pixels(map(self._open, batch))))
-                for patches in states:
+            for states in self._states(images, batch_size, show_progress_bar):
+                for patches in self._without_cls(states):
                     rows = self._image_rows(patches[:, None], np.zeros(1), max_active_dims)
                     numbers = np.arange(len(patches), dtype=np.int16)
                     place = np.repeat(numbers, np.diff(rows.lexical.indptr))
@@ -266,7 +266,8 @@ class EncodeMixin:
                 raise KeyError(word)
             columns.append(column)
         with inference(self):
-            states = self._without_cls(self.patch_states(self._pixels([self._open(image)])))[0]
+            pixels = self._pixels([self._resized(image)])
+            states = self._without_cls(self.patch_states(pixels))[0]
             weights = elu1p((self.image_codebook[columns] @ states.T).float())
         return weights.cpu().numpy().reshape(-1, *self.patch_grid)
 
@@ -350,7 +351,9 @@ class EncodeMixin:
         return Encoding(lexical, None, codes, dense.cpu().numpy()), rows
 
     def _open(self, source: ImageSource) -> Image.Image:
-        image, patch = open_image(source), self.config.vision_config.patch_size
+        patch = self.config.vision_config.patch_size
+        with _LOADING if isinstance(source, Image.Image) else nullcontext():
+            image = open_image(source)
         if min(image.size) < patch:
             name = str(source) if isinstance(source, str | Path) else "<image>"
             size = f"{image.size[0]} x {image.size[1]} pixels"
@@ -359,10 +362,22 @@ class EncodeMixin:
             )
         return image
 
-    def _pixels(self, images: Iterable[Image.Image]) -> Tensor:
-        config = self.config
-        pixels = preprocess(images, config.image_side, config.image_mean, config.image_std)
-        return pixels.to(self.device)
+    def _states(
+        self, images: Iterable[ImageSource], size: int, bar: bool | None
+    ) -> Iterator[Tensor]:
+        for batch in ahead(self._resized, batches(images, size, bar, "images")):
+            yield self.patch_states(self._pixels(batch))
+
+    def _resized(self, source: ImageSource) -> np.ndarray:
+        return resize(self._open(source), self.config.image_side)
+
+    def _region(self, source: ImageSource, region: Region) -> tuple[np.ndarray, np.ndarray]:
+        image = self._open(source)
+        patches = region_patches(region, image.size, self.patch_grid)
+        return resize(image, self.config.image_side), patches
+
+    def _pixels(self, resized: Sequence[np.ndarray]) -> Tensor:
+        return to_pixels(resized, self.config.image_mean, self.config.image_std).to(self.device)
 
     def _without_cls(self, states: Tensor) -> Tensor:
         return states[:, 1:] if self.config.pool_cls else states

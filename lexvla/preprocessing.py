@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lexvla.config import IMAGE_MEAN, IMAGE_STD
 
-__all__ = ["normalise_pixels", "preprocess"]
+__all__ = ["normalise_pixels", "preprocess", "resize", "to_pixels"]
 
 
 def normalise_pixels(
@@ -29,13 +29,20 @@ def preprocess(
     mean: Sequence[float] = IMAGE_MEAN,
     std: Sequence[float] = IMAGE_STD,
 ) -> Tensor:
-    """Resize RGB images to squares and return (B, 3, side, side) normalised float32.
+    """Resize RGB images to squares and return (B, 3, side, side) normalised float32."""
+    return to_pixels([resize(image, side) for image in images], mean, std)
 
-    Images are taken one by one, so a batch of large files is never in memory as a whole.
-    """
-    resized = [
-        np.asarray(image.resize((side, side), Image.Resampling.BICUBIC, reducing_gap=3.0))
-        for image in images
-    ]
+
+def resize(image: Image.Image, side: int) -> np.ndarray:
+    """Resize an RGB image to a square and return (side, side, 3) uint8."""
+    return np.asarray(image.resize((side, side), Image.Resampling.BICUBIC, reducing_gap=3.0))
+
+
+def to_pixels(
+    resized: Sequence[np.ndarray],
+    mean: Sequence[float] = IMAGE_MEAN,
+    std: Sequence[float] = IMAGE_STD,
+) -> Tensor:
+    """Stack (side, side, 3) uint8 images and return (B, 3, side, side) normalised float32."""
     pixels = torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).float() / 255
     return normalise_pixels(pixels, mean, std)

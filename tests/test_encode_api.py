@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from lexvla.encoding import Encoding
 from lexvla.errors import InputError, ModelError
@@ -266,3 +268,26 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
     assert done.returncode == 0, done.stderr
     # The rows themselves take 2.6 MB; the rest is what the allocator keeps.
     assert int(done.stdout) < 60
+
+
+def test_an_image_that_is_not_yet_decoded_may_be_given_often(model: LexVLA, tmp_path: Path) -> None:
+    picture(1, (400, 300)).save(tmp_path / "one.png")
+    with Image.open(tmp_path / "one.png") as lazy:
+        often = model.encode_image([lazy] * 40, batch_size=7)
+    once = model.encode_image([tmp_path / "one.png"])
+    for row in often:
+        np.testing.assert_allclose(row.lexical.toarray(), once.lexical.toarray(), atol=1e-6)
+
+
+def test_the_first_bad_image_ends_the_batch_with_its_name(model: LexVLA, tmp_path: Path) -> None:
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    taken: list[int] = []
+
+    def sources() -> Iterator[object]:
+        for number in range(100):
+            taken.append(number)
+            yield tmp_path / "bad.png" if number == 5 else picture(number)
+
+    with pytest.raises(InputError, match=r"bad\.png"):
+        model.encode_image(sources(), batch_size=4)
+    assert len(taken) <= 12  # the batch of the bad one, and the one prepared ahead
