@@ -54,8 +54,11 @@ def batches(
     """Cut items into batches with a progress bar on stderr; ``None`` shows it on a terminal.
 
     Raises:
+        TypeError: There is one item in place of a list.
         ValueError: The size is less than 1.
     """
+    if isinstance(items, str | bytes):
+        raise TypeError(f"needs a list of {unit}, not one")
     if size < 1:
         raise ValueError(f"batch_size must be at least 1, not {size}")
     off = None if show_progress_bar is None else not show_progress_bar

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -90,8 +90,6 @@ class EncodeMixin:
             InputError: A text holds half of a character (a lone surrogate), or there is none.
             ModelError: See `EncodeMixin`.
         """
-        if isinstance(texts, str):
-            raise TypeError("encode_text takes a list of texts, not one text")
         windows: list[Encoding] = []
         cache = PrefixCache()
         with inference(self):
@@ -362,9 +360,7 @@ class EncodeMixin:
             )
         return image
 
-    def _states(
-        self, images: Iterable[ImageSource], size: int, bar: bool | None
-    ) -> Iterator[Tensor]:
+    def _states(self, images: Iterable[ImageSource], size: int, bar: bool | None) -> Any:
         for batch in ahead(self._resized, batches(images, size, bar, "images")):
             yield self.patch_states(self._pixels(batch))
 

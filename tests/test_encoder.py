@@ -130,6 +130,10 @@ def test_a_word_beyond_the_limit_is_no_known_piece() -> None:
 def test_one_text_is_not_a_list_of_letters(model: LexVLA) -> None:
     with pytest.raises(TypeError, match="a list of texts"):
         model.encode_text("red dog")
+    with pytest.raises(TypeError, match="a list of words"):
+        model.encode_words("dog")
+    with pytest.raises(TypeError, match="a list of images"):
+        model.encode_image("dog.png")
 
 
 def test_half_a_character_is_refused(model: LexVLA) -> None:
