@@ -54,6 +54,22 @@ def _offline() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session")
+def text_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Return the folder of a tiny language model."""
+    from backbone_fakes import save_language_model
+
+    return save_language_model(tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture(scope="session")
+def vision_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Return the folder of a tiny vision transformer."""
+    from backbone_fakes import save_vision_model
+
+    return save_vision_model(tmp_path_factory.mktemp("dinov2"))
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("cuda"):
         import torch

@@ -35,16 +35,6 @@ from lexvla.vocabulary import Vocabulary
 from model_fakes import picture
 
 
-@pytest.fixture(scope="module")
-def text_model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return save_language_model(tmp_path_factory.mktemp("llama"))
-
-
-@pytest.fixture(scope="module")
-def vision_model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return save_vision_model(tmp_path_factory.mktemp("dinov2"))
-
-
 @pytest.mark.parametrize("kind", TEXT_MODELS)
 @pytest.mark.parametrize("tied", [True, False])
 def test_any_causal_language_model(

@@ -24,16 +24,6 @@ from lexvla import LexVLA, saving
 from lexvla.errors import ModelError, UnsupportedError
 
 
-@pytest.fixture(scope="module")
-def text_model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return save_language_model(tmp_path_factory.mktemp("llama"))
-
-
-@pytest.fixture(scope="module")
-def vision_model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return save_vision_model(tmp_path_factory.mktemp("dinov2"))
-
-
 @pytest.fixture
 def model(text_model: str, vision_model: str) -> LexVLA:
     return random_lora(LexVLA.from_backbones(text_model, vision_model, **small()))
