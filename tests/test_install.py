@@ -148,7 +148,7 @@ def test_one_hit_in_full_with_its_heat_map(bin_folder: Path, elsewhere: Path) ->
 
 @pytest.mark.usefixtures("demo")
 def test_the_readmes_python_runs_as_it_stands(bin_folder: Path, elsewhere: Path) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    code, _ = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     for name, source in {"heart": "2764", "dog": "1f436"}.items():
         drawing = elsewhere / "demo.lex.images" / "images" / f"{source}.png"
         (elsewhere / f"{name}.png").write_bytes(drawing.read_bytes())

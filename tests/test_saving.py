@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,6 +29,26 @@ from lexvla.errors import ModelError, UnsupportedError
 @pytest.fixture
 def model(text_model: str, vision_model: str) -> LexVLA:
     return random_lora(LexVLA.from_backbones(text_model, vision_model, **small()))
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/models.md"])
+def test_the_assembly_that_is_documented_runs(
+    page: str, text_model: str, vision_model: str
+) -> None:
+    text = (Path(__file__).parent.parent / page).read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (code,) = [block for block in blocks if "from_backbones" in block]
+    for there, here in {
+        "meta-llama/Llama-2-7b-hf": text_model,
+        "facebook/dinov2-base": vision_model,
+        "cuda": "cpu",
+    }.items():
+        assert there in code
+        code = code.replace(there, here)
+    names: dict[str, Any] = {"LexVLA": LexVLA}
+    exec(code, names)
+    assert names["model"].config.quantization == "nf4"
+    assert names["model"].encode_words(["dog"]).dense.shape == (1, 256)
 
 
 def test_what_is_written_and_that_peft_reads_it(
