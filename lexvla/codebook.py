@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from scipy import sparse
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["Codebook", "top_codes"]
+__all__ = [
+    "Codebook",
+    "code_counts",
+    "count_dead_codes",
+    "ipot",
+    "sinkhorn",
+    "spherical_kmeans",
+    "top_codes",
+    "usage_entropy",
+]
 
 
 class Codebook(nn.Module):
@@ -30,6 +41,45 @@ class Codebook(nn.Module):
         codes = functional.normalize(self.codes.float(), dim=1)
         return (dense.float() @ codes.T / self.temperature).softmax(dim=1)
 
+    @torch.no_grad()
+    def initialise(self, features: Tensor, generator: torch.Generator | None = None) -> None:
+        """Set the codes to the centres of clusters of features.
+
+        Args:
+            features: (n, width), n >= K; the teacher's vectors of some items.
+            generator: Source of random numbers, on the features' device.
+
+        Raises:
+            ValueError: There are fewer features than codes.
+        """
+        centres, _ = spherical_kmeans(features, len(self.codes), generator=generator)
+        self.codes.copy_(centres)
+
+    @torch.no_grad()
+    def reseed(
+        self, counts: Tensor, queue: Tensor, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Replace each code that no item has by a random vector of the queue.
+
+        Args:
+            counts: (K,) items per code, such as `code_counts` gives.
+            queue: (Q, width) the teacher's vectors; no row is used twice.
+            generator: Source of random numbers, on the queue's device.
+
+        Returns:
+            The replaced codes, long: at most Q. Clear their optimiser state.
+        """
+        order = torch.randperm(len(queue), generator=generator, device=queue.device)
+        empty = (counts == 0).nonzero()[: len(queue), 0]
+        seeds = functional.normalize(queue[order[: len(empty)]].float(), dim=1)
+        self.codes[empty] = seeds.to(self.codes.dtype)
+        return empty
+
+    @torch.no_grad()
+    def renormalise(self) -> None:
+        """Bring the codes back to unit length; call it after a step, as SwAV does."""
+        self.codes.copy_(functional.normalize(self.codes, dim=1))
+
 
 def top_codes(assignment: Tensor, count: int) -> sparse.csr_array:
     """Keep the ``count`` most probable codes of each row, with their probabilities.
@@ -49,3 +99,146 @@ def top_codes(assignment: Tensor, count: int) -> sparse.csr_array:
     starts = np.concatenate([[0], kept.sum(axis=1).cumsum()]).astype(np.int32)
     indices = columns.cpu().numpy().astype(np.int32)[kept]
     return sparse.csr_array((weights[kept], indices, starts), shape=(rows, size))
+
+
+@torch.no_grad()
+def sinkhorn(scores: Tensor, epsilon: float = 0.05, rounds: int = 3) -> Tensor:
+    """Assign rows to codes so that every code gets an equal share (SwAV).
+
+    Args:
+        scores: (N, K) cosines. N is the global batch: gather the rows of all processes first.
+        epsilon: Softness: the smaller, the closer the plan is to one code a row.
+        rounds: Times that the columns, then the rows, are scaled.
+
+    Returns:
+        (N, K) float32 plan without gradient. Its rows sum to 1/N, its columns to 1/K nearly.
+
+    References:
+        Cuturi 2013, arXiv 1306.0895; Caron et al. 2020 (SwAV), arXiv 2006.09882.
+    """
+    rows, columns = scores.shape
+    plan = scores.float() / epsilon  # logarithms: exp(1 / epsilon) may be too large for a float
+    for _ in range(rounds):
+        plan = plan - plan.logsumexp(dim=0) - math.log(columns)
+        plan = plan - plan.logsumexp(dim=1, keepdim=True) - math.log(rows)
+    return plan.exp()
+
+
+@torch.no_grad()
+def ipot(cost: Tensor, beta: float = 0.5, iterations: int = 50) -> Tensor:
+    """Solve optimal transport between rows and codes by inexact proximal points, exactly so.
+
+    Unlike `sinkhorn`, whose plan stays as soft as epsilon, this one nears the true optimum with
+    every iteration, whatever beta is.
+
+    Args:
+        cost: (N, K) such as one minus cosines. N is the global batch: gather the rows of all
+            processes first.
+        beta: Size of a proximal step: the smaller, the faster and the less stable.
+        iterations: Proximal steps, each with one inner scaling.
+
+    Returns:
+        (N, K) float32 plan without gradient. Its columns sum to 1/K, its rows to 1/N nearly.
+
+    References:
+        Xie et al. 2019, "A Fast Proximal Point Method for Computing Exact Wasserstein Distance",
+        arXiv 1802.04307.
+    """
+    rows, columns = cost.shape
+    kernel = -cost.float() / beta  # all in logarithms
+    plan = torch.zeros_like(kernel)
+    sigma = torch.full_like(kernel[0], -math.log(columns))
+    for _ in range(iterations):
+        plan = plan + kernel
+        delta = -math.log(rows) - (plan + sigma).logsumexp(dim=1, keepdim=True)
+        sigma = -math.log(columns) - (plan + delta).logsumexp(dim=0)
+        plan = plan + delta + sigma
+    return plan.exp()
+
+
+@torch.no_grad()
+def spherical_kmeans(
+    vectors: Tensor,
+    count: int,
+    rounds: int = 25,
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Cluster vectors by direction.
+
+    The first centres are drawn as in k-means++, with one minus the cosine for the distance. A
+    cluster that runs empty starts anew at the vector that fits its own centre worst.
+
+    Args:
+        vectors: (n, d), of any length but 0.
+        count: Clusters, at most n.
+        rounds: At most so many moves of the centres.
+        generator: Source of random numbers, on the vectors' device.
+
+    Returns:
+        The float32 unit centres (count, d), and the cluster (n,) of each vector.
+
+    Raises:
+        ValueError: count is not in 1..n.
+    """
+    if not 1 <= count <= len(vectors):
+        raise ValueError(f"{count} clusters of {len(vectors)} vectors")
+    vectors = functional.normalize(vectors.float(), dim=1)
+    centres = _spread(vectors, count, generator)
+    nearest = _nearest(vectors, centres)
+    for _ in range(rounds):
+        sums = torch.zeros_like(centres).index_add_(0, nearest, vectors)
+        lengths = sums.norm(dim=1, keepdim=True)
+        centres = torch.where(lengths > 1e-6, sums / lengths, centres)
+        empty = (nearest.bincount(minlength=count) == 0).nonzero()[:, 0]
+        if len(empty):
+            worst = (vectors * centres[nearest]).sum(dim=1).topk(len(empty), largest=False)
+            centres[empty] = vectors[worst.indices]
+        before, nearest = nearest, _nearest(vectors, centres)
+        if torch.equal(before, nearest):
+            break
+    return centres, nearest
+
+
+def _spread(vectors: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
+    """Draw centres among unit vectors, far ones with greater probability."""
+    weights = torch.ones_like(vectors[:, 0])
+    chosen = []
+    for _ in range(count):
+        chosen.append(torch.multinomial(weights, 1, generator=generator))
+        distance = 1 - vectors @ vectors[chosen[-1][0]]
+        weights = distance if len(chosen) == 1 else torch.minimum(weights, distance)
+        weights = weights.clamp(min=1e-9)  # all equal vectors can be drawn too
+    return vectors[torch.cat(chosen)]
+
+
+def _nearest(vectors: Tensor, centres: Tensor, chunk: int = 8192) -> Tensor:
+    return torch.cat([(part @ centres.T).argmax(dim=1) for part in vectors.split(chunk)])
+
+
+@torch.no_grad()
+def code_counts(vectors: Tensor, codes: Tensor) -> Tensor:
+    """Count the vectors (n, d) whose nearest code is each of (K, d): long (K,).
+
+    Counts of several batches add up.
+    """
+    codes = functional.normalize(codes.float(), dim=1)
+    return _nearest(vectors.float(), codes).bincount(minlength=len(codes))
+
+
+def usage_entropy(counts: Tensor) -> float:
+    """Return the entropy, in nats, of the use of K codes: log K where all are used alike.
+
+    Args:
+        counts: (K,) items per code; the entropy of no item at all is 0.
+    """
+    shares = counts.double() / counts.sum().clamp(min=1)
+    return float(torch.special.entr(shares).sum())
+
+
+def count_dead_codes(counts: Tensor) -> int:
+    """Return how many of the codes no item has.
+
+    Args:
+        counts: (K,) items per code.
+    """
+    return int((counts == 0).sum())

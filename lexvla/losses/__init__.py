@@ -1,7 +1,35 @@
 """The losses, one file each."""
 
-from lexvla.losses.info_nce import InfoNCE
+from lexvla.losses.class_tree import class_levels
+from lexvla.losses.codis import CodisTerms, codis_loss
+from lexvla.losses.cross_modal import cross_modal_loss, ramped_alpha
+from lexvla.losses.flops import flops_penalty
+from lexvla.losses.hierarchical_proxy import HierarchicalProxy, coarse_count
+from lexvla.losses.info_nce import CLIP_LIMITS, TCL_LIMITS, InfoNCE
+from lexvla.losses.intra_modal import intra_modal_loss
+from lexvla.losses.local import local_loss, pool_patches
 from lexvla.losses.overuse import overuse_penalty
 from lexvla.losses.own_words import own_words_loss
+from lexvla.losses.proxy_anchor import ProxyAnchor
+from lexvla.losses.proxy_nca import ProxyNCA
 
-__all__ = ["InfoNCE", "overuse_penalty", "own_words_loss"]
+__all__ = [
+    "CLIP_LIMITS",
+    "TCL_LIMITS",
+    "CodisTerms",
+    "HierarchicalProxy",
+    "InfoNCE",
+    "ProxyAnchor",
+    "ProxyNCA",
+    "class_levels",
+    "coarse_count",
+    "codis_loss",
+    "cross_modal_loss",
+    "flops_penalty",
+    "intra_modal_loss",
+    "local_loss",
+    "overuse_penalty",
+    "own_words_loss",
+    "pool_patches",
+    "ramped_alpha",
+]

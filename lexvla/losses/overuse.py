@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from lexvla.losses.precision import at_least_float32
+
 __all__ = ["overuse_penalty"]
 
 
@@ -14,7 +16,8 @@ def overuse_penalty(vectors: Tensor) -> Tensor:
     words that most of the batch uses.
 
     Args:
-        vectors: (N, V), non-negative, unit rows.
+        vectors: (N, V), non-negative, unit rows. N is the global batch: gather the rows of all
+            processes first.
     """
-    mean = vectors.float().mean(dim=0)
+    mean = at_least_float32(vectors).mean(dim=0)
     return len(mean) * mean.pow(3).sum() / mean.sum()

@@ -1,0 +1,92 @@
+"""Codebook alignment: each modality predicts the codes of the other one's teacher (CODIS)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from lexvla.codebook import sinkhorn
+from lexvla.losses.precision import at_least_float32
+
+__all__ = ["CodisTerms", "codis_loss"]
+
+
+class CodisTerms(NamedTuple):
+    """The four scalars of CODIS's codebook loss, which is their sum."""
+
+    image_transport: Tensor
+    text_transport: Tensor
+    text_to_codes: Tensor
+    image_to_codes: Tensor
+
+
+def codis_loss(
+    images: Tensor,
+    texts: Tensor,
+    image_teacher: Tensor,
+    text_teacher: Tensor,
+    codes: Tensor,
+    temperature: float | Tensor,
+    image_queue: Tensor | None = None,
+    text_queue: Tensor | None = None,
+    solver: Callable[[Tensor], Tensor] = sinkhorn,
+) -> CodisTerms:
+    """Return the transport cost of the teachers' vectors, and the swapped predictions.
+
+    The teacher's vectors Z of a modality are assigned to the codes C by a balanced plan T, and
+    cost ``L_ot = <T, 1 - cos(Z, C)>``; the student of the other modality learns T by cross entropy
+    (L_t2p, L_i2p). No gradient reaches the teachers or goes through T: L_ot moves the codes by the
+    cost alone, the swapped terms the students and the codes.
+
+    The plan is solved over the batch and as many rows of the queue as bring N to K/2: with fewer
+    rows than codes, equal shares for all codes are forced noise.
+
+    Args:
+        images: (N, d) the student's unit vectors. N is the global batch: gather the rows of all
+            processes first.
+        texts: (N, d), likewise; row i belongs to image i.
+        image_teacher: (N, d) the teacher's unit vectors of the images.
+        text_teacher: (N, d) the teacher's unit vectors of the texts.
+        codes: (K, d), such as `Codebook.codes`; normalised here.
+        temperature: Divides the students' cosines.
+        image_queue: (Q, d) earlier vectors of the image teacher; the first rows are used.
+        text_queue: (Q, d) earlier vectors of the text teacher; the first rows are used.
+        solver: Maps cosines (M, K) to a plan: `sinkhorn`, or for IPOT
+            ``lambda cosines: ipot(1 - cosines)``.
+
+    References:
+        Duan et al. 2022, "Multi-modal Alignment using Representation Codebook", CVPR,
+        arXiv 2203.00048.
+    """
+    codes = functional.normalize(at_least_float32(codes), dim=1)
+    image_cost, image_target = _assign(image_teacher, image_queue, codes, solver)
+    text_cost, text_target = _assign(text_teacher, text_queue, codes, solver)
+    return CodisTerms(
+        image_transport=image_cost,
+        text_transport=text_cost,
+        text_to_codes=_predict(texts, codes, image_target, temperature),
+        image_to_codes=_predict(images, codes, text_target, temperature),
+    )
+
+
+def _assign(
+    teacher: Tensor, queue: Tensor | None, codes: Tensor, solver: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Return the transport cost, and the batch's assignments (N, K), rows summing to 1."""
+    rows = [teacher]
+    if queue is not None:
+        rows.append(queue[: max(0, (len(codes) + 1) // 2 - len(teacher))])
+    cosines = torch.cat([part.detach().to(codes.dtype) for part in rows]) @ codes.T
+    plan = solver(cosines.detach()).to(cosines.dtype)
+    batch = plan[: len(teacher)]
+    # N * T, but for what IPOT's rows may still lack of 1/N.
+    return (plan * (1 - cosines)).sum(), batch / batch.sum(dim=1, keepdim=True)
+
+
+def _predict(student: Tensor, codes: Tensor, target: Tensor, temperature: float | Tensor) -> Tensor:
+    logits = student.to(codes.dtype) @ codes.T / temperature
+    return functional.cross_entropy(logits, target)

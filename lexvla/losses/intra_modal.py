@@ -1,0 +1,31 @@
+"""Intra-modal contrast with a momentum teacher's view of the same item (TCL)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from lexvla.losses.precision import at_least_float32
+
+__all__ = ["intra_modal_loss"]
+
+
+def intra_modal_loss(student: Tensor, keys: Tensor, temperature: float | Tensor) -> Tensor:
+    """Return the cross entropy of ``softmax(student keys / tau)`` with each row's own key.
+
+    Targets are hard, without a part of the teacher's (TCL, IMC). No gradient reaches the keys.
+
+    Args:
+        student: (N, d) unit vectors of one view. N is the global batch: gather the rows of all
+            processes first.
+        keys: (N + Q, d) the teacher's unit vectors of the same modality: row i is the other view
+            of item i; then the queue.
+        temperature: One for all of TCL's terms, such as `InfoNCE.temperature`.
+
+    References:
+        Yang et al. 2022 (TCL), arXiv 2202.10401.
+    """
+    keys = at_least_float32(keys.detach())
+    logits = at_least_float32(student) @ keys.T / temperature
+    return functional.cross_entropy(logits, torch.arange(len(student), device=student.device))
