@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,6 @@ import torch
 from torch import nn
 from transformers import (
     AutoConfig,
-    AutoImageProcessor,
     AutoModel,
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -19,7 +19,7 @@ from transformers import (
     PretrainedConfig,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging
+from transformers.utils import cached_file, logging
 
 from lexvla.config import LexVLAConfig
 from lexvla.errors import ModelError, OptionalDependencyError, UnsupportedError
@@ -73,15 +73,22 @@ def load_tokenizer(
 def image_statistics(
     name: str, revision: str | None = None, token: str | None = None
 ) -> tuple[list[float], list[float]] | None:
-    """Return the channel means and deviations that a vision model was trained with, if it says."""
-    try:
-        with quiet():
-            revision = revision or "main"
-            processor = AutoImageProcessor.from_pretrained(name, revision=revision, token=token)
-    except _LOAD_ERRORS:  # no preprocessor_config.json: then ImageNet's, as for any ViT
-        return None
-    mean, deviation = (getattr(processor, key, None) for key in ("image_mean", "image_std"))
-    return (list(mean), list(deviation)) if mean and deviation else None
+    """Return the channel means and deviations that a vision model was trained with, if it says.
+
+    Raises:
+        ModelError: They cannot be read.
+    """
+    with _named(name):
+        path = cached_file(
+            name,
+            "preprocessor_config.json",
+            revision=revision or "main",
+            token=token,
+            _raise_exceptions_for_missing_entries=False,
+        )
+        values = json.loads(Path(path).read_text(encoding="utf-8")) if path else {}
+        mean, deviation = (values.get(key) for key in ("image_mean", "image_std"))
+        return (list(mean), list(deviation)) if mean and deviation else None
 
 
 def load_language_model(

@@ -190,6 +190,8 @@ class LexVLA(EncodeMixin, PreTrainedModel):
         place = _device(device)
         kind = _dtype(dtype) or (torch.float32 if quantization == "none" else torch.bfloat16)
         text_config = backbones.read_backbone_config(text_model, text_revision, token)
+        commit = getattr(text_config, "_commit_hash", None)
+        text_config = text_config.get_text_config()
         vision_config = backbones.read_backbone_config(vision_model, vision_revision, token)
         for field in ("hidden_size", "patch_size", "image_size"):
             if not isinstance(getattr(vision_config, field, None), int):
@@ -203,7 +205,7 @@ class LexVLA(EncodeMixin, PreTrainedModel):
             text_config=text_config,
             vision_config=vision_config,
             text_model=text_model,
-            text_revision=getattr(text_config, "_commit_hash", None) or text_revision,
+            text_revision=commit or text_revision,
             vision_model=vision_model,
             vision_revision=getattr(vision_config, "_commit_hash", None) or vision_revision,
             backbone_dtype=str(kind).removeprefix("torch."),
@@ -271,7 +273,10 @@ class LexVLA(EncodeMixin, PreTrainedModel):
         vocabulary = saving.read_vocabulary(folder, config)
         tokenizer = saving.read_tokenizer(folder)
         place, kind = _device(device), _dtype(dtype)
-        names = (text_model or config.text_model, vision_model or config.vision_model)
+        names = (
+            _moved(config.text_model, text_model, "text_model"),
+            _moved(config.vision_model, vision_model, "vision_model"),
+        )
         language, vision = saving.read_towers(folder, config, names, place, kind, token)
         if merge_lora and config.lora_rank:
             language = language.merge_and_unload()
@@ -340,6 +345,12 @@ def _check_vocabulary(
         raise ModelError("the vocabulary holds token ids that the language model has not")
     if tokenizer.convert_ids_to_tokens(list(ids)) != list(vocabulary.terms):
         raise ModelError("the vocabulary's terms are not the tokenizer's pieces")
+
+
+def _moved(named: str | None, now: str | None, part: str) -> str | None:
+    if now is not None and named is None:
+        raise ModelError(f"{part}={now!r}: this model's own is saved with it, and is not exchanged")
+    return now or named
 
 
 def _device(device: str | torch.device) -> torch.device:

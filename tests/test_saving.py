@@ -121,6 +121,8 @@ def test_a_trained_backbone_is_saved_whole(
     loaded = LexVLA.from_pretrained(tmp_path)
     assert_same(loaded, model)
     assert loaded.config.vision_model is None
+    with pytest.raises(ModelError, match=r"vision_model=.* saved with it"):
+        LexVLA.from_pretrained(tmp_path, vision_model=vision_model)
     assert loaded.config.text_model == text_model
 
 
