@@ -126,10 +126,10 @@ def sinkhorn(scores: Tensor, epsilon: float = 0.05, rounds: int = 3) -> Tensor:
 
 @torch.no_grad()
 def ipot(cost: Tensor, beta: float = 0.5, iterations: int = 50) -> Tensor:
-    """Solve optimal transport between rows and codes by inexact proximal points, exactly so.
+    """Assign rows to codes by optimal transport (IPOT), every code with an equal share.
 
-    Unlike `sinkhorn`, whose plan stays as soft as epsilon, this one nears the true optimum with
-    every iteration, whatever beta is.
+    Unlike the plan of `sinkhorn`, which stays as soft as epsilon, this one nears the optimum with
+    every iteration.
 
     Args:
         cost: (N, K) such as one minus cosines. N is the global batch: gather the rows of all

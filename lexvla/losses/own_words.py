@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from lexvla.losses.precision import at_least_float32
+
 __all__ = ["own_words_loss"]
 
 
@@ -24,7 +26,7 @@ def own_words_loss(logits: Tensor, words: Tensor) -> Tensor:
     References:
         Su et al. 2022, "ZLPR: A Novel Loss for Multi-label Classification", arXiv 2208.02955.
     """
-    logits = logits.float()
+    logits = at_least_float32(logits)
     own = words > 0
     nothing = torch.tensor(-torch.inf, device=logits.device)
     other = torch.where(own, nothing, logits).logsumexp(dim=1)
