@@ -1,0 +1,227 @@
+"""Datasets of Hugging Face: from the hub, a folder, or parquet files; whole or streamed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lexvla.data.pairs import (
+    Pair,
+    Record,
+    Skipped,
+    as_class_path,
+    as_label,
+    as_texts,
+    bad_record,
+    fingerprint_of,
+    matching,
+)
+from lexvla.errors import InputError, OptionalDependencyError
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+
+__all__ = ["Columns", "HuggingFaceStream", "HuggingFaceTable", "load_hugging_face"]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Name the columns of a dataset.
+
+    Attributes:
+        image: An Image feature, the bytes of a file, or a path.
+        text: A string, or a list of them.
+        id: By default, records are called by their place.
+        label: A string, an integer or a ClassLabel.
+        class_path: A list of strings, or a string with slashes.
+        folder: What paths of images are relative to.
+    """
+
+    image: str = "image"
+    text: str = "text"
+    id: str | None = None
+    label: str | None = None
+    class_path: str | None = None
+    folder: str | Path = "."
+
+
+class HuggingFaceTable:
+    """Give the records of a dataset that is on this machine, in any order.
+
+    Args:
+        dataset: A ``datasets.Dataset``.
+        columns: Their names.
+        name: What errors call it.
+
+    Raises:
+        InputError: A column is missing, an id comes twice, or there are no records.
+    """
+
+    def __init__(
+        self, dataset: Dataset, columns: Columns | None = None, name: str = "<dataset>"
+    ) -> None:
+        self.name = name
+        self.rejects: tuple[Skipped, ...] = ()
+        self._rows = _Rows(dataset, columns or Columns(), name)
+        self._data = self._rows.undecoded(dataset)
+        if not len(dataset):
+            raise InputError(name, "has no records")
+        id_column = self._rows.columns.id
+        names = list(dataset[id_column]) if id_column else []
+        seen: set[Any] = set()
+        for number, each in enumerate(names):
+            if each in seen:
+                raise InputError(name, f"row {number}: the id {each!r} was there before")
+            seen.add(each)
+        shape = [str(len(dataset)), *dataset.column_names, *map(str, names)]
+        self.fingerprint = fingerprint_of(shape)
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __getitem__(self, number: int) -> Pair:
+        return self._rows.pair(self._data[number], f"row {number}")
+
+    def classes(self) -> set[str | None]:
+        """Return the labels; ``None`` is among them if a record has none."""
+        column = self._rows.columns.label
+        if column is None:
+            return {None}
+        return {self._rows.label(value, column) for value in self._data.unique(column)}
+
+
+class HuggingFaceStream:
+    """Give the records of a streamed dataset, one shard (a file, mostly) after the other.
+
+    Args:
+        dataset: A ``datasets.IterableDataset``, not shuffled.
+        columns: Their names.
+        name: What errors call it.
+
+    Raises:
+        InputError: A column is missing.
+    """
+
+    def __init__(
+        self, dataset: IterableDataset, columns: Columns | None = None, name: str = "<dataset>"
+    ) -> None:
+        self.name = name
+        if dataset.features is None:
+            dataset = dataset._resolve_features()  # reads the first rows
+        self._rows = _Rows(dataset, columns or Columns(), name)
+        self._data = self._rows.undecoded(dataset)
+        self.shards: int = dataset.num_shards
+        self.fingerprint = fingerprint_of([str(self.shards), *(dataset.column_names or ())])
+
+    def read_shard(self, number: int) -> Iterator[Record]:
+        """Give a shard's records; where it cannot be read on, its error."""
+        shard = self._data.shard(num_shards=self.shards, index=number)
+        try:
+            for place, row in enumerate(shard):
+                yield partial(self._rows.pair, row, f"shard {number} row {place}")
+        except (OSError, ValueError, RuntimeError) as error:  # of pyarrow and of the network
+            yield bad_record(InputError(f"shard {number}", f"cannot be read on ({error})"))
+
+
+class _Rows:
+    """Turn rows into pairs."""
+
+    def __init__(self, dataset: Any, columns: Columns, name: str) -> None:
+        self.columns = columns
+        self._features = dataset.features
+        there = list(dataset.column_names or ())
+        for option in ("image", "text", "id", "label", "class_path"):
+            column = getattr(columns, option)
+            if column is not None and column not in there:
+                raise InputError(name, f"has no column {column!r}; it has {', '.join(there)}")
+
+    def undecoded(self, dataset: Any) -> Any:
+        """Return the dataset with the bytes or paths of its images, and no column unused."""
+        from datasets import Image
+
+        columns = self.columns
+        chosen = [columns.image, columns.text, columns.id, columns.label, columns.class_path]
+        dataset = dataset.select_columns(list(dict.fromkeys(each for each in chosen if each)))
+        if isinstance(self._features[columns.image], Image):
+            dataset = dataset.cast_column(columns.image, Image(decode=False))
+        return dataset
+
+    def pair(self, row: dict[str, Any], place: str) -> Pair:
+        columns = self.columns
+        name = place if columns.id is None or row[columns.id] is None else str(row[columns.id])
+        return Pair(
+            name,
+            self._image(row[columns.image], name),
+            as_texts(row[columns.text], name),
+            None if columns.label is None else self.label(row[columns.label], name),
+            as_class_path(row[columns.class_path] if columns.class_path else None, name),
+        )
+
+    def label(self, value: Any, name: str) -> str | None:
+        from datasets import ClassLabel
+
+        feature = self._features[self.columns.label]
+        if isinstance(feature, ClassLabel) and isinstance(value, int):
+            return None if value < 0 else feature.int2str(value)  # -1 stands for none
+        return as_label(value, name)
+
+    def _image(self, value: Any, name: str) -> bytes | Path:
+        if isinstance(value, dict):
+            value = value.get("bytes") or value.get("path")
+        if isinstance(value, bytes):
+            return value
+        if isinstance(value, str) and value:
+            return Path(self.columns.folder, value)
+        raise InputError(name, "has no image" if not value else "the image is no bytes and no path")
+
+
+def load_hugging_face(
+    name: str | Path,
+    split: str = "train",
+    columns: Columns | None = None,
+    streaming: bool = False,
+    config: str | None = None,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+) -> HuggingFaceTable | HuggingFaceStream:
+    """Open a dataset.
+
+    Args:
+        name: A parquet file, a pattern of them such as ``data/*.parquet``, a folder in the hub's
+            form, or a name on the hub. Files are the split ``train``.
+        split: The split.
+        columns: See `Columns`.
+        streaming: Read the shards one after the other, without a copy on this machine.
+        config: The configuration's name, where the hub has several.
+        revision: A commit of the hub: it makes a run repeatable.
+        cache_dir: Where the copy is put.
+
+    Raises:
+        OptionalDependencyError: The ``datasets`` library is missing.
+        InputError: There is no such dataset or split, it cannot be read, a column is missing, an
+            id comes twice, or there are no records.
+    """
+    try:
+        import datasets
+    except ModuleNotFoundError as error:
+        raise OptionalDependencyError(error.name or "datasets", "train") from error
+    title = str(name)
+    options: dict[str, Any] = {"split": split, "streaming": streaming}
+    options["cache_dir"] = None if cache_dir is None else str(cache_dir)
+    if title.endswith(".parquet"):
+        files = [str(path) for path in matching(title)] or [title]
+        options |= {"path": "parquet", "data_files": files}
+    else:
+        options |= {"path": title, "name": config, "revision": revision}
+    try:
+        loaded = datasets.load_dataset(**options)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise InputError(
+            title, f"no such dataset or split, or no readable one ({error})"
+        ) from error
+    if streaming:
+        return HuggingFaceStream(loaded, columns, title)
+    return HuggingFaceTable(loaded, columns, title)
