@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
+from lexvla import codebook as codebook_module
 from lexvla.codebook import (
     Codebook,
     code_counts,
@@ -177,6 +178,14 @@ def test_kmeans_stands_equal_vectors() -> None:
     assert len(set(nearest.tolist())) == 1
     opposite, _ = spherical_kmeans(torch.tensor([[1.0, 0.0], [-1.0, 0.0]]), 1)
     assert opposite.norm(dim=1).item() == pytest.approx(1)
+
+
+def test_an_empty_cluster_starts_anew_at_the_worst_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both centres start at the same vector: the second has nothing."""
+    monkeypatch.setattr(codebook_module, "_spread", lambda vectors, *_: vectors[[0, 0]].clone())
+    near = torch.tensor([[1.0, 0.1 * i] for i in range(10)])
+    _, nearest = spherical_kmeans(torch.cat([near, torch.tensor([[-1.0, 0.0]])]), 2)
+    assert nearest.tolist() == [0] * 10 + [1]
 
 
 @pytest.mark.parametrize("count", [0, 4])

@@ -110,6 +110,16 @@ def test_gradients_reach_students_and_codes_only() -> None:
         assert fixed.grad is None
 
 
+def test_no_gradient_goes_through_a_solver_that_has_one() -> None:
+    values = inputs()
+    codes = values[4].requires_grad_()
+    codis_loss(*values, 0.2, solver=lambda x: x.softmax(dim=1) / 3).image_transport.backward()
+    cosines = values[2] @ functional.normalize(codes, dim=1).T
+    plan = cosines.detach().softmax(dim=1) / 3
+    (expected,) = torch.autograd.grad((plan * (1 - cosines)).sum(), codes)
+    torch.testing.assert_close(codes.grad, expected)
+
+
 def test_transport_moves_codes_by_the_cost_alone() -> None:
     """Its gradient is that of <T, D> with a constant T."""
     values = inputs()

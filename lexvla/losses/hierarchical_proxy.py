@@ -131,7 +131,6 @@ class HierarchicalProxy(nn.Module):
         for level, above in enumerate(list(self.levels)[1:]):
             below = _proxies(self.levels[level])
             old = _proxies(above)
-            first = bool((self.parents(level) < 0).any())
             centres, nearest = spherical_kmeans(below, len(old), generator=generator)
             old_unit = functional.normalize(old.float(), dim=1)
             gain = centres @ old_unit.T
@@ -140,7 +139,7 @@ class HierarchicalProxy(nn.Module):
             same = gain.gather(1, number[:, None])[:, 0] >= still
             old[number] = centres.to(old.dtype)
             self.parents(level).copy_(number[nearest])
-            moved.append((number if first else number[~same]).sort().values)
+            moved.append(number[~same].sort().values)
         return moved
 
 
