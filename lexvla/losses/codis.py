@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lexvla.codebook import sinkhorn
-from lexvla.losses.precision import at_least_float32
+from lexvla.losses.precision import at_least_float32, dot_products
 
 __all__ = ["CodisTerms", "codis_loss"]
 
@@ -80,7 +80,7 @@ def _assign(
     rows = [teacher]
     if queue is not None:
         rows.append(queue[: max(0, (len(codes) + 1) // 2 - len(teacher))])
-    cosines = torch.cat([part.detach().to(codes.dtype) for part in rows]) @ codes.T
+    cosines = dot_products(torch.cat([part.detach() for part in rows]), codes)
     plan = solver(cosines.detach()).to(cosines.dtype)
     batch = plan[: len(teacher)]
     # N * T, but for what IPOT's rows may still lack of 1/N.
@@ -88,5 +88,5 @@ def _assign(
 
 
 def _predict(student: Tensor, codes: Tensor, target: Tensor, temperature: float | Tensor) -> Tensor:
-    logits = student.to(codes.dtype) @ codes.T / temperature
-    return functional.cross_entropy(logits, target)
+    logits = dot_products(student, codes) / temperature
+    return functional.cross_entropy(logits, target.to(logits.dtype))

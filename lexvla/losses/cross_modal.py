@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lexvla.losses.precision import at_least_float32
+from lexvla.losses.precision import dot_products
 
 __all__ = ["cross_modal_loss", "ramped_alpha"]
 
@@ -38,10 +38,10 @@ def cross_modal_loss(
         Yang et al. 2022, "Vision-Language Pre-Training with Triple Contrastive Learning",
         arXiv 2202.10401; the soft targets are those of ALBEF, arXiv 2107.07651.
     """
-    keys = at_least_float32(keys.detach())
-    logits = at_least_float32(student) @ keys.T / temperature
+    keys = keys.detach()
+    logits = dot_products(student, keys) / temperature
     with torch.no_grad():
-        soft = (at_least_float32(teacher) @ keys.T / temperature).softmax(dim=1)
+        soft = (dot_products(teacher, keys) / temperature).softmax(dim=1)
         if positives is None:
             hard = torch.eye(*soft.shape, dtype=soft.dtype, device=soft.device)
         else:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lexvla.codebook import spherical_kmeans
+from lexvla.losses.precision import dot_products
 from lexvla.losses.proxy_anchor import ProxyAnchor
 from lexvla.losses.proxy_nca import ProxyNCA
 
@@ -133,7 +134,7 @@ class HierarchicalProxy(nn.Module):
             old = _proxies(above)
             centres, nearest = spherical_kmeans(below, len(old), generator=generator)
             old_unit = functional.normalize(old.float(), dim=1)
-            gain = centres @ old_unit.T
+            gain = dot_products(centres, old_unit)
             _, to = linear_sum_assignment(gain.cpu().numpy(), maximize=True)
             number = torch.as_tensor(to, device=nearest.device)  # new cluster -> old number
             same = gain.gather(1, number[:, None])[:, 0] >= still

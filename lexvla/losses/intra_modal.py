@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lexvla.losses.precision import at_least_float32
+from lexvla.losses.precision import dot_products
 
 __all__ = ["intra_modal_loss"]
 
@@ -26,6 +26,5 @@ def intra_modal_loss(student: Tensor, keys: Tensor, temperature: float | Tensor)
     References:
         Yang et al. 2022 (TCL), arXiv 2202.10401.
     """
-    keys = at_least_float32(keys.detach())
-    logits = at_least_float32(student) @ keys.T / temperature
+    logits = dot_products(student, keys.detach()) / temperature
     return functional.cross_entropy(logits, torch.arange(len(student), device=student.device))

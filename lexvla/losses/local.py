@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lexvla.losses.precision import at_least_float32
+from lexvla.losses.precision import dot_products
 
 __all__ = ["local_loss", "pool_patches"]
 
@@ -39,8 +39,8 @@ def local_loss(
         Yang et al. 2022 (TCL), arXiv 2202.10401.
     """
     count = len(student)
-    student, locals_ = at_least_float32(student), at_least_float32(locals_.detach())
-    scores = torch.einsum("nd,jld->njl", student, locals_) / temperature
+    scores = dot_products(student, locals_.detach().flatten(0, 1)) / temperature
+    scores = scores.unflatten(1, (count, -1))  # (N, N, L)
     own = torch.arange(count, device=scores.device)
     positive = scores[own, own]  # (N, L)
     itself = torch.eye(count, dtype=torch.bool, device=scores.device)[:, :, None]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lexvla.losses.precision import at_least_float32
+from lexvla.losses.precision import at_least_float32, dot_products
 
 __all__ = ["ProxyAnchor"]
 
@@ -46,9 +46,8 @@ class ProxyAnchor(nn.Module):
                 first.
             labels: (N,) long classes.
         """
-        vectors = at_least_float32(vectors)
         proxies = functional.normalize(at_least_float32(self.proxies), dim=1)
-        cosines = vectors @ proxies.T.to(vectors.dtype)
+        cosines = dot_products(vectors, proxies)
         own = functional.one_hot(labels, len(proxies)).bool()
         pull = _log_one_plus_sum(-self.alpha * (cosines - self.margin), own)
         push = _log_one_plus_sum(self.alpha * (cosines + self.margin), ~own)

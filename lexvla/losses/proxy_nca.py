@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lexvla.losses.precision import at_least_float32
+from lexvla.losses.precision import at_least_float32, dot_products
 
 __all__ = ["ProxyNCA"]
 
@@ -46,10 +46,9 @@ class ProxyNCA(nn.Module):
                 first.
             labels: (N,) long classes.
         """
-        vectors = at_least_float32(vectors)
         proxies = functional.normalize(at_least_float32(self.proxies), dim=1)
         # Both are unit vectors: |x - p|^2 = 2 - 2 x p.
-        closeness = self.scale * (2 * vectors @ proxies.T.to(vectors.dtype) - 2)
+        closeness = self.scale * (2 * dot_products(vectors, proxies) - 2)
         own = functional.one_hot(labels, len(proxies)).bool()
         others = closeness.masked_fill(own, -torch.inf).logsumexp(dim=1)
         return (others - closeness[own]).mean()
