@@ -174,3 +174,14 @@ def take(loader: PairLoader, count: int) -> list[tuple[list[Any], ...]]:
     """Return the next batches, from one epoch into the next."""
     batches = loader.forever()
     return [facts(next(batches)) for _ in range(count)]
+
+
+def make_loader(source: IndexedSource | ShardedSource, **options: Any) -> PairLoader:
+    """Return a loader with small numbers."""
+    chosen = {"batch_size": 4, "seed": 5, "buffer": 5, "workers": 0} | options
+    return PairLoader(source, chosen.pop("batch_size"), **chosen)
+
+
+def number_of(name: str) -> int:
+    digits = "".join(c for c in name.rsplit("/", 1)[-1].removesuffix(".png") if c.isdigit())
+    return int(digits)

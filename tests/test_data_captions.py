@@ -65,12 +65,15 @@ def test_json_lines(folder: Path) -> None:
 
 
 def test_missing_images_are_counted(folder: Path) -> None:
-    path = write(folder, "a.csv", "image,text\nno.png,a\nimages/02.png,b\nimages,c\n")
+    path = write(
+        folder, "a.csv", "image,text\nno.png,a\nimages/02.png,b\nimages,c\n" + "n" * 300 + ",d"
+    )
     source = read_captions(path)
     assert [pair.id for pair in pairs(source)] == ["images/02.png"]
     assert source.rejects == [
         Skipped("no.png", f"no such file: {folder / 'no.png'}"),
         Skipped("images", f"no such file: {folder / 'images'}"),
+        Skipped("n" * 300, f"no such file: {folder / ('n' * 300)}"),
     ]
 
 

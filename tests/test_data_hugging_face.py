@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -114,3 +115,18 @@ def test_a_file_that_breaks_off_is_a_bad_record(tmp_path: Path) -> None:
     (record,) = stream.read_shard(0)
     with pytest.raises(InputError, match="'shard 0': cannot be read on"):
         record()
+
+
+def test_the_network_is_not_the_data() -> None:
+    from datasets import Features, IterableDataset, Value
+
+    def rows() -> Iterator[dict[str, object]]:
+        yield {"image": b"a", "text": "one"}
+        raise ConnectionError("gone")
+
+    features = Features({"image": Value("binary"), "text": Value("string")})
+    stream = HuggingFaceStream(IterableDataset.from_generator(rows, features))
+    records = stream.read_shard(0)
+    assert next(records)() == Pair("shard 0 row 0", b"a", ("one",))
+    with pytest.raises(ConnectionError, match="gone"):
+        next(records)

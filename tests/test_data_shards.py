@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from data_fakes import BROKEN, members, png, write_tar
-from lexvla.data.pairs import Pair
+from data_fakes import BROKEN, make_loader, members, png, write_tar
+from lexvla.data.pairs import Pair, Skipped
 from lexvla.data.webdataset_shards import WebDatasetShards, expand_braces
 from lexvla.errors import InputError
 
@@ -124,6 +124,17 @@ def test_a_truncated_tar_gives_what_is_whole(tmp_path: Path) -> None:
         assert [pair.id for pair in found if isinstance(pair, Pair)] == good[:count]
         errors = [each for each in found if isinstance(each, str)]
         assert errors == ([f"cut.tar: {rule}"] if rule else [])
+
+
+def test_a_loader_lists_the_truncated_shard(tmp_path: Path) -> None:
+    for number in range(2):
+        write_tar(tmp_path / f"{number}.tar", members((4 * number, 4 * number + 1)))
+    path = tmp_path / "1.tar"
+    path.write_bytes(path.read_bytes()[: 11 * 512])
+    loader = make_loader(WebDatasetShards(tmp_path), shuffle=False)
+    (batch,) = loader
+    assert batch.texts == ["text 0a", "text 1a", "text 4a", "text 5a"]
+    assert loader.skipped.first == [Skipped("1.tar", "the tar is truncated in 000005.json", 0)]
 
 
 def test_a_damaged_header_ends_a_shard_with_an_error(tmp_path: Path) -> None:

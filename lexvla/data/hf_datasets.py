@@ -122,7 +122,9 @@ class HuggingFaceStream:
         try:
             for place, row in enumerate(shard):
                 yield partial(self._rows.pair, row, f"shard {number} row {place}")
-        except (OSError, ValueError, RuntimeError) as error:  # of pyarrow and of the network
+        except (ConnectionError, TimeoutError):
+            raise  # not the data's fault: the run ends, and goes on where it was
+        except (OSError, ValueError, RuntimeError) as error:  # what pyarrow raises
             yield bad_record(InputError(f"shard {number}", f"cannot be read on ({error})"))
 
 

@@ -130,7 +130,7 @@ class PairList:
         self.rejects: list[Skipped] = []
         self._pairs: list[Pair] = []
         for pair in pairs:
-            if isinstance(pair.image, Path) and not pair.image.is_file():
+            if isinstance(pair.image, Path) and not _is_file(pair.image):
                 self.rejects.append(Skipped(pair.id, f"no such file: {pair.image}"))
             else:
                 self._pairs.append(pair)
@@ -153,6 +153,13 @@ class PairList:
     def classes(self) -> set[str | None]:
         """Return the labels; ``None`` is among them if a record has none."""
         return {pair.label for pair in self._pairs}
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # too long a name, or a folder that may not be entered
+        return False
 
 
 def bad_record(error: InputError) -> Record:
