@@ -26,6 +26,8 @@ from lexvla.errors import ModelError, OptionalDependencyError, UnsupportedError
 
 __all__ = [
     "add_lora",
+    "as_device",
+    "as_dtype",
     "image_statistics",
     "load_language_model",
     "load_lora",
@@ -266,3 +268,32 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
+
+
+def as_device(device: str | torch.device) -> torch.device:
+    """Return a device that can be used.
+
+    Raises:
+        UnsupportedError: torch has no such device here.
+    """
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch's three ways
+        reason = str(error).strip().splitlines()[0]
+        raise UnsupportedError(f"device {str(device)!r} cannot be used ({reason})") from error
+    return found
+
+
+def as_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    """Return a floating-point type by its name.
+
+    Raises:
+        ValueError: There is none of this name.
+    """
+    if dtype is None or isinstance(dtype, torch.dtype):
+        return dtype
+    found = getattr(torch, dtype, None)
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ValueError(f"unknown dtype {dtype!r}: use float32, float16 or bfloat16")
+    return found

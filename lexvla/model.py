@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,8 +19,9 @@ from lexvla.config import LexVLAConfig, Quantization
 from lexvla.dense_head import DenseHead
 from lexvla.encoder import EncodeMixin
 from lexvla.errors import InputError, ModelError, UnsupportedError
+from lexvla.features import Features
 from lexvla.image_tower import ImageTower
-from lexvla.lexical_head import max_over_patches
+from lexvla.lexical_head import lexical_vector, max_over_patches
 from lexvla.text_tower import PrefixCache, TextTower, tokenize
 from lexvla.vocabulary import Vocabulary
 
@@ -96,8 +98,7 @@ class LexVLA(EncodeMixin, PreTrainedModel):
         """
         if not texts:
             raise InputError("texts", "an empty batch has no states; give at least one text")
-        ids = tokenize(self.tokenizer, texts, self.config.prompt, self.config.max_text_tokens)
-        return self.text_tower(ids, cache)
+        return self.text_tower(self.prompt_ids(texts), cache)
 
     def text_logits(self, texts: list[str]) -> Tensor:
         """Return (B, V) logits of the words that each text is about (LexVLA eq. 2)."""
@@ -127,6 +128,51 @@ class LexVLA(EncodeMixin, PreTrainedModel):
         chunk = self.config.vocabulary_chunk
         logits, place = max_over_patches(states, self.image_codebook, chunk)
         return logits, place - 1 if self.config.pool_cls else place
+
+    def forward(
+        self,
+        pixels: Tensor,
+        token_ids: list[list[int]],
+        dense: bool = False,
+        locals: bool = False,  # noqa: A002 - TCL's word
+    ) -> tuple[Features, Features]:
+        """Return the features of images and of texts, for training.
+
+        Args:
+            pixels: (B, 3, H, W), normalised as `preprocess` does.
+            token_ids: A sequence for each text, in the prompt: see `prompt_ids`.
+            dense: Whether dense vectors are wanted.
+            locals: Whether those of patches and of the texts' own tokens are wanted too.
+        """
+        patches = self.patch_states(pixels)
+        chunk = self.config.vocabulary_chunk
+        image_logits, _ = max_over_patches(patches, self.image_codebook, chunk)
+        states, mask = self.text_tower.states(token_ids)
+        text_logits = states[:, -1] @ self.text_codebook().T
+        image, text = Features(lexical_vector(image_logits)), Features(lexical_vector(text_logits))
+        if not dense:
+            return image, text
+        if self.image_dense_head is None or self.text_dense_head is None:
+            raise ModelError("the model has no dense heads; give it a dense_width")
+        image = image._replace(dense=self.image_dense_head(patches.mean(1)))
+        text = text._replace(dense=self.text_dense_head(states[:, -1]))
+        if locals:
+            own = patches[:, 1:] if self.config.pool_cls else patches
+            image = image._replace(locals=self.image_dense_head(own))
+            mask = mask.clone()
+            mask[:, mask.shape[1] - self._prompt_end :] = False
+            text = text._replace(locals=self.text_dense_head(states), mask=mask)
+        return image, text
+
+    def prompt_ids(self, texts: list[str]) -> list[list[int]]:
+        """Put texts into the prompt and return their token ids."""
+        return tokenize(self.tokenizer, texts, self.config.prompt, self.config.max_text_tokens)
+
+    @cached_property
+    def _prompt_end(self) -> int:
+        """Count the tokens of the prompt that come after a text."""
+        end = self.config.prompt.split("{text}")[1]
+        return max(1, len(self.tokenizer(end, add_special_tokens=False)["input_ids"]))
 
     def _move_small_parts(self, device: torch.device) -> None:
         """Move all but the language model, which is loaded in place: quantised, it cannot move."""
@@ -187,8 +233,10 @@ class LexVLA(EncodeMixin, PreTrainedModel):
             UnsupportedError: torch has no such device here, or bitsandbytes no backend for it.
             ValueError: A field of the configuration is out of its range.
         """
-        place = _device(device)
-        kind = _dtype(dtype) or (torch.float32 if quantization == "none" else torch.bfloat16)
+        place = backbones.as_device(device)
+        kind = backbones.as_dtype(dtype) or (
+            torch.float32 if quantization == "none" else torch.bfloat16
+        )
         text_config = backbones.read_backbone_config(text_model, text_revision, token)
         commit = getattr(text_config, "_commit_hash", None)
         text_config = text_config.get_text_config()
@@ -272,10 +320,10 @@ class LexVLA(EncodeMixin, PreTrainedModel):
             raise UnsupportedError(f"{rule}: use merge_lora=False or quantization='none'")
         vocabulary = saving.read_vocabulary(folder, config)
         tokenizer = saving.read_tokenizer(folder)
-        place, kind = _device(device), _dtype(dtype)
+        place, kind = backbones.as_device(device), backbones.as_dtype(dtype)
         names = (
-            _moved(config.text_model, text_model, "text_model"),
-            _moved(config.vision_model, vision_model, "vision_model"),
+            saving.moved(config.text_model, text_model, "text_model"),
+            saving.moved(config.vision_model, vision_model, "vision_model"),
         )
         language, vision = saving.read_towers(folder, config, names, place, kind, token)
         if merge_lora and config.lora_rank:
@@ -345,28 +393,3 @@ def _check_vocabulary(
         raise ModelError("the vocabulary holds token ids that the language model has not")
     if tokenizer.convert_ids_to_tokens(list(ids)) != list(vocabulary.terms):
         raise ModelError("the vocabulary's terms are not the tokenizer's pieces")
-
-
-def _moved(named: str | None, now: str | None, part: str) -> str | None:
-    if now is not None and named is None:
-        raise ModelError(f"{part}={now!r}: this model's own is saved with it, and is not exchanged")
-    return now or named
-
-
-def _device(device: str | torch.device) -> torch.device:
-    try:
-        found = torch.device(device)
-        torch.empty(0, device=found)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch's three ways
-        reason = str(error).strip().splitlines()[0]
-        raise UnsupportedError(f"device {str(device)!r} cannot be used ({reason})") from error
-    return found
-
-
-def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
-    if dtype is None or isinstance(dtype, torch.dtype):
-        return dtype
-    found = getattr(torch, dtype, None)
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise ValueError(f"unknown dtype {dtype!r}: use float32, float16 or bfloat16")
-    return found

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "find_folder",
+    "moved",
     "read_config",
     "read_tokenizer",
     "read_towers",
@@ -249,6 +250,17 @@ def read_towers(
     if config.lora_rank:
         towers[0] = load_lora(towers[0], folder / LORA)
     return towers[0], towers[1]
+
+
+def moved(named: str | None, now: str | None, part: str) -> str | None:
+    """Return where a tower that has a name lies now.
+
+    Raises:
+        ModelError: The tower has no name: it is saved with the model.
+    """
+    if now is not None and named is None:
+        raise ModelError(f"{part}={now!r}: this model's own is saved with it, and is not exchanged")
+    return now or named
 
 
 def read_weights(model: LexVLA, folder: Path) -> None:

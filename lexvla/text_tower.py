@@ -68,10 +68,17 @@ class TextTower(nn.Module):
         self.language_model: Any = language_model
 
     def forward(self, token_ids: list[list[int]], cache: PrefixCache | None = None) -> Tensor:
-        """Return (B, d) last states of B token sequences.
+        """Return (B, d) last states of B token sequences; see `states`."""
+        return self.states(token_ids, cache)[0][:, -1]
+
+    def states(
+        self, token_ids: list[list[int]], cache: PrefixCache | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return (B, L, d) states of what follows the sequences' common beginning.
 
         The tokens that all sequences begin with are run once for the whole batch. The rest is
-        padded on the left, so the last position is the last token of every row.
+        padded on the left, so the last position is the last token of every row. The second result
+        is the (B, L) mask of real tokens.
 
         Args:
             token_ids: One sequence of at least one token for each text.
@@ -113,7 +120,7 @@ class TextTower(nn.Module):
             past_key_values=past,
             use_cache=past is not None,
         )
-        return output.last_hidden_state[:, -1]
+        return output.last_hidden_state, mask[:, shared:].bool()
 
 
 def _common_prefix(token_ids: list[list[int]]) -> int:

@@ -1,0 +1,59 @@
+"""What a run does to codes and proxies beside gradient steps."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lexvla.codebook import Codebook
+from lexvla.losses import HierarchicalProxy
+from lexvla.training.teacher import FeatureQueue
+
+__all__ = ["forget", "initialise_codes", "recluster_proxies", "reseed_codes"]
+
+
+@torch.no_grad()
+def forget(optimizer: torch.optim.Optimizer, weight: Tensor, rows: Tensor) -> None:
+    """Clear the moments of rows that were set anew: they belong to what stood there."""
+    for moment in optimizer.state.get(weight, {}).values():
+        if isinstance(moment, Tensor) and moment.shape == weight.shape:
+            moment[rows] = 0
+
+
+def initialise_codes(
+    codebook: Codebook, queues: tuple[FeatureQueue, FeatureQueue], filled: int, seed: int
+) -> None:
+    """Set the codes to clusters of the newest vectors of both queues.
+
+    Args:
+        codebook: The codes.
+        queues: Of images and of texts.
+        filled: Rows of each queue that hold vectors of items.
+        seed: Of what is random in clustering.
+    """
+    rows = torch.cat([queue.newest()[:filled] for queue in queues]).cpu()
+    codebook.cpu().initialise(rows, torch.Generator().manual_seed(seed))
+    codebook.to(queues[0].rows.device)
+
+
+def reseed_codes(
+    codebook: Codebook,
+    counts: Tensor,
+    queue: FeatureQueue,
+    optimizer: torch.optim.Optimizer,
+    seed: int,
+) -> None:
+    """Let codes that no item had start anew at vectors of a queue, and count from zero."""
+    generator = torch.Generator(queue.rows.device).manual_seed(seed)
+    forget(optimizer, codebook.codes, codebook.reseed(counts, queue.rows, generator))
+    counts.zero_()
+
+
+def recluster_proxies(
+    proxies: HierarchicalProxy, optimizer: torch.optim.Optimizer, seed: int
+) -> None:
+    """Cluster the proxies anew where no tree is given (HPL)."""
+    device = proxies.parents(0).device
+    moved = proxies.recluster(torch.Generator(device).manual_seed(seed))
+    for level, rows in zip(list(proxies.levels)[1:], moved, strict=True):
+        forget(optimizer, level.get_parameter("proxies"), rows)

@@ -1,0 +1,45 @@
+"""Signs that a run has gone wrong, and when to stop it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from lexvla.errors import ModelError
+
+__all__ = ["check_health", "signs"]
+
+_FROM = 500  # step from which vectors must not have collapsed
+_ALIKE = 0.9995  # untrained vectors come near 0.998
+
+
+def signs(vectors: Tensor) -> dict[str, float]:
+    """Return active words a vector (``words``), and how much all are one (``alike``).
+
+    Args:
+        vectors: (N, V) unit vectors. ``alike`` is the length of their mean: 1 if they are equal.
+    """
+    vectors = vectors.detach()
+    active = (vectors > vectors.shape[1] ** -0.5).sum(1).float().mean()
+    return {"words": float(active), "alike": float(vectors.mean(0).norm())}
+
+
+def check_health(step: int, parts: Mapping[str, float]) -> None:
+    """Stop a run whose loss is no number or whose vectors have collapsed.
+
+    Args:
+        step: Steps taken.
+        parts: ``loss``, ``gradient`` (its norm), and what `signs` returns.
+
+    Raises:
+        ModelError: That is so.
+    """
+    if not math.isfinite(parts["loss"]) or not math.isfinite(parts["gradient"]):
+        rule = f"the loss is {parts['loss']} and the gradient {parts['gradient']}"
+        raise ModelError(f"step {step}: {rule}; try a lower rate or a longer warmup")
+    if step > _FROM and parts["words"] < 1:
+        raise ModelError(f"step {step}: vectors have no active word left; try a lower penalty")
+    if step > _FROM and parts["alike"] > _ALIKE:
+        raise ModelError(f"step {step}: all images have the same vector; try a lower rate")

@@ -1,0 +1,249 @@
+"""The sum of losses that a step lowers: each paper's terms, by their weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lexvla.codebook import ipot, sinkhorn
+from lexvla.errors import ModelError
+from lexvla.features import Features
+from lexvla.losses import (
+    TCL_LIMITS,
+    HierarchicalProxy,
+    InfoNCE,
+    codis_loss,
+    cross_modal_loss,
+    flops_penalty,
+    intra_modal_loss,
+    local_loss,
+    overuse_penalty,
+    pool_patches,
+    ramped_alpha,
+)
+
+__all__ = ["Losses", "Objective", "TeacherView", "dense"]
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Weights and settings of the losses; a term of weight 0 is not computed.
+
+    Attributes:
+        lexical: Symmetric InfoNCE of lexical vectors (LexVLA eq. 5).
+        penalty: ``overuse`` (LexVLA eq. 7) or ``flops`` (eq. 6).
+        penalty_image: Weight of the penalty on images, LexVLA's lambda_I.
+        penalty_text: The same for texts, lambda_T.
+        penalty_ramp: Steps of its quadratic ramp.
+        dense: Symmetric InfoNCE of dense vectors.
+        codis: Codebook loss; needs a model with codes (CODIS).
+        codis_from: Step at which the codes are set to clusters of the queues and the term begins;
+            0 begins at once with random codes.
+        reseed_every: Steps after which codes that no item had start anew; 0 for never.
+        assignment: ``sinkhorn`` or ``ipot``.
+        tcl_cross: Cross-modal alignment with the teacher's soft targets (TCL, CMA).
+        tcl_intra: Intra-modal contrast (IMC).
+        tcl_local: Local mutual information (LMI).
+        alpha: Share of the teacher in CMA's targets.
+        alpha_ramp: Steps of its linear ramp.
+        proxy: Proxy loss of dense vectors, for data with labels.
+        coarse: Weight of the coarse level in it (HPL); 0 for flat proxies.
+        tree: Whether the coarse classes are those of the data, or clusters of the proxies.
+        recluster_every: Steps between clusterings, in the first half of the run.
+        distil: The sum of lexical and dense similarity teaches both (arXiv 2508.16707).
+        temperature: Where the temperatures start.
+        teacher_decay: Of the moving average.
+        queue: Vectors that a queue holds.
+    """
+
+    lexical: float = 1.0
+    penalty: Literal["overuse", "flops"] = "overuse"
+    penalty_image: float = 5e-4
+    penalty_text: float = 1e-3
+    penalty_ramp: int = 2000
+    dense: float = 0.0
+    codis: float = 0.0
+    codis_from: int = 0
+    reseed_every: int = 0
+    assignment: Literal["sinkhorn", "ipot"] = "sinkhorn"
+    tcl_cross: float = 0.0
+    tcl_intra: float = 0.0
+    tcl_local: float = 0.0
+    alpha: float = 0.4
+    alpha_ramp: int = 1000
+    proxy: float = 0.0
+    coarse: float = 0.1
+    tree: bool = False
+    recluster_every: int = 200
+    distil: float = 0.0
+    temperature: float = 0.07
+    teacher_decay: float = 0.995
+    queue: int = 65536
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Tell whether a term asks for the teacher's features."""
+        return any((self.codis, self.tcl_cross, self.tcl_intra, self.tcl_local))
+
+    @property
+    def needs_dense(self) -> bool:
+        """Tell whether a term asks for dense vectors."""
+        return self.needs_teacher or any((self.dense, self.proxy, self.distil))
+
+
+@dataclass(frozen=True)
+class TeacherView:
+    """What the teacher makes of the batch, and its queues (Q, w) of earlier batches."""
+
+    image: Features
+    text: Features
+    image_queue: Tensor
+    text_queue: Tensor
+
+
+class Objective(nn.Module):
+    """Compute the weighted terms of a global batch; own temperatures and proxies.
+
+    Args:
+        losses: The weights.
+        width: Width of dense vectors.
+        classes: Number of classes of the data, where there are labels.
+        parents: Each class's parent, for a given tree; None builds one by clustering.
+
+    Raises:
+        ValueError: The proxy loss is asked for, and there are not two classes.
+    """
+
+    def __init__(
+        self,
+        losses: Losses,
+        width: int = 0,
+        classes: int = 0,
+        parents: Sequence[Sequence[int]] | None = None,
+    ) -> None:
+        super().__init__()
+        self.losses = losses
+        self.lexical = InfoNCE(losses.temperature)
+        self.dense = InfoNCE(losses.temperature)
+        self.teacher = InfoNCE(losses.temperature, TCL_LIMITS)
+        self.proxies: HierarchicalProxy | None = None
+        if losses.proxy:
+            if classes < 2:
+                raise ValueError(f"the proxy loss tells classes apart: {classes} are not enough")
+            weights = (1.0, losses.coarse) if losses.coarse else (1.0,)
+            self.proxies = HierarchicalProxy(
+                classes, width, weights=weights, parents=parents if losses.coarse else None
+            )
+
+    def clamp(self) -> None:
+        """Bring the temperatures back into their limits; call it after a step."""
+        for contrast in (self.lexical, self.dense, self.teacher):
+            contrast.clamp_temperature()
+
+    def forward(
+        self,
+        image: Features,
+        text: Features,
+        step: int,
+        codes: Tensor | None = None,
+        teacher: TeacherView | None = None,
+        labels: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Return the terms by name; the loss is their sum.
+
+        Args:
+            image: The student's features of the N images of all processes.
+            text: Those of their texts; row i belongs to image i.
+            step: Number of the step, for the ramps.
+            codes: (K, w) of the model's codebook, for CODIS.
+            teacher: For CODIS and TCL.
+            labels: (N,) long classes, for the proxies.
+        """
+        losses = self.losses
+        parts: dict[str, Tensor] = {}
+        words = image.lexical @ text.lexical.T
+        if losses.lexical:
+            parts["lexical"] = losses.lexical * self.lexical.symmetric(words)
+        ramp = min(step / max(1, losses.penalty_ramp), 1.0) ** 2
+        penalty = overuse_penalty if losses.penalty == "overuse" else flops_penalty
+        for name, weight, vectors in (
+            ("penalty_image", losses.penalty_image, image.lexical),
+            ("penalty_text", losses.penalty_text, text.lexical),
+        ):
+            if weight:
+                parts[name] = ramp * weight * penalty(vectors)
+        if image.dense is None or text.dense is None:
+            return parts
+        meaning = image.dense @ text.dense.T
+        if losses.dense:
+            parts["dense"] = losses.dense * self.dense.symmetric(meaning)
+        if losses.distil:
+            parts["distil"] = losses.distil * self._distil(words, meaning)
+        if self.proxies is not None and labels is not None:
+            both = torch.cat([image.dense, text.dense])
+            parts["proxy"] = losses.proxy * self.proxies(both, labels.repeat(2))
+        if teacher is not None:
+            parts |= self._taught(image, text, step, codes, teacher)
+        return parts
+
+    def _distil(self, words: Tensor, meaning: Tensor) -> Tensor:
+        """Let the fused score teach each of its two parts, in both directions."""
+        legs = words / self.lexical.temperature, meaning / self.dense.temperature
+        fused = (legs[0] + legs[1]).detach()
+        terms = [
+            functional.cross_entropy(leg, target.softmax(dim=1))
+            for own in legs
+            for leg, target in ((own, fused), (own.T, fused.T))
+        ]
+        return torch.stack(terms).mean()
+
+    def _taught(
+        self, image: Features, text: Features, step: int, codes: Tensor | None, seen: TeacherView
+    ) -> dict[str, Tensor]:
+        losses, parts = self.losses, {}
+        temperature = self.teacher.temperature
+        i, t, i_seen, t_seen = (dense(each) for each in (image, text, seen.image, seen.text))
+        if losses.codis and codes is not None:
+            solver = sinkhorn if losses.assignment == "sinkhorn" else lambda s: ipot(1 - s)
+            codis = codis_loss(
+                i, t, i_seen, t_seen, codes, temperature, seen.image_queue, seen.text_queue, solver
+            )
+            parts["codis"] = losses.codis * torch.stack(list(codis)).sum()
+        image_keys = torch.cat([i_seen, seen.image_queue])
+        text_keys = torch.cat([t_seen, seen.text_queue])
+        if losses.tcl_cross:
+            alpha = ramped_alpha(step, losses.alpha_ramp, losses.alpha)
+            terms = (
+                cross_modal_loss(i, i_seen, text_keys, temperature, alpha),
+                cross_modal_loss(t, t_seen, image_keys, temperature, alpha),
+            )
+            parts["tcl_cross"] = losses.tcl_cross * torch.stack(terms).mean()
+        if losses.tcl_intra:
+            terms = (
+                intra_modal_loss(i, image_keys, temperature),
+                intra_modal_loss(t, text_keys, temperature),
+            )
+            parts["tcl_intra"] = losses.tcl_intra * torch.stack(terms).mean()
+        if losses.tcl_local and seen.image.locals is not None and seen.text.locals is not None:
+            terms = (
+                local_loss(i, pool_patches(seen.image.locals), temperature),
+                local_loss(t, seen.text.locals, temperature, seen.text.mask),
+            )
+            parts["tcl_local"] = losses.tcl_local * torch.stack(terms).mean()
+        return parts
+
+
+def dense(features: Features) -> Tensor:
+    """Return the dense vectors.
+
+    Raises:
+        ModelError: There are none.
+    """
+    if features.dense is None:
+        raise ModelError("the teacher's terms need dense vectors")
+    return features.dense

@@ -1,0 +1,104 @@
+"""The teacher: a slow copy of what is trained, and the queues of what it has seen."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+from torch.nn import functional
+
+from lexvla.features import Features
+from lexvla.model import LexVLA
+
+__all__ = ["FeatureQueue", "Teacher"]
+
+
+class Teacher:
+    """Run a model by an exponential moving average of its trained weights (ALBEF, TCL, CODIS).
+
+    Frozen weights are the model's own, so the teacher costs the small trained parts alone.
+
+    Args:
+        model: The student.
+        decay: Share of the old average that a step keeps, 0.995 in TCL.
+    """
+
+    def __init__(self, model: LexVLA, decay: float) -> None:
+        self.decay = decay
+        self.weights = {
+            name: weight.detach().clone()
+            for name, weight in model.named_parameters()
+            if weight.requires_grad
+        }
+
+    @torch.no_grad()
+    def update(self, model: LexVLA) -> None:
+        """Move the average towards the student; call it before the teacher looks."""
+        for name, weight in model.named_parameters():
+            if name in self.weights:
+                self.weights[name].lerp_(weight.detach(), 1 - self.decay)
+
+    @torch.no_grad()
+    def __call__(self, model: LexVLA, *inputs: Any, **options: Any) -> tuple[Features, Features]:
+        """Return the teacher's features of images and texts; see `LexVLA.forward`."""
+        return functional_call(model, self.weights, inputs, options)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the averaged weights."""
+        return self.weights
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take averaged weights that `state_dict` returned."""
+        for name, weight in state.items():
+            self.weights[name].copy_(weight)
+
+
+class FeatureQueue:
+    """Keep the last unit vectors of the teacher, first in, first out.
+
+    Args:
+        size: Vectors to keep.
+        width: Their width.
+        seed: Of the random unit vectors that it begins with.
+
+    Raises:
+        ValueError: The size is less than 1.
+    """
+
+    def __init__(self, size: int, width: int, seed: int, device: torch.device) -> None:
+        if size < 1:
+            raise ValueError(f"a queue holds at least 1 vector, not {size}")
+        generator = torch.Generator().manual_seed(seed)
+        rows = torch.randn(size, width, generator=generator)
+        self.rows = functional.normalize(rows, dim=1).to(device)
+        self.next = 0
+
+    @torch.no_grad()
+    def push(self, rows: Tensor) -> None:
+        """Replace the oldest vectors by these (n, width), n at most the size.
+
+        Raises:
+            ValueError: There are more vectors than the queue holds.
+        """
+        size = len(self.rows)
+        if len(rows) > size:
+            raise ValueError(f"{len(rows)} vectors do not fit a queue of {size}")
+        places = torch.arange(self.next, self.next + len(rows), device=self.rows.device) % size
+        self.rows[places] = rows.to(self.rows.dtype)
+        self.next = (self.next + len(rows)) % size
+
+    def newest(self) -> Tensor:
+        """Return a copy of the vectors (size, width), the newest first."""
+        return self.rows.roll(-self.next, 0).flip(0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the vectors and the place of the oldest."""
+        return {"rows": self.rows, "next": self.next}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take a state that `state_dict` returned."""
+        self.rows.copy_(state["rows"])
+        self.next = state["next"]
