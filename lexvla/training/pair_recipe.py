@@ -165,12 +165,17 @@ def _section(kind: type[Section], values: Any, name: str) -> Section:
         if key not in types:
             raise InputError(name, f"unknown key {key!r}")
         if not _fits(value, types[key]):
-            shown = getattr(types[key], "__name__", str(types[key]).replace("typing.", ""))
-            raise InputError(name, f"{key} must be {shown}, not {value!r}")
+            raise InputError(name, f"{key} must be {_named(types[key])}, not {value!r}")
     try:
         return kind(**{k: float(v) if types[k] is float else v for k, v in values.items()})
     except TypeError as error:  # a key without a default
         raise InputError(name, str(error).partition("__init__() ")[2]) from error
+
+
+def _named(kind: Any) -> str:
+    if choices := get_args(kind):
+        return " or ".join(repr(c) if isinstance(c, str) else _named(c) for c in choices)
+    return str(getattr(kind, "__name__", kind))
 
 
 def _fits(value: Any, kind: Any) -> bool:

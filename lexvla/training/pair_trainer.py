@@ -60,8 +60,8 @@ class PairTrainer:
         if run.threads:
             torch.set_num_threads(run.threads)
         torch.manual_seed(run.seed)
-        precision = "bf16" if run.bfloat16 else "no"
-        self.accelerator = Accelerator(mixed_precision=precision, cpu=run.device == "cpu")
+        # Its own mixed precision is one for the whole life of a process, not one a run.
+        self.accelerator = Accelerator(mixed_precision="no", cpu=run.device == "cpu")
         self.device = self.accelerator.device
         self.world = self.accelerator.num_processes
         self.model = self._build_model()
@@ -248,7 +248,7 @@ class PairTrainer:
         def forward(number: int, span: slice) -> list[Tensor]:
             # The same dropout in both passes of the gradient cache, and after a resumption.
             torch.manual_seed(self._seed(micro, number, 7))
-            with self.accelerator.autocast():
+            with self._autocast():
                 features = self.wrapped(pixels[span], ids[span], dense=loss.needs_dense)
             return [part for each in features for part in each[:2] if part is not None]
 
@@ -296,7 +296,7 @@ class PairTrainer:
         pixels = self._pixels(batch, micro, view=1)
         local = self.recipe.loss.tcl_local > 0
         torch.manual_seed(self._seed(micro, 0, 17))
-        with self.accelerator.autocast():
+        with self._autocast():
             seen = self.teacher(self.model, pixels, ids, dense=True, locals=local)
         if local and self.world > 1:  # texts of other processes may be longer
             pad = self.accelerator.pad_across_processes
@@ -310,6 +310,10 @@ class PairTrainer:
     def _seed(self, *numbers: int) -> int:
         words = [self.recipe.train.seed, self.step, self.accelerator.process_index, *numbers]
         return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> 1)
+
+    def _autocast(self) -> torch.autocast:
+        enabled = self.recipe.train.bfloat16
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
 
     def _no_sync(self) -> AbstractContextManager[Any]:
         context: AbstractContextManager[Any] = self.accelerator.no_sync(self.wrapped)

@@ -1,0 +1,361 @@
+"""Whole runs of the trainer on image-text pairs."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lexvla import LexVLA
+from lexvla.errors import InputError, ModelError
+from lexvla.training import checkpoint, pair_trainer
+from lexvla.training.checkpoint import load_checkpoint
+from lexvla.training.pair_recipe import PairRecipe
+from lexvla.training.pair_trainer import PairTrainer
+from lexvla.training.run import train
+from model_fakes import picture
+from search import cli
+
+COLOURS = ("red", "blue", "green", "white")
+THINGS = ("dog", "cat", "hat", "horse", "birds", "man")
+ANIMALS = {"dog", "cat", "horse", "birds"}
+# Each of the papers' terms once, with little of everything.
+ALL = {
+    "dense": 1.0,
+    "codis": 0.5,
+    "codis_from": 2,
+    "reseed_every": 2,
+    "tcl_cross": 0.5,
+    "tcl_intra": 0.5,
+    "tcl_local": 0.5,
+    "proxy": 0.5,
+    "distil": 0.3,
+    "queue": 12,
+    "penalty_ramp": 3,
+}
+TERMS = {
+    *("lexical", "penalty_image", "penalty_text", "dense", "distil", "proxy"),
+    *("codis", "tcl_cross", "tcl_intra", "tcl_local"),
+}
+# Dies like a machine that loses power: in the fifth step, or with half a checkpoint written.
+KILL = """
+import os, signal, sys
+from lexvla.training import checkpoint, pair_trainer
+from lexvla.training.run import train
+def die(*_): os.kill(os.getpid(), signal.SIGKILL)
+step = pair_trainer.PairTrainer.train_step
+def step_or_die(self):
+    if self.step == 4 and sys.argv[2] == "step": die()
+    if self.step == 5 and sys.argv[2] == "checkpoint": checkpoint.os.fsync = die
+    return step(self)
+pair_trainer.PairTrainer.train_step = step_or_die
+train(sys.argv[1])
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _threads() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def captions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write 24 pictures with captions and classes, and one that is broken."""
+    folder = tmp_path_factory.mktemp("pairs")
+    lines = []
+    for number in range(24):
+        thing = THINGS[number // 4]
+        picture(number).save(folder / f"{number}.png")
+        text = f"a {COLOURS[number % 4]} {thing}"
+        above = "animal" if thing in ANIMALS else "other"
+        lines.append({"image": f"{number}.png", "text": text, "label": thing, "class_path": above})
+    (folder / "broken.png").write_bytes(b"no image")
+    lines.append({"image": "broken.png", "text": "a dog", "label": "dog", "class_path": "animal"})
+    path = folder / "pairs.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+class Recipes:
+    """Write recipes over the tiny backbones."""
+
+    def __init__(self, text_model: str, vision_model: str, captions: Path) -> None:
+        self.sections: dict[str, dict[str, Any]] = {
+            "model": {
+                "text_model": text_model,
+                "vision_model": vision_model,
+                "image_size": 24,
+                "adapter_heads": 2,
+                "adapter_width": 24,
+                "dense_width": 6,
+                "codebook_size": 4,
+                "lora_rank": 2,
+                "vocabulary_chunk": 5,
+            },
+            "data": {"kind": "captions", "path": str(captions), "batch_size": 6, "workers": 2},
+            "loss": {},
+            "train": {
+                "steps": 6,
+                "warmup": 2,
+                "save_every": 3,
+                "device": "cpu",
+                "threads": 1,
+                "rate": 3e-3,
+            },
+        }
+
+    def write(self, output: Path, **changes: dict[str, Any]) -> Path:
+        output.mkdir(parents=True, exist_ok=True)
+        lines = [f"output = {json.dumps(str(output))}"]
+        for name, values in self.sections.items():
+            lines.append(f"[{name}]")
+            merged = {**values, **changes.get(name, {})}
+            lines += [f"{key} = {json.dumps(value)}" for key, value in merged.items()]
+        path = output / "recipe.toml"
+        path.write_text("\n".join(lines) + "\n")
+        return path
+
+
+@pytest.fixture(scope="module")
+def recipes(text_model: str, vision_model: str, captions: Path) -> Recipes:
+    return Recipes(text_model, vision_model, captions)
+
+
+def read_log(output: Path) -> list[dict[str, float]]:
+    lines = (output / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
+
+
+def weights(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*.safetensors"))
+    }
+
+
+@pytest.fixture(scope="module")
+def whole(recipes: Recipes, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the output of a run with every term that nothing disturbed."""
+    output = tmp_path_factory.mktemp("whole")
+    recipe = recipes.write(output, loss=ALL, train={"parts": 2, "accumulate": 2})
+    assert train(recipe) == output / "model"
+    return output
+
+
+def test_every_term_is_used_and_finite(whole: Path) -> None:
+    log = read_log(whole)
+    assert [line["step"] for line in log] == list(range(1, 7))
+    for line in log:
+        assert all(math.isfinite(value) for value in line.values())
+        assert line["loss"] == pytest.approx(sum(line.get(term, 0) for term in TERMS), rel=1e-4)
+    assert TERMS - log[0].keys() == {"codis"}  # it begins when the queues hold something
+    assert log[3].keys() >= TERMS
+    assert log[0]["penalty_image"] == 0 < log[5]["penalty_image"]
+    assert log[0]["dead"] == 4
+
+
+def test_the_model_is_a_whole_one(whole: Path) -> None:
+    model = LexVLA.from_pretrained(whole / "model")
+    encoding = model.encode_text(["a red dog"])
+    assert encoding.lexical.nnz
+    assert encoding.dense.shape == (1, 6)
+    assert not (whole / "model" / "text_model").exists()
+
+
+def test_what_cannot_be_read_is_listed(whole: Path) -> None:
+    skipped = [json.loads(line) for line in (whole / "skipped.jsonl").read_text().splitlines()]
+    assert skipped
+    assert all("broken.png" in line["id"] for line in skipped)
+
+
+@pytest.mark.parametrize("moment", ["step", "checkpoint"])
+def test_a_killed_run_goes_on_as_if_nothing_had_been(
+    recipes: Recipes, whole: Path, tmp_path: Path, moment: str
+) -> None:
+    recipe = recipes.write(tmp_path, loss=ALL, train={"parts": 2, "accumulate": 2})
+    killed = subprocess.run(
+        [sys.executable, "-c", KILL, recipe, moment],
+        check=False,
+        capture_output=True,
+        cwd=Path(__file__).parent.parent,
+        env={**os.environ, "PYTHONHASHSEED": "7"},
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    assert not (tmp_path / "model").exists()
+    assert load_checkpoint(tmp_path / "checkpoint.pt")["step"] == 3
+    assert train(recipe, resume=True) == tmp_path / "model"
+    assert weights(tmp_path / "model") == weights(whole / "model")
+    assert read_log(tmp_path) == read_log(whole)
+    assert (tmp_path / "skipped.jsonl").read_text() == (whole / "skipped.jsonl").read_text()
+
+
+def test_terms_of_weight_0_are_not_computed(
+    recipes: Recipes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("a term of weight 0 was computed")
+
+    for name in ("Teacher", "FeatureQueue", "code_counts"):
+        monkeypatch.setattr(pair_trainer, name, never)
+    train(recipes.write(tmp_path, train={"steps": 2}))
+    line = read_log(tmp_path)[1]
+    assert TERMS & line.keys() == {"lexical", "penalty_image", "penalty_text"}
+    # LexVLA alone: heads and codes are not trained, and are as they were at first.
+    trainer = PairTrainer(PairRecipe.load(tmp_path / "recipe.toml"))
+    assert not any(p.requires_grad for p in trainer.model.image_dense_head.parameters())
+
+
+def test_steps_learn(recipes: Recipes, tmp_path: Path) -> None:
+    settings = {"steps": 60, "rate": 0.02, "crop": 1.0, "bfloat16": False, "save_every": 99}
+    train(recipes.write(tmp_path, train=settings, data={"batch_size": 8}))
+    losses = [line["lexical"] for line in read_log(tmp_path)]
+    assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
+
+
+def test_parts_of_a_batch_give_the_same_step(recipes: Recipes, tmp_path: Path) -> None:
+    runs = []
+    for parts in (1, 3):
+        model = {"lora_dropout": 0.0, "dense_width": 6}
+        settings = {"parts": parts, "steps": 1, "bfloat16": False}
+        output = tmp_path / str(parts)
+        train(recipes.write(output, model=model, loss={"dense": 1.0}, train=settings))
+        runs.append(LexVLA.from_pretrained(output / "model").image_codebook.detach())
+        runs.append(read_log(output)[0])
+    assert runs[1]["loss"] == pytest.approx(runs[3]["loss"], rel=1e-5)
+    torch.testing.assert_close(runs[0], runs[2], rtol=1e-3, atol=1e-5)
+
+
+def test_going_on_from_a_saved_model(recipes: Recipes, whole: Path, tmp_path: Path) -> None:
+    path = recipes.write(tmp_path, train={"steps": 2})
+    text = path.read_text()
+    start, end = text.index("[model]"), text.index("[data]")
+    path.write_text(f'{text[:start]}[model]\nstart = "{whole / "model"}"\n{text[end:]}')
+    train(path)
+    old, new = (LexVLA.from_pretrained(each / "model") for each in (whole, tmp_path))
+    assert old.vocabulary == new.vocabulary
+    assert not torch.equal(old.image_codebook, new.image_codebook)
+
+
+def test_a_given_tree(recipes: Recipes, tmp_path: Path) -> None:
+    loss = {"proxy": 1.0, "tree": True}
+    trainer = PairTrainer(PairRecipe.load(recipes.write(tmp_path, loss=loss)))
+    assert trainer.labels == {name: i for i, name in enumerate(sorted(THINGS))}
+    assert trainer.objective.proxies is not None
+    assert trainer.objective.proxies.given
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(
+    recipes: Recipes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipes.write(tmp_path, train={"steps": 6, "save_every": 2})
+    real, calls = checkpoint.os.fsync, []
+
+    def full(descriptor: int) -> None:
+        calls.append(descriptor)
+        if len(calls) > 1:
+            raise OSError(28, "No space left on device")
+        real(descriptor)
+
+    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    with pytest.raises(ModelError, match=r"cannot be written .*No space left"):
+        train(recipe)
+    assert load_checkpoint(tmp_path / "checkpoint.pt")["step"] == 2
+    assert not (tmp_path / "checkpoint.tmp").exists()
+
+
+def test_another_recipe_is_refused_with_the_difference(recipes: Recipes, tmp_path: Path) -> None:
+    train(recipes.write(tmp_path, train={"steps": 3}))
+    changed = recipes.write(tmp_path, train={"steps": 3, "rate": 0.1}, loss={"dense": 0.5})
+    with pytest.raises(ModelError) as caught:
+        train(changed, resume=True)
+    assert "loss.dense was 0.0 and is 0.5" in str(caught.value)
+    assert "train.rate was 0.003 and is 0.1" in str(caught.value)
+
+
+def test_a_loss_that_is_no_number_ends_the_run(
+    recipes: Recipes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = PairTrainer._micro_step
+
+    def broken(self: PairTrainer, *arguments: Any) -> dict[str, float]:
+        return {**step(self, *arguments), "loss": math.nan}
+
+    monkeypatch.setattr(PairTrainer, "_micro_step", broken)
+    with pytest.raises(ModelError, match="step 1: the loss is nan"):
+        train(recipes.write(tmp_path))
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize(
+    ("section", "changes", "words"),
+    [
+        ("train", {"stepps": 3}, r"\[train\].*unknown key 'stepps'"),
+        ("train", {"steps": "3"}, "steps must be int, not '3'"),
+        ("train", {"bfloat16": 1}, "bfloat16 must be bool"),
+        ("train", {"steps": 0}, "must be at least 1"),
+        ("train", {"parts": 7}, "parts must not be more than the batch"),
+        ("train", {"crop": 0.0}, "crop must be above 0"),
+        ("loss", {"penalty": "l1"}, "penalty must be 'overuse' or 'flops', not 'l1'"),
+        ("loss", {"dense": -1.0}, "weights must not be below 0"),
+        ("loss", {"lexical": 0}, "all weights are 0"),
+        ("loss", {"codis": 1.0, "queue": 5}, "queue must hold a batch"),
+        ("data", {"batch_size": 1}, "batch_size must be at least 2"),
+        ("data", {"kind": "zip"}, "kind must be one of captions"),
+        ("data", {"batch_size": 40}, "too few records for a batch of 40"),
+        ("data", {"path": "none.jsonl"}, "none.jsonl"),
+        ("model", {"lora_rang": 3}, "unknown key 'lora_rang'"),
+        ("model", {"device": "cpu"}, "unknown key 'device'"),
+    ],
+)
+def test_recipes_that_are_refused(
+    recipes: Recipes, tmp_path: Path, section: str, changes: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(InputError, match=words):
+        train(recipes.write(tmp_path, **{section: changes}))
+
+
+def test_a_recipe_without_its_sections(recipes: Recipes, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.toml"
+    for text, words in (
+        ("[data]\n", "needs text_model, or start"),
+        ('[data]\nkind = "captions"\n[model]\nstart = "x"', "missing 1 required.*'path'"),
+        ('[data]\nkind="captions"\npath="x"\n[model]\nstart="x"\n', r"\[train\].*is missing"),
+        ("[data\n", "no readable recipe"),
+        ("[data]\n[losses]\nx = 1\n", "unknown key 'losses'"),
+    ):
+        path.write_text(text)
+        with pytest.raises(InputError, match=words):
+            train(path)
+
+
+def test_terms_that_the_model_has_no_part_for(recipes: Recipes, tmp_path: Path) -> None:
+    plain = {"dense_width": 0, "codebook_size": 0}
+    with pytest.raises(InputError, match="need a model with a dense_width"):
+        train(recipes.write(tmp_path, model=plain, loss={"dense": 1.0}))
+    with pytest.raises(InputError, match="codis needs a model with a codebook_size"):
+        train(recipes.write(tmp_path, model={"codebook_size": 0}, loss={"codis": 1.0, "queue": 6}))
+
+
+@pytest.mark.parametrize("name", ["llama2-dinov2-cc12m"])
+def test_the_recipes_that_ship_can_be_read(name: str) -> None:
+    recipe = PairRecipe.load(Path(__file__).parent.parent / "recipes" / f"{name}.toml")
+    assert recipe.output == f"runs/{name}"
+    assert recipe.train.steps * recipe.data.batch_size * 8 == pytest.approx(12 * 9.2e6, rel=1e-3)
+
+
+def test_the_command(recipes: Recipes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = recipes.write(tmp_path, train={"steps": 2})
+    assert cli.main(["train", str(recipe), "--json"]) == 0
+    folder = json.loads(capsys.readouterr().out)["model"]
+    assert LexVLA.from_pretrained(folder).encode_text(["hat"]).lexical.nnz
