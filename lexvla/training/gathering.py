@@ -19,8 +19,9 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
         world = distributed.get_world_size()
+        rows = rows.contiguous()
         parts = [torch.empty_like(rows) for _ in range(world)]
-        distributed.all_gather(parts, rows.contiguous())
+        distributed.all_gather(parts, rows)
         ctx.span = slice(
             distributed.get_rank() * len(rows), (distributed.get_rank() + 1) * len(rows)
         )

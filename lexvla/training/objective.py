@@ -55,7 +55,7 @@ class Losses:
         coarse: Weight of the coarse level in it (HPL); 0 for flat proxies.
         tree: Whether the coarse classes are those of the data, or clusters of the proxies.
         recluster_every: Steps between clusterings, in the first half of the run.
-        distil: The sum of lexical and dense similarity teaches both (arXiv 2508.16707).
+        distil: The mean of lexical and dense similarity teaches both (arXiv 2508.16707).
         temperature: Where the temperatures start.
         teacher_decay: Of the moving average.
         queue: Vectors that a queue holds.
@@ -194,7 +194,7 @@ class Objective(nn.Module):
     def _distil(self, words: Tensor, meaning: Tensor) -> Tensor:
         """Let the fused score teach each of its two parts, in both directions."""
         legs = words / self.lexical.temperature, meaning / self.dense.temperature
-        fused = (legs[0] + legs[1]).detach()
+        fused = ((legs[0] + legs[1]) / 2).detach()  # a sum would sharpen legs that agree
         terms = [
             functional.cross_entropy(leg, target.softmax(dim=1))
             for own in legs

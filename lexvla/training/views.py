@@ -21,13 +21,13 @@ def random_view(
         image: Any size.
         side: Pixels of the view.
         crop: Smallest share of the area; 1 for the whole image. The sides' ratio changes by up to
-            4/3.
+            4/3, and less where the part would be wider or higher than the image.
         jitter: Brightness, contrast and colour change by up to this share.
         rng: Decides all that is random.
     """
     width, height = image.size
     share = rng.uniform(crop, 1)
-    ratio = math.exp(rng.uniform(-1, 1) * math.log(4 / 3)) if crop < 1 else 1.0
+    ratio = min(4 / 3, 1 / share) ** rng.uniform(-1, 1)
     part_width = width * min(1.0, math.sqrt(share * ratio))
     part_height = height * min(1.0, math.sqrt(share / ratio))
     left, top = rng.uniform(0, width - part_width), rng.uniform(0, height - part_height)
