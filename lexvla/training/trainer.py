@@ -317,8 +317,14 @@ class Trainer:
         return folder
 
 
-def build_model(recipe: Recipe, drawings: EmojiDrawings) -> LexVLA:
-    """Build an untrained model with a tokenizer and vocabulary made from the captions."""
+def build_model(recipe: Recipe, drawings: EmojiDrawings, **config: Any) -> LexVLA:
+    """Build an untrained model with a tokenizer and vocabulary made from the captions.
+
+    Args:
+        recipe: Gives the sizes.
+        drawings: Give the captions.
+        config: Other fields of `LexVLAConfig`; without them there are no dense vectors or codes.
+    """
     captions = drawings.captions()
     tokenizer = train_tokenizer([*captions, PROMPT], recipe.pieces_below_words)
     vocabulary = build_vocabulary(tokenizer, captions, STOP_WORDS)
@@ -353,9 +359,8 @@ def build_model(recipe: Recipe, drawings: EmojiDrawings) -> LexVLA:
         adapter_heads=recipe.heads,
         adapter_width=3 * recipe.width,
         vocabulary_chunk=512,
-        dense_width=0,
-        codebook_size=0,
         require_known_word=True,
         model_name="lexvla-emoji",
+        **{"dense_width": 0, "codebook_size": 0, **config},
     )
     return LexVLA(config, vocabulary, tokenizer)
