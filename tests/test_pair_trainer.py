@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,12 +17,14 @@ import pytest
 import torch
 
 from lexvla import LexVLA
+from lexvla.data.pairs import ShardedSource
 from lexvla.errors import InputError, ModelError
 from lexvla.training import checkpoint, pair_trainer
 from lexvla.training.checkpoint import load_checkpoint
-from lexvla.training.pair_recipe import PairRecipe
+from lexvla.training.pair_recipe import Data, PairRecipe
 from lexvla.training.pair_trainer import PairTrainer
 from lexvla.training.run import train
+from lexvla.training.sources import open_source
 from model_fakes import picture
 from search import cli
 
@@ -51,6 +54,7 @@ KILL = """
 import os, signal, sys
 from lexvla.training import checkpoint, pair_trainer
 from lexvla.training.run import train
+from lexvla.training.sources import open_source
 def die(*_): os.kill(os.getpid(), signal.SIGKILL)
 step = pair_trainer.PairTrainer.train_step
 def step_or_die(self):
@@ -352,6 +356,31 @@ def test_the_recipes_that_ship_can_be_read(name: str) -> None:
     recipe = PairRecipe.load(Path(__file__).parent.parent / "recipes" / f"{name}.toml")
     assert recipe.output == f"runs/{name}"
     assert recipe.train.steps * recipe.data.batch_size * 8 == pytest.approx(12 * 9.2e6, rel=1e-3)
+
+
+def test_the_recipe_that_is_documented_can_be_read(tmp_path: Path) -> None:
+    page = Path(__file__).parent.parent / "docs" / "training.md"
+    (code,) = re.findall(r"```toml\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    (tmp_path / "recipe.toml").write_text(code, encoding="utf-8")
+    recipe = PairRecipe.load(tmp_path / "recipe.toml")
+    assert (recipe.loss.dense, recipe.train.parts, recipe.data.batch_size) == (1.0, 8, 256)
+
+
+def test_columns_of_a_hugging_face_dataset(tmp_path: Path, captions: Path) -> None:
+    import datasets
+
+    rows = [json.loads(line) for line in captions.read_text().splitlines()[:8]]
+    table = {
+        "picture": [str(captions.parent / row["image"]) for row in rows],
+        "about": [row["text"] for row in rows],
+    }
+    datasets.Dataset.from_dict(table).to_parquet(tmp_path / "pairs.parquet")
+    options = {"columns": {"image": "picture", "text": "about"}}
+    source = open_source(Data("hugging_face", str(tmp_path / "pairs.parquet"), options=options))
+    assert not isinstance(source, ShardedSource)
+    assert source[3].texts == (rows[3]["text"],)
+    with pytest.raises(InputError, match=r"data\.options.*spilt"):
+        open_source(Data("captions", str(captions), options={"spilt": "train"}))
 
 
 def test_the_command(recipes: Recipes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from lexvla.data.captions import read_captions
-from lexvla.data.hf_datasets import load_hugging_face
+from lexvla.data.hf_datasets import Columns, load_hugging_face
 from lexvla.data.karpathy import read_karpathy
 from lexvla.data.pairs import IndexedSource, ShardedSource
 from lexvla.data.webdataset_shards import WebDatasetShards
@@ -29,8 +29,11 @@ def open_source(data: Data) -> IndexedSource | ShardedSource:
     Raises:
         InputError: It cannot be read, or an option is unknown.
     """
+    options = dict(data.options)
     try:
-        return _OPENERS[data.kind](data.path, **data.options)
+        if isinstance(options.get("columns"), dict):  # a table of the recipe
+            options["columns"] = Columns(**options["columns"])
+        return _OPENERS[data.kind](data.path, **options)
     except TypeError as error:
         raise InputError(data.path, f"[data.options] {error}") from error
 
