@@ -27,14 +27,14 @@ def open_source(data: Data) -> IndexedSource | ShardedSource:
     """Open a source.
 
     Raises:
-        InputError: It cannot be read, or an option is unknown.
+        InputError: It cannot be read, or an option is unknown or out of its range.
     """
     options = dict(data.options)
     try:
         if isinstance(options.get("columns"), dict):  # a table of the recipe
             options["columns"] = Columns(**options["columns"])
         return _OPENERS[data.kind](data.path, **options)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise InputError(data.path, f"[data.options] {error}") from error
 
 
@@ -50,16 +50,22 @@ def classes_of(source: IndexedSource | ShardedSource) -> list[str]:
 
 
 def parents_of(source: IndexedSource, classes: list[str]) -> list[list[int]]:
-    """Return each class's parent, by the class paths of the data.
+    """Return each class's parent, by the class paths of the data. Bad records are passed over.
 
     Raises:
         InputError: A class has no parent or several, or all have one.
     """
     parents: dict[str, str] = {}
     for number in range(len(source)):
-        pair = source[number]
-        above = [name for name in pair.class_path if name != pair.label]
-        if pair.label is None or not above:
+        try:
+            pair = source[number]
+        except InputError:  # the loader skips it too, and says so
+            continue
+        if pair.label is None:
+            continue
+        path = pair.class_path
+        above = path[: path.index(pair.label)] if pair.label in path else path
+        if not above:
             continue
         if parents.setdefault(pair.label, above[-1]) != above[-1]:
             rule = f"the class {pair.label!r} lies under {parents[pair.label]!r} and {above[-1]!r}"
