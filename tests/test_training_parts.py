@@ -580,12 +580,13 @@ def test_codes_begin_as_clusters_of_the_newest_vectors() -> None:
     torch.manual_seed(0)
     codebook = Codebook(4, 4, 0.1)
     weight = codebook.codes
-    initialise_codes(codebook, queues, 4, seed=3)
+    rows = torch.cat([queue.newest()[:4] for queue in queues])
+    initialise_codes(codebook, rows, seed=3)
     assert codebook.codes is weight  # the optimiser's
     assert torch.equal(codebook.codes.detach().sort(0, descending=True).values[0], torch.ones(4))
     torch.testing.assert_close(codebook.codes.detach().T @ codebook.codes.detach(), eye)
     again = Codebook(4, 4, 0.1)
-    initialise_codes(again, queues, 4, seed=3)
+    initialise_codes(again, rows, seed=3)
     assert torch.equal(again.codes, codebook.codes)
 
 
@@ -596,7 +597,7 @@ def test_dead_codes_start_anew() -> None:
     old = codebook.codes.detach().clone()
     queue = FeatureQueue(6, 4, 0, CPU)
     counts = torch.tensor([2, 0, 1, 0, 7])
-    reseed_codes(codebook, counts, queue, optimizer, seed=1)
+    reseed_codes(codebook, counts, queue.rows, optimizer, seed=1)
     new = codebook.codes.detach()
     assert torch.equal(new[[0, 2, 4]], old[[0, 2, 4]])
     for code in new[[1, 3]]:
@@ -615,7 +616,8 @@ def test_the_same_seed_reseeds_alike() -> None:
         torch.manual_seed(0)
         codebook, queue = Codebook(5, 4, 0.1), FeatureQueue(6, 4, 0, CPU)
         counts = code_counts(queue.rows[:1], codebook.codes.detach())
-        reseed_codes(codebook, counts, queue, torch.optim.AdamW(codebook.parameters()), seed=1)
+        optimizer = torch.optim.AdamW(codebook.parameters())
+        reseed_codes(codebook, counts, queue.rows, optimizer, seed=1)
         found.append(codebook.codes.detach())
     assert torch.equal(*found)
 

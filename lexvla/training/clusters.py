@@ -7,7 +7,6 @@ from torch import Tensor
 
 from lexvla.codebook import Codebook
 from lexvla.losses import HierarchicalProxy
-from lexvla.training.teacher import FeatureQueue
 
 __all__ = ["forget", "initialise_codes", "recluster_proxies", "reseed_codes"]
 
@@ -20,32 +19,19 @@ def forget(optimizer: torch.optim.Optimizer, weight: Tensor, rows: Tensor) -> No
             moment[rows] = 0
 
 
-def initialise_codes(
-    codebook: Codebook, queues: tuple[FeatureQueue, FeatureQueue], filled: int, seed: int
-) -> None:
-    """Set the codes to clusters of the newest vectors of both queues.
-
-    Args:
-        codebook: The codes.
-        queues: Of images and of texts.
-        filled: Rows of each queue that hold vectors of items.
-        seed: Of what is random in clustering.
-    """
-    rows = torch.cat([queue.newest()[:filled] for queue in queues]).cpu()
-    codebook.cpu().initialise(rows, torch.Generator().manual_seed(seed))
-    codebook.to(queues[0].rows.device)
+def initialise_codes(codebook: Codebook, rows: Tensor, seed: int) -> None:
+    """Set the codes to the centres of clusters of rows (n, width), the teacher's vectors."""
+    place = rows.device
+    codebook.cpu().initialise(rows.cpu(), torch.Generator().manual_seed(seed))
+    codebook.to(place)
 
 
 def reseed_codes(
-    codebook: Codebook,
-    counts: Tensor,
-    queue: FeatureQueue,
-    optimizer: torch.optim.Optimizer,
-    seed: int,
+    codebook: Codebook, counts: Tensor, rows: Tensor, optimizer: torch.optim.Optimizer, seed: int
 ) -> None:
-    """Let codes that no item had start anew at vectors of a queue, and count from zero."""
-    generator = torch.Generator(queue.rows.device).manual_seed(seed)
-    forget(optimizer, codebook.codes, codebook.reseed(counts, queue.rows, generator))
+    """Let codes that no item had start anew at some of the rows, and count from zero."""
+    generator = torch.Generator(rows.device).manual_seed(seed)
+    forget(optimizer, codebook.codes, codebook.reseed(counts, rows, generator))
     counts.zero_()
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
-__all__ = ["gather_rows"]
+__all__ = ["gather_rows", "share_state"]
 
 
 class _Gather(torch.autograd.Function):
@@ -42,3 +42,10 @@ def gather_rows(rows: Tensor) -> Tensor:
         return rows
     gathered: Tensor = _Gather.apply(rows)
     return gathered
+
+
+def share_state(tensors: list[Tensor]) -> None:
+    """Overwrite tensors by those of the first process; alone, leave them."""
+    if distributed.is_initialized() and distributed.get_world_size() > 1:
+        for tensor in tensors:
+            distributed.broadcast(tensor, 0)

@@ -91,6 +91,11 @@ class Losses:
         return any((self.codis, self.tcl_cross, self.tcl_intra, self.tcl_local))
 
     @property
+    def needs_image_words(self) -> bool:
+        """Tell whether a term asks for the words of images."""
+        return any((self.lexical, self.penalty_image, self.distil))
+
+    @property
     def needs_dense(self) -> bool:
         """Tell whether a term asks for dense vectors."""
         return self.needs_teacher or any((self.dense, self.proxy, self.distil))
@@ -136,8 +141,11 @@ class Objective(nn.Module):
             if classes < 2:
                 raise ValueError(f"the proxy loss tells classes apart: {classes} are not enough")
             weights = (1.0, losses.coarse) if losses.coarse else (1.0,)
+            given = parents if losses.coarse else None
+            # A tree that is given holds for few classes too; clusters of few mean little.
+            least = 32 if given is None else 2
             self.proxies = HierarchicalProxy(
-                classes, width, weights=weights, parents=parents if losses.coarse else None
+                classes, width, weights=weights, parents=given, least_classes=least
             )
 
     def clamp(self) -> None:

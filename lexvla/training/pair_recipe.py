@@ -142,15 +142,25 @@ class PairRecipe:
             "[train] parts must not be more than the batch": train.parts <= data.batch_size,
             "[train] rate and clip must be above 0": train.rate > 0 and train.clip > 0,
             "[train] crop must be above 0 and at most 1": 0 < train.crop <= 1,
+            "[train] jitter must be from 0 to 1": 0 <= train.jitter <= 1,
+            "[train] warmup and threads, and [data] workers, must not be below 0": (
+                min(train.warmup, train.threads, data.workers) >= 0
+            ),
+            "[loss] alpha and teacher_decay must be from 0 to 1": (
+                0 <= loss.alpha <= 1 and 0 <= loss.teacher_decay <= 1
+            ),
+            "[loss] temperature must be above 0": loss.temperature > 0,
+            "[loss] recluster_every must be at least 1": loss.recluster_every >= 1,
+            "[loss] counts of steps must not be below 0": (
+                min(loss.penalty_ramp, loss.alpha_ramp, loss.codis_from, loss.reseed_every) >= 0
+            ),
             "[loss] weights must not be below 0": all(
                 value >= 0 for value in asdict(loss).values() if isinstance(value, float)
             ),
             "[loss] queue must hold a batch": (
                 not loss.needs_teacher or loss.queue >= data.batch_size
             ),
-            "[loss] all weights are 0": any(
-                (loss.lexical, loss.dense, loss.codis, loss.tcl_cross, loss.tcl_intra, loss.proxy)
-            ),
+            "[loss] all weights are 0": loss.lexical > 0 or loss.needs_dense,
         }
         for rule, kept in rules.items():
             if not kept:
@@ -190,7 +200,8 @@ def _fits(value: Any, kind: Any) -> bool:
 
 def _model(values: dict[str, Any], name: str) -> dict[str, Any]:
     if "start" in values:
-        known = {"start", *inspect.signature(LexVLA.from_pretrained).parameters}
+        # Not dtype: a small step is lost in 16 bits; bfloat16 of [train] is for computing.
+        known = {"start", *inspect.signature(LexVLA.from_pretrained).parameters} - {"dtype"}
     else:
         known = set(inspect.signature(LexVLA.from_backbones).parameters)
         known |= set(inspect.signature(LexVLAConfig.__init__).parameters)

@@ -24,16 +24,16 @@ from lexvla.data.loader import Batch, PairLoader
 from lexvla.data.pairs import ShardedSource
 from lexvla.errors import InputError, ModelError
 from lexvla.features import Features
-from lexvla.model import LexVLA
 from lexvla.preprocessing import to_pixels
 from lexvla.training.checkpoint import differences, load_checkpoint, save_checkpoint
 from lexvla.training.clusters import initialise_codes, recluster_proxies, reseed_codes
-from lexvla.training.gathering import gather_rows
+from lexvla.training.gathering import gather_rows, share_state
 from lexvla.training.gradient_cache import cached_backward
 from lexvla.training.health import check_health, signs
 from lexvla.training.objective import Objective, TeacherView, dense
 from lexvla.training.pair_recipe import PairRecipe
 from lexvla.training.sources import classes_of, open_source, parents_of
+from lexvla.training.start import parameter_groups, start_model
 from lexvla.training.teacher import FeatureQueue, Teacher
 from lexvla.training.views import random_view
 
@@ -64,7 +64,7 @@ class PairTrainer:
         self.accelerator = Accelerator(mixed_precision="no", cpu=run.device == "cpu")
         self.device = self.accelerator.device
         self.world = self.accelerator.num_processes
-        self.model = self._build_model()
+        self.model = start_model(recipe, self.device)
         source = open_source(recipe.data)
         classes = classes_of(source) if loss.proxy else []
         self.labels = {name: number for number, name in enumerate(classes)}
@@ -88,6 +88,7 @@ class PairTrainer:
         self.teacher: Teacher | None = None
         self.queues: tuple[FeatureQueue, FeatureQueue] | None = None
         if loss.needs_teacher:
+            self._check_queue()
             self.teacher = Teacher(self.model, loss.teacher_decay)
             self.queues = (
                 FeatureQueue(loss.queue, width, run.seed, self.device),
@@ -95,7 +96,9 @@ class PairTrainer:
             )
         self.counts = torch.zeros(self.model.config.codebook_size, dtype=torch.long)
         self.counts = self.counts.to(self.device)
-        optimizer = torch.optim.AdamW(self._groups(), betas=(0.9, 0.98))
+        optimizer = torch.optim.AdamW(
+            parameter_groups(self.model, self.objective, run), betas=(0.9, 0.98)
+        )
         self.rates = [group["lr"] for group in optimizer.param_groups]
         # Codes are used by the loss, not by the forward pass, where DDP would wait for them.
         self.model._ddp_params_and_buffers_to_ignore = ["codebook.codes"]
@@ -105,43 +108,16 @@ class PairTrainer:
         self.output = Path(recipe.output)
         self.output.mkdir(parents=True, exist_ok=True)
 
-    def _build_model(self) -> LexVLA:
-        loss, options = self.recipe.loss, dict(self.recipe.model)
-        place: dict[str, Any] = {"device": self.device}
-        if "start" in options:
-            model = LexVLA.from_pretrained(options.pop("start"), **options, **place)
-        else:
-            model = LexVLA.from_backbones(**options, **place)
-        if loss.needs_dense and not model.config.dense_width:
-            raise InputError("[loss]", "the dense terms need a model with a dense_width")
-        if loss.codis and model.codebook is None:
-            raise InputError("[loss]", "codis needs a model with a codebook_size")
-        # What no term uses gets no gradient, which DDP would wait for.
-        for part, used in (
-            (model.text_dense_head, loss.needs_dense),
-            (model.image_dense_head, loss.needs_dense),
-            (model.codebook, loss.codis > 0),
-        ):
-            if part is not None:
-                part.requires_grad_(used)
-        return model
-
-    def _groups(self) -> list[dict[str, Any]]:
-        run = self.recipe.train
-        lora: list[Tensor] = []
-        matrices: list[Tensor] = []
-        rest: list[Tensor] = list(self.objective.parameters())
-        for name, weight in self.model.named_parameters():
-            if weight.requires_grad:
-                kind = lora if "lora_" in name else matrices if weight.ndim > 1 else rest
-                kind.append(weight)
-        rate, decay = run.rate, run.weight_decay
-        groups = [
-            {"params": lora, "lr": run.lora_rate or rate, "weight_decay": decay},
-            {"params": matrices, "lr": rate, "weight_decay": decay},
-            {"params": rest, "lr": rate, "weight_decay": 0.0},
-        ]
-        return [group for group in groups if group["params"]]
+    def _check_queue(self) -> None:
+        loss, batch = self.recipe.loss, self.recipe.data.batch_size * self.world
+        if loss.queue < batch:
+            raise InputError(
+                "[loss] queue", f"must hold a batch of all processes, which is {batch}"
+            )
+        rows, codes = 2 * self._filled(loss.codis_from), self.model.config.codebook_size
+        if loss.codis and loss.codis_from and rows < codes:
+            rule = f"is too early: the queues hold {rows} vectors then, for {codes} codes"
+            raise InputError("[loss] codis_from", rule)
 
     def run(self) -> Path:
         """Take the remaining steps, save the model and return its folder."""
@@ -209,7 +185,8 @@ class PairTrainer:
         self.objective.clamp()
         if self.model.codebook is not None and self.recipe.loss.codis:
             self.model.codebook.renormalise()
-            totals["dead"] = float(count_dead_codes(self.counts))
+            if self.step >= self.recipe.loss.codis_from:
+                totals["dead"] = float(count_dead_codes(self.counts))
         self._tend_clusters()
         return totals
 
@@ -218,16 +195,23 @@ class PairTrainer:
         seed = self.recipe.train.seed * 1_000_003 + taken  # the same in all processes
         codebook, queues = self.model.codebook, self.queues
         if loss.codis and codebook is not None and queues is not None:
+            rows = torch.cat([queue.newest()[: self._filled(taken)] for queue in queues])
             if taken == loss.codis_from:
-                rows = taken * self.recipe.train.accumulate * self.recipe.data.batch_size
-                initialise_codes(codebook, queues, min(rows * self.world, loss.queue), seed)
+                initialise_codes(codebook, rows, seed)
             elif loss.reseed_every and taken > loss.codis_from and not taken % loss.reseed_every:
-                reseed_codes(codebook, self.counts, queues[0], self.optimizer.optimizer, seed)
+                reseed_codes(codebook, self.counts, rows, self.optimizer.optimizer, seed)
+            share_state([codebook.codes.data])
         proxies = self.objective.proxies
         if proxies is None or proxies.given or len(proxies.levels) == 1:
             return
         if taken % loss.recluster_every == 0 and taken <= self.recipe.train.steps // 2:
             recluster_proxies(proxies, self.optimizer.optimizer, seed)
+            share_state(list(proxies.state_dict().values()))
+
+    def _filled(self, steps: int) -> int:
+        """Return how many rows of a queue hold vectors of items after some steps."""
+        rows = steps * self.recipe.train.accumulate * self.recipe.data.batch_size * self.world
+        return min(rows, self.recipe.loss.queue)
 
     def _micro_step(self, micro: int, last: bool) -> dict[str, float]:
         """Let one batch add its gradient."""
@@ -300,7 +284,8 @@ class PairTrainer:
             seen = self.teacher(self.model, pixels, ids, dense=True, locals=local)
         if local and self.world > 1:  # texts of other processes may be longer
             pad = self.accelerator.pad_across_processes
-            seen = (seen[0], seen[1]._replace(**{k: pad(getattr(seen[1], k), 1) for k in LOCALS}))
+            padded = {name: pad(getattr(seen[1], name), 1) for name in LOCALS}
+            seen = (seen[0], seen[1]._replace(**{**padded, "mask": padded["mask"].bool()}))
         image, text = (
             each._replace(**{k: gather_rows(v) for k, v in each._asdict().items() if v is not None})
             for each in seen
