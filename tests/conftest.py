@@ -4,6 +4,7 @@ import ipaddress
 import os
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 # Before anything imports torch or transformers: they read these once.
@@ -68,6 +69,22 @@ def vision_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     from backbone_fakes import save_vision_model
 
     return save_vision_model(tmp_path_factory.mktemp("dinov2"))
+
+
+@pytest.fixture(scope="session")
+def captions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a caption file of 24 pictures, and one that is broken."""
+    from pair_fakes import save_captions
+
+    return save_captions(tmp_path_factory.mktemp("pairs"))
+
+
+@pytest.fixture(scope="session")
+def recipes(text_model: str, vision_model: str, captions: Path) -> Any:
+    """Return what writes recipes over the tiny backbones and pictures."""
+    from pair_fakes import Recipes
+
+    return Recipes(text_model, vision_model, captions)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

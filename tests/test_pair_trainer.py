@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -17,20 +16,15 @@ import pytest
 import torch
 
 from lexvla import LexVLA
-from lexvla.data.pairs import ShardedSource
-from lexvla.errors import InputError, ModelError
+from lexvla.errors import ModelError
 from lexvla.training import checkpoint, pair_trainer
 from lexvla.training.checkpoint import load_checkpoint
-from lexvla.training.pair_recipe import Data, PairRecipe
+from lexvla.training.pair_recipe import PairRecipe
 from lexvla.training.pair_trainer import PairTrainer
 from lexvla.training.run import train
-from lexvla.training.sources import open_source
-from model_fakes import picture
+from pair_fakes import THINGS, Recipes
 from search import cli
 
-COLOURS = ("red", "blue", "green", "white")
-THINGS = ("dog", "cat", "hat", "horse", "birds", "man")
-ANIMALS = {"dog", "cat", "horse", "birds"}
 # Each of the papers' terms once, with little of everything.
 ALL = {
     "dense": 1.0,
@@ -71,69 +65,6 @@ def _threads() -> Iterator[None]:
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def captions(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write 24 pictures with captions and classes, and one that is broken."""
-    folder = tmp_path_factory.mktemp("pairs")
-    lines = []
-    for number in range(24):
-        thing = THINGS[number // 4]
-        picture(number).save(folder / f"{number}.png")
-        text = f"a {COLOURS[number % 4]} {thing}"
-        above = "animal" if thing in ANIMALS else "other"
-        lines.append({"image": f"{number}.png", "text": text, "label": thing, "class_path": above})
-    (folder / "broken.png").write_bytes(b"no image")
-    lines.append({"image": "broken.png", "text": "a dog", "label": "dog", "class_path": "animal"})
-    path = folder / "pairs.jsonl"
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return path
-
-
-class Recipes:
-    """Write recipes over the tiny backbones."""
-
-    def __init__(self, text_model: str, vision_model: str, captions: Path) -> None:
-        self.sections: dict[str, dict[str, Any]] = {
-            "model": {
-                "text_model": text_model,
-                "vision_model": vision_model,
-                "image_size": 24,
-                "adapter_heads": 2,
-                "adapter_width": 24,
-                "dense_width": 6,
-                "codebook_size": 4,
-                "lora_rank": 2,
-                "vocabulary_chunk": 5,
-            },
-            "data": {"kind": "captions", "path": str(captions), "batch_size": 6, "workers": 2},
-            "loss": {},
-            "train": {
-                "steps": 6,
-                "warmup": 2,
-                "save_every": 3,
-                "device": "cpu",
-                "threads": 1,
-                "rate": 3e-3,
-            },
-        }
-
-    def write(self, output: Path, **changes: dict[str, Any]) -> Path:
-        output.mkdir(parents=True, exist_ok=True)
-        lines = [f"output = {json.dumps(str(output))}"]
-        for name, values in self.sections.items():
-            lines.append(f"[{name}]")
-            merged = {**values, **changes.get(name, {})}
-            lines += [f"{key} = {json.dumps(value)}" for key, value in merged.items()]
-        path = output / "recipe.toml"
-        path.write_text("\n".join(lines) + "\n")
-        return path
-
-
-@pytest.fixture(scope="module")
-def recipes(text_model: str, vision_model: str, captions: Path) -> Recipes:
-    return Recipes(text_model, vision_model, captions)
 
 
 def read_log(output: Path) -> list[dict[str, float]]:
@@ -301,96 +232,6 @@ def test_a_loss_that_is_no_number_ends_the_run(
     with pytest.raises(ModelError, match="step 1: the loss is nan"):
         train(recipes.write(tmp_path))
     assert not (tmp_path / "model").exists()
-
-
-@pytest.mark.parametrize(
-    ("section", "changes", "words"),
-    [
-        ("train", {"stepps": 3}, r"\[train\].*unknown key 'stepps'"),
-        ("train", {"steps": "3"}, "steps must be int, not '3'"),
-        ("train", {"bfloat16": 1}, "bfloat16 must be bool"),
-        ("train", {"steps": 0}, "must be at least 1"),
-        ("train", {"parts": 7}, "parts must not be more than the batch"),
-        ("train", {"crop": 0.0}, "crop must be above 0"),
-        ("loss", {"penalty": "l1"}, "penalty must be 'overuse' or 'flops', not 'l1'"),
-        ("loss", {"dense": -1.0}, "weights must not be below 0"),
-        ("loss", {"lexical": 0}, "all weights are 0"),
-        ("loss", {"codis": 1.0, "queue": 5}, "queue must hold a batch"),
-        ("loss", {"codis": 1.0, "queue": 6, "codis_from": 1}, "codis_from.*12 vectors .* 16 codes"),
-        ("loss", {"temperature": 0.0}, "temperature must be above 0"),
-        ("loss", {"alpha": 1.5}, "alpha and teacher_decay must be from 0 to 1"),
-        ("loss", {"recluster_every": 0}, "recluster_every must be at least 1"),
-        ("loss", {"codis_from": -1}, "counts of steps must not be below 0"),
-        ("train", {"jitter": 1.5}, "jitter must be from 0 to 1"),
-        ("train", {"warmup": -1}, "must not be below 0"),
-        ("data", {"batch_size": 1}, "batch_size must be at least 2"),
-        ("data", {"kind": "zip"}, "kind must be one of captions"),
-        ("data", {"batch_size": 40}, "too few records for a batch of 40"),
-        ("data", {"path": "none.jsonl"}, "none.jsonl"),
-        ("model", {"lora_rang": 3}, "unknown key 'lora_rang'"),
-        ("model", {"device": "cpu"}, "unknown key 'device'"),
-    ],
-)
-def test_recipes_that_are_refused(
-    recipes: Recipes, tmp_path: Path, section: str, changes: dict[str, Any], words: str
-) -> None:
-    with pytest.raises(InputError, match=words):
-        model = {"codebook_size": 16} if "codis" in changes else {}
-        train(recipes.write(tmp_path, **{"model": model, section: changes}))
-
-
-def test_a_recipe_without_its_sections(recipes: Recipes, tmp_path: Path) -> None:
-    path = tmp_path / "recipe.toml"
-    for text, words in (
-        ("[data]\n", "needs text_model, or start"),
-        ('[data]\nkind = "captions"\n[model]\nstart = "x"', "missing 1 required.*'path'"),
-        ('[data]\nkind="captions"\npath="x"\n[model]\nstart="x"\n', r"\[train\].*is missing"),
-        ("[data\n", "no readable recipe"),
-        ("[data]\n[losses]\nx = 1\n", "unknown key 'losses'"),
-    ):
-        path.write_text(text)
-        with pytest.raises(InputError, match=words):
-            train(path)
-
-
-def test_terms_that_the_model_has_no_part_for(recipes: Recipes, tmp_path: Path) -> None:
-    plain = {"dense_width": 0, "codebook_size": 0}
-    with pytest.raises(InputError, match="need a model with a dense_width"):
-        train(recipes.write(tmp_path, model=plain, loss={"dense": 1.0}))
-    with pytest.raises(InputError, match="codis needs a model with a codebook_size"):
-        train(recipes.write(tmp_path, model={"codebook_size": 0}, loss={"codis": 1.0, "queue": 6}))
-
-
-@pytest.mark.parametrize("name", ["llama2-dinov2-cc12m"])
-def test_the_recipes_that_ship_can_be_read(name: str) -> None:
-    recipe = PairRecipe.load(Path(__file__).parent.parent / "recipes" / f"{name}.toml")
-    assert recipe.output == f"runs/{name}"
-    assert recipe.train.steps * recipe.data.batch_size * 8 == pytest.approx(12 * 9.2e6, rel=1e-3)
-
-
-def test_the_recipe_that_is_documented_can_be_read(tmp_path: Path) -> None:
-    page = Path(__file__).parent.parent / "docs" / "training.md"
-    (code,) = re.findall(r"```toml\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
-    (tmp_path / "recipe.toml").write_text(code, encoding="utf-8")
-    recipe = PairRecipe.load(tmp_path / "recipe.toml")
-    assert (recipe.loss.dense, recipe.train.parts, recipe.data.batch_size) == (1.0, 8, 256)
-
-
-def test_columns_of_a_hugging_face_dataset(tmp_path: Path, captions: Path) -> None:
-    import datasets
-
-    rows = [json.loads(line) for line in captions.read_text().splitlines()[:8]]
-    table = {
-        "picture": [str(captions.parent / row["image"]) for row in rows],
-        "about": [row["text"] for row in rows],
-    }
-    datasets.Dataset.from_dict(table).to_parquet(tmp_path / "pairs.parquet")
-    options = {"columns": {"image": "picture", "text": "about"}}
-    source = open_source(Data("hugging_face", str(tmp_path / "pairs.parquet"), options=options))
-    assert not isinstance(source, ShardedSource)
-    assert source[3].texts == (rows[3]["text"],)
-    with pytest.raises(InputError, match=r"data\.options.*spilt"):
-        open_source(Data("captions", str(captions), options={"spilt": "train"}))
 
 
 def test_the_command(recipes: Recipes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
