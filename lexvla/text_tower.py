@@ -89,7 +89,9 @@ class TextTower(nn.Module):
         device = self.language_model.device
         cache = cache if cache is not None else PrefixCache()
         shared = cache.common(token_ids)
-        if not shared and (shared := _common_prefix(token_ids)):
+        # With gradient checkpointing a language model keeps no keys and values while it trains.
+        keeps = not (backbone.training and getattr(backbone, "gradient_checkpointing", False))
+        if keeps and not shared and (shared := _common_prefix(token_ids)):
             cache.ids = token_ids[0][:shared]
             prefix = torch.tensor([cache.ids], device=device)
             once = backbone(input_ids=prefix, use_cache=True).past_key_values

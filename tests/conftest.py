@@ -87,6 +87,17 @@ def recipes(text_model: str, vision_model: str, captions: Path) -> Any:
     return Recipes(text_model, vision_model, captions)
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Run torch on one thread: small tensors are faster so, and the same in every run."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("cuda"):
         import torch

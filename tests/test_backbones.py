@@ -225,6 +225,23 @@ def test_a_device_that_is_not_there(device: str, text_model: str, vision_model: 
         LexVLA.from_backbones(text_model, vision_model, **small(), device=device)
 
 
+def test_gradient_checkpointing_gives_the_same_gradients(
+    text_model: str, vision_model: str
+) -> None:
+    found = []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        changes = small(lora_dropout=0.0)
+        model = random_lora(LexVLA.from_backbones(text_model, vision_model, **changes))
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+            assert model.is_gradient_checkpointing
+        found.append(step(model))
+    assert found[0].keys() == found[1].keys()
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, rtol=1e-3, atol=1e-5)
+
+
 def test_lora_and_quantisation_are_for_a_named_language_model() -> None:
     with pytest.raises(ValueError, match="name it by text_model"):
         LexVLAConfig(lora_rank=4)

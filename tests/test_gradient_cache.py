@@ -23,13 +23,7 @@ from training_fakes import (
     unit,
 )
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _threads() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Encoder(nn.Module):
