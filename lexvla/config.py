@@ -69,7 +69,8 @@ class LexVLAConfig(PretrainedConfig):
         codebook_size: Codes of the dense codebook (CODIS); 0 for none.
         codes_per_item: Codes that an item keeps, the most probable ones.
         code_temperature: Temperature of the assignment to codes.
-        vocabulary_rule: By which rule of `Vocabulary.from_tokenizer` the words were kept.
+        vocabulary_rule: By which rule of `Vocabulary.from_tokenizer` the words were kept; empty
+            where they were chosen in another way.
         vocabulary_sha256: Names the vocabulary; `LexVLA` sets it.
         sparsification: Which words of a unit vector are kept: those above ``1/sqrt(V)``
             (``mean``, LexVLA section 4.4), the ``top_k`` largest, or those above ``threshold``.
@@ -113,7 +114,7 @@ class LexVLAConfig(PretrainedConfig):
         codebook_size: int = 4096,
         codes_per_item: int = 8,
         code_temperature: float = 0.07,
-        vocabulary_rule: str = "letters",
+        vocabulary_rule: str = "",
         vocabulary_sha256: str = "",
         sparsification: Sparsification = "mean",
         kept_words: int = 512,

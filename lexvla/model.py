@@ -170,7 +170,7 @@ class LexVLA(EncodeMixin, PreTrainedModel):
 
     @cached_property
     def _prompt_end(self) -> int:
-        """Count the tokens of the prompt that come after a text."""
+        """Count the tokens after a text, or the last one, which gives the text's own vector."""
         end = self.config.prompt.split("{text}")[1]
         return max(1, len(self.tokenizer(end, add_special_tokens=False)["input_ids"]))
 
@@ -260,7 +260,7 @@ class LexVLA(EncodeMixin, PreTrainedModel):
             quantization=quantization,
             lora_rank=lora_rank,
             image_size=image_size,
-            vocabulary_rule=vocabulary_rule,
+            vocabulary_rule=vocabulary_rule if vocabulary is None else "",
             **config,
         )
         if vocabulary is None:

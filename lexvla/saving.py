@@ -64,12 +64,13 @@ def write_model(model: LexVLA, folder: Path) -> None:
         ModelError: A tower has LoRA and other trained weights at once.
     """
     config = model.config
+    language_model, vision_model = model.text_tower.language_model, model.image_tower.vision_model
+    if config.lora_rank:
+        _check_lora_alone(language_model)  # before anything of an earlier save is touched
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG_FILE).unlink(missing_ok=True)
-    language_model, vision_model = model.text_tower.language_model, model.image_tower.vision_model
     with quiet():
         if config.lora_rank:
-            _check_lora_alone(language_model)
             language_model.save_pretrained(folder / LORA)
         elif config.text_model is None or not is_frozen(language_model):
             config.text_model = config.text_revision = None

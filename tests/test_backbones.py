@@ -242,6 +242,13 @@ def test_gradient_checkpointing_gives_the_same_gradients(
         torch.testing.assert_close(found[1][name], gradient, rtol=1e-3, atol=1e-5)
 
 
+def test_the_rule_is_recorded_where_it_chose(text_model: str, vision_model: str) -> None:
+    model = LexVLA.from_backbones(text_model, vision_model, **small())
+    assert model.config.vocabulary_rule == "letters"
+    given = small(vocabulary=model.vocabulary)
+    assert LexVLA.from_backbones(text_model, vision_model, **given).config.vocabulary_rule == ""
+
+
 def test_lora_and_quantisation_are_for_a_named_language_model() -> None:
     with pytest.raises(ValueError, match="name it by text_model"):
         LexVLAConfig(lora_rank=4)

@@ -173,7 +173,6 @@ def test_flop_of_the_papers_backbones_are_two_a_weight(load) -> None:
 
 
 def test_full_size_passes_its_checks(load, backbones, capsys) -> None:
-    pytest.importorskip("peft")
     arguments = ["--device", "cpu", "--tiny", "--pairs", "2", "--quantization", QUANTIZATION]
     with pytest.raises(SystemExit) as caught:
         load("full_size").main([*arguments, "--backbones", str(backbones)])
@@ -186,7 +185,6 @@ def test_full_size_passes_its_checks(load, backbones, capsys) -> None:
 def test_full_size_fails_where_a_frozen_weight_changes(
     load, backbones, monkeypatch, capsys
 ) -> None:
-    pytest.importorskip("peft")
     module = load("full_size")
     train = module.train
 

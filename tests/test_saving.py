@@ -130,9 +130,11 @@ def test_weights_trained_beside_lora_are_not_lost_silently(
     text_model: str, vision_model: str, tmp_path: Path
 ) -> None:
     model = LexVLA.from_backbones(text_model, vision_model, **small())
+    model.save_pretrained(tmp_path)
     model.text_tower.language_model.get_output_embeddings().requires_grad_(True)
     with pytest.raises(ModelError, match="trained beside LoRA"):
         model.save_pretrained(tmp_path)
+    assert_same(LexVLA.from_pretrained(tmp_path), model)  # what was saved before still stands
 
 
 def test_backbones_may_have_moved(text_model: str, tmp_path: Path) -> None:

@@ -195,12 +195,15 @@ class PairTrainer:
         seed = self.recipe.train.seed * 1_000_003 + taken  # the same in all processes
         codebook, queues = self.model.codebook, self.queues
         if loss.codis and codebook is not None and queues is not None:
-            rows = torch.cat([queue.newest()[: self._filled(taken)] for queue in queues])
-            if taken == loss.codis_from:
-                initialise_codes(codebook, rows, seed)
-            elif loss.reseed_every and taken > loss.codis_from and not taken % loss.reseed_every:
-                reseed_codes(codebook, self.counts, rows, self.optimizer.optimizer, seed)
-            share_state([codebook.codes.data])
+            first = taken == loss.codis_from
+            again = loss.reseed_every and taken > loss.codis_from and not taken % loss.reseed_every
+            if first or again:
+                rows = torch.cat([queue.newest()[: self._filled(taken)] for queue in queues])
+                if first:
+                    initialise_codes(codebook, rows, seed)
+                else:
+                    reseed_codes(codebook, self.counts, rows, self.optimizer.optimizer, seed)
+                share_state([codebook.codes.data])
         proxies = self.objective.proxies
         if proxies is None or proxies.given or len(proxies.levels) == 1:
             return
