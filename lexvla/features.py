@@ -17,9 +17,11 @@ class Features(NamedTuple):
         dense: (B, w) float32 unit vectors, or ``None`` where they were not asked for.
         locals: (B, L, w) float32 unit vectors of patches or tokens, or ``None``.
         mask: (B, L) bool, which locals are real, or ``None`` where all are.
+        logits: (B, V) of the words, before elu1p, or ``None``.
     """
 
     lexical: Tensor
     dense: Tensor | None = None
     locals: Tensor | None = None
     mask: Tensor | None = None
+    logits: Tensor | None = None

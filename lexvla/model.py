@@ -135,6 +135,7 @@ class LexVLA(EncodeMixin, PreTrainedModel):
         token_ids: list[list[int]],
         dense: bool = False,
         locals: bool = False,  # noqa: A002 - TCL's word
+        logits: bool = False,
     ) -> tuple[Features, Features]:
         """Return the features of images and of texts, for training.
 
@@ -143,6 +144,7 @@ class LexVLA(EncodeMixin, PreTrainedModel):
             token_ids: A sequence for each text, in the prompt: see `prompt_ids`.
             dense: Whether dense vectors are wanted.
             locals: Whether those of patches and of the texts' own tokens are wanted too.
+            logits: Whether the words' logits are wanted.
         """
         patches = self.patch_states(pixels)
         chunk = self.config.vocabulary_chunk
@@ -150,6 +152,8 @@ class LexVLA(EncodeMixin, PreTrainedModel):
         states, mask = self.text_tower.states(token_ids)
         text_logits = states[:, -1] @ self.text_codebook().T
         image, text = Features(lexical_vector(image_logits)), Features(lexical_vector(text_logits))
+        if logits:
+            image, text = image._replace(logits=image_logits), text._replace(logits=text_logits)
         if not dense:
             return image, text
         if self.image_dense_head is None or self.text_dense_head is None:

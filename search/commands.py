@@ -193,7 +193,7 @@ def info(args: argparse.Namespace) -> int:
 def train(args: argparse.Namespace) -> int:
     """Train a model by a recipe."""
     try:
-        from lexvla.training.run import train as run
+        from lexvla.training.trainer import train as run
 
         folder = run(args.recipe, resume=args.resume)
     except ModuleNotFoundError as error:

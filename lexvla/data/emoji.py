@@ -29,6 +29,7 @@ class Item:
     tags: tuple[str, ...]
     kinds: tuple[str, ...]
     colours: tuple[str, ...]
+    subgroup: str = ""
 
 
 class EmojiDrawings:
@@ -181,7 +182,7 @@ def words_of(text: str) -> list[str]:
 def _item(line: dict, colours: list[str]) -> Item:
     kinds = tuple(KINDS.get(line["subgroup"], ()))
     named = () if line["group"] in _COLOURLESS else tuple(colours)
-    return Item(line["id"], line["label"], tuple(line["tags"]), kinds, named)
+    return Item(line["id"], line["label"], tuple(line["tags"]), kinds, named, line["subgroup"])
 
 
 def _pick(choices: tuple[str, ...], rng: np.random.Generator) -> str:

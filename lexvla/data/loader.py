@@ -35,6 +35,7 @@ class Batch:
         ids: The pairs' ids.
         images: In mode RGB, each of its own size unless a transform changed that.
         texts: One caption of each pair.
+        captions: All captions of each pair.
         labels: The classes, where there are classes.
         class_paths: The classes and those above them.
     """
@@ -42,6 +43,7 @@ class Batch:
     ids: list[str]
     images: list[Image.Image]
     texts: list[str]
+    captions: list[tuple[str, ...]]
     labels: list[str | None]
     class_paths: list[tuple[str, ...]]
 
@@ -193,6 +195,7 @@ class PairLoader:
             [pair.id for pair in pairs],
             [sample.image for sample in samples],
             [sample.text for sample in samples],
+            [pair.texts for pair in pairs],
             [pair.label for pair in pairs],
             [pair.class_path for pair in pairs],
         )

@@ -5,7 +5,7 @@ from lexvla.losses.codis import CodisTerms, codis_loss
 from lexvla.losses.cross_modal import cross_modal_loss, ramped_alpha
 from lexvla.losses.flops import flops_penalty
 from lexvla.losses.hierarchical_proxy import HierarchicalProxy, coarse_count
-from lexvla.losses.info_nce import CLIP_LIMITS, TCL_LIMITS, InfoNCE
+from lexvla.losses.info_nce import CLIP_LIMITS, TCL_LIMITS, InfoNCE, shares
 from lexvla.losses.intra_modal import intra_modal_loss
 from lexvla.losses.local import local_loss, pool_patches
 from lexvla.losses.overuse import overuse_penalty
@@ -32,4 +32,5 @@ __all__ = [
     "own_words_loss",
     "pool_patches",
     "ramped_alpha",
+    "shares",
 ]

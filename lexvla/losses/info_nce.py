@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lexvla.losses.precision import at_least_float32
 
-__all__ = ["CLIP_LIMITS", "TCL_LIMITS", "InfoNCE"]
+__all__ = ["CLIP_LIMITS", "TCL_LIMITS", "InfoNCE", "shares"]
 
 CLIP_LIMITS = (0.01, math.inf)  # 1/temperature is at most 100
 TCL_LIMITS = (0.001, 0.5)
@@ -89,10 +89,11 @@ class InfoNCE(nn.Module):
                 raise ValueError(f"({rows}, {columns}) has no diagonal of pairs: give positives")
             own = torch.arange(rows, device=similarity.device)
             return self(similarity, own) + self(similarity.T, own)
-        return self(similarity, _shares(positives)) + self(similarity.T, _shares(positives.T))
+        return self(similarity, shares(positives)) + self(similarity.T, shares(positives.T))
 
 
-def _shares(weights: Tensor) -> Tensor:
+def shares(weights: Tensor) -> Tensor:
+    """Return the rows of weights (N, M) >= 0, each brought to a sum of 1; one of zeros stays."""
     weights = at_least_float32(weights)
     total = weights.sum(dim=1, keepdim=True)
     return weights / total.where(total > 0, torch.ones_like(total))

@@ -11,7 +11,12 @@ from lexvla.losses.precision import dot_products
 __all__ = ["intra_modal_loss"]
 
 
-def intra_modal_loss(student: Tensor, keys: Tensor, temperature: float | Tensor) -> Tensor:
+def intra_modal_loss(
+    student: Tensor,
+    keys: Tensor,
+    temperature: float | Tensor,
+    positives: Tensor | None = None,
+) -> Tensor:
     """Return the cross entropy of ``softmax(student keys / tau)`` with each row's own key.
 
     Targets are hard, without a part of the teacher's (TCL, IMC). No gradient reaches the keys.
@@ -22,9 +27,15 @@ def intra_modal_loss(student: Tensor, keys: Tensor, temperature: float | Tensor)
         keys: (N + Q, d) the teacher's unit vectors of the same modality: row i is the other view
             of item i; then the queue.
         temperature: One for all of TCL's terms, such as `InfoNCE.temperature`.
+        positives: (N, N + Q) bool, the keys of the same item, which share the target evenly. None:
+            each row's own key.
 
     References:
         Yang et al. 2022 (TCL), arXiv 2202.10401.
     """
     logits = dot_products(student, keys.detach()) / temperature
-    return functional.cross_entropy(logits, torch.arange(len(student), device=student.device))
+    if positives is None:
+        own = torch.arange(len(student), device=student.device)
+        return functional.cross_entropy(logits, own)
+    shares = positives.to(logits.dtype)
+    return functional.cross_entropy(logits, shares / shares.sum(dim=1, keepdim=True))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,11 +23,14 @@ from lexvla.losses import (
     intra_modal_loss,
     local_loss,
     overuse_penalty,
+    own_words_loss,
     pool_patches,
     ramped_alpha,
+    shares,
 )
+from lexvla.training.memory import ItemMemory
 
-__all__ = ["Losses", "Objective", "TeacherView", "dense"]
+__all__ = ["Losses", "Objective", "Targets", "TeacherView", "dense"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,12 @@ class Losses:
 
     Attributes:
         lexical: Symmetric InfoNCE of lexical vectors (LexVLA eq. 5).
+        own_words: The words of a pair's texts above zero, all others below; what a model of random
+            weights needs to begin.
+        image_pairs: Contrast of images with others of the same item, for data with labels.
+        memory: Contrast with what is remembered of all items, for data with labels, thousands
+            of them at most.
+        memory_from: Step at which that begins.
         penalty: ``overuse`` (LexVLA eq. 7) or ``flops`` (eq. 6).
         penalty_image: Weight of the penalty on images, LexVLA's lambda_I.
         penalty_text: The same for texts, lambda_T.
@@ -62,6 +71,10 @@ class Losses:
     """
 
     lexical: float = 1.0
+    own_words: float = 0.0
+    image_pairs: float = 0.0
+    memory: float = 0.0
+    memory_from: int = 500
     penalty: Literal["overuse", "flops"] = "overuse"
     penalty_image: float = 5e-4
     penalty_text: float = 1e-3
@@ -93,7 +106,18 @@ class Losses:
     @property
     def needs_image_words(self) -> bool:
         """Tell whether a term asks for the words of images."""
-        return any((self.lexical, self.penalty_image, self.distil))
+        own = (self.lexical, self.own_words, self.image_pairs, self.memory)
+        return any((*own, self.penalty_image, self.distil))
+
+    @property
+    def needs_relevance(self) -> bool:
+        """Tell whether a term asks which items a text means."""
+        return self.memory > 0
+
+    @property
+    def needs_items(self) -> bool:
+        """Tell whether a term asks for the number of each pair's item or class."""
+        return any((self.proxy, self.image_pairs, self.memory))
 
     @property
     def needs_dense(self) -> bool:
@@ -103,12 +127,48 @@ class Losses:
 
 @dataclass(frozen=True)
 class TeacherView:
-    """What the teacher makes of the batch, and its queues (Q, w) of earlier batches."""
+    """What the teacher makes of the batch, and its queues (Q, w) of earlier batches.
+
+    Attributes:
+        items: (Q,) long, the items of the queues' rows; -1 where there is none.
+    """
 
     image: Features
     text: Features
     image_queue: Tensor
     text_queue: Tensor
+    items: Tensor | None = None
+
+
+class Targets(NamedTuple):
+    """What is known of a batch beside that text i belongs to image i.
+
+    Attributes:
+        items: (N,) long, the item or class of each pair.
+        relevance: (N, items), how each text's meaning is shared out over the items.
+        image_words: (N, V), weights of each image's own words.
+        text_words: (N, V), the same of each text.
+    """
+
+    items: Tensor | None = None
+    relevance: Tensor | None = None
+    image_words: Tensor | None = None
+    text_words: Tensor | None = None
+
+    @property
+    def positives(self) -> Tensor | None:
+        """Return (N, N), how each text is shared out over the images; None for its own alone."""
+        if self.items is None or self.relevance is None:
+            return None
+        return self.relevance[:, self.items]
+
+    @property
+    def same(self) -> Tensor | None:
+        """Return (N, N) bool, which rows are of one item."""
+        return None if self.items is None else self.items[:, None] == self.items
+
+
+NOTHING = Targets()
 
 
 class Objective(nn.Module):
@@ -135,6 +195,7 @@ class Objective(nn.Module):
         self.losses = losses
         self.lexical = InfoNCE(losses.temperature)
         self.dense = InfoNCE(losses.temperature)
+        self.pairs = InfoNCE(losses.temperature)
         self.teacher = InfoNCE(losses.temperature, TCL_LIMITS)
         self.proxies: HierarchicalProxy | None = None
         if losses.proxy:
@@ -150,7 +211,7 @@ class Objective(nn.Module):
 
     def clamp(self) -> None:
         """Bring the temperatures back into their limits; call it after a step."""
-        for contrast in (self.lexical, self.dense, self.teacher):
+        for contrast in (self.lexical, self.dense, self.pairs, self.teacher):
             contrast.clamp_temperature()
 
     def forward(
@@ -160,7 +221,8 @@ class Objective(nn.Module):
         step: int,
         codes: Tensor | None = None,
         teacher: TeacherView | None = None,
-        labels: Tensor | None = None,
+        targets: Targets = NOTHING,
+        memory: ItemMemory | None = None,
     ) -> dict[str, Tensor]:
         """Return the terms by name; the loss is their sum.
 
@@ -170,13 +232,20 @@ class Objective(nn.Module):
             step: Number of the step, for the ramps.
             codes: (K, w) of the model's codebook, for CODIS.
             teacher: For CODIS and TCL.
-            labels: (N,) long classes, for the proxies.
+            targets: For the terms that need items or words.
+            memory: Of all items; the term begins with it.
         """
         losses = self.losses
-        parts: dict[str, Tensor] = {}
+        parts = self._own_words(image, text, targets)
         words = image.lexical @ text.lexical.T
+        positives = targets.positives
+        turned = None if positives is None else positives.T
         if losses.lexical:
-            parts["lexical"] = losses.lexical * self.lexical.symmetric(words)
+            parts["lexical"] = losses.lexical * self.lexical.symmetric(words, turned)
+        if losses.image_pairs and targets.same is not None:
+            parts["image_pairs"] = losses.image_pairs * self._image_pairs(image, targets.same)
+        if memory is not None and targets.items is not None and targets.relevance is not None:
+            parts["memory"] = losses.memory * self._memory(image, text, targets, memory)
         ramp = min(step / max(1, losses.penalty_ramp), 1.0) ** 2
         penalty = overuse_penalty if losses.penalty == "overuse" else flops_penalty
         for name, weight, vectors in (
@@ -189,15 +258,47 @@ class Objective(nn.Module):
             return parts
         meaning = image.dense @ text.dense.T
         if losses.dense:
-            parts["dense"] = losses.dense * self.dense.symmetric(meaning)
+            parts["dense"] = losses.dense * self.dense.symmetric(meaning, turned)
         if losses.distil:
             parts["distil"] = losses.distil * self._distil(words, meaning)
-        if self.proxies is not None and labels is not None:
+        if self.proxies is not None and targets.items is not None:
             both = torch.cat([image.dense, text.dense])
-            parts["proxy"] = losses.proxy * self.proxies(both, labels.repeat(2))
+            parts["proxy"] = losses.proxy * self.proxies(both, targets.items.repeat(2))
         if teacher is not None:
-            parts |= self._taught(image, text, step, codes, teacher)
+            parts |= self._taught(image, text, step, codes, teacher, targets)
         return parts
+
+    def _own_words(self, image: Features, text: Features, targets: Targets) -> dict[str, Tensor]:
+        """Return the terms of both sides, each of half the weight."""
+        weight = self.losses.own_words / 2
+        return {
+            name: weight * own_words_loss(side.logits, words)
+            for name, side, words in (
+                ("image_words", image, targets.image_words),
+                ("text_words", text, targets.text_words),
+            )
+            if weight and words is not None and side.logits is not None
+        }
+
+    def _image_pairs(self, image: Features, same: Tensor) -> Tensor:
+        """Let each image find the others of its item among all but itself (SupCon)."""
+        itself = torch.eye(len(same), dtype=torch.bool, device=same.device)
+        # Finite, as its share of 0 is multiplied by its logarithm.
+        alike = (image.lexical @ image.lexical.T).masked_fill(itself, -100)
+        return self.pairs(alike, shares(same & ~itself))
+
+    def _memory(
+        self, image: Features, text: Features, targets: Targets, memory: ItemMemory
+    ) -> Tensor:
+        """Let each image find its item's texts, and each text its items' images.
+
+        The own item's vector too is the remembered one: were it fresh, that alone would tell it
+        from the others.
+        """
+        kind = memory.texts.dtype
+        to_texts = self.lexical(image.lexical.to(kind) @ memory.texts.T, targets.items)
+        to_images = self.lexical(text.lexical.to(kind) @ memory.images.T, targets.relevance)
+        return to_texts + to_images
 
     def _distil(self, words: Tensor, meaning: Tensor) -> Tensor:
         """Let the fused score teach each of its two parts, in both directions."""
@@ -211,7 +312,13 @@ class Objective(nn.Module):
         return torch.stack(terms).mean()
 
     def _taught(
-        self, image: Features, text: Features, step: int, codes: Tensor | None, seen: TeacherView
+        self,
+        image: Features,
+        text: Features,
+        step: int,
+        codes: Tensor | None,
+        seen: TeacherView,
+        targets: Targets,
     ) -> dict[str, Tensor]:
         losses, parts = self.losses, {}
         temperature = self.teacher.temperature
@@ -224,17 +331,20 @@ class Objective(nn.Module):
             parts["codis"] = losses.codis * torch.stack(list(codis)).sum()
         image_keys = torch.cat([i_seen, seen.image_queue])
         text_keys = torch.cat([t_seen, seen.text_queue])
+        same = None  # keys of the own item are no negatives (TCL's fine-tuning)
+        if targets.relevance is not None and targets.items is not None and seen.items is not None:
+            same = targets.items[:, None] == torch.cat([targets.items, seen.items])
         if losses.tcl_cross:
             alpha = ramped_alpha(step, losses.alpha_ramp, losses.alpha)
             terms = (
-                cross_modal_loss(i, i_seen, text_keys, temperature, alpha),
-                cross_modal_loss(t, t_seen, image_keys, temperature, alpha),
+                cross_modal_loss(i, i_seen, text_keys, temperature, alpha, same),
+                cross_modal_loss(t, t_seen, image_keys, temperature, alpha, same),
             )
             parts["tcl_cross"] = losses.tcl_cross * torch.stack(terms).mean()
         if losses.tcl_intra:
             terms = (
-                intra_modal_loss(i, image_keys, temperature),
-                intra_modal_loss(t, text_keys, temperature),
+                intra_modal_loss(i, image_keys, temperature, same),
+                intra_modal_loss(t, text_keys, temperature, same),
             )
             parts["tcl_intra"] = losses.tcl_intra * torch.stack(terms).mean()
         if losses.tcl_local and seen.image.locals is not None and seen.text.locals is not None:

@@ -2,142 +2,242 @@
 
 from __future__ import annotations
 
+import inspect
 import tomllib
-from dataclasses import dataclass, field, fields
-from itertools import pairwise
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
+from lexvla.config import LexVLAConfig
 from lexvla.errors import InputError
+from lexvla.model import LexVLA
+from lexvla.training.objective import Losses
+from lexvla.training.untrained import untrained_model
 
-__all__ = ["Recipe"]
+__all__ = ["Data", "Recipe", "Run"]
 
-_TYPES: dict[str, tuple[type, ...]] = {
-    "str": (str,),
-    "int": (int,),
-    "float": (int, float),
-    "bool": (bool,),
-}
-# Counts and divisors.
-_ABOVE_ZERO = (
-    "save_every",
-    "width",
-    "vision_layers",
-    "text_layers",
-    "heads",
-    "patch_size",
-    "pieces_below_words",
-    "steps",
-    "items_per_step",
-    "threads",
-    "temperature",
-    "warmup",
-    "overuse_ramp",
-)
+KINDS = ("captions", "drawings", "karpathy", "hugging_face", "webdataset")
+Section = TypeVar("Section")
+
+
+@dataclass(frozen=True)
+class Data:
+    """Say where the pairs are.
+
+    Attributes:
+        kind: ``captions``, ``karpathy``, ``hugging_face``, ``webdataset``, or ``drawings`` for the
+            emoji, of which each item fills two rows of a batch.
+        path: A file, folder, name or pattern; see `lexvla.data`.
+        batch_size: Pairs of a process in one contrast.
+        workers: Threads that decode.
+        options: More arguments of the source, such as ``split``.
+    """
+
+    kind: str
+    path: str
+    batch_size: int = 64
+    workers: int = 4
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Say how long and how fast to train.
+
+    Attributes:
+        steps: Optimiser steps.
+        rate: Peak learning rate (LexVLA: 5e-4).
+        lora_rate: That of LoRA, if another.
+        muon_rate: That of the matrices inside towers and adapter, if those go to Muon instead of
+            AdamW: for models that are trained as a whole.
+        weight_decay: Of matrices; vectors and temperatures have none.
+        warmup: Steps of the linear warm-up; a cosine to 0 follows.
+        clip: Largest norm of the gradient.
+        accumulate: Batches, each with a contrast of its own, that one step sums.
+        parts: Parts in which a batch goes through the model, by gradient caching: a contrast over
+            all of it in the memory of one.
+        bfloat16: Whether to compute under autocast.
+        crop: Smallest share of an image that a view shows.
+        jitter: Strength of random brightness, contrast and colour; of drawings, of all changes.
+        sides: Pixels of the views, if not the model's own: small ones first save time.
+        sides_from: Share of the steps at which each of them takes over.
+        average: Decay of a moving average of the weights, which then is what is saved.
+        half: Whether to save the model in 16-bit floats.
+        save_every: Steps between checkpoints.
+        seed: All that is random follows from it.
+        device: ``cpu``, or whatever accelerate finds.
+        threads: Threads of torch on a CPU; 0 leaves them as they are.
+        tensorboard: Whether to write TensorBoard's logs too.
+    """
+
+    steps: int
+    rate: float = 5e-4
+    lora_rate: float | None = None
+    muon_rate: float | None = None
+    weight_decay: float = 0.0
+    warmup: int = 500
+    clip: float = 1.0
+    accumulate: int = 1
+    parts: int = 1
+    bfloat16: bool = True
+    crop: float = 0.9
+    jitter: float = 0.0
+    sides: list[int] = field(default_factory=list)
+    sides_from: list[float] = field(default_factory=list)
+    average: float = 0.0
+    half: bool = False
+    save_every: int = 500
+    seed: int = 0
+    device: str = ""
+    threads: int = 0
+    tensorboard: bool = False
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Settings of a run that trains a small LexVLA from random weights on drawings.
+    """Settings of a run on image-text pairs.
 
-    Paths are relative to the working directory.
+    Attributes:
+        output: Folder of log, checkpoint and finished model.
+        model: ``start``, a saved model to go on from; or ``text_model`` and ``vision_model`` with
+            other arguments of `LexVLA.from_backbones`; or those of `untrained_model`.
+        data: The pairs.
+        loss: Weights of the losses.
+        train: The run.
     """
 
-    # data
-    drawings: str
-    styles: list[str]
-
-    # output
-    output: str = "runs/emoji"
-    save_every: int = 250  # steps
-
-    # model
-    width: int = 192  # of both towers, and the lexical width
-    vision_layers: int = 6
-    text_layers: int = 3
-    heads: int = 3
-    patch_size: int = 8  # px
-    # px of the views, smaller ones first; the last is the finished model's
-    sides: list[int] = field(default_factory=lambda: [32, 48, 64])
-    # share of the steps at which each side takes over
-    sides_from: list[float] = field(default_factory=lambda: [0.0, 0.35, 0.85])
-    pieces_below_words: int = 800
-    drop_path: float = 0.1
-    dropout: float = 0.1
-
-    # run
-    steps: int = 4200
-    items_per_step: int = 128  # each with two drawings and two texts
-    seed: int = 0
-    threads: int = 2
-    bfloat16: bool = True
-    augmentation: float = 1.0
-    average_decay: float = 0.998  # of the averaged weights, which are what is saved
-
-    # optimisers
-    muon_rate: float = 0.005
-    adam_rate: float = 0.004
-    weight_decay: float = 0.05
-    warmup: int = 60  # steps
-    clip: float = 1.0
-
-    # losses
-    temperature: float = 0.07
-    own_words_weight: float = 1.0
-    text_to_image_weight: float = 1.0
-    image_to_text_weight: float = 1.0
-    image_to_image_weight: float = 0.5
-    contrast_from: int = 40  # step at which the contrast begins
-    memory_weight: float = 0.5
-    memory_from: int = 600  # step at which the contrast with all remembered items begins
-    overuse_image: float = 5e-4  # LexVLA's lambda_I
-    overuse_text: float = 1e-3  # LexVLA's lambda_T
-    overuse_ramp: int = 2000  # steps, quadratic
+    output: str
+    model: dict[str, Any]
+    data: Data
+    loss: Losses
+    train: Run
 
     @classmethod
     def load(cls, path: str | Path) -> Recipe:
         """Read a recipe.
 
         Raises:
-            InputError: The file cannot be read, or holds an unknown key or a value of a wrong type.
+            InputError: The file cannot be read, or holds an unknown key or a value that is of the
+                wrong type or out of its range.
         """
+        name = str(path)
         try:
-            values: dict[str, Any] = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+            values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise InputError(str(path), f"no readable recipe ({error})") from error
-        known = {each.name: str(each.type) for each in fields(cls)}
-        for key, value in values.items():
-            if key not in known:
-                raise InputError(str(path), f"unknown key {key!r}")
-            if not _is_of_type(value, known[key]):
-                raise InputError(str(path), f"{key} must be of type {known[key]}")
-        missing = [key for key in ("drawings", "styles") if key not in values]
-        if missing:
-            raise InputError(str(path), f"lacks {', '.join(missing)}")
-        recipe = cls(**values)
-        recipe._check(str(path))
+            raise InputError(name, f"no readable recipe ({error})") from error
+        unknown = sorted(values.keys() - {each.name for each in fields(cls)})
+        if unknown:
+            raise InputError(name, f"unknown key {unknown[0]!r}")
+        recipe = cls(
+            output=values.get("output", f"runs/{Path(path).stem}"),
+            model=_model(values.get("model", {}), name),
+            data=_section(Data, values.get("data"), f"{name} [data]"),
+            loss=_section(Losses, values.get("loss", {}), f"{name} [loss]"),
+            train=_section(Run, values.get("train"), f"{name} [train]"),
+        )
+        recipe._check(name)
         return recipe
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, as a checkpoint keeps them."""
+        return asdict(self)
+
     def _check(self, name: str) -> None:
-        for key in _ABOVE_ZERO:
-            if getattr(self, key) <= 0:
-                raise InputError(name, f"{key} must be above zero")
-        if not self.styles or not self.sides:
-            raise InputError(name, "styles and sides must not be empty")
-        rising = all(a <= b for a, b in pairwise(self.sides_from))
-        if len(self.sides) != len(self.sides_from) or self.sides_from[0] != 0 or not rising:
-            raise InputError(
-                name, "sides and sides_from must pair up, and the latter rise from 0.0"
-            )
-        if any(side < 1 or side % self.patch_size for side in self.sides):
-            raise InputError(name, f"sides must be multiples of {self.patch_size}")
-        if self.width % (2 * self.heads):
-            raise InputError(name, "width must be a multiple of twice the heads")
+        data, loss, train = self.data, self.loss, self.train
+        rules = {
+            f"[data] kind must be one of {', '.join(KINDS)}": data.kind in KINDS,
+            "[data] batch_size must be at least 2: one pair has nothing to be told from": (
+                data.batch_size >= 2
+            ),
+            "[train] steps, save_every, accumulate and parts must be at least 1": (
+                min(train.steps, train.save_every, train.accumulate, train.parts) >= 1
+            ),
+            "[train] parts must not be more than the batch": train.parts <= data.batch_size,
+            "[train] rate and clip must be above 0": train.rate > 0 and train.clip > 0,
+            "[train] crop must be above 0 and at most 1": 0 < train.crop <= 1,
+            "[train] jitter must be from 0 to 1": 0 <= train.jitter <= 1,
+            "[train] average must be from 0, below 1": 0 <= train.average < 1,
+            "[train] muon_rate must be above 0": train.muon_rate is None or train.muon_rate > 0,
+            "[train] sides and sides_from must pair up, and the latter rise from 0.0": (
+                len(train.sides) == len(train.sides_from)
+                and train.sides_from == sorted(train.sides_from)
+                and train.sides_from[:1] in ([], [0.0])
+            ),
+            "[train] sides must be above 0": all(side > 0 for side in train.sides),
+            "[train] warmup and threads, and [data] workers, must not be below 0": (
+                min(train.warmup, train.threads, data.workers) >= 0
+            ),
+            "[loss] alpha and teacher_decay must be from 0 to 1": (
+                0 <= loss.alpha <= 1 and 0 <= loss.teacher_decay <= 1
+            ),
+            "[loss] temperature must be above 0": loss.temperature > 0,
+            "[loss] recluster_every must be at least 1": loss.recluster_every >= 1,
+            "[loss] counts of steps must not be below 0": (
+                min(loss.penalty_ramp, loss.alpha_ramp, loss.codis_from, loss.reseed_every) >= 0
+                and loss.memory_from >= 0
+            ),
+            "[loss] weights must not be below 0": all(
+                value >= 0 for value in asdict(loss).values() if isinstance(value, float)
+            ),
+            "[loss] queue must hold a batch": (
+                not loss.needs_teacher or loss.queue >= data.batch_size
+            ),
+            "[loss] all weights are 0": (
+                max(loss.lexical, loss.own_words, loss.memory, loss.image_pairs) > 0
+                or loss.needs_dense
+            ),
+        }
+        for rule, kept in rules.items():
+            if not kept:
+                raise InputError(name, rule)
 
 
-def _is_of_type(value: Any, name: str) -> bool:
-    if name.startswith("list["):
-        inner = name.removeprefix("list[").removesuffix("]")
-        return isinstance(value, list) and all(_is_of_type(each, inner) for each in value)
-    # True and False are integers to Python, and not to the one who writes a recipe.
-    return type(value) in _TYPES[name]
+def _section(kind: type[Section], values: Any, name: str) -> Section:
+    if not isinstance(values, dict):
+        raise InputError(name, "is missing")
+    types = get_type_hints(kind)
+    for key, value in values.items():
+        if key not in types:
+            raise InputError(name, f"unknown key {key!r}")
+        if not _fits(value, types[key]):
+            raise InputError(name, f"{key} must be {_named(types[key])}, not {value!r}")
+    try:
+        return kind(**{k: float(v) if types[k] is float else v for k, v in values.items()})
+    except TypeError as error:  # a key without a default
+        raise InputError(name, str(error).partition("__init__() ")[2]) from error
+
+
+def _named(kind: Any) -> str:
+    if get_origin(kind) is list:
+        return f"a list of {_named(get_args(kind)[0])}"
+    if choices := get_args(kind):
+        return " or ".join(repr(c) if isinstance(c, str) else _named(c) for c in choices)
+    return str(getattr(kind, "__name__", kind))
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    if get_origin(kind) is dict:
+        return isinstance(value, dict)
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(_fits(each, get_args(kind)[0]) for each in value)
+    if choices := get_args(kind):  # a Literal, or a type or None
+        return any(value == c if isinstance(c, str) else _fits(value, c) for c in choices)
+    if kind is float:
+        return type(value) in (int, float)
+    return type(value) is kind  # True and False are no numbers to the one who writes a recipe
+
+
+def _model(values: dict[str, Any], name: str) -> dict[str, Any]:
+    if "start" in values:
+        # Not dtype: a small step is lost in 16 bits; bfloat16 of [train] is for computing.
+        known = {"start", *inspect.signature(LexVLA.from_pretrained).parameters} - {"dtype"}
+    else:
+        build = untrained_model if "width" in values else LexVLA.from_backbones
+        known = set(inspect.signature(build).parameters)
+        known |= set(inspect.signature(LexVLAConfig.__init__).parameters)
+        if "width" not in values and not {"text_model", "vision_model"} <= values.keys():
+            raise InputError(name, "[model] needs text_model and vision_model, or start, or width")
+    known -= {"self", "config", "kwargs", "path", "device", "captions"}
+    if unknown := sorted(values.keys() - known):
+        raise InputError(name, f"[model] unknown key {unknown[0]!r}")
+    return values

@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from lexvla.data.captions import read_captions
+from lexvla.data.emoji import EmojiDrawings
 from lexvla.data.hf_datasets import Columns, load_hugging_face
 from lexvla.data.karpathy import read_karpathy
-from lexvla.data.pairs import IndexedSource, ShardedSource
+from lexvla.data.pairs import IndexedSource, Pair, ShardedSource
 from lexvla.data.webdataset_shards import WebDatasetShards
 from lexvla.errors import InputError
 from lexvla.losses import class_levels
-from lexvla.training.pair_recipe import Data
+from lexvla.training.recipe import Data
 
-__all__ = ["classes_of", "open_source", "parents_of"]
+__all__ = ["Source", "captions_of", "classes_of", "open_source", "parents_of"]
 
-_OPENERS: dict[str, Callable[..., IndexedSource | ShardedSource]] = {
+Source = IndexedSource | ShardedSource | EmojiDrawings
+
+_OPENERS: dict[str, Callable[..., Source]] = {
     "captions": read_captions,
+    "drawings": EmojiDrawings,
     "karpathy": read_karpathy,
     "hugging_face": load_hugging_face,
     "webdataset": WebDatasetShards,
 }
 
 
-def open_source(data: Data) -> IndexedSource | ShardedSource:
+def open_source(data: Data) -> Source:
     """Open a source.
 
     Raises:
@@ -36,6 +40,29 @@ def open_source(data: Data) -> IndexedSource | ShardedSource:
         return _OPENERS[data.kind](data.path, **options)
     except (TypeError, ValueError) as error:
         raise InputError(data.path, f"[data.options] {error}") from error
+
+
+def captions_of(source: Source) -> list[str]:
+    """Return every text of a source, for a tokenizer.
+
+    Raises:
+        InputError: It is read shard by shard, so its texts are not known beforehand.
+    """
+    if isinstance(source, EmojiDrawings):
+        return source.captions()
+    if isinstance(source, ShardedSource):
+        rule = "is read in shards, and an untrained model must know all texts"
+        raise InputError(source.name, rule)
+    return [text for pair in good_pairs(source) for text in pair.texts]
+
+
+def good_pairs(source: IndexedSource) -> Iterator[Pair]:
+    """Give the records that can be read; of the others the loader tells."""
+    for number in range(len(source)):
+        try:
+            yield source[number]
+        except InputError:
+            continue
 
 
 def classes_of(source: IndexedSource | ShardedSource) -> list[str]:
@@ -56,11 +83,7 @@ def parents_of(source: IndexedSource, classes: list[str]) -> list[list[int]]:
         InputError: A class has no parent or several, or all have one.
     """
     parents: dict[str, str] = {}
-    for number in range(len(source)):
-        try:
-            pair = source[number]
-        except InputError:  # the loader skips it too, and says so
-            continue
+    for pair in good_pairs(source):
         if pair.label is None:
             continue
         path = pair.class_path

@@ -1,4 +1,4 @@
-"""What a run on pairs begins with: the model, and how fast its parts are trained."""
+"""What a run begins with: the model, its data, and how fast its parts are trained."""
 
 from __future__ import annotations
 
@@ -7,25 +7,38 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lexvla.data.emoji import EmojiDrawings
 from lexvla.errors import InputError
 from lexvla.model import LexVLA
+from lexvla.training.drawing_feed import DrawingFeed
+from lexvla.training.feed import Feed
 from lexvla.training.objective import Objective
-from lexvla.training.pair_recipe import PairRecipe, Run
+from lexvla.training.pair_feed import PairFeed
+from lexvla.training.recipe import Recipe, Run
+from lexvla.training.sources import Source, captions_of
+from lexvla.training.untrained import untrained_model
 
-__all__ = ["parameter_groups", "start_model"]
+__all__ = ["open_feed", "optimizers", "start_model"]
+
+_TABLES = ("codebook", "embed_tokens", "lm_head")
 
 
-def start_model(recipe: PairRecipe, device: torch.device) -> LexVLA:
-    """Load or assemble the model that a recipe starts from, with what its losses train.
+def start_model(recipe: Recipe, source: Source, device: torch.device) -> LexVLA:
+    """Load, assemble or build the model that a recipe starts from, with what its losses train.
 
     Raises:
-        InputError: A loss needs a part that the model has not.
+        InputError: A loss needs a part that the model has not, or sizes do not go together.
         ModelError: A model cannot be loaded.
     """
     loss, options = recipe.loss, dict(recipe.model)
     place: dict[str, Any] = {"device": device}
     if "start" in options:
         model = LexVLA.from_pretrained(options.pop("start"), **options, **place)
+    elif "width" in options:
+        try:
+            model = untrained_model(captions_of(source), **options).to(device)
+        except (TypeError, ValueError) as error:
+            raise InputError("[model]", str(error)) from error
     else:
         model = LexVLA.from_backbones(**options, **place)
     if loss.needs_dense and not model.config.dense_width:
@@ -44,19 +57,50 @@ def start_model(recipe: PairRecipe, device: torch.device) -> LexVLA:
     return model
 
 
-def parameter_groups(model: LexVLA, objective: Objective, run: Run) -> list[dict[str, Any]]:
-    """Return what is trained in groups of rate and decay; only matrices decay."""
+def open_feed(source: Source, recipe: Recipe, model: LexVLA, rank: int, world_size: int) -> Feed:
+    """Return what gives a process its batches.
+
+    Raises:
+        InputError: The source does not go with the recipe.
+    """
+    if isinstance(source, EmojiDrawings):
+        return DrawingFeed(source, recipe, model.vocabulary)
+    return PairFeed(source, recipe, model.config, model.vocabulary, rank, world_size)
+
+
+def optimizers(model: LexVLA, objective: Objective, run: Run) -> list[torch.optim.Optimizer]:
+    """Return AdamW for what is trained; and Muon for the matrices inside, if it has a rate.
+
+    Only matrices decay. Tables of words and codes are AdamW's in either case: a step moves the
+    rows that it has seen, and Muon would move all.
+    """
     lora: list[Tensor] = []
+    inner: list[Tensor] = []
     matrices: list[Tensor] = []
     rest: list[Tensor] = list(objective.parameters())
     for name, weight in model.named_parameters():
-        if weight.requires_grad:
-            kind = lora if "lora_" in name else matrices if weight.ndim > 1 else rest
-            kind.append(weight)
+        if not weight.requires_grad:
+            continue
+        table = any(part in name for part in _TABLES)
+        if "lora_" in name:
+            lora.append(weight)
+        elif weight.ndim < 2:
+            rest.append(weight)
+        elif run.muon_rate is not None and weight.ndim == 2 and not table:
+            inner.append(weight)
+        else:
+            matrices.append(weight)
     rate, decay = run.rate, run.weight_decay
     groups = [
         {"params": lora, "lr": run.lora_rate or rate, "weight_decay": decay},
         {"params": matrices, "lr": rate, "weight_decay": decay},
         {"params": rest, "lr": rate, "weight_decay": 0.0},
     ]
-    return [group for group in groups if group["params"]]
+    groups = [group for group in groups if group["params"]]
+    made: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, betas=(0.9, 0.98))]
+    if inner and run.muon_rate is not None:
+        muon = torch.optim.Muon(
+            inner, lr=run.muon_rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"
+        )
+        made.append(muon)
+    return made

@@ -34,11 +34,18 @@ class Teacher:
         }
 
     @torch.no_grad()
-    def update(self, model: LexVLA) -> None:
-        """Move the average towards the student; call it before the teacher looks."""
+    def update(self, model: LexVLA, step: int | None = None) -> None:
+        """Move the average towards the student; call it before the teacher looks.
+
+        Args:
+            model: The student.
+            step: Steps taken, for an average that forgets faster at first: where it began, at
+                random weights, is nothing to keep.
+        """
+        decay = self.decay if step is None else min(self.decay, (1 + step) / (10 + step))
         for name, weight in model.named_parameters():
             if name in self.weights:
-                self.weights[name].lerp_(weight.detach(), 1 - self.decay)
+                self.weights[name].lerp_(weight.detach(), 1 - decay)
 
     @torch.no_grad()
     def __call__(self, model: LexVLA, *inputs: Any, **options: Any) -> tuple[Features, Features]:
@@ -74,11 +81,16 @@ class FeatureQueue:
         generator = torch.Generator().manual_seed(seed)
         rows = torch.randn(size, width, generator=generator)
         self.rows = functional.normalize(rows, dim=1).to(device)
+        self.items = torch.full((size,), -1, device=device)
         self.next = 0
 
     @torch.no_grad()
-    def push(self, rows: Tensor) -> None:
+    def push(self, rows: Tensor, items: Tensor | None = None) -> None:
         """Replace the oldest vectors by these (n, width), n at most the size.
+
+        Args:
+            rows: The vectors.
+            items: (n,) long, the items that they are of.
 
         Raises:
             ValueError: There are more vectors than the queue holds.
@@ -88,17 +100,23 @@ class FeatureQueue:
             raise ValueError(f"{len(rows)} vectors do not fit a queue of {size}")
         places = torch.arange(self.next, self.next + len(rows), device=self.rows.device) % size
         self.rows[places] = rows.to(self.rows.dtype)
+        self.items[places] = -1 if items is None else items
         self.next = (self.next + len(rows)) % size
 
     def newest(self) -> Tensor:
         """Return a copy of the vectors (size, width), the newest first."""
         return self.rows.roll(-self.next, 0).flip(0)
 
+    def newest_items(self) -> Tensor:
+        """Return the items (size,) of `newest`; -1 where there is none."""
+        return self.items.roll(-self.next, 0).flip(0)
+
     def state_dict(self) -> dict[str, Any]:
-        """Return the vectors and the place of the oldest."""
-        return {"rows": self.rows, "next": self.next}
+        """Return the vectors, their items and the place of the oldest."""
+        return {"rows": self.rows, "items": self.items, "next": self.next}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take a state that `state_dict` returned."""
         self.rows.copy_(state["rows"])
+        self.items.copy_(state["items"])
         self.next = state["next"]

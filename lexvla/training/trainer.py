@@ -1,37 +1,42 @@
-"""Train a small LexVLA on drawings: two views and two texts of each item, against all items."""
+"""Train a LexVLA of any size by the losses of four papers."""
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import time
-from collections.abc import Iterator
-from dataclasses import asdict
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from tqdm import tqdm
-from transformers import Dinov2Config, LlamaConfig
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor
 
-from lexvla.config import PROMPT, LexVLAConfig
-from lexvla.data.emoji import EmojiDrawings, content_columns
-from lexvla.data.emoji_phrases import STOP_WORDS
+from lexvla.codebook import code_counts, count_dead_codes
 from lexvla.errors import InputError, ModelError
-from lexvla.lexical_head import lexical_vector
-from lexvla.losses import InfoNCE, overuse_penalty, own_words_loss
-from lexvla.model import LexVLA
-from lexvla.training.augment import augment
-from lexvla.training.checkpoint import load_checkpoint, save_checkpoint
+from lexvla.features import Features
+from lexvla.training.checkpoint import differences, load_checkpoint, save_checkpoint
+from lexvla.training.clusters import initialise_codes, recluster_proxies, reseed_codes
+from lexvla.training.feed import Draw
+from lexvla.training.gathering import gather_rows, share_state
+from lexvla.training.gradient_cache import cached_backward
+from lexvla.training.health import check_health, signs
+from lexvla.training.memory import ItemMemory
+from lexvla.training.objective import Objective, Targets, TeacherView, dense
 from lexvla.training.recipe import Recipe
-from lexvla.training.tokenizer import build_vocabulary, train_tokenizer
+from lexvla.training.run_log import RunLog
+from lexvla.training.sources import open_source
+from lexvla.training.start import open_feed, optimizers, start_model
+from lexvla.training.teacher import FeatureQueue, Teacher
 
 __all__ = ["Trainer", "train"]
 
 logger = logging.getLogger(__name__)
+LOCALS = ("locals", "mask")
 
 
 def train(recipe_path: str | Path, resume: bool = False) -> Path:
@@ -43,324 +48,350 @@ def train(recipe_path: str | Path, resume: bool = False) -> Path:
 
     Raises:
         InputError: The recipe or its data cannot be used.
-        ModelError: The vectors collapsed, or a loss is not finite.
+        ModelError: A model cannot be loaded, the vectors collapsed, or a loss is not finite.
     """
     trainer = Trainer(Recipe.load(recipe_path))
     if resume:
         trainer.resume()
-    trainer.run()
-    return trainer.save()
+    return trainer.run()
 
 
 class Trainer:
-    """Hold all that a run changes: model, averaged weights, optimisers and the item memory.
+    """Hold all that a run changes; several processes by ``accelerate launch``.
 
-    All that is random in a step follows from the seed and the step's number alone, so a resumed
-    run is the same run.
+    All that is random in a step follows from the seed, the step and the process alone, so a run
+    that was killed and resumed is the same run.
+
+    Raises:
+        InputError: The recipe or its data cannot be used.
+        ModelError: A model cannot be loaded.
     """
 
     def __init__(self, recipe: Recipe) -> None:
+        run, loss = recipe.train, recipe.loss
         self.recipe = recipe
-        torch.set_num_threads(recipe.threads)
-        torch.manual_seed(recipe.seed)
-        self.drawings = EmojiDrawings(recipe.drawings, recipe.styles)
-        if recipe.items_per_step > len(self.drawings.items):
-            rule = f"has {len(self.drawings.items)} items, and a step takes {recipe.items_per_step}"
-            raise InputError(recipe.drawings, rule)
-        self.model = build_model(recipe, self.drawings)
-        vocabulary = self.model.vocabulary
-        words = torch.from_numpy(self.drawings.word_weights(vocabulary))
-        self.words = words
-        self.has_word = (words > 0).bfloat16()  # 0 and 1: exact in 16 bits, sums too
-        self.contrasts = nn.ModuleDict(
-            {name: InfoNCE(recipe.temperature) for name in ("text", "image", "pair")}
-        )
-        # A running vector of every item's label and of its drawings, so that a step's items are
-        # compared with the whole collection and not only with one another.
-        count = len(self.drawings.items)
-        dtype = torch.bfloat16 if recipe.bfloat16 else torch.float32
-        self.memory = torch.zeros(2, count, len(vocabulary), dtype=dtype)
-        self.average = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
-        self.optimizers = list(self._optimizers())
-        self.rates = [[g["lr"] for g in o.param_groups] for o in self.optimizers]
+        if run.threads:
+            torch.set_num_threads(run.threads)
+        torch.manual_seed(run.seed)
+        # Its own mixed precision is one for the whole life of a process, not one a run.
+        self.accelerator = Accelerator(mixed_precision="no", cpu=run.device == "cpu")
+        self.device = self.accelerator.device
+        self.world = self.accelerator.num_processes
+        source = open_source(recipe.data)
+        self.model = start_model(recipe, source, self.device)
+        rank = self.accelerator.process_index
+        self.feed = open_feed(source, recipe, self.model, rank, self.world)
+        classes = self.feed.classes
+        width = self.model.config.dense_width
+        self.objective = Objective(loss, width, len(classes), self.feed.parents).to(self.device)
+        self.teacher: Teacher | None = None
+        self.queues: tuple[FeatureQueue, FeatureQueue] | None = None
+        if loss.needs_teacher:
+            self._check_queue()
+            self.teacher = Teacher(self.model, loss.teacher_decay)
+            self.queues = (
+                FeatureQueue(loss.queue, width, run.seed, self.device),
+                FeatureQueue(loss.queue, width, run.seed + 1, self.device),
+            )
+        self.average = Teacher(self.model, run.average) if run.average else None
+        self.memory: ItemMemory | None = None
+        if loss.memory:
+            kind = torch.bfloat16 if run.bfloat16 else torch.float32
+            words = len(self.model.vocabulary)
+            self.memory = ItemMemory(len(classes), words, kind, self.device)
+        self.counts = torch.zeros(self.model.config.codebook_size, dtype=torch.long)
+        self.counts = self.counts.to(self.device)
+        made = optimizers(self.model, self.objective, run)
+        self.rates = [[group["lr"] for group in each.param_groups] for each in made]
+        # Codes are used by the loss, not by the forward pass, where DDP would wait for them.
+        self.model._ddp_params_and_buffers_to_ignore = ["codebook.codes"]
+        self.wrapped, *self.optimizers = self.accelerator.prepare(self.model, *made)
         self.step = 0
         self.output = Path(recipe.output)
         self.output.mkdir(parents=True, exist_ok=True)
 
-    def run(self) -> None:
-        """Take the remaining steps, with a checkpoint every ``save_every``."""
-        recipe = self.recipe
-        path = self.output / "log.jsonl"
-        # Steps that were taken after the checkpoint are taken, and logged, again.
-        old = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-        bar = tqdm(total=recipe.steps, initial=self.step, disable=None, unit="step")
-        with path.open("w", encoding="utf-8") as log, bar:
-            log.writelines(old[: self.step])
-            while self.step < recipe.steps:
+    def _check_queue(self) -> None:
+        loss, batch = self.recipe.loss, self.recipe.data.batch_size * self.world
+        if loss.queue < batch:
+            raise InputError(
+                "[loss] queue", f"must hold a batch of all processes, which is {batch}"
+            )
+        rows, codes = 2 * self._filled(loss.codis_from), self.model.config.codebook_size
+        if loss.codis and loss.codis_from and rows < codes:
+            rule = f"is too early: the queues hold {rows} vectors then, for {codes} codes"
+            raise InputError("[loss] codis_from", rule)
+
+    def run(self) -> Path:
+        """Take the remaining steps, save the model and return its folder."""
+        run, main = self.recipe.train, self.accelerator.is_main_process
+        with RunLog(self.output, self.step, run.steps, not main, run.tensorboard) as log:
+            while self.step < run.steps:
                 start = time.monotonic()
                 parts = self.train_step()
-                parts["seconds"] = time.monotonic() - start
                 self.step += 1
-                bar.update()
-                bar.set_postfix({k: f"{parts[k]:.2f}" for k in ("loss", "words")})
-                log.write(json.dumps({"step": self.step, **parts}) + "\n")
-                if not math.isfinite(parts["loss"]):
-                    raise ModelError(f"step {self.step}: the loss is {parts['loss']}")
-                if self.step > 500 and parts["words"] < 1:
-                    raise ModelError(f"step {self.step}: image vectors have no active word left")
-                if self.step % recipe.save_every == 0:
+                check_health(self.step, parts)
+                log.add(self.step, {**parts, "seconds": time.monotonic() - start})
+                if self.step % run.save_every == 0:
                     log.flush()
-                    save_checkpoint(self.output / "checkpoint.pt", self.state())
+                    self.save_checkpoint()
+        self.feed.close()
+        folder = self.output / "model"
+        if main:
+            self._save(folder)
+        self.accelerator.wait_for_everyone()
+        return folder
+
+    def _save(self, folder: Path) -> None:
+        if self.average is not None:
+            weights = dict(self.model.named_parameters())
+            with torch.no_grad():
+                for name, weight in self.average.weights.items():
+                    weights[name].copy_(weight)
+        model = self.model.eval()
+        if self.recipe.train.half:
+            model = model.half()
+        model.save_pretrained(folder)
 
     def train_step(self) -> dict[str, float]:
-        """Take one step and return the parts of its loss."""
-        recipe, model = self.recipe, self.model
-        rng = np.random.default_rng([recipe.seed, self.step])
-        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        torch.manual_seed(int(rng.integers(2**62)))  # dropout
-        model.train()
-        items = rng.choice(len(self.drawings.items), recipe.items_per_step, replace=False)
-        chosen = torch.from_numpy(items)
-        rows = self.drawings.sample_drawings(items, rng).reshape(-1)
-        stage = sum(self.progress >= start for start in recipe.sides_from) - 1
-        pixels = torch.from_numpy(self.drawings.pixels[rows])
-        pixels = augment(pixels, recipe.sides[stage], recipe.augmentation, generator)
-        labels = [self.drawings.items[i].label for i in items]
-        others = [self.drawings.sample_text(self.drawings.items[i], rng) for i in items]
-
-        with self._autocast():
-            image_logits, _ = model.image_logits(pixels)
-            text_logits = model.text_logits(labels + others)
-        images, texts = lexical_vector(image_logits), lexical_vector(text_logits)
-        label_vectors = texts[: len(items)]
-        own = self._own_words(labels + others)
-        # A label stands for its item, with all the item's words; another text for its own words.
-        words = torch.cat([self.words[chosen], own[len(items) :]])
-        parts = {
-            "image_words": own_words_loss(image_logits, self.words[chosen].repeat(2, 1)),
-            "text_words": own_words_loss(text_logits, words),
-        }
-        parts = {name: recipe.own_words_weight * part / 2 for name, part in parts.items()}
-        ramp = min(self.step / recipe.overuse_ramp, 1) ** 2
-        parts["overuse"] = ramp * (
-            recipe.overuse_image * overuse_penalty(images)
-            + recipe.overuse_text * overuse_penalty(texts)
-        )
-        targets = self._targets(own, chosen)
-        if self.step >= recipe.contrast_from:
-            parts |= self._contrast(images, texts, targets[:, chosen])
-        if self.step >= recipe.memory_from:
-            parts |= self._memory_contrast(images, texts, targets, chosen)
-        loss = torch.stack(list(parts.values())).sum()
-        self._update(loss)
-        self._remember(chosen, label_vectors.detach(), images.detach())
-        active = (images.detach() > images.shape[1] ** -0.5).sum(1).float().mean()
-        values = {name: float(part.detach()) for name, part in parts.items()}
-        return {"loss": float(loss.detach()), "words": float(active), **values}
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.bfloat16)
-
-    @property
-    def progress(self) -> float:
-        """Return the share of the run that is done."""
-        return self.step / self.recipe.steps
-
-    def _contrast(self, images: Tensor, texts: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """Compare the step's images, labels and other texts with one another."""
-        recipe = self.recipe
-        count = targets.shape[1]
-        itself = torch.arange(count)
-        targets = targets / targets.sum(dim=1, keepdim=True)
-        with self._autocast():
-            cross = texts @ images.T  # (2n, 2n): labels and others by first and second drawings
-            pair = images[:count] @ images[count:].T
-        text, image = self.contrasts["text"], self.contrasts["image"]
-        to_image = [text(half, targets) for half in cross.split(count, dim=1)]
-        to_text = [image(half.T, itself) for half in cross[:count].split(count, dim=1)]
-        pairs = [self.contrasts["pair"](half, itself) for half in (pair, pair.T)]
-        return {
-            "text_to_image": recipe.text_to_image_weight * sum(to_image) / 2,
-            "image_to_text": recipe.image_to_text_weight * sum(to_text) / 2,
-            "image_to_image": recipe.image_to_image_weight * sum(pairs) / 2,
-        }
-
-    def _memory_contrast(
-        self, images: Tensor, texts: Tensor, targets: Tensor, chosen: Tensor
-    ) -> dict[str, Tensor]:
-        """Compare the step's vectors with what is remembered of every item.
-
-        The own item's vector too is the remembered one: were it fresh, that alone would tell it
-        from the others.
-        """
-        with self._autocast():
-            to_labels = images @ self.memory[0].T
-            to_images = texts @ self.memory[1].T
-        weight = self.recipe.memory_weight
-        return {
-            "memory_image": weight * self.contrasts["image"](to_labels, chosen.repeat(2)),
-            "memory_text": weight * self.contrasts["text"](to_images, targets),
-        }
-
-    @torch.no_grad()
-    def _remember(self, chosen: Tensor, labels: Tensor, images: Tensor) -> None:
-        """Move the memory of the step's items half way to their fresh vectors."""
-        for side, fresh in enumerate((labels, images.unflatten(0, (2, -1)).mean(0))):
-            mixed = self.memory[side, chosen].float() + nn.functional.normalize(fresh, dim=1)
-            self.memory[side, chosen] = nn.functional.normalize(mixed, dim=1).to(self.memory.dtype)
-
-    def _own_words(self, texts: list[str]) -> Tensor:
-        """Return (texts, V) float32: 1 for each word of a text that the vocabulary has."""
-        own = torch.zeros(len(texts), self.words.shape[1])
-        for row, text in enumerate(texts):
-            own[row, content_columns(text, self.model.vocabulary)] = 1
-        return own
-
-    def _targets(self, own: Tensor, chosen: Tensor) -> Tensor:
-        """Share each text's target out over the items that bear all of its words.
-
-        A label means its own item first: four fifths go there.
-        """
-        own = own.to(self.has_word.dtype)
-        borne = (own @ self.has_word.T >= own.sum(1, keepdim=True)).float()
-        itself = nn.functional.one_hot(chosen.repeat(2), len(self.has_word)).float()
-        borne = torch.maximum(borne, itself)
-        shared = borne / borne.sum(1, keepdim=True)
-        labels = len(chosen)
-        shared[:labels] = 0.8 * itself[:labels] + 0.2 * shared[:labels]
-        return shared
-
-    def _update(self, loss: Tensor) -> None:
-        recipe = self.recipe
-        warm = min((self.step + 1) / recipe.warmup, 1)
-        factor = warm * (0.5 + 0.5 * math.cos(math.pi * self.progress))
+        """Take one optimiser step and return the parts of its loss, and signs of health."""
+        run = self.recipe.train
+        self.wrapped.train()
+        factor = min((self.step + 1) / max(1, run.warmup), 1.0)
+        factor *= 0.5 + 0.5 * math.cos(math.pi * self.step / run.steps)
         for optimizer, rates in zip(self.optimizers, self.rates, strict=True):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * factor
-            optimizer.zero_grad()
-        loss.backward()
-        parameters = [*self.model.parameters(), *self.contrasts.parameters()]
-        nn.utils.clip_grad_norm_(parameters, recipe.clip)
+        if self.teacher is not None:
+            self.teacher.update(self.model)
+        totals: dict[str, float] = {}
+        for micro in range(run.accumulate):
+            last = micro + 1 == run.accumulate
+            for name, value in self._micro_step(micro, last).items():
+                totals[name] = totals.get(name, 0.0) + value / run.accumulate
+        self._share_gradients()
+        groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
+        trained = [weight for group in groups for weight in group["params"]]
+        totals["gradient"] = float(self.accelerator.clip_grad_norm_(trained, run.clip))
         for optimizer in self.optimizers:
             optimizer.step()
-        decay = min(recipe.average_decay, (1 + self.step) / (10 + self.step))
-        with torch.no_grad():
-            for name, value in self.model.state_dict().items():
-                self.average[name].lerp_(value, 1 - decay)
+            optimizer.zero_grad()
+        self.objective.clamp()
+        if self.model.codebook is not None and self.recipe.loss.codis:
+            self.model.codebook.renormalise()
+            if self.step >= self.recipe.loss.codis_from:
+                totals["dead"] = float(count_dead_codes(self.counts))
+        self._tend_clusters()
+        if self.average is not None:
+            self.average.update(self.model, self.step)
+        return totals
 
-    def _optimizers(self) -> Iterator[torch.optim.Optimizer]:
-        """Give the matrices inside the towers to Muon, and all else to AdamW."""
-        recipe = self.recipe
-        matrices, tables, rest = [], [], []
-        for name, parameter in self.model.named_parameters():
-            if not parameter.requires_grad:
-                continue
-            if "codebook" in name or "embed_tokens" in name or "lm_head" in name:
-                tables.append(parameter)
-            elif parameter.ndim == 2 and "token" not in name:
-                matrices.append(parameter)
+    def _tend_clusters(self) -> None:
+        loss, taken = self.recipe.loss, self.step + 1
+        seed = self.recipe.train.seed * 1_000_003 + taken  # the same in all processes
+        codebook, queues = self.model.codebook, self.queues
+        if loss.codis and codebook is not None and queues is not None:
+            first = taken == loss.codis_from
+            again = loss.reseed_every and taken > loss.codis_from and not taken % loss.reseed_every
+            if first or again:
+                rows = torch.cat([queue.newest()[: self._filled(taken)] for queue in queues])
+                if first:
+                    initialise_codes(codebook, rows, seed)
+                else:
+                    reseed_codes(codebook, self.counts, rows, self._adam, seed)
+                share_state([codebook.codes.data])
+        proxies = self.objective.proxies
+        if proxies is None or proxies.given or len(proxies.levels) == 1:
+            return
+        if taken % loss.recluster_every == 0 and taken <= self.recipe.train.steps // 2:
+            recluster_proxies(proxies, self._adam, seed)
+            share_state(list(proxies.state_dict().values()))
+
+    @property
+    def _adam(self) -> torch.optim.Optimizer:
+        """Return the optimizer of codes and proxies."""
+        own: torch.optim.Optimizer = self.optimizers[0].optimizer
+        return own
+
+    def _filled(self, steps: int) -> int:
+        """Return how many rows of a queue hold vectors of items after some steps."""
+        rows = steps * self.recipe.train.accumulate * self.recipe.data.batch_size * self.world
+        return min(rows, self.recipe.loss.queue)
+
+    def _micro_step(self, micro: int, last: bool) -> dict[str, float]:
+        """Let one batch add its gradient."""
+        run, loss = self.recipe.train, self.recipe.loss
+        draw = self.feed.draw(self._seed(micro, 1))
+        ids = self.model.prompt_ids(draw.texts)
+        pixels = self._pixels(draw, micro, view=0)
+        seen = self._look(draw, ids, micro)
+        known = (draw.items, draw.relevance, draw.image_words, draw.text_words)
+        targets = Targets(*(x if x is None else gather_rows(x.to(self.device)) for x in known))
+        memory = self.memory if self.step >= loss.memory_from else None
+        codes = self.model.codebook.codes if loss.codis and self.model.codebook else None
+        if self.step < loss.codis_from:
+            codes = None
+        parts: dict[str, float] = {}
+        names: list[str] = []  # of the features that the terms ask for
+        fresh: list[Tensor] = []  # lexical vectors of images and texts
+
+        def forward(number: int, span: slice) -> list[Tensor]:
+            # The same dropout in both passes of the gradient cache, and after a resumption.
+            torch.manual_seed(self._seed(micro, number, 7))
+            with self._autocast():
+                features = self.wrapped(
+                    pixels[span],
+                    ids[span],
+                    dense=loss.needs_dense,
+                    logits=loss.own_words > 0,
+                )
+            parts = [each._asdict() for each in features]
+            names[:] = [name for name, part in parts[0].items() if part is not None]
+            return [part[name] for part in parts for name in names]
+
+        def value(columns: list[Tensor]) -> Tensor:
+            both = [gather_rows(column) for column in columns]
+            image = Features(**dict(zip(names, both, strict=False)))
+            text = Features(**dict(zip(names, both[len(names) :], strict=True)))
+            terms = self.objective(image, text, self.step, codes, seen, targets, memory)
+            fresh[:] = [image.lexical.detach(), text.lexical.detach()]
+            total = torch.stack(list(terms.values())).sum()
+            parts.update({name: float(term.detach()) for name, term in terms.items()})
+            parts.update(loss=float(total.detach()), **signs(image.lexical))
+            return total / run.accumulate
+
+        size = math.ceil(len(ids) / run.parts)
+        spans = [slice(start, start + size) for start in range(0, len(ids), size)]
+        with nullcontext() if last else self._no_sync():
+            if len(spans) == 1:
+                self.accelerator.backward(value(forward(0, spans[0])))
             else:
-                rest.append(parameter)
-        rest += self.contrasts.parameters()
-        yield torch.optim.Muon(
-            matrices,
-            lr=recipe.muon_rate,
-            weight_decay=recipe.weight_decay,
-            adjust_lr_fn="match_rms_adamw",
+                steps = [partial(forward, n, span) for n, span in enumerate(spans)]
+                cached_backward(steps, value, self.accelerator.backward, self._no_sync)
+        if self.memory and targets.items is not None and targets.relevance is not None:
+            self.memory.remember(targets.items, targets.relevance, *fresh)
+        if seen is not None and self.queues is not None:
+            for queue, each in zip(self.queues, (seen.image, seen.text), strict=True):
+                queue.push(dense(each), targets.items)
+            if codes is not None:
+                both = torch.cat([dense(seen.image), dense(seen.text)])
+                self.counts += code_counts(both, codes)
+        return parts
+
+    def _pixels(self, draw: Draw, micro: int, view: int) -> Tensor:
+        """Return one random view of each image, the same whenever this step is taken."""
+        run = self.recipe.train
+        side = self.model.config.image_side
+        for pixels, start in zip(run.sides, run.sides_from, strict=True):
+            if self.step >= start * run.steps:
+                side = pixels
+        return draw.images(self._seed(micro, view, 13), side).to(self.device)
+
+    def _look(self, draw: Draw, ids: list[list[int]], micro: int) -> TeacherView | None:
+        """Return what the teacher sees of another view, by parts, and gathered."""
+        if self.teacher is None or self.queues is None:
+            return None
+        pixels = self._pixels(draw, micro, view=1)
+        local = self.recipe.loss.tcl_local > 0
+        torch.manual_seed(self._seed(micro, 0, 17))
+        with self._autocast():
+            seen = self.teacher(self.model, pixels, ids, dense=True, locals=local)
+        if local and self.world > 1:  # texts of other processes may be longer
+            pad = self.accelerator.pad_across_processes
+            padded = {name: pad(getattr(seen[1], name), 1) for name in LOCALS}
+            seen = (seen[0], seen[1]._replace(**{**padded, "mask": padded["mask"].bool()}))
+        image, text = (
+            each._replace(**{k: gather_rows(v) for k, v in each._asdict().items() if v is not None})
+            for each in seen
         )
-        groups = [
-            {"params": tables, "weight_decay": recipe.weight_decay},
-            {"params": rest, "weight_decay": 0.0},
-        ]
-        yield torch.optim.AdamW(groups, lr=recipe.adam_rate, betas=(0.9, 0.98))
+        image_queue, text_queue = self.queues
+        items = image_queue.newest_items()
+        return TeacherView(image, text, image_queue.newest(), text_queue.newest(), items)
+
+    def _seed(self, *numbers: int) -> int:
+        words = [self.recipe.train.seed, self.step, self.accelerator.process_index, *numbers]
+        return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> 1)
+
+    def _autocast(self) -> torch.autocast:
+        enabled = self.recipe.train.bfloat16
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
+
+    def _no_sync(self) -> AbstractContextManager[Any]:
+        context: AbstractContextManager[Any] = self.accelerator.no_sync(self.wrapped)
+        return context
+
+    def _share_gradients(self) -> None:
+        """Average what DDP does not see; it is equal everywhere but for rounding."""
+        if self.world == 1:
+            return
+        weights = list(self.objective.parameters())
+        if self.model.codebook is not None:
+            weights.append(self.model.codebook.codes)
+        for weight in weights:
+            if weight.grad is not None:
+                weight.grad = self.accelerator.reduce(weight.grad, "mean")
 
     def state(self) -> dict[str, Any]:
         """Return all that a resumed run needs."""
+        trained = {n: p.detach() for n, p in self.model.named_parameters() if p.requires_grad}
         return {
-            "recipe": asdict(self.recipe),
+            "recipe": self.recipe.to_dict(),
             "step": self.step,
-            "model": self.model.state_dict(),
-            "average": self.average,
-            "contrasts": self.contrasts.state_dict(),
-            "memory": self.memory,
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "model": trained,
+            "objective": self.objective.state_dict(),
+            "optimizers": [each.state_dict() for each in self.optimizers],
+            "teacher": None if self.teacher is None else self.teacher.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
+            "memory": None if self.memory is None else self.memory.state_dict(),
+            "queues": [queue.state_dict() for queue in self.queues or ()],
+            "counts": self.counts,
+            "feeds": gather_object([self.feed.state_dict()]),
         }
+
+    def save_checkpoint(self) -> None:
+        """Write the state; an earlier checkpoint stays until the new one is whole.
+
+        Raises:
+            ModelError: It cannot be written.
+        """
+        state = self.state()
+        if self.accelerator.is_main_process:
+            save_checkpoint(self.output / "checkpoint.pt", state)
+        self.accelerator.wait_for_everyone()
 
     def resume(self) -> None:
         """Go on from the last checkpoint; without one, start anew.
 
         Raises:
-            ModelError: The checkpoint is damaged or of another recipe.
+            ModelError: The checkpoint is damaged, or of another recipe or number of processes.
+            InputError: The data are not those of the checkpoint.
         """
         path = self.output / "checkpoint.pt"
         if not path.exists():
             logger.info("no checkpoint in %s: starting anew", self.output)
             return
         state = load_checkpoint(path)
-        changed = [k for k, v in asdict(self.recipe).items() if state["recipe"].get(k) != v]
+        changed = list(differences(state["recipe"], self.recipe.to_dict()))
         if changed:
-            raise ModelError(f"{path}: made with other settings of {', '.join(changed)}")
+            raise ModelError(f"{path}: made with other settings: {'; '.join(changed)}")
+        if len(state["feeds"]) != self.world:
+            rule = f"made by {len(state['loaders'])} processes, and there are {self.world}"
+            raise ModelError(f"{path}: {rule}")
         self.step = state["step"]
-        self.model.load_state_dict(state["model"])
-        self.average = state["average"]
-        self.contrasts.load_state_dict(state["contrasts"])
-        self.memory = state["memory"]
+        weights = dict(self.model.named_parameters())
+        with torch.no_grad():
+            for name, weight in state["model"].items():
+                weights[name].copy_(weight)
+        self.objective.load_state_dict(state["objective"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
-
-    def save(self) -> Path:
-        """Write the averaged weights as a model in 16-bit floats and return its folder."""
-        folder = self.output / "model"
-        model = LexVLA(self.model.config, self.model.vocabulary, self.model.tokenizer)
-        model.load_state_dict(self.average)
-        model.half().save_pretrained(folder)
-        return folder
-
-
-def build_model(recipe: Recipe, drawings: EmojiDrawings, **config: Any) -> LexVLA:
-    """Build an untrained model with a tokenizer and vocabulary made from the captions.
-
-    Args:
-        recipe: Gives the sizes.
-        drawings: Give the captions.
-        config: Other fields of `LexVLAConfig`; without them there are no dense vectors or codes.
-    """
-    captions = drawings.captions()
-    tokenizer = train_tokenizer([*captions, PROMPT], recipe.pieces_below_words)
-    vocabulary = build_vocabulary(tokenizer, captions, STOP_WORDS)
-    text = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=recipe.width,
-        intermediate_size=recipe.width * 8 // 3,
-        num_hidden_layers=recipe.text_layers,
-        num_attention_heads=recipe.heads,
-        max_position_embeddings=256,
-        initializer_range=0.05,
-        attention_dropout=recipe.dropout,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        tie_word_embeddings=False,
-        attn_implementation="eager",  # on CPUs the fused kernel's backward pass is far slower
-    )
-    vision = Dinov2Config(
-        hidden_size=recipe.width,
-        num_hidden_layers=recipe.vision_layers,
-        num_attention_heads=recipe.heads,
-        image_size=recipe.sides[-1],
-        patch_size=recipe.patch_size,
-        drop_path_rate=recipe.drop_path,
-        hidden_dropout_prob=0.0,
-        use_mask_token=False,
-        attn_implementation="eager",
-    )
-    config = LexVLAConfig(
-        text_config=text,
-        vision_config=vision,
-        adapter_heads=recipe.heads,
-        adapter_width=3 * recipe.width,
-        vocabulary_chunk=512,
-        require_known_word=True,
-        model_name="lexvla-emoji",
-        **{"dense_width": 0, "codebook_size": 0, **config},
-    )
-    return LexVLA(config, vocabulary, tokenizer)
+        for held, name in (
+            (self.teacher, "teacher"),
+            (self.average, "average"),
+            (self.memory, "memory"),
+        ):
+            if held is not None:
+                held.load_state_dict(state[name])
+        for queue, saved in zip(self.queues or (), state["queues"], strict=True):
+            queue.load_state_dict(saved)
+        self.counts.copy_(state["counts"])
+        self.feed.load_state_dict(state["feeds"][self.accelerator.process_index])

@@ -1,0 +1,58 @@
+"""What a step draws from the data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+__all__ = ["Draw", "Feed"]
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Hold n images and n texts; text i belongs to image i.
+
+    Attributes:
+        texts: The texts.
+        images: Called with a number for all that is random and the side in pixels, it makes one
+            view of each image, (n, 3, side, side) float32, normalised as the model reads them.
+        items: (n,) long, the number of the item, or class, that each pair is of.
+        relevance: (n, items) float32, how each text's meaning is shared out over the items; each
+            row sums to 1.
+        image_words: (n, V) float32, weights of each image's own words.
+        text_words: The same of each text.
+    """
+
+    texts: list[str]
+    images: Callable[[int, int], Tensor]
+    items: Tensor | None = None
+    relevance: Tensor | None = None
+    image_words: Tensor | None = None
+    text_words: Tensor | None = None
+
+
+class Feed(Protocol):
+    """Give the batches of one process.
+
+    Attributes:
+        classes: Names of the items or classes, if a term asks for them.
+        parents: The parent of each class, where the data have a tree and a term asks for it.
+    """
+
+    classes: list[str]
+    parents: list[list[int]] | None
+
+    def draw(self, seed: int) -> Draw:
+        """Return the next batch; what is random in it follows from the seed."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the place behind the last batch, as JSON values."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go to a place that `state_dict` returned."""
+
+    def close(self) -> None:
+        """Stop its threads."""

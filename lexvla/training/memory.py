@@ -1,0 +1,58 @@
+"""A running vector of every item's texts and images."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+__all__ = ["ItemMemory"]
+
+
+class ItemMemory:
+    """Remember items, so that a batch is compared with all of them and not only with itself.
+
+    Meant for thousands of items: it holds two lexical vectors of each.
+
+    Args:
+        items: How many there are.
+        words: Size of the vocabulary.
+        dtype: Of what is remembered.
+
+    References:
+        Wu et al. 2018, "Unsupervised Feature Learning via Non-Parametric Instance Discrimination",
+        arXiv 1805.01978.
+    """
+
+    def __init__(
+        self, items: int, words: int, dtype: torch.dtype, device: torch.device | None = None
+    ) -> None:
+        self.texts = torch.zeros(items, words, dtype=dtype, device=device)
+        self.images = torch.zeros(items, words, dtype=dtype, device=device)
+
+    @torch.no_grad()
+    def remember(self, items: Tensor, relevance: Tensor, images: Tensor, texts: Tensor) -> None:
+        """Move the vectors of the batch's items half way to the mean of their fresh ones.
+
+        Args:
+            items: (N,) long.
+            relevance: (N, items): a text counts for its item by how much it means that one alone.
+            images: (N, V) unit vectors.
+            texts: (N, V) unit vectors.
+        """
+        own, place = items.unique(return_inverse=True)
+        weight = relevance.gather(1, items[:, None]).float()
+        for held, rows in ((self.texts, weight * texts.float()), (self.images, images.float())):
+            fresh = torch.zeros(len(own), rows.shape[1], device=rows.device)
+            fresh.index_add_(0, place, rows)
+            mixed = held[own].float() + functional.normalize(fresh, dim=1)
+            held[own] = functional.normalize(mixed, dim=1).to(held.dtype)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the vectors."""
+        return {"texts": self.texts, "images": self.images}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take vectors that `state_dict` returned."""
+        self.texts.copy_(state["texts"])
+        self.images.copy_(state["images"])

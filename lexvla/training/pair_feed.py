@@ -1,0 +1,117 @@
+"""Batches of image-text pairs from any source of `lexvla.data`."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lexvla.config import LexVLAConfig
+from lexvla.data.emoji import content_columns
+from lexvla.data.loader import Batch, PairLoader
+from lexvla.data.pairs import IndexedSource, ShardedSource
+from lexvla.preprocessing import to_pixels
+from lexvla.training.feed import Draw
+from lexvla.training.recipe import Recipe
+from lexvla.training.sources import classes_of, parents_of
+from lexvla.training.views import random_view
+from lexvla.vocabulary import Vocabulary
+
+__all__ = ["PairFeed"]
+
+
+class PairFeed:
+    """Draw decoded pairs, in an order that can be gone on with; see `PairLoader`.
+
+    Args:
+        source: The pairs.
+        recipe: Gives batch size, seed, views and the terms that ask for classes and words.
+        config: Tells how the model reads images.
+        vocabulary: The columns of words.
+        rank: The number of this process.
+        world_size: The number of processes.
+
+    Raises:
+        InputError: The source does not go with the recipe.
+    """
+
+    def __init__(
+        self,
+        source: IndexedSource | ShardedSource,
+        recipe: Recipe,
+        config: LexVLAConfig,
+        vocabulary: Vocabulary,
+        rank: int,
+        world_size: int,
+    ) -> None:
+        data, loss = recipe.data, recipe.loss
+        self.recipe, self.config, self.vocabulary = recipe, config, vocabulary
+        self.classes = classes_of(source) if loss.needs_items else []
+        self.parents = None
+        if loss.proxy and loss.tree and not isinstance(source, ShardedSource):
+            self.parents = parents_of(source, self.classes)
+        self._numbers = {name: number for number, name in enumerate(self.classes)}
+        self._loader = PairLoader(
+            source,
+            data.batch_size,
+            seed=recipe.train.seed,
+            drop_last=True,
+            workers=data.workers,
+            rank=rank,
+            world_size=world_size,
+            require_labels=loss.needs_items,
+            skipped_path=Path(recipe.output) / "skipped.jsonl",
+        )
+        self._batches: Any = self._loader.forever()
+        self._pool = ThreadPoolExecutor(max(1, data.workers))
+
+    def draw(self, seed: int) -> Draw:
+        """Return the next batch; the loader has a seed of its own."""
+        batch = next(self._batches)
+        items = relevance = None
+        if self.classes:
+            items = torch.tensor([self._numbers[str(name)] for name in batch.labels])
+        if self.recipe.loss.needs_relevance and items is not None:
+            relevance = torch.nn.functional.one_hot(items, len(self.classes)).float()
+        image_words = text_words = None
+        if self.recipe.loss.own_words:
+            image_words = self._words(batch.captions)
+            text_words = self._words([(text,) for text in batch.texts])
+
+        def images(number: int, side: int) -> Tensor:
+            return self._views(batch, number, side)
+
+        return Draw(batch.texts, images, items, relevance, image_words, text_words)
+
+    def _views(self, batch: Batch, seed: int, side: int) -> Tensor:
+        run, config = self.recipe.train, self.config
+
+        def make(number: int) -> np.ndarray:
+            rng = np.random.default_rng([seed, number])
+            return random_view(batch.images[number], side, run.crop, run.jitter, rng)
+
+        views = list(self._pool.map(make, range(len(batch))))
+        return to_pixels(views, config.image_mean, config.image_std)
+
+    def _words(self, texts: list[tuple[str, ...]]) -> Tensor:
+        words = torch.zeros(len(texts), len(self.vocabulary))
+        for row, each in enumerate(texts):
+            words[row, content_columns(" ".join(each), self.vocabulary)] = 1
+        return words
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the place behind the last batch, as JSON values."""
+        return self._loader.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go to a place that `state_dict` returned."""
+        self._loader.load_state_dict(state)
+
+    def close(self) -> None:
+        """Stop its threads."""
+        self._batches.close()
+        self._pool.shutdown()
