@@ -82,9 +82,27 @@ def captions(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def recipes(text_model: str, vision_model: str, captions: Path) -> Any:
     """Return what writes recipes over the tiny backbones and pictures."""
-    from pair_fakes import Recipes
+    from pair_fakes import pair_sections
+    from training_fakes import Recipes
 
-    return Recipes(text_model, vision_model, captions)
+    return Recipes(pair_sections(text_model, vision_model, captions))
+
+
+@pytest.fixture(scope="session")
+def drawings_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder of 15 drawings of six emoji, in two sets."""
+    from model_fakes import save_drawings
+
+    return save_drawings(tmp_path_factory.mktemp("drawings"))
+
+
+@pytest.fixture(scope="session")
+def drawing_recipes(drawings_folder: Path) -> Any:
+    """Return what writes recipes over those drawings."""
+    from model_fakes import drawing_sections
+    from training_fakes import Recipes
+
+    return Recipes(drawing_sections(drawings_folder))
 
 
 @pytest.fixture(scope="module")

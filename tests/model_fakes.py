@@ -120,3 +120,44 @@ def save_drawings(folder: Path) -> Path:
         style_names=np.array(STYLES),
     )
     return folder
+
+
+def drawing_sections(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return the settings of a short run on `save_drawings`, with all that such a run can have."""
+    return {
+        "model": {
+            "width": 16,
+            "vision_layers": 1,
+            "text_layers": 1,
+            "heads": 2,
+            "image_size": 8 * GRID,
+            "pieces_below_words": 60,
+            "dense_width": 0,
+            "codebook_size": 0,
+            "model_name": "tiny",
+        },
+        "data": {"kind": "drawings", "path": str(folder), "batch_size": 8},
+        "data.options": {"styles": list(STYLES)},
+        "loss": {
+            "own_words": 1.0,
+            "image_pairs": 0.5,
+            "memory": 0.5,
+            "memory_from": 4,
+            "penalty_ramp": 4,
+        },
+        "train": {
+            "steps": 8,
+            "warmup": 2,
+            "save_every": 3,
+            "device": "cpu",
+            "threads": 1,
+            "rate": 4e-3,
+            "muon_rate": 5e-3,
+            "weight_decay": 0.05,
+            "jitter": 1.0,
+            "sides": [16, 24],
+            "sides_from": [0.0, 0.5],
+            "average": 0.9,
+            "half": True,
+        },
+    }

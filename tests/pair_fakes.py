@@ -1,4 +1,4 @@
-"""A tiny set of image-text pairs, and recipes that train on it."""
+"""A tiny set of image-text pairs, and the settings of a run on it."""
 
 from __future__ import annotations
 
@@ -29,41 +29,28 @@ def save_captions(folder: Path) -> Path:
     return path
 
 
-class Recipes:
-    """Write recipes over the tiny backbones."""
-
-    def __init__(self, text_model: str, vision_model: str, captions: Path) -> None:
-        self.sections: dict[str, dict[str, Any]] = {
-            "model": {
-                "text_model": text_model,
-                "vision_model": vision_model,
-                "image_size": 24,
-                "adapter_heads": 2,
-                "adapter_width": 24,
-                "dense_width": 6,
-                "codebook_size": 4,
-                "lora_rank": 2,
-                "vocabulary_chunk": 5,
-            },
-            "data": {"kind": "captions", "path": str(captions), "batch_size": 6, "workers": 2},
-            "loss": {},
-            "train": {
-                "steps": 6,
-                "warmup": 2,
-                "save_every": 3,
-                "device": "cpu",
-                "threads": 1,
-                "rate": 3e-3,
-            },
-        }
-
-    def write(self, output: Path, **changes: dict[str, Any]) -> Path:
-        output.mkdir(parents=True, exist_ok=True)
-        lines = [f"output = {json.dumps(str(output))}"]
-        for name, values in self.sections.items():
-            lines.append(f"[{name}]")
-            merged = {**values, **changes.get(name, {})}
-            lines += [f"{key} = {json.dumps(value)}" for key, value in merged.items()]
-        path = output / "recipe.toml"
-        path.write_text("\n".join(lines) + "\n")
-        return path
+def pair_sections(text_model: str, vision_model: str, captions: Path) -> dict[str, dict[str, Any]]:
+    """Return the settings of a short run of the tiny backbones."""
+    return {
+        "model": {
+            "text_model": text_model,
+            "vision_model": vision_model,
+            "image_size": 24,
+            "adapter_heads": 2,
+            "adapter_width": 24,
+            "dense_width": 6,
+            "codebook_size": 4,
+            "lora_rank": 2,
+            "vocabulary_chunk": 5,
+        },
+        "data": {"kind": "captions", "path": str(captions), "batch_size": 6, "workers": 2},
+        "loss": {},
+        "train": {
+            "steps": 6,
+            "warmup": 2,
+            "save_every": 3,
+            "device": "cpu",
+            "threads": 1,
+            "rate": 3e-3,
+        },
+    }

@@ -374,7 +374,7 @@ class Trainer:
         if changed:
             raise ModelError(f"{path}: made with other settings: {'; '.join(changed)}")
         if len(state["feeds"]) != self.world:
-            rule = f"made by {len(state['loaders'])} processes, and there are {self.world}"
+            rule = f"made by {len(state['feeds'])} processes, and there are {self.world}"
             raise ModelError(f"{path}: {rule}")
         self.step = state["step"]
         weights = dict(self.model.named_parameters())

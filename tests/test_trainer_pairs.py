@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,16 +15,20 @@ import torch
 
 from lexvla import LexVLA
 from lexvla.errors import ModelError
-from lexvla.training import checkpoint, pair_trainer
+from lexvla.training import checkpoint, trainer
 from lexvla.training.checkpoint import load_checkpoint
-from lexvla.training.pair_recipe import PairRecipe
-from lexvla.training.pair_trainer import PairTrainer
-from lexvla.training.run import train
-from pair_fakes import THINGS, Recipes
+from lexvla.training.recipe import Recipe
+from lexvla.training.trainer import Trainer, train
+from pair_fakes import THINGS
 from search import cli
+from training_fakes import ROOT, Recipes, read_log, run_until_killed
 
-# Each of the papers' terms once, with little of everything.
+# Every term once, with little of everything.
 ALL = {
+    "own_words": 0.5,
+    "image_pairs": 0.5,
+    "memory": 0.5,
+    "memory_from": 1,
     "dense": 1.0,
     "codis": 0.5,
     "codis_from": 2,
@@ -41,30 +44,9 @@ ALL = {
 TERMS = {
     *("lexical", "penalty_image", "penalty_text", "dense", "distil", "proxy"),
     *("codis", "tcl_cross", "tcl_intra", "tcl_local"),
+    *("image_words", "text_words", "image_pairs", "memory"),
 }
-# Dies like a machine that loses power: in the fifth step, or with half a checkpoint written.
-KILL = """
-import os, signal, sys
-from lexvla.training import checkpoint, pair_trainer
-from lexvla.training.run import train
-from lexvla.training.sources import open_source
-def die(*_): os.kill(os.getpid(), signal.SIGKILL)
-step = pair_trainer.PairTrainer.train_step
-def step_or_die(self):
-    if self.step == 4 and sys.argv[2] == "step": die()
-    if self.step == 5 and sys.argv[2] == "checkpoint": checkpoint.os.fsync = die
-    return step(self)
-pair_trainer.PairTrainer.train_step = step_or_die
-train(sys.argv[1])
-"""
-
-
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def read_log(output: Path) -> list[dict[str, float]]:
-    lines = (output / "log.jsonl").read_text(encoding="utf-8").splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
 
 
 def weights(folder: Path) -> dict[str, bytes]:
@@ -89,7 +71,8 @@ def test_every_term_is_used_and_finite(whole: Path) -> None:
     for line in log:
         assert all(math.isfinite(value) for value in line.values())
         assert line["loss"] == pytest.approx(sum(line.get(term, 0) for term in TERMS), rel=1e-4)
-    assert TERMS - log[0].keys() == {"codis"}  # it begins when the queues hold something
+    assert TERMS - log[0].keys() == {"codis", "memory"}  # they begin when something is held
+    assert TERMS - log[1].keys() == {"codis"}
     assert log[3].keys() >= TERMS
     assert log[0]["penalty_image"] == 0 < log[5]["penalty_image"]
     assert "dead" not in log[1]
@@ -115,14 +98,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(
     recipes: Recipes, whole: Path, tmp_path: Path, moment: str
 ) -> None:
     recipe = recipes.write(tmp_path, loss=ALL, train={"parts": 2, "accumulate": 2})
-    killed = subprocess.run(
-        [sys.executable, "-c", KILL, recipe, moment],
-        check=False,
-        capture_output=True,
-        cwd=Path(__file__).parent.parent,
-        env={**os.environ, "PYTHONHASHSEED": "7"},
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    run_until_killed(recipe, moment)
     assert not (tmp_path / "model").exists()
     assert load_checkpoint(tmp_path / "checkpoint.pt")["step"] == 3
     assert train(recipe, resume=True) == tmp_path / "model"
@@ -137,14 +113,14 @@ def test_terms_of_weight_0_are_not_computed(
     def never(*_: object, **__: object) -> None:
         raise AssertionError("a term of weight 0 was computed")
 
-    for name in ("Teacher", "FeatureQueue", "code_counts"):
-        monkeypatch.setattr(pair_trainer, name, never)
+    for name in ("Teacher", "FeatureQueue", "ItemMemory", "code_counts"):
+        monkeypatch.setattr(trainer, name, never)
     train(recipes.write(tmp_path, train={"steps": 2}))
     line = read_log(tmp_path)[1]
     assert TERMS & line.keys() == {"lexical", "penalty_image", "penalty_text"}
     # LexVLA alone: heads and codes are not trained, and are as they were at first.
-    trainer = PairTrainer(PairRecipe.load(tmp_path / "recipe.toml"))
-    assert not any(p.requires_grad for p in trainer.model.image_dense_head.parameters())
+    model = Trainer(Recipe.load(tmp_path / "recipe.toml")).model
+    assert not any(p.requires_grad for p in model.image_dense_head.parameters())
 
 
 def test_steps_learn(recipes: Recipes, tmp_path: Path) -> None:
@@ -168,11 +144,8 @@ def test_parts_of_a_batch_give_the_same_step(recipes: Recipes, tmp_path: Path) -
 
 
 def test_going_on_from_a_saved_model(recipes: Recipes, whole: Path, tmp_path: Path) -> None:
-    path = recipes.write(tmp_path, train={"steps": 2})
-    text = path.read_text()
-    start, end = text.index("[model]"), text.index("[data]")
-    path.write_text(f'{text[:start]}[model]\nstart = "{whole / "model"}"\n{text[end:]}')
-    train(path)
+    saved = Recipes({**recipes.sections, "model": {"start": str(whole / "model")}})
+    train(saved.write(tmp_path, train={"steps": 2}))
     old, new = (LexVLA.from_pretrained(each / "model") for each in (whole, tmp_path))
     assert old.vocabulary == new.vocabulary
     assert not torch.equal(old.image_codebook, new.image_codebook)
@@ -180,11 +153,11 @@ def test_going_on_from_a_saved_model(recipes: Recipes, whole: Path, tmp_path: Pa
 
 def test_a_given_tree(recipes: Recipes, tmp_path: Path) -> None:
     loss = {"proxy": 1.0, "tree": True}
-    trainer = PairTrainer(PairRecipe.load(recipes.write(tmp_path, loss=loss)))
-    assert trainer.labels == {name: i for i, name in enumerate(sorted(THINGS))}
-    assert trainer.objective.proxies is not None
-    assert trainer.objective.proxies.given
-    assert len(trainer.objective.proxies.levels) == 2  # few classes or not
+    found = Trainer(Recipe.load(recipes.write(tmp_path, loss=loss)))
+    assert found.feed.classes == sorted(THINGS)
+    assert found.objective.proxies is not None
+    assert found.objective.proxies.given
+    assert len(found.objective.proxies.levels) == 2  # few classes or not
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(
@@ -218,12 +191,12 @@ def test_another_recipe_is_refused_with_the_difference(recipes: Recipes, tmp_pat
 def test_a_loss_that_is_no_number_ends_the_run(
     recipes: Recipes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step = PairTrainer._micro_step
+    step = Trainer._micro_step
 
-    def broken(self: PairTrainer, *arguments: Any) -> dict[str, float]:
+    def broken(self: Trainer, *arguments: Any) -> dict[str, float]:
         return {**step(self, *arguments), "loss": math.nan}
 
-    monkeypatch.setattr(PairTrainer, "_micro_step", broken)
+    monkeypatch.setattr(Trainer, "_micro_step", broken)
     with pytest.raises(ModelError, match="step 1: the loss is nan"):
         train(recipes.write(tmp_path))
     assert not (tmp_path / "model").exists()
@@ -240,17 +213,15 @@ def test_the_command(recipes: Recipes, tmp_path: Path, capsys: pytest.CaptureFix
 def test_two_processes(recipes: Recipes, tmp_path: Path) -> None:
     """All terms over a global batch of two processes, whose texts are of different lengths."""
     recipe = recipes.write(tmp_path, loss=ALL, train={"parts": 2, "steps": 4, "save_every": 2})
-    code = (
-        "import sys; from lexvla.training.run import train; train(sys.argv[1], len(sys.argv) > 2)"
-    )
+    code = "import sys; from lexvla.training.trainer import train; "
+    code += "train(sys.argv[1], len(sys.argv) > 2)"
     (tmp_path / "run.py").write_text(code)
 
     def launch(*more: str) -> None:
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
         command += ["--nproc_per_node=2", str(tmp_path / "run.py"), str(recipe), *more]
-        root = Path(__file__).parent.parent
-        env = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, check=False, capture_output=True, cwd=root, env=env)
+        env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, check=False, capture_output=True, cwd=ROOT, env=env)
         assert done.returncode == 0, done.stderr.decode()
 
     launch()
@@ -258,7 +229,7 @@ def test_two_processes(recipes: Recipes, tmp_path: Path) -> None:
     assert [line["step"] for line in log] == [1, 2, 3, 4]
     assert log[3].keys() >= TERMS
     # One checkpoint holds the place of both in the data; one process cannot go on from it.
-    assert len(load_checkpoint(tmp_path / "checkpoint.pt")["loaders"]) == 2
+    assert len(load_checkpoint(tmp_path / "checkpoint.pt")["feeds"]) == 2
     launch("--resume")
     assert weights(tmp_path / "model") == first
     with pytest.raises(ModelError, match="made by 2 processes, and there are 1"):
