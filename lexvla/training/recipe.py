@@ -128,6 +128,9 @@ class Recipe:
         unknown = sorted(values.keys() - {each.name for each in fields(cls)})
         if unknown:
             raise InputError(name, f"unknown key {unknown[0]!r}")
+        for key, kind in (("output", str), ("model", dict)):
+            if key in values and not isinstance(values[key], kind):
+                raise InputError(name, f"{key} must be {kind.__name__}, not {values[key]!r}")
         recipe = cls(
             output=values.get("output", f"runs/{Path(path).stem}"),
             model=_model(values.get("model", {}), name),
@@ -157,7 +160,12 @@ class Recipe:
             "[train] crop must be above 0 and at most 1": 0 < train.crop <= 1,
             "[train] jitter must be from 0 to 1": 0 <= train.jitter <= 1,
             "[train] average must be from 0, below 1": 0 <= train.average < 1,
-            "[train] muon_rate must be above 0": train.muon_rate is None or train.muon_rate > 0,
+            "[train] lora_rate and muon_rate must be above 0": all(
+                rate is None or rate > 0 for rate in (train.lora_rate, train.muon_rate)
+            ),
+            "[train] weight_decay and seed must not be below 0": (
+                train.weight_decay >= 0 and train.seed >= 0
+            ),
             "[train] sides and sides_from must pair up, and the latter rise from 0.0": (
                 len(train.sides) == len(train.sides_from)
                 and train.sides_from == sorted(train.sides_from)
@@ -237,6 +245,8 @@ def _model(values: dict[str, Any], name: str) -> dict[str, Any]:
         known |= set(inspect.signature(LexVLAConfig.__init__).parameters)
         if "width" not in values and not {"text_model", "vision_model"} <= values.keys():
             raise InputError(name, "[model] needs text_model and vision_model, or start, or width")
+        if "width" in values:  # towers with a name are not saved with the model
+            known -= {"text_model", "vision_model"}
     known -= {"self", "config", "kwargs", "path", "device", "captions"}
     if unknown := sorted(values.keys() - known):
         raise InputError(name, f"[model] unknown key {unknown[0]!r}")

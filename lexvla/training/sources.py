@@ -37,9 +37,12 @@ def open_source(data: Data) -> Source:
     try:
         if isinstance(options.get("columns"), dict):  # a table of the recipe
             options["columns"] = Columns(**options["columns"])
-        return _OPENERS[data.kind](data.path, **options)
+        source = _OPENERS[data.kind](data.path, **options)
     except (TypeError, ValueError) as error:
         raise InputError(data.path, f"[data.options] {error}") from error
+    if isinstance(source, EmojiDrawings) and not source.items:
+        raise InputError(data.path, "[data.options] styles name no drawing set")
+    return source
 
 
 def captions_of(source: Source) -> list[str]:

@@ -47,11 +47,26 @@ def untrained_model(
     Raises:
         ValueError: A setting is out of its range, or the sizes do not go together.
     """
+    for name, size in (
+        ("width", width),
+        ("vision_layers", vision_layers),
+        ("text_layers", text_layers),
+        ("heads", heads),
+        ("patch_size", patch_size),
+        ("image_size", image_size),
+        ("pieces_below_words", pieces_below_words),
+    ):
+        if type(size) is not int or size < 1:
+            raise ValueError(f"{name} must be a whole number above 0, not {size!r}")
+    if not (0 <= drop_path < 1 and 0 <= dropout < 1):
+        raise ValueError("drop_path and dropout must be from 0, below 1")
     if width % (2 * heads) or image_size % patch_size:
         raise ValueError(
             "width must be a multiple of twice the heads, and image_size of patch_size"
         )
     captions = list(captions)
+    if not captions:
+        raise ValueError("there are no captions to make a vocabulary from")
     tokenizer = train_tokenizer([*captions, PROMPT], pieces_below_words)
     vocabulary = build_vocabulary(tokenizer, captions, STOP_WORDS)
     text = LlamaConfig(
