@@ -31,7 +31,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def tiny_model(seed: int = 0, **config: Any) -> LexVLA:
-    """Return a model of 24-pixel images and 14 words, whose weights are far from alike."""
+    """Return a model of 24-pixel images and 15 words, whose weights are far from alike."""
     pieces = tokenizer()
     vocabulary = build_vocabulary(pieces, CAPTIONS, STOP_WORDS)
     torch.manual_seed(seed)

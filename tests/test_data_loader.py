@@ -62,6 +62,8 @@ def test_every_caption_has_its_turn() -> None:
         for batch in loader:
             seen.update(zip(batch.ids, batch.texts, strict=True))
             first.update(text[-1] for text in batch.texts if epoch == 0)
+            for name, captions in zip(batch.ids, batch.captions, strict=True):
+                assert captions == fake_pair(number_of(name)).texts
     assert set(seen.values()) == {1}
     assert len(seen) == 18
     assert len(first) > 1  # not the same one of every pair

@@ -13,19 +13,15 @@ from model_fakes import ITEMS, LONELY, PERSON, STYLES, save_drawings
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_drawings(tmp_path_factory.mktemp("drawings"))
-
-
-@pytest.fixture(scope="module")
-def drawings(folder: Path) -> EmojiDrawings:
-    return EmojiDrawings(folder, list(STYLES))
+def drawings(drawings_folder: Path) -> EmojiDrawings:
+    return EmojiDrawings(drawings_folder, list(STYLES))
 
 
 def test_items_and_their_drawings(drawings: EmojiDrawings) -> None:
     assert [item.label for item in drawings.items] == [each[1] for each in ITEMS]
     assert drawings.items[0].tags == ("fruit", "red")
     assert "healthy food" in drawings.items[0].kinds
+    assert [item.subgroup for item in drawings.items] == [each[4] for each in ITEMS]
     assert drawings.pixels.shape == (15, 64, 64, 4)
     for number, of_item in enumerate(drawings.by_item):
         assert len(of_item) == (1 if number == LONELY else 2)
@@ -135,13 +131,13 @@ def test_words_of() -> None:
     assert words_of("Piñata’s 1st ice-cream, ½") == ["pinata", "s", "1st", "ice", "cream", "1", "2"]
 
 
-def test_an_item_that_the_chosen_sets_do_not_draw_is_left_out(folder: Path) -> None:
-    round_ones = EmojiDrawings(folder, ["round"])
+def test_an_item_that_the_chosen_sets_do_not_draw_is_left_out(drawings_folder: Path) -> None:
+    round_ones = EmojiDrawings(drawings_folder, ["round"])
     assert [item.label for item in round_ones.items] == [e[1] for e in ITEMS[:LONELY]]
     assert (round_ones.style == 1).all()
     rows = round_ones.sample_drawings(np.arange(LONELY), np.random.default_rng(0))
     assert round_ones.item[rows].tolist() == [[0, 1, 2, 3, 4]] * 2
-    flat = EmojiDrawings(folder, ["flat"])
+    flat = EmojiDrawings(drawings_folder, ["flat"])
     assert len(flat.items) == len(ITEMS)
 
 
@@ -165,6 +161,6 @@ def test_a_truncated_file_is_named(tmp_path: Path, name: str, keep: int) -> None
     assert name in str(caught.value)
 
 
-def test_an_unknown_set_is_named(folder: Path) -> None:
+def test_an_unknown_set_is_named(drawings_folder: Path) -> None:
     with pytest.raises(InputError, match=r"'noto': no such drawing set; there are flat, round"):
-        EmojiDrawings(folder, ["flat", "noto"])
+        EmojiDrawings(drawings_folder, ["flat", "noto"])

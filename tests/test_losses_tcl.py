@@ -79,6 +79,28 @@ def test_intra_modal_has_hard_targets(batch: int) -> None:
     assert intra_modal_loss(student, keys, 0.3).item() == pytest.approx(expected)
 
 
+def test_intra_modal_by_hand() -> None:
+    """The first row's guess is 1/3 for each key, the second's own key is the nearest."""
+    keys = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [1.0, 0.0]])
+    student = torch.tensor([[0.0, 1.0], [-1.0, 0.0]])
+    own = (math.log(3) + math.log(1 + 2 * math.exp(-2))) / 2
+    assert intra_modal_loss(student, keys, 1.0).item() == pytest.approx(own)
+    alone = torch.eye(2, 3, dtype=torch.bool)
+    assert intra_modal_loss(student, keys, 1.0, alone).item() == pytest.approx(own)
+    # The second row's target is shared by its own key and the far one.
+    both = torch.tensor([[True, False, True], [False, True, True]])
+    second = math.log(1 + 2 * math.exp(-2)) / 2 + math.log(2 + math.exp(2)) / 2
+    expected = (math.log(3) + second) / 2
+    assert intra_modal_loss(student, keys, 1.0, both).item() == pytest.approx(expected)
+
+
+def test_intra_modal_with_keys_of_the_same_item_by_slow_loop() -> None:
+    student, keys = unit(2, 4), unit(5, 4, seed=1)
+    same = torch.tensor([[1, 0, 0, 1, 0], [0, 1, 0, 0, 0]], dtype=torch.bool)
+    expected = slow_cross_modal(student, student, keys, 0.3, 0.0, [[0, 3], [1]])
+    assert intra_modal_loss(student, keys, 0.3, same).item() == pytest.approx(expected)
+
+
 def slow_local(student: Tensor, locals_: Tensor, tau: float, mask: list[list[int]]) -> float:
     total = 0.0
     for n in range(len(student)):
@@ -173,6 +195,8 @@ def test_gradients() -> None:
     # The targets depend on the temperature, without a gradient.
     assert check(lambda s: cross_modal_loss(s, keys[:2], keys, 0.4), student)
     assert check(lambda s, t: intra_modal_loss(s, keys, t), (student, tau))
+    same = torch.tensor([[True, False, True, False], [False, True, False, False]])
+    assert check(lambda s, t: intra_modal_loss(s, keys, t, same), (student, tau))
     assert check(lambda s, t: local_loss(s, locals_, t, mask), (student, tau))
     assert check(lambda p: pool_patches(p, (5, 4)), unit(1, 20, 2).requires_grad_())
 

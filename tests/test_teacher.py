@@ -40,6 +40,18 @@ def test_the_average_by_hand() -> None:
         assert (teacher.weights["image_codebook"] == 1.0).all()
 
 
+def test_an_average_that_counts_steps_forgets_faster_at_first() -> None:
+    """The decay is (1 + step) / (10 + step) until that passes the average's own."""
+    model = tiny_model()
+    with torch.no_grad():
+        for step, kept in ((0, 1 / 10), (2, 3 / 12), (7, 8 / 17), (8, 0.5), (9000, 0.5)):
+            model.image_codebook.fill_(1.0)
+            average = Teacher(model, 0.5)
+            model.image_codebook.fill_(0.0)
+            average.update(model, step)
+            assert average.weights["image_codebook"][0, 0].item() == pytest.approx(kept)
+
+
 @pytest.mark.parametrize("tied", [False, True])
 def test_the_teacher_runs_by_its_own_weights(tied: bool) -> None:
     model = tiny_model()
@@ -163,6 +175,18 @@ def test_newest_is_a_copy() -> None:
     assert torch.equal(newest, before)
 
 
+def test_a_queue_keeps_the_items_beside_their_vectors() -> None:
+    queue = FeatureQueue(5, 1, 0, CPU)
+    assert queue.newest_items().tolist() == [-1] * 5
+    queue.push(row(1, 2, 3), torch.tensor([7, 0, 7]))
+    assert queue.newest_items().tolist() == [7, 0, 7, -1, -1]
+    queue.push(row(4, 5, 6), torch.tensor([8, 9, 6]))  # over the end
+    assert queue.newest_items().tolist() == [6, 9, 8, 7, 0]
+    assert torch.equal(queue.newest(), row(6, 5, 4, 3, 2))
+    queue.push(row(7))
+    assert queue.newest_items().tolist() == [-1, 6, 9, 8, 7]
+
+
 def test_a_queue_takes_no_gradient_and_any_float() -> None:
     queue = FeatureQueue(3, 1, 0, CPU)
     queue.push(row(0.5).to(torch.bfloat16).requires_grad_())
@@ -177,9 +201,9 @@ def test_a_queue_of_no_vector_is_refused() -> None:
 
 def test_a_queues_state() -> None:
     queue, other = FeatureQueue(4, 1, 0, CPU), FeatureQueue(4, 1, 1, CPU)
-    queue.push(row(1, 2, 3))
+    queue.push(row(1, 2, 3), torch.tensor([1, 2, 3]))
     other.load_state_dict(queue.state_dict())
     for each in (queue, other):
-        each.push(row(4, 5))
-    assert torch.equal(other.newest(), row(5, 4, 3, 2))
-    assert torch.equal(queue.newest(), other.newest())
+        each.push(row(4, 5), torch.tensor([4, 5]))
+        assert torch.equal(each.newest(), row(5, 4, 3, 2))
+        assert each.newest_items().tolist() == [5, 4, 3, 2]

@@ -21,11 +21,12 @@ from lexvla.features import Features
 from lexvla.losses import InfoNCE
 from lexvla.training.gathering import gather_rows
 from lexvla.training.gradient_cache import Parts, cached_backward
-from lexvla.training.objective import Losses, Objective, TeacherView
+from lexvla.training.memory import ItemMemory
+from lexvla.training.objective import Losses, Objective, Targets, TeacherView
 from model_fakes import tiny_model
 
 WORLD, ROWS = 2, 6
-SIDE, WIDTH = 24, 6
+SIDE, WIDTH, WORDS = 24, 6, 15
 TEXTS = ["a red dog", "hat", "two blue birds, flying", "the white horse", "man", "bicycle"]
 CASES = ("contrast", "contrast in parts", "lexvla", "lexvla in parts")
 Gradients = dict[str, Tensor]
@@ -96,32 +97,45 @@ def whole(parts: int, span: slice) -> Gradients:
     model._ddp_params_and_buffers_to_ignore = ["codebook.codes"]
     assert model.codebook is not None
     codes = model.codebook.codes
-    names = "dense codis tcl_cross tcl_intra tcl_local proxy distil penalty_image penalty_text"
+    names = "dense codis tcl_cross tcl_intra tcl_local proxy distil penalty_image penalty_text "
+    names += "own_words image_pairs memory"
     losses = Losses(**dict.fromkeys(names.split(), 0.5))
     torch.manual_seed(0)
     objective = Objective(losses, WIDTH, classes=3)
     pixels, ids = torch.randn(ROWS, 3, SIDE, SIDE), model.prompt_ids(TEXTS)
     seen = TeacherView(
-        Features(unit(ROWS, 14, seed=3), unit(ROWS, WIDTH, seed=4), unit(ROWS, 9, WIDTH, seed=5)),
         Features(
-            unit(ROWS, 14, seed=6),
+            unit(ROWS, WORDS, seed=3), unit(ROWS, WIDTH, seed=4), unit(ROWS, 9, WIDTH, seed=5)
+        ),
+        Features(
+            unit(ROWS, WORDS, seed=6),
             unit(ROWS, WIDTH, seed=7),
             unit(ROWS, 3, WIDTH, seed=8),
             gather_rows(torch.ones(ROWS, 3, dtype=torch.bool)[span]),
         ),
         unit(8, WIDTH, seed=9),
         unit(8, WIDTH, seed=10),
+        torch.tensor([-1, 0, 1, 2, 0, -1, 1, 2]),
     )
-    labels = gather_rows(torch.tensor([0, 1, 2, 2, 1, 0])[span])
+    items = torch.tensor([0, 1, 2, 2, 1, 0])
+    words = (unit(ROWS, WORDS, seed=11) > 0.2).float()
+    known = (items, functional.one_hot(items).float(), words, words.roll(1, 0))
+    targets = Targets(*(gather_rows(each[span]) for each in known))
+    memory = ItemMemory(3, WORDS, torch.float32)
+    memory.remember(items, known[1], unit(ROWS, WORDS, seed=12), unit(ROWS, WORDS, seed=13))
 
     def forward(wrapped: Any, rows: slice) -> Parts:
-        features = wrapped(pixels[rows], ids[rows], dense=True)
-        return [part for each in features for part in each[:2]]
+        features = wrapped(pixels[rows], ids[rows], dense=True, logits=True)
+        return [part for each in features for part in (*each[:2], each.logits)]
 
     def loss(columns: Parts) -> Tensor:
         both = [gather_rows(column) for column in columns]
-        terms = objective(Features(*both[:2]), Features(*both[2:]), 5000, codes, seen, labels)
-        assert len(terms) == 10
+        image, text = (
+            Features(lexical, vectors, logits=logits)
+            for lexical, vectors, logits in (both[:3], both[3:])
+        )
+        terms = objective(image, text, 5000, codes, seen, targets, memory)
+        assert len(terms) == 14
         return torch.stack(list(terms.values())).sum()
 
     return descend(model, objective, parts, forward, loss, span)

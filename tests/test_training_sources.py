@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from data_fakes import COUNT, fake_pair, members, write_images, write_parquet, write_tar
-from lexvla.data.pairs import Pair, PairList
+from lexvla.data.emoji import EmojiDrawings
+from lexvla.data.pairs import Pair, PairList, ShardedSource
 from lexvla.errors import InputError
-from lexvla.training.pair_recipe import Data
-from lexvla.training.sources import classes_of, open_source, parents_of
+from lexvla.training.recipe import Data
+from lexvla.training.sources import captions_of, classes_of, open_source, parents_of
+from model_fakes import ITEMS
 
 
 def caption_file(folder: Path, records: list[dict[str, object]]) -> Path:
@@ -56,6 +58,47 @@ def test_a_recipes_table_names_columns(tmp_path: Path) -> None:
         open_source(Data("hugging_face", str(path), options=options))
 
 
+def test_columns_of_images_and_texts(tmp_path: Path, captions: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    rows = [json.loads(line) for line in captions.read_text().splitlines()[:8]]
+    table = {
+        "picture": [str(captions.parent / row["image"]) for row in rows],
+        "about": [row["text"] for row in rows],
+    }
+    datasets.Dataset.from_dict(table).to_parquet(tmp_path / "pairs.parquet")
+    options = {"columns": {"image": "picture", "text": "about"}}
+    source = open_source(Data("hugging_face", str(tmp_path / "pairs.parquet"), options=options))
+    assert not isinstance(source, ShardedSource)
+    assert source[3].texts == (rows[3]["text"],)  # type: ignore[index]
+
+
+def test_drawings_are_a_source(drawings_folder: Path) -> None:
+    source = open_source(Data("drawings", str(drawings_folder), options={"styles": ["flat"]}))
+    assert isinstance(source, EmojiDrawings)
+    assert [item.label for item in source.items] == [each[1] for each in ITEMS]
+    for options, rule in (
+        ({}, "'styles'"),
+        ({"styles": []}, "styles name no drawing set"),
+        ({"styles": ["flat"], "size": 3}, "'size'"),
+    ):
+        with pytest.raises(InputError, match=rf"\[data.options\].*{rule}"):
+            open_source(Data("drawings", str(drawings_folder), options=options))
+
+
+def test_captions_are_all_texts_of_all_good_records(drawings_folder: Path) -> None:
+    class Holed(PairList):
+        def __getitem__(self, number: int) -> Pair:
+            if number == 1:
+                raise InputError("p1", "is bad")
+            return super().__getitem__(number)
+
+    texts = [("a hat", "hat"), ("bad",), ("a dog",)]
+    source = Holed("holed", [Pair(f"p{n}", b"", each) for n, each in enumerate(texts)])
+    assert captions_of(source) == ["a hat", "hat", "a dog"]
+    flat = EmojiDrawings(drawings_folder, ["flat"])
+    assert captions_of(flat) == flat.captions()
+
+
 def test_a_source_that_is_not_there(tmp_path: Path) -> None:
     for kind in ("captions", "karpathy", "webdataset"):
         with pytest.raises(InputError):
@@ -65,8 +108,9 @@ def test_a_source_that_is_not_there(tmp_path: Path) -> None:
 def test_shards_have_no_classes_beforehand(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "one.tar", members(range(3)))
     source = open_source(Data("webdataset", str(path), options={"label_key": "class"}))
-    with pytest.raises(InputError, match="shards"):
-        classes_of(source)
+    for read in (classes_of, captions_of):
+        with pytest.raises(InputError, match="shards"):
+            read(source)
 
 
 def paired(*records: tuple[str | None, tuple[str, ...]]) -> PairList:
