@@ -41,10 +41,14 @@ def print_figures(figures: NotoFigures, bm25: dict[int, float], seconds: float) 
     rows = {
         "label -> image": figures.label_to_image,
         "image -> label": figures.image_to_label,
+        "label -> image, words and dense": figures.fused_label_to_image,
+        "image -> label, words and dense": figures.fused_image_to_label,
         "chance": figures.chance_recall,
         "BM25, label -> people's tags": bm25,
     }
     for name, values in rows.items():
+        if values is None:  # the model has no dense vectors
+            continue
         print(f"{name:34}" + "".join(f"{values[k]:8.3f}" for k in KS))
     print(f"\n{'':34}{'nDCG@10':>8}{'P@10':>8}")
     name = f"tag -> images, {figures.tags:,} tags"

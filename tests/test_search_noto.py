@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import pytest
 from PIL import Image
 
+from lexvla.encoding import Encoding
+from lexvla.images import ImageSource
 from search.evaluation import evaluate_noto
 from search.evaluation.noto import tag_relevance
 from search_fakes import FakeEncoder
@@ -58,3 +61,23 @@ def test_tags_of_three_to_sixty_items() -> None:
     tags, relevant = tag_relevance([*items[1:], Item("one more", ("few",), "red")])
     assert tags == ["all", "few"]
     assert relevant.sum(axis=1).tolist() == [60, 3]
+
+
+def test_dense_vectors_break_ties_of_words() -> None:
+    """An item's place in the list is its dense vector: text and image of one item agree."""
+
+    class BothLegs(FakeEncoder):
+        def encode_text(self, texts: list[str]) -> Encoding:
+            return self._placed(super().encode_text(texts), len(texts))
+
+        def encode_image(self, images: list[ImageSource]) -> Encoding:
+            return self._placed(super().encode_image(images), len(images))
+
+        def _placed(self, encoding: Encoding, count: int) -> Encoding:
+            return replace(encoding, dense=np.eye(count, 4, dtype=np.float32))
+
+    figures = evaluate_noto(BothLegs(), ITEMS)
+    assert figures.label_to_image[1] == 0.5
+    assert figures.fused_label_to_image == {1: 1.0, 5: 1.0, 10: 1.0}
+    assert figures.fused_image_to_label == {1: 1.0, 5: 1.0, 10: 1.0}
+    assert evaluate_noto(FakeEncoder(), ITEMS).fused_label_to_image is None

@@ -50,6 +50,9 @@ class NotoFigures:
         items: How many images, and so labels.
         label_to_image: R@k of finding the one image that bears the label.
         image_to_label: R@k of finding the image's own label.
+        fused_label_to_image: The same by the sum of lexical and dense cosine, where the model has
+            dense vectors.
+        fused_image_to_label: Likewise.
         words_per_text: Mean number of active words in a label's vector.
         words_per_image: Mean number of active words in an image's vector.
         tags: How many tags were asked for: those that 3 to 60 items bear.
@@ -72,6 +75,8 @@ class NotoFigures:
     chance_recall: dict[int, float]
     chance_tag_ndcg: float
     chance_tag_precision: float
+    fused_label_to_image: dict[int, float] | None = None
+    fused_image_to_label: dict[int, float] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values that JSON can hold."""
@@ -79,7 +84,7 @@ class NotoFigures:
 
 
 def evaluate_noto(model: Encoder, items: Sequence[NotoItem]) -> NotoFigures:
-    """Encode every image, label and tag, and measure retrieval by the lexical leg.
+    """Encode every image, label and tag, and measure retrieval by words, and by both legs.
 
     Raises:
         ValueError: There are no items, or no tag that 3 to 60 of them bear.
@@ -90,6 +95,10 @@ def evaluate_noto(model: Encoder, items: Sequence[NotoItem]) -> NotoFigures:
     own = range(len(items))
     by_label = sparse.csr_array(labels.lexical @ images.lexical.T)
     by_tag = sparse.csr_array(_encode_texts(model, tags).lexical @ images.lexical.T)
+    fused: list[dict[int, float] | None] = [None, None]
+    if images.dense is not None and labels.dense is not None:
+        both = by_label.toarray() + labels.dense @ images.dense.T
+        fused = [recall_at_k(both, own, KS), recall_at_k(both.T, own, KS)]
     return NotoFigures(
         model=model.name,
         items=len(items),
@@ -103,6 +112,8 @@ def evaluate_noto(model: Encoder, items: Sequence[NotoItem]) -> NotoFigures:
         chance_recall={k: min(1.0, k / len(items)) for k in KS},
         chance_tag_ndcg=_chance_ndcg(relevant, TAG_DEPTH),
         chance_tag_precision=float(relevant.mean()),
+        fused_label_to_image=fused[0],
+        fused_image_to_label=fused[1],
     )
 
 
