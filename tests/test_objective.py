@@ -24,11 +24,23 @@ from lexvla.losses import (
     pool_patches,
 )
 from lexvla.training import objective as module
-from lexvla.training.objective import Losses, Objective, TeacherView, dense
+from lexvla.training.objective import Losses, Objective, Targets, TeacherView, dense
+from objective_fakes import (
+    BOOK,
+    COUNT,
+    IMAGE,
+    LABELS,
+    MASK,
+    SEEN,
+    SILENT,
+    TAU,
+    TEXT,
+    WIDTH,
+    build,
+    only,
+    terms,
+)
 
-COUNT, WORDS, WIDTH, QUEUE, CODES, CLASSES = 4, 12, 5, 7, 6, 3
-SILENT = Losses(lexical=0, penalty_image=0, penalty_text=0, temperature=0.2)
-TAU = 0.2
 # The name of each term, and the function or method of this module's that computes it.
 TERMS = {
     "lexical": "symmetric",
@@ -42,43 +54,6 @@ TERMS = {
     "proxy": "proxies",
     "distil": "_distil",
 }
-LABELS = torch.tensor([0, 2, 2, 1])
-
-
-def unit(*shape: int, seed: int) -> Tensor:
-    values = torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-    return functional.normalize(values, dim=-1)
-
-
-def features(seed: int, locals_: int = 0) -> Features:
-    parts = unit(COUNT, locals_, WIDTH, seed=seed + 2) if locals_ else None
-    return Features(unit(COUNT, WORDS, seed=seed).abs(), unit(COUNT, WIDTH, seed=seed + 1), parts)
-
-
-IMAGE, TEXT = features(10), features(20)
-MASK = torch.tensor([[1, 1, 0], [0, 1, 1], [0, 0, 1], [1, 1, 1]]).bool()
-SEEN = TeacherView(
-    features(30, 25),
-    features(40, 3)._replace(mask=MASK),
-    unit(QUEUE, WIDTH, seed=50),
-    unit(QUEUE, WIDTH, seed=51),
-)
-BOOK = unit(CODES, WIDTH, seed=60)
-
-
-def build(losses: Losses, **options: Any) -> Objective:
-    torch.manual_seed(0)
-    return Objective(losses, WIDTH, CLASSES, **options)
-
-
-def terms(objective: Objective, step: int = 10**6, **options: Any) -> dict[str, Tensor]:
-    given = {"codes": BOOK, "teacher": SEEN, "labels": LABELS, **options}
-    parts: dict[str, Tensor] = objective(IMAGE, TEXT, step, **given)
-    return parts
-
-
-def only(name: str, weight: float = 1.0, **settings: Any) -> Losses:
-    return replace(SILENT, **{name: weight}, **settings)
 
 
 def info_nce(similarity: Tensor) -> Tensor:
@@ -233,7 +208,7 @@ def test_without_codes_codis_is_silent() -> None:
 
 
 def test_without_labels_proxies_are_silent() -> None:
-    assert set(terms(build(only("proxy", dense=1.0)), labels=None)) == {"dense"}
+    assert set(terms(build(only("proxy", dense=1.0)), targets=Targets())) == {"dense"}
 
 
 def test_without_a_teacher_its_terms_are_silent() -> None:
@@ -257,11 +232,14 @@ def test_the_loss_reaches_students_codes_and_settings_but_not_the_teacher() -> N
     view = TeacherView(Features(*taught[:3]), Features(*taught[3:], MASK), queues[0], queues[1])
     objective = build(replace(SILENT, **dict.fromkeys(TERMS, 1.0)))
     image, text = Features(*students[:2]), Features(*students[2:])
-    parts = objective(image, text, 10**6, codes, view, LABELS)
+    parts = objective(image, text, 10**6, codes, view, Targets(LABELS))
     torch.stack(list(parts.values())).sum().backward()
     assert all(x.grad is not None and x.grad.abs().sum() > 0 for x in (*students, codes))
     assert all(x.grad is None for x in (*taught, *queues))
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in objective.parameters())
+    for name, weight in objective.named_parameters():
+        if not name.startswith("pairs."):  # of the contrast among images, which is not asked for
+            assert weight.grad is not None
+            assert weight.grad.abs().sum() > 0
 
 
 def test_what_distils_is_no_path_for_gradient() -> None:
@@ -299,6 +277,7 @@ def test_temperatures_come_back_into_their_limits() -> None:
         objective.clamp()
         assert objective.lexical.temperature.item() == pytest.approx(lexical)
         assert objective.dense.temperature.item() == pytest.approx(lexical)
+        assert objective.pairs.temperature.item() == pytest.approx(lexical)
         assert objective.teacher.temperature.item() == pytest.approx(teacher)
 
 
@@ -323,24 +302,30 @@ def test_a_given_tree_and_its_weight() -> None:
     vectors = torch.cat([dense(IMAGE), dense(TEXT)])
     fine = given.proxies.levels[0](vectors, LABELS.repeat(2))
     coarse = given.proxies.levels[1](vectors, (LABELS % 2).repeat(2))
-    torch.testing.assert_close(given(IMAGE, TEXT, 0, labels=LABELS)["proxy"], fine + 0.5 * coarse)
+    torch.testing.assert_close(
+        given(IMAGE, TEXT, 0, targets=Targets(LABELS))["proxy"], fine + 0.5 * coarse
+    )
 
 
 @pytest.mark.parametrize(
-    ("name", "teacher", "wanted"),
+    ("name", "needs"),
     [
-        ("lexical", False, False),
-        ("penalty_image", False, False),
-        ("dense", False, True),
-        ("distil", False, True),
-        ("proxy", False, True),
-        ("codis", True, True),
-        ("tcl_cross", True, True),
-        ("tcl_intra", True, True),
-        ("tcl_local", True, True),
+        ("lexical", {"image_words"}),
+        ("own_words", {"image_words"}),
+        ("image_pairs", {"image_words", "items"}),
+        ("memory", {"image_words", "items", "relevance"}),
+        ("penalty_image", {"image_words"}),
+        ("penalty_text", set()),
+        ("dense", {"dense"}),
+        ("distil", {"dense", "image_words"}),
+        ("proxy", {"dense", "items"}),
+        ("codis", {"teacher", "dense"}),
+        ("tcl_cross", {"teacher", "dense"}),
+        ("tcl_intra", {"teacher", "dense"}),
+        ("tcl_local", {"teacher", "dense"}),
     ],
 )
-def test_what_a_term_needs(name: str, teacher: bool, wanted: bool) -> None:
+def test_what_a_term_needs(name: str, needs: set[str]) -> None:
     losses = only(name)
-    assert losses.needs_teacher is teacher
-    assert losses.needs_dense is wanted
+    for what in ("teacher", "dense", "image_words", "items", "relevance"):
+        assert getattr(losses, f"needs_{what}") is (what in needs), what

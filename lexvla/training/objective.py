@@ -244,7 +244,8 @@ class Objective(nn.Module):
             parts["lexical"] = losses.lexical * self.lexical.symmetric(words, turned)
         if losses.image_pairs and targets.same is not None:
             parts["image_pairs"] = losses.image_pairs * self._image_pairs(image, targets.same)
-        if memory is not None and targets.items is not None and targets.relevance is not None:
+        known = targets.items is not None and targets.relevance is not None
+        if losses.memory and memory is not None and known:
             parts["memory"] = losses.memory * self._memory(image, text, targets, memory)
         ramp = min(step / max(1, losses.penalty_ramp), 1.0) ** 2
         penalty = overuse_penalty if losses.penalty == "overuse" else flops_penalty

@@ -1,0 +1,259 @@
+"""What a run begins with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from lexvla.data.emoji import EmojiDrawings
+from lexvla.errors import InputError
+from lexvla.model import LexVLA
+from lexvla.training.drawing_feed import DrawingFeed
+from lexvla.training.objective import Losses, Objective
+from lexvla.training.pair_feed import PairFeed
+from lexvla.training.recipe import Recipe, Run
+from lexvla.training.sources import open_source
+from lexvla.training.start import open_feed, optimizers, start_model
+from lexvla.training.untrained import untrained_model
+from model_fakes import CAPTIONS, STYLES, tiny_model
+from pair_fakes import COLOURS, THINGS
+from training_fakes import CPU, Recipes, adapted, pixels
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SIZES = {
+    "width": 16,
+    "vision_layers": 1,
+    "text_layers": 1,
+    "heads": 2,
+    "patch_size": 8,
+    "image_size": 24,
+    "pieces_below_words": 60,
+    "dense_width": 0,
+    "codebook_size": 0,
+}
+
+
+def begin(path: Path) -> LexVLA:
+    recipe = Recipe.load(path)
+    return start_model(recipe, open_source(recipe.data), CPU)
+
+
+# A model of random weights
+
+
+def test_an_untrained_model_reads_the_words_of_its_captions() -> None:
+    model = untrained_model(CAPTIONS, **SIZES)
+    words = {term.removeprefix("▁") for term in model.vocabulary.terms}
+    assert {"red", "dog", "cat", "hat", "two", "birds", "flying", "cafe"} <= words
+    assert not {"a", "the", "and", "s", "lies", "focus"} & words
+    config = model.config
+    assert config.require_known_word
+    assert (config.adapter_heads, config.adapter_width, config.patch_grid) == (2, 48, (3, 3))
+    assert all(weight.requires_grad for weight in model.parameters())
+    image, text = model.eval()(pixels(), model.prompt_ids(["hat"]))
+    assert image.lexical.shape == (3, len(words))
+    assert text.lexical.isfinite().all()
+
+
+def test_other_settings_reach_the_config() -> None:
+    sizes = {**SIZES, "dense_width": 6, "codebook_size": 4}
+    model = untrained_model(iter(CAPTIONS), **sizes, model_name="small", adapter_heads=1)
+    assert model.config.model_name == "small"
+    assert model.config.adapter_heads == 1
+    assert model.codebook is not None
+    assert model.codebook.codes.shape == (4, 6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "rule"),
+    [
+        ({"width": 18}, "width must be a multiple of twice the heads"),
+        ({"heads": 3}, "width must be a multiple of twice the heads"),
+        ({"image_size": 20}, "image_size of patch_size"),
+        ({"width": 0}, "width must be a whole number above 0, not 0"),
+        ({"width": "16"}, "width must be a whole number above 0, not '16'"),
+        ({"width": 16.0}, "width must be a whole number"),
+        ({"heads": 0}, "heads must be a whole number above 0"),
+        ({"heads": True}, "heads must be a whole number above 0, not True"),
+        ({"heads": -2}, "heads must be a whole number above 0, not -2"),
+        ({"vision_layers": 0}, "vision_layers must be a whole number above 0"),
+        ({"text_layers": -1}, "text_layers must be a whole number above 0"),
+        ({"patch_size": 0}, "patch_size must be a whole number above 0"),
+        ({"image_size": -24}, "image_size must be a whole number above 0"),
+        ({"pieces_below_words": 0}, "pieces_below_words must be a whole number above 0"),
+        ({"drop_path": 1.0}, "drop_path and dropout must be from 0, below 1"),
+        ({"dropout": -0.1}, "drop_path and dropout must be from 0, below 1"),
+        ({"dropout": "much"}, "'<=' not supported"),
+        ({"adapter_heads": 3}, "adapter_heads=3 does not divide"),
+        ({"codebook_size": 4, "dense_width": 0}, "codebook_size=4 needs a dense_width"),
+        ({"lora_rank": 2}, "LoRA are for a pretrained language model"),
+        ({"prompt": "no place"}, "the prompt must hold"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(
+    drawing_recipes: Recipes, tmp_path: Path, changes: dict[str, Any], rule: str
+) -> None:
+    with pytest.raises(InputError, match=rule) as caught:
+        begin(drawing_recipes.write(tmp_path, model=changes))
+    assert caught.value.item == "[model]"
+
+
+def test_no_captions_give_no_model() -> None:
+    with pytest.raises(ValueError, match="no captions"):
+        untrained_model([], **SIZES)
+
+
+def test_an_untrained_model_on_pairs(recipes: Recipes, tmp_path: Path) -> None:
+    untrained = Recipes({**recipes.sections, "model": SIZES})
+    model = begin(untrained.write(tmp_path))
+    terms = {term.removeprefix("▁") for term in model.vocabulary.terms}
+    assert terms == {*COLOURS, *THINGS}
+
+
+def test_the_same_seed_gives_the_same_weights() -> None:
+    found = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        found.append(untrained_model(CAPTIONS, **SIZES).image_codebook.detach())
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+
+
+# What is trained
+
+
+@pytest.mark.parametrize(
+    ("loss", "trained"),
+    [
+        ({}, {"image_codebook"}),
+        ({"dense": 1.0}, {"image_codebook", "text_dense_head", "image_dense_head"}),
+        (
+            {"codis": 1.0, "queue": 12},
+            {"image_codebook", "text_dense_head", "image_dense_head", "codebook"},
+        ),
+        (
+            {"lexical": 0, "penalty_image": 0, "dense": 1.0},
+            {"text_dense_head", "image_dense_head"},
+        ),
+        ({"lexical": 0, "penalty_image": 0, "own_words": 1.0}, {"image_codebook"}),
+        ({"lexical": 0, "penalty_image": 0, "memory": 1.0}, {"image_codebook"}),
+    ],
+)
+def test_parts_that_no_term_uses_are_not_trained(
+    recipes: Recipes, tmp_path: Path, loss: dict[str, float], trained: set[str]
+) -> None:
+    model = begin(recipes.write(tmp_path, loss=loss))
+    named = ("image_codebook", "text_dense_head", "image_dense_head", "codebook")
+    found = set()
+    for name in named:
+        part = getattr(model, name)
+        weights = [part] if isinstance(part, nn.Parameter) else list(part.parameters())
+        if all(weight.requires_grad for weight in weights):
+            found.add(name)
+        else:
+            assert not any(weight.requires_grad for weight in weights)
+    assert found == trained
+
+
+def test_the_source_decides_the_feed(
+    recipes: Recipes, drawing_recipes: Recipes, drawings_folder: Path, tmp_path: Path
+) -> None:
+    recipe = Recipe.load(drawing_recipes.write(tmp_path))
+    drawings = EmojiDrawings(drawings_folder, list(STYLES))
+    feed = open_feed(drawings, recipe, tiny_model(), 0, 1)
+    assert isinstance(feed, DrawingFeed)
+    feed.close()
+    recipe = Recipe.load(recipes.write(tmp_path))
+    feed = open_feed(open_source(recipe.data), recipe, tiny_model(), 0, 1)
+    assert isinstance(feed, PairFeed)
+    feed.close()
+
+
+# Optimisers
+
+Names = dict[int, str]
+
+
+def named(model: LexVLA, objective: Objective) -> Names:
+    names = {id(weight): name for name, weight in model.named_parameters()}
+    return names | {id(weight): f"loss.{name}" for name, weight in objective.named_parameters()}
+
+
+def groups(made: torch.optim.Optimizer, names: Names) -> list[tuple[set[str], float, float]]:
+    """Return names, rate and decay of each group."""
+    return [
+        ({names[id(weight)] for weight in group["params"]}, group["lr"], group["weight_decay"])
+        for group in made.param_groups
+    ]
+
+
+def test_without_muon_all_is_adamws_and_only_matrices_decay() -> None:
+    model, objective = untrained_model(CAPTIONS, **SIZES), Objective(Losses())
+    names = named(model, objective)
+    (adam,) = optimizers(model, objective, Run(steps=1, rate=0.02, weight_decay=0.1))
+    assert isinstance(adam, torch.optim.AdamW)
+    matrices, rest = groups(adam, names)
+    assert matrices[1:] == (0.02, 0.1)
+    assert rest[1:] == (0.02, 0.0)
+    assert matrices[0] == {n for n, p in model.named_parameters() if p.ndim > 1}
+    assert matrices[0] | rest[0] == set(names.values())
+    assert {"loss.lexical.log_scale", "loss.pairs.log_scale"} <= rest[0]
+
+
+def test_muon_takes_the_matrices_inside_and_adamw_the_tables() -> None:
+    sizes = {**SIZES, "dense_width": 6, "codebook_size": 4}
+    model, objective = untrained_model(CAPTIONS, **sizes), Objective(Losses())
+    names = named(model, objective)
+    run = Run(steps=1, rate=0.02, muon_rate=0.3, weight_decay=0.1)
+    adam, muon = optimizers(model, objective, run)
+    assert isinstance(muon, torch.optim.Muon)
+    ((inner, rate, decay),) = groups(muon, names)
+    assert (rate, decay) == (0.3, 0.1)
+    matrices, rest = groups(adam, names)
+    tables = {name for name in names.values() if "embed_tokens" in name or "lm_head" in name}
+    assert len(tables) == 2
+    assert matrices[0] >= tables | {"image_codebook", "codebook.codes"}
+    weights = dict(model.named_parameters())
+    assert {name for name in matrices[0] if weights[name].ndim == 2} == (
+        tables | {"image_codebook", "codebook.codes"}
+    )
+    assert inner == {n for n, p in weights.items() if p.ndim == 2} - matrices[0]
+    for part in ("self_attn.q_proj", "mlp", "image_tower.vision_model", "image_tower.adapter"):
+        assert any(part in name for name in inner), part
+    assert not (inner & matrices[0] or inner & rest[0])
+    assert inner | matrices[0] | rest[0] == set(names.values())
+
+
+def test_lora_has_a_rate_of_its_own(text_model: str, vision_model: str) -> None:
+    model, objective = adapted(text_model, vision_model), Objective(Losses())
+    names = named(model, objective)
+    for muon_rate in (None, 0.3):
+        run = Run(steps=1, rate=0.02, lora_rate=0.005, muon_rate=muon_rate, weight_decay=0.1)
+        adam = optimizers(model, objective, run)[0]
+        lora, matrices, rest = groups(adam, names)
+        assert lora == ({n for n in names.values() if "lora_" in n}, 0.005, 0.1)
+        assert matrices[1] == rest[1] == 0.02
+    same = optimizers(model, objective, Run(steps=1, rate=0.02))[0]
+    assert groups(same, names)[0][1] == 0.02
+    frozen = {id(weight) for weight in model.parameters() if not weight.requires_grad}
+    assert frozen
+    held = {id(weight) for group in same.param_groups for weight in group["params"]}
+    assert not frozen & held
+
+
+def test_a_step_of_both_moves_every_weight() -> None:
+    torch.manual_seed(0)
+    model, objective = untrained_model(CAPTIONS, **SIZES), Objective(Losses())
+    made = optimizers(model, objective, Run(steps=1, muon_rate=0.1))
+    before = [weight.detach().clone() for weight in model.parameters()]
+    for weight in model.parameters():
+        weight.grad = torch.randn(weight.shape)
+    for optimizer in made:
+        optimizer.step()
+    for weight, old in zip(model.parameters(), before, strict=True):
+        assert not torch.equal(weight, old)
