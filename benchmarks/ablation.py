@@ -32,6 +32,7 @@ from PIL import Image
 from lexvla import Encoding, LexVLA
 from lexvla.data.demo_corpus import load_demo_corpus
 from lexvla.data.emoji import EmojiDrawings
+from lexvla.training.objective import Losses
 from lexvla.training.recipe import Recipe
 from lexvla.training.trainer import Trainer
 from search.evaluation import DemoScenes, evaluate_patchdis, recall_at_k
@@ -100,7 +101,7 @@ def _seconds(output: Path) -> float:
     return float(np.median([json.loads(line)["seconds"] for line in lines]))
 
 
-def measure(model: LexVLA, drawings: EmojiDrawings) -> dict[str, float]:
+def measure(model: LexVLA, drawings: EmojiDrawings, losses: Losses) -> dict[str, float]:
     """Return the columns of the table but for time."""
     items = load_demo_corpus()
     images = model.encode_image([item.image for item in items])
@@ -108,7 +109,8 @@ def measure(model: LexVLA, drawings: EmojiDrawings) -> dict[str, float]:
     own = range(len(items))
     words = texts.lexical @ images.lexical.T
     found = dict(_recalls("", words.toarray(), own))
-    if images.dense is not None and texts.dense is not None:
+    # A start has heads and codes for all rows; what a row did not train says nothing.
+    if losses.needs_dense and images.dense is not None and texts.dense is not None:
         dense = texts.dense @ images.dense.T
         found |= dict(_recalls("dense ", dense, own))
         found |= dict(_recalls("fused ", words.toarray() + dense, own))
@@ -120,7 +122,7 @@ def measure(model: LexVLA, drawings: EmojiDrawings) -> dict[str, float]:
     found["words an image"] = images.lexical.nnz / len(items)
     found["never used"] = float((used == 0).mean())
     found["over-used"] = float((used > OVER_USED).mean())
-    if images.codes is not None:
+    if losses.codis and images.codes is not None:
         best = np.array([row.codes.indices[row.codes.data.argmax()] for row in images])
         found["dead codes"] = float(images.codes.shape[1] - len(np.unique(best)))
     scenes = DemoScenes(items, count=200)
@@ -237,7 +239,8 @@ def run_all(args: argparse.Namespace) -> None:
             started = time.monotonic()
             model, seconds = train(name, seed, args)
             line = {"losses": name, "seed": seed, "threads": args.threads}
-            line |= {**measure(model, drawings), "seconds a step": seconds}
+            losses = Recipe.load(RECIPES / f"{name}.toml").loss
+            line |= {**measure(model, drawings, losses), "seconds a step": seconds}
             line["seconds"] = time.monotonic() - started
             with args.out.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
