@@ -225,6 +225,21 @@ def test_the_memory_holds_what_a_batch_drew(drawing_recipes: Recipes, tmp_path: 
         assert rows[held].float().norm(dim=1).numpy() == pytest.approx(1, abs=1e-2)
 
 
+def test_the_queues_hold_the_items_of_their_vectors(
+    drawing_recipes: Recipes, tmp_path: Path
+) -> None:
+    recipe = drawing_recipes.write(
+        tmp_path, model={"dense_width": 6}, loss={"tcl_intra": 1.0, "queue": 12}
+    )
+    trainer = Trainer(Recipe.load(recipe))
+    drawn = trainer.feed.draw(trainer._seed(0, 1)).items
+    assert drawn is not None
+    trainer.train_step()
+    assert trainer.queues is not None
+    for queue in trainer.queues:
+        assert queue.newest_items().tolist() == drawn.tolist()[::-1] + [-1] * 4
+
+
 @pytest.mark.parametrize(
     ("loss", "terms"),
     [

@@ -11,6 +11,7 @@ from torch import nn
 
 from lexvla.data.emoji import EmojiDrawings
 from lexvla.errors import InputError
+from lexvla.lexical_head import lexical_vector
 from lexvla.model import LexVLA
 from lexvla.training.drawing_feed import DrawingFeed
 from lexvla.training.objective import Losses, Objective
@@ -55,9 +56,11 @@ def test_an_untrained_model_reads_the_words_of_its_captions() -> None:
     assert config.require_known_word
     assert (config.adapter_heads, config.adapter_width, config.patch_grid) == (2, 48, (3, 3))
     assert all(weight.requires_grad for weight in model.parameters())
-    image, text = model.eval()(pixels(), model.prompt_ids(["hat"]))
+    image, text = model.eval()(pixels(), model.prompt_ids(["hat"]), logits=True)
     assert image.lexical.shape == (3, len(words))
     assert text.lexical.isfinite().all()
+    for each in (image, text):
+        torch.testing.assert_close(lexical_vector(each.logits), each.lexical)
 
 
 def test_other_settings_reach_the_config() -> None:
