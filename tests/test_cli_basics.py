@@ -232,9 +232,9 @@ def test_train(
         calls.append((recipe, resume))
         return tmp_path
 
-    trainer = types.ModuleType("lexvla.training.run")
+    trainer = types.ModuleType("lexvla.training.trainer")
     monkeypatch.setattr(trainer, "train", train, raising=False)
-    monkeypatch.setitem(sys.modules, "lexvla.training.run", trainer)
+    monkeypatch.setitem(sys.modules, "lexvla.training.trainer", trainer)
     assert cli.main(["train", "a.toml"]) == 0
     assert capsys.readouterr().out == f"the model is in {tmp_path}\n"
     assert cli.main(["train", "a.toml", "--resume", "--json"]) == 0
@@ -245,6 +245,6 @@ def test_train(
 def test_train_names_what_is_missing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(sys.modules, "lexvla.training.run", None)
+    monkeypatch.setitem(sys.modules, "lexvla.training.trainer", None)
     assert cli.main(["train", "recipe.toml"]) == 1
     assert "pip install 'lexvla[train]'" in capsys.readouterr().err

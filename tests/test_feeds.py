@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from contextlib import closing
 from dataclasses import replace
@@ -28,6 +29,7 @@ from model_fakes import ITEMS, STYLES, picture, tiny_model
 APPLE, FROG, HEART, PERSON, BALL, BOOK = range(6)
 WORDS = ("red", "apple", "fruit", "food", "heart", "blue", "love", "animal", "frog", "thing")
 VOCABULARY = Vocabulary([f"▁{word}" for word in WORDS])
+CONFIG = tiny_model().config
 
 
 def recipe(output: Path, size: int, **loss: Any) -> Recipe:
@@ -42,7 +44,7 @@ def drawings(drawings_folder: Path) -> EmojiDrawings:
 
 @pytest.fixture
 def feed(drawings: EmojiDrawings, tmp_path: Path) -> DrawingFeed:
-    return DrawingFeed(drawings, recipe(tmp_path, 12), VOCABULARY)
+    return DrawingFeed(drawings, recipe(tmp_path, 12), CONFIG, VOCABULARY)
 
 
 def known(draw: Draw) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -120,7 +122,7 @@ def test_a_label_has_four_fifths_and_its_share_on_its_own_item(
 ) -> None:
     """Labels such as "open book" have no known word here, and so all items bear them."""
     words = Vocabulary(["▁red", "▁frog", "▁blue"])
-    feed = DrawingFeed(drawings, recipe(tmp_path, 12), words)
+    feed = DrawingFeed(drawings, recipe(tmp_path, 12), CONFIG, words)
     items, relevance, _, _ = known(feed.draw(1))
     for number, shares in zip(items[:6].tolist(), relevance[:6], strict=True):
         expected = torch.zeros(6)
@@ -138,7 +140,7 @@ def test_a_word_of_many_items(tmp_path: Path, drawings: EmojiDrawings) -> None:
     items[HEART] = replace(items[HEART], tags=("animal",))
     both = EmojiDrawings.__new__(EmojiDrawings)
     both.__dict__.update(drawings.__dict__, items=items)
-    feed = DrawingFeed(both, recipe(tmp_path, 12), VOCABULARY)
+    feed = DrawingFeed(both, recipe(tmp_path, 12), CONFIG, VOCABULARY)
     own = feed._own_words(["animal", "frog animal", "animal"])
     labels = torch.zeros(6, len(WORDS))
     drawn = torch.tensor([APPLE] * 6 + [FROG, FROG, BALL])
@@ -166,7 +168,7 @@ def test_own_words(feed: DrawingFeed, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_views_are_of_the_items_and_follow_from_their_seed(
     drawings: EmojiDrawings, tmp_path: Path
 ) -> None:
-    feed = DrawingFeed(drawings, recipe(tmp_path, 12), VOCABULARY)
+    feed = DrawingFeed(drawings, recipe(tmp_path, 12), CONFIG, VOCABULARY)
     draw = feed.draw(1)
     views = draw.images(5, 16)
     assert views.shape == (12, 3, 16, 16)
@@ -178,13 +180,24 @@ def test_views_are_of_the_items_and_follow_from_their_seed(
         assert not torch.equal(views[items.index(number)], views[6 + items.index(number)])
     strong = recipe(tmp_path, 12)
     strong = replace(strong, train=replace(strong.train, jitter=1.0))
-    draw = DrawingFeed(drawings, strong, VOCABULARY).draw(1)
+    draw = DrawingFeed(drawings, strong, CONFIG, VOCABULARY).draw(1)
     assert torch.equal(draw.images(5, 16), draw.images(5, 16))
     assert not torch.equal(draw.images(5, 16), draw.images(6, 16))
 
 
+def test_views_are_normalised_as_the_model_reads_images(
+    drawings: EmojiDrawings, tmp_path: Path
+) -> None:
+    config = copy.copy(CONFIG)
+    config.image_mean, config.image_std = [0.0, 0.0, 0.0], [0.5, 0.5, 0.5]
+    feeds = (DrawingFeed(drawings, recipe(tmp_path, 4), c, VOCABULARY) for c in (CONFIG, config))
+    views, plain = (feed.draw(1).images(1, 8) for feed in feeds)
+    mean, std = (torch.tensor(x).view(3, 1, 1) for x in (CONFIG.image_mean, CONFIG.image_std))
+    torch.testing.assert_close(views * std + mean, plain * 0.5)
+
+
 def test_a_draw_follows_from_its_seed(drawings: EmojiDrawings, tmp_path: Path) -> None:
-    feed = DrawingFeed(drawings, recipe(tmp_path, 4), VOCABULARY)
+    feed = DrawingFeed(drawings, recipe(tmp_path, 4), CONFIG, VOCABULARY)
     first, same = feed.draw(7), feed.draw(7)
     assert first.texts == same.texts
     for one, other in zip(known(first), known(same), strict=True):
@@ -197,8 +210,8 @@ def test_a_draw_follows_from_its_seed(drawings: EmojiDrawings, tmp_path: Path) -
 
 
 def test_a_tree_of_drawings_is_their_subgroups(drawings: EmojiDrawings, tmp_path: Path) -> None:
-    flat = DrawingFeed(drawings, recipe(tmp_path, 4, proxy=1.0), VOCABULARY)
-    given = DrawingFeed(drawings, recipe(tmp_path, 4, proxy=1.0, tree=True), VOCABULARY)
+    flat = DrawingFeed(drawings, recipe(tmp_path, 4, proxy=1.0), CONFIG, VOCABULARY)
+    given = DrawingFeed(drawings, recipe(tmp_path, 4, proxy=1.0, tree=True), CONFIG, VOCABULARY)
     assert flat.parents is None
     # The order of their names: animal-amphibian, book-paper, food-fruit, game, heart, person.
     assert given.parents == [[2, 0, 4, 5, 3, 1]]
@@ -209,7 +222,7 @@ def test_a_batch_of_drawings_is_even_and_no_more_than_there_are(
     drawings: EmojiDrawings, tmp_path: Path, size: int
 ) -> None:
     with pytest.raises(InputError, match=f"batch_size {size}.*must be even and at most 12"):
-        DrawingFeed(drawings, recipe(tmp_path, size), VOCABULARY)
+        DrawingFeed(drawings, recipe(tmp_path, size), CONFIG, VOCABULARY)
 
 
 # Pairs

@@ -260,3 +260,15 @@ def test_a_step_of_both_moves_every_weight() -> None:
         optimizer.step()
     for weight, old in zip(model.parameters(), before, strict=True):
         assert not torch.equal(weight, old)
+
+
+def test_sides_are_multiples_of_the_patch(recipes: Recipes, tmp_path: Path) -> None:
+    run = {"sides": [16, 20], "sides_from": [0.0, 0.5]}
+    with pytest.raises(InputError, match="20 is no multiple of the patch, 8"):
+        begin(recipes.write(tmp_path, train=run))
+
+
+def test_a_saved_model_trains_with_the_faster_attention(recipes: Recipes, tmp_path: Path) -> None:
+    model = begin(recipes.write(tmp_path))
+    for tower in (model.text_tower.language_model, model.image_tower.vision_model):
+        assert tower.config._attn_implementation == "eager"

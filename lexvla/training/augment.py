@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from lexvla.config import IMAGE_MEAN, IMAGE_STD
 from lexvla.preprocessing import normalise_pixels
 
 __all__ = ["augment"]
 
 
-def augment(pixels: Tensor, side: int, strength: float, generator: torch.Generator) -> Tensor:
+def augment(
+    pixels: Tensor,
+    side: int,
+    strength: float,
+    generator: torch.Generator,
+    mean: Sequence[float] = IMAGE_MEAN,
+    std: Sequence[float] = IMAGE_STD,
+) -> Tensor:
     """Return one random view of each drawing.
 
     Args:
@@ -22,9 +30,11 @@ def augment(pixels: Tensor, side: int, strength: float, generator: torch.Generat
         side: Height and width of the views, in pixels.
         strength: 1 is the usual spread of every change; 0 gives the drawing on white.
         generator: Decides all that is random.
+        mean: The channels' means, as the model reads images.
+        std: Their deviations.
 
     Returns:
-        (B, 3, side, side) float32, normalised as the model reads images.
+        (B, 3, side, side) float32, normalised by them.
     """
     colour = pixels[..., :3].permute(0, 3, 1, 2).float() / 255
     alpha = pixels[..., 3:].permute(0, 3, 1, 2).float() / 255
@@ -43,7 +53,7 @@ def augment(pixels: Tensor, side: int, strength: float, generator: torch.Generat
     image = _erase(image, 0.35 * strength, generator)
     noise = torch.randn(image.shape, generator=generator)
     image = image + noise * 0.02 * strength * _uniform(len(image), 0, 1, generator)
-    return normalise_pixels(image.clamp(0, 1))
+    return normalise_pixels(image.clamp(0, 1), mean, std)
 
 
 def _uniform(count: int, low: float, high: float, generator: torch.Generator) -> Tensor:

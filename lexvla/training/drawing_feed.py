@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from lexvla.config import LexVLAConfig
 from lexvla.data.emoji import EmojiDrawings, content_columns
 from lexvla.errors import InputError
 from lexvla.losses import class_levels
@@ -31,13 +32,20 @@ class DrawingFeed:
     Args:
         drawings: What is drawn from.
         recipe: Gives the batch size, two rows an item, and the strength of the views' changes.
+        config: Tells how the model reads images.
         vocabulary: The columns of words.
 
     Raises:
         InputError: There are fewer items than a batch needs, or the batch is of an odd number.
     """
 
-    def __init__(self, drawings: EmojiDrawings, recipe: Recipe, vocabulary: Vocabulary) -> None:
+    def __init__(
+        self,
+        drawings: EmojiDrawings,
+        recipe: Recipe,
+        config: LexVLAConfig,
+        vocabulary: Vocabulary,
+    ) -> None:
         size = recipe.data.batch_size
         if size % 2 or size // 2 > len(drawings.items):
             rule = f"must be even and at most {2 * len(drawings.items)}: each item fills two rows"
@@ -49,6 +57,7 @@ class DrawingFeed:
             above = {item.id: item.subgroup for item in drawings.items}
             self.parents = class_levels(self.classes, above)
         self._strength = recipe.train.jitter
+        self._statistics = config.image_mean, config.image_std
         self._size = size // 2
         self._words = torch.from_numpy(drawings.word_weights(vocabulary))
         self._has_word = (self._words > 0).bfloat16()  # 0 and 1: exact in 16 bits, sums too
@@ -71,7 +80,7 @@ class DrawingFeed:
 
         def images(number: int, side: int) -> Tensor:
             generator = torch.Generator().manual_seed(number)
-            return augment(pixels, side, self._strength, generator)
+            return augment(pixels, side, self._strength, generator, *self._statistics)
 
         return Draw(texts, images, items, self._relevance(own, items), image_words, text_words)
 

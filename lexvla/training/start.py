@@ -41,6 +41,13 @@ def start_model(recipe: Recipe, source: Source, device: torch.device) -> LexVLA:
             raise InputError("[model]", str(error)) from error
     else:
         model = LexVLA.from_backbones(**options, **place)
+    patch = model.config.vision_config.patch_size
+    for side in recipe.train.sides:
+        if side % patch:
+            raise InputError("[train] sides", f"{side} is no multiple of the patch, {patch}")
+    if device.type == "cpu":  # the fused kernel's backward pass is far slower there
+        model.text_tower.language_model.set_attn_implementation("eager")
+        model.image_tower.vision_model.set_attn_implementation("eager")
     if loss.needs_dense and not model.config.dense_width:
         raise InputError("[loss]", "the dense terms need a model with a dense_width")
     if loss.codis and model.codebook is None:
@@ -64,7 +71,7 @@ def open_feed(source: Source, recipe: Recipe, model: LexVLA, rank: int, world_si
         InputError: The source does not go with the recipe.
     """
     if isinstance(source, EmojiDrawings):
-        return DrawingFeed(source, recipe, model.vocabulary)
+        return DrawingFeed(source, recipe, model.config, model.vocabulary)
     return PairFeed(source, recipe, model.config, model.vocabulary, rank, world_size)
 
 
