@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from lexvla.features import Features
+
 __all__ = ["ItemMemory"]
 
 
@@ -18,6 +20,9 @@ class ItemMemory:
         items: How many there are.
         words: Size of the vocabulary.
         dtype: Of what is remembered.
+        device: Where.
+        dense_width: Width of the dense vectors to remember too, in float32, by ``dense``, a memory
+            of its own; 0 for none.
 
     References:
         Wu et al. 2018, "Unsupervised Feature Learning via Non-Parametric Instance Discrimination",
@@ -25,21 +30,34 @@ class ItemMemory:
     """
 
     def __init__(
-        self, items: int, words: int, dtype: torch.dtype, device: torch.device | None = None
+        self,
+        items: int,
+        words: int,
+        dtype: torch.dtype,
+        device: torch.device | None = None,
+        dense_width: int = 0,
     ) -> None:
         self.texts = torch.zeros(items, words, dtype=dtype, device=device)
         self.images = torch.zeros(items, words, dtype=dtype, device=device)
+        self.dense: ItemMemory | None = None
+        if dense_width:
+            self.dense = ItemMemory(items, dense_width, torch.float32, device)
 
-    @torch.no_grad()
-    def remember(self, items: Tensor, relevance: Tensor, images: Tensor, texts: Tensor) -> None:
+    def remember(self, items: Tensor, relevance: Tensor, image: Features, text: Features) -> None:
         """Move the vectors of the batch's items half way to the mean of their fresh ones.
 
         Args:
             items: (N,) long.
             relevance: (N, items): a text counts for its item by how much it means that one alone.
-            images: (N, V) unit vectors.
-            texts: (N, V) unit vectors.
+            image: Of N images.
+            text: Of their texts.
         """
+        self._move(items, relevance, image.lexical, text.lexical)
+        if self.dense is not None and image.dense is not None and text.dense is not None:
+            self.dense._move(items, relevance, image.dense, text.dense)
+
+    @torch.no_grad()
+    def _move(self, items: Tensor, relevance: Tensor, images: Tensor, texts: Tensor) -> None:
         own, place = items.unique(return_inverse=True)
         weight = relevance.gather(1, items[:, None]).float()
         for held, rows in ((self.texts, weight * texts.float()), (self.images, images.float())):
@@ -50,9 +68,14 @@ class ItemMemory:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the vectors."""
-        return {"texts": self.texts, "images": self.images}
+        own = {"texts": self.texts, "images": self.images}
+        if self.dense is not None:
+            own |= {f"dense_{name}": rows for name, rows in self.dense.state_dict().items()}
+        return own
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take vectors that `state_dict` returned."""
         self.texts.copy_(state["texts"])
         self.images.copy_(state["images"])
+        if self.dense is not None:
+            self.dense.load_state_dict({k: state[f"dense_{k}"] for k in ("texts", "images")})

@@ -246,7 +246,9 @@ class Objective(nn.Module):
             parts["image_pairs"] = losses.image_pairs * self._image_pairs(image, targets.same)
         known = targets.items is not None and targets.relevance is not None
         if losses.memory and memory is not None and known:
-            parts["memory"] = losses.memory * self._memory(image, text, targets, memory)
+            sides = image.lexical, text.lexical
+            term = self._memory(*sides, targets, memory, self.lexical)
+            parts["memory"] = losses.memory * term
         ramp = min(step / max(1, losses.penalty_ramp), 1.0) ** 2
         penalty = overuse_penalty if losses.penalty == "overuse" else flops_penalty
         for name, weight, vectors in (
@@ -260,6 +262,9 @@ class Objective(nn.Module):
         meaning = image.dense @ text.dense.T
         if losses.dense:
             parts["dense"] = losses.dense * self.dense.symmetric(meaning, turned)
+        if losses.memory and losses.dense and memory is not None and memory.dense and known:
+            term = self._memory(image.dense, text.dense, targets, memory.dense, self.dense)
+            parts["memory_dense"] = losses.dense * losses.memory * term
         if losses.distil:
             parts["distil"] = losses.distil * self._distil(words, meaning)
         if self.proxies is not None and targets.items is not None:
@@ -289,7 +294,7 @@ class Objective(nn.Module):
         return self.pairs(alike, shares(same & ~itself))
 
     def _memory(
-        self, image: Features, text: Features, targets: Targets, memory: ItemMemory
+        self, image: Tensor, text: Tensor, targets: Targets, memory: ItemMemory, contrast: InfoNCE
     ) -> Tensor:
         """Let each image find its item's texts, and each text its items' images.
 
@@ -297,8 +302,8 @@ class Objective(nn.Module):
         from the others.
         """
         kind = memory.texts.dtype
-        to_texts = self.lexical(image.lexical.to(kind) @ memory.texts.T, targets.items)
-        to_images = self.lexical(text.lexical.to(kind) @ memory.images.T, targets.relevance)
+        to_texts = contrast(image.to(kind) @ memory.texts.T, targets.items)
+        to_images = contrast(text.to(kind) @ memory.images.T, targets.relevance)
         return to_texts + to_images
 
     def _distil(self, words: Tensor, meaning: Tensor) -> Tensor:

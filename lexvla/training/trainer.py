@@ -98,7 +98,8 @@ class Trainer:
         if loss.memory:
             kind = torch.bfloat16 if run.bfloat16 else torch.float32
             words = len(self.model.vocabulary)
-            self.memory = ItemMemory(len(classes), words, kind, self.device)
+            dense_width = width if loss.dense else 0
+            self.memory = ItemMemory(len(classes), words, kind, self.device, dense_width)
         self.counts = torch.zeros(self.model.config.codebook_size, dtype=torch.long)
         self.counts = self.counts.to(self.device)
         made = optimizers(self.model, self.objective, run)
@@ -232,7 +233,7 @@ class Trainer:
             codes = None
         parts: dict[str, float] = {}
         names: list[str] = []  # of the features that the terms ask for
-        fresh: list[Tensor] = []  # lexical vectors of images and texts
+        fresh: list[Features] = []  # of images and texts
 
         def forward(number: int, span: slice) -> list[Tensor]:
             # The same dropout in both passes of the gradient cache, and after a resumption.
@@ -253,7 +254,7 @@ class Trainer:
             image = Features(**dict(zip(names, both, strict=False)))
             text = Features(**dict(zip(names, both[len(names) :], strict=True)))
             terms = self.objective(image, text, self.step, codes, seen, targets, memory)
-            fresh[:] = [image.lexical.detach(), text.lexical.detach()]
+            fresh[:] = image, text
             total = torch.stack(list(terms.values())).sum()
             parts.update({name: float(term.detach()) for name, term in terms.items()})
             parts.update(loss=float(total.detach()), **signs(image.lexical))
