@@ -15,7 +15,7 @@ from lexvla.losses import cross_modal_loss, intra_modal_loss, own_words_loss
 from lexvla.training import objective as module
 from lexvla.training.memory import ItemMemory
 from lexvla.training.objective import Losses, Objective, Targets, TeacherView, dense
-from objective_fakes import BOOK, IMAGE, LABELS, SEEN, TAU, TEXT, build, only, terms, unit
+from objective_fakes import BOOK, IMAGE, LABELS, SEEN, TAU, TEXT, WIDTH, build, only, terms, unit
 
 RELEVANCE = torch.tensor([[1.0, 0, 0], [0, 0.25, 0.75], [0, 0, 1], [0.5, 0.5, 0]])
 RELEVANT = Targets(LABELS, RELEVANCE)  # of the items 0, 2, 2, 1
@@ -173,6 +173,21 @@ def test_the_memory_by_hand() -> None:
     parts = terms(build(only("memory", 0.5)), targets=RELEVANT, memory=memory)
     assert list(parts) == ["memory"]
     assert parts["memory"].item() == pytest.approx(0.5 * (images + texts), rel=1e-5)
+
+
+def test_the_memory_of_dense_vectors_by_hand() -> None:
+    memory = ItemMemory(3, 12, torch.float32, dense_width=WIDTH)
+    assert memory.dense is not None
+    memory.dense.texts.copy_(unit(3, WIDTH, seed=82))
+    memory.dense.images.copy_(unit(3, WIDTH, seed=83))
+    items = torch.eye(3)[LABELS].tolist()
+    images = by_rows(dense(IMAGE) @ memory.dense.texts.T, items)
+    texts = by_rows(dense(TEXT) @ memory.dense.images.T, RELEVANCE.tolist())
+    parts = terms(build(only("memory", 0.5, dense=0.3)), targets=RELEVANT, memory=memory)
+    assert list(parts) == ["memory", "dense", "memory_dense"]
+    assert parts["memory_dense"].item() == pytest.approx(0.15 * (images + texts), rel=1e-5)
+    plain = terms(build(only("dense", 0.3)), targets=RELEVANT, memory=memory)
+    assert list(plain) == ["dense"]
 
 
 def test_a_memory_of_16_bits_is_compared_in_32() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -198,10 +199,10 @@ def test_sides_take_over_at_their_shares(
     seen = []
     real = drawing_feed.augment
 
-    def spy(pixels: Tensor, side: int, strength: float, generator: torch.Generator) -> Tensor:
+    def spy(pixels: Tensor, side: int, strength: float, *rest: Any) -> Tensor:
         seen.append(side)
         assert strength == 0.5
-        return real(pixels, side, strength, generator)
+        return real(pixels, side, strength, *rest)
 
     monkeypatch.setattr(drawing_feed, "augment", spy)
     run = {"steps": 10, "sides": sides, "sides_from": sides_from, "jitter": 0.5, "save_every": 99}

@@ -44,7 +44,7 @@ ALL = {
 TERMS = {
     *("lexical", "penalty_image", "penalty_text", "dense", "distil", "proxy"),
     *("codis", "tcl_cross", "tcl_intra", "tcl_local"),
-    *("image_words", "text_words", "image_pairs", "memory"),
+    *("image_words", "text_words", "image_pairs", "memory", "memory_dense"),
 }
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -71,7 +71,11 @@ def test_every_term_is_used_and_finite(whole: Path) -> None:
     for line in log:
         assert all(math.isfinite(value) for value in line.values())
         assert line["loss"] == pytest.approx(sum(line.get(term, 0) for term in TERMS), rel=1e-4)
-    assert TERMS - log[0].keys() == {"codis", "memory"}  # they begin when something is held
+    assert TERMS - log[0].keys() == {
+        "codis",
+        "memory",
+        "memory_dense",
+    }  # they begin when something is held
     assert TERMS - log[1].keys() == {"codis"}
     assert log[3].keys() >= TERMS
     assert log[0]["penalty_image"] == 0 < log[5]["penalty_image"]
