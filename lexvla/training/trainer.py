@@ -148,6 +148,8 @@ class Trainer:
             with torch.no_grad():
                 for name, weight in self.average.weights.items():
                     weights[name].copy_(weight)
+        if self.model.codebook is not None:
+            self.model.codebook.renormalise()  # the mean of unit vectors is shorter
         model = self.model.eval()
         if self.recipe.train.half:
             model = model.half()
