@@ -272,8 +272,10 @@ def test_the_papers_terms_on_drawings(drawing_recipes: Recipes, tmp_path: Path) 
     line = read_log(tmp_path)[2]
     assert line.keys() >= TERMS | more
     assert all(math.isfinite(value) for value in line.values())
-    encoding = LexVLA.from_pretrained(tmp_path / "model").encode_text(["red apple"])
-    assert encoding.dense.shape == (1, 6)
+    saved = LexVLA.from_pretrained(tmp_path / "model")
+    assert saved.encode_text(["red apple"]).dense.shape == (1, 6)
+    assert saved.codebook is not None
+    assert saved.codebook.codes.norm(dim=1).tolist() == pytest.approx([1] * 4, abs=2e-3)
 
 
 @pytest.mark.parametrize("size", [2 * len(ITEMS) + 2, 7])
