@@ -52,18 +52,32 @@ def build_parser() -> argparse.ArgumentParser:
     _add_model(demo)
     _add_json(demo)
 
-    index = command("index", "search.commands:index", "put images into an index")
-    index.add_argument("source", metavar="SOURCE", help="a folder of images, or a JSONL manifest")
+    index = command("index", "search.ingest:index", "put images and texts into an index")
+    _add_source(index, nargs="?")
+    index.add_argument(
+        "--from-encoded", nargs="+", metavar="FILE", help="take vectors of lexvla encode instead"
+    )
     _add_address(index)
     _add_model(index)
-    index.add_argument("--batch-size", type=_positive, default=64, metavar="N")
     index.add_argument(
         "--resume",
         action=argparse.BooleanOptionalAction,
         default=True,
         help="skip items that are in the index unchanged (the default)",
     )
+    index.add_argument("--prune", action="store_true", help="delete what is gone from the source")
     _add_json(index)
+
+    encode = command("encode", "search.ingest:encode", "write vectors to a file, without an index")
+    _add_source(encode)
+    encode.add_argument(
+        "--out", type=_not_empty, required=True, metavar="FILE", help="a .npz or .jsonl file"
+    )
+    encode.add_argument(
+        "--shard", type=_shard, default=(1, 1), metavar="I/N", help="only part I of N, such as 1/4"
+    )
+    _add_model(encode)
+    _add_json(encode)
 
     search = command("search", "search.commands:search", "find images by text, image, or both")
     _add_query(search)
@@ -163,6 +177,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return FAILED
 
 
+def _add_source(parser: argparse.ArgumentParser, nargs: str | None = None) -> None:
+    what = "a folder of images, a JSONL manifest, or the path or pattern of .tar shards"
+    parser.add_argument("source", metavar="SOURCE", nargs=nargs, type=_not_empty, help=what)
+    parser.add_argument(
+        "--text-field", type=_not_empty, metavar="F", help="which field is the text"
+    )
+    parser.add_argument("--batch-size", type=_positive, default=64, metavar="N")
+    parser.add_argument("--strict", action="store_true", help="fail if any item was left out")
+
+
 def _add_address(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--index", type=_not_empty, required=True, metavar="ADDRESS", help=_ADDRESS)
 
@@ -200,6 +224,13 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
     return number
+
+
+def _shard(text: str) -> tuple[int, int]:
+    number, _, of = text.partition("/")
+    if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no part I/N with I from 1 to N, such as 1/4")
+    return int(number), int(of)
 
 
 def _let_output_hold_any_name() -> None:

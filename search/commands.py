@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
@@ -32,7 +31,6 @@ __all__ = [
     "compact",
     "delete",
     "explain",
-    "index",
     "info",
     "load_model",
     "search",
@@ -65,43 +63,6 @@ def load_model(path: str | None, device: str = "cpu") -> LexVLA:
     except ImportError as error:
         raise LexVLAError(f"models cannot be loaded ({error}); see: lexvla doctor") from error
     return LexVLA.from_pretrained(path, device=device)
-
-
-def index(args: argparse.Namespace) -> int:
-    """Put a folder or a manifest of images into an index."""
-    from indexer.pipeline import index_source
-
-    if not Path(args.source).exists():  # before an empty index is made for nothing
-        raise InputError(args.source, "no such file or folder")
-    model = load_model(args.model, args.device)
-    with open_index(
-        args.index, create=True, vocabulary=model.vocabulary, model=model.name
-    ) as target:
-        report = index_source(
-            args.source, target, model, batch_size=args.batch_size, resume=args.resume
-        )
-        count = target.count()
-        rejects_file = target.directory / "rejected.jsonl" if target.directory else None
-    counts = {
-        "added": report.added,
-        "unchanged": report.skipped,
-        "rejected": len(report.rejected),
-        "ignored": report.ignored,
-        "wordless": report.empty,
-    }
-    if args.json:
-        where = str(rejects_file) if rejects_file and report.rejected else None
-        print_json({"index": args.index, **counts, "rejects_file": where, "documents": count})
-    else:
-        shown = ", ".join(f"{n:,} {name}" for name, n in counts.items() if n or name == "added")
-        print(f"{shown}; {count:,} in the index")
-    if report.rejected:
-        first = report.rejected[0]
-        note(f"lexvla: rejected {first.item!r}: {first.rule}; all are in {rejects_file}")
-    if report.added or report.skipped:
-        return 0
-    note(f"lexvla: error: nothing in {args.source} could be added")
-    return 1
 
 
 def search(args: argparse.Namespace) -> int:

@@ -82,16 +82,21 @@ def sparsity(args: argparse.Namespace) -> int:
     return 0
 
 
-def _read_pairs(source: str, rejects: list[Reject]) -> tuple[list[Path], list[str], list[int]]:
+def _read_pairs(
+    source: str, rejects: list[Reject]
+) -> tuple[list[Path | bytes], list[str], list[int]]:
     """Return the readable images, each once, the texts, and the number of each text's image."""
-    from indexer.sources import Reject, read_source
+    from indexer.sources import Reject, Unlisted, open_source
     from lexvla.images import open_image
 
-    numbers: dict[Path, int | str] = {}  # of an image that cannot be read, the reason
-    images: list[Path] = []
+    numbers: dict[Path | bytes, int | str] = {}  # of an image that cannot be read, the reason
+    images: list[Path | bytes] = []
     texts: list[str] = []
     image_of: list[int] = []
-    for item in read_source(source, "", rejects.append, lambda: None):
+    for item in open_source(source).entries():
+        if isinstance(item, Unlisted):
+            rejects.append(item.reject)
+            continue
         name, text, path = item.document.id, item.document.text, item.image
         if path is None or not text.strip():
             rejects.append(Reject(name, "needs an image and a text", item.where))

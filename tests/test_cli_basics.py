@@ -16,7 +16,7 @@ from lexvla.errors import InputError
 from search import cli
 
 COMMANDS = (
-    *("demo", "index", "search", "explain", "delete", "compact", "info"),
+    *("demo", "index", "encode", "search", "explain", "delete", "compact", "info"),
     *("patchdis", "sparsity", "train", "doctor"),
 )
 ROOT = Path(__file__).parent.parent
@@ -82,6 +82,16 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["explain", "apple", "--index", "x.lex"], "a query must have a text or an image"),
         (["explain", "a", "b", "--index", "x.lex", "--word", "b"], "--word needs --heatmap"),
         (["index", "photos", "--index", "x.lex", "--batch-size", "0"], "'0' is no whole number"),
+        (["index", "--index", "x.lex"], "either a SOURCE or --from-encoded"),
+        (["index", "a", "--from-encoded", "b.npz", "--index", "x.lex"], "either a SOURCE or"),
+        (
+            ["index", "--from-encoded", "b.npz", "--prune", "--index", "x.lex"],
+            "--prune does not go with --from-encoded",
+        ),
+        (["encode", "photos", "--out", "x.csv"], "a file that ends in .npz or .jsonl"),
+        (["encode", "photos", "--out", "x.npz", "--shard", "0/2"], "'0/2' is no part I/N"),
+        (["encode", "photos", "--out", "x.npz", "--shard", "3/2"], "'3/2' is no part I/N"),
+        (["encode", "photos", "--out", "x.npz", "--shard", "2"], "'2' is no part I/N"),
         (["delete", "--index", "x.lex"], "ID"),
         (["info", "--index", ""], "--index: must not be empty"),
         (["demo", "--index", " "], "--index: must not be empty"),

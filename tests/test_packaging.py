@@ -18,7 +18,10 @@ PACKAGES = ("lexvla", "indexer", "search")
 CI = ("train", "gpu", "evaluation", "dev")  # the extras that it installs
 MAX_LINES = 400
 # What `indexer` may use of `lexvla`: data types and files, never the model.
-DATA_MODULES = {"lexvla.encoding", "lexvla.errors", "lexvla.images", "lexvla.vocabulary"}
+DATA_MODULES = {
+    *("lexvla.encoding", "lexvla.errors", "lexvla.images", "lexvla.vocabulary"),
+    "lexvla.data.webdataset_shards",
+}
 HEAVY = {"torch", "transformers", "jnius", "matplotlib", "pycocotools", "triton"}
 
 

@@ -1,0 +1,122 @@
+"""The commands that take a source in: into an index, or into a file of vectors."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from indexer import open_index
+from indexer.encoded import encode_source, index_encoded, read_origins
+from indexer.pipeline import index_source
+from indexer.report import Report
+from indexer.sources import open_source
+from search import commands
+from search.console import UsageError, note, print_json
+
+__all__ = ["encode", "index"]
+
+_VECTORS, _LINES = ".npz", ".jsonl"
+
+
+def index(args: argparse.Namespace) -> int:
+    """Put a source, or files of vectors, into an index."""
+    if (args.source is None) == (args.from_encoded is None):
+        raise UsageError("needs either a SOURCE or --from-encoded FILE...")
+    if args.from_encoded is None:
+        open_source(args.source, args.text_field)  # before an empty index is made for nothing
+        model = commands.load_model(args.model, args.device)
+        vocabulary, name = model.vocabulary, model.name
+    else:
+        for option in ("model", "text_field", "prune"):
+            if getattr(args, option):
+                raise UsageError(f"--{option.replace('_', '-')} does not go with --from-encoded")
+        origin = read_origins(args.from_encoded)
+        vocabulary, name = origin.vocabulary, origin.model
+    with open_index(args.index, create=True, vocabulary=vocabulary, model=name) as target:
+        if args.from_encoded is None:
+            report = index_source(
+                args.source,
+                target,
+                model,
+                batch_size=args.batch_size,
+                resume=args.resume,
+                text_field=args.text_field,
+                prune=args.prune,
+            )
+        else:
+            report = index_encoded(args.from_encoded, target, resume=args.resume)
+        count = target.count()
+    counts = _counts(report, "unchanged")
+    if args.json:
+        print_json({"index": args.index, **counts, **_rejects(report), "documents": count})
+    else:
+        print(f"{_shown(counts)}; {count:,} in the index")
+    return _code(report, args, "added")
+
+
+def encode(args: argparse.Namespace) -> int:
+    """Write the vectors of a source, or of a part of it, to a file."""
+    out = Path(args.out)
+    if out.suffix not in (_VECTORS, _LINES):
+        raise UsageError(f"--out must name a file that ends in {_VECTORS} or {_LINES}")
+    open_source(args.source, args.text_field)
+    model = commands.load_model(args.model, args.device)
+    encoded, report = encode_source(
+        args.source,
+        model,
+        out.with_name(f"{out.name}.rejected.jsonl"),
+        batch_size=args.batch_size,
+        shard=args.shard,
+        text_field=args.text_field,
+    )
+    if out.suffix == _VECTORS:
+        encoded.save(out)
+    else:
+        new = out.with_name(f"{out.name}.part")
+        ids = [document.id for document in encoded.documents]
+        encoded.encoding.to_jsonl(new, ids, model.vocabulary)
+        new.replace(out)
+    counts = _counts(report, "of other shards")
+    if args.json:
+        print_json({"out": str(out), **counts, **_rejects(report)})
+    else:
+        print(f"{_shown(counts)}; the vectors are in {out}")
+    return _code(report, args, "encoded")
+
+
+def _counts(report: Report, skipped: str) -> dict[str, int]:
+    return {
+        "added": report.added,
+        skipped: report.skipped,
+        "pruned": report.pruned,
+        "rejected": len(report.rejected),
+        "ignored": report.ignored,
+        "wordless": report.empty,
+    }
+
+
+def _shown(counts: dict[str, int]) -> str:
+    return ", ".join(f"{n:,} {name}" for name, n in counts.items() if n or name == "added")
+
+
+def _rejects(report: Report) -> dict[str, Any]:
+    listed = report.rejects_path if report.rejected else None
+    return {"rejects_file": None if listed is None else str(listed)}
+
+
+def _code(report: Report, args: argparse.Namespace, done: str) -> int:
+    """Tell people what was left out, and return the exit code."""
+    if report.rejected:
+        first = report.rejected[0]
+        where = report.rejects_path or "no file, as the index has no directory"
+        note(f"lexvla: rejected {first.item!r}: {first.rule}; all are in {where}")
+    if report.prune_refused:
+        note(f"lexvla: pruned nothing, as the listing is not full: {report.prune_refused}")
+    # An empty shard is no failure; one of which every item was rejected is.
+    left = report.rejected if args.command == "encode" else []
+    if not report.added and (left or not report.skipped):
+        source = args.source or " ".join(args.from_encoded)
+        note(f"lexvla: error: nothing in {source} could be {done}")
+        return 1
+    return 1 if args.strict and (report.rejected or report.prune_refused) else 0
