@@ -1,0 +1,202 @@
+"""Float weights to small integers and back, with a stated error."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+
+__all__ = ["ImpactQuantizer"]
+
+_CHUNK = 1 << 20  # weights at a time: in float64, all of them would take eight times the result
+_FLOAT32 = np.finfo(np.float32)
+
+
+@dataclass(frozen=True)
+class ImpactQuantizer:
+    """Turn weights into the integers 1 to 2^bits - 1 and back, on an even scale.
+
+    Attributes:
+        top: The weight that the greatest integer stands for; greater ones are clipped to it.
+        lowest: The least weight of the vectors, for `bound`.
+        highest: The greatest weight of the vectors, for `bound`.
+        bits: How many bits an integer has: 1 to 8.
+        percentile: Which percentile of the weights ``top`` was taken from; 100 is the maximum.
+        drop_zero: Whether a weight that rounds to 0 is left out, and not kept as 1.
+
+    Raises:
+        ValueError: A value is not within its limits.
+    """
+
+    top: float
+    lowest: float
+    highest: float
+    bits: int = 8
+    percentile: float = 100.0
+    drop_zero: bool = False
+
+    def __post_init__(self) -> None:
+        _check_settings(self.bits, self.percentile, self.drop_zero)
+        for name in ("top", "lowest", "highest"):
+            value = getattr(self, name)
+            if not _is_number(value) or not _FLOAT32.smallest_subnormal <= value <= _FLOAT32.max:
+                raise ValueError(f"{name} must be a float32 number above 0, not {value!r}")
+        if self.lowest > self.highest:
+            raise ValueError(f"lowest is {self.lowest}, above highest, {self.highest}")
+
+    @classmethod
+    def fit(
+        cls,
+        matrix: sparse.csr_array,
+        bits: int = 8,
+        percentile: float = 100.0,
+        drop_zero: bool = False,
+    ) -> ImpactQuantizer:
+        """Choose the scale from the vectors to quantise.
+
+        Args:
+            matrix: The vectors; its stored weights are finite and above 0.
+            bits: How many bits an integer has: 1 to 8.
+            percentile: Take this percentile of the weights for ``top``; 100 is their maximum.
+            drop_zero: Leave out weights that round to 0.
+
+        Raises:
+            ValueError: A setting or a weight is not within its limits.
+        """
+        _check_settings(bits, percentile, drop_zero)
+        _check_weights(matrix)
+        if not matrix.nnz:
+            return cls(1.0, 1.0, 1.0, bits, percentile, drop_zero)
+        lowest, highest = float(matrix.data.min()), float(matrix.data.max())
+        top = highest if percentile == 100 else float(np.percentile(matrix.data, percentile))
+        return cls(top, lowest, highest, bits, float(percentile), drop_zero)
+
+    @property
+    def levels(self) -> int:
+        """The greatest integer."""
+        return (1 << self.bits) - 1
+
+    @property
+    def step(self) -> float:
+        """The weight that the integer 1 stands for."""
+        return self.top / self.levels
+
+    def quantize(self, matrix: sparse.csr_array) -> sparse.csr_array:
+        """Return the vectors with uint8 integers for weights, rounded to the nearest.
+
+        Raises:
+            ValueError: A weight is not finite or not above 0.
+        """
+        _check_weights(matrix)
+        impacts = np.empty(matrix.nnz, np.uint8)
+        for chunk in _chunks(matrix.nnz):
+            impacts[chunk] = self._impacts(matrix.data[chunk])
+        columns, starts = matrix.indices, matrix.indptr
+        if self.drop_zero:
+            kept = impacts > 0
+            starts = np.concatenate([[0], np.cumsum(kept)])[starts].astype(starts.dtype)
+            impacts, columns = impacts[kept], columns[kept]
+        return sparse.csr_array((impacts, columns, starts), shape=matrix.shape)
+
+    def dequantize(self, matrix: sparse.csr_array) -> sparse.csr_array:
+        """Return the vectors with the float32 weights that the integers stand for.
+
+        Raises:
+            ValueError: The matrix does not hold uint8 integers up to `levels`.
+        """
+        if matrix.dtype != np.uint8 or (matrix.nnz and matrix.data.max() > self.levels):
+            raise ValueError(f"impacts must be uint8 integers of at most {self.levels}")
+        return sparse.csr_array(
+            (self._weights[matrix.data], matrix.indices, matrix.indptr), shape=matrix.shape
+        )
+
+    def error(self, matrix: sparse.csr_array) -> dict[str, float]:
+        """Return mean and maximum of what quantising changes a weight by.
+
+        Raises:
+            ValueError: A weight is not finite or not above 0.
+        """
+        _check_weights(matrix)
+        total, most = 0.0, 0.0
+        for chunk in _chunks(matrix.nnz):
+            weights = matrix.data[chunk]
+            errors = np.abs(weights - self._weights[self._impacts(weights)].astype(np.float64))
+            total, most = total + float(errors.sum()), max(most, float(errors.max()))
+        return {"mean": total / max(matrix.nnz, 1), "max": most}
+
+    def bound(self, query: sparse.csr_array) -> float:
+        """Return what quantising can change a document's score for this query by, at the most.
+
+        It holds for documents whose weights lie between ``lowest`` and ``highest``, as those of
+        `fit` do. Proof: a weight that is neither clipped nor lifted to 1 moves by half a step at
+        the most (a dropped one is no more than that itself), a clipped one by ``highest - top``,
+        and one lifted to 1 by ``step - lowest``. Each word of a document is of one of these
+        kinds, so it moves by no more than the greatest of the three, and the score by no more
+        than that times the sum of the query's weights. The rest is for the rounding of floats.
+
+        Args:
+            query: One row of finite weights above 0.
+
+        Raises:
+            ValueError: A weight is not finite or not above 0.
+        """
+        _check_weights(query)
+        moved = max(self.step / 2, self.highest - self.top)
+        if not self.drop_zero:
+            moved = max(moved, self.step - self.lowest)
+        rounding = self.highest * float(_FLOAT32.eps) + float(_FLOAT32.smallest_subnormal)
+        return (moved + rounding) * float(query.data.sum(dtype=np.float64))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> ImpactQuantizer:
+        """Make the quantiser that `to_dict` describes.
+
+        Raises:
+            ValueError: A setting is missing, unknown or not within its limits.
+        """
+        try:
+            return cls(**settings)
+        except TypeError as error:
+            raise ValueError(f"no settings of a quantiser: {json.dumps(settings)}") from error
+
+    def _impacts(self, weights: np.ndarray) -> np.ndarray:
+        rounded = np.rint(np.divide(weights, self.step, dtype=np.float64))
+        return np.clip(rounded, 0 if self.drop_zero else 1, self.levels).astype(np.uint8)
+
+    @cached_property
+    def _weights(self) -> np.ndarray:
+        return (np.arange(self.levels + 1) * self.step).astype(np.float32)
+
+
+def _chunks(count: int) -> Iterator[slice]:
+    return (slice(start, start + _CHUNK) for start in range(0, count, _CHUNK))
+
+
+def _is_number(value: object) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and math.isfinite(value)  # type: ignore[arg-type]
+
+
+def _check_settings(bits: int, percentile: float, drop_zero: bool) -> None:
+    if not isinstance(bits, int) or isinstance(bits, bool) or not 1 <= bits <= 8:
+        raise ValueError(f"bits must be a whole number from 1 to 8, not {bits!r}")
+    if not _is_number(percentile) or not 0 < percentile <= 100:
+        raise ValueError(f"percentile must be above 0 and at most 100, not {percentile!r}")
+    if not isinstance(drop_zero, bool):
+        raise ValueError(f"drop_zero must be true or false, not {drop_zero!r}")
+
+
+def _check_weights(matrix: sparse.csr_array) -> None:
+    # A NaN is no number above 0 either: min and max are NaN then.
+    if matrix.nnz and not (matrix.data.min() > 0 and matrix.data.max() <= _FLOAT32.max):
+        raise ValueError("weights must be finite float32 numbers above 0")
