@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
 from indexer import EmbeddedIndex, index_source, open_index, pipeline
 from indexer_fakes import ColourEncoder
+from ingest_fakes import manifest, picture
 from lexvla.errors import IndexLockedError, InputError, VocabularyMismatchError
 from lexvla.vocabulary import Vocabulary
 
@@ -29,20 +29,6 @@ def index(tmp_path: Path, encoder: ColourEncoder) -> Iterator[EmbeddedIndex]:
     path = tmp_path / "i.lex"
     with EmbeddedIndex(path, True, encoder.vocabulary, encoder.name) as made:
         yield made
-
-
-def picture(path: Path, colour: str = "red", size: tuple[int, int] = (4, 4)) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, colour).save(path)
-    return path
-
-
-def manifest(folder: Path, *lines: Any) -> Path:
-    folder.mkdir(exist_ok=True)
-    path = folder / "items.jsonl"
-    raw = (x if isinstance(x, bytes) else json.dumps(x).encode() for x in lines)
-    path.write_bytes(b"\n".join(raw) + b"\n")
-    return path
 
 
 def ids(index: EmbeddedIndex, word: str, encoder: ColourEncoder) -> list[str]:
@@ -214,9 +200,7 @@ def test_what_is_there_and_unchanged_is_skipped(tmp_path, index, encoder):
     assert (report.added, report.skipped) == (1, 0)
 
 
-def test_a_touched_image_is_left_alone_and_a_changed_one_is_encoded_again(
-    tmp_path, index, encoder
-):
+def test_a_touched_image_is_left_alone_and_a_changed_one_is_encoded_again(tmp_path, index, encoder):
     path = picture(tmp_path / "p" / "a.png")
     index_source(tmp_path / "p", index, encoder)
     os.utime(path, ns=(1, 1))
