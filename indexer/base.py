@@ -134,7 +134,10 @@ class Index(Protocol):
         leg: Leg = "lexical",
         filter: str | None = None,  # noqa: A002 - the public word for it
     ) -> list[Results]:
-        """Return the k best documents with a score above 0 for each query."""
+        """Return the k best documents with a score above 0 for each query.
+
+        With a filter, of those that it chooses; see `indexer.filters`.
+        """
         ...
 
     def fetch(self, ids: Sequence[str]) -> Fetched:

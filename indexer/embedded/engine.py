@@ -14,6 +14,7 @@ from indexer.embedded.manifest import FORMAT_VERSION, Manifest, State
 from indexer.embedded.segment import Segment
 from indexer.embedded.staging import Staging, no_rows, stack, widths_of
 from indexer.embedded.store import Store
+from indexer.filters import Filter
 from lexvla.encoding import Encoding
 from lexvla.errors import IndexCorruptError, UnsupportedError, VocabularyMismatchError
 from lexvla.vocabulary import Vocabulary
@@ -69,6 +70,8 @@ class EmbeddedIndex:
         self._mutex = threading.RLock()
         self._manifest: Manifest | None = None
         self._snapshot: _Snapshot | None = None
+        # Of the last filter: a search over several legs asks with the same one for each.
+        self._chosen: tuple[tuple[int, str], dict[int, np.ndarray]] | None = None
         try:
             if create:
                 self._store.make(vocabulary, model)
@@ -190,10 +193,12 @@ class EmbeddedIndex:
         """Return the k best documents with a score above 0 for each query.
 
         Best first, equal scores by id ascending. Scores are float64, the exact products of the
-        stored float32 values added up.
+        stored float32 values added up. With a filter, only documents that it chooses count; see
+        `indexer.filters`.
 
         Raises:
-            UnsupportedError: The index or the queries lack the leg, or there is a filter.
+            FilterSyntaxError: The filter cannot be read.
+            UnsupportedError: The index or the queries lack the leg.
             ValueError: k is below 1, or there is no leg of that name.
             VocabularyMismatchError: The leg has another width in the index.
         """
@@ -201,9 +206,7 @@ class EmbeddedIndex:
             raise ValueError(f"k must be at least 1, not {k}")
         if leg not in get_args(Leg):
             raise ValueError(f"no leg is called {leg!r}; there are {', '.join(get_args(Leg))}")
-        if filter is not None:
-            raise UnsupportedError("filters are not supported by this version's embedded index")
-        snapshot = self.refresh()
+        snapshot, left_out = self._choose(filter)
         widths, given = snapshot.state.widths, widths_of(queries)
         if widths and leg not in widths:
             raise UnsupportedError(f"{self.directory} has no {leg} leg")
@@ -216,7 +219,7 @@ class EmbeddedIndex:
             found = [
                 hit
                 for number, segment in snapshot.segments.items()
-                for hit in segment.top(query, k, leg, snapshot.deleted(number))
+                for hit in segment.top(query, k, leg, left_out[number])
             ]
             found = sorted(found, key=lambda hit: (-hit[0], hit[1]))[:k]
             scores = np.array([score for score, _ in found])
@@ -288,7 +291,7 @@ class EmbeddedIndex:
     def close(self) -> None:
         """Give up files and the lock. What is staged and not committed is dropped."""
         with self._mutex:
-            self._staging, self._snapshot = Staging(), None
+            self._staging, self._snapshot, self._chosen = Staging(), None, None
             if self._manifest is not None:
                 self._manifest.close()
                 self._manifest = None
@@ -314,6 +317,19 @@ class EmbeddedIndex:
                         self._snapshot = None
                         raise
             return self._snapshot
+
+    def _choose(self, filter: str | None) -> tuple[_Snapshot, dict[int, np.ndarray]]:  # noqa: A002
+        """Move to the newest commit; return it, and the rows to leave out of each segment."""
+        with self._mutex:  # the manifest must not move between the two
+            snapshot = self.refresh()
+            if filter is None:
+                return snapshot, {number: snapshot.deleted(number) for number in snapshot.segments}
+            key = (snapshot.state.commit, filter)
+            if self._chosen is None or self._chosen[0] != key:
+                parsed, segments = Filter.parse(filter), snapshot.state.segments
+                chosen = self._open_manifest().select(parsed, segments)
+                self._chosen = key, {n: np.flatnonzero(~mask) for n, mask in chosen.items()}
+            return snapshot, self._chosen[1]
 
     def _load(self, state: State) -> _Snapshot:
         known = {} if self._snapshot is None else self._snapshot.segments

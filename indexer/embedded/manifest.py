@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from indexer.base import Document
+from indexer.embedded.selection import condition
+from indexer.filters import Filter
 from lexvla.errors import IndexCorruptError, IndexVersionError
 
 __all__ = ["FORMAT_VERSION", "Manifest", "Place", "State"]
@@ -167,6 +169,24 @@ class Manifest:
         query = "SELECT id, fingerprint FROM documents WHERE id = ?"
         with self._errors():
             return {key: value for name in ids for key, value in self._run(query, (name,))}
+
+    def select(self, filter: Filter, segments: Mapping[int, int]) -> dict[int, np.ndarray]:  # noqa: A002
+        """Return a mask over the rows of each segment: those whose documents a filter chooses."""
+        test = condition(filter)
+        masks = {number: np.zeros(rows, bool) for number, rows in segments.items()}
+
+        def decide(name: str, uri: str, text: str, metadata: str) -> bool:
+            return filter.matches(Document(name, uri, text, json.loads(metadata)))
+
+        with self._errors():
+            self._db.create_function("decide", 4, decide)
+            query = f"""
+                SELECT segment, row FROM documents
+                WHERE coalesce({test.sql}, decide(id, uri, text, metadata))
+            """  # noqa: S608 - the condition binds all its values
+            for number, row in self._db.execute(query, test.values):
+                masks[number][row] = True
+        return masks
 
     def commit(
         self,
