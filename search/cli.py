@@ -205,6 +205,7 @@ def _add_json(parser: argparse.ArgumentParser) -> None:
 def _add_query(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("text", metavar="TEXT", nargs="?", help="what to look for")
     parser.add_argument("--image", metavar="FILE", help="look for images like this one")
+    parser.add_argument("--filter", metavar="F", help="such as 'year>=2020 and tag=cat'")
     _add_address(parser)
     _add_model(parser)
 

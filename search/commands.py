@@ -189,13 +189,13 @@ def _one_line(label: str) -> str:
 
 def _query(args: argparse.Namespace) -> Query:
     try:
-        return Query(text=args.text, image=args.image)
+        return Query(text=args.text, image=args.image, filter=args.filter)
     except InputError as error:
         raise UsageError(str(error)) from error
 
 
 def _described(args: argparse.Namespace) -> dict[str, Any]:
-    return {"text": args.text, "image": args.image}
+    return {"text": args.text, "image": args.image, "filter": args.filter}
 
 
 def _draw(model: LexVLA, source: Index, hit: Hit, word: str | None) -> Image.Image:

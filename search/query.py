@@ -1,4 +1,4 @@
-"""What a search asks for: a text, an image, or both."""
+"""What a search asks for: a text, an image, or both, and which documents may be found."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 from scipy import sparse
 
+from indexer.filters import Filter
 from lexvla.encoding import Encoder, Encoding
 from lexvla.errors import InputError
 from lexvla.images import ImageSource, open_image
@@ -26,19 +27,25 @@ class Query:
     Args:
         text: Words to look for; blank text counts as none.
         image: A picture to find similar ones to: a path, a PIL image, bytes or an array.
+        filter: Which documents may be hits, such as ``year >= 2020 and tag = cat``; see
+            `indexer.filters`.
 
     Raises:
+        FilterSyntaxError: The filter cannot be read.
         InputError: There is neither text nor image, or the text is no valid Unicode or too long.
     """
 
     text: str | None = None
     image: ImageSource | None = None
+    filter: str | None = None
 
     def __post_init__(self) -> None:
         if self.text is not None:
             _check_text(self.text)
         if not self.has_text and self.image is None:
             raise InputError(self.text or "", "a query must have a text or an image")
+        if self.filter is not None:
+            Filter.parse(self.filter)
 
     @property
     def has_text(self) -> bool:

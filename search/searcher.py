@@ -97,7 +97,7 @@ class Searcher:
         if k < 1:
             raise InputError(str(k), "the number of hits must be at least 1")
         encoded = query.resolve(self.model)
-        (results,) = self.index.search(encoded, k=k, leg="lexical")
+        (results,) = self.index.search(encoded, k=k, leg="lexical", filter=query.filter)
         if not results.ids:
             return []
         documents, stored = self.index.fetch(results.ids)
@@ -109,8 +109,8 @@ class Searcher:
     def explain(self, query: Query, id: str) -> Hit:  # noqa: A002 - the public word for it
         """Return one item's hit with its explanation, retrieved or not.
 
-        The rank is ``None`` where the item shares no word with the query or is not among the
-        first thousand.
+        The rank is ``None`` where the item shares no word with the query, is kept out by its
+        filter, or is not among the first thousand.
 
         Raises:
             InputError: The index has no such id, or the query cannot be encoded.
@@ -120,7 +120,7 @@ class Searcher:
         except KeyError as error:
             raise InputError(id, "the index has no such id") from error
         encoded = query.resolve(self.model)
-        (results,) = self.index.search(encoded, k=EXPLAIN_DEPTH, leg="lexical")
+        (results,) = self.index.search(encoded, k=EXPLAIN_DEPTH, leg="lexical", filter=query.filter)
         if id in results.ids:
             at = results.ids.index(id)
             return self._hit(encoded, document, stored, float(results.scores[at]), at + 1, True)

@@ -98,7 +98,7 @@ def run_quietly(capsys: Capture, *arguments: str) -> tuple[str, str]:
 
 def test_search(address: str, capsys: Capture) -> None:
     data = run(capsys, "search", "red", "--index", address)
-    assert data["query"] == {"text": "red", "image": None}
+    assert data["query"] == {"text": "red", "image": None, "filter": None}
     assert [hit["id"] for hit in data["hits"]] == ["apple.png", "flag.png"]
     assert data["hits"][0]["explanation"] is None
     explained = run(capsys, "search", "red", "--index", address, "-k", "1", "--explain")
@@ -151,6 +151,32 @@ def test_search_without_hits(address: str, capsys: Capture) -> None:
     assert run(capsys, "search", "yellow", "--index", address)["hits"] == []
     assert cli.main(["search", "yellow", "--index", address]) == 0
     assert capsys.readouterr() == ("", "lexvla: no hits\n")
+
+
+def test_filter(tmp_path: Path, capsys: Capture) -> None:
+    rows = [("old", 1999, ["cat"]), ("new", 2021, ["cat", "big one"]), ("dog", 2022, ["dog"])]
+    lines = [
+        json.dumps({"id": name, "text": "red", "metadata": {"year": year, "tag": tags}})
+        for name, year, tags in rows
+    ]
+    (tmp_path / "items.jsonl").write_text("\n".join(lines))
+    place = str(tmp_path / "items.lex")
+    run(capsys, "index", str(tmp_path / "items.jsonl"), "--index", place)
+
+    def ids(wanted: str) -> list[str]:
+        data = run(capsys, "search", "red", "--index", place, "--filter", wanted)
+        assert data["query"]["filter"] == wanted
+        return [hit["id"] for hit in data["hits"]]
+
+    assert ids("year>=2020 and tag=cat") == ["new"]
+    assert ids('tag in ("big one", dog)') == ["dog", "new"]
+    assert ids('year = "2021"') == []
+    hit = run(capsys, "explain", "old", "red", "--index", place, "--filter", "year>2000")["hit"]
+    assert hit["rank"] is None
+    for command in ("search", "explain old"):
+        assert cli.main([*command.split(), "red", "--index", place, "--filter", "year >> 2"]) == 1
+        expected = "filter 'year >> 2', column 7: expected a value, found '>'"
+        assert capsys.readouterr() == ("", f"lexvla: error: {expected}\n")
 
 
 def test_bad_query_image(address: str, tmp_path: Path, capsys: Capture) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lexvla.errors import InputError
+from lexvla.errors import FilterSyntaxError, InputError
 from search import Query
 from search.query import MAX_TEXT_LENGTH
 from search_fakes import FakeEncoder, spot
@@ -31,6 +31,15 @@ def test_no_valid_text() -> None:
         Query(text="red \udcff")
     with pytest.raises(InputError, match="must be a string"):
         Query(text=7)  # type: ignore[arg-type]
+
+
+def test_filter() -> None:
+    assert Query(text="red", filter="year > 2000").filter == "year > 2000"
+    for bad in ("year >", "", " "):
+        with pytest.raises(FilterSyntaxError, match="column"):
+            Query(text="red", filter=bad)
+    with pytest.raises(InputError, match="must have a text or an image"):
+        Query(filter="year > 2000")
 
 
 def test_text() -> None:

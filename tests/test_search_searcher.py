@@ -95,6 +95,21 @@ def test_explain_what_was_not_found(index: Index) -> None:
         searcher.explain(Query(text="red"), "ghost")
 
 
+def test_filter(index: Index) -> None:
+    searcher = Searcher(FakeEncoder(), index)
+    every = searcher.search(Query(text="black red"), explain=True)
+    assert len(every) > 1
+    query = Query(text="black red", filter=f"not id = {every[0].id}")
+    hits = searcher.search(query, explain=True)
+    assert [(hit.id, hit.score) for hit in hits] == [(hit.id, hit.score) for hit in every[1:]]
+    assert [hit.rank for hit in hits] == list(range(1, len(every)))
+    for hit in hits:
+        assert searcher.explain(query, hit.id) == hit
+    kept_out = searcher.explain(query, every[0].id)
+    assert (kept_out.rank, kept_out.score) == (None, pytest.approx(every[0].score))
+    assert searcher.search(Query(text="red", filter="label = nothing")) == []
+
+
 def test_hits_go_into_json(index: Index) -> None:
     (hit,) = Searcher(FakeEncoder(), index).search(Query(text="red"), k=1, explain=True)
     data = json.loads(json.dumps(hit.to_dict()))
