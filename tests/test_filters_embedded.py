@@ -96,7 +96,7 @@ def test_after_deletions_and_replacements_in_many_segments(index, history, leg, 
             assert bool(chosen) == (text != "year > 3000")
 
 
-@settings(max_examples=40)
+@settings(max_examples=30)
 @given(fakes.documents, st.lists(fakes.filters, min_size=1, max_size=5), st.data())
 def test_any_filter_on_any_documents(tmp_path_factory, documents, filters, data):
     documents = [replace(d, id=f"d{i}") for i, d in enumerate(documents)]
