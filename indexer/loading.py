@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -88,7 +88,7 @@ def in_shard(name: str, shard: tuple[int, int]) -> bool:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % of == number - 1
 
 
-def in_order(work: Callable[[Job], Made], jobs: Iterable[Job]) -> Iterator[Made]:
+def in_order(work: Callable[[Job], Made], jobs: Iterable[Job]) -> Generator[Made, None, None]:
     """Do jobs in threads, at most `WINDOW` ahead, and give the results in the jobs' order."""
     with ThreadPoolExecutor(THREADS) as pool:
         waiting: deque[Future[Made]] = deque()

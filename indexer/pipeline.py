@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -268,11 +269,12 @@ class Ingest:
         with (
             tqdm(unit=" items", disable=self._disable) as self._bar,
             ThreadPoolExecutor(1) as self._model,
+            closing(in_order(self._load, self._jobs())) as items,
         ):
             if not self._bar.disable:
                 self._bar.total = self._source.count()
                 self._bar.refresh()
-            for loaded in in_order(self._load, self._jobs()):
+            for loaded in items:
                 if loaded.error is not None:
                     self._reject(Reject(loaded.error.item, loaded.error.rule, loaded.where))
                 elif loaded.known is not None:

@@ -18,6 +18,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from lexvla.data.demo_corpus import load_demo_corpus
+
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -102,6 +104,20 @@ def test_the_installed_package_is_the_wheels(bin_folder: Path, elsewhere: Path) 
     files = run(bin_folder / "python", "-c", code, cwd=elsewhere).split()
     assert all(Path(file).is_relative_to(bin_folder.parent) for file in files)
     assert run(bin_folder / "lexvla", "--version", cwd=elsewhere) == f"lexvla {VERSION}\n"
+
+
+def test_encode_on_two_machines_and_index_here(bin_folder: Path, elsewhere: Path) -> None:
+    (elsewhere / "photos").mkdir()
+    for item in load_demo_corpus()[:6]:
+        (elsewhere / "photos" / f"{item.id}.png").write_bytes(item.png)
+    lexvla = bin_folder / "lexvla"
+    for i in (1, 2):
+        part = ("--out", f"{i}.npz", "--shard", f"{i}/2")
+        run(lexvla, "encode", "photos", *part, cwd=elsewhere)
+    merge = ("index", "--from-encoded", "1.npz", "2.npz", "--index", "merged.lex", "--json")
+    assert json.loads(run(lexvla, *merge, cwd=elsewhere))["documents"] == 6
+    again = ("index", "photos", "--index", "merged.lex", "--prune", "--strict")
+    assert run(lexvla, *again, cwd=elsewhere) == "0 added, 6 unchanged; 6 in the index\n"
 
 
 @pytest.fixture(scope="module")
