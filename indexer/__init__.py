@@ -9,12 +9,14 @@ if TYPE_CHECKING:
     from indexer.address import open_index
     from indexer.base import Document, Fetched, Index, Results
     from indexer.embedded import EmbeddedIndex
+    from indexer.filters import Filter
     from indexer.pipeline import Reject, Report, index_source
 
 __all__ = [
     "Document",
     "EmbeddedIndex",
     "Fetched",
+    "Filter",
     "Index",
     "Reject",
     "Report",
@@ -27,6 +29,7 @@ _MODULES = {
     "Document": "indexer.base",
     "EmbeddedIndex": "indexer.embedded",
     "Fetched": "indexer.base",
+    "Filter": "indexer.filters",
     "Index": "indexer.base",
     "Reject": "indexer.pipeline",
     "Report": "indexer.pipeline",
