@@ -44,6 +44,13 @@ def test_the_card_states_what_the_model_does() -> None:
         "tag to images nDCG@10": found.tag_ndcg,
         "tag to images P@10": found.tag_precision,
     }
+    assert found.fused_label_to_image is not None
+    assert found.fused_image_to_label is not None
+    for name, recalls in (
+        ("fused label to image", found.fused_label_to_image),
+        ("fused image to label", found.fused_image_to_label),
+    ):
+        measured |= {f"{name} R@{k}": value for k, value in recalls.items()}
     stated = card()
     words = {
         "active words an image": found.words_per_image,
