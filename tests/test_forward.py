@@ -47,7 +47,7 @@ def test_forward_is_what_encode_computes(pool_cls: bool) -> None:
 def test_forward_gives_no_more_than_is_asked_for() -> None:
     model = shared_model()
     image, text = model(pixels(), model.prompt_ids(CAPTIONS))
-    assert image[1:] == text[1:] == (None, None, None)
+    assert set(image[1:] + text[1:]) == {None}
 
 
 def test_forward_without_dense_heads() -> None:

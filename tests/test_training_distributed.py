@@ -122,7 +122,8 @@ def whole(parts: int, span: slice) -> Gradients:
     known = (items, functional.one_hot(items).float(), words, words.roll(1, 0))
     targets = Targets(*(gather_rows(each[span]) for each in known))
     memory = ItemMemory(3, WORDS, torch.float32)
-    memory.remember(items, known[1], unit(ROWS, WORDS, seed=12), unit(ROWS, WORDS, seed=13))
+    earlier = (Features(unit(ROWS, WORDS, seed=seed)) for seed in (12, 13))
+    memory.remember(items, known[1], *earlier)
 
     def forward(wrapped: Any, rows: slice) -> Parts:
         features = wrapped(pixels[rows], ids[rows], dense=True, logits=True)
