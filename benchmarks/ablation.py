@@ -69,14 +69,13 @@ COLUMNS = {
     "over-used": "over",
     "dead codes": "dead",
     "PatchDis mIoU": "mIoU",
-    "seconds a step": "s a step",
 }
-PLAIN = {"words an image", "dead codes", "seconds a step"}  # all others are shares
+PLAIN = {"words an image", "dead codes"}  # all others are shares
 OVER_USED = 0.1  # of the images; a word of more of them says little
 
 
-def train(name: str, seed: int, args: argparse.Namespace) -> tuple[LexVLA, float]:
-    """Run a recipe, and return the model and the seconds of a step."""
+def train(name: str, seed: int, args: argparse.Namespace) -> LexVLA:
+    """Run a recipe, and return the model; a start that is there is not trained again."""
     recipe = Recipe.load(RECIPES / f"{name}.toml")
     output = args.runs / f"{name}-{seed}"
     model = dict(recipe.model)
@@ -86,19 +85,14 @@ def train(name: str, seed: int, args: argparse.Namespace) -> tuple[LexVLA, float
             train("start", seed, args)
         model["start"] = str(start)
     elif (output / "model").exists():
-        return LexVLA.from_pretrained(output / "model"), _seconds(output)
+        return LexVLA.from_pretrained(output / "model")
     run = replace(recipe.train, seed=seed, threads=args.threads, device=args.device)
     data = replace(recipe.data, path=str(args.drawings))
     Trainer(replace(recipe, output=str(output), model=model, train=run, data=data)).run()
-    found = LexVLA.from_pretrained(output / "model"), _seconds(output)
+    found = LexVLA.from_pretrained(output / "model")
     if name != "start":
         shutil.rmtree(output)
     return found
-
-
-def _seconds(output: Path) -> float:
-    lines = (output / "log.jsonl").read_text(encoding="utf-8").splitlines()
-    return float(np.median([json.loads(line)["seconds"] for line in lines]))
 
 
 def measure(model: LexVLA, drawings: EmojiDrawings, losses: Losses) -> dict[str, float]:
@@ -174,9 +168,8 @@ def _cell(values: list[float], column: str) -> str:
     if not values:
         return "-"
     scale = 1 if column in PLAIN else 100
-    digits = 2 if column == "seconds a step" else 1
-    spread = f" ± {scale * np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
-    return f"{scale * np.mean(values):.{digits}f}{spread}"
+    spread = f" ± {scale * np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
+    return f"{scale * np.mean(values):.1f}{spread}"
 
 
 def plot(lines: list[dict[str, Any]], path: str) -> None:
@@ -237,10 +230,10 @@ def run_all(args: argparse.Namespace) -> None:
             if _is_done(args.out, name, seed):
                 continue
             started = time.monotonic()
-            model, seconds = train(name, seed, args)
+            model = train(name, seed, args)
             line = {"losses": name, "seed": seed, "threads": args.threads}
             losses = Recipe.load(RECIPES / f"{name}.toml").loss
-            line |= {**measure(model, drawings, losses), "seconds a step": seconds}
+            line |= measure(model, drawings, losses)
             line["seconds"] = time.monotonic() - started
             with args.out.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
