@@ -4,8 +4,8 @@
     python benchmarks/ablation.py --out benchmarks/results/ablation.jsonl
     python benchmarks/ablation.py --out benchmarks/results/ablation.jsonl --table --plot all.svg
 
-Each row is a recipe of `recipes/ablation`. A contrast alone does not get a tiny model off random
-weights in this budget, and neither does any of the papers' losses, so each seed has one start: the
+Each row is a recipe of `recipes/ablation`. In short tries from random weights
+a contrast alone stayed at chance, so each seed has one start: the
 default model's recipe, cut to 600 steps and small views. From it all rows of the seed take the same
 number of steps on the same batches, and differ in their losses alone. All train on the drawings of
 four emoji sets; the figures are of the Noto drawings that ship with LexVLA, which none has seen.

@@ -19,7 +19,7 @@ from lexvla.data.emoji import EmojiDrawings, words_of
 from lexvla.errors import InputError
 from lexvla.preprocessing import preprocess
 from lexvla.training.drawing_feed import DrawingFeed
-from lexvla.training.feed import Draw
+from lexvla.training.feed import Draw, own_words
 from lexvla.training.objective import Losses
 from lexvla.training.pair_feed import PairFeed
 from lexvla.training.recipe import Data, Recipe, Run
@@ -141,7 +141,7 @@ def test_a_word_of_many_items(tmp_path: Path, drawings: EmojiDrawings) -> None:
     both = EmojiDrawings.__new__(EmojiDrawings)
     both.__dict__.update(drawings.__dict__, items=items)
     feed = DrawingFeed(both, recipe(tmp_path, 12), CONFIG, VOCABULARY)
-    own = feed._own_words(["animal", "frog animal", "animal"])
+    own = own_words(["animal", "frog animal", "animal"], VOCABULARY)
     labels = torch.zeros(6, len(WORDS))
     drawn = torch.tensor([APPLE] * 6 + [FROG, FROG, BALL])
     shares = feed._relevance(torch.cat([labels, own]), drawn)

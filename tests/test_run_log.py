@@ -60,7 +60,7 @@ def test_an_error_closes_the_file(tmp_path: Path) -> None:
 
 
 def test_tensorboard_gets_all_parts(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
+    pytest.importorskip("tensorboard", reason="needs tensorboard: pip install 'lexvla[train]'")
     with RunLog(tmp_path, 0, 2, tensorboard=True) as log:
         log.add(1, {"loss": 1.0, "words": 2.0})
     events = [path for path in tmp_path.iterdir() if path.name.startswith("events")]

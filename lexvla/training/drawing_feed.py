@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from lexvla.config import LexVLAConfig
-from lexvla.data.emoji import EmojiDrawings, content_columns
+from lexvla.data.emoji import EmojiDrawings
 from lexvla.errors import InputError
 from lexvla.losses import class_levels
 from lexvla.training.augment import augment
-from lexvla.training.feed import Draw
+from lexvla.training.feed import Draw, own_words
 from lexvla.training.recipe import Recipe
 from lexvla.vocabulary import Vocabulary
 
@@ -72,7 +72,7 @@ class DrawingFeed:
         texts = [item.label for item in chosen]
         texts += [drawings.sample_text(item, rng) for item in chosen]
         items = torch.from_numpy(numbers).repeat(2)
-        own = self._own_words(texts)
+        own = own_words(texts, self.vocabulary)
         image_words = self._words[items]
         # A label stands for its item, with all the item's words; another text for its own words.
         text_words = torch.cat([image_words[: self._size], own[self._size :]])
@@ -83,13 +83,6 @@ class DrawingFeed:
             return augment(pixels, side, self._strength, generator, *self._statistics)
 
         return Draw(texts, images, items, self._relevance(own, items), image_words, text_words)
-
-    def _own_words(self, texts: list[str]) -> Tensor:
-        """Return (texts, V) float32: 1 for each word of a text that the vocabulary has."""
-        own = torch.zeros(len(texts), len(self.vocabulary))
-        for row, text in enumerate(texts):
-            own[row, content_columns(text, self.vocabulary)] = 1
-        return own
 
     def _relevance(self, own: Tensor, items: Tensor) -> Tensor:
         """Share each text out over the items that bear all of its words."""

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
-__all__ = ["Draw", "Feed"]
+from lexvla.data.emoji import content_columns
+from lexvla.vocabulary import Vocabulary
+
+__all__ = ["Draw", "Feed", "own_words"]
 
 
 @dataclass(frozen=True)
@@ -56,3 +60,11 @@ class Feed(Protocol):
 
     def close(self) -> None:
         """Stop its threads."""
+
+
+def own_words(texts: Sequence[str], vocabulary: Vocabulary) -> Tensor:
+    """Return (texts, V) float32: 1 for each word of a text that the vocabulary has."""
+    words = torch.zeros(len(texts), len(vocabulary))
+    for row, text in enumerate(texts):
+        words[row, content_columns(text, vocabulary)] = 1
+    return words

@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 
 from lexvla.config import LexVLAConfig
-from lexvla.data.emoji import content_columns
 from lexvla.data.loader import Batch, PairLoader
 from lexvla.data.pairs import IndexedSource, ShardedSource
 from lexvla.preprocessing import to_pixels
-from lexvla.training.feed import Draw
+from lexvla.training.feed import Draw, own_words
 from lexvla.training.recipe import Recipe
 from lexvla.training.sources import classes_of, parents_of
 from lexvla.training.views import random_view
@@ -79,8 +78,9 @@ class PairFeed:
             relevance = torch.nn.functional.one_hot(items, len(self.classes)).float()
         image_words = text_words = None
         if self.recipe.loss.own_words:
-            image_words = self._words(batch.captions)
-            text_words = self._words([(text,) for text in batch.texts])
+            captions = [" ".join(each) for each in batch.captions]
+            image_words = own_words(captions, self.vocabulary)
+            text_words = own_words(batch.texts, self.vocabulary)
 
         def images(number: int, side: int) -> Tensor:
             return self._views(batch, number, side)
@@ -96,12 +96,6 @@ class PairFeed:
 
         views = list(self._pool.map(make, range(len(batch))))
         return to_pixels(views, config.image_mean, config.image_std)
-
-    def _words(self, texts: list[tuple[str, ...]]) -> Tensor:
-        words = torch.zeros(len(texts), len(self.vocabulary))
-        for row, each in enumerate(texts):
-            words[row, content_columns(" ".join(each), self.vocabulary)] = 1
-        return words
 
     def state_dict(self) -> dict[str, Any]:
         """Return the place behind the last batch, as JSON values."""
