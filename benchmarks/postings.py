@@ -71,7 +71,7 @@ def by_postings(postings: Postings, query: sparse.csr_array) -> tuple[np.ndarray
 
 def without_numba() -> AbstractContextManager[Any]:
     """Search as where numba is missing."""
-    return mock.patch.multiple("indexer.embedded.postings", kernels=lambda: None)
+    return mock.patch.multiple("indexer.embedded.postings", kernels=lambda *_: None)
 
 
 def timed(call: Callable[[], Any], context: AbstractContextManager[Any] | None = None) -> float:

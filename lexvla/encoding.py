@@ -80,9 +80,10 @@ class Encoding:
         lexical = sparse.csr_array(self.lexical[rows])
         patches = None
         if self.patches is not None:
-            starts = self.lexical.indptr
-            spans = [self.patches[starts[r] : starts[r + 1]] for r in rows]
-            patches = np.concatenate([np.empty(0, np.int16), *spans])
+            starts = self.lexical.indptr[rows].astype(np.int64)
+            lengths = np.diff(lexical.indptr)
+            shifts = np.repeat(starts - lexical.indptr[:-1], lengths)
+            patches = self.patches[np.arange(lexical.nnz) + shifts]
         return Encoding(
             lexical,
             patches,

@@ -14,6 +14,7 @@ from scipy import sparse
 import indexer
 from indexer import EmbeddedIndex, Index, open_index
 from indexer.embedded import manifest
+from indexer.embedded.reader import SegmentCache
 from indexer_fakes import QUERY, VOCABULARY, WORDS, documents, encode, fill, found
 from lexvla.encoding import Encoding
 from lexvla.errors import (
@@ -55,14 +56,14 @@ def test_a_reader_that_is_overtaken_by_compaction_looks_again(index, monkeypatch
     fill(index, "a")
     reader = EmbeddedIndex(index.directory)
     fill(index, "b")
-    load = EmbeddedIndex._load
+    get = SegmentCache.get
 
     def compact_first(self, state):
-        monkeypatch.setattr(EmbeddedIndex, "_load", load)
+        monkeypatch.setattr(SegmentCache, "get", get)
         index.compact()
-        return load(self, state)
+        return get(self, state)
 
-    monkeypatch.setattr(EmbeddedIndex, "_load", compact_first)
+    monkeypatch.setattr(SegmentCache, "get", compact_first)
     assert found(reader) == [("a", 1.0), ("b", 1.0)]
     reader.close()
 
@@ -120,22 +121,37 @@ def test_threads_may_search_while_commits_come(index):
     assert [name for name, _ in found(index)] == list("abcdef")
 
 
-def test_a_search_in_another_thread_waits_for_the_transaction(index, monkeypatch):
-    waited: list[bool] = []
+def test_a_search_in_another_thread_sees_nothing_of_an_unfinished_commit(index, monkeypatch):
+    fill(index, "a")
+    seen: list[list] = []
     to_json = manifest._to_json
 
     def search_meanwhile(value: object) -> str:
-        if not waited:
-            thread = threading.Thread(target=found, args=[index])
+        if not seen:
+            thread = threading.Thread(target=lambda: seen.append(found(index)))
             thread.start()
-            thread.join(0.2)
-            waited.append(thread.is_alive())
+            thread.join()
         return to_json(value)
 
     monkeypatch.setattr(manifest, "_to_json", search_meanwhile)
+    fill(index, "b")
+    assert seen == [[("a", 1.0)]]
+    assert found(index) == [("a", 1.0), ("b", 1.0)]
+
+
+def test_hits_and_their_documents_agree_though_another_thread_moves_on(index):
     fill(index, "a")
-    assert waited == [True]
-    assert found(index) == [("a", 1.0)]
+    with open_index(index.directory) as reader:
+        assert found(reader) == [("a", 1.0)]
+        index.delete(["a"])
+        index.commit()
+        thread = threading.Thread(target=lambda: seen.append(found(reader)))
+        seen: list[list] = []
+        thread.start()
+        thread.join()
+        assert seen == [[]]
+        assert reader.fetch(["a"]).documents == documents(["a"])
+        assert found(reader) == []
 
 
 def test_a_directory_that_cannot_be_written_is_read(index, monkeypatch):
@@ -214,6 +230,15 @@ def test_info(index):
     info = index.info()
     files = [f for f in index.directory.rglob("*") if f.is_file()]
     assert info["bytes"] == sum(f.stat().st_size for f in files)
+    quantization = info.pop("quantization")
+    assert quantization.keys() == {"lexical", "codes"}
+    assert quantization["lexical"] == {
+        "bits": 8,
+        "rows": 3,
+        "mean_error": pytest.approx((128 / 255 - 0.5) / 2, abs=1e-6),
+        "max_error": pytest.approx(128 / 255 - 0.5, abs=1e-6),
+        "overlap@10": 1.0,
+    }
     del info["bytes"], info["writer_version"]
     assert info == {
         "engine": "embedded",
@@ -226,7 +251,7 @@ def test_info(index):
         "vocabulary_sha256": VOCABULARY.sha256,
         "model": None,
         "commit": 2,
-        "format_version": 1,
+        "format_version": 2,
     }
 
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from indexer.embedded import rescoring
-from indexer.embedded.postings import BLOCK, Postings, build
-from indexer.embedded.rescoring import exact_top, exact_top_batch
+from indexer.embedded.postings import BLOCK, build
+from indexer.embedded.rescoring import exact_top, integer_top
 from indexer.impacts import ImpactQuantizer
 from lexvla.errors import IndexCorruptError
 from postings_fakes import MASKS, WAYS, brute_force, mask, pairs, random_impacts, searching
@@ -130,20 +130,23 @@ def test_all_are_scored_where_dropped_words_could_matter(drop_zero, scored, monk
 
 
 @WAYS
-def test_many_threads_answer_as_one(way, tmp_path):
+def test_integers_alone_give_scores_within_the_bound(way):
     rng = np.random.default_rng(8)
-    stored, queries = random_rows(rng, 4000, 30, 6), random_rows(rng, 40, 30, 4)
+    stored, query = random_rows(rng, 4000, 30, 6), random_rows(rng, 1, 30, 4)
     quantizer = ImpactQuantizer.fit(stored)
-    build(quantizer.quantize(stored)).save(tmp_path)
+    impacts = quantizer.quantize(stored)
     allowed = rng.random(4000) < 0.7
     with searching(way):
-        found = exact_top_batch(
-            queries, stored, quantizer, Postings.open(tmp_path), 9, allowed, threads=4
-        )
-    assert [pairs(f) for f in found] == [
-        expected(stored, queries[i : i + 1], 9, allowed) for i in range(40)
-    ]
-    assert exact_top_batch(queries[:0], stored, quantizer, Postings.open(tmp_path), 9) == []
+        scores, rows = integer_top(query, quantizer, build(impacts), 50, allowed)
+    assert scores.dtype == np.float64
+    dense = query.toarray()[0].astype(float)
+    exact = stored.astype(float) @ dense
+    assert np.abs(scores - exact[rows]).max() <= quantizer.bound(query)
+    rounded = (impacts.astype(float) @ dense) * quantizer.step
+    assert scores == pytest.approx(rounded[rows], rel=1e-5)
+    assert scores.tolist() == sorted(scores, reverse=True)
+    left = np.delete(np.flatnonzero(allowed), np.searchsorted(np.flatnonzero(allowed), rows))
+    assert rounded[left].max() <= scores[-1] * (1 + 1e-5)
 
 
 def test_mapped_rows_answer_as_loaded_ones(tmp_path: Path):
@@ -188,7 +191,7 @@ def test_integer_scores_are_within_the_margin():
     stored, query = random_rows(rng, 400, 30, 8), random_rows(rng, 1, 30, 9)
     stored.data = np.maximum(stored.data, np.float32(0.05))  # no word is lifted to 1
     quantizer = ImpactQuantizer.fit(stored)
-    integers, margin = rescoring._integers(query, quantizer)
+    integers, _, margin = rescoring._integers(query, quantizer)
     assert integers.min() >= 1
     assert int(integers.sum()) * 255 < 2**31
     dense = np.zeros(30)

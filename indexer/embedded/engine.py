@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple, Self, get_args
+from typing import Any, Self, get_args
+from weakref import WeakSet
 
 import numpy as np
 
 from indexer.base import Document, Fetched, Leg, Results
-from indexer.embedded.manifest import FORMAT_VERSION, Manifest, State
-from indexer.embedded.segment import Segment
-from indexer.embedded.staging import Staging, no_rows, stack, widths_of
+from indexer.embedded.accuracy import accuracy
+from indexer.embedded.manifest import FORMAT_VERSION
+from indexer.embedded.reader import Reader, SegmentCache, Snapshot
+from indexer.embedded.staging import no_rows, stack, widths_of
 from indexer.embedded.store import Store
-from indexer.filters import Filter
+from indexer.embedded.writer import Writer
 from lexvla.encoding import Encoding
-from lexvla.errors import IndexCorruptError, UnsupportedError, VocabularyMismatchError
+from lexvla.errors import UnsupportedError, VocabularyMismatchError
 from lexvla.vocabulary import Vocabulary
 
 __all__ = ["EmbeddedIndex"]
-
-_NO_ROWS = np.empty(0, np.int64)
-
-
-class _Snapshot(NamedTuple):
-    state: State
-    segments: dict[int, Segment]
-
-    def deleted(self, number: int) -> np.ndarray:
-        return self.state.tombstones.get(number, _NO_ROWS)
 
 
 class EmbeddedIndex:
@@ -37,10 +31,11 @@ class EmbeddedIndex:
 
     Any number of readers and one writer may have it open. A reader answers from one whole commit,
     and moves to the newest at `search`, `count` and `info`; `fetch` answers from the commit of
-    the last search, so that hits and their documents agree. `search` may be called from several
-    threads, also while one thread writes.
+    the last search in the same thread, so that hits and their documents agree. Any number of
+    threads may share one object.
 
-    Scores are exact, in float64. Memory: what is staged, and the pages of the files in use.
+    Scores are exact, in float64, unless a search asks for integers alone. Commits merge small
+    segments as they pile up. Memory: what is staged or merged, and the pages of the files in use.
 
     Args:
         directory: Where the index lies.
@@ -66,20 +61,19 @@ class EmbeddedIndex:
         self.directory: Path | None = Path(directory)
         self.vocabulary = Vocabulary(())
         self._store = Store(Path(directory))
-        self._staging = Staging()
-        self._mutex = threading.RLock()
-        self._manifest: Manifest | None = None
-        self._snapshot: _Snapshot | None = None
-        # Of the last filter: a search over several legs asks with the same one for each.
-        self._chosen: tuple[tuple[int, str], dict[int, np.ndarray]] | None = None
+        self._writing = threading.RLock()
+        self._writer: Writer | None = None
+        self._cache = SegmentCache(self._store)
+        self._local = threading.local()
+        self._readers: WeakSet[Reader] = WeakSet()
+        self._closed = False
         try:
             if create:
                 self._store.make(vocabulary, model)
-            self._manifest = self._store.manifest(writable=create)
-            state = self.refresh().state
+            state = self._refresh().state
             self.model = state.model
             if create:
-                self._store.sweep(state.segments)
+                self._lock()
             if vocabulary is not None and not len(self.vocabulary):
                 self.vocabulary = vocabulary
             elif vocabulary is not None and vocabulary != self.vocabulary:
@@ -105,9 +99,12 @@ class EmbeddedIndex:
         """
         if len(documents) != len(encoding):
             raise ValueError(f"{len(documents)} documents with {len(encoding)} vectors")
-        self._lock()
-        widths = widths_of(encoding)
-        expected = self.refresh().state.widths or self._staging.widths or widths
+        with self._writing:
+            self._add(documents, encoding)
+
+    def _add(self, documents: Sequence[Document], encoding: Encoding) -> None:
+        writer, widths = self._lock(), widths_of(encoding)
+        expected = writer.widths or widths
         if len(self.vocabulary):
             expected = {**expected, "lexical": len(self.vocabulary)}
         for leg in expected.keys() & widths.keys():
@@ -117,7 +114,7 @@ class EmbeddedIndex:
             raise UnsupportedError(f"the index keeps {have}; the new vectors have {come}")
         if not documents:
             return
-        self._staging.add(documents, encoding)
+        writer.staging.add(documents, encoding)
         if not len(self.vocabulary):
             self.vocabulary = Vocabulary(map(str, range(widths["lexical"])))
 
@@ -127,61 +124,39 @@ class EmbeddedIndex:
         Raises:
             IndexLockedError: Another writer has the index.
         """
-        self._lock()
-        committed = self._open_manifest().fingerprints(ids).keys() - self._staging.deleted
-        count = 0
-        for name in set(ids):
-            count += self._staging.discard(name) or name in committed
-        self._staging.deleted |= committed
-        return count
+        with self._writing:
+            return self._lock().delete(ids)
 
     def commit(self) -> None:
-        """Make all that is staged durable and visible, or nothing of it."""
-        if not self._staging.documents and not self._staging.deleted:
-            return
-        manifest, state = self._open_manifest(), self.refresh().state
-        documents: list[Document] = []
-        meta: dict[str, str | dict[str, int]] = {}
-        if self._staging.documents:
-            documents, encoding = self._staging.rows()
-            self._store.write_segment(state.commit + 1, [d.id for d in documents], encoding)
-            meta["widths"] = widths_of(encoding)
-            if state.vocabulary_sha256 != self.vocabulary.sha256:
-                self._store.save_vocabulary(self.vocabulary)
-                meta["vocabulary_sha256"] = self.vocabulary.sha256
-        removed = self._staging.deleted | self._staging.documents.keys()
-        with self._mutex:  # a search in another thread must not end this transaction
-            manifest.commit(documents, removed, meta)
-            self._staging = Staging()
-            self.refresh()
-
-    def compact(self) -> None:
-        """Commit, then merge all segments into one and give up the space of deleted rows.
-
-        The result is what a new index of the same documents would be, to the bit. All live
-        vectors pass through memory at once.
+        """Make all that is staged durable and visible, or nothing of it.
 
         Raises:
+            IndexCorruptError: A segment that was to be merged is damaged. What was staged is
+                committed all the same.
+        """
+        with self._writing:
+            if self._writer is not None and self._writer.staging:
+                self._writer.commit(self.vocabulary)
+        self._refresh()
+
+    def compact(self) -> None:
+        """Commit, then merge all segments and give up the space of deleted rows.
+
+        The result is what a new index of the same documents would be, to the bit. The vectors of
+        no more than 1,048,576 documents pass through memory at once: so many a segment has.
+
+        Raises:
+            IndexCorruptError: A file of a segment is damaged.
             IndexLockedError: Another writer has the index.
         """
-        self._lock()
-        self.commit()
-        snapshot = self.refresh()
-        if len(snapshot.segments) < 2 and not snapshot.state.tombstones:
-            return
-        ids: list[str] = []
-        parts = []
-        for number, segment in snapshot.segments.items():
-            live = np.delete(np.arange(segment.rows), snapshot.deleted(number))
-            ids += segment.ids(live)
-            parts.append(segment.encoding(live))
-        order = sorted(range(len(ids)), key=ids.__getitem__)
-        ids = [ids[i] for i in order]
-        if ids:
-            self._store.write_segment(snapshot.state.commit + 1, ids, stack(parts)[order])
-        with self._mutex:
-            self._open_manifest().compact(ids)
-            self._store.sweep(self.refresh().segments)
+        with self._writing:
+            self._lock().compact(self.vocabulary)
+        self._refresh()
+
+    def verify(self) -> list[str]:
+        """Read all files of all segments. Return what is wrong with each damaged one."""
+        snapshot = self._refresh()
+        return [damage for segment in snapshot.segments.values() for damage in segment.damage()]
 
     def search(
         self,
@@ -189,12 +164,21 @@ class EmbeddedIndex:
         k: int = 10,
         leg: Leg = "lexical",
         filter: str | None = None,  # noqa: A002 - the public word for it
+        exact: bool = True,
     ) -> list[Results]:
         """Return the k best documents with a score above 0 for each query.
 
         Best first, equal scores by id ascending. Scores are float64, the exact products of the
         stored float32 values added up. With a filter, only documents that it chooses count; see
-        `indexer.filters`.
+        `indexer.filters`. Several queries are answered by as many threads as there are processors.
+
+        Args:
+            queries: One query a row.
+            k: The most documents to return for each.
+            leg: What to score by.
+            filter: Which documents may be found.
+            exact: Without it, the sparse legs score by the 8-bit impacts alone, which is faster;
+                `indexer.impacts.ImpactQuantizer.bound` bounds what that changes a score by.
 
         Raises:
             FilterSyntaxError: The filter cannot be read.
@@ -206,7 +190,8 @@ class EmbeddedIndex:
             raise ValueError(f"k must be at least 1, not {k}")
         if leg not in get_args(Leg):
             raise ValueError(f"no leg is called {leg!r}; there are {', '.join(get_args(Leg))}")
-        snapshot, left_out = self._choose(filter)
+        snapshot = self._refresh()
+        masks = snapshot.live if filter is None else self._reader().choose(filter)
         widths, given = snapshot.state.widths, widths_of(queries)
         if widths and leg not in widths:
             raise UnsupportedError(f"{self.directory} has no {leg} leg")
@@ -214,17 +199,14 @@ class EmbeddedIndex:
             raise UnsupportedError(f"the queries have no {leg} leg")
         if widths:
             self._check_width(leg, widths[leg], given[leg])
-        results = []
-        for query in queries:
-            found = [
-                hit
-                for number, segment in snapshot.segments.items()
-                for hit in segment.top(query, k, leg, left_out[number])
-            ]
-            found = sorted(found, key=lambda hit: (-hit[0], hit[1]))[:k]
-            scores = np.array([score for score, _ in found])
-            results.append(Results([name for _, name in found], scores))
-        return results
+
+        def answer(query: Encoding) -> Results:
+            return snapshot.top(query, k, leg, masks, exact)
+
+        if len(queries) == 1:
+            return [answer(queries)]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            return list(pool.map(answer, queries))
 
     def fetch(self, ids: Sequence[str]) -> Fetched:
         """Return documents with their stored vectors, in the order of the ids.
@@ -232,12 +214,12 @@ class EmbeddedIndex:
         Raises:
             KeyError: The index has no such id.
         """
-        with self._mutex:
-            snapshot = self._snapshot or self.refresh()
-            found = self._open_manifest().find(ids)
-            if not found.keys() >= set(ids):
-                snapshot = self.refresh()
-                found = self._open_manifest().find(ids)
+        reader = self._reader()
+        snapshot = reader.snapshot
+        found = reader.manifest.find(ids)
+        if not found.keys() >= set(ids):
+            snapshot = self._refresh()
+            found = reader.manifest.find(ids)
         rows: dict[int, list[int]] = {}
         positions: dict[int, list[int]] = {}
         for position, name in enumerate(ids):
@@ -255,23 +237,23 @@ class EmbeddedIndex:
 
     def fingerprints(self, ids: Sequence[str]) -> dict[str, str]:
         """Return the fingerprint of each of these ids that the index has, staged ones included."""
-        with self._mutex:
-            self.refresh()
-            found = self._open_manifest().fingerprints(ids)
-        staged = self._staging.documents
-        found = {name: value for name, value in found.items() if name not in self._staging.deleted}
-        return found | {name: staged[name].fingerprint for name in ids if name in staged}
+        with self._writing:
+            self._refresh()
+            found = self._reader().manifest.fingerprints(ids)
+            return found if self._writer is None else self._writer.staging.fingerprints(found, ids)
 
     def count(self) -> int:
         """Return the number of searchable documents."""
-        state = self.refresh().state
-        return sum(state.segments.values()) - sum(map(len, state.tombstones.values()))
+        return self._refresh().count()
 
     def info(self) -> dict[str, Any]:
-        """Describe the index: counts, size in bytes, vocabulary, model and versions."""
-        snapshot, documents = self.refresh(), self.count()
-        state = snapshot.state
-        words = sum(s.active_words(snapshot.deleted(n)) for n, s in snapshot.segments.items())
+        """Describe the index: counts, size in bytes, vocabulary, model, versions and accuracy.
+
+        Of the accuracy see `indexer.embedded.accuracy`.
+        """
+        snapshot = self._refresh()
+        state, documents = snapshot.state, snapshot.count()
+        words = sum(s.active_words(snapshot.live[n]) for n, s in snapshot.segments.items())
         return {
             "engine": "embedded",
             "documents": documents,
@@ -280,6 +262,7 @@ class EmbeddedIndex:
             "bytes": self._store.size(),
             "mean_active_words": words / documents if documents else 0.0,
             "legs": state.widths,
+            **accuracy(snapshot),
             "vocabulary_size": len(self.vocabulary),
             "vocabulary_sha256": self.vocabulary.sha256,
             "model": self.model,
@@ -290,11 +273,14 @@ class EmbeddedIndex:
 
     def close(self) -> None:
         """Give up files and the lock. What is staged and not committed is dropped."""
-        with self._mutex:
-            self._staging, self._snapshot, self._chosen = Staging(), None, None
-            if self._manifest is not None:
-                self._manifest.close()
-                self._manifest = None
+        with self._writing:
+            self._closed = True
+            for reader in list(self._readers):
+                reader.manifest.close()
+            if self._writer is not None:
+                self._writer.close()
+                self._writer = None
+            self._local = threading.local()
             self._store.unlock()
 
     def __enter__(self) -> Self:
@@ -303,57 +289,32 @@ class EmbeddedIndex:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def refresh(self) -> _Snapshot:
-        """Move to the newest commit."""
-        with self._mutex:
-            manifest = self._open_manifest()
-            while self._snapshot is None or manifest.refresh() != self._snapshot.state.commit:
-                state = manifest.state()
-                try:
-                    self._snapshot = self._load(state)
-                except IndexCorruptError:
-                    # A writer may have compacted meanwhile, and removed the files.
-                    if manifest.refresh() == state.commit:
-                        self._snapshot = None
-                        raise
-            return self._snapshot
-
-    def _choose(self, filter: str | None) -> tuple[_Snapshot, dict[int, np.ndarray]]:  # noqa: A002
-        """Move to the newest commit; return it, and the rows to leave out of each segment."""
-        with self._mutex:  # the manifest must not move between the two
-            snapshot = self.refresh()
-            if filter is None:
-                return snapshot, {number: snapshot.deleted(number) for number in snapshot.segments}
-            key = (snapshot.state.commit, filter)
-            if self._chosen is None or self._chosen[0] != key:
-                parsed, segments = Filter.parse(filter), snapshot.state.segments
-                chosen = self._open_manifest().select(parsed, segments)
-                self._chosen = key, {n: np.flatnonzero(~mask) for n, mask in chosen.items()}
-            return snapshot, self._chosen[1]
-
-    def _load(self, state: State) -> _Snapshot:
-        known = {} if self._snapshot is None else self._snapshot.segments
-        segments = {
-            number: known.get(number) or self._store.segment(number, rows, state.widths)
-            for number, rows in state.segments.items()
-        }
-        if state.vocabulary_sha256 not in ("", self.vocabulary.sha256):
-            self.vocabulary = self._store.load_vocabulary(state.vocabulary_sha256)
-        return _Snapshot(state, segments)
-
-    def _lock(self) -> None:
-        """Become the writer, if this index is not that yet."""
-        with self._mutex:
-            self._open_manifest()
-            if self._store.lock():
-                self._open_manifest().close()
-                self._manifest = self._store.manifest(writable=True)
-                self._store.sweep(self.refresh().segments)
-
-    def _open_manifest(self) -> Manifest:
-        if self._manifest is None:
+    def _reader(self) -> Reader:
+        """Return what this thread sees."""
+        if self._closed:
             raise ValueError("the index is closed")
-        return self._manifest
+        reader: Reader | None = getattr(self._local, "reader", None)
+        if reader is None:
+            reader = Reader(self._store, self._cache)
+            self._local.reader = reader
+            self._readers.add(reader)
+        return reader
+
+    def _refresh(self) -> Snapshot:
+        """Move this thread to the newest commit."""
+        snapshot = self._reader().refresh()
+        sha256 = snapshot.state.vocabulary_sha256
+        if sha256 not in ("", self.vocabulary.sha256):
+            self.vocabulary = self._store.load_vocabulary(sha256)
+        return snapshot
+
+    def _lock(self) -> Writer:
+        """Become the writer, if this index is not that yet."""
+        if self._closed:
+            raise ValueError("the index is closed")
+        if self._writer is None:
+            self._writer = Writer(self._store, self._cache)
+        return self._writer
 
     def _check_width(self, leg: str, expected: int, width: int) -> None:
         if width != expected:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +18,13 @@ from indexer.embedded.selection import condition
 from indexer.filters import Filter
 from lexvla.errors import IndexCorruptError, IndexVersionError
 
-__all__ = ["FORMAT_VERSION", "Manifest", "Place", "State"]
+__all__ = ["FORMAT_VERSION", "Entry", "Manifest", "Place", "State"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 _SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE segments (number INTEGER PRIMARY KEY, rows INTEGER NOT NULL);
+CREATE TABLE segments (number INTEGER PRIMARY KEY, rows INTEGER NOT NULL, checksum INTEGER);
 CREATE TABLE tombstones (
     segment INTEGER NOT NULL, row INTEGER NOT NULL, PRIMARY KEY (segment, row)
 ) WITHOUT ROWID;
@@ -36,6 +36,18 @@ CREATE TABLE documents (
 _BUSY_SECONDS = 30
 # What SQLite says of a damaged file; all else (disk full, no permission, ...) is no damage.
 _DAMAGE = ("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_ERROR", "SQLITE_IOERR_SHORT_READ")
+
+
+class Entry(NamedTuple):
+    """What the manifest keeps of a segment.
+
+    Attributes:
+        rows: How many rows it has.
+        checksum: That of its segment.json; ``None`` for a segment of format 1.
+    """
+
+    rows: int
+    checksum: int | None
 
 
 class Place(NamedTuple):
@@ -55,7 +67,8 @@ class State:
         model: The name of the model, if it was given.
         writer_version: The version of the program that made the index.
         widths: The number of columns of each leg; empty until the first vectors come.
-        segments: The number of rows of each live segment.
+        segments: Each live segment.
+        next_segment: The number that no segment has had yet.
         tombstones: The deleted rows of each segment that has any.
     """
 
@@ -64,7 +77,8 @@ class State:
     model: str | None
     writer_version: str
     widths: dict[str, int]
-    segments: dict[int, int]
+    segments: dict[int, Entry]
+    next_segment: int
     tombstones: dict[int, np.ndarray]
 
 
@@ -99,7 +113,9 @@ class Manifest:
             if writable:
                 self._run("PRAGMA synchronous = FULL")
             self.refresh()
-            self._check_version()
+            version = self._check_version()
+            if writable and version < FORMAT_VERSION:
+                self._upgrade()
         except BaseException:
             self._db.close()
             raise
@@ -136,19 +152,23 @@ class Manifest:
         """Describe the commit that reads see."""
         with self._errors():
             meta = self._meta()
-            segments = dict(self._run("SELECT number, rows FROM segments ORDER BY number"))
+            query = "SELECT * FROM segments ORDER BY number"
+            segments = {int(row[0]): _entry(*row[1:]) for row in self._run(query)}
             deleted: dict[int, list[int]] = {}
             for number, row in self._run("SELECT segment, row FROM tombstones"):
-                if not 0 <= row < segments[number]:
+                if not 0 <= row < segments[number].rows:
                     raise ValueError(f"segment {number} has no row {row}")
                 deleted.setdefault(number, []).append(row)
+            # Format 1 gave segments the numbers of their commits.
+            used = max(int(meta.get("last_segment", meta["commit"])), 0, *segments)
             return State(
                 commit=int(meta["commit"]),
                 vocabulary_sha256=str(meta["vocabulary_sha256"]),
                 model=meta["model"],
                 writer_version=str(meta["writer_version"]),
                 widths={str(leg): int(width) for leg, width in meta["widths"].items()},
-                segments={int(number): int(rows) for number, rows in segments.items()},
+                segments=segments,
+                next_segment=used + 1,
                 tombstones={n: np.array(rows, np.int64) for n, rows in deleted.items()},
             )
 
@@ -170,10 +190,10 @@ class Manifest:
         with self._errors():
             return {key: value for name in ids for key, value in self._run(query, (name,))}
 
-    def select(self, filter: Filter, segments: Mapping[int, int]) -> dict[int, np.ndarray]:  # noqa: A002
+    def select(self, filter: Filter, segments: Mapping[int, Entry]) -> dict[int, np.ndarray]:  # noqa: A002
         """Return a mask over the rows of each segment: those whose documents a filter chooses."""
         test = condition(filter)
-        masks = {number: np.zeros(rows, bool) for number, rows in segments.items()}
+        masks = {number: np.zeros(e.rows, bool) for number, e in segments.items()}
 
         def decide(name: str, uri: str, text: str, metadata: str) -> bool:
             return filter.matches(Document(name, uri, text, json.loads(metadata)))
@@ -190,48 +210,73 @@ class Manifest:
 
     def commit(
         self,
+        segments: Mapping[int, Entry],
         documents: Sequence[Document],
-        removed: Iterable[str],
+        removed: Collection[str],
         meta: Mapping[str, str | dict[str, int]],
     ) -> None:
-        """Add the next segment with its documents, and bury rows, all in one transaction.
+        """Add segments with their documents, and bury rows, all in one transaction.
 
         Args:
-            documents: The documents of the new segment's rows; none if there is no new segment.
+            segments: The new segments.
+            documents: The documents of their rows, segment by segment.
             removed: The ids whose old rows are deleted or replaced.
             meta: The values that this commit changes.
         """
-        buried = [(name,) for name in removed]
-        bury = "INSERT INTO tombstones SELECT segment, row FROM documents WHERE id = ?"
-        with self._transaction() as number:
-            self._db.executemany(bury, buried)
-            self._db.executemany("DELETE FROM documents WHERE id = ?", buried)
-            if documents:
-                segment = (number, len(documents))
-                self._db.execute("INSERT INTO segments VALUES (?, ?)", segment)
+        rows = [(number, row) for number, entry in segments.items() for row in range(entry.rows)]
+        with self._transaction():
+            if self._run("SELECT 1 FROM documents LIMIT 1").fetchone():
+                self._bury(removed)
+            self._add(segments)
             self._db.executemany(
                 "INSERT INTO documents VALUES (?, ?, ?, ?, ?, ?, ?)",
                 (
-                    (d.id, number, row, d.uri, d.text, _to_json(d.metadata), d.fingerprint)
-                    for row, d in enumerate(documents)
+                    (d.id, *place, d.uri, d.text, _to_json(d.metadata), d.fingerprint)
+                    for place, d in zip(rows, documents, strict=True)
                 ),
             )
             for key, value in meta.items():
                 self._db.execute("UPDATE meta SET value = ? WHERE key = ?", (_to_json(value), key))
 
-    def compact(self, ids: Sequence[str]) -> None:
-        """Make the next segment, whose rows have these ids, the only one; then shrink the file."""
-        with self._transaction() as number:
-            self._db.execute("DELETE FROM tombstones")
-            self._db.execute("DELETE FROM segments")
-            if ids:
-                self._db.execute("INSERT INTO segments VALUES (?, ?)", (number, len(ids)))
+    def merge(self, old: Iterable[int], new: Mapping[int, Entry], ids: Sequence[str]) -> None:
+        """Put segments in the place of others, in one transaction.
+
+        Args:
+            old: The segments that are no longer live, and whose deleted rows are gone.
+            new: The new segments.
+            ids: The ids of their rows, segment by segment.
+        """
+        gone = [(number,) for number in old]
+        rows = [(number, row) for number, entry in new.items() for row in range(entry.rows)]
+        with self._transaction():
+            self._db.executemany("DELETE FROM tombstones WHERE segment = ?", gone)
+            self._db.executemany("DELETE FROM segments WHERE number = ?", gone)
+            self._add(new)
             self._db.executemany(
                 "UPDATE documents SET segment = ?, row = ? WHERE id = ?",
-                ((number, row, name) for row, name in enumerate(ids)),
+                ((*place, name) for place, name in zip(rows, ids, strict=True)),
             )
+
+    def shrink(self) -> None:
+        """Give the space of what was deleted back to the disk."""
         with self._errors():
+            if self._db.in_transaction:
+                self._db.execute("COMMIT")
             self._db.execute("VACUUM")
+        self.refresh()
+
+    def _bury(self, names: Collection[str]) -> None:
+        buried = [(name,) for name in names]
+        bury = "INSERT INTO tombstones SELECT segment, row FROM documents WHERE id = ?"
+        self._db.executemany(bury, buried)
+        self._db.executemany("DELETE FROM documents WHERE id = ?", buried)
+
+    def _add(self, segments: Mapping[int, Entry]) -> None:
+        rows = [(number, *entry) for number, entry in segments.items()]
+        self._db.executemany("INSERT INTO segments VALUES (?, ?, ?)", rows)
+        if segments:
+            last = ("last_segment", str(max(segments)))
+            self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", last)
 
     def close(self) -> None:
         """Close the file."""
@@ -244,7 +289,7 @@ class Manifest:
         rows = self._run("SELECT key, value FROM meta")
         return {str(key): json.loads(value) for key, value in rows}
 
-    def _check_version(self) -> None:
+    def _check_version(self) -> int:
         with self._errors():
             meta = self._meta()
             version = int(meta["format_version"])
@@ -253,21 +298,30 @@ class Manifest:
             raise IndexVersionError(
                 f"{self._path}: {written}, is newer than this program reads ({FORMAT_VERSION})"
             )
+        return version
+
+    def _upgrade(self) -> None:
+        """Make room for what format 1 did not keep. Its segments stay until they are merged."""
+        with self._transaction():
+            self._db.execute("ALTER TABLE segments ADD COLUMN checksum INTEGER")
+            version = (str(FORMAT_VERSION),)
+            self._db.execute("UPDATE meta SET value = ? WHERE key = 'format_version'", version)
 
     @contextmanager
-    def _transaction(self) -> Iterator[int]:
-        """Count one commit, yield its number, and make it durable if nothing goes wrong."""
+    def _transaction(self) -> Iterator[None]:
+        """Count one commit, and make it durable if nothing goes wrong; then see it."""
         number = self.refresh() + 1
         with self._errors():
             self._db.execute("COMMIT")
             self._db.execute("BEGIN IMMEDIATE")
             try:
-                yield number
+                yield
                 self._db.execute("UPDATE meta SET value = ? WHERE key = 'commit'", (str(number),))
                 self._db.execute("COMMIT")
             finally:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
+        self.refresh()
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
@@ -285,5 +339,9 @@ class Manifest:
             raise IndexCorruptError(f"{self._path}: damaged ({error!r})") from error
 
 
-def _to_json(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False)
+def _entry(rows: int, checksum: int | None = None) -> Entry:
+    return Entry(int(rows), None if checksum is None else int(checksum))
+
+
+# Made once: for many documents, making one each time takes longer than writing by it.
+_to_json = json.JSONEncoder(ensure_ascii=False).encode

@@ -14,20 +14,22 @@ A term that does not occur in a block takes no room, so that a segment of few ro
 
 from __future__ import annotations
 
+import importlib
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from tokenize import TokenError
 from types import ModuleType
 
 import numpy as np
 from scipy import sparse
 
-from lexvla.errors import IndexCorruptError
+from indexer.embedded.arrays import demand, open_array
 
 __all__ = ["BLOCK", "Postings", "best", "build", "kernels", "read_only"]
 
+COMPILED_FROM = 1 << 23  # postings
+_LOOPS = "indexer.embedded.kernels"
 BLOCK = 1 << 16  # rows of a block: as many as a uint16 tells apart
 LARGEST_SUM = 2**31 - 1
 _FILES: dict[str, type[np.generic]] = {
@@ -40,11 +42,15 @@ _FILES: dict[str, type[np.generic]] = {
 _NO_MASK = np.empty(0, np.bool_)
 
 
-@cache
-def kernels() -> ModuleType | None:
-    """Return the compiled loops, or ``None`` where numba is missing: numpy answers then."""
-    from indexer.embedded import kernels as loops
+def kernels(postings: int = COMPILED_FROM) -> ModuleType | None:
+    """Return the compiled loops, or ``None`` where numpy answers.
 
+    It does where numba is missing, and for few postings if no work in this process has needed
+    numba yet: numba takes a second to load, which many searches of a small index do not.
+    """
+    if postings < COMPILED_FROM and _LOOPS not in sys.modules:
+        return None
+    loops = importlib.import_module(_LOOPS)
     return loops if loops.COMPILED else None
 
 
@@ -88,7 +94,7 @@ def _fill(
     ids: np.ndarray,
     impacts: np.ndarray,
 ) -> None:
-    loops = kernels()
+    loops = kernels(matrix.nnz)
     if loops is not None:
         arrays = map(read_only, (matrix.indptr, matrix.indices, matrix.data))
         loops.fill(*arrays, first, last, places, ids, impacts)
@@ -136,13 +142,15 @@ class Postings:
         Raises:
             IndexCorruptError: A file is missing, truncated, or not of the form that it must have.
         """
-        head, *arrays = (_open(_path(folder, leg, name), kind) for name, kind in _FILES.items())
+        head, *arrays = (
+            open_array(_path(folder, leg, name), kind) for name, kind in _FILES.items()
+        )
         path = _path(folder, leg, "block")
-        _demand(path, len(head) >= 3 and bool((head >= 0).all()), "must name rows and terms")
+        demand(path, len(head) >= 3 and bool((head >= 0).all()), "must name rows and terms")
         rows, width = head[:2].tolist()
         postings = cls(rows, width, head[2:], *arrays)
         for name, holds, rule in postings._rules():
-            _demand(_path(folder, leg, name), holds, rule)
+            demand(_path(folder, leg, name), holds, rule)
         return postings
 
     def _rules(self) -> Iterator[tuple[str, bool, str]]:
@@ -217,7 +225,7 @@ class Postings:
             raise ValueError(f"k must be at least 1, not {k}")
         if allowed is not None and (allowed.shape != (self.rows,) or allowed.dtype != np.bool_):
             raise ValueError(f"the mask must be {self.rows} booleans")
-        loops = kernels()
+        loops = kernels(len(self.ids))
         if loops is None or not self.rows:
             return self._retrieve_by_numpy(terms, weights, k, margin, allowed)
         mask = _NO_MASK if allowed is None else np.ascontiguousarray(allowed)
@@ -302,21 +310,3 @@ def read_only(array: np.ndarray) -> np.ndarray:
 
 def _path(folder: Path, leg: str, name: str) -> Path:
     return folder / f"{leg}.posting.{name}.npy"
-
-
-def _open(path: Path, kind: type[np.generic]) -> np.ndarray:
-    try:
-        array = np.lib.format.open_memmap(path, mode="r")
-    except (OSError, ValueError, TypeError, OverflowError, SyntaxError, TokenError) as error:
-        raise IndexCorruptError(f"{path}: missing, truncated or damaged ({error})") from error
-    # A header of another length moves all values: the file is then longer than they are.
-    whole = array.offset + array.nbytes == path.stat().st_size
-    _demand(path, whole, "must end with its last number")
-    rule = f"must be one row of {np.dtype(kind)}, not {array.dtype} of shape {array.shape}"
-    _demand(path, array.dtype == kind and array.ndim == 1, rule)
-    return np.asarray(array)  # a plain view: indexing a memmap object is much slower
-
-
-def _demand(path: Path, holds: bool, rule: str) -> None:
-    if not holds:
-        raise IndexCorruptError(f"{path}: {rule}")

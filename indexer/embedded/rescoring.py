@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from scipy import sparse
@@ -13,7 +11,7 @@ from indexer.embedded.postings import LARGEST_SUM, Postings, best, kernels, read
 from indexer.impacts import ImpactQuantizer
 from lexvla.errors import IndexCorruptError
 
-__all__ = ["exact_top", "exact_top_batch"]
+__all__ = ["exact_top", "integer_top"]
 
 # Where more rows than this share are near the best, all are scored: reading them in order is
 # faster than picking so many.
@@ -54,7 +52,7 @@ def exact_top(
     if query.shape != (1, postings.width) or forward.shape != (postings.rows, postings.width):
         shapes = f"{query.shape} and {forward.shape}"
         raise ValueError(f"{shapes} do not fit {postings.rows} rows of {postings.width} terms")
-    integers, margin = _integers(query, quantizer)
+    integers, _, margin = _integers(query, quantizer)
     scores, rows = postings.retrieve(query.indices, integers, k, margin, allowed)
     if _may_miss(scores, k, margin, quantizer) or len(rows) > SHARE * postings.rows:
         rows = np.arange(postings.rows) if allowed is None else np.flatnonzero(allowed)
@@ -63,52 +61,49 @@ def exact_top(
     return best(exact[found], rows[found], k)
 
 
-def exact_top_batch(
-    queries: sparse.csr_array,
-    forward: sparse.csr_array,
+def integer_top(
+    query: sparse.csr_array,
     quantizer: ImpactQuantizer,
     postings: Postings,
     k: int,
     allowed: np.ndarray | None = None,
-    threads: int | None = None,
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return `exact_top` of each row of queries, answered by several threads.
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return float64 scores and numbers of the k best rows above 0 by the integers alone.
+
+    A score is off the exact one by no more than `ImpactQuantizer.bound`, and by what rounding the
+    query to some 2^23 steps adds to that.
 
     Args:
-        queries: (n, width) float32 above 0.
-        forward: As for `exact_top`.
-        quantizer: As for `exact_top`.
-        postings: As for `exact_top`.
-        k: As for `exact_top`.
-        allowed: As for `exact_top`.
-        threads: How many; by default, as many as there are processors.
+        query: As for `exact_top`, as all that follow.
+        quantizer: See there.
+        postings: See there.
+        k: See there.
+        allowed: See there.
 
     Raises:
-        IndexCorruptError: As for `exact_top`.
         ValueError: As for `exact_top`.
     """
-    rows = [queries[i : i + 1] for i in range(queries.shape[0])]
-    with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
-        return list(
-            pool.map(lambda q: exact_top(q, forward, quantizer, postings, k, allowed), rows)
-        )
+    integers, scale, _ = _integers(query, quantizer)
+    scores, rows = postings.top(query.indices, integers, k, allowed)
+    return scores * (quantizer.step / scale), rows
 
 
-def _integers(query: sparse.csr_array, quantizer: ImpactQuantizer) -> tuple[np.ndarray, int]:
-    """Return the query's weights as integers, and twice the greatest error in their scores.
+def _integers(query: sparse.csr_array, quantizer: ImpactQuantizer) -> tuple[np.ndarray, float, int]:
+    """Return the query's weights as integers, their scale, and twice the scores' greatest error.
 
     The integers are as great as int32 scores allow, so that nearly all of the error is that of
     the postings. None is 0: an integer score is 0 only where documents' words were dropped.
     """
     bound = quantizer.bound(query)
     if not query.nnz:
-        return np.empty(0, np.int32), 0
+        return np.empty(0, np.int32), 1.0, 0
     weights = query.data.astype(np.float64)
     scale = (LARGEST_SUM // 255 - len(weights) - 1) / weights.sum()
     integers = np.maximum(np.rint(weights * scale), 1)
     bound += quantizer.top * float(np.abs(weights - integers / scale).sum())
     margin = 2 * bound * scale / quantizer.step
-    return integers.astype(np.int32), min(math.ceil(margin * (1 + 1e-9)) + 1, LARGEST_SUM)
+    margin = min(math.ceil(margin * (1 + 1e-9)) + 1, LARGEST_SUM)
+    return integers.astype(np.int32), scale, margin
 
 
 def _may_miss(scores: np.ndarray, k: int, margin: int, quantizer: ImpactQuantizer) -> bool:
@@ -122,7 +117,7 @@ def _row_scores(forward: sparse.csr_array, rows: np.ndarray, query: sparse.csr_a
     dense = np.zeros(query.shape[1])
     dense[query.indices] = query.data
     scores = np.empty(len(rows))
-    loops = kernels()
+    loops = kernels(len(forward.indices))
     if loops is None:
         for first in range(0, len(rows), _CHUNK):
             chunk = slice(first, first + _CHUNK)

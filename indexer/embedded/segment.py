@@ -1,89 +1,83 @@
-"""A segment: the vectors of one commit, as plain arrays that never change.
+"""A segment: vectors of one commit, as plain arrays that never change.
 
-A segment of n rows is a directory of ``.npy`` files, readable with numpy alone. Rows stand in
-the order of their ids, so that rows of equal score are in order too.
+A segment of n rows is a directory of ``.npy`` files, readable with numpy alone, and one of JSON.
+Rows stand in the order of their ids, so that rows of equal score are in order too.
 
+    segment.json         the quantisers of the postings; size and CRC-32 of each other file
     ids.text             uint8    the ids as UTF-8, one after the other
     ids.start            int64    (n + 1) where each id starts in it
-    LEG.row.start        int64    (n + 1) the rows, for explanations: compressed sparse rows
+    LEG.row.start        int64    (n + 1) the rows, exact: compressed sparse rows
     LEG.row.column       int32
     LEG.row.weight       float32
-    LEG.column.start     int64    (width + 1) the postings, for searches: compressed sparse columns
-    LEG.column.row       int32
-    LEG.column.weight    float32
+    LEG.posting.*        the postings, for searches: see `indexer.embedded.postings`
     patch                int16    aligned with lexical.row.weight; -1 where a word has none;
                                   no such file where no word has one
     dense                float32  (n, width)
+    dense.lists          the rows of a large segment by code: see `indexer.embedded.dense`
 
 LEG is ``lexical`` or ``codes``; an index without codes or dense vectors has no such files.
+Format 1 had no segment.json and other postings; its segments are read, and new ones written.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+import json
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy import sparse
 
+from indexer.embedded.arrays import Mark, demand, fsync, mark, open_array
+from indexer.embedded.postings import best
+from indexer.embedded.sparse_leg import SparseLeg, write_leg
 from lexvla.encoding import Encoding
 from lexvla.errors import IndexCorruptError
 
 if TYPE_CHECKING:
     from indexer.base import Leg
 
-__all__ = ["Segment", "fsync", "write_segment"]
+__all__ = ["Segment", "write_segment"]
+
+_HEAD = "segment.json"
 
 
-def fsync(path: Path) -> None:
-    """Force a file, or the entries of a directory, to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def write_segment(folder: Path, ids: Sequence[str], encoding: Encoding) -> None:
-    """Write a segment into a new directory, and force it to the disk.
+def write_segment(folder: Path, ids: Sequence[str], encoding: Encoding) -> int:
+    """Write a segment into a new directory, force it to the disk, and return its checksum.
 
     Args:
         folder: The directory to make.
         ids: The id of each row, ascending.
         encoding: The rows.
     """
+    folder.mkdir()
     names = [name.encode() for name in ids]
     arrays: dict[str, np.ndarray] = {
         "ids.text": np.frombuffer(b"".join(names), np.uint8),
         "ids.start": np.cumsum([0, *map(len, names)], dtype=np.int64),
-        **_sparse_arrays("lexical", encoding.lexical),
     }
     if encoding.patches is not None and (encoding.patches >= 0).any():
         arrays["patch"] = encoding.patches
-    if encoding.codes is not None:
-        arrays |= _sparse_arrays("codes", encoding.codes)
     if encoding.dense is not None:
         arrays["dense"] = encoding.dense
-    folder.mkdir()
-    for name, array in arrays.items():
-        np.save(folder / f"{name}.npy", array)
-        fsync(folder / f"{name}.npy")
+    files = [folder / f"{name}.npy" for name in arrays]
+    for file, array in zip(files, arrays.values(), strict=True):
+        np.save(file, array)
+    quantizers = {}
+    for leg, rows in (("lexical", encoding.lexical), ("codes", encoding.codes)):
+        if rows is not None:
+            written, quantizer = write_leg(folder, leg, rows)
+            files += written
+            quantizers[leg] = quantizer.to_dict()
+    for file in files:
+        fsync(file)
+    head = {"quantizers": quantizers, "files": {file.name: mark(file) for file in files}}
+    content = json.dumps(head, indent=1).encode()
+    (folder / _HEAD).write_bytes(content)
+    fsync(folder / _HEAD)
     fsync(folder)
-
-
-def _sparse_arrays(leg: str, rows: sparse.csr_array) -> dict[str, np.ndarray]:
-    columns = rows.tocsc()
-    return {
-        f"{leg}.row.start": rows.indptr.astype(np.int64),
-        f"{leg}.row.column": rows.indices.astype(np.int32),
-        f"{leg}.row.weight": rows.data,
-        f"{leg}.column.start": columns.indptr.astype(np.int64),
-        f"{leg}.column.row": columns.indices.astype(np.int32),
-        f"{leg}.column.weight": columns.data,
-    }
+    return zlib.crc32(content)
 
 
 class Segment:
@@ -96,77 +90,92 @@ class Segment:
         folder: The directory of the segment.
         rows: How many rows it has.
         widths: The number of columns of each leg of the index.
+        checksum: What `write_segment` returned; ``None`` for a segment of format 1.
 
     Raises:
         IndexCorruptError: A file is missing, truncated, or not of the form that it must have.
     """
 
-    def __init__(self, folder: Path, rows: int, widths: Mapping[str, int]) -> None:
-        self.rows = rows
-        self._id_start = _open(folder / "ids.start.npy", np.int64, (rows + 1,))
-        self._id_text = _open(folder / "ids.text.npy", np.uint8, (int(self._id_start[-1]),))
-        self._sparse = {
-            leg: _SparseLeg(folder, leg, rows, widths[leg])
+    def __init__(
+        self, folder: Path, rows: int, widths: Mapping[str, int], checksum: int | None
+    ) -> None:
+        self.count = rows
+        self._folder = folder
+        self._files: dict[str, Mark] = {}
+        quantizers: dict[str, Any] = {}
+        if checksum is not None:
+            quantizers = self._read_head(checksum)
+        self._id_start = open_array(folder / "ids.start.npy", np.int64, (rows + 1,))
+        self._id_text = open_array(folder / "ids.text.npy", np.uint8, (int(self._id_start[-1]),))
+        self.sparse = {
+            leg: SparseLeg(folder, leg, rows, widths[leg], quantizers.get(leg))
             for leg in ("lexical", "codes")
             if leg in widths
         }
         self._patch: np.ndarray | None = None
         if (folder / "patch.npy").exists():
-            self._patch = _open(folder / "patch.npy", np.int16, (self._sparse["lexical"].stored,))
-        self._dense: np.ndarray | None = None
+            stored = self.sparse["lexical"].stored
+            self._patch = open_array(folder / "patch.npy", np.int16, (stored,))
+        self.dense: np.ndarray | None = None
         if "dense" in widths:
-            self._dense = _open(folder / "dense.npy", np.float32, (rows, widths["dense"]))
+            self.dense = open_array(folder / "dense.npy", np.float32, (rows, widths["dense"]))
+
+    def _read_head(self, checksum: int) -> dict[str, Any]:
+        path = self._folder / _HEAD
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise IndexCorruptError(f"{path}: missing ({error})") from error
+        demand(path, zlib.crc32(content) == checksum, "damaged, or of another segment")
+        head = json.loads(content)
+        self._files = {name: Mark(*values) for name, values in head["files"].items()}
+        for name, known in self._files.items():
+            file = self._folder / name
+            size = file.stat().st_size if file.is_file() else None
+            demand(file, size is not None, "missing")
+            demand(file, size == known.size, f"must have {known.size} bytes, not {size}")
+        return dict(head["quantizers"])
+
+    def damage(self) -> Iterator[str]:
+        """Read all files, and yield what is wrong with each that has changed since its writing."""
+        for name, known in self._files.items():
+            file = self._folder / name
+            try:
+                found = mark(file)
+            except OSError as error:
+                yield f"{file}: cannot be read ({error})"
+                continue
+            if found != known:
+                yield f"{file}: damaged: its checksum is {found.crc32:08x}, not {known.crc32:08x}"
 
     def top(
-        self, query: Encoding, k: int, leg: Leg, deleted: np.ndarray
-    ) -> list[tuple[float, str]]:
-        """Return score and id of the k best rows above 0; of equal ones, the first by id.
+        self, query: Encoding, k: int, leg: Leg, allowed: np.ndarray | None, exact: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return scores and numbers of the k best rows above 0; of equal ones, the first by id.
 
         Args:
             query: One row that has the leg.
             k: The most rows to return.
             leg: The leg to score by.
-            deleted: The numbers of the rows to leave out.
+            allowed: (rows) bool: which rows may be found; ``None`` for all.
+            exact: Score by the floats.
         """
         if leg == "dense":
-            scores = self._dense_scores(query, k, deleted)
-        else:
-            vector = query.lexical if leg == "lexical" else query.codes
-            scores = self._sparse[leg].scores(vector)
-            scores[deleted] = 0
-        rows = np.flatnonzero(scores > 0)
-        if len(rows) > k:
-            found = scores[rows]
-            worst = np.partition(found, -k)[-k]
-            better = rows[found > worst]
-            rows = np.concatenate([better, rows[found == worst][: k - len(better)]])
-        return list(zip(scores[rows].tolist(), self.ids(rows), strict=True))
+            return self._dense_top(query, k, allowed)
+        vector = query.lexical if leg == "lexical" else query.codes
+        return self.sparse[leg].top(vector, k, allowed, exact)
 
-    def _dense_scores(self, query: Encoding, k: int, deleted: np.ndarray) -> np.ndarray:
-        """Return exact scores of all rows that can be among the k best, and 0 for the rest.
-
-        A float32 matrix-vector product is fast, but its last bits depend on the machine and on
-        the number of rows. So it only chooses the rows to score in float64.
-        """
-        rows, vector = self._dense, query.dense
+    def _dense_top(
+        self, query: Encoding, k: int, allowed: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        rows, vector = self.dense, query.dense
         if rows is None or vector is None:
             raise ValueError("no dense vectors")
-        vector = vector[0]
-        rough = rows @ vector
-        rough[deleted] = -np.inf
-        size = float(np.linalg.norm(vector)) * self._longest_row
-        error = rows.shape[1] * float(np.finfo(np.float32).eps) * size
-        worst = float(np.partition(rough, -k)[-k]) if len(rough) > k else -np.inf
-        near = np.flatnonzero(rough >= max(worst - 2 * error, -error))
-        scores = np.zeros(self.rows)
-        scores[near] = np.multiply(rows[near], vector, dtype=np.float64).sum(axis=1)
-        return scores
-
-    @cached_property
-    def _longest_row(self) -> float:
-        if self._dense is None or not self.rows:
-            return 0.0
-        return float(np.sqrt(np.einsum("ij,ij->i", self._dense, self._dense).max()))
+        scores = np.multiply(rows, vector[0], dtype=np.float64).sum(axis=1)
+        if allowed is not None:
+            scores[~allowed] = 0
+        found = np.flatnonzero(scores > 0)
+        return best(scores[found], found, k)
 
     def ids(self, rows: np.ndarray) -> list[str]:
         """Return the ids of rows."""
@@ -176,59 +185,18 @@ class Segment:
 
     def encoding(self, rows: np.ndarray) -> Encoding:
         """Return the stored vectors of rows, in the order given."""
-        lexical, places = self._sparse["lexical"].take(rows)
-        return Encoding(
-            lexical,
-            None if self._patch is None else self._patch[places],
-            self._sparse["codes"].take(rows)[0] if "codes" in self._sparse else None,
-            None if self._dense is None else self._dense[rows],
-        )
+        try:
+            lexical, places = self.sparse["lexical"].take(rows)
+            return Encoding(
+                lexical,
+                None if self._patch is None else self._patch[places],
+                self.sparse["codes"].take(rows)[0] if "codes" in self.sparse else None,
+                None if self.dense is None else self.dense[rows],
+            )
+        except (ValueError, IndexError) as error:
+            raise IndexCorruptError(f"{self._folder}: a stored row is damaged ({error})") from error
 
-    def active_words(self, deleted: np.ndarray) -> int:
-        """Return the number of words stored in all rows that are not deleted."""
-        lengths = np.diff(self._sparse["lexical"].row_start)
-        return int(lengths.sum() - lengths[deleted].sum())
-
-
-class _SparseLeg:
-    """Hold both forms of one sparse leg: rows and postings."""
-
-    def __init__(self, folder: Path, leg: str, rows: int, width: int) -> None:
-        self.shape = (rows, width)
-        self.row_start = _open(folder / f"{leg}.row.start.npy", np.int64, (rows + 1,))
-        self.stored = int(self.row_start[-1])
-        stored = (self.stored,)
-        self._row_column = _open(folder / f"{leg}.row.column.npy", np.int32, stored)
-        self._row_weight = _open(folder / f"{leg}.row.weight.npy", np.float32, stored)
-        self._column_start = _open(folder / f"{leg}.column.start.npy", np.int64, (width + 1,))
-        self._column_row = _open(folder / f"{leg}.column.row.npy", np.int32, stored)
-        self._column_weight = _open(folder / f"{leg}.column.weight.npy", np.float32, stored)
-
-    def scores(self, query: sparse.csr_array) -> np.ndarray:
-        total = np.zeros(self.shape[0])
-        for column, weight in zip(query.indices.tolist(), query.data.tolist(), strict=True):
-            postings = slice(*self._column_start[column : column + 2].tolist())
-            products = np.multiply(self._column_weight[postings], weight, dtype=np.float64)
-            total[self._column_row[postings]] += products
-        return total
-
-    def take(self, rows: np.ndarray) -> tuple[sparse.csr_array, np.ndarray]:
-        """Return rows, and the place of each of their values in the stored arrays."""
-        starts = self.row_start[rows]
-        lengths = self.row_start[rows + 1] - starts
-        ends = np.concatenate([[0], np.cumsum(lengths)])
-        places = np.arange(ends[-1]) + np.repeat(starts - ends[:-1], lengths)
-        parts = (self._row_weight[places], self._row_column[places], ends)
-        return sparse.csr_array(parts, shape=(len(rows), self.shape[1])), places
-
-
-def _open(path: Path, dtype: type[np.generic], shape: tuple[int, ...]) -> np.ndarray:
-    try:
-        array = np.lib.format.open_memmap(path, mode="r")
-    except (OSError, ValueError, TypeError, OverflowError) as error:
-        raise IndexCorruptError(f"{path}: missing, truncated or damaged ({error})") from error
-    if array.dtype != dtype or array.shape != shape:
-        found = f"{array.dtype} of shape {array.shape}"
-        rule = f"must be {np.dtype(dtype)} of shape {shape}"
-        raise IndexCorruptError(f"{path}: {rule}, not {found}")
-    return np.asarray(array)  # a plain view: indexing a memmap object is much slower
+    def active_words(self, allowed: np.ndarray | None) -> int:
+        """Return the number of words stored in the rows that are allowed."""
+        lengths = np.diff(self.sparse["lexical"].rows.indptr)
+        return int(lengths.sum() if allowed is None else lengths[allowed].sum())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 
 import numpy as np
@@ -39,6 +39,15 @@ class Staging:
         self._places |= places
         self.documents |= {document.id: document for document in documents}
 
+    def __bool__(self) -> bool:
+        return bool(self.documents or self.deleted)
+
+    def fingerprints(self, committed: Mapping[str, str], ids: Sequence[str]) -> dict[str, str]:
+        """Return the fingerprints of ids as they will be, given those that are committed."""
+        kept = {name: value for name, value in committed.items() if name not in self.deleted}
+        staged = self.documents
+        return kept | {name: staged[name].fingerprint for name in ids if name in staged}
+
     def discard(self, name: str) -> bool:
         """Drop a document that was taken in. Return whether there was one."""
         self._places.pop(name, None)
@@ -59,9 +68,14 @@ class Staging:
             for (_, row), name in kept:
                 rows.append(row)
                 names.append(name)
-            parts.append(self._batches[number][rows])
+            batch = self._batches[number]
+            # A batch may be as large as memory allows: copy it only where something changes.
+            parts.append(batch if len(rows) == len(batch) else batch[rows])
+        encoding = parts[0] if len(parts) == 1 else stack(parts)
         order = sorted(range(len(names)), key=names.__getitem__)
-        return [self.documents[names[i]] for i in order], stack(parts)[order]
+        if order != list(range(len(names))):
+            encoding = encoding[order]
+        return [self.documents[names[i]] for i in order], encoding
 
 
 def stack(parts: Sequence[Encoding]) -> Encoding:

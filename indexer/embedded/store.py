@@ -2,7 +2,7 @@
 
 manifest.sqlite    documents, deletions and live segments; with it, the directory is an index
 vocabulary.json    the terms of the lexical columns
-segments/00000007  the vectors of commit 7; see `indexer.embedded.segment`
+segments/00000007  the seventh segment that was written; see `indexer.embedded.segment`
 lock               locked by the one writer
 """
 
@@ -16,8 +16,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO
 
-from indexer.embedded.manifest import Manifest
-from indexer.embedded.segment import Segment, fsync, write_segment
+from indexer.embedded.arrays import fsync
+from indexer.embedded.manifest import Entry, Manifest
+from indexer.embedded.segment import Segment, write_segment
 from lexvla.encoding import Encoding
 from lexvla.errors import IndexCorruptError, IndexLockedError, ModelError
 from lexvla.vocabulary import Vocabulary
@@ -137,22 +138,23 @@ class Store:
         fsync(new)
         _publish(new, self._vocabulary)
 
-    def write_segment(self, number: int, ids: Sequence[str], encoding: Encoding) -> None:
-        """Write a segment, whole or not at all; the next commit makes it live."""
+    def write_segment(self, number: int, ids: Sequence[str], encoding: Encoding) -> Entry:
+        """Write a segment, whole or not at all; the commit that has the entry makes it live."""
         folder = self._folder(number)
         new = folder.with_name(folder.name + _NEW)
         for leftover in (new, folder):  # of a commit that failed, when the disk was full
             shutil.rmtree(leftover, ignore_errors=True)
-        write_segment(new, ids, encoding)
+        checksum = write_segment(new, ids, encoding)
         _publish(new, folder)
+        return Entry(len(ids), checksum)
 
-    def segment(self, number: int, rows: int, widths: Mapping[str, int]) -> Segment:
+    def segment(self, number: int, entry: Entry, widths: Mapping[str, int]) -> Segment:
         """Open a segment.
 
         Raises:
             IndexCorruptError: A file is missing or damaged.
         """
-        return Segment(self._folder(number), rows, widths)
+        return Segment(self._folder(number), entry.rows, widths, entry.checksum)
 
     def sweep(self, live: Collection[int]) -> None:
         """Remove what no commit names: what a crash has left, or what was merged.

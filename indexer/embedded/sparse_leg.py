@@ -1,0 +1,104 @@
+"""One sparse leg of a segment: its rows as floats, and its postings as small integers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+
+from indexer.embedded.arrays import demand, open_array
+from indexer.embedded.postings import Postings, build
+from indexer.embedded.rescoring import exact_top, integer_top
+from indexer.impacts import ImpactQuantizer
+from lexvla.errors import IndexCorruptError
+
+__all__ = ["SparseLeg", "write_leg"]
+
+
+def write_leg(folder: Path, leg: str, rows: sparse.csr_array) -> tuple[list[Path], ImpactQuantizer]:
+    """Write rows and their postings. Return the files, not yet forced to the disk.
+
+    Args:
+        folder: The directory of the segment.
+        leg: The leg's name.
+        rows: float32 above 0, sorted column numbers.
+    """
+    quantizer = ImpactQuantizer.fit(rows)
+    files = build(quantizer.quantize(rows)).save(folder, leg)
+    arrays = {
+        "start": rows.indptr.astype(np.int64, copy=False),
+        "column": rows.indices.astype(np.int32, copy=False),
+        "weight": rows.data,
+    }
+    for name, array in arrays.items():
+        files.append(folder / f"{leg}.row.{name}.npy")
+        np.save(files[-1], array)
+    return files, quantizer
+
+
+class SparseLeg:
+    """Search one sparse leg and read its rows.
+
+    Args:
+        folder: The directory of the segment.
+        leg: The leg's name.
+        rows: How many rows the segment has.
+        width: How many columns.
+        quantizer: The settings of the quantiser of the postings; ``None`` for a segment of format
+            1, which has no postings: they are then built in memory.
+
+    Raises:
+        IndexCorruptError: A file is missing, truncated, or not of the form that it must have.
+    """
+
+    def __init__(
+        self, folder: Path, leg: str, rows: int, width: int, quantizer: dict[str, Any] | None
+    ) -> None:
+        start = folder / f"{leg}.row.start.npy"
+        starts = open_array(start, np.int64, (rows + 1,))
+        rising = bool(starts[0] == 0 and (starts[1:] >= starts[:-1]).all())
+        demand(start, rising, "must rise from 0")
+        self.stored = int(starts[-1])
+        column = open_array(folder / f"{leg}.row.column.npy", np.int32, (self.stored,))
+        weight = open_array(folder / f"{leg}.row.weight.npy", np.float32, (self.stored,))
+        self.rows = sparse.csr_array((weight, column, starts), shape=(rows, width))
+        if quantizer is None:
+            self._build(folder / f"{leg}.row.weight.npy")
+            return
+        self.quantizer = ImpactQuantizer.from_dict(quantizer)
+        self.postings = Postings.open(folder, leg)
+        fits = (self.postings.rows, self.postings.width) == (rows, width)
+        demand(folder / f"{leg}.posting.block.npy", fits, f"must name {rows} rows of {width} terms")
+
+    def _build(self, weight: Path) -> None:
+        try:
+            self.quantizer = ImpactQuantizer.fit(self.rows)
+            self.postings = build(self.quantizer.quantize(self.rows))
+        except ValueError as error:
+            raise IndexCorruptError(f"{weight}: damaged ({error})") from error
+
+    def top(
+        self, query: sparse.csr_array, k: int, allowed: np.ndarray | None, exact: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return scores and numbers of the k best rows above 0; of equal ones, the first.
+
+        Args:
+            query: One row of weights above 0.
+            k: The most rows to return.
+            allowed: (rows) bool: which rows may be found; ``None`` for all.
+            exact: Score by the floats, and not by the integers alone.
+        """
+        if exact:
+            return exact_top(query, self.rows, self.quantizer, self.postings, k, allowed)
+        return integer_top(query, self.quantizer, self.postings, k, allowed)
+
+    def take(self, rows: np.ndarray) -> tuple[sparse.csr_array, np.ndarray]:
+        """Return rows, and the place of each of their values in the stored arrays."""
+        starts = self.rows.indptr[rows].astype(np.int64)
+        lengths = self.rows.indptr[rows + 1] - starts
+        ends = np.concatenate([[0], np.cumsum(lengths)])
+        places = np.arange(ends[-1]) + np.repeat(starts - ends[:-1], lengths)
+        parts = (self.rows.data[places], self.rows.indices[places], ends)
+        return sparse.csr_array(parts, shape=(len(rows), self.rows.shape[1])), places

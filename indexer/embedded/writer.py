@@ -1,0 +1,140 @@
+"""The one writer of an index: stages changes, commits them, and merges segments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from indexer.base import Document
+from indexer.embedded.manifest import Entry, State
+from indexer.embedded.merging import SEGMENT_ROWS, due, live_rows, merged
+from indexer.embedded.reader import SegmentCache
+from indexer.embedded.staging import Staging, widths_of
+from indexer.embedded.store import Store
+from lexvla.encoding import Encoding
+from lexvla.vocabulary import Vocabulary
+
+__all__ = ["Writer"]
+
+
+class Writer:
+    """Change an index. For one thread at a time.
+
+    Attributes:
+        staging: What was taken in and is not committed yet.
+
+    Args:
+        store: The files of the index; locked, and freed of what a crash has left.
+        cache: The open segments.
+
+    Raises:
+        IndexLockedError: Another writer has the index.
+    """
+
+    def __init__(self, store: Store, cache: SegmentCache) -> None:
+        self._store = store
+        self._cache = cache
+        self.staging = Staging()
+        store.lock()
+        self._manifest = store.manifest(writable=True)
+        store.sweep(self._manifest.state().segments)
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """The legs of the index and their widths; empty before the first vectors."""
+        return self._manifest.state().widths or self.staging.widths
+
+    def delete(self, ids: Sequence[str]) -> int:
+        """Stage deletions. Return how many of the ids were there."""
+        committed = self._manifest.fingerprints(ids).keys() - self.staging.deleted
+        count = 0
+        for name in set(ids):
+            count += self.staging.discard(name) or name in committed
+        self.staging.deleted |= committed
+        return count
+
+    def commit(self, vocabulary: Vocabulary) -> None:
+        """Make all that is staged durable and visible, or nothing of it; then merge what is due.
+
+        Args:
+            vocabulary: The terms of the lexical columns.
+
+        Raises:
+            IndexCorruptError: A segment that was to be merged is damaged.
+        """
+        state = self._manifest.state()
+        segments: dict[int, Entry] = {}
+        documents: list[Document] = []
+        meta: dict[str, str | dict[str, int]] = {}
+        if self.staging.documents:
+            documents, encoding = self.staging.rows()
+            segments, _ = self._write(state, _parts([d.id for d in documents], encoding))
+            meta["widths"] = widths_of(encoding)
+            if state.vocabulary_sha256 != vocabulary.sha256:
+                self._store.save_vocabulary(vocabulary)
+                meta["vocabulary_sha256"] = vocabulary.sha256
+        removed = self.staging.deleted | self.staging.documents.keys()
+        self._manifest.commit(segments, documents, removed, meta)
+        self.staging = Staging()
+        while numbers := self._due():
+            self._merge(numbers)
+
+    def compact(self, vocabulary: Vocabulary) -> None:
+        """Commit, then merge all segments and give up the space of deleted rows.
+
+        Args:
+            vocabulary: The terms of the lexical columns.
+
+        Raises:
+            IndexCorruptError: A file of a segment is damaged.
+        """
+        if self.staging:
+            self.commit(vocabulary)
+        state = self._manifest.state()
+        old = any(entry.checksum is None for entry in state.segments.values())
+        if len(state.segments) > 1 or state.tombstones or old:
+            self._merge(list(state.segments))
+            self._manifest.shrink()
+
+    def close(self) -> None:
+        """Drop what is staged, and let another writer come."""
+        self._manifest.close()
+        self._store.unlock()
+
+    def _due(self) -> list[int]:
+        state = self._manifest.state()
+        rows = {number: entry.rows for number, entry in state.segments.items()}
+        return due(rows, {number: len(deleted) for number, deleted in state.tombstones.items()})
+
+    def _merge(self, numbers: Sequence[int]) -> None:
+        state = self._manifest.state()
+        segments, nothing = self._cache.get(state), np.empty(0, np.int64)
+        parts = [
+            (segments[n], live_rows(segments[n].count, state.tombstones.get(n, nothing)))
+            for n in numbers
+        ]
+        new, ids = self._write(state, merged(parts))
+        self._manifest.merge(numbers, new, ids)
+        self._store.sweep(self._manifest.state().segments)
+
+    def _write(
+        self, state: State, parts: Iterator[tuple[list[str], Encoding]]
+    ) -> tuple[dict[int, Entry], list[str]]:
+        """Write segments, and return them with the ids of all their rows."""
+        written: dict[int, Entry] = {}
+        names: list[str] = []
+        for number, (ids, encoding) in enumerate(parts, state.next_segment):
+            written[number] = self._store.write_segment(number, ids, encoding)
+            names += ids
+        return written, names
+
+
+def _parts(ids: list[str], encoding: Encoding) -> Iterator[tuple[list[str], Encoding]]:
+    """Yield as many rows at a time as a segment may have."""
+    if len(ids) <= SEGMENT_ROWS:
+        yield ids, encoding
+        return
+    for first in range(0, len(ids), SEGMENT_ROWS):
+        span = slice(first, first + SEGMENT_ROWS)
+        yield ids[span], encoding[span]
