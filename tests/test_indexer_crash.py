@@ -199,19 +199,19 @@ def test_files_are_on_the_disk_before_the_commit_that_names_them(tmp_path, monke
     done: list[str] = []
     for module in (segment, store):
         monkeypatch.setattr(module, "fsync", lambda path: done.append(f"fsync {path.name}"))
-    replace, commit = Path.replace, Manifest.commit
+    replace, add = Path.replace, Manifest._add
 
     def replaced(path: Path, target: Path) -> Path:
         done.append(f"{path.name} -> {target.name}")
         return replace(path, target)
 
-    def committed(*args: object) -> None:
-        done.append("commit")
-        commit(*args)
+    def named(manifest: Manifest, segments: dict) -> None:
+        done.append(f"named {sorted(segments)}")
+        add(manifest, segments)
 
     with EmbeddedIndex(tmp_path / "i.lex", create=True, vocabulary=VOCABULARY) as index:
         monkeypatch.setattr(Path, "replace", replaced)
-        monkeypatch.setattr(Manifest, "commit", committed)
+        monkeypatch.setattr(Manifest, "_add", named)
         done.clear()
         put(index, "ab")
     files = sorted(f"fsync {f.name}" for f in (tmp_path / "i.lex/segments/00000001").iterdir())
@@ -221,7 +221,7 @@ def test_files_are_on_the_disk_before_the_commit_that_names_them(tmp_path, monke
         "fsync 00000001.new",
         "00000001.new -> 00000001",
         "fsync segments",
-        "commit",
+        "named [1]",
     ]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -210,33 +210,35 @@ class Manifest:
 
     def commit(
         self,
-        segments: Mapping[int, Entry],
+        rows: Mapping[int, int],
         documents: Sequence[Document],
         removed: Collection[str],
         meta: Mapping[str, str | dict[str, int]],
+        written: Callable[[], Mapping[int, Entry]],
     ) -> None:
         """Add segments with their documents, and bury rows, all in one transaction.
 
         Args:
-            segments: The new segments.
-            documents: The documents of their rows, segment by segment.
+            rows: The number of rows of each new segment.
+            documents: The documents of these rows, segment by segment.
             removed: The ids whose old rows are deleted or replaced.
             meta: The values that this commit changes.
+            written: Waits until the segments are on the disk, and returns them.
         """
-        rows = [(number, row) for number, entry in segments.items() for row in range(entry.rows)]
+        places = ((number, row) for number, count in rows.items() for row in range(count))
         with self._transaction():
             if self._run("SELECT 1 FROM documents LIMIT 1").fetchone():
                 self._bury(removed)
-            self._add(segments)
             self._db.executemany(
                 "INSERT INTO documents VALUES (?, ?, ?, ?, ?, ?, ?)",
                 (
                     (d.id, *place, d.uri, d.text, _to_json(d.metadata), d.fingerprint)
-                    for place, d in zip(rows, documents, strict=True)
+                    for place, d in zip(places, documents, strict=True)
                 ),
             )
             for key, value in meta.items():
                 self._db.execute("UPDATE meta SET value = ? WHERE key = ?", (_to_json(value), key))
+            self._add(written())
 
     def merge(self, old: Iterable[int], new: Mapping[int, Entry], ids: Sequence[str]) -> None:
         """Put segments in the place of others, in one transaction.
@@ -247,14 +249,14 @@ class Manifest:
             ids: The ids of their rows, segment by segment.
         """
         gone = [(number,) for number in old]
-        rows = [(number, row) for number, entry in new.items() for row in range(entry.rows)]
+        places = ((number, row) for number, entry in new.items() for row in range(entry.rows))
         with self._transaction():
             self._db.executemany("DELETE FROM tombstones WHERE segment = ?", gone)
             self._db.executemany("DELETE FROM segments WHERE number = ?", gone)
             self._add(new)
             self._db.executemany(
                 "UPDATE documents SET segment = ?, row = ? WHERE id = ?",
-                ((*place, name) for place, name in zip(rows, ids, strict=True)),
+                ((*place, name) for place, name in zip(places, ids, strict=True)),
             )
 
     def shrink(self) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -64,18 +65,23 @@ class Writer:
             IndexCorruptError: A segment that was to be merged is damaged.
         """
         state = self._manifest.state()
-        segments: dict[int, Entry] = {}
         documents: list[Document] = []
+        rows: list[int] = []
+        parts: Iterable[tuple[list[str], Encoding]] = ()
         meta: dict[str, str | dict[str, int]] = {}
         if self.staging.documents:
             documents, encoding = self.staging.rows()
-            segments, _ = self._write(state, _parts([d.id for d in documents], encoding))
+            rows = _cut(len(documents))
+            parts = _parts([document.id for document in documents], encoding, rows)
             meta["widths"] = widths_of(encoding)
             if state.vocabulary_sha256 != vocabulary.sha256:
                 self._store.save_vocabulary(vocabulary)
                 meta["vocabulary_sha256"] = vocabulary.sha256
         removed = self.staging.deleted | self.staging.documents.keys()
-        self._manifest.commit(segments, documents, removed, meta)
+        numbered = dict(enumerate(rows, state.next_segment))
+        with ThreadPoolExecutor(1) as pool:  # files are written while documents go into SQLite
+            writing = pool.submit(self._write, state, parts)
+            self._manifest.commit(numbered, documents, removed, meta, lambda: writing.result()[0])
         self.staging = Staging()
         while numbers := self._due():
             self._merge(numbers)
@@ -119,7 +125,7 @@ class Writer:
         self._store.sweep(self._manifest.state().segments)
 
     def _write(
-        self, state: State, parts: Iterator[tuple[list[str], Encoding]]
+        self, state: State, parts: Iterable[tuple[list[str], Encoding]]
     ) -> tuple[dict[int, Entry], list[str]]:
         """Write segments, and return them with the ids of all their rows."""
         written: dict[int, Entry] = {}
@@ -130,11 +136,19 @@ class Writer:
         return written, names
 
 
-def _parts(ids: list[str], encoding: Encoding) -> Iterator[tuple[list[str], Encoding]]:
-    """Yield as many rows at a time as a segment may have."""
-    if len(ids) <= SEGMENT_ROWS:
-        yield ids, encoding
+def _cut(rows: int) -> list[int]:
+    """Return the rows of each segment that so many rows make."""
+    return [min(SEGMENT_ROWS, rows - first) for first in range(0, rows, SEGMENT_ROWS)]
+
+
+def _parts(
+    ids: list[str], encoding: Encoding, rows: Sequence[int]
+) -> Iterator[tuple[list[str], Encoding]]:
+    if len(rows) == 1:
+        yield ids, encoding  # a copy might not fit into memory
         return
-    for first in range(0, len(ids), SEGMENT_ROWS):
-        span = slice(first, first + SEGMENT_ROWS)
+    first = 0
+    for count in rows:
+        span = slice(first, first + count)
         yield ids[span], encoding[span]
+        first += count
