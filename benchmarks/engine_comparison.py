@@ -1,0 +1,174 @@
+"""All engines on the same vectors: what they build, and how fast they answer."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import numpy as np
+from engine_checks import race
+from engine_contenders import POSTING_BYTES, ByScipy, BySeismic, embedded, of_index, truths
+from engine_data import described
+from engine_lucene import lucene_engines
+from scipy import sparse
+
+from indexer import Index, open_index
+from indexer.embedded import rescoring
+from indexer.embedded.postings import kernels
+from indexer.impacts import ImpactQuantizer
+from lexvla.encoding import Encoding
+
+HERE = Path(__file__).parent
+BATCH = 50_000  # documents that Lucene is given at a time
+FRESH_QUERIES = 100
+
+
+class Effort(NamedTuple):
+    """How much to do.
+
+    Attributes:
+        queries: How many queries of each length are timed.
+        seconds: How long to go on with each length and engine.
+        n_postings: Seismic's setting of that name; an index for each.
+        without: The engines to leave out: ``lucene``, ``seismic``.
+        directory: Where indexes may lie while they are measured.
+    """
+
+    queries: int
+    seconds: float
+    n_postings: Sequence[int]
+    without: Sequence[str]
+    directory: str | None
+
+
+def fill(
+    index: Index, folder: Path, stored: sparse.csr_array, batch: int, merge: bool = False
+) -> dict[str, Any]:
+    """Add all documents, with ids and metadata, and commit once. Return what that took.
+
+    Args:
+        index: The index.
+        folder: Where it lies.
+        stored: The vectors.
+        batch: How many documents to add at a time.
+        merge: Whether to merge all segments afterwards; that takes time of its own.
+    """
+    count = stored.shape[0]
+    documents = described(0, count)
+    started = time.perf_counter()
+    for first in range(0, count, batch):
+        index.add(documents[first : first + batch], Encoding(stored[first : first + batch]))
+    index.commit()
+    facts = {"build_s": time.perf_counter() - started}
+    if merge:
+        started = time.perf_counter()
+        index.compact()
+        facts["merge_s"] = time.perf_counter() - started
+    sizes = [file.stat().st_size for file in folder.rglob("*") if file.is_file()]
+    return facts | {"documents_a_second": count / facts["build_s"], "bytes": sum(sizes)}
+
+
+def in_fresh_process(folder: Path, queries: sparse.csr_array) -> dict[str, Any]:
+    """Open and search an index in a process of its own. Return its times and memory."""
+    with tempfile.TemporaryDirectory() as temporary:
+        file = Path(temporary) / "queries.npz"
+        sparse.save_npz(file, queries)
+        command = [sys.executable, str(HERE / "engine_fresh.py"), str(folder), str(file)]
+        environment = {**os.environ, "PYTHONPATH": str(HERE.parent)}
+        done = subprocess.run(command, env=environment, check=True, capture_output=True)  # noqa: S603
+    facts: dict[str, Any] = json.loads(done.stdout)
+    return facts
+
+
+def touched(
+    index: Index, stored: sparse.csr_array, queries: sparse.csr_array
+) -> dict[str, int | float]:
+    """Return what queries read, each byte once: postings of their words, and rescored rows."""
+    rescored: list[np.ndarray] = []
+    row_scores = rescoring._row_scores
+
+    def noted(forward: sparse.csr_array, rows: np.ndarray, query: sparse.csr_array) -> np.ndarray:
+        rescored.append(rows)
+        return row_scores(forward, rows, query)
+
+    contender = of_index("", index, queries)
+    with mock.patch.object(rescoring, "_row_scores", noted):
+        for number in range(queries.shape[0]):
+            contender.ask(number)
+    frequencies = np.bincount(stored.indices, minlength=stored.shape[1])
+    postings = int(frequencies[np.unique(queries.indices)].sum()) * POSTING_BYTES
+    rows = np.unique(np.concatenate(rescored))
+    words = int(np.diff(stored.indptr)[rows].sum())
+    return {
+        "posting_bytes": postings,
+        "row_bytes": words * 8,  # a column and a weight of four bytes each
+        "rescored": float(np.mean([len(rows) for rows in rescored])),
+    }
+
+
+def compare(
+    stored: sparse.csr_array, asked: list[sparse.csr_array], effort: Effort
+) -> Iterator[dict[str, Any]]:
+    """Yield the figures of all engines on the same vectors: first of building, then of searching.
+
+    Args:
+        stored: The documents.
+        asked: Queries, those of one length together.
+        effort: How much to do.
+    """
+    kernels()  # so that small numbers of documents are searched by compiled loops too
+    quantizer = ImpactQuantizer.fit(stored)
+    impacts = quantizer.quantize(stored)
+    builds: dict[str, dict[str, Any]] = {}
+    figures = {
+        "documents": stored.shape[0],
+        "width": stored.shape[1],
+        "words": stored.nnz / stored.shape[0],
+        "builds": builds,
+        "races": [],
+    }
+    with tempfile.TemporaryDirectory(dir=effort.directory) as temporary, ExitStack() as opened:
+        folder = Path(temporary) / "embedded"
+        index = opened.enter_context(open_index(str(folder), create=True))
+        builds["embedded"] = fill(index, folder, stored, stored.shape[0])
+        queries = asked[0][:FRESH_QUERIES]
+        figures["fresh"] = in_fresh_process(folder, queries) | touched(index, stored, queries)
+        note(builds["embedded"], figures["fresh"])
+        engines: list[Any] = [ByScipy(impacts)]
+        builds["scipy, columns"] = engines[0].facts
+        if "lucene" not in effort.without:
+            folder = Path(temporary) / "lucene"
+            lucene = opened.enter_context(open_index(f"lucene:{folder}", create=True))
+            builds["Lucene"] = fill(lucene, folder, stored, BATCH, merge=True)
+            note(builds["Lucene"])
+            engines += lucene_engines(lucene, folder, stored.shape[1])
+        if "seismic" not in effort.without:
+            for n_postings in effort.n_postings:
+                engines.append(BySeismic(stored, n_postings))
+                builds[f"Seismic, n_postings {n_postings}"] = engines[-1].facts
+                note(engines[-1].facts)
+        yield figures
+        for queries in asked:
+            queries = queries[: effort.queries]
+            contenders = embedded(index, queries)
+            contenders += [c for engine in engines for c in engine.contenders(queries)]
+            true = truths(stored, impacts, quantizer, queries)
+            words = queries.nnz / queries.shape[0]
+            rows = race(contenders, true, effort.seconds)
+            figures["races"].append({"words": words, "engines": rows})
+            yield figures
+
+
+def note(*figures: dict[str, Any]) -> None:
+    """Say what was found, while the rest is measured."""
+    for found in figures:
+        print(json.dumps(found), file=sys.stderr, flush=True)

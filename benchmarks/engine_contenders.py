@@ -1,0 +1,171 @@
+"""The engines that take part, each asked through what it offers to Python.
+
+Weights of queries are integers from 1 to 255 wherever an engine takes integers only, the weights of
+documents are those of the same `ImpactQuantizer`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import numpy as np
+from engine_checks import Answer, BruteForce, Contender
+from scipy import sparse
+
+from indexer.base import Index
+from indexer.embedded.postings import LARGEST_SUM, best
+from indexer.impacts import ImpactQuantizer
+from lexvla.encoding import Encoding
+
+K = 10
+POSTING_BYTES = 3  # a row of two bytes, an impact of one
+SEISMIC = {"query_cut": 10, "heap_factor": 0.8}
+
+
+def small_integers(queries: sparse.csr_array) -> sparse.csr_array:
+    """Return queries with integers from 1 to 255 for weights, the greatest of each being 255."""
+    lengths = np.diff(queries.indptr)
+    greatest = np.maximum.reduceat(queries.data, queries.indptr[:-1]).repeat(lengths)
+    weights = np.maximum(np.rint(queries.data / greatest * 255), 1).astype(np.int32)
+    return sparse.csr_array((weights, queries.indices, queries.indptr), shape=queries.shape)
+
+
+def large_integers(queries: sparse.csr_array) -> tuple[sparse.csr_array, np.ndarray]:
+    """Return queries with the greatest integers whose scores are int32, and what scaled each.
+
+    The embedded engine's integer answers are by these weights.
+    """
+    lengths = np.diff(queries.indptr)
+    weights = queries.data.astype(np.float64)
+    scales = (LARGEST_SUM // 255 - lengths - 1) / np.add.reduceat(weights, queries.indptr[:-1])
+    integers = np.maximum(np.rint(weights * scales.repeat(lengths)), 1)
+    matrix = sparse.csr_array((integers, queries.indices, queries.indptr), shape=queries.shape)
+    return matrix, scales
+
+
+def truths(
+    stored: sparse.csr_array,
+    impacts: sparse.csr_array,
+    quantizer: ImpactQuantizer,
+    queries: sparse.csr_array,
+) -> dict[str, list[Answer]]:
+    """Return the true answers by floats, and by both kinds of integers."""
+    found = {}
+    large, scales = large_integers(queries)
+    small = small_integers(queries)
+    kinds = {"floats": (stored, queries), "small": (impacts, small), "large": (impacts, large)}
+    for kind, (rows, asked) in kinds.items():
+        brute_force = BruteForce(asked, K)
+        brute_force.add(rows)
+        found[kind] = brute_force.answers
+    steps = quantizer.step / scales
+    answers = zip(found["large"], steps, strict=True)
+    found["large"] = [(rows, scores * step) for (rows, scores), step in answers]
+    return found
+
+
+@contextmanager
+def without_numba() -> Iterator[None]:
+    """Search as where numba is missing."""
+    with (
+        mock.patch("indexer.embedded.postings.kernels", lambda *_: None),
+        mock.patch("indexer.embedded.rescoring.kernels", lambda *_: None),
+    ):
+        yield
+
+
+def of_index(name: str, index: Index, queries: sparse.csr_array, **settings: Any) -> Contender:
+    """Ask an index of this package."""
+    asked = [Encoding(queries[i : i + 1]) for i in range(queries.shape[0])]
+
+    def read(results: Any) -> Answer:
+        return np.array([int(name) for name in results[0].ids], np.int64), results[0].scores
+
+    exact = settings.get("exact", True)
+    return Contender(
+        name,
+        lambda number: index.search(asked[number], K, **settings),
+        read,
+        "floats" if exact else "large",
+        exact=True,
+        tolerance=0.0 if exact else 1e-12,
+    )
+
+
+def embedded(index: Index, queries: sparse.csr_array) -> list[Contender]:
+    """Ask the embedded engine for exact answers and for those by integers, and without numba."""
+    exact = of_index("embedded, exact", index, queries)
+    integers = of_index("embedded, integers", index, queries, exact=False)
+    return [
+        exact,
+        integers,
+        exact._replace(name="embedded, exact, without numba", around=without_numba),
+        integers._replace(name="embedded, integers, without numba", around=without_numba),
+    ]
+
+
+class ByScipy:
+    """Add up the columns of the query's words, as scipy does; of integers, held by float32."""
+
+    def __init__(self, impacts: sparse.csr_array) -> None:
+        started = time.perf_counter()
+        self._columns = impacts.astype(np.float32).tocsc()
+        arrays = self._columns.data, self._columns.indices, self._columns.indptr
+        self.facts = {
+            "build_s": time.perf_counter() - started,
+            "bytes": sum(array.nbytes for array in arrays),
+        }
+
+    def contenders(self, queries: sparse.csr_array) -> list[Contender]:
+        """Return it, ready to be asked these queries."""
+        numbers = np.arange(self._columns.shape[0])
+        small = small_integers(queries)
+        spans = [slice(*small.indptr[i : i + 2].tolist()) for i in range(small.shape[0])]
+        rows = [(small.indices[span], small.data[span].astype(np.float32)) for span in spans]
+
+        def ask(number: int) -> Answer:
+            words, weights = rows[number]
+            scores, found = best(self._columns[:, words] @ weights, numbers, K)
+            return found[scores > 0], scores[scores > 0]
+
+        return [Contender("scipy, columns", ask, lambda answer: answer, "small", exact=True)]
+
+
+class BySeismic:
+    """Ask Seismic, which is approximate, by its Python package `pyseismic-lsr`."""
+
+    def __init__(self, stored: sparse.csr_array, n_postings: int, threads: int = 0) -> None:
+        import seismic
+
+        self._string = seismic.get_seismic_string()
+        self._n_postings = n_postings
+        dataset = seismic.SeismicDataset(stored.shape[1])
+        names = [str(row) for row in range(stored.shape[0])]
+        offsets, columns = stored.indptr.astype(np.int64), stored.indices.astype(np.int64)
+        started = time.perf_counter()
+        dataset.add_documents_by_id(names, columns, stored.data, offsets)
+        self._index = seismic.SeismicIndex.build_from_dataset(
+            dataset, n_postings=n_postings, num_threads=threads
+        )
+        self.facts = {"build_s": time.perf_counter() - started}
+
+    def contenders(self, queries: sparse.csr_array) -> list[Contender]:
+        """Return it, ready to be asked these queries."""
+        asked = []
+        for i in range(queries.shape[0]):
+            row = queries[i : i + 1]
+            asked.append((row.indices.astype(str).astype(self._string), row.data))
+
+        def ask(number: int) -> Any:
+            return self._index.search("", *asked[number], K, **SEISMIC)
+
+        def read(hits: Any) -> Answer:
+            rows = np.array([int(hit[2]) for hit in hits], np.int64)
+            return rows, np.array([hit[1] for hit in hits], np.float64)
+
+        name = f"Seismic, n_postings {self._n_postings}"
+        return [Contender(name, ask, read, "floats", exact=False)]

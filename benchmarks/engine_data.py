@@ -1,0 +1,171 @@
+"""Vectors to time engines with: generated ones of any number, and a model's own with noise.
+
+Generated documents have topics. Half of a document's words are drawn by Zipf's law from all words,
+half from the words of its two topics, by a Zipf's law of each; weights are log-normal, and rows of
+unit length. Queries are drawn as documents are, so that their words are those that documents share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from scipy import sparse
+
+from indexer import Document
+
+BLOCK = 10_000  # documents that are drawn together: any range of them can be had without the rest
+TOPICS = 400
+TOPIC_SHARE = 1 / 64  # of all words
+SPREAD = 0.7  # of the logarithms of weights
+_COMMON, _TOPICAL = 1 << 20, 1 << 12  # entries of the tables that words are looked up in
+
+
+class Shape(NamedTuple):
+    """What generated vectors are like: words in all, in a document, and in each kind of query."""
+
+    width: int
+    words: int
+    query_words: tuple[int, ...]
+
+
+SHAPES = {
+    "million": Shape(32_000, 125, (20, 150)),
+    "shape": Shape(17_149, 300, (300,)),
+}
+
+
+class Corpus:
+    """Generate documents and queries; the same seed gives the same ones.
+
+    Args:
+        width: How many words there are.
+        words: How many a document has, on average.
+        seed: Makes another corpus.
+    """
+
+    def __init__(self, width: int, words: int, seed: int = 0) -> None:
+        self.width, self.words, self.seed = width, words, seed
+        rng = np.random.default_rng([seed, 0])
+        self._common = _by_law(np.arange(width), _COMMON)
+        size = max(round(width * TOPIC_SHARE), min(width, words))
+        topics = [rng.choice(width, size, replace=False) for _ in range(TOPICS)]
+        self._topical = np.stack([_by_law(topic, _TOPICAL) for topic in topics])
+        self._draws = self._enough(rng)
+
+    def _enough(self, rng: np.random.Generator) -> int:
+        """Return how many words to draw so that, drawn twice or once, so many are left."""
+        if self.words >= self.width // 2:
+            raise ValueError(f"{self.words} of {self.width} words are too many for a document")
+        draws = 8 * self.words
+        columns = rng.permuted(self._draw(rng, 200, draws), axis=1)
+        distinct = np.mean([np.isin(np.arange(draws), _firsts(row)) for row in columns], axis=0)
+        return int(np.searchsorted(np.cumsum(distinct), self.words)) + 1
+
+    def documents(self, first: int, last: int) -> sparse.csr_array:
+        """Return documents by their numbers: unit rows, float32."""
+        return sparse.csr_array(sparse.vstack(list(self._blocks(first, last)), format="csr"))
+
+    def _blocks(self, first: int, last: int) -> Iterator[sparse.csr_array]:
+        for start in range(first - first % BLOCK, last, BLOCK):
+            rng = np.random.default_rng([self.seed, 1, start // BLOCK])
+            columns = self._draw(rng, BLOCK, self._draws)
+            rows = _unit_rows(rng, columns, self.width)
+            yield rows[max(first - start, 0) : min(last - start, BLOCK)]
+
+    def queries(self, count: int, words: int) -> sparse.csr_array:
+        """Return queries of so many words each: unit rows, float32."""
+        rng = np.random.default_rng([self.seed, 2, words])
+        rows = []
+        for _ in range(count):
+            drawn = _firsts_of(rng.permuted(self._draw(rng, 1, 8 * words)[0]))
+            while len(drawn) < words:
+                more = rng.permuted(self._draw(rng, 1, 8 * words)[0])
+                drawn = _firsts_of(np.concatenate([drawn, more]))
+            rows.append(drawn[:words])
+        return _unit_rows(rng, np.array(rows, np.int32), self.width)
+
+    def _draw(self, rng: np.random.Generator, rows: int, draws: int) -> np.ndarray:
+        """Return (rows, draws) words, some of them twice."""
+        half = draws - draws // 2
+        common = self._common[rng.integers(0, _COMMON, (rows, half), np.int32)]
+        topics = rng.integers(0, TOPICS, (rows, 2))
+        topics = topics.repeat((draws // 2 + 1) // 2, axis=1)[:, : draws // 2]
+        places = rng.integers(0, _TOPICAL, topics.shape, np.int32)
+        return np.hstack([common, self._topical[topics, places]])
+
+
+def _by_law(words: np.ndarray, entries: int) -> np.ndarray:
+    """Return a table in which words stand as often as they are drawn: a lookup is a draw."""
+    law = np.cumsum(1 / (np.arange(len(words)) + 10))
+    places = np.searchsorted(law, (np.arange(entries) + 0.5) / entries * law[-1])
+    return words[places].astype(np.int32)
+
+
+def _firsts(drawn: np.ndarray) -> np.ndarray:
+    return np.sort(np.unique(drawn, return_index=True)[1])
+
+
+def _firsts_of(drawn: np.ndarray) -> np.ndarray:
+    return drawn[_firsts(drawn)]
+
+
+def _unit_rows(rng: np.random.Generator, columns: np.ndarray, width: int) -> sparse.csr_array:
+    """Return rows of these words, each once, with log-normal weights of unit length."""
+    columns.sort(axis=1)
+    kept = np.ones(columns.shape, np.bool_)
+    np.not_equal(columns[:, 1:], columns[:, :-1], out=kept[:, 1:])
+    starts = np.concatenate([[0], np.cumsum(kept.sum(axis=1))]).astype(np.int32)
+    weights = np.exp(SPREAD * rng.standard_normal(starts[-1], np.float32))
+    return sparse.csr_array(
+        (unit(weights, starts), columns[kept], starts), shape=(len(columns), width)
+    )
+
+
+def unit(weights: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """Return float32 weights of rows, none of them empty, scaled to unit length."""
+    lengths = np.sqrt(np.add.reduceat(weights.astype(np.float64) ** 2, starts[:-1]))
+    return weights / lengths.astype(np.float32).repeat(np.diff(starts))
+
+
+def described(first: int, last: int) -> list[Document]:
+    """Return generated documents' ids, in the order of their numbers, and metadata."""
+    kinds = ("photo", "drawing", "scan", "frame")
+    return [
+        Document(f"{n:08d}", metadata={"year": 1990 + n % 35, "kind": kinds[n % 4]})
+        for n in range(first, last)
+    ]
+
+
+def model_vectors(count: int, queries: int) -> tuple[sparse.csr_array, sparse.csr_array]:
+    """Return vectors of the default model: the bundled drawings over and over, and questions.
+
+    Each copy of a drawing lacks about one word in ten, and its weights have log-normal noise.
+
+    Args:
+        count: How many documents.
+        queries: How many queries at the most: the labels of drawings, with their tags.
+    """
+    from lexvla import LexVLA
+    from lexvla.data.demo_corpus import load_demo_corpus
+
+    model, items = LexVLA.from_pretrained(), load_demo_corpus()
+    drawings = model.encode_image([item.image for item in items]).lexical
+    rng = np.random.default_rng(0)
+    asked = rng.permutation(len(items))[:queries]
+    texts = [" ".join([items[i].label, *items[i].tags]) for i in asked]
+    rows = model.encode_text(texts).lexical
+    copies = [_copy(rng, drawings) for _ in range(-(-count // len(items)))]
+    stored = sparse.vstack(copies, format="csr")[:count]
+    return sparse.csr_array(stored), rows[np.diff(rows.indptr) > 0]
+
+
+def _copy(rng: np.random.Generator, rows: sparse.csr_array) -> sparse.csr_array:
+    kept = rng.random(rows.nnz) > 0.1
+    kept[rows.indptr[:-1][np.diff(rows.indptr) > 0]] = True  # so that no row becomes empty
+    starts = np.concatenate([[0], np.cumsum(kept)])[rows.indptr]
+    full = np.unique(starts)  # empty rows have no length to scale to
+    noise = np.exp(0.3 * rng.standard_normal(int(kept.sum()), np.float32))
+    weights = unit(rows.data[kept] * noise, full)
+    return sparse.csr_array((weights, rows.indices[kept], starts), shape=rows.shape)

@@ -1,0 +1,147 @@
+"""Lucene in its two other forms: the engine alone, and as Pyserini offers it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from engine_checks import Answer, Contender
+from engine_contenders import K, of_index, small_integers
+from scipy import sparse
+
+from indexer import Index
+
+FIELD = "contents"
+# Lucene adds in float64 and answers in float32; of equal scores Anserini lowers each but the first.
+TOLERANCE = 1e-5
+
+
+class LuceneAlone:
+    """Ask Lucene's own `IndexSearcher`: queries are made beforehand in Java, hits are not read.
+
+    Args:
+        directory: A Lucene index whose term frequencies are impacts.
+        terms: The term of each column, as that index writes it.
+    """
+
+    def __init__(self, directory: Path, terms: list[str]) -> None:
+        from jnius import autoclass
+
+        self._class = autoclass
+        files = autoclass("org.apache.lucene.store.FSDirectory")
+        path = autoclass("java.nio.file.Paths").get(str(directory))
+        reader = autoclass("org.apache.lucene.index.DirectoryReader").open(files.open(path))
+        self._searcher = autoclass("org.apache.lucene.search.IndexSearcher")(
+            reader, signature="(Lorg/apache/lucene/index/IndexReader;)V"
+        )
+        similarity = autoclass("io.anserini.search.similarity.ImpactSimilarity")()
+        self._searcher.setSimilarity(similarity)
+        self._terms = terms
+        self._stored = self._searcher.storedFields()
+        self.segments = reader.leaves().size()
+
+    def contenders(self, queries: sparse.csr_array) -> list[Contender]:
+        """Return it, ready to be asked these queries."""
+        small = small_integers(queries)
+        asked = [self._query(small[i : i + 1]) for i in range(small.shape[0])]
+        return [
+            Contender(
+                "Lucene, engine alone",
+                lambda number: self._searcher.search(asked[number], K),
+                self._read,
+                "small",
+                exact=False,
+                tolerance=TOLERANCE,
+            )
+        ]
+
+    def _query(self, row: sparse.csr_array) -> Any:
+        lucene = "org.apache.lucene."
+        builder = self._class(f"{lucene}search.BooleanQuery$Builder")()
+        should = self._class(f"{lucene}search.BooleanClause$Occur").SHOULD
+        boosted = self._class(f"{lucene}search.BoostQuery")
+        of_term = self._class(f"{lucene}search.TermQuery")
+        term = self._class(f"{lucene}index.Term")
+        for column, weight in zip(row.indices.tolist(), row.data.tolist(), strict=True):
+            query = boosted(of_term(term(FIELD, self._terms[column])), float(weight))
+            builder.add(query, should)
+        return builder.build()
+
+    def _read(self, top: Any) -> Answer:
+        rows = [int(self._stored.document(hit.doc).get("id")) for hit in top.scoreDocs]
+        scores = [hit.score for hit in top.scoreDocs]
+        return np.array(rows, np.int64), np.array(scores, np.float64)
+
+
+class ByPyserini:
+    """Ask Pyserini's `LuceneImpactSearcher`; the query's words and weights are at hand.
+
+    Args:
+        directory: A Lucene index as Anserini writes it.
+        terms: The term of each column, as that index writes it.
+    """
+
+    def __init__(self, directory: Path, terms: list[str]) -> None:
+        from pyserini.search.lucene import LuceneImpactSearcher
+
+        self._terms = terms
+        self._weights: dict[str, dict[str, int]] = {}
+        self._searcher = LuceneImpactSearcher(str(directory), self)
+
+    def encode(self, query: str) -> dict[str, int]:
+        """Return the weights of a query's terms, as Pyserini asks for them."""
+        return self._weights[query]
+
+    def contenders(self, queries: sparse.csr_array) -> list[Contender]:
+        """Return it, ready to be asked these queries."""
+        small = small_integers(queries)
+        names = []
+        for i in range(small.shape[0]):
+            span = slice(*small.indptr[i : i + 2].tolist())
+            words = [self._terms[column] for column in small.indices[span]]
+            names.append(f"{small.nnz} {i}")
+            self._weights[names[-1]] = dict(zip(words, small.data[span].tolist(), strict=True))
+
+        def read(hits: Any) -> Answer:
+            rows = np.array([int(hit.docid) for hit in hits], np.int64)
+            return rows, np.array([hit.score for hit in hits], np.float64)
+
+        return [
+            Contender(
+                "Lucene, LuceneImpactSearcher",
+                lambda number: self._searcher.search(names[number], K),
+                read,
+                "small",
+                exact=False,
+                tolerance=TOLERANCE,
+            )
+        ]
+
+
+class OfThisPackage:
+    """Ask Lucene through an index of this package, whose integers have scales of their own."""
+
+    def __init__(self, index: Index) -> None:
+        self._index = index
+
+    def contenders(self, queries: sparse.csr_array) -> list[Contender]:
+        """Return it, ready to be asked these queries."""
+        contender = of_index("Lucene, by this package", self._index, queries)
+        return [contender._replace(exact=False)]
+
+
+def lucene_engines(index: Index, folder: Path, width: int) -> list[Any]:
+    """Return Lucene in all its forms, asked by an index of this package.
+
+    Args:
+        index: The index, as this package opens it; its terms are column numbers.
+        folder: Where it lies.
+        width: How many columns there are.
+    """
+    from indexer.lucene import pyserini_imports
+
+    terms = list(map(str, range(width)))
+    with pyserini_imports():
+        by_pyserini = ByPyserini(folder, terms)
+    return [OfThisPackage(index), LuceneAlone(folder, terms), by_pyserini]

@@ -1,0 +1,243 @@
+"""Tables, aims and the plot of what `engines.py` measured."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from engine_checks import exponent
+
+MIB = 2**20
+OURS = "embedded, exact"
+TITLES = {
+    "million": "Documents of 125 words",
+    "shape": "LexVLA's shape: documents and queries of 300 words",
+    "model": "Vectors of the default model",
+    "growth": "Growth",
+}
+LEAST_OWN = 150 * 10**6  # bytes that a process may have besides what queries read
+FEWEST_FITTED = 100_000  # from so many documents on, the time of Python itself is small
+
+Figures = dict[str, Any]
+
+
+class Aim(NamedTuple):
+    """One thing that is wanted, and whether it was found."""
+
+    text: str
+    found: float
+    wanted: str
+    met: bool
+
+
+def at_most(text: str, found: float, wanted: float) -> Aim:
+    """Want a figure to be no greater."""
+    return Aim(text, found, f"at most {wanted:.3g}", found <= wanted)
+
+
+def at_least(text: str, found: float, wanted: float) -> Aim:
+    """Want a figure to be no less."""
+    return Aim(text, found, f"at least {wanted:,.0f}", found >= wanted)
+
+
+def aims(part: str, figures: Figures) -> list[Aim]:
+    """Return the aims that a part's figures tell about."""
+    if part == "growth":
+        return list(_aims_of_growth(figures))
+    found = list(_aims_of_searching(figures)) if part == "million" else []
+    build, fresh = figures["builds"]["embedded"], figures["fresh"]
+    limit = fresh["posting_bytes"] + fresh["row_bytes"] + LEAST_OWN
+    if part == "million":
+        found.append(at_least("build, documents a second", build["documents_a_second"], 1e5))
+    found.append(at_most("open in a fresh process, s", fresh["open_s"], 0.2))
+    found.append(at_most("its memory, of what is read and 150 MB", fresh["resident"] / limit, 1))
+    return found
+
+
+def _aims_of_searching(figures: Figures) -> Iterator[Aim]:
+    goals = {
+        20: {"Lucene, engine alone": 1 / 4, "Lucene, LuceneImpactSearcher": 1 / 12},
+        150: {"Lucene, engine alone": 1 / 8},
+    }
+    for race in figures["races"]:
+        times = {row["engine"]: row["p50_ms"] for row in race["engines"]}
+        for other, wanted in goals.get(round(race["words"]), {}).items():
+            if other in times:
+                text = f"{race['words']:.0f} words: time of {OURS} / {other}"
+                yield at_most(text, times[OURS] / times[other], wanted)
+
+
+def _aims_of_growth(figures: Figures) -> Iterator[Aim]:
+    for words, rows in _by_words(figures).items():
+        large = [row["times_floor"] for row in rows if row["documents"] >= FEWEST_FITTED]
+        if large:
+            text = f"{words} words: the most times the floor, from {FEWEST_FITTED:,} documents on"
+            yield at_most(text, max(large), 3)
+        times = {row["documents"]: row["p50_ms"] for row in rows}
+        if {1_000_000, 10_000_000} <= times.keys():
+            ratio = times[10_000_000] / times[1_000_000]
+            yield at_most(f"{words} words: time at 10 million / at a million", ratio, 12)
+
+
+def lines_of(part: str, figures: Figures) -> Iterator[str]:
+    """Yield a part's tables as Markdown."""
+    if part == "growth":
+        yield from _growth(figures)
+    else:
+        yield from _comparison(figures)
+    found = aims(part, figures)
+    yield from ("", "| aim | found | wanted | |", "|---|--:|--:|---|")
+    for aim in found:
+        shown = f"{aim.found:,.0f}" if aim.found >= 1000 else f"{aim.found:.3g}"
+        yield f"| {aim.text} | {shown} | {aim.wanted} | {'met' if aim.met else '**missed**'} |"
+
+
+def _comparison(figures: Figures) -> Iterator[str]:
+    shape = "{documents:,} documents of {words:.0f} words, {width:,} words in all"
+    yield shape.format(**figures) + "."
+    for race in figures["races"]:
+        ours = next(row["p50_ms"] for row in race["engines"] if row["engine"] == OURS)
+        yield ""
+        yield f"| top 10 by {race['words']:.0f} words | p50 ms | p95 ms | times ours | answers |"
+        yield "|---|--:|--:|--:|---|"
+        for row in race["engines"]:
+            cells = f"{row['p50_ms']:.3f} | {row['p95_ms']:.3f} | {row['p50_ms'] / ours:.2f}"
+            yield f"| {row['engine']} | {cells} | {_answers(row)} |"
+    yield from ("", "| index | build, s | documents/s | MiB |", "|---|--:|--:|--:|")
+    for name, build in figures["builds"].items():
+        size = f"{build['bytes'] / MIB:,.0f}" if "bytes" in build else "-"
+        speed = figures["documents"] / build["build_s"]
+        yield f"| {name} | {build['build_s']:.1f} | {speed:,.0f} | {size} |"
+    yield ""
+    yield from _fresh(figures["fresh"])
+
+
+def _answers(row: Figures) -> str:
+    if row["equal"]:
+        return f"all equal to brute force by {'floats' if row['truth'] == 'floats' else 'integers'}"
+    return f"recall@10 {row['recall']:.3f}"
+
+
+def _fresh(fresh: Figures) -> Iterator[str]:
+    read = fresh["posting_bytes"], fresh["row_bytes"]
+    yield (
+        f"In a fresh process the index opens in {fresh['open_s'] * 1e3:.0f} ms, and the first of "
+        f"{fresh['queries']} queries takes {fresh['first_ms']:.0f} ms, the median one "
+        f"{fresh['p50_ms']:.2f} ms. After them the process has {fresh['resident'] / MIB:,.0f} MiB: "
+        f"{fresh['resident_own'] / MIB:,.0f} of its own and "
+        f"{fresh['resident_mapped'] / MIB:,.0f} of mapped files, programs included; it had "
+        f"{fresh['resident_before'] / MIB:,.0f} before it opened the index. The queries read "
+        f"{read[0] / MIB:,.0f} MiB of postings and {read[1] / MIB:,.0f} MiB of rows; "
+        f"{fresh['rescored']:,.0f} rows a query are scored again."
+    )
+
+
+def _growth(figures: Figures) -> Iterator[str]:
+    yield f"One thread copies {figures['copy_gb_s']:.1f} GB/s from memory to memory."
+    yield ""
+    columns = ("documents", "words", "segments", "added/s", "p50 ms", "by integers", "postings")
+    yield "| " + " | ".join((*columns, "floor ms", "times floor", "exact")) + " |"
+    yield "|--:" * 9 + "|---|"
+    for rows in _by_words(figures).values():
+        for row in rows:
+            cells = (
+                f"{row['documents']:,}",
+                str(row["words"]),
+                str(row["segments"]),
+                f"{row['documents_a_second']:,.0f}",
+                f"{row['p50_ms']:.3f}",
+                f"{row['p50_integers_ms']:.3f}",
+                f"{row['postings']:,.0f}",
+                f"{row['floor_ms']:.4f}",
+                f"{row['times_floor']:.1f}",
+                f"{row['checked']} of {row['checked']}",
+            )
+            yield "| " + " | ".join(cells) + " |"
+    yield ""
+    for words, rows in _by_words(figures).items():
+        for least in (0, FEWEST_FITTED):
+            fitted = [row for row in rows if row["documents"] >= least]
+            if len(fitted) > 1:
+                power = exponent(
+                    *zip(*((r["documents"], r["p50_ms"]) for r in fitted), strict=True)
+                )
+                first = f"{fitted[0]['documents']:,}"
+                yield f"{words} words, from {first} documents on: time grows as n^{power:.2f}."
+                yield ""
+
+
+def _by_words(figures: Figures) -> dict[int, list[Figures]]:
+    found: dict[int, list[Figures]] = {}
+    for row in figures["rows"]:
+        found.setdefault(row["words"], []).append(row)
+    return found
+
+
+def plot(figures: Figures, path: Path) -> None:
+    """Draw p50 over the number of documents, with the floor of memory below it."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4.2))
+    colours = ("#0072b2", "#d55e00", "#009e73")
+    for (words, rows), colour in zip(_by_words(figures).items(), colours, strict=False):
+        sizes = [row["documents"] for row in rows]
+        for key, style, label in (
+            ("p50_ms", "o-", "exact"),
+            ("p50_integers_ms", "s--", "by integers"),
+            ("floor_ms", ":", "floor: copying the postings"),
+        ):
+            values = [row[key] for row in rows]
+            axes.loglog(sizes, values, style, color=colour, label=f"{words} words, {label}")
+    axes.set_xlabel("documents")
+    axes.set_ylabel("p50 of a query, ms")
+    axes.grid(which="major", alpha=0.3)
+    axes.legend(fontsize="small")
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+
+
+def report(records: Sequence[Figures], figure: str) -> Iterator[str]:
+    """Yield the page of results.
+
+    Args:
+        records: The newest one of each part.
+        figure: The plot's path, as the page names it.
+    """
+    yield "# The engines side by side"
+    yield ""
+    yield (
+        "All engines of a table ran in one process on the same vectors and took turns, a round of "
+        "all queries each, on one thread; top 10. Every answer was held against brute force before "
+        "it was timed: **equal** means the same ids in the same order and the same scores, ties "
+        "included; recall counts ties against. Engines of integers have the same 8-bit impacts. "
+        "The **floor** of a query is the bytes of its words' postings over the bytes a second "
+        "that one thread copies."
+    )
+    for record in records:
+        yield from ("", f"## {TITLES[record['part']]}", "")
+        settings = ", ".join(f"{name} {value}" for name, value in record["settings"].items())
+        took = f"{record['seconds'] / 60:.0f} minutes" + ("" if record["whole"] else ", cut short")
+        yield f"{record['machine']}; {record['date']}; {took}; {settings}."
+        yield ""
+        yield from lines_of(record["part"], record["figures"])
+        if record["part"] == "growth":
+            yield f"![Time over documents]({figure})"
+
+
+def write_report(records: Sequence[Figures], page: Path, figure: Path) -> None:
+    """Write the page of results, and the plot where growth was measured.
+
+    Args:
+        records: The record of each part.
+        page: The Markdown file.
+        figure: The plot, which the page shows.
+    """
+    relative = os.path.relpath(figure, page.parent)
+    text = "\n".join(report(records, relative))
+    page.write_text(text.rstrip() + "\n", encoding="utf-8")
+    for record in records:
+        if record["part"] == "growth":
+            plot(record["figures"], figure)
