@@ -54,7 +54,7 @@ def listed(folder: Path, rows: np.ndarray, codes: sparse.csr_array) -> DenseList
 def clustered(seed: int, count: int = 300, lists: int = 12) -> tuple[np.ndarray, sparse.csr_array]:
     """Return rows in eighths around centres, many of them equal, and the codes of their centres."""
     rng = np.random.default_rng(seed)
-    own = rng.integers(0, lists, count)
+    own = (lists * rng.random(count) ** 2).astype(int)  # some far larger than others
     rows = rng.integers(-8, 9, (lists, 5))[own] * 4 + rng.integers(-2, 3, (count, 5))
     return (rows / 8).astype(np.float32), one_code(own)
 

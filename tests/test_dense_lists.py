@@ -46,6 +46,27 @@ def test_each_row_stands_in_the_list_of_its_heaviest_code(tmp_path):
     np.testing.assert_allclose(index.quantizer.reconstruct_n(0, 3), expected, rtol=1e-6)
 
 
+def test_the_nearest_lists_with_allowed_rows_are_chosen_until_they_have_enough(tmp_path):
+    """Four lists at 0, 30, 60 and 90 degrees, of one to four rows."""
+    own = np.repeat([0, 1, 2, 3], [1, 2, 3, 4])
+    angles = np.radians(30.0 * own)
+    rows = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    lists = listed(tmp_path, rows, one_code(own))
+    ends = rows[[0, 9]]
+    sizes = lists.count(None)
+    assert sizes.tolist() == [1, 2, 3, 4]
+    assert lists.choose(ends, sizes, 1, 1).tolist() == [[0], [3]]
+    assert lists.choose(ends, sizes, 3, 1).tolist() == [[0, 1, 2], [3, 2, 1]]
+    assert lists.choose(ends, sizes, 1, 3).tolist() == [[0, 1], [3, -1]]
+    assert lists.choose(ends, sizes, 9, 99).tolist() == [[0, 1, 2, 3], [3, 2, 1, 0]]
+    few, many = own == 2, own != 2
+    many[0] = False
+    assert lists.count(few).tolist() == [0, 0, 3, 0]
+    assert lists.count(many).tolist() == [0, 2, 0, 4]
+    assert lists.choose(ends, lists.count(many), 1, 1).tolist() == [[1], [3]]
+    assert lists.choose(ends, lists.count(many), 4, 1).tolist() == [[1, 3], [3, 1]]
+
+
 def test_codes_that_are_no_rows_heaviest_have_no_list(tmp_path):
     rows = np.array([[1, 0], [0, 1], [-1, 0]], np.float32)
     codes = codes_of({70: 1.0}, {3: 0.4, 70: 0.9}, {41: 0.1}, width=1000)
