@@ -239,6 +239,12 @@ def test_info(index):
         "max_error": pytest.approx(128 / 255 - 0.5, abs=1e-6),
         "overlap@10": 1.0,
     }
+    assert info.pop("dense_search") == {
+        "listed_rows": 0,
+        "lists": 0,
+        "nprobe": 0,
+        "recall@10": 1.0,
+    }
     del info["bytes"], info["writer_version"]
     assert info == {
         "engine": "embedded",

@@ -1,4 +1,4 @@
-"""What 8-bit impacts change: the error of weights, and of answers, over a sample of rows."""
+"""What speed costs: the error of 8-bit impacts and the recall of inverted lists, over a sample."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 from indexer.base import Leg
 from indexer.embedded.reader import Snapshot
 from lexvla.encoding import Encoding
+from lexvla.errors import OptionalDependencyError
 
 __all__ = ["accuracy"]
 
@@ -18,17 +19,43 @@ DEPTH = 10
 
 
 def accuracy(snapshot: Snapshot) -> dict[str, Any]:
-    """Measure the postings of each sparse leg against the exact rows.
+    """Measure what searches use against the exact rows.
 
     Rows are taken at even distances from each segment, 1,000 in all, and 20 of them are queries.
 
     Returns:
-        ``quantization``, and in it for each leg ``bits``; ``rows``, how many were sampled;
+        ``quantization``, and in it for each sparse leg ``bits``; ``rows``, how many were sampled;
         ``mean_error`` and ``max_error`` of a weight; and ``overlap@10``, the mean share of the 10
         best documents by exact scores that are among the 10 best by integers alone.
+
+        ``dense_search``, if there is a dense leg: ``listed_rows``, how many rows are searched by
+        inverted lists and not by a scan; ``lists``, how many there are in all segments, and
+        ``nprobe``, how many of them a search reads at the least; and ``recall@10`` of such
+        searches, a scan counted as 1, or ``None`` where faiss is missing.
     """
     legs: list[Leg] = [leg for leg in ("lexical", "codes") if leg in snapshot.state.widths]
-    return {"quantization": {leg: _of_leg(snapshot, leg) for leg in legs}}
+    facts: dict[str, Any] = {"quantization": {leg: _of_leg(snapshot, leg) for leg in legs}}
+    if "dense" in snapshot.state.widths:
+        facts["dense_search"] = _of_dense(snapshot)
+    return facts
+
+
+def _of_dense(snapshot: Snapshot) -> dict[str, Any]:
+    listed, lists, nprobe, missed = 0, 0, 0, 0.0
+    recall: float | None = 1.0
+    for segment in snapshot.segments.values():
+        if segment.dense is None or segment.dense.lists is None:
+            continue
+        listed += segment.count
+        lists += segment.dense.lists.lists
+        nprobe += min(segment.dense.lists.nprobe, segment.dense.lists.lists)
+        try:
+            missed += (1 - segment.dense.recall(DEPTH, SAMPLED_QUERIES)) * segment.count
+        except OptionalDependencyError:
+            recall = None
+    if listed and recall is not None:
+        recall = 1 - missed / sum(entry.rows for entry in snapshot.state.segments.values())
+    return {"listed_rows": listed, "lists": lists, "nprobe": nprobe, f"recall@{DEPTH}": recall}
 
 
 def _of_leg(snapshot: Snapshot, leg: Leg) -> dict[str, Any]:
@@ -49,7 +76,7 @@ def _of_leg(snapshot: Snapshot, leg: Leg) -> dict[str, Any]:
         weights += stored.nnz
         worst = max(worst, error["max"])
         asked = _spread(rows, int(np.ceil(SAMPLED_QUERIES * share)))
-        overlaps += [_overlap(snapshot, query, leg) for query in segment.encoding(asked)]
+        overlaps += _overlaps(snapshot, segment.encoding(asked), leg)
     return {
         "bits": max(bits, default=8),
         "rows": sampled,
@@ -65,7 +92,11 @@ def _spread(rows: np.ndarray, count: int) -> np.ndarray:
     return rows[np.linspace(0, len(rows) - 1, count).astype(np.int64)]
 
 
-def _overlap(snapshot: Snapshot, query: Encoding, leg: Leg) -> float:
-    exact = snapshot.top(query, DEPTH, leg, snapshot.live, exact=True).ids
-    found = snapshot.top(query, DEPTH, leg, snapshot.live, exact=False).ids
-    return len({*exact} & {*found}) / len(exact) if exact else 1.0
+def _overlaps(snapshot: Snapshot, queries: Encoding, leg: Leg) -> list[float]:
+    exact, found = (
+        snapshot.search(queries, DEPTH, leg, snapshot.live, exact) for exact in (True, False)
+    )
+    return [
+        len({*a.ids} & {*b.ids}) / len(a.ids) if a.ids else 1.0
+        for a, b in zip(exact, found, strict=True)
+    ]

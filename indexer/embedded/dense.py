@@ -43,12 +43,12 @@ class DenseLeg:
     makes a search read more lists, and never loses hits for want of reading.
 
     Args:
-        rows: (rows, width) float32, mapped or not.
+        rows: (rows, width) float32, mapped or not; kept as an attribute.
         lists: The lists of these rows; without them every search is a scan.
     """
 
     def __init__(self, rows: np.ndarray, lists: DenseLists | None = None) -> None:
-        self._rows, self._lists = rows, lists
+        self.rows, self.lists = rows, lists
 
     def top(
         self,
@@ -100,10 +100,10 @@ class DenseLeg:
         answers: list[Found] = []
         for first in range(0, len(vectors), _QUERIES):
             part = vectors[first : first + _QUERIES]
-            if self._lists is None or exact:
+            if self.lists is None or exact:
                 answers += self._scan(part, k, allowed)
             else:
-                answers += self._search(self._lists, part, k, allowed, nprobe)
+                answers += self._search(self.lists, part, k, allowed, nprobe)
         return answers
 
     def recall(self, k: int = 10, sample: int = 100, nprobe: int | None = None) -> float:
@@ -123,9 +123,9 @@ class DenseLeg:
         """
         if k < 1 or sample < 1:
             raise ValueError(f"k and sample must be at least 1, not {k} and {sample}")
-        count = len(self._rows)
+        count = len(self.rows)
         asked = np.linspace(0, count - 1, min(sample, count)).astype(np.int64)
-        vectors = self._rows[asked]
+        vectors = self.rows[asked]
         exact = self.top_batch(vectors, k + 1, exact=True)
         answers = self.top_batch(vectors, k + 1, nprobe=nprobe)
         there = met = 0
@@ -137,7 +137,7 @@ class DenseLeg:
     def _check(
         self, vectors: np.ndarray, k: int, allowed: np.ndarray | None, nprobe: int | None
     ) -> np.ndarray:
-        count, width = self._rows.shape
+        count, width = self.rows.shape
         if k < 1:
             raise ValueError(f"k must be at least 1, not {k}")
         if nprobe is not None and nprobe < 1:
@@ -221,8 +221,8 @@ class DenseLeg:
         self, vectors: np.ndarray, allowed: np.ndarray | None
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield numbers of allowed rows, chunk by chunk, and the queries' products with them."""
-        for first in range(0, len(self._rows), _CHUNK):
-            block = self._rows[first : first + _CHUNK]
+        for first in range(0, len(self.rows), _CHUNK):
+            block = self.rows[first : first + _CHUNK]
             if allowed is None:
                 yield np.arange(first, first + len(block)), vectors @ block.T
                 continue
@@ -236,7 +236,7 @@ class DenseLeg:
         scores = np.empty(len(rows))
         for first in range(0, len(rows), _CHUNK):
             span = slice(first, first + _CHUNK)
-            products = np.multiply(self._rows[rows[span]], vector, dtype=np.float64)
+            products = np.multiply(self.rows[rows[span]], vector, dtype=np.float64)
             scores[span] = products.sum(axis=1)
         return scores
 
@@ -251,7 +251,7 @@ class DenseLeg:
 
     @cached_property
     def _longest(self) -> float:
-        return longest_of(self._rows) if self._lists is None else self._lists.longest
+        return longest_of(self.rows) if self.lists is None else self.lists.longest
 
 
 _NOTHING: Found = (np.empty(0), np.empty(0, np.int64))

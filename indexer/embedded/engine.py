@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self, get_args
 from weakref import WeakSet
@@ -164,24 +162,29 @@ class EmbeddedIndex:
         k: int = 10,
         leg: Leg = "lexical",
         filter: str | None = None,  # noqa: A002 - the public word for it
-        exact: bool = True,
+        exact: bool | None = None,
     ) -> list[Results]:
         """Return the k best documents with a score above 0 for each query.
 
-        Best first, equal scores by id ascending. Scores are float64, the exact products of the
-        stored float32 values added up. With a filter, only documents that it chooses count; see
-        `indexer.filters`. Several queries are answered by as many threads as there are processors.
+        Best first, equal scores by id ascending. Scores are float64, but for ``exact=False`` the
+        exact products of the stored float32 values added up. With a filter, only documents that
+        it chooses count; see `indexer.filters`. Several queries are answered by as many threads
+        as there are processors.
 
         Args:
             queries: One query a row.
             k: The most documents to return for each.
             leg: What to score by.
             filter: Which documents may be found.
-            exact: Without it, the sparse legs score by the 8-bit impacts alone, which is faster;
-                `indexer.impacts.ImpactQuantizer.bound` bounds what that changes a score by.
+            exact: ``True`` finds the best of all rows by exact scores. ``False`` lets the sparse
+                legs score by the 8-bit impacts alone; `indexer.impacts.ImpactQuantizer.bound`
+                bounds what that changes a score by. ``None``, the default, is as ``True``, but
+                for the dense leg of segments of 100,000 rows or more that have codes: there it
+                reads the inverted lists nearest to the query; `info` tells of their recall.
 
         Raises:
             FilterSyntaxError: The filter cannot be read.
+            OptionalDependencyError: There are inverted lists to read, and faiss is missing.
             UnsupportedError: The index or the queries lack the leg.
             ValueError: k is below 1, or there is no leg of that name.
             VocabularyMismatchError: The leg has another width in the index.
@@ -199,14 +202,7 @@ class EmbeddedIndex:
             raise UnsupportedError(f"the queries have no {leg} leg")
         if widths:
             self._check_width(leg, widths[leg], given[leg])
-
-        def answer(query: Encoding) -> Results:
-            return snapshot.top(query, k, leg, masks, exact)
-
-        if len(queries) == 1:
-            return [answer(queries)]
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            return list(pool.map(answer, queries))
+        return snapshot.search(queries, k, leg, masks, exact)
 
     def fetch(self, ids: Sequence[str]) -> Fetched:
         """Return documents with their stored vectors, in the order of the ids.

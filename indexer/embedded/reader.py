@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
@@ -15,7 +17,7 @@ from indexer.embedded.segment import Segment
 from indexer.embedded.store import Store
 from indexer.filters import Filter
 from lexvla.encoding import Encoding
-from lexvla.errors import IndexCorruptError
+from lexvla.errors import IndexCorruptError, UnsupportedError
 
 __all__ = ["Masks", "Reader", "SegmentCache", "Snapshot"]
 
@@ -35,15 +37,62 @@ class Snapshot:
         deleted = sum(map(len, self.state.tombstones.values()))
         return sum(entry.rows for entry in self.state.segments.values()) - deleted
 
-    def top(self, query: Encoding, k: int, leg: Leg, masks: Masks, exact: bool) -> Results:
-        """Return the k best documents of all segments for one query."""
-        found: list[tuple[float, str]] = []
+    def search(
+        self, queries: Encoding, k: int, leg: Leg, masks: Masks, exact: bool | None
+    ) -> list[Results]:
+        """Return the k best documents of all segments for each query.
+
+        Args:
+            queries: One query a row.
+            k: The most documents to return for each.
+            leg: What to score by.
+            masks: Which rows may be found.
+            exact: See `indexer.embedded.EmbeddedIndex.search`.
+
+        Raises:
+            UnsupportedError: The queries have no such leg.
+        """
+        matrix = getattr(queries, leg)
+        if matrix is None:
+            raise UnsupportedError(f"the queries have no {leg} leg")
+        if leg == "dense":
+            return self._search_dense(matrix, k, masks, bool(exact))
+        legs = {number: segment.sparse[leg] for number, segment in self.segments.items()}
+
+        def answer(row: int) -> Results:
+            query = matrix[row : row + 1]
+            found = [
+                (number, *own.top(query, k, masks[number], exact is not False))
+                for number, own in legs.items()
+            ]
+            return self._best(found, k)
+
+        if len(queries) == 1:
+            return [answer(0)]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            return list(pool.map(answer, range(len(queries))))
+
+    def _search_dense(
+        self, vectors: np.ndarray, k: int, masks: Masks, exact: bool
+    ) -> list[Results]:
+        found: list[list[tuple[int, np.ndarray, np.ndarray]]] = [[] for _ in range(len(vectors))]
         for number, segment in self.segments.items():
-            scores, rows = segment.top(query, k, leg, masks[number], exact)
-            found += zip(scores.tolist(), segment.ids(rows), strict=True)
-        if len(self.segments) > 1:
-            found = sorted(found, key=lambda hit: (-hit[0], hit[1]))[:k]
-        return Results([name for _, name in found], np.array([score for score, _ in found]))
+            if segment.dense is not None:
+                answers = segment.dense.top_batch(vectors, k, masks[number], exact)
+                for own, answer in zip(found, answers, strict=True):
+                    own.append((number, *answer))
+        return [self._best(own, k) for own in found]
+
+    def _best(self, found: Sequence[tuple[int, np.ndarray, np.ndarray]], k: int) -> Results:
+        """Merge the answers of segments: each its number, scores and rows, best first."""
+        hits = [
+            hit
+            for number, scores, rows in found
+            for hit in zip(scores.tolist(), self.segments[number].ids(rows), strict=True)
+        ]
+        if len(found) > 1:
+            hits = sorted(hits, key=lambda hit: (-hit[0], hit[1]))[:k]
+        return Results([name for _, name in hits], np.array([score for score, _ in hits]))
 
 
 class SegmentCache:

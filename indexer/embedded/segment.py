@@ -13,7 +13,7 @@ Rows stand in the order of their ids, so that rows of equal score are in order t
     patch                int16    aligned with lexical.row.weight; -1 where a word has none;
                                   no such file where no word has one
     dense                float32  (n, width)
-    dense.lists          the rows of a large segment by code: see `indexer.embedded.dense`
+    dense.list.*         the rows of a large segment by code: see `indexer.embedded.dense_lists`
 
 LEG is ``lexical`` or ``codes``; an index without codes or dense vectors has no such files.
 Format 1 had no segment.json and other postings; its segments are read, and new ones written.
@@ -25,18 +25,16 @@ import json
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from indexer.embedded.arrays import Mark, demand, fsync, mark, open_array
-from indexer.embedded.postings import best
+from indexer.embedded.dense import DenseLeg
+from indexer.embedded.dense_lists import DenseLists, wants_lists, write_lists
 from indexer.embedded.sparse_leg import SparseLeg, write_leg
 from lexvla.encoding import Encoding
 from lexvla.errors import IndexCorruptError
-
-if TYPE_CHECKING:
-    from indexer.base import Leg
 
 __all__ = ["Segment", "write_segment"]
 
@@ -70,6 +68,9 @@ def write_segment(folder: Path, ids: Sequence[str], encoding: Encoding) -> int:
             written, quantizer = write_leg(folder, leg, rows)
             files += written
             quantizers[leg] = quantizer.to_dict()
+    dense, codes = encoding.dense, encoding.codes
+    if dense is not None and codes is not None and wants_lists(len(ids), codes):
+        files += write_lists(folder, dense, codes)
     for file in files:
         fsync(file)
     head = {"quantizers": quantizers, "files": {file.name: mark(file) for file in files}}
@@ -81,10 +82,15 @@ def write_segment(folder: Path, ids: Sequence[str], encoding: Encoding) -> int:
 
 
 class Segment:
-    """Search one segment and read its rows.
+    """Open one segment: search its legs, read its rows.
 
-    Scores are float64: products of the stored float32 values, which float64 holds exactly, added
-    in column order. A row's score so depends on nothing but the row and the query.
+    Exact scores are float64: products of the stored float32 values, which float64 holds exactly,
+    added in one order. A row's score so depends on nothing but the row and the query.
+
+    Attributes:
+        count: How many rows there are.
+        sparse: The legs ``lexical`` and, if the index has it, ``codes``.
+        dense: The dense leg, if the index has it.
 
     Args:
         folder: The directory of the segment.
@@ -116,9 +122,12 @@ class Segment:
         if (folder / "patch.npy").exists():
             stored = self.sparse["lexical"].stored
             self._patch = open_array(folder / "patch.npy", np.int16, (stored,))
-        self.dense: np.ndarray | None = None
+        self.dense: DenseLeg | None = None
         if "dense" in widths:
-            self.dense = open_array(folder / "dense.npy", np.float32, (rows, widths["dense"]))
+            shape = rows, widths["dense"]
+            vectors = open_array(folder / "dense.npy", np.float32, shape)
+            has_lists = any(name.startswith("dense.list.") for name in self._files)
+            self.dense = DenseLeg(vectors, DenseLists.open(folder, *shape) if has_lists else None)
 
     def _read_head(self, checksum: int) -> dict[str, Any]:
         path = self._folder / _HEAD
@@ -148,35 +157,6 @@ class Segment:
             if found != known:
                 yield f"{file}: damaged: its checksum is {found.crc32:08x}, not {known.crc32:08x}"
 
-    def top(
-        self, query: Encoding, k: int, leg: Leg, allowed: np.ndarray | None, exact: bool
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return scores and numbers of the k best rows above 0; of equal ones, the first by id.
-
-        Args:
-            query: One row that has the leg.
-            k: The most rows to return.
-            leg: The leg to score by.
-            allowed: (rows) bool: which rows may be found; ``None`` for all.
-            exact: Score by the floats.
-        """
-        if leg == "dense":
-            return self._dense_top(query, k, allowed)
-        vector = query.lexical if leg == "lexical" else query.codes
-        return self.sparse[leg].top(vector, k, allowed, exact)
-
-    def _dense_top(
-        self, query: Encoding, k: int, allowed: np.ndarray | None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        rows, vector = self.dense, query.dense
-        if rows is None or vector is None:
-            raise ValueError("no dense vectors")
-        scores = np.multiply(rows, vector[0], dtype=np.float64).sum(axis=1)
-        if allowed is not None:
-            scores[~allowed] = 0
-        found = np.flatnonzero(scores > 0)
-        return best(scores[found], found, k)
-
     def ids(self, rows: np.ndarray) -> list[str]:
         """Return the ids of rows."""
         starts, stops = self._id_start[rows].tolist(), self._id_start[rows + 1].tolist()
@@ -191,7 +171,7 @@ class Segment:
                 lexical,
                 None if self._patch is None else self._patch[places],
                 self.sparse["codes"].take(rows)[0] if "codes" in self.sparse else None,
-                None if self.dense is None else self.dense[rows],
+                None if self.dense is None else self.dense.rows[rows],
             )
         except (ValueError, IndexError) as error:
             raise IndexCorruptError(f"{self._folder}: a stored row is damaged ({error})") from error
