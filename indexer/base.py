@@ -127,6 +127,14 @@ class Index(Protocol):
         """Make all that is staged durable and visible, or nothing of it."""
         ...
 
+    def compact(self) -> None:
+        """Commit, then merge what is stored in parts, and give up the space of what was deleted."""
+        ...
+
+    def verify(self) -> list[str]:
+        """Read all that is stored. Return a line for each damaged part, which names it."""
+        ...
+
     def search(
         self,
         queries: Encoding,
@@ -157,7 +165,7 @@ class Index(Protocol):
         ...
 
     def info(self) -> dict[str, Any]:
-        """Return counts, sizes, the vocabulary's hash and the model's name."""
+        """Return counts, sizes, the vocabulary's hash, the model's name and what is approximate."""
         ...
 
     def close(self) -> None:

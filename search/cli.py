@@ -103,6 +103,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     info = command("info", "search.commands:info", "print an index's counts, sizes and model")
     _add_address(info)
+    info.add_argument("--verify", action="store_true", help="read all files, and name damaged ones")
     _add_json(info)
 
     patchdis = command(

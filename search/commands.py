@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import re
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
@@ -15,7 +16,6 @@ from lexvla.errors import (
     InputError,
     LexVLAError,
     OptionalDependencyError,
-    UnsupportedError,
 )
 from lexvla.images import open_image
 from search.console import UsageError, note, print_columns, print_json
@@ -128,10 +128,7 @@ def delete(args: argparse.Namespace) -> int:
 def compact(args: argparse.Namespace) -> int:
     """Merge an index's parts into one, without the deleted items."""
     with open_index(args.index) as target:
-        merge = getattr(target, "compact", None)
-        if merge is None:
-            raise UnsupportedError(f"the engine of {args.index} does not compact")
-        merge()
+        target.compact()
         facts = target.info()
     if args.json:
         print_json(facts)
@@ -141,14 +138,19 @@ def compact(args: argparse.Namespace) -> int:
 
 
 def info(args: argparse.Namespace) -> int:
-    """Print what an index is."""
+    """Print what an index is. With --verify, fail if anything in it is damaged."""
     with open_index(args.index) as source:
-        facts = source.info()
+        damage = source.verify() if args.verify else []
+        facts = {} if damage else source.info()
+    if args.verify:
+        facts["damage"] = damage if args.json else len(damage)
     if args.json:
         print_json(facts)
     else:
         _print_facts(facts)
-    return 0
+    for line in damage:
+        note(f"lexvla: error: {line}")
+    return 1 if damage else 0
 
 
 def train(args: argparse.Namespace) -> int:
@@ -211,9 +213,14 @@ def _draw(model: LexVLA, source: Index, hit: Hit, word: str | None) -> Image.Ima
 
 def _print_facts(facts: dict[str, Any]) -> None:
     rows = []
+    for name, value in _flat(facts):
+        rows.append((name, f"{value:,}" if type(value) is int else str(value)))
+    print_columns(rows)
+
+
+def _flat(facts: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in facts.items():
         if isinstance(value, dict):
-            rows += [(f"{name}.{inner}", str(v)) for inner, v in value.items()]
+            yield from _flat(value, f"{prefix}{name}.")
         else:
-            rows.append((name, f"{value:,}" if type(value) is int else str(value)))
-    print_columns(rows)
+            yield prefix + name, value

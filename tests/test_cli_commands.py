@@ -260,8 +260,23 @@ def test_delete_compact_and_info(address: str, capsys: Capture) -> None:
     facts = run(capsys, "info", "--index", address)
     assert facts["model"] == "fake"
     assert facts["documents"] == 2
+    assert facts["quantization"]["lexical"]["overlap@10"] == 1.0
     assert cli.main(["info", "--index", address]) == 0
-    assert "model" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "model" in printed
+    assert "quantization.lexical.max_error" in printed
+
+
+def test_info_verify_names_what_is_damaged(address: str, capsys: Capture) -> None:
+    assert run(capsys, "info", "--verify", "--index", address)["damage"] == []
+    (file,) = Path(address).glob("segments/*/lexical.posting.impact.npy")
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 4
+    file.write_bytes(data)
+    assert cli.main(["info", "--verify", "--index", address]) == 1
+    out, err = capsys.readouterr()
+    assert out.split() == ["damage", "1"]
+    assert err.startswith(f"lexvla: error: {file}: damaged")
 
 
 class TestDemo:
