@@ -12,7 +12,8 @@ from lexvla.vocabulary import Vocabulary
 
 __all__ = ["open_index"]
 
-_OTHER_ENGINE = re.compile(r"lucene:|[a-z][a-z0-9+.-]*://")
+_LUCENE = "lucene:"
+_OTHER_ENGINE = re.compile(r"[a-z][a-z0-9+.-]*://")
 
 
 def open_index(
@@ -24,20 +25,29 @@ def open_index(
     """Open an index.
 
     Args:
-        address: The path of a directory: the embedded engine.
+        address: The path of a directory: the embedded engine; ``lucene:`` and a path: Lucene.
         create: Make the index if there is none, and lock it for writing.
         vocabulary: The terms of the lexical columns. A new index keeps it; an old one must have
             the same.
         model: The name of the model that the vectors come from; kept by a new index.
 
     Raises:
+        EngineUnavailableError: The engine cannot be started here.
         IndexCorruptError: There is no index, or it is damaged.
         IndexLockedError: ``create`` is set and another writer has the index.
         IndexVersionError: A newer program wrote the index.
+        OptionalDependencyError: The engine needs a package that is not installed.
         UnsupportedError: The address names an engine that this version does not have.
         VocabularyMismatchError: The index has another vocabulary.
     """
     if scheme := _OTHER_ENGINE.match(str(address)):
         engine = f"this version has no engine for addresses that start with {scheme[0]}"
-        raise UnsupportedError(f"{engine}; give the path of a directory")
+        raise UnsupportedError(f"{engine}; give the path of a directory, or lucene: and a path")
+    if str(address).startswith(_LUCENE):
+        from indexer.lucene import LuceneIndex
+
+        path = str(address).removeprefix(_LUCENE)
+        if not path:
+            raise UnsupportedError("lucene: needs the path of a directory")
+        return LuceneIndex(path, create, vocabulary, model)
     return EmbeddedIndex(address, create, vocabulary, model)

