@@ -1,8 +1,9 @@
 """The inner loops of postings, compiled by numba.
 
 numba is slow to load, so this module is imported only when a search or a build needs it. The
-loops run without Python's global lock, so that threads search side by side. Where numba is
-missing they are plain Python, and too slow for use: see `COMPILED`.
+loops run without Python's global lock, so that threads search side by side. Hot ones run over a
+slice from 0: for any other start the compiler would ask of each place whether it is below 0. Where
+numba is missing they are plain Python, and too slow for use: see `COMPILED`.
 """
 
 from __future__ import annotations
@@ -113,8 +114,9 @@ def retrieve(
         sums[:count] = 0
         _add(blocks[block], blocks[block + 1], terms, starts, ids, impacts, wanted, weights, sums)
         if len(allowed):
-            for i in range(count):
-                sums[i] *= allowed[base + i]
+            mask = allowed[base : base + count]
+            for i in range(len(mask)):
+                sums[i] = sums[i] if mask[i] else 0
         _raise(sums, count, peaks, best)
         floor = best[0] - margin
         for start in range(0, count, _STRIPE):
@@ -157,23 +159,27 @@ def _add(
                 high = middle
         if low < last and terms[low] == wanted[i]:
             weight = weights[i]
-            for place in range(starts[low], starts[low + 1]):
-                sums[ids[place]] += weight * impacts[place]
+            rows = ids[starts[low] : starts[low + 1]]
+            values = impacts[starts[low] : starts[low + 1]]
+            for j in range(len(rows)):
+                sums[rows[j]] += weight * values[j]
 
 
 @_compile
 def _raise(sums: np.ndarray, count: int, peaks: np.ndarray, best: np.ndarray) -> None:
     """Note the greatest score of each stripe, and put scores among the best into the heap."""
     for start in range(0, count, _STRIPE):
-        stop = min(start + _STRIPE, count)
-        peak = sums[start]
-        for i in range(start, stop):
-            peak = max(peak, sums[i])
+        stripe = sums[start : min(start + _STRIPE, count)]
+        peak = stripe[0]
+        for i in range(len(stripe)):
+            score = stripe[i]
+            if score > peak:  # `max` would not become one instruction for many scores
+                peak = score
         peaks[start // _STRIPE] = peak
         if peak > best[0]:
-            for i in range(start, stop):
-                if sums[i] > best[0]:
-                    _replace_least(best, sums[i])
+            for score in stripe:
+                if score > best[0]:
+                    _replace_least(best, score)
 
 
 @_compile
