@@ -1,7 +1,8 @@
-"""Lucene in its two other forms: the engine alone, and as Pyserini offers it."""
+"""Lucene in all its forms: the engine alone, as Pyserini offers it, and by this package."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ from scipy import sparse
 
 from indexer import Index
 
+LUCENE = "org.apache.lucene."
 FIELD = "contents"
-# Lucene adds in float64 and answers in float32; of equal scores Anserini lowers each but the first.
-TOLERANCE = 1e-5
+TOLERANCE = 1e-6  # Lucene answers in float32
 
 
 class LuceneAlone:
@@ -26,17 +27,18 @@ class LuceneAlone:
     """
 
     def __init__(self, directory: Path, terms: list[str]) -> None:
-        from jnius import autoclass
+        from jnius import autoclass, cast
 
-        self._class = autoclass
-        files = autoclass("org.apache.lucene.store.FSDirectory")
+        self._class, self._cast = autoclass, cast
+        files = autoclass(f"{LUCENE}store.FSDirectory")
         path = autoclass("java.nio.file.Paths").get(str(directory))
-        reader = autoclass("org.apache.lucene.index.DirectoryReader").open(files.open(path))
-        self._searcher = autoclass("org.apache.lucene.search.IndexSearcher")(
+        reader = autoclass(f"{LUCENE}index.DirectoryReader").open(files.open(path))
+        self._searcher = autoclass(f"{LUCENE}search.IndexSearcher")(
             reader, signature="(Lorg/apache/lucene/index/IndexReader;)V"
         )
         similarity = autoclass("io.anserini.search.similarity.ImpactSimilarity")()
         self._searcher.setSimilarity(similarity)
+        self._collector = autoclass(f"{LUCENE}search.TopScoreDocCollector")
         self._terms = terms
         self._stored = self._searcher.storedFields()
         self.segments = reader.leaves().size()
@@ -45,24 +47,29 @@ class LuceneAlone:
         """Return it, ready to be asked these queries."""
         small = small_integers(queries)
         asked = [self._query(small[i : i + 1]) for i in range(small.shape[0])]
+
+        def contender(name: str, ask: Callable[[int], Any]) -> Contender:
+            return Contender(name, ask, self._read, "small", exact=False, tolerance=TOLERANCE)
+
+        name = "Lucene, engine alone"
         return [
-            Contender(
-                "Lucene, engine alone",
-                lambda number: self._searcher.search(asked[number], K),
-                self._read,
-                "small",
-                exact=False,
-                tolerance=TOLERANCE,
-            )
+            contender(name, lambda number: self._searcher.search(asked[number], K)),
+            contender(
+                f"{name}, without skipping", lambda number: self._without_skipping(asked[number])
+            ),
         ]
 
+    def _without_skipping(self, query: Any) -> Any:
+        collector = self._collector.create(K, 2**31 - 1)
+        self._searcher.search(query, self._cast(f"{LUCENE}search.Collector", collector))
+        return collector.topDocs()
+
     def _query(self, row: sparse.csr_array) -> Any:
-        lucene = "org.apache.lucene."
-        builder = self._class(f"{lucene}search.BooleanQuery$Builder")()
-        should = self._class(f"{lucene}search.BooleanClause$Occur").SHOULD
-        boosted = self._class(f"{lucene}search.BoostQuery")
-        of_term = self._class(f"{lucene}search.TermQuery")
-        term = self._class(f"{lucene}index.Term")
+        builder = self._class(f"{LUCENE}search.BooleanQuery$Builder")()
+        should = self._class(f"{LUCENE}search.BooleanClause$Occur").SHOULD
+        boosted = self._class(f"{LUCENE}search.BoostQuery")
+        of_term = self._class(f"{LUCENE}search.TermQuery")
+        term = self._class(f"{LUCENE}index.Term")
         for column, weight in zip(row.indices.tolist(), row.data.tolist(), strict=True):
             query = boosted(of_term(term(FIELD, self._terms[column])), float(weight))
             builder.add(query, should)

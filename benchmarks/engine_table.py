@@ -11,6 +11,7 @@ from engine_checks import exponent
 
 MIB = 2**20
 OURS = "embedded, exact"
+ALONE = "Lucene, engine alone"
 TITLES = {
     "million": "Documents of 125 words",
     "shape": "LexVLA's shape: documents and queries of 300 words",
@@ -58,11 +59,13 @@ def aims(part: str, figures: Figures) -> list[Aim]:
 
 def _aims_of_searching(figures: Figures) -> Iterator[Aim]:
     goals = {
-        20: {"Lucene, engine alone": 1 / 4, "Lucene, LuceneImpactSearcher": 1 / 12},
-        150: {"Lucene, engine alone": 1 / 8},
+        20: {ALONE: 1 / 4, "Lucene, LuceneImpactSearcher": 1 / 12},
+        150: {ALONE: 1 / 8},
     }
     for race in figures["races"]:
         times = {row["engine"]: row["p50_ms"] for row in race["engines"]}
+        if ALONE in times:
+            times[ALONE] = min(time for name, time in times.items() if name.startswith(ALONE))
         for other, wanted in goals.get(round(race["words"]), {}).items():
             if other in times:
                 text = f"{race['words']:.0f} words: time of {OURS} / {other}"
@@ -105,11 +108,16 @@ def _comparison(figures: Figures) -> Iterator[str]:
         for row in race["engines"]:
             cells = f"{row['p50_ms']:.3f} | {row['p95_ms']:.3f} | {row['p50_ms'] / ours:.2f}"
             yield f"| {row['engine']} | {cells} | {_answers(row)} |"
-    yield from ("", "| index | build, s | documents/s | MiB |", "|---|--:|--:|--:|")
+    yield from (
+        "",
+        "| index | build, s | documents/s | merging, s | MiB |",
+        "|---|--:|--:|--:|--:|",
+    )
     for name, build in figures["builds"].items():
         size = f"{build['bytes'] / MIB:,.0f}" if "bytes" in build else "-"
         speed = figures["documents"] / build["build_s"]
-        yield f"| {name} | {build['build_s']:.1f} | {speed:,.0f} | {size} |"
+        merging = f"{build['merge_s']:.1f}" if "merge_s" in build else "-"
+        yield f"| {name} | {build['build_s']:.1f} | {speed:,.0f} | {merging} | {size} |"
     yield ""
     yield from _fresh(figures["fresh"])
 
@@ -214,7 +222,12 @@ def report(records: Sequence[Figures], figure: str) -> Iterator[str]:
         "it was timed: **equal** means the same ids in the same order and the same scores, ties "
         "included; recall counts ties against. Engines of integers have the same 8-bit impacts. "
         "The **floor** of a query is the bytes of its words' postings over the bytes a second "
-        "that one thread copies."
+        "that one thread copies. Building starts from rows in memory, ids and metadata, and ends "
+        "when all is on the disk, where an engine has one; scipy and Seismic stay in memory. "
+        "Lucene's segments are merged into one before it is asked. **Lucene, engine alone** is "
+        "`IndexSearcher.search(query, 10)`, with queries made beforehand in Java and hits that "
+        "nobody reads; **without skipping**, the same scores every document that has a word of the "
+        "query, which long queries gain by. Aims are held against the faster of the two."
     )
     for record in records:
         yield from ("", f"## {TITLES[record['part']]}", "")

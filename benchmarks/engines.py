@@ -34,7 +34,7 @@ from engine_table import lines_of, write_report
 
 DOCUMENTS = {
     "million": 1_000_000,
-    "shape": 300_000,
+    "shape": 200_000,
     "model": 100_000,
     "growth": engine_growth.SIZES[-1],
 }
