@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import os
 import shutil
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO
 
-from indexer.embedded.arrays import fsync
+from indexer.embedded.arrays import fsync, naming
 from indexer.embedded.manifest import Entry, Manifest
 from indexer.embedded.segment import Segment, write_segment
 from lexvla.encoding import Encoding
@@ -134,7 +137,8 @@ class Store:
     def save_vocabulary(self, vocabulary: Vocabulary) -> None:
         """Write the vocabulary, whole or not at all."""
         new = self._vocabulary.with_name(self._vocabulary.name + _NEW)
-        vocabulary.save(new)
+        with naming(new):
+            vocabulary.save(new)
         fsync(new)
         _publish(new, self._vocabulary)
 
@@ -161,15 +165,24 @@ class Store:
 
         Only the writer may do so. A reader that still has such files mapped keeps them.
         """
+        self._segments.mkdir(exist_ok=True)  # a copy of an empty index may lack it
         names = {self._folder(number).name for number in live}
-        for folder in self._segments.iterdir():
-            if folder.name not in names:
-                logger.info("removing %s, which is in no commit", folder)
-                shutil.rmtree(folder)
+        leftovers = [f for f in self._segments.iterdir() if f.name not in names]
+        for path in (*leftovers, *self.path.glob(f"{self._vocabulary.name}{_NEW}")):
+            logger.info("removing %s, which is in no commit", path)
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
     def size(self) -> int:
         """Return the bytes of all files together."""
-        return sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file())
+        total = 0
+        for folder, _, names in os.walk(self.path):  # passes over what a writer is removing
+            for name in names:
+                with suppress(FileNotFoundError):
+                    total += Path(folder, name).stat().st_size
+        return total
 
     def _folder(self, number: int) -> Path:
         return self._segments / f"{number:08d}"
