@@ -11,11 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from indexer import EmbeddedIndex, open_index
-from indexer.embedded import segment, store
+from indexer.embedded import dense_lists, postings, segment, sparse_leg, store
 from indexer.embedded.manifest import Manifest
 from indexer_fakes import VOCABULARY, documents, encode, found
 from lexvla.encoding import Encoding
@@ -58,7 +57,8 @@ class Fuse:
 
         connect = sqlite3.connect
         sqlite3.connect = lambda *args, **kw: connect(*args, factory=Connection, **kw)
-        np.save = self.before(np.save)
+        for module in (dense_lists, postings, segment, sparse_leg):
+            module.save_array = self.before(module.save_array)
         shutil.rmtree = self.before(shutil.rmtree)
         Path.mkdir = self.before(Path.mkdir)
         Path.replace = self.before(Path.replace)

@@ -1,18 +1,20 @@
-"""The ``.npy`` files of a segment: mapped into memory, forced to the disk, summed up."""
+"""The ``.npy`` files of a segment: written, mapped into memory, forced to the disk, summed up."""
 
 from __future__ import annotations
 
 import os
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tokenize import TokenError
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
 from lexvla.errors import IndexCorruptError
 
-__all__ = ["Mark", "demand", "fsync", "mark", "open_array"]
+__all__ = ["Mark", "demand", "fsync", "mark", "naming", "open_array", "save_array", "writing"]
 
 _CHUNK = 1 << 24  # bytes that are read at a time
 
@@ -22,6 +24,46 @@ class Mark(NamedTuple):
 
     size: int
     crc32: int
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Name a file in what the system says of it, such as that the disk is full.
+
+    Raises:
+        OSError: What was raised within, of the same kind.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[BinaryIO]:
+    """Open a file to write it whole.
+
+    Raises:
+        OSError: It cannot be written; the error names it.
+    """
+    with naming(path), path.open("wb") as file:
+        yield file
+
+
+def save_array(path: Path, array: np.ndarray) -> None:
+    """Write an array to a ``.npy`` file, whole.
+
+    `numpy.save` writes through a buffer of its own and does not look whether its last bytes went
+    to the disk: a small array on a full disk is cut short, and nothing is raised.
+
+    Raises:
+        OSError: The file cannot be written; the error names it.
+    """
+    array = np.ascontiguousarray(array)
+    with writing(path) as file:
+        header = np.lib.format.header_data_from_array_1_0(array)
+        np.lib.format.write_array_header_1_0(file, header)
+        file.write(array.reshape(-1).view(np.uint8).data)
 
 
 def open_array(
@@ -73,8 +115,9 @@ def mark(path: Path) -> Mark:
 
 def fsync(path: Path) -> None:
     """Force a file, or the entries of a directory, to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    with naming(path):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from indexer.embedded.arrays import demand, open_array
+from indexer.embedded.arrays import demand, open_array, save_array, writing
 from lexvla.errors import IndexCorruptError, OptionalDependencyError
 
 __all__ = ["LISTED_ROWS", "DenseLists", "longest_of", "wants_lists", "write_lists"]
@@ -89,11 +89,12 @@ def write_lists(folder: Path, rows: np.ndarray, codes: sparse.csr_array) -> list
         pointers = map(faiss.swig_ptr, (block, numbers, own))
         index.add_core(len(block), *pointers)
     paths = [folder / name for name in (_HEAD, _OF, _INDEX)]
-    faiss.write_index(index, str(paths[2]))
-    np.save(paths[1], lists)
+    with writing(paths[2]) as file:  # faiss does not tell whether its last bytes were written
+        faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))
+    save_array(paths[1], lists)
     length = paths[2].stat().st_size - len(rows) * _row_bytes(width)
     facts = [*rows.shape, len(centroids), length, _crc32(paths[2], length), longest_of(rows)]
-    np.save(paths[0], np.array(facts, np.float64))
+    save_array(paths[0], np.array(facts, np.float64))
     return paths
 
 

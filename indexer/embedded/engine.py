@@ -18,7 +18,7 @@ from indexer.embedded.staging import no_rows, stack, widths_of
 from indexer.embedded.store import Store
 from indexer.embedded.writer import Writer
 from lexvla.encoding import Encoding
-from lexvla.errors import UnsupportedError, VocabularyMismatchError
+from lexvla.errors import IndexCorruptError, UnsupportedError, VocabularyMismatchError
 from lexvla.vocabulary import Vocabulary
 
 __all__ = ["EmbeddedIndex"]
@@ -131,6 +131,9 @@ class EmbeddedIndex:
         Raises:
             IndexCorruptError: A segment that was to be merged is damaged. What was staged is
                 committed all the same.
+            OSError: A file cannot be written; the error names it. What was staged stays so, to be
+                committed when there is room, unless it was a merge that found none: then it is
+                committed.
         """
         with self._writing:
             if self._writer is not None and self._writer.staging:
@@ -146,6 +149,8 @@ class EmbeddedIndex:
         Raises:
             IndexCorruptError: A file of a segment is damaged.
             IndexLockedError: Another writer has the index.
+            OSError: A file cannot be written; the error names it. What was staged may be
+                committed; nothing else has changed.
         """
         with self._writing:
             self._lock().compact(self.vocabulary)
@@ -208,6 +213,7 @@ class EmbeddedIndex:
         """Return documents with their stored vectors, in the order of the ids.
 
         Raises:
+            IndexCorruptError: The manifest and the segments do not fit, or a row is damaged.
             KeyError: The index has no such id.
         """
         reader = self._reader()
@@ -227,9 +233,22 @@ class EmbeddedIndex:
         if not rows:
             widths = snapshot.state.widths or {"lexical": len(self.vocabulary)}
             return Fetched([], no_rows(widths))
-        parts = [snapshot.segments[number].encoding(np.array(rows[number])) for number in rows]
+        parts = []
+        for number, own in rows.items():
+            names = [ids[position] for position in positions[number]]
+            parts.append(self._rows(snapshot, number, np.array(own), names))
         order = np.argsort(np.concatenate([positions[number] for number in rows]))
         return Fetched([found[name][0] for name in ids], stack(parts)[order])
+
+    def _rows(
+        self, snapshot: Snapshot, number: int, rows: np.ndarray, names: Sequence[str]
+    ) -> Encoding:
+        """Return rows of a segment that the manifest says are those of these ids."""
+        segment = snapshot.segments.get(number)
+        if segment is None or segment.ids(rows) != names:
+            rule = f"manifest.sqlite and segment {number} do not fit"
+            raise IndexCorruptError(f"{self.directory}: damaged: {rule}")
+        return segment.encoding(rows)
 
     def fingerprints(self, ids: Sequence[str]) -> dict[str, str]:
         """Return the fingerprint of each of these ids that the index has, staged ones included."""

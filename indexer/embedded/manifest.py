@@ -264,7 +264,8 @@ class Manifest:
         with self._errors():
             if self._db.in_transaction:
                 self._db.execute("COMMIT")
-            self._db.execute("VACUUM")
+            if self._run("PRAGMA freelist_count").fetchone()[0]:
+                self._db.execute("VACUUM")
         self.refresh()
 
     def _bury(self, names: Collection[str]) -> None:
@@ -337,7 +338,7 @@ class Manifest:
             if name.startswith(_DAMAGE):
                 raise IndexCorruptError(f"{self._path}: damaged ({error})") from error
             raise OSError(f"{self._path}: {error}") from error
-        except (ValueError, TypeError, LookupError) as error:
+        except (ValueError, TypeError, LookupError, OverflowError) as error:
             raise IndexCorruptError(f"{self._path}: damaged ({error!r})") from error
 
 

@@ -24,7 +24,7 @@ from types import ModuleType
 import numpy as np
 from scipy import sparse
 
-from indexer.embedded.arrays import demand, open_array
+from indexer.embedded.arrays import demand, open_array, save_array
 
 __all__ = ["BLOCK", "Postings", "best", "build", "kernels", "read_only"]
 
@@ -70,6 +70,8 @@ def build(matrix: sparse.csr_array) -> Postings:
     if not matrix.has_canonical_format:
         raise ValueError("a row must have sorted column numbers, each once")
     rows, width = matrix.shape
+    if matrix.nnz and not 0 <= matrix.indices.min() <= matrix.indices.max() < width:
+        raise ValueError(f"column numbers must be from 0 to {width - 1}")  # scipy trusts them
     ids, impacts = np.empty(matrix.nnz, np.uint16), np.empty(matrix.nnz, np.uint8)
     blocks, terms, starts = [0], [np.empty(0, np.int32)], [np.zeros(1, np.int64)]
     for first in range(0, rows, BLOCK):
@@ -132,7 +134,7 @@ class Postings:
         arrays = (head, self.terms, self.starts, self.ids, self.impacts)
         paths = [_path(folder, leg, name) for name in _FILES]
         for path, array in zip(paths, arrays, strict=True):
-            np.save(path, array)
+            save_array(path, array)
         return paths
 
     @classmethod
@@ -148,7 +150,9 @@ class Postings:
         path = _path(folder, leg, "block")
         demand(path, len(head) >= 3 and bool((head >= 0).all()), "must name rows and terms")
         rows, width = head[:2].tolist()
-        postings = cls(rows, width, head[2:], *arrays)
+        # A copy: with blocks that stay as they are checked here, the loops read inside the arrays
+        # though a file changes later.
+        postings = cls(rows, width, read_only(head[2:].copy()), *arrays)
         for name, holds, rule in postings._rules():
             demand(_path(folder, leg, name), holds, rule)
         return postings

@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from indexer.embedded.arrays import Mark, demand, fsync, mark, open_array
+from indexer.embedded.arrays import Mark, demand, fsync, mark, open_array, save_array, writing
 from indexer.embedded.dense import DenseLeg
 from indexer.embedded.dense_lists import DenseLists, wants_lists, write_lists
 from indexer.embedded.sparse_leg import SparseLeg, write_leg
@@ -61,7 +61,7 @@ def write_segment(folder: Path, ids: Sequence[str], encoding: Encoding) -> int:
         arrays["dense"] = encoding.dense
     files = [folder / f"{name}.npy" for name in arrays]
     for file, array in zip(files, arrays.values(), strict=True):
-        np.save(file, array)
+        save_array(file, array)
     quantizers = {}
     for leg, rows in (("lexical", encoding.lexical), ("codes", encoding.codes)):
         if rows is not None:
@@ -75,7 +75,8 @@ def write_segment(folder: Path, ids: Sequence[str], encoding: Encoding) -> int:
         fsync(file)
     head = {"quantizers": quantizers, "files": {file.name: mark(file) for file in files}}
     content = json.dumps(head, indent=1).encode()
-    (folder / _HEAD).write_bytes(content)
+    with writing(folder / _HEAD) as head_file:
+        head_file.write(content)
     fsync(folder / _HEAD)
     fsync(folder)
     return zlib.crc32(content)
@@ -107,11 +108,14 @@ class Segment:
     ) -> None:
         self.count = rows
         self._folder = folder
+        self._checksum = checksum
         self._files: dict[str, Mark] = {}
         quantizers: dict[str, Any] = {}
         if checksum is not None:
             quantizers = self._read_head(checksum)
         self._id_start = open_array(folder / "ids.start.npy", np.int64, (rows + 1,))
+        rising = bool(self._id_start[0] == 0 and (np.diff(self._id_start) > 0).all())
+        demand(folder / "ids.start.npy", rising, "must rise from 0")
         self._id_text = open_array(folder / "ids.text.npy", np.uint8, (int(self._id_start[-1]),))
         self.sparse = {
             leg: SparseLeg(folder, leg, rows, widths[leg], quantizers.get(leg))
@@ -119,7 +123,12 @@ class Segment:
             if leg in widths
         }
         self._patch: np.ndarray | None = None
-        if (folder / "patch.npy").exists():
+        # Not by a look into the folder, where there is a better way: a writer that has merged this
+        # segment may just be removing its files.
+        has_patches = (
+            (folder / "patch.npy").exists() if checksum is None else "patch.npy" in self._files
+        )
+        if has_patches:
             stored = self.sparse["lexical"].stored
             self._patch = open_array(folder / "patch.npy", np.int16, (stored,))
         self.dense: DenseLeg | None = None
@@ -140,31 +149,50 @@ class Segment:
         self._files = {name: Mark(*values) for name, values in head["files"].items()}
         for name, known in self._files.items():
             file = self._folder / name
-            size = file.stat().st_size if file.is_file() else None
-            demand(file, size is not None, "missing")
+            try:
+                size = file.stat().st_size
+            except OSError as error:
+                raise IndexCorruptError(f"{file}: missing ({error})") from error
             demand(file, size == known.size, f"must have {known.size} bytes, not {size}")
         return dict(head["quantizers"])
 
     def damage(self) -> Iterator[str]:
-        """Read all files, and yield what is wrong with each that has changed since its writing."""
-        for name, known in self._files.items():
+        """Read all files, and yield what is wrong with each that has changed since its writing.
+
+        Of a segment of format 1 nothing is known to compare with.
+        """
+        known = {name: wanted.crc32 for name, wanted in self._files.items()}
+        if self._checksum is not None:
+            known = {_HEAD: self._checksum, **known}
+        for name, checksum in known.items():
             file = self._folder / name
             try:
-                found = mark(file)
+                found = mark(file).crc32
             except OSError as error:
                 yield f"{file}: cannot be read ({error})"
                 continue
-            if found != known:
-                yield f"{file}: damaged: its checksum is {found.crc32:08x}, not {known.crc32:08x}"
+            if found != checksum:
+                yield f"{file}: damaged: its checksum is {found:08x}, not {checksum:08x}"
 
     def ids(self, rows: np.ndarray) -> list[str]:
-        """Return the ids of rows."""
-        starts, stops = self._id_start[rows].tolist(), self._id_start[rows + 1].tolist()
-        spans = zip(starts, stops, strict=True)
-        return [self._id_text[start:stop].tobytes().decode() for start, stop in spans]
+        """Return the ids of rows.
+
+        Raises:
+            IndexCorruptError: A row is not there, or its id is no text.
+        """
+        try:
+            starts, stops = self._id_start[rows].tolist(), self._id_start[rows + 1].tolist()
+            spans = zip(starts, stops, strict=True)
+            return [self._id_text[start:stop].tobytes().decode() for start, stop in spans]
+        except (ValueError, IndexError) as error:
+            raise IndexCorruptError(f"{self._folder}: an id is damaged ({error})") from error
 
     def encoding(self, rows: np.ndarray) -> Encoding:
-        """Return the stored vectors of rows, in the order given."""
+        """Return the stored vectors of rows, in the order given.
+
+        Raises:
+            IndexCorruptError: A row is not there, or a number in it is out of its range.
+        """
         try:
             lexical, places = self.sparse["lexical"].take(rows)
             return Encoding(

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from indexer.embedded.arrays import demand, open_array
+from indexer.embedded.arrays import demand, open_array, save_array
 from indexer.embedded.postings import Postings, build
 from indexer.embedded.rescoring import exact_top, integer_top
 from indexer.impacts import ImpactQuantizer
@@ -34,7 +34,7 @@ def write_leg(folder: Path, leg: str, rows: sparse.csr_array) -> tuple[list[Path
     }
     for name, array in arrays.items():
         files.append(folder / f"{leg}.row.{name}.npy")
-        np.save(files[-1], array)
+        save_array(files[-1], array)
     return files, quantizer
 
 
@@ -56,6 +56,7 @@ class SparseLeg:
     def __init__(
         self, folder: Path, leg: str, rows: int, width: int, quantizer: dict[str, Any] | None
     ) -> None:
+        self._file = folder / f"{leg}.row"
         start = folder / f"{leg}.row.start.npy"
         starts = open_array(start, np.int64, (rows + 1,))
         rising = bool(starts[0] == 0 and (starts[1:] >= starts[:-1]).all())
@@ -95,10 +96,23 @@ class SparseLeg:
         return integer_top(query, self.quantizer, self.postings, k, allowed)
 
     def take(self, rows: np.ndarray) -> tuple[sparse.csr_array, np.ndarray]:
-        """Return rows, and the place of each of their values in the stored arrays."""
+        """Return rows, and the place of each of their values in the stored arrays.
+
+        Raises:
+            IndexCorruptError: A column or a weight is out of its range.
+        """
         starts = self.rows.indptr[rows].astype(np.int64)
         lengths = self.rows.indptr[rows + 1] - starts
         ends = np.concatenate([[0], np.cumsum(lengths)])
         places = np.arange(ends[-1]) + np.repeat(starts - ends[:-1], lengths)
-        parts = (self.rows.data[places], self.rows.indices[places], ends)
-        return sparse.csr_array(parts, shape=(len(rows), self.rows.shape[1])), places
+        weights, columns, width = (
+            self.rows.data[places],
+            self.rows.indices[places],
+            self.rows.shape[1],
+        )
+        # scipy trusts columns, and writes outside its arrays where they are wrong.
+        inside = not len(columns) or 0 <= int(columns.min()) <= int(columns.max()) < width
+        demand(Path(f"{self._file}.column.npy"), inside, f"must hold columns below {width}")
+        above = not len(weights) or 0 < float(weights.min()) <= float(weights.max()) < np.inf
+        demand(Path(f"{self._file}.weight.npy"), above, "must hold finite numbers above 0")
+        return sparse.csr_array((weights, columns, ends), shape=(len(rows), width)), places

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -63,6 +64,7 @@ class Writer:
 
         Raises:
             IndexCorruptError: A segment that was to be merged is damaged.
+            OSError: A file cannot be written; the error names it.
         """
         state = self._manifest.state()
         documents: list[Document] = []
@@ -79,7 +81,8 @@ class Writer:
                 meta["vocabulary_sha256"] = vocabulary.sha256
         removed = self.staging.deleted | self.staging.documents.keys()
         numbered = dict(enumerate(rows, state.next_segment))
-        with ThreadPoolExecutor(1) as pool:  # files are written while documents go into SQLite
+        # Files are written while documents go into SQLite.
+        with self._clean(), ThreadPoolExecutor(1) as pool:
             writing = pool.submit(self._write, state, parts)
             self._manifest.commit(numbered, documents, removed, meta, lambda: writing.result()[0])
         self.staging = Staging()
@@ -101,7 +104,7 @@ class Writer:
         old = any(entry.checksum is None for entry in state.segments.values())
         if len(state.segments) > 1 or state.tombstones or old:
             self._merge(list(state.segments))
-            self._manifest.shrink()
+        self._manifest.shrink()
 
     def close(self) -> None:
         """Drop what is staged, and let another writer come."""
@@ -120,9 +123,19 @@ class Writer:
             (segments[n], live_rows(segments[n].count, state.tombstones.get(n, nothing)))
             for n in numbers
         ]
-        new, ids = self._write(state, merged(parts))
-        self._manifest.merge(numbers, new, ids)
+        with self._clean():
+            new, ids = self._write(state, merged(parts))
+            self._manifest.merge(numbers, new, ids)
         self._store.sweep(self._manifest.state().segments)
+
+    @contextmanager
+    def _clean(self) -> Iterator[None]:
+        """Remove the files of what fails: they may be what fills the disk."""
+        try:
+            yield
+        except BaseException:
+            self._store.sweep(self._manifest.state().segments)
+            raise
 
     def _write(
         self, state: State, parts: Iterable[tuple[list[str], Encoding]]
