@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self, get_args
 
@@ -13,18 +12,17 @@ import numpy as np
 from scipy import sparse
 
 from indexer.base import Document, Fetched, Leg, Results
-from indexer.embedded.staging import Staging, no_rows, widths_of
-from indexer.filters import Filter
+from indexer.embedded.staging import no_rows, widths_of
 from indexer.impacts import ImpactQuantizer
-from indexer.lucene.accuracy import SAMPLED_ROWS, accuracy, spread
-from indexer.lucene.fields import FIELD_OF, impact_terms, unpack
+from indexer.lucene.answers import Answers, Words
+from indexer.lucene.changes import Changes
+from indexer.lucene.facts import facts
+from indexer.lucene.fields import FIELD_OF, unpack
 from indexer.lucene.jvm import java_class, java_errors, start_java
-from indexer.lucene.reader import Snapshot, escaped
-from indexer.lucene.scoring import LuceneExplanation, error_bound, explained, query_weights
-from indexer.lucene.selection import selection
-from indexer.lucene.state import FORMAT_VERSION, State, program_version
+from indexer.lucene.reader import Snapshot
+from indexer.lucene.scoring import LuceneExplanation
+from indexer.lucene.state import State, program_version
 from indexer.lucene.store import Store
-from indexer.lucene.writer import Writer
 from lexvla.encoding import Encoding
 from lexvla.errors import UnsupportedError, VocabularyMismatchError
 from lexvla.vocabulary import Vocabulary
@@ -83,14 +81,11 @@ class LuceneIndex:
         self._path = Path(directory)
         self._quantizer = quantizer
         self._store = Store(self._path)
-        self._staging = Staging()
         self._mutex = threading.RLock()
-        self._writer: Writer | None = None
+        self._changes: Changes | None = None
         self._snapshot: Snapshot | None = None
         self._closed = False
-        self._terms: dict[Leg, tuple[list[str], list[str], Sequence[str]]] = {}
-        # Of the last filter: a search over several legs asks with the same one for each.
-        self._chosen: tuple[tuple[int, str], Any] | None = None
+        self._known: dict[Leg, Words] = {}
         try:
             self._open(create, vocabulary, model)
         except BaseException:
@@ -107,17 +102,15 @@ class LuceneIndex:
         if create:
             if self._store.exists:
                 self._check_ours(self._refresh())
-            self._writer = Writer(self._store)
+            self._changes = Changes(self._store, self._quantizer)
             if not self._store.exists:
-                sha256 = "" if vocabulary is None else vocabulary.sha256
-                if vocabulary is not None:
-                    self._store.save_vocabulary(vocabulary)
-                self._writer.commit(State(model, sha256, writer_version=program_version()))
-        state = self._refresh().state
-        if state is None:
+                state = State(model, writer_version=program_version())
+                self._changes.begin(state, vocabulary)
+        kept = self._refresh().state
+        if kept is None:
             self.vocabulary = vocabulary or self._store.load_vocabulary() or self.vocabulary
             return
-        self.model = state.model
+        self.model = kept.model
         if vocabulary is not None and not len(self.vocabulary):
             self.vocabulary = vocabulary
         elif vocabulary is not None and vocabulary != self.vocabulary:
@@ -141,9 +134,8 @@ class LuceneIndex:
         if len(documents) != len(encoding):
             raise ValueError(f"{len(documents)} documents with {len(encoding)} vectors")
         with self._mutex:
-            self._lock()
-            widths = widths_of(encoding)
-            expected = dict(self._state().widths) or self._staging.widths or widths
+            changes, widths = self._lock(), widths_of(encoding)
+            expected = dict(self._state().widths) or changes.staging.widths or widths
             if len(self.vocabulary):
                 expected = {**expected, "lexical": len(self.vocabulary)}
             for leg in expected.keys() & widths.keys():
@@ -156,8 +148,7 @@ class LuceneIndex:
             vocabulary = self.vocabulary
             if not len(vocabulary):
                 vocabulary = Vocabulary(map(str, range(widths["lexical"])))
-            impact_terms(vocabulary)  # before anything is staged: Lucene may not take them
-            self._staging.add(documents, encoding)
+            changes.add(documents, encoding, vocabulary)
             self.vocabulary = vocabulary
 
     def delete(self, ids: Sequence[str]) -> int:
@@ -168,36 +159,17 @@ class LuceneIndex:
             UnsupportedError: Anserini built the index.
         """
         with self._mutex:
-            self._lock()
+            changes = self._lock()
             with java_errors(self._path):
-                committed = self._refresh().places(ids).keys() - self._staging.deleted
-            count = 0
-            for name in set(ids):
-                count += self._staging.discard(name) or name in committed
-            self._staging.deleted |= committed
-            return count
+                return changes.delete(ids, self._refresh())
 
     def commit(self) -> None:
         """Make all that is staged durable and visible, or nothing of it."""
         with self._mutex:
-            if not self._staging:
-                return
-            writer, state = self._lock(), self._state()
-            if self._staging.documents and state.vocabulary_sha256 != self.vocabulary.sha256:
-                self._store.save_vocabulary(self.vocabulary)
-                state = replace(state, vocabulary_sha256=self.vocabulary.sha256)
-            removed = self._staging.deleted | self._staging.documents.keys()
-            with self._undoing(writer):
-                if self._refresh().rows:
-                    writer.delete(removed)
-                if self._staging.documents:
-                    documents, encoding = self._staging.rows()
-                    given = {} if self._quantizer is None else {"lexical": self._quantizer}
-                    state = state.with_rows(encoding, given)
-                    writer.add(documents, encoding, state, impact_terms(self.vocabulary))
-                writer.commit(state)
-            self._staging = Staging()
-            self._refresh()
+            changes = self._changes
+            if changes is not None and changes.staging:
+                changes.commit(self._refresh(), self._state(), self.vocabulary)
+                self._refresh()
 
     def compact(self) -> None:
         """Commit, then merge all segments into one and give up the space of deleted rows.
@@ -207,14 +179,12 @@ class LuceneIndex:
             UnsupportedError: Anserini built the index.
         """
         with self._mutex:
-            writer = self._lock()
+            changes = self._lock()
             self.commit()
             snapshot = self._refresh()
-            if snapshot.segments < 2 and snapshot.count == snapshot.rows:
-                return
-            with self._undoing(writer):
-                writer.merge(self._state())
-            self._refresh()
+            if snapshot.segments > 1 or snapshot.count < snapshot.rows:
+                changes.merge(self._state())
+                self._refresh()
 
     def verify(self) -> list[str]:
         """Read all files against their checksums. Return a line for each damaged segment."""
@@ -242,25 +212,13 @@ class LuceneIndex:
         """
         if k < 1:
             raise ValueError(f"k must be at least 1, not {k}")
-        parsed = None if filter is None else Filter.parse(filter)
         with self._held() as snapshot, java_errors(self._path):
-            rows, step = self._asked(snapshot, queries, leg), self._step(snapshot, leg)
+            answers, rows = self._asked(snapshot, queries, leg)
             chosen = None
-            if filter is not None and parsed is not None:
-                chosen = self._choose(snapshot, filter, parsed)
-            return [
-                self._answer(snapshot, rows[[i]], k, leg, chosen, step) for i in range(len(queries))
-            ]
-
-    def _answer(
-        self, snapshot: Snapshot, row: sparse.csr_array, k: int, leg: Leg, chosen: Any, step: float
-    ) -> Results:
-        if not row.nnz or not snapshot.count:
-            return Results([], np.empty(0))
-        weights, scale = query_weights(row)
-        hits = snapshot.top(self._query(snapshot, row, leg, weights), row.nnz, k, chosen)
-        scores = np.array([score for _, score in hits], np.float64)
-        return Results([name for name, _ in hits], scores * (step / scale))
+            if filter is not None:
+                self._check_ours(snapshot)
+                chosen = snapshot.choose(filter)
+            return [answers.top(rows[[i]], k, chosen) for i in range(len(queries))]
 
     def bound(self, queries: Encoding, leg: Leg = "lexical") -> np.ndarray:
         """Return how far each query's scores can be from the exact dot products, float64.
@@ -271,17 +229,11 @@ class LuceneIndex:
             VocabularyMismatchError: The leg has another width in the index.
         """
         with self._held() as snapshot:
-            rows = self._asked(snapshot, queries, leg)
-            quantizer = self._scale(snapshot, leg)
-            return np.array([error_bound(rows[[i]], quantizer) for i in range(len(queries))])
+            answers, rows = self._asked(snapshot, queries, leg)
+            return np.array([answers.bound(rows[[i]]) for i in range(len(queries))])
 
     def explain(self, query: Encoding, id: str, leg: Leg = "lexical") -> LuceneExplanation:  # noqa: A002
-        """Return one document's score as Lucene explains it, with what each term adds.
-
-        Args:
-            query: One row.
-            id: The document.
-            leg: The leg to score by.
+        """Return a document's score for one query as Lucene explains it, term by term.
 
         Raises:
             KeyError: The index has no such id.
@@ -292,17 +244,8 @@ class LuceneIndex:
         if len(query) != 1:
             raise ValueError(f"one query is explained, not {len(query)}")
         with self._held() as snapshot, java_errors(self._path):
-            row, step = self._asked(snapshot, query, leg), self._step(snapshot, leg)
-            number, _ = snapshot.places([id])[id]
-            if not row.nnz:
-                return LuceneExplanation(id, 0.0, (), "")
-            weights, scale = query_weights(row)
-            tree, text = snapshot.explain(self._query(snapshot, row, leg, weights), number)
-            indexed, _, names = self._words(leg, row.shape[1])
-            columns = row.indices.tolist()
-            integers = dict(zip((indexed[c] for c in columns), weights.tolist(), strict=True))
-            written = {indexed[c]: names[c] for c in columns}
-            return explained(id, tree, text, integers, written, (1 / scale, step))
+            answers, rows = self._asked(snapshot, query, leg)
+            return answers.explain(rows, id)
 
     def fetch(self, ids: Sequence[str]) -> Fetched:
         """Return documents with their stored vectors, in the order of the ids.
@@ -311,29 +254,27 @@ class LuceneIndex:
             KeyError: The index has no such id.
             UnsupportedError: Anserini built the index: it keeps no vectors.
         """
-        with self._held(newest=False) as snapshot, java_errors(self._path):
-            if snapshot.places(ids).keys() >= set(ids):
+        try:
+            with self._held(newest=False) as snapshot, java_errors(self._path):
                 return self._fetch(snapshot, ids)
-        with self._held() as snapshot, java_errors(self._path):
-            return self._fetch(snapshot, ids)
+        except KeyError:
+            with self._held() as snapshot, java_errors(self._path):
+                return self._fetch(snapshot, ids)
 
     def _fetch(self, snapshot: Snapshot, ids: Sequence[str]) -> Fetched:
-        state, places = self._check_ours(snapshot), snapshot.places(ids)
-        for name in ids:
-            if name not in places:
-                raise KeyError(name)
+        widths = self._check_ours(snapshot).widths
         if not ids:
-            return Fetched([], no_rows(dict(state.widths) or {"lexical": len(self.vocabulary)}))
-        stored = [snapshot.stored(*places[name]) for name in ids]
-        documents, rows = zip(*stored, strict=True)
-        return Fetched(list(documents), unpack(rows, state.widths))
+            return Fetched([], no_rows(dict(widths) or {"lexical": len(self.vocabulary)}))
+        documents, vectors = zip(*snapshot.stored(ids), strict=True)
+        return Fetched(list(documents), unpack(vectors, widths))
 
     def fingerprints(self, ids: Sequence[str]) -> dict[str, str]:
         """Return the fingerprint of each of these ids that the index has, staged ones included."""
         with self._mutex:
             with self._held() as snapshot, java_errors(self._path):
                 found = {name: place[1] for name, place in snapshot.places(ids).items()}
-            return self._staging.fingerprints(found, ids)
+            changes = self._changes
+            return found if changes is None else changes.staging.fingerprints(found, ids)
 
     def count(self) -> int:
         """Return the number of searchable documents."""
@@ -342,52 +283,19 @@ class LuceneIndex:
     def info(self) -> dict[str, Any]:
         """Describe the index: counts, size in bytes, vocabulary, model, versions and accuracy.
 
-        Of the accuracy see `indexer.lucene.accuracy`. ``legs`` are those that are kept;
-        ``searched_legs`` are those that can be searched.
+        Of the accuracy see `indexer.lucene.facts`. ``legs`` are those that are kept, and
+        ``searched_legs`` those of them that can be searched.
         """
         with self._held() as snapshot, java_errors(self._path):
-            state = snapshot.state
-            widths = dict(state.widths) if state else {"lexical": len(self.vocabulary)}
-            facts: dict[str, Any] = {
-                "engine": "lucene",
-                "documents": snapshot.count,
-                "segments": snapshot.segments,
-                "deleted_rows": snapshot.rows - snapshot.count,
-                "bytes": self._store.size(),
-                "mean_active_words": snapshot.mean_words(),  # of deleted rows too
-                "legs": widths,
-                "searched_legs": [leg for leg in widths if leg in FIELD_OF],
-            }
-            if state is not None:
-                facts["quantization"] = self._accuracy(snapshot, state)
-            return facts | {
-                "vocabulary_size": len(self.vocabulary),
-                "vocabulary_sha256": self.vocabulary.sha256,
-                "model": self.model,
-                "commit": snapshot.generation,
-                "format_version": FORMAT_VERSION if state else None,
-                "writer_version": state.writer_version if state else "not LexVLA",
-                "lucene_version": str(
-                    java_class("org.apache.lucene.util.Version").LATEST.toString()
-                ),
-            }
-
-    def _accuracy(self, snapshot: Snapshot, state: State) -> dict[str, Any]:
-        live = snapshot.live(spread(snapshot.rows, SAMPLED_ROWS))
-        if not live:
-            return {}
-        sample = unpack([snapshot.vectors(number) for number in live], state.widths)
-        rows = {"lexical": sample.lexical, "codes": sample.codes}
-        return {leg: accuracy(kept, rows[leg]) for leg, kept in state.legs.items()}
+            return facts(snapshot, self._store, self.vocabulary)
 
     def close(self) -> None:
         """Give up files and the lock. What is staged and not committed is dropped."""
         with self._mutex:
             self._closed = True
-            self._staging, self._chosen = Staging(), None
-            if self._writer is not None:
-                self._writer.close()
-                self._writer = None
+            if self._changes is not None:
+                self._changes.close()
+                self._changes = None
             if self._snapshot is not None:
                 self._snapshot.close()
                 self._snapshot = None
@@ -432,24 +340,12 @@ class LuceneIndex:
         finally:
             held.__exit__(None, None, None)
 
-    @contextmanager
-    def _undoing(self, writer: Writer) -> Iterator[None]:
-        """Undo what a writer has begun if anything fails, so that it can be tried again."""
-        try:
-            with java_errors(self._path):
-                yield
-        except BaseException:
-            self._writer = None
-            writer.close()
-            raise
-
-    def _lock(self) -> Writer:
+    def _lock(self) -> Changes:
         """Become the writer, if this index is not that yet."""
-        if self._writer is None:
+        if self._changes is None:
             self._check_ours(self._refresh())
-            self._writer = Writer(self._store)
-            self._refresh()
-        return self._writer
+            self._changes = Changes(self._store, self._quantizer)
+        return self._changes
 
     def _state(self) -> State:
         return self._check_ours(self._refresh())
@@ -460,8 +356,10 @@ class LuceneIndex:
             raise UnsupportedError(f"{self._path}: {rule}")
         return snapshot.state
 
-    def _asked(self, snapshot: Snapshot, queries: Encoding, leg: Leg) -> sparse.csr_array:
-        """Return the queries' rows of a leg, if the index can be asked for it."""
+    def _asked(
+        self, snapshot: Snapshot, queries: Encoding, leg: Leg
+    ) -> tuple[Answers, sparse.csr_array]:
+        """Return what answers by a leg, and the queries' rows of it, if it can be asked for."""
         if leg not in get_args(Leg):
             raise ValueError(f"no leg is called {leg!r}; there are {', '.join(get_args(Leg))}")
         if leg not in FIELD_OF:
@@ -478,49 +376,20 @@ class LuceneIndex:
             raise UnsupportedError(f"the queries have no {leg} leg")
         if widths:
             self._check_width(leg, widths[leg], given[leg])
-        return queries.lexical if leg == "lexical" else queries.codes
+        quantizer = self._quantizer
+        if state is not None:
+            quantizer = state.legs[leg].quantizer if leg in state.legs else None
+        rows = queries.lexical if leg == "lexical" else queries.codes
+        return Answers(snapshot, leg, self._words(leg, given[leg]), quantizer), rows
 
-    def _scale(self, snapshot: Snapshot, leg: Leg) -> ImpactQuantizer | None:
-        if snapshot.state is None:
-            return self._quantizer
-        kept = snapshot.state.legs.get(leg)
-        return None if kept is None else kept.quantizer
-
-    def _step(self, snapshot: Snapshot, leg: Leg) -> float:
-        quantizer = self._scale(snapshot, leg)
-        return 1.0 if quantizer is None else quantizer.step
-
-    def _query(
-        self, snapshot: Snapshot, row: sparse.csr_array, leg: Leg, weights: np.ndarray
-    ) -> Any:
-        written = self._words(leg, row.shape[1])[1]
-        terms = [written[column] for column in row.indices.tolist()]
-        return snapshot.query(FIELD_OF[leg], terms, weights.tolist())
-
-    def _words(self, leg: Leg, width: int) -> tuple[list[str], list[str], Sequence[str]]:
-        """Return the terms of a leg's columns: as indexed, as queries write them, and by name."""
-        names = self.vocabulary.terms if leg == "lexical" else tuple(map(str, range(width)))
-        known = self._terms.get(leg)
-        if known is None or (known[2] is not names and known[2] != names):
-            indexed = impact_terms(self.vocabulary) if leg == "lexical" else list(names)
-            known = indexed, [escaped(term) for term in indexed], names
-            self._terms[leg] = known
+    def _words(self, leg: Leg, width: int) -> Words:
+        known = self._known.get(leg)
+        if leg == "lexical" and (known is None or known.vocabulary is not self.vocabulary):
+            known = Words(self.vocabulary)
+        elif known is None or len(known.vocabulary) != width:
+            known = Words(Vocabulary(map(str, range(width))))
+        self._known[leg] = known
         return known
-
-    def _choose(self, snapshot: Snapshot, text: str, parsed: Filter) -> Any:
-        """Return a filter as a query."""
-        self._check_ours(snapshot)
-        key = (snapshot.generation, text)
-        chosen = self._chosen
-        if chosen is None or chosen[0] != key:
-
-            def matching(part: Filter) -> list[str]:
-                places = snapshot.every_place().items()
-                return [name for name, place in places if part.matches(snapshot.document(*place))]
-
-            chosen = key, selection(parsed, matching)
-            self._chosen = chosen
-        return chosen[1]
 
     def _check_width(self, leg: str, expected: int, width: int) -> None:
         if width != expected:

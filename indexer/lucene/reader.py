@@ -7,13 +7,14 @@ import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 from indexer.base import Document
+from indexer.filters import Filter
 from indexer.lucene.fields import FINGERPRINT, ID, LEXICAL, RAW, VECTORS, document_of
 from indexer.lucene.jvm import java_cast, java_class, java_exception
-from indexer.lucene.selection import add_clause, any_of
+from indexer.lucene.selection import add_clause, any_of, selection
 from indexer.lucene.state import KEY, State
 
 __all__ = ["Snapshot", "escaped"]
@@ -44,13 +45,13 @@ class Snapshot:
         )
         similarity = java_class("io.anserini.search.similarity.ImpactSimilarity")
         self._searcher.setSimilarity(similarity())
-        self._json = java_class("com.fasterxml.jackson.databind.ObjectMapper")()
         sort_field = java_class(f"{_SEARCH}SortField")
         by_bytes = java_class(f"{_SEARCH}SortField$Type").STRING_VAL
         sort = java_class(f"{_SEARCH}Sort")
         by_id = sort_field(ID, by_bytes)
         self._by_score = sort(sort_field.FIELD_SCORE, by_id)
         self._by_id = sort(by_id, sort_field(FINGERPRINT, by_bytes))
+        self._chosen: tuple[str, Any] | None = None
 
     @cached_property
     def state(self) -> State | None:
@@ -112,8 +113,8 @@ class Snapshot:
             terms: At least one, as they stand in the index.
             weights: One for each, above 0.
         """
-        keyword = java_class("org.apache.lucene.analysis.core.KeywordAnalyzer")()
-        parser = java_class("org.apache.lucene.queryparser.classic.QueryParser")(field, keyword)
+        # A parser for each query: it is not for several threads, and costs little.
+        parser = java_class("org.apache.lucene.queryparser.classic.QueryParser")(field, _whole())
         pairs = zip(terms, weights, strict=True)
         return parser.parse(" ".join(f"{term}^{weight}" for term, weight in pairs))
 
@@ -142,10 +143,6 @@ class Snapshot:
             return {}
         return self._places(any_of(ID, set(ids)), len(set(ids)))
 
-    def every_place(self) -> dict[str, tuple[int, str]]:
-        """Return the same for all documents."""
-        return self._places(java_class(f"{_SEARCH}MatchAllDocsQuery")(), self.rows)
-
     def _places(self, query: Any, count: int) -> dict[str, tuple[int, str]]:
         hits = self._run(query, self._by_id, count, _ALL)
         return {_text(hit["fields"][0]): (hit["doc"], _text(hit["fields"][1])) for hit in hits}
@@ -159,18 +156,44 @@ class Snapshot:
         )
         self._searcher.search(query, java_cast(f"{_SEARCH}Collector", collector))
         # All hits come back in one piece too: each number and id alone would take its time.
-        text = self._json.writeValueAsString(collector.topDocs())
+        text = _json_writer().writeValueAsString(collector.topDocs())
         hits: list[dict[str, Any]] = json.loads(text)["scoreDocs"]
         return hits
 
-    def stored(self, number: int, fingerprint: str) -> tuple[Document, bytes]:
-        """Return a document of ours, and its vectors as `indexer.lucene.fields.pack` wrote them."""
-        stored = self._stored(number)
-        return document_of(stored.get(RAW), fingerprint), _bytes(stored.getBinaryValue(VECTORS))
+    def stored(self, ids: Sequence[str]) -> list[tuple[Document, bytes]]:
+        """Return documents of ours, with the vectors that `indexer.lucene.fields.pack` wrote.
 
-    def document(self, number: int, fingerprint: str) -> Document:
-        """Return a document of ours."""
-        return document_of(self._stored(number).get(RAW), fingerprint)
+        Raises:
+            KeyError: There is no such document.
+        """
+        places = self.places(ids)
+        found = []
+        for name in ids:
+            number, fingerprint = places[name]
+            stored = self._stored(number)
+            vectors = _bytes(stored.getBinaryValue(VECTORS))
+            found.append((document_of(stored.get(RAW), fingerprint), vectors))
+        return found
+
+    def choose(self, text: str) -> Any:
+        """Return a filter as a query of Lucene.
+
+        Raises:
+            FilterSyntaxError: It cannot be read.
+        """
+        # A search over several legs asks with the same one for each.
+        if self._chosen is None or self._chosen[0] != text:
+            self._chosen = text, selection(Filter.parse(text), self._matching)
+        return self._chosen[1]
+
+    def _matching(self, part: Filter) -> list[str]:
+        """Return the ids of the documents that a filter chooses, by looking at each."""
+        every = self._places(java_class(f"{_SEARCH}MatchAllDocsQuery")(), self.rows)
+        return [
+            name
+            for name, (number, fingerprint) in every.items()
+            if part.matches(document_of(self._stored(number).get(RAW), fingerprint))
+        ]
 
     def vectors(self, number: int) -> bytes:
         """Return a document's vectors as `indexer.lucene.fields.pack` wrote them."""
@@ -189,11 +212,22 @@ class Snapshot:
         explanation = self._searcher.explain(
             query, number, signature=f"(L{_PATH}Query;I)L{_PATH}Explanation;"
         )
-        found: dict[str, Any] = json.loads(self._json.writeValueAsString(explanation))
+        found: dict[str, Any] = json.loads(_json_writer().writeValueAsString(explanation))
         return found, str(explanation.toString())
 
 
 _OF_NUMBER = "(I)Lorg/apache/lucene/document/Document;"
+
+
+@cache
+def _whole() -> Any:
+    """Return what takes a term of a query as it is."""
+    return java_class("org.apache.lucene.analysis.core.KeywordAnalyzer")()
+
+
+@cache
+def _json_writer() -> Any:
+    return java_class("com.fasterxml.jackson.databind.ObjectMapper")()
 
 
 def escaped(term: str) -> str:

@@ -17,6 +17,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Callable, Collection, Iterable
+from functools import cache
 from typing import Any
 
 from indexer.base import Document
@@ -123,13 +124,16 @@ def any_of(field: str, terms: Collection[str]) -> Any:
         return java_class(f"{_SEARCH}MatchNoDocsQuery")()
     coded = (term.encode() for term in terms)
     listed = [{"bytes": base64.b64encode(t).decode(), "length": len(t)} for t in coded]
-    of_terms = java_class("org.apache.lucene.util.BytesRef")(b"").getClass()
-    reader = java_class("com.fasterxml.jackson.databind.ObjectMapper")().readerForListOf(of_terms)
-    values = reader.readValue(
-        json.dumps(listed), signature="(Ljava/lang/String;)Ljava/lang/Object;"
-    )
+    values = _reader_of_terms().readValue(json.dumps(listed))
     signature = "(Ljava/lang/String;Ljava/util/Collection;)V"
     return java_class(f"{_SEARCH}TermInSetQuery")(field, values, signature=signature)
+
+
+@cache
+def _reader_of_terms() -> Any:
+    """Return what reads a list of binary terms from JSON."""
+    of_terms = java_class("org.apache.lucene.util.BytesRef")(b"").getClass()
+    return java_class("com.fasterxml.jackson.databind.ObjectMapper")().readerForListOf(of_terms)
 
 
 def _equal(field: str, values: Iterable[Value]) -> Any:

@@ -84,11 +84,19 @@ class Store:
 
     def newer(self, snapshot: Snapshot) -> Snapshot:
         """Return a newer commit, or the same snapshot if there is none."""
+        # Lucene would read its newest file each time, which takes longer than some searches.
+        if self._newest() == snapshot.generation:
+            return snapshot
         with java_errors(self.path):
             reader = java_class("org.apache.lucene.index.DirectoryReader").openIfChanged(
                 snapshot.reader, signature=f"(L{_INDEX}DirectoryReader;)L{_INDEX}DirectoryReader;"
             )
         return snapshot if reader is None else Snapshot(self.path, reader)
+
+    def _newest(self) -> int:
+        """Return the number of the newest commit, by which its file is named."""
+        names = (file.name for file in self.path.glob("segments_*"))
+        return max((int(name.rpartition("_")[2], 36) for name in names), default=0)
 
     def directory(self) -> Any:
         """Return Lucene's object for the directory."""
