@@ -187,7 +187,7 @@ def plot(figures: Figures, path: Path) -> None:
     """Draw p50 over the number of documents, with the floor of memory below it."""
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(7, 4.2))
+    figure, axes = plt.subplots(figsize=(7, 5))
     colours = ("#0072b2", "#d55e00", "#009e73")
     for (words, rows), colour in zip(_by_words(figures).items(), colours, strict=False):
         sizes = [row["documents"] for row in rows]
@@ -201,7 +201,7 @@ def plot(figures: Figures, path: Path) -> None:
     axes.set_xlabel("documents")
     axes.set_ylabel("p50 of a query, ms")
     axes.grid(which="major", alpha=0.3)
-    axes.legend(fontsize="small")
+    axes.legend(fontsize="small", ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.13))
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
