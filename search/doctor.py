@@ -7,24 +7,22 @@ import importlib
 import importlib.metadata
 import importlib.util
 import os
-import re
-import shutil
 import sqlite3
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from indexer.jdk import GET as JAVA_GET
+from indexer.jdk import find_jdk, installed_jdks, java_home
+from lexvla.errors import EngineUnavailableError
 from search.console import print_columns, print_json
 
 __all__ = ["Check", "run"]
 
 MIN_PYTHON = (3, 11)
-MIN_JAVA = 21
 MIN_SQLITE = (3, 35, 0)
-# This version has the embedded engine only; a machine can be made ready for the others.
-LATER_LUCENE = "Lucene indexes, in a later version"
+LUCENE = "indexes lucene:DIR"
 LATER_ELASTIC = "Elasticsearch indexes, in a later version"
 
 
@@ -124,22 +122,17 @@ def _cuda() -> Check:
 
 
 def _java() -> Check:
-    gives = LATER_LUCENE
-    get = f"install a JDK {MIN_JAVA} or newer and set JAVA_HOME"
-    home = os.environ.get("JAVA_HOME")
-    program = shutil.which("java", path=str(Path(home) / "bin")) if home else None
-    program = program or shutil.which("java")
-    if program is None:
-        return _check("JDK", False, "", gives, get)
+    gives, named = LUCENE, java_home()
+    ignored = f"; JAVA_HOME has {named.version}" if named and not named.is_suitable else ""
+    if os.environ.get("JAVA_HOME") and named is None:
+        ignored = "; JAVA_HOME has none"
     try:
-        done = subprocess.run(  # noqa: S603 - the user's own java
-            [program, "-version"], capture_output=True, text=True, timeout=20, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return _check("JDK", False, "does not start", gives, get)
-    named = re.search(r'version "(?:1\.)?(\d+)([^"]*)"', done.stderr + done.stdout)
-    found = named[1] + named[2] if named else "of unknown version"
-    return _check("JDK", named is not None and int(named[1]) >= MIN_JAVA, found, gives, get)
+        jdk = find_jdk()
+    except EngineUnavailableError:
+        newest = max(installed_jdks(), key=lambda jdk: jdk.numbers, default=None)
+        found = (newest.version if newest else "none") + ignored
+        return _check("JDK", False, found if newest or ignored else "", gives, JAVA_GET)
+    return _check("JDK", True, f"{jdk.version} at {jdk.home}{ignored}", gives, JAVA_GET)
 
 
 _CHECKS: tuple[Callable[[], Check], ...] = (
@@ -166,6 +159,6 @@ _CHECKS: tuple[Callable[[], Check], ...] = (
         "pip install 'lexvla[evaluation]'",
     ),
     _java,
-    _package("Pyserini", "pyserini", LATER_LUCENE, "pip install pyserini"),
+    _package("Pyserini", "pyserini", LUCENE, "pip install 'lexvla[pyserini]'"),
     _package("Elasticsearch client", "elasticsearch", LATER_ELASTIC, "pip install elasticsearch"),
 )

@@ -210,29 +210,6 @@ def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     assert "Python" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("said", "ok", "found"),
-    [
-        ('openjdk version "21.0.4" 2024-07-16', True, "21.0.4"),
-        ('openjdk version "24-ea" 2025-03-18', True, "24-ea"),
-        ('java version "1.8.0_402"', False, "8.0_402"),
-        ("Segmentation fault", False, "of unknown version"),
-    ],
-)
-def test_doctor_reads_the_version_of_java(
-    said: str, ok: bool, found: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from search.doctor import _java
-
-    program = tmp_path / "bin" / "java"
-    program.parent.mkdir()
-    program.write_text(f"#!/bin/sh\necho '{said}' >&2\n")
-    program.chmod(0o755)
-    monkeypatch.setenv("JAVA_HOME", str(tmp_path))
-    check = _java()
-    assert (check.ok, check.found) == (ok, found)
-
-
 def test_train(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
