@@ -123,6 +123,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         if not torch.cuda.is_available():
             pytest.skip("needs an NVIDIA GPU and a CUDA build of torch")
 
+    if item.get_closest_marker("java"):
+        from lucene_fakes import missing
+
+        if reason := missing():
+            pytest.skip(reason)
+
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say how many tests of each kind ran, so that a kind that no longer runs is seen."""

@@ -1,0 +1,213 @@
+"""The same answers from every engine: the embedded one with and without numba, and Lucene."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from unittest import mock
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+import filter_fakes
+from engine_parity import (
+    Engine,
+    ban,
+    check,
+    compare,
+    hostile_ids,
+    put,
+    queries,
+    random_stored,
+)
+from indexer import Document
+from indexer_fakes import LEGS, QUERY, documents, encode
+
+EMBEDDED = Engine("embedded", str, nullcontext, LEGS, True)
+NUMPY = Engine(
+    "numpy",
+    str,
+    lambda: mock.patch("indexer.embedded.postings.kernels", lambda *_: None),
+    LEGS,
+    True,
+)
+LUCENE = Engine("lucene", lambda path: f"lucene:{path}", nullcontext, ("lexical", "codes"), False)
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(EMBEDDED, id="embedded"),
+        pytest.param(NUMPY, id="numpy"),
+        pytest.param(LUCENE, id="lucene", marks=pytest.mark.java),
+    ]
+)
+def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
+    if request.param is EMBEDDED:
+        pytest.importorskip("numba", reason="needs numba: pip install 'lexvla[fast]'")
+    with request.param.context():
+        yield request.param
+
+
+@pytest.mark.parametrize("k", [1, 7, 1000])
+def test_many_commits_upserts_and_deletions(engine, tmp_path, k):
+    rng = np.random.default_rng(3)
+    stored = random_stored(rng, [f"d{i:03}" for i in rng.permutation(300)])
+    ids = list(stored)
+    with engine.open(tmp_path / "i") as index:
+        for start, stop in ((0, 1), (1, 120), (120, 300)):
+            put(index, {name: stored[name] for name in ids[start:stop]})
+        changed = random_stored(rng, ids[50:90])
+        put(index, changed)
+        stored |= changed
+        gone = ids[::7]
+        assert index.delete([*gone, "unknown"]) == len(gone)
+        index.commit()
+        stored = {name: pair for name, pair in stored.items() if name not in gone}
+        assert index.count() == len(stored)
+        for query in queries(rng, 4):
+            check(engine, index, stored, query, k)
+        index.compact()
+        for query in queries(rng, 4):
+            check(engine, index, stored, query, k)
+        back = index.fetch(list(stored))
+        assert back.documents == [document for document, _ in stored.values()]
+        expected = encode([row for _, row in stored.values()])
+        for leg in ("lexical", "codes"):
+            assert (getattr(back.encoding, leg) != getattr(expected, leg)).nnz == 0
+        assert (back.encoding.patches == expected.patches).all()
+        assert (back.encoding.dense == expected.dense).all()
+
+
+def test_filters_come_before_the_best_are_taken(engine, tmp_path):
+    rng = np.random.default_rng(4)
+    stored = random_stored(rng, [f"d{i:03}" for i in range(200)])
+    with engine.open(tmp_path / "i") as index:
+        for start in range(0, 200, 80):
+            put(index, dict(list(stored.items())[start : start + 80]))
+        index.delete(["d000", "d100"])
+        index.commit()
+        del stored["d000"], stored["d100"]
+        for text in (
+            "year >= 2005 and tag = cat",
+            "not tag = cat",
+            "year < 2003 or id in (d001, d002, d100)",
+            'text != "text of d001"',
+            "year > 3000",
+            "nothing = 1",
+            "id in ()",
+        ):
+            for query in queries(rng, 2):
+                for k in (3, 1000):
+                    check(engine, index, stored, query, k, text)
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(filter_fakes.documents, filter_fakes.filters)
+def test_any_filter_on_any_documents(engine, tmp_path_factory, made, tree):
+    made = [Document(f"d{i}", d.uri, d.text, d.metadata, d.fingerprint) for i, d in enumerate(made)]
+    with engine.open(tmp_path_factory.mktemp("index") / "i") as index:
+        index.add(made, encode([{0: 1.0}] * len(made)))
+        index.commit()
+        assert index.fetch([d.id for d in made]).documents == made
+        (results,) = index.search(QUERY, filter=filter_fakes.written(tree))
+        assert results.ids == [d.id for d in made if tree.matches(d)]
+
+
+def test_equal_scores_come_by_id_across_commits(engine, tmp_path):
+    names = ["b", "é", "z", "\U0001f600", "\uffff", "a", "c", "Z", "a b", "\ud7ff"]
+    with engine.open(tmp_path / "i") as index:
+        for part in (names[:5], names[5:]):
+            index.add(documents(part), encode([{0: 1.0, 3: 0.5}] * len(part)))
+            index.commit()
+        for k in (1, 4, 99):
+            assert index.search(QUERY, k)[0].ids == sorted(names)[:k]
+        index.compact()
+        assert index.search(QUERY, 99)[0].ids == sorted(names)
+
+
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(hostile_ids)
+def test_any_ids(engine, tmp_path_factory, names):
+    with engine.open(tmp_path_factory.mktemp("index") / "i") as index:
+        index.add(documents(names), encode([{0: 1.0}] * len(names)))
+        index.commit()
+        assert index.search(QUERY, 99)[0].ids == sorted(names)
+        assert index.fetch(names).documents == documents(names)
+        assert index.fingerprints(names) == dict.fromkeys(names, "")
+        (results,) = index.search(QUERY, 99, filter=ban(names[:1]))
+        assert results.ids == sorted(names[1:])
+        assert index.delete(names[1:]) == len(names) - 1
+        index.commit()
+        assert index.search(QUERY, 99)[0].ids == names[:1]
+
+
+def test_empty_vectors_and_empty_queries(engine, tmp_path):
+    with engine.open(tmp_path / "i") as index:
+        assert index.search(QUERY)[0].ids == []
+        index.add(documents("ab"), encode([{}, {1: 1.0}]))
+        index.commit()
+        assert index.count() == 2
+        assert [r.ids for r in index.search(encode([{}, {1: 0.5}, {2: 1.0}]))] == [[], ["b"], []]
+        assert index.fetch(["a"]).encoding.lexical.nnz == 0
+        assert len(index.fetch([]).encoding) == 0
+        index.delete("ab")
+        index.commit()
+        assert (index.count(), index.search(QUERY)[0].ids) == (0, [])
+
+
+def test_all_scores_equal_beyond_the_end_of_the_index(engine, tmp_path):
+    names = [f"{i:04}" for i in range(1500)]
+    with engine.open(tmp_path / "i") as index:
+        index.add(documents(names[::-1]), encode([{0: 0.5}] * len(names)))
+        index.commit()
+        exact = dict.fromkeys(names, 0.5)
+        for k in (10, 1499, 10**6):
+            (results,) = index.search(QUERY, k)
+            compare(results, exact, k, engine.bound(index, QUERY, "lexical"), engine.is_exact)
+            assert results.ids == names[:k]
+
+
+def test_a_hundred_thousand_ids_in_a_filter(engine, tmp_path):
+    names = [f"d{i:04}" for i in range(3000)]
+    banned = [f"x{i:06}" for i in range(97_003)] + names[:-3]
+    with engine.open(tmp_path / "i") as index:
+        index.add(documents(names), encode([{0: 1.0}] * len(names)))
+        index.commit()
+        (results,) = index.search(QUERY, filter=ban(banned))
+        assert results.ids == names[-3:]
+
+
+def test_many_queries_at_once(engine, tmp_path):
+    rng = np.random.default_rng(5)
+    stored = random_stored(rng, [f"d{i:03}" for i in range(100)])
+    asked = encode([{i % 12: 1.0, (i * 5) % 12: 0.3} for i in range(30)], patches=False)
+    with engine.open(tmp_path / "i") as index:
+        put(index, stored)
+        for leg in engine.legs:
+            together = index.search(asked, 5, leg)
+            alone = [index.search(asked[i], 5, leg)[0] for i in range(30)]
+            assert [r.ids for r in together] == [r.ids for r in alone]
+            assert [r.scores.tolist() for r in together] == [r.scores.tolist() for r in alone]
+
+
+def test_what_is_staged_shows_at_commit_only(engine, tmp_path):
+    with engine.open(tmp_path / "i") as index:
+        index.add(documents("ab"), encode([{0: 1.0}] * 2))
+        assert index.count() == 0
+        assert index.fingerprints("abc") == {"a": "", "b": ""}
+        index.commit()
+        assert index.delete("a") == 1
+        assert index.delete("a") == 0
+        assert index.search(QUERY)[0].ids == ["a", "b"]
+        with engine.open(tmp_path / "i", create=False) as reader:
+            assert reader.search(QUERY)[0].ids == ["a", "b"]
+            index.commit()
+            assert reader.fetch(["a"]).documents == documents("a")  # of the last search's commit
+            assert reader.search(QUERY)[0].ids == ["b"]
+            with pytest.raises(KeyError):
+                reader.fetch(["a"])
+    with engine.open(tmp_path / "i", create=False) as index:
+        index.add(documents("c"), encode([{0: 1.0}]))
+    with engine.open(tmp_path / "i", create=False) as index:
+        assert index.search(QUERY)[0].ids == ["b"]
