@@ -12,18 +12,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
-from unittest import mock
 
-import numpy as np
 from engine_checks import race
-from engine_contenders import POSTING_BYTES, ByScipy, BySeismic, embedded, of_index, truths
+from engine_contenders import ByScipy, BySeismic, embedded, truths
 from engine_data import described
 from engine_lucene import lucene_engines
+from engine_touched import touched
 from scipy import sparse
 
 from indexer import Index, open_index
-from indexer.embedded import rescoring
-from indexer.embedded.postings import kernels
+from indexer.embedded.postings import build, kernels
 from indexer.impacts import ImpactQuantizer
 from lexvla.encoding import Encoding
 
@@ -89,32 +87,6 @@ def in_fresh_process(folder: Path, queries: sparse.csr_array) -> dict[str, Any]:
     return facts
 
 
-def touched(
-    index: Index, stored: sparse.csr_array, queries: sparse.csr_array
-) -> dict[str, int | float]:
-    """Return what queries read, each byte once: postings of their words, and rescored rows."""
-    rescored: list[np.ndarray] = []
-    row_scores = rescoring._row_scores
-
-    def noted(forward: sparse.csr_array, rows: np.ndarray, query: sparse.csr_array) -> np.ndarray:
-        rescored.append(rows)
-        return row_scores(forward, rows, query)
-
-    contender = of_index("", index, queries)
-    with mock.patch.object(rescoring, "_row_scores", noted):
-        for number in range(queries.shape[0]):
-            contender.ask(number)
-    frequencies = np.bincount(stored.indices, minlength=stored.shape[1])
-    postings = int(frequencies[np.unique(queries.indices)].sum()) * POSTING_BYTES
-    rows = np.unique(np.concatenate(rescored))
-    words = int(np.diff(stored.indptr)[rows].sum())
-    return {
-        "posting_bytes": postings,
-        "row_bytes": words * 8,  # a column and a weight of four bytes each
-        "rescored": float(np.mean([len(rows) for rows in rescored])),
-    }
-
-
 def compare(
     stored: sparse.csr_array, asked: list[sparse.csr_array], effort: Effort
 ) -> Iterator[dict[str, Any]]:
@@ -141,7 +113,9 @@ def compare(
         index = opened.enter_context(open_index(str(folder), create=True))
         builds["embedded"] = fill(index, folder, stored, stored.shape[0])
         queries = asked[0][:FRESH_QUERIES]
-        figures["fresh"] = in_fresh_process(folder, queries) | touched(index, stored, queries)
+        figures["fresh"] = in_fresh_process(folder, queries) | touched(
+            index, stored, build(impacts), queries
+        )
         note(builds["embedded"], figures["fresh"])
         engines: list[Any] = [ByScipy(impacts)]
         builds["scipy, columns"] = engines[0].facts

@@ -15,6 +15,7 @@ import pytest
 from scipy import sparse
 
 from indexer import Document, open_index
+from indexer.embedded.postings import build
 from indexer.impacts import ImpactQuantizer
 from lexvla.encoding import Encoding
 
@@ -204,16 +205,20 @@ def test_small_and_large_integers_of_a_query(load) -> None:
 
 
 def test_what_queries_read_counts_each_byte_once(load, tmp_path) -> None:
-    comparison = load("engine_comparison")
+    reading = load("engine_touched")
     others: list[dict[int, float]] = [{2: 1.0}] * 16  # with fewer, all would be scored again
     stored = rows({0: 1.0}, {0: 0.5, 1: 0.5}, {3: 0.5, 4: 0.25, 5: 0.5}, *others)
     with open_index(str(tmp_path / "index"), create=True) as index:
         index.add([Document(f"{i:02d}") for i in range(19)], Encoding(stored))
         index.commit()
-        read = comparison.touched(index, stored, rows({0: 1.0}, {0: 0.5, 5: 0.5}))
+        postings = build(ImpactQuantizer.fit(stored).quantize(stored))
+        read = reading.touched(index, stored, postings, rows({0: 1.0}, {0: 0.5, 5: 0.5}))
     assert read["posting_bytes"] == 3 * (2 + 1)  # words 0 and 5
     assert read["row_bytes"] == 8 * (1 + 2 + 3)  # the first three documents
     assert read["rescored"] == 2.5
+    assert read["mapped_bytes"] == 4 * 65_536  # one piece of each file
+    spans = np.array([0, 30_000, 90_000, 200_000]), np.array([10, 33_000, 90_000, 200_001])
+    assert reading.pieces(*spans, 2) == 3  # the second lies in two, the third is empty
 
 
 def test_growth_stays_exact_over_commits_and_leaves_no_files(
@@ -293,7 +298,7 @@ def test_aims_are_met_or_missed_by_the_figures(load) -> None:
         {"words": 150.0, "engines": list(map(engine, names, (2.0, 17.0, 18.0)))},
     ]
     races[1]["engines"].append(engine("Lucene, engine alone, without skipping", 15.0))
-    fresh = {"posting_bytes": 1e6, "row_bytes": 2e6, "open_s": 0.3, "resident": 153e6}
+    fresh = {"mapped_bytes": 3e6, "resident_before": 5e7, "open_s": 0.3, "resident": 203e6}
     figures = {"races": races, "fresh": fresh}
     figures["builds"] = {"embedded": {"documents_a_second": 100_000.0}}
     found = table.aims("million", figures)

@@ -64,7 +64,9 @@ class SparseLeg:
         self.stored = int(starts[-1])
         column = open_array(folder / f"{leg}.row.column.npy", np.int32, (self.stored,))
         weight = open_array(folder / f"{leg}.row.weight.npy", np.float32, (self.stored,))
-        self.rows = sparse.csr_array((weight, column, starts), shape=(rows, width))
+        # Given the arrays to begin with, scipy would copy all columns to the type of the starts.
+        self.rows = sparse.csr_array((rows, width), dtype=np.float32)
+        self.rows.data, self.rows.indices, self.rows.indptr = weight, column, starts
         if quantizer is None:
             self._build(folder / f"{leg}.row.weight.npy")
             return
