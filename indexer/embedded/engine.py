@@ -245,7 +245,8 @@ class EmbeddedIndex:
     ) -> Encoding:
         """Return rows of a segment that the manifest says are those of these ids."""
         segment = snapshot.segments.get(number)
-        if segment is None or segment.ids(rows) != names:
+        there = segment is not None and 0 <= rows.min() <= rows.max() < segment.count
+        if segment is None or not there or segment.ids(rows) != names:
             rule = f"manifest.sqlite and segment {number} do not fit"
             raise IndexCorruptError(f"{self.directory}: damaged: {rule}")
         return segment.encoding(rows)

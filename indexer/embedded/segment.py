@@ -113,6 +113,15 @@ class Segment:
         quantizers: dict[str, Any] = {}
         if checksum is not None:
             quantizers = self._read_head(checksum)
+        try:
+            self._open(rows, widths, quantizers)
+        except IndexCorruptError as error:
+            for damage in self.damage():  # what does not fit may be due to another file
+                raise IndexCorruptError(damage) from error
+            raise
+
+    def _open(self, rows: int, widths: Mapping[str, int], quantizers: Mapping[str, Any]) -> None:
+        folder = self._folder
         self._id_start = open_array(folder / "ids.start.npy", np.int64, (rows + 1,))
         rising = bool(self._id_start[0] == 0 and (np.diff(self._id_start) > 0).all())
         demand(folder / "ids.start.npy", rising, "must rise from 0")
@@ -123,12 +132,10 @@ class Segment:
             if leg in widths
         }
         self._patch: np.ndarray | None = None
-        # Not by a look into the folder, where there is a better way: a writer that has merged this
-        # segment may just be removing its files.
-        has_patches = (
-            (folder / "patch.npy").exists() if checksum is None else "patch.npy" in self._files
-        )
-        if has_patches:
+        # Format 1 has no list. A look into the folder would be wrong for others: a writer that has
+        # merged this segment may just be removing its files.
+        listed = self._checksum is not None
+        if "patch.npy" in self._files if listed else (folder / "patch.npy").exists():
             stored = self.sparse["lexical"].stored
             self._patch = open_array(folder / "patch.npy", np.int16, (stored,))
         self.dense: DenseLeg | None = None
