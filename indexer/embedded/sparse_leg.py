@@ -68,19 +68,19 @@ class SparseLeg:
         self.rows = sparse.csr_array((rows, width), dtype=np.float32)
         self.rows.data, self.rows.indices, self.rows.indptr = weight, column, starts
         if quantizer is None:
-            self._build(folder / f"{leg}.row.weight.npy")
+            self._build()
             return
         self.quantizer = ImpactQuantizer.from_dict(quantizer)
         self.postings = Postings.open(folder, leg)
         fits = (self.postings.rows, self.postings.width) == (rows, width)
         demand(folder / f"{leg}.posting.block.npy", fits, f"must name {rows} rows of {width} terms")
 
-    def _build(self, weight: Path) -> None:
+    def _build(self) -> None:
         try:
             self.quantizer = ImpactQuantizer.fit(self.rows)
             self.postings = build(self.quantizer.quantize(self.rows))
         except ValueError as error:
-            raise IndexCorruptError(f"{weight}: damaged ({error})") from error
+            raise IndexCorruptError(f"{self._file}.*: damaged ({error})") from error
 
     def top(
         self, query: sparse.csr_array, k: int, allowed: np.ndarray | None, exact: bool
