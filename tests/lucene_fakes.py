@@ -32,7 +32,7 @@ def by_integers(
     """Search as the engine says it does, by scipy: integers, then score, then id."""
     rows, asked = getattr(stored, leg), getattr(query, leg)
     quantizer = state.legs[leg].quantizer
-    weights, scale = query_weights(asked)
+    weights, scale = query_weights(asked, state.legs[leg].longest)
     whole = sparse.csr_array((weights, asked.indices, asked.indptr), shape=asked.shape)
     sums = (quantizer.quantize(rows).astype(np.int64) @ whole.T).toarray()[:, 0].tolist()
     found = [pair for pair in zip(ids, sums, strict=True) if pair[1] > 0]

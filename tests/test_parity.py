@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import nullcontext
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -23,15 +22,10 @@ from engine_parity import (
 )
 from indexer import Document
 from indexer_fakes import LEGS, QUERY, documents, encode
+from postings_fakes import searching
 
-EMBEDDED = Engine("embedded", str, nullcontext, LEGS, True)
-NUMPY = Engine(
-    "numpy",
-    str,
-    lambda: mock.patch("indexer.embedded.postings.kernels", lambda *_: None),
-    LEGS,
-    True,
-)
+EMBEDDED = Engine("embedded", str, lambda: searching("numba"), LEGS, True)
+NUMPY = Engine("numpy", str, lambda: searching("numpy"), LEGS, True)
 LUCENE = Engine("lucene", lambda path: f"lucene:{path}", nullcontext, ("lexical", "codes"), False)
 
 

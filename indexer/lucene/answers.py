@@ -10,9 +10,10 @@ from scipy import sparse
 
 from indexer.base import Leg, Results
 from indexer.impacts import ImpactQuantizer
-from indexer.lucene.fields import FIELD_OF, impact_terms
+from indexer.lucene.fields import FIELD_OF, ID, impact_terms
 from indexer.lucene.reader import Snapshot, escaped
 from indexer.lucene.scoring import LuceneExplanation, error_bound, explained, query_weights
+from indexer.lucene.selection import any_of
 from lexvla.vocabulary import Vocabulary
 
 __all__ = ["Answers", "Words"]
@@ -47,29 +48,36 @@ class Answers:
         leg: One that Lucene searches.
         words: Its terms.
         quantizer: How the documents' weights became integers; ``None`` if they count as they are.
+        longest: The greatest length of a document's impacts; ``None`` if unknown.
     """
 
     def __init__(
-        self, snapshot: Snapshot, leg: Leg, words: Words, quantizer: ImpactQuantizer | None
+        self,
+        snapshot: Snapshot,
+        leg: Leg,
+        words: Words,
+        quantizer: ImpactQuantizer | None,
+        longest: float | None,
     ) -> None:
         self._snapshot = snapshot
         self._field = FIELD_OF[leg]
         self._words = words
         self._quantizer = quantizer
+        self._longest = longest
         self._step = 1.0 if quantizer is None else quantizer.step
 
     def top(self, row: sparse.csr_array, k: int, chosen: Any) -> Results:
         """Return the k best documents for one row, of those that a query of Lucene chooses."""
         if not row.nnz or not self._snapshot.count:
             return Results([], np.empty(0))
-        weights, scale = query_weights(row)
+        weights, scale = query_weights(row, self._longest)
         hits = self._snapshot.top(self._query(row, weights), row.nnz, k, chosen)
         scores = np.array([score for _, score in hits], np.float64)
         return Results([name for name, _ in hits], scores * (self._step / scale))
 
     def bound(self, row: sparse.csr_array) -> float:
         """Return how far scores for one row can be from the exact products."""
-        return error_bound(row, self._quantizer)
+        return error_bound(row, query_weights(row, self._longest), self._quantizer)
 
     def explain(self, row: sparse.csr_array, name: str) -> LuceneExplanation:
         """Take one document's score for one row apart.
@@ -80,14 +88,17 @@ class Answers:
         number, _ = self._snapshot.places([name])[name]
         if not row.nnz:
             return LuceneExplanation(name, 0.0, (), "")
-        weights, scale = query_weights(row)
-        tree, text = self._snapshot.explain(self._query(row, weights), number)
+        weights, scale = query_weights(row, self._longest)
+        query = self._query(row, weights)
+        tree, text = self._snapshot.explain(query, number)
+        hits = self._snapshot.top(query, row.nnz, 1, any_of(ID, [name]))
+        score = hits[0][1] if hits else 0.0
         columns = row.indices.tolist()
         indexed = [self._words.indexed[column] for column in columns]
         names = [self._words.vocabulary.terms[column] for column in columns]
         integers = dict(zip(indexed, weights.tolist(), strict=True))
         written = dict(zip(indexed, names, strict=True))
-        return explained(name, tree, text, integers, written, (1 / scale, self._step))
+        return explained(name, score, tree, text, integers, written, (1 / scale, self._step))
 
     def _query(self, row: sparse.csr_array, weights: np.ndarray) -> Any:
         terms = [self._words.queried[column] for column in row.indices.tolist()]

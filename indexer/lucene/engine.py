@@ -376,11 +376,11 @@ class LuceneIndex:
             raise UnsupportedError(f"the queries have no {leg} leg")
         if widths:
             self._check_width(leg, widths[leg], given[leg])
-        quantizer = self._quantizer
-        if state is not None:
-            quantizer = state.legs[leg].quantizer if leg in state.legs else None
+        quantizer, longest = self._quantizer, None
+        if state is not None and leg in state.legs:
+            quantizer, longest = state.legs[leg].quantizer, state.legs[leg].longest
         rows = queries.lexical if leg == "lexical" else queries.codes
-        return Answers(snapshot, leg, self._words(leg, given[leg]), quantizer), rows
+        return Answers(snapshot, leg, self._words(leg, given[leg]), quantizer, longest), rows
 
     def _words(self, leg: Leg, width: int) -> Words:
         known = self._known.get(leg)

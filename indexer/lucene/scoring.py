@@ -24,8 +24,9 @@ __all__ = [
 ]
 
 # Lucene's scores are float32, which has all whole numbers up to 2^24. With impacts of at most 255
-# a sum is exact if the query's integers add up to no more than this.
-LARGEST_SUM = (2**24 - 1) // 255
+# a sum is exact if the query's integers add up to no more than the second number.
+LARGEST_SCORE = 2**24 - 1
+LARGEST_SUM = LARGEST_SCORE // 255
 
 
 class QueryWeights(NamedTuple):
@@ -35,11 +36,12 @@ class QueryWeights(NamedTuple):
     scale: float
 
 
-def query_weights(query: sparse.csr_array) -> QueryWeights:
+def query_weights(query: sparse.csr_array, longest: float | None = None) -> QueryWeights:
     """Return a query's weights as whole numbers from 1 on, as great as exact sums allow.
 
     Args:
         query: One row.
+        longest: The greatest length of a document's impacts as a vector; ``None`` if unknown.
 
     Raises:
         UnsupportedError: It has over 32,896 words.
@@ -51,18 +53,28 @@ def query_weights(query: sparse.csr_array) -> QueryWeights:
         return QueryWeights(np.empty(0, np.int64), 1.0)
     weights = query.data.astype(np.float64)
     scale = (LARGEST_SUM - query.nnz) / float(weights.sum())
+    if longest:
+        # No product is greater than that of the two lengths, and rounding moves each weight by
+        # less than 1: for long queries this allows greater integers than the sum does.
+        room = LARGEST_SCORE * (1 - 1e-9) / longest - math.sqrt(query.nnz)
+        scale = max(scale, room / float(np.linalg.norm(weights)))
+    # A power of 2: weights such as 1, 0.5 and 0.25 become whole numbers without rounding.
+    scale = math.ldexp(1.0, math.frexp(scale)[1] - 1)
     return QueryWeights(np.maximum(np.rint(weights * scale), 1).astype(np.int64), scale)
 
 
-def error_bound(query: sparse.csr_array, quantizer: ImpactQuantizer | None) -> float:
+def error_bound(
+    query: sparse.csr_array, integers: QueryWeights, quantizer: ImpactQuantizer | None
+) -> float:
     """Return what whole numbers can change a document's score for a query by, at the most.
 
     Args:
         query: One row.
+        integers: Its weights as whole numbers.
         quantizer: That of the documents; ``None`` if their weights were whole numbers before.
     """
-    integers, scale = query_weights(query)
-    kept = sparse.csr_array((integers / scale, query.indices, query.indptr), shape=query.shape)
+    whole, scale = integers
+    kept = sparse.csr_array((whole / scale, query.indices, query.indptr), shape=query.shape)
     rounding = float(np.abs(query.data - kept.data).sum())
     if quantizer is None:
         return rounding * 255
@@ -94,8 +106,8 @@ class LuceneExplanation:
         id: The document.
         score: Lucene's score, in the units of a dot product; 0 if no term is shared.
         products: Those that `score` is the sum of, the greatest first.
-        lucene: Lucene's own explanation, as it prints it. Anserini's similarity tells of each
-            term's impact there, without the query's weight; the score on top is the true one.
+        lucene: Lucene's own explanation, as it prints it. Of each term, Anserini's similarity
+            tells the impact there, without the query's weight.
     """
 
     id: str
@@ -117,6 +129,7 @@ _WEIGHT = re.compile(r"weight\((?:contents|codes):(.*) in \d+\) \[[^]]*\], resul
 
 def explained(
     name: str,
+    score: float,
     tree: Mapping[str, Any],
     text: str,
     weights: Mapping[str, int],
@@ -127,6 +140,7 @@ def explained(
 
     Args:
         name: The document's id.
+        score: What Lucene's search gives it, as a whole number; 0 if it is not found.
         tree: Lucene's explanation as plain values.
         text: The same as Lucene prints it.
         weights: The query's integer of each term, as it stands in the index.
@@ -136,12 +150,10 @@ def explained(
     Raises:
         LexVLAError: The terms do not add up to Lucene's score.
     """
-    if not tree["match"]:
-        return LuceneExplanation(name, 0.0, (), text)
-    impacts = dict(_impacts(tree))
+    impacts = dict(_impacts(tree)) if tree["match"] else {}
     whole = sum(weights[term] * impact for term, impact in impacts.items())
-    if whole != tree["value"]:
-        raise LexVLAError(f"Lucene's score of {name!r} is {tree['value']}, its terms add {whole}")
+    if whole != score:
+        raise LexVLAError(f"Lucene's score of {name!r} is {score}, and its terms add up to {whole}")
     of_query, of_document = units
     products = [
         Product(
@@ -153,8 +165,8 @@ def explained(
         for term, impact in impacts.items()
     ]
     products.sort(key=lambda product: -product.product)
-    score = math.fsum(product.product for product in products)
-    return LuceneExplanation(name, score, tuple(products), text)
+    total = math.fsum(product.product for product in products)
+    return LuceneExplanation(name, total, tuple(products), text)
 
 
 def _impacts(tree: Mapping[str, Any]) -> list[tuple[str, int]]:

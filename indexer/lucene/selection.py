@@ -7,7 +7,7 @@ The field ``filter`` has a term for each thing that a comparison can ask of a do
     NAME \x01\x03 n DIGITS  a number           NAME \x01\x03 b0  false, b1 true
 
 In names and values a null character stands as \x01\x01 and \x01 as \x01\x02, which keeps their
-order; of a string of over 1,024 characters the rest stands as its hash. The digits of a number are
+order; of a string of over 200 characters the rest stands as its hash. The digits of a number are
 in the order of the numbers, exactly, however large or small: see `digits`.
 """
 
@@ -22,7 +22,7 @@ from typing import Any
 
 from indexer.base import Document
 from indexer.filters import ATTRIBUTES, And, Comparison, Filter, In, Not, Or, Value, kind_of
-from indexer.lucene.fields import END, FILTER
+from indexer.lucene.fields import END, FILTER, ID
 from indexer.lucene.jvm import java_class
 
 __all__ = ["any_of", "conditions", "digits", "selection"]
@@ -30,7 +30,8 @@ __all__ = ["any_of", "conditions", "digits", "selection"]
 _SAFE = str.maketrans({"\0": "\x01\x01", "\x01": "\x01\x02"})
 _OF = "\x01\x03"
 _CUT = "\x01\x04"
-LONGEST = 1024  # characters of a string that are compared; beyond, its hash is
+LONGEST = 200  # characters of a string that are compared; beyond, its hash is
+_LONGEST_LIMIT = 900  # bytes; Lucene takes ranges of terms of up to 1,000
 _SEARCH = "org.apache.lucene.search."
 
 Select = Callable[[Filter], Collection[str]]
@@ -95,7 +96,8 @@ def selection(filter: Filter, select: Select) -> Any:  # noqa: A002 - the public
     Args:
         filter: What to choose.
         select: Return the ids of the documents that a filter chooses, by looking at each: for
-            a range whose limit is a string of over 1,024 characters.
+            a range whose limit is a string of over 200 characters, or a number of over a thousand
+            digits.
     """
     if isinstance(filter, And | Or):
         occurs = "FILTER" if isinstance(filter, And) else "SHOULD"
@@ -110,9 +112,11 @@ def selection(filter: Filter, select: Select) -> Any:  # noqa: A002 - the public
         return _equal(filter.field, [filter.value])
     if filter.operator == "!=":
         return _unequal(filter.field, filter.value)
-    if isinstance(filter.value, str) and len(filter.value) > LONGEST:
-        return any_of("id", select(filter))
-    return _range(filter)
+    start, text = _limit(filter)
+    is_cut = isinstance(filter.value, str) and len(filter.value) > LONGEST
+    if is_cut or len(f"{start}{text}".encode()) > _LONGEST_LIMIT:
+        return any_of(ID, select(filter))
+    return _range(filter.operator, start, text)
 
 
 def any_of(field: str, terms: Collection[str]) -> Any:
@@ -156,14 +160,18 @@ def _unequal(field: str, value: Value) -> Any:
     return _without(any_of(FILTER, [f"{_escaped(field)}{_OF}{mark}"]), _equal(field, [value]))
 
 
-def _range(comparison: Comparison) -> Any:
+def _limit(comparison: Comparison) -> tuple[str, str]:
+    """Return what terms of the field and type start with, and the rest of that of the value."""
     value = comparison.value
     mark = "s" if kind_of(value) == "string" else "n"
-    start = f"{_escaped(comparison.field)}{_OF}{mark}"
     text = _escaped(value) if isinstance(value, str) else digits(value)
-    is_below = comparison.operator.startswith("<")
+    return f"{_escaped(comparison.field)}{_OF}{mark}", text
+
+
+def _range(sign: str, start: str, text: str) -> Any:
+    is_below = sign.startswith("<")
     low, high = (start, start + text) if is_below else (start + text, _after(start))
-    has_limit = comparison.operator.endswith("=")
+    has_limit = sign.endswith("=")
     to_bytes = java_class("org.apache.lucene.util.BytesRef")
     return java_class(f"{_SEARCH}TermRangeQuery")(
         FILTER,

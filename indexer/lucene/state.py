@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+import numpy as np
 from scipy import sparse
 
 from indexer.embedded.staging import widths_of
@@ -25,10 +26,19 @@ KEY = "lexvla"
 class LegState:
     """How one leg's weights became integers, and what that changed them by.
 
-    The error counts all documents that were ever committed, also those deleted since.
+    All counts are of the documents that were ever committed, also of those deleted since.
+
+    Attributes:
+        quantizer: Its bound holds for all of them.
+        longest: The greatest length of a document's impacts as a vector.
+        weights: How many weights there are.
+        total_error: What these were changed by, added up.
+        max_error: The greatest such change.
+        clipped: How many weights were above what the greatest integer stands for.
     """
 
     quantizer: ImpactQuantizer
+    longest: float = 0.0
     weights: int = 0
     total_error: float = 0.0
     max_error: float = 0.0
@@ -41,8 +51,11 @@ class LegState:
         error, old = self.quantizer.error(rows), self.quantizer
         lowest, highest = float(rows.data.min()), float(rows.data.max())
         quantizer = replace(old, lowest=min(old.lowest, lowest), highest=max(old.highest, highest))
+        impacts = old.quantize(rows).astype(np.float64)
+        length = float(np.sqrt(impacts.multiply(impacts).sum(axis=1).max()))
         return LegState(
             quantizer,
+            max(self.longest, length),
             self.weights + rows.nnz,
             self.total_error + error["mean"] * rows.nnz,
             max(self.max_error, error["max"]),

@@ -49,6 +49,7 @@ class Writer:
         settings.setSimilarity(similarity())
         settings.setRAMBufferSizeMB(_BUFFER_MIB)
         settings.setCommitOnClose(False)
+        settings.setUseCompoundFile(False)
         with java_errors(store.path):
             self.java = java_class(f"{_INDEX}IndexWriter")(store.directory(), settings)
 
