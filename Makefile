@@ -1,4 +1,5 @@
 # make demo: build a small index and search it.   make test: run the tests.
+# make engines: get what the tests of Lucene need; without it they are skipped.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,11 +8,12 @@ MADE := $(VENV)/.made
 TORCH := $(VENV)/.torch
 BASE := $(VENV)/.base
 DEV := $(VENV)/.dev
+PYSERINI := $(VENV)/.pyserini
 
 # So that pip's and the tools' output stays readable when it goes to a file.
 export PIP_PROGRESS_BAR := off
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint engines pyserini clean
 .DEFAULT_GOAL := demo
 
 demo: $(BASE)
@@ -24,6 +26,11 @@ lint: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+engines: $(DEV)
+	scripts/get_engines.sh
+
+pyserini: $(PYSERINI)
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
@@ -55,3 +62,9 @@ $(DEV): pyproject.toml $(TORCH)
 	@echo "Installing LexVLA with its development tools into $(VENV) ..."
 	@$(PIP) install -c constraints.txt -e '.[dev]'
 	@touch $(BASE) $@
+
+# After torch and the rest: it must replace none of them.
+$(PYSERINI): pyproject.toml constraints.txt $(TORCH)
+	@echo "Installing Pyserini into $(VENV) (large) ..."
+	@$(PIP) install -c constraints.txt -e '.[pyserini]'
+	@touch $@
