@@ -113,8 +113,7 @@ class Manifest:
             if writable:
                 self._run("PRAGMA synchronous = FULL")
             self.refresh()
-            version = self._check_version()
-            if writable and version < FORMAT_VERSION:
+            if writable and self._version < FORMAT_VERSION:
                 self._upgrade()
         except BaseException:
             self._db.close()
@@ -141,12 +140,25 @@ class Manifest:
             db.close()
 
     def refresh(self) -> int:
-        """Move to the newest commit, and return its number."""
+        """Move to the newest commit, and return its number.
+
+        Raises:
+            IndexCorruptError: The file is damaged.
+            IndexVersionError: A newer version of the format was used to write it, maybe just now.
+        """
         with self._errors():
             if self._db.in_transaction:
                 self._db.execute("COMMIT")
             self._db.execute("BEGIN")
-            return int(self._meta()["commit"])
+            meta = self._meta()
+            self._version = int(meta["format_version"])
+            if self._version > FORMAT_VERSION:
+                written = f"format {self._version}, written by lexvla {meta.get('writer_version')}"
+                raise IndexVersionError(
+                    f"{self._path}: index {written}, is newer than this program reads"
+                    f" ({FORMAT_VERSION})"
+                )
+            return int(meta["commit"])
 
     def state(self) -> State:
         """Describe the commit that reads see."""
@@ -291,17 +303,6 @@ class Manifest:
     def _meta(self) -> dict[str, Any]:
         rows = self._run("SELECT key, value FROM meta")
         return {str(key): json.loads(value) for key, value in rows}
-
-    def _check_version(self) -> int:
-        with self._errors():
-            meta = self._meta()
-            version = int(meta["format_version"])
-        if version > FORMAT_VERSION:
-            written = f"index format {version}, written by lexvla {meta.get('writer_version')}"
-            raise IndexVersionError(
-                f"{self._path}: {written}, is newer than this program reads ({FORMAT_VERSION})"
-            )
-        return version
 
     def _upgrade(self) -> None:
         """Make room for what format 1 did not keep. Its segments stay until they are merged."""

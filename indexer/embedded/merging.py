@@ -52,7 +52,7 @@ def live_rows(count: int, deleted: np.ndarray) -> np.ndarray:
 
 
 def merged(
-    parts: Sequence[tuple[Segment, np.ndarray]], most: int = SEGMENT_ROWS
+    parts: Sequence[tuple[Segment, np.ndarray]], most: int
 ) -> Iterator[tuple[list[str], Encoding]]:
     """Yield ids and vectors of rows of segments, by ascending id, so many at a time.
 

@@ -101,8 +101,7 @@ class Writer:
         if self.staging:
             self.commit(vocabulary)
         state = self._manifest.state()
-        old = any(entry.checksum is None for entry in state.segments.values())
-        if len(state.segments) > 1 or state.tombstones or old:
+        if not self._is_compact(state):
             self._merge(list(state.segments))
         self._manifest.shrink()
 
@@ -110,6 +109,16 @@ class Writer:
         """Drop what is staged, and let another writer come."""
         self._manifest.close()
         self._store.unlock()
+
+    def _is_compact(self, state: State) -> bool:
+        """Tell whether the rows are cut into segments as a new index would cut them."""
+        entries = list(state.segments.values())
+        rows = [entry.rows for entry in entries]
+        if state.tombstones or rows != _cut(sum(rows)) or any(e.checksum is None for e in entries):
+            return False
+        segments = self._cache.get(state).values()
+        ends = [name for s in segments for name in s.ids(np.array([0, s.count - 1]))]
+        return ends == sorted(ends)
 
     def _due(self) -> list[int]:
         state = self._manifest.state()
@@ -124,7 +133,7 @@ class Writer:
             for n in numbers
         ]
         with self._clean():
-            new, ids = self._write(state, merged(parts))
+            new, ids = self._write(state, merged(parts, SEGMENT_ROWS))
             self._manifest.merge(numbers, new, ids)
         self._store.sweep(self._manifest.state().segments)
 
