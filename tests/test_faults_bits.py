@@ -94,6 +94,7 @@ def test_a_file_of_another_form_is_named_at_open(index, change):
     assert refused >= (2 if change == "of other rows" else 20)
 
 
+@pytest.mark.filterwarnings("ignore:Data type alias")
 def test_each_bit_of_a_header_counts_or_changes_nothing(tmp_path):
     numbers, file = np.arange(100, 109), tmp_path / "numbers.npy"
     save_array(file, numbers)
@@ -111,7 +112,7 @@ def test_each_bit_of_a_header_counts_or_changes_nothing(tmp_path):
 # Flipped bits
 
 
-@pytest.mark.parametrize(("what", "count"), [("index", 72), ("postings", 120)])
+@pytest.mark.parametrize(("what", "count"), [("index", 60), ("postings", 100)])
 @WAYS
 def test_a_flipped_bit_crashes_nothing(index, tmp_path, what, count, way):
     """In a process of its own, whose compiled loops look at each place that they read or write."""
@@ -119,7 +120,7 @@ def test_a_flipped_bit_crashes_nothing(index, tmp_path, what, count, way):
 
 
 def test_a_flipped_manifest_crashes_nothing(index, tmp_path):
-    run_flips(index, tmp_path, "manifest", 60, "numpy")
+    run_flips(index, tmp_path, "manifest", 40, "numpy")
 
 
 def run_flips(index: Path, tmp_path: Path, what: str, count: int, way: str) -> None:
@@ -137,7 +138,7 @@ def run_flips(index: Path, tmp_path: Path, what: str, count: int, way: str) -> N
     )
     assert done.returncode == 0, done.stdout[-500:] + done.stderr[-3000:]
     seen = json.loads(done.stdout.splitlines()[-1])
-    assert seen.pop("answered") > 10
+    assert seen.pop("answered") > 5
     assert sum(seen.values()) > count // 4
 
 

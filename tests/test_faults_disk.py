@@ -141,6 +141,7 @@ EVERYTHING = {
 @pytest.fixture(autouse=True)
 def _merge_early(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(merging, "FAN_IN", 4)
+    monkeypatch.setattr(os, "fsync", lambda _: None)  # saves time
 
 
 def test_a_commit_that_no_file_may_be_large_enough_for(tmp_path):

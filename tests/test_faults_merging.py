@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import tempfile
 from pathlib import Path
 
@@ -18,6 +19,12 @@ from indexer.embedded.segment import Segment, write_segment
 from indexer_fakes import LEGS, VOCABULARY, brute_force, documents, encode, found, random_rows
 from kill_fakes import files_of
 from lexvla.encoding import Encoding
+
+
+@pytest.fixture(autouse=True)
+def _without_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", lambda _: None)  # saves time
+
 
 # What is due
 
