@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from indexer.base import Document, Fetched, Index, Results
     from indexer.embedded import EmbeddedIndex
     from indexer.filters import Filter
+    from indexer.lucene import LuceneIndex
     from indexer.pipeline import Reject, Report, index_source
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "Fetched",
     "Filter",
     "Index",
+    "LuceneIndex",
     "Reject",
     "Report",
     "Results",
@@ -31,6 +33,7 @@ _MODULES = {
     "Fetched": "indexer.base",
     "Filter": "indexer.filters",
     "Index": "indexer.base",
+    "LuceneIndex": "indexer.lucene",
     "Reject": "indexer.pipeline",
     "Report": "indexer.pipeline",
     "Results": "indexer.base",
