@@ -21,8 +21,9 @@ _SMALLEST = 1024  # below this, sizes do not matter
 def due(rows: Mapping[int, int], deleted: Mapping[int, int]) -> list[int]:
     """Return the segments to merge now, or none.
 
-    A row is copied about once for each eightfold growth of the index, and an index of n rows has
-    no more than some 7 log8(n / 1024) segments of less than half the largest size.
+    From 1,024 rows on, a row is copied about once for each eightfold growth of the index; below,
+    small commits copy it more often, which costs little. An index of n rows has no more than some
+    7 log8(n / 1024) segments of less than half the largest size.
 
     Args:
         rows: The number of rows of each segment.
