@@ -101,7 +101,8 @@ try:
 except KeyboardInterrupt:
     print("interrupted")
 """
+    before = signal.getsignal(signal.SIGINT)
     done = run(code, str(tmp_path / "i"))
     assert (done.returncode, done.stdout, done.stderr) == (0, "interrupted\n", "")
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
     assert find_jdk().is_suitable
