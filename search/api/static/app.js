@@ -1,0 +1,262 @@
+// The page: one state, one search at a time, and the link that says both.
+
+import { getJson, search } from "./api.js";
+import { showChips } from "./chips.js";
+import { watchWordField } from "./completion.js";
+import { detailPanel } from "./detail.js";
+import { byId, element, number, plural } from "./dom.js";
+import { card, watchArrows } from "./hits.js";
+import { clearProblem, markFilter, say, showProblem, watchKey } from "./messages.js";
+import { watchImage } from "./query_image.js";
+import * as query from "./state.js";
+import { wordList } from "./words.js";
+
+const PAGE = 24; // hits at a time
+const ASKED_WORDS = 12;
+const LEGS = { lexical: "words", codes: "codes", dense: "dense vectors" };
+
+let state = query.fromLink(location.search);
+let image = { file: null, region: null };
+let running = null; // the AbortController of the search under way
+let retry = 0; // the timer of the next try
+let shown = 0; // hits on the page
+let opener = null; // the card whose hit is open
+
+// Images are no part of a link; the tab keeps them, and its history says which one.
+const images = new Map();
+
+const actions = {
+  ban: (word) => go(query.withBan(readForm(), word)),
+  boost: (word) => go(query.withBoost(readForm(), word)),
+  require: (word) => go(query.withRequire(readForm(), word)),
+  release: (word) => (focusText(), go(query.without(readForm(), word))),
+  noFilter: () => (focusText(), go({ ...readForm(), filter: "" })),
+  addFilter: (field, value) => go(query.withFilter(readForm(), field, value)),
+  image: (file) => go(readForm(), { file, region: null }),
+};
+const picture = watchImage((next) => go(readForm(), next));
+const detail = detailPanel(actions, closeDetail);
+
+// One step of the user's: it becomes an entry of the history, and is searched for.
+function go(next, nextImage = image) {
+  state = next;
+  image = nextImage;
+  history.pushState(imageNote(), "", query.toLink(state) || "./");
+  return run();
+}
+
+function imageNote() {
+  if (!image.file) return null;
+  let kept = [...images].find(([, file]) => file === image.file)?.[0];
+  if (kept === undefined) {
+    kept = `${Date.now()}-${images.size}`;
+    images.set(kept, image.file);
+  }
+  return { image: kept, region: image.region };
+}
+
+function comeBack() {
+  state = query.fromLink(location.search);
+  const note = history.state;
+  const file = images.get(note?.image) ?? null;
+  image = { file, region: file ? note.region : null };
+  return run().then(() => {
+    if (note?.image && !file) say("The image of this search is gone with the last page. Drop it again.");
+  });
+}
+
+function showState() {
+  const text = byId("text");
+  if (text.value !== state.text) text.value = state.text;
+  byId("filter").value = state.filter;
+  byId("fusion").value = state.fusion;
+  for (const box of byId("legs").querySelectorAll("input")) {
+    box.checked = !state.legs.length || state.legs.includes(box.value);
+  }
+  document.title = state.text ? `${state.text} – LexVLA` : "LexVLA";
+  picture.show(image);
+  showChips(state, actions);
+}
+
+async function run(tries = 0) {
+  clearTimeout(retry);
+  running?.abort();
+  const mine = new AbortController();
+  running = mine;
+  showState();
+  if (!query.asksSomething(state, image.file)) {
+    clearProblem();
+    clearHits();
+    return say("");
+  }
+  byId("results").setAttribute("aria-busy", "true");
+  try {
+    const request = { ...query.toRequest(state, image.file, image.region), k: PAGE };
+    const answer = await search(request, image.file, mine.signal);
+    if (running !== mine) return undefined;
+    clearProblem();
+    showAnswer(answer);
+  } catch (problem) {
+    if (running !== mine || problem.name === "AbortError") return undefined;
+    fail(problem, tries);
+  }
+  byId("results").removeAttribute("aria-busy");
+  return undefined;
+}
+
+function fail(problem, tries) {
+  clearProblem();
+  clearHits();
+  say("");
+  retry = showProblem(problem, tries, () => run(tries + 1));
+  markFilter(problem, state.filter);
+}
+
+function showAnswer({ query: asked, hits, took_ms: took }) {
+  showAsked(asked.words.slice(0, ASKED_WORDS));
+  const open = detail.id();
+  shown = hits.length;
+  byId("hits").replaceChildren(...hits.map((hit) => card(hit, openDetail)));
+  byId("more").hidden = hits.length < PAGE;
+  const legs = asked.legs.map((leg) => LEGS[leg] ?? leg).join(" + ");
+  const by = asked.legs.length > 1 ? `${legs}, ${asked.fusion}` : legs;
+  const time = took ? ` · ${number(took.total, 0)} ms` : "";
+  const count = hits.length < PAGE ? plural(hits.length, "hit") : `The best ${hits.length} hits`;
+  say(hits.length ? `${count} · by ${by}${time}` : "No hits.");
+  if (!hits.length) showNothing();
+  if (open !== null) keepOpen(hits.find((hit) => hit.id === open));
+}
+
+function showNothing() {
+  const hints = [];
+  if (state.ban.length || state.require.length) hints.push("Remove a banned or required word.");
+  if (state.filter) hints.push("Loosen the filter.");
+  if (!hints.length) hints.push("Try other words: nothing in the index shares one with the query.");
+  byId("hits").replaceChildren(
+    element("li", { class: "nothing" }, ...hints.map((hint) => element("p", {}, hint))),
+  );
+}
+
+function showAsked(words) {
+  byId("asked").hidden = words.length === 0;
+  byId("asked-words").replaceChildren(...wordList(words, actions));
+}
+
+function clearHits() {
+  shown = 0;
+  byId("hits").replaceChildren();
+  byId("more").hidden = true;
+  byId("asked").hidden = true;
+  byId("results").removeAttribute("aria-busy");
+  detail.hide();
+}
+
+async function showMore() {
+  const mine = running;
+  const request = { ...query.toRequest(state, image.file, image.region), k: PAGE, offset: shown };
+  byId("more").disabled = true;
+  try {
+    const { hits } = await search(request, image.file, mine.signal);
+    if (running !== mine) return;
+    const cards = hits.map((hit) => card(hit, openDetail));
+    byId("hits").append(...cards);
+    shown += hits.length;
+    byId("more").hidden = hits.length < PAGE;
+    say(plural(shown, "hit"));
+    cards[0]?.querySelector(".card").focus();
+  } catch (problem) {
+    if (problem.name !== "AbortError") retry = showProblem(problem, 0, () => (clearProblem(), showMore()));
+  } finally {
+    byId("more").disabled = false;
+  }
+}
+
+function openDetail(hit, button) {
+  if (detail.id() === hit.id) return closeDetail();
+  markOpen(button);
+  const done = detail.show(hit);
+  detail.focus();
+  return done;
+}
+
+// After a change the hit stays open, with its new parts, if it is still one.
+function keepOpen(hit) {
+  if (!hit) {
+    say(`${byId("status").textContent} The open hit is no longer among them.`);
+    detail.hide();
+    return focusText();
+  }
+  markOpen(cardOf(hit.id));
+  const held = byId("detail").contains(document.activeElement);
+  const done = detail.show(hit);
+  if (held) detail.focus();
+  return done;
+}
+
+const cardOf = (id) =>
+  [...byId("hits").children].find((item) => item.dataset.id === id)?.querySelector(".card");
+
+function markOpen(button) {
+  opener?.setAttribute("aria-expanded", "false");
+  opener = button;
+  opener?.setAttribute("aria-expanded", "true");
+}
+
+function closeDetail() {
+  detail.hide();
+  const before = opener;
+  markOpen(null);
+  before?.focus();
+}
+
+function focusText() {
+  byId("text").focus({ preventScroll: true });
+}
+
+async function showIndex() {
+  let index;
+  try {
+    index = await getJson("v1/index");
+  } catch {
+    return; // the search itself says what is wrong
+  }
+  byId("about").textContent = plural(index.count, "item");
+  byId("legs-row").hidden = index.legs.length < 2;
+  for (const leg of index.legs) {
+    const box = element("input", { type: "checkbox", name: "leg", value: leg });
+    byId("legs").append(element("label", {}, box, ` ${LEGS[leg] ?? leg}`));
+  }
+  showState();
+}
+
+// The state with what the fields hold: a click must not lose words that are typed but not sent.
+function readForm() {
+  const boxes = [...byId("legs").querySelectorAll("input")];
+  const on = boxes.filter((box) => box.checked).map((box) => box.value);
+  const legs = on.length === boxes.length ? [] : on;
+  const [text, filter, fusion] = ["text", "filter", "fusion"].map((id) => byId(id).value.trim());
+  return { ...state, text, filter, legs, fusion };
+}
+
+byId("search").addEventListener("submit", (event) => {
+  event.preventDefault();
+  go(readForm());
+});
+for (const id of ["legs", "fusion"]) byId(id).addEventListener("change", () => go(readForm()));
+byId("more").addEventListener("click", showMore);
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Escape" && !event.defaultPrevented && detail.isOpen()) closeDetail();
+  const typing = event.target.closest("input, select, textarea");
+  if (event.key === "/" && !typing && !event.ctrlKey && !event.metaKey && !event.altKey) {
+    event.preventDefault();
+    byId("text").select();
+    focusText();
+  }
+});
+addEventListener("popstate", comeBack);
+watchArrows();
+watchWordField(actions);
+watchKey(() => (showIndex(), run()));
+byId("options").open = Boolean(state.filter || state.legs.length || state.fusion);
+showIndex();
+comeBack();

@@ -1,0 +1,201 @@
+// One hit, opened: its words, where each was read from, and what its score is made of.
+
+import { documentPath, getBlob, getJson, picture } from "./api.js";
+import { byId, element, number } from "./dom.js";
+import { fill, labelOf } from "./hits.js";
+import { wordItem, wordList } from "./words.js";
+
+const SHOWN_WORDS = 16; // as many as a ban looks at
+const PAUSE = 60; // ms on a word before its heat map is asked for
+const LEGS = { lexical: "words", codes: "codes", dense: "dense" };
+const LOOK = "Point at a word to see where it was read from.";
+
+export function detailPanel(actions, close) {
+  const panel = byId("detail");
+  let current = null;
+
+  async function show(hit) {
+    const label = labelOf(hit.document);
+    current = hit;
+    const view = element("div", { class: "view" });
+    const caption = element("p", { class: "quiet caption" }, "");
+    const others = element("section", {});
+    const title = element("h2", { id: "detail-title", tabindex: "-1" }, label);
+    const look = heatMap(hit, view, caption);
+    panel.replaceChildren(
+      element(
+        "div",
+        { class: "row top" },
+        title,
+        element(
+          "button",
+          { type: "button", class: "close", "aria-label": "Close", on: { click: close } },
+          "×",
+        ),
+      ),
+      element("div", { class: "pane" }, view, caption),
+      matches(hit, actions, look),
+      others,
+      parts(hit),
+      facts(hit.document, actions),
+    );
+    panel.hidden = false;
+    await fill(view, hit.document, `${label}, the hit's image`);
+    if (current !== hit) return;
+    if (view.querySelector("img")) {
+      caption.textContent = LOOK;
+      view.after(searchByIt(hit, actions));
+    }
+    await addOthers(hit, others, actions, look, () => current === hit);
+  }
+
+  return {
+    show,
+    focus: () => byId("detail-title")?.focus(),
+    hide() {
+      current = null;
+      panel.hidden = true;
+      panel.replaceChildren();
+    },
+    isOpen: () => current !== null,
+    id: () => current?.id ?? null,
+  };
+}
+
+function searchByIt(hit, actions) {
+  const act = async () => {
+    const blob = await getBlob(documentPath(hit.id, "image"));
+    actions.image(new File([blob], labelOf(hit.document), { type: blob.type }));
+  };
+  return element("p", {}, element("button", { type: "button", on: { click: act } }, "Search by this image"));
+}
+
+// Returns what is told of the word under the pointer.
+function heatMap(hit, view, caption) {
+  let timer = 0;
+  let word = null;
+
+  async function draw() {
+    const asked = word;
+    const drawn = view.querySelector("img");
+    if (!drawn) return;
+    try {
+      const path = documentPath(hit.id, `heatmap/${encodeURIComponent(asked)}`);
+      const url = await picture(path);
+      if (word !== asked) return;
+      if (!url) throw new Error(`No heat map of “${asked}” here.`);
+      view.querySelector(".heat")?.remove();
+      view.append(element("img", { class: "heat", src: url, alt: `Heat map of ${asked}` }));
+      caption.textContent = `Where “${asked}” was read from.`;
+    } catch (problem) {
+      if (word === asked) caption.textContent = problem.message;
+    }
+  }
+
+  return (next) => {
+    clearTimeout(timer);
+    word = next;
+    if (next === null) {
+      view.querySelector(".heat")?.remove();
+      if (view.querySelector("img")) caption.textContent = LOOK;
+    } else {
+      timer = setTimeout(draw, PAUSE);
+    }
+  };
+}
+
+const added = (match) => match.part ?? match.product;
+
+function matches(hit, actions, look) {
+  const found = hit.explanation?.matches ?? [];
+  const section = element("section", {}, element("h3", {}, "Words that matched"));
+  if (!found.length) {
+    section.append(element("p", { class: "quiet" }, "No word of the query is among its words."));
+    return section;
+  }
+  const most = Math.max(...found.map(added));
+  const items = found.slice(0, SHOWN_WORDS).map((match) => {
+    const item = wordItem(match.word, added(match) / most, number(added(match)), actions, look);
+    item.querySelector(".word").title =
+      `query ${number(match.query_weight)} × item ${number(match.document_weight)} = ` +
+      `${number(match.product)}. Click: ban. Shift-click: boost.`;
+    return item;
+  });
+  const list = element("ul", { class: "words", "aria-label": "Words that matched" }, ...items);
+  section.append(list, rest(found.slice(SHOWN_WORDS)));
+  return section;
+}
+
+function rest(found) {
+  if (!found.length) return "";
+  const sum = found.reduce((total, match) => total + added(match), 0);
+  return element("p", { class: "quiet" }, `and ${found.length} more, ${number(sum)} together`);
+}
+
+async function addOthers(hit, section, actions, look, isCurrent) {
+  const matched = new Set((hit.explanation?.matches ?? []).map((match) => match.word));
+  let words;
+  try {
+    ({ words } = await getJson(documentPath(hit.id, `words?top_k=${SHOWN_WORDS}`)));
+  } catch (problem) {
+    if (isCurrent()) section.replaceChildren(element("p", { class: "quiet" }, problem.message));
+    return;
+  }
+  const others = words.filter(({ word }) => !matched.has(word));
+  if (!isCurrent() || !others.length) return;
+  section.replaceChildren(
+    element("h3", {}, "Its other words"),
+    element("ul", { class: "words", "aria-label": "Its other words" }, ...wordList(others, actions, look)),
+  );
+}
+
+function parts(hit) {
+  const legs = hit.explanation?.parts ?? [];
+  const cell = (text, tag = "td") => element(tag, tag === "th" ? { scope: "row" } : {}, text);
+  const rows = legs.map((part) =>
+    element(
+      "tr",
+      {},
+      cell(LEGS[part.leg] ?? part.leg, "th"),
+      cell(part.score === null || part.score === undefined ? "–" : number(part.score)),
+      cell(part.rank === null || part.rank === undefined ? "–" : String(part.rank)),
+      cell(number(part.part, 4)),
+    ),
+  );
+  rows.push(element("tr", { class: "sum" }, cell("Score", "th"), cell(""), cell(""), cell(number(hit.score, 4))));
+  const head = ["", "its score", "its rank", "adds"].map((name) => element("th", { scope: "col" }, name));
+  return element(
+    "section",
+    {},
+    element("h3", {}, "Parts of the score"),
+    element(
+      "table",
+      { class: "parts" },
+      element("thead", {}, element("tr", {}, ...head)),
+      element("tbody", {}, ...rows),
+    ),
+  );
+}
+
+function facts(document, actions) {
+  const rows = [element("dt", {}, "id"), element("dd", {}, document.id)];
+  if (document.text) rows.push(element("dt", {}, "text"), element("dd", {}, document.text));
+  for (const [field, value] of Object.entries(document.metadata ?? {})) {
+    const values = Array.isArray(value) ? value : [value];
+    const buttons = values.map((one) =>
+      element(
+        "button",
+        {
+          type: "button",
+          class: "value",
+          "aria-label": `Only ${field} ${one}`,
+          title: "Search only where this is so",
+          on: { click: () => actions.addFilter(field, one) },
+        },
+        String(one),
+      ),
+    );
+    rows.push(element("dt", {}, field), element("dd", {}, ...buttons));
+  }
+  return element("section", {}, element("h3", {}, "Document"), element("dl", {}, ...rows));
+}

@@ -1,0 +1,76 @@
+// The hits as a grid of cards; each opens to its words.
+
+import { documentPath, picture } from "./api.js";
+import { byId, element, number } from "./dom.js";
+
+const THUMBNAIL = 256; // pixels
+const WORDS_ON_CARD = 3;
+
+export function labelOf({ id, text, uri, metadata }) {
+  const name = uri ? uri.split("/").pop() : "";
+  return String(metadata?.label || text || name || id);
+}
+
+export const thumbnail = (document) =>
+  document.uri ? picture(documentPath(document.id, `image?size=${THUMBNAIL}`)) : Promise.resolve(null);
+
+export function card(hit, open) {
+  const label = labelOf(hit.document);
+  const view = element("span", { class: "view" });
+  const button = element(
+    "button",
+    {
+      type: "button",
+      class: "card",
+      "aria-expanded": "false",
+      "aria-controls": "detail",
+      on: { click: () => open(hit, button) },
+    },
+    view,
+    element("span", { class: "label" }, label),
+    element("span", { class: "score" }, element("span", { class: "unseen" }, "score "), number(hit.score)),
+    summary(hit),
+  );
+  fill(view, hit.document, "");
+  return element("li", { data: { id: hit.id } }, button);
+}
+
+function summary(hit) {
+  const words = (hit.explanation?.matches ?? []).slice(0, WORDS_ON_CARD).map((match) => match.word);
+  if (!words.length) return null;
+  return element("span", { class: "why" }, element("span", { class: "unseen" }, "by "), words.join(", "));
+}
+
+// The document's picture; its text where it has none. Decorative where a label stands beside it.
+export async function fill(view, document, alt) {
+  let url = null;
+  try {
+    url = await thumbnail(document);
+  } catch {
+    view.classList.add("broken");
+  }
+  if (url) {
+    view.replaceChildren(element("img", { src: url, alt }));
+  } else {
+    view.classList.add("text");
+    view.replaceChildren(element("span", {}, document.text || labelOf(document)));
+  }
+}
+
+// Arrows move between cards by their place on the screen; Home and End go to the ends.
+export function watchArrows() {
+  const list = byId("hits");
+  list.addEventListener("keydown", (event) => {
+    const cards = [...list.querySelectorAll(".card")];
+    const at = cards.indexOf(event.target);
+    if (at < 0 || event.ctrlKey || event.altKey || event.metaKey) return;
+    const columns = cards.filter((other) => other.offsetTop === cards[0].offsetTop).length;
+    const steps = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns };
+    let next = at + (steps[event.key] ?? 0);
+    if (event.key === "Home") next = 0;
+    if (event.key === "End") next = cards.length - 1;
+    if (next === at || !cards[next]) return;
+    event.preventDefault();
+    cards[next].focus();
+  });
+}
