@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 __all__ = [
     "EngineUnavailableError",
     "FilterSyntaxError",
+    "GatheredInputError",
     "IndexCorruptError",
     "IndexLockedError",
     "IndexVersionError",
@@ -28,6 +31,17 @@ class InputError(LexVLAError):
         self.item = item if len(item) <= 200 else item[:197] + "..."
         self.rule = rule
         super().__init__(f"{self.item!r}: {rule}")
+
+
+class GatheredInputError(InputError):
+    """Several items are bad: all that were found, one on a line of the message."""
+
+    def __init__(self, errors: Sequence[InputError]) -> None:
+        if not errors:
+            raise ValueError("there must be an error")
+        super().__init__(errors[0].item, errors[0].rule)
+        self.errors = tuple(errors)
+        self.args = ("\n".join(map(str, errors)),)
 
 
 class VocabularyMismatchError(LexVLAError):
