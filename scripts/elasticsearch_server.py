@@ -1,0 +1,317 @@
+"""Get, start and stop an Elasticsearch server of one node for tests, without Docker.
+
+    python scripts/elasticsearch_server.py get
+    python scripts/elasticsearch_server.py start --port 9250     # prints the address
+    python scripts/elasticsearch_server.py stop --port 9250
+
+Elastic publishes the zip that its own integration tests use on Maven Central: the server, without
+a Java and without most modules (no ``GET /``, no scripts, no ``_reindex``, no retrievers ``rrf``
+and ``linear``). It needs Java 17 (8.x) or 21 (9.x). It lies in a cache: ``LEXVLA_CACHE``, else
+``~/.cache/lexvla``, else, for root, ``/var/cache/lexvla``: Elasticsearch refuses to run as root, so
+root starts it as ``nobody``, who cannot read root's home.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from indexer.jdk import Jdk, installed_jdks, java_home  # noqa: E402 - needs the path above
+
+VERSION = "8.19.21"
+PORT = 9250
+ARTIFACT = "org.elasticsearch.distribution.integ-test-zip:elasticsearch:{}:zip"
+REPOSITORY = "https://repo1.maven.org/maven2"
+# SHA-512 of the zips that were tried; of other versions, the file beside the zip is believed.
+KNOWN = {
+    "8.19.21": "cf6b0a93860d329937ae7f913ec5073b0c726c77639764b93fc83a304aa1dd9d"
+    "4defcfa2849948eea3b0b47c2065f994908603939fc2a4774c9c4d868c5ec1dd",
+    "9.2.4": "5da6465950f7d26ca293794ead3d840f0698ce99bb15b5db7d10c19199e3431d"
+    "ba21c83c737f4befa4fc282e12e5f215343a4cb7da52ac85e52b0c488e7b7057",
+}
+USER = "lexvla"  # of a server with a password
+SETTINGS = """\
+cluster.name: lexvla-tests
+node.name: lexvla-{port}
+discovery.type: single-node
+network.host: 127.0.0.1
+http.port: {port}
+transport.port: {transport}
+path.data: {run}/data
+path.logs: {run}/logs
+xpack.security.enabled: {security}
+xpack.ml.enabled: false
+cluster.routing.allocation.disk.threshold_enabled: false
+"""
+
+
+class ServerError(Exception):
+    """What was asked for could not be done. The message says why."""
+
+
+def cache() -> Path:
+    """Return the folder of servers."""
+    if named := os.environ.get("LEXVLA_CACHE"):
+        return Path(named).absolute() / "elasticsearch"
+    if os.getuid() == 0:
+        return Path("/var/cache/lexvla/elasticsearch")
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    root = Path(base) if Path(base).is_absolute() else Path.home() / ".cache"
+    return root / "lexvla" / "elasticsearch"
+
+
+def home(version: str) -> Path:
+    """Return where a version is, or will be, unpacked."""
+    return cache() / f"elasticsearch-{version}"
+
+
+def get(version: str) -> Path:
+    """Download a version, check its hash and unpack it, unless it is there."""
+    place = home(version)
+    if place.is_dir():
+        return place
+    cache().mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache()) as folder:
+        file = Path(folder) / f"elasticsearch-{version}.zip"
+        _download(version, file)
+        with zipfile.ZipFile(file) as archive:
+            archive.extractall(folder)
+        inner = Path(folder) / place.name
+        for path in (inner, *inner.rglob("*")):
+            is_program = path.is_dir() or path.parent.name == "bin"
+            path.chmod(0o755 if is_program else 0o644)
+        inner.rename(place)
+    return place
+
+
+def _download(version: str, file: Path) -> None:
+    base = os.environ.get("LEXVLA_MAVEN_REPOSITORY", REPOSITORY).rstrip("/")
+    group, name, *_ = ARTIFACT.split(":")
+    address = f"{base}/{group.replace('.', '/')}/{name}/{version}/{file.name}"
+    try:
+        with urllib.request.urlopen(address, timeout=60) as answer, file.open("wb") as out:  # noqa: S310
+            shutil.copyfileobj(answer, out)
+        algorithm, expected = _expected(version, address)
+    except OSError as error:
+        # Maven knows mirrors and proxies that only its own settings name.
+        if isinstance(error, urllib.error.HTTPError) or shutil.which("mvn") is None:
+            raise ServerError(f"{address}: {error}") from error
+        command = ["mvn", "-q", "-B", "-C", "dependency:copy", "-Dmdep.useBaseVersion=true"]
+        command += [f"-Dartifact={ARTIFACT.format(version)}", f"-DoutputDirectory={file.parent}"]
+        if subprocess.run(command, check=False).returncode:  # noqa: S603
+            raise ServerError(f"{address}: {error}; and mvn did not get it either") from error
+        if version not in KNOWN:
+            return  # mvn -C has compared the hash
+        algorithm, expected = "sha512", KNOWN[version]
+    with file.open("rb") as stream:
+        found = hashlib.file_digest(stream, algorithm).hexdigest()
+    if found != expected:
+        raise ServerError(f"{address}: its {algorithm} is {found}, and should be {expected}")
+
+
+def _expected(version: str, address: str) -> tuple[str, str]:
+    if version in KNOWN:
+        return "sha512", KNOWN[version]
+    for algorithm in ("sha512", "sha256", "sha1"):
+        try:
+            with urllib.request.urlopen(f"{address}.{algorithm}", timeout=60) as answer:  # noqa: S310
+                return algorithm, answer.read().decode().split()[0]
+        except urllib.error.HTTPError:
+            continue
+    raise ServerError(f"{address}: there is no hash beside it")
+
+
+def java_for(version: str) -> Jdk:
+    """Return a Java for a version: the oldest that will do, as newer ones may be unknown to it."""
+    oldest = 17 if version.startswith("8.") else 21
+    found = [jdk for jdk in (java_home(), *installed_jdks()) if jdk is not None]
+    suitable = [jdk for jdk in found if jdk.numbers >= (oldest,) and jdk.library]
+    if not suitable:
+        seen = ", ".join(f"{jdk.version} at {jdk.home}" for jdk in found) or "none"
+        raise ServerError(f"Elasticsearch {version} needs Java {oldest} or newer; found {seen}")
+    return min(suitable, key=lambda jdk: jdk.numbers)
+
+
+def start(
+    version: str = VERSION, port: int = PORT, fresh: bool = False, password: str | None = None
+) -> str:
+    """Start a server that was got before, wait until it answers, and return its address.
+
+    Args:
+        version: Which.
+        port: The port on the loopback address; that of nodes is 100 above.
+        fresh: Delete what an earlier server on that port kept.
+        password: Turn security on, with a user ``lexvla``.
+
+    Raises:
+        ServerError: It did not start, or there is one on that port already.
+    """
+    if not home(version).is_dir():
+        raise ServerError(f"{version}: get it first: python scripts/elasticsearch_server.py get")
+    if process(port) is not None or _health(port, password) is not None:
+        raise ServerError(f"there is a server on port {port} already")
+    run = _run(port)
+    if fresh:
+        shutil.rmtree(run, ignore_errors=True)
+    jdk = java_for(version)
+    _configure(version, port, run, jdk, password)
+    environment = {
+        "PATH": os.environ.get("PATH", os.defpath),
+        "ES_JAVA_HOME": str(jdk.home),
+        "ES_JAVA_OPTS": "-Xms512m -Xmx512m",
+        "ES_PATH_CONF": str(run / "config"),
+        "ES_TMPDIR": str(run / "tmp"),
+    }
+    as_user = {"user": "nobody", "extra_groups": []} if os.getuid() == 0 else {}
+    log = run / "start.log"
+    with log.open("wb") as out:
+        done = subprocess.run(  # noqa: S603
+            [str(home(version) / "bin" / "elasticsearch"), "-d", "-p", str(run / "pid")],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            check=False,
+            cwd=run,
+            **as_user,
+        )
+    if done.returncode:
+        raise ServerError(f"Elasticsearch {version} did not start:\n{log.read_text()[-3000:]}")
+    deadline = time.monotonic() + 60
+    while (status := _health(port, password)) not in ("yellow", "green"):
+        if time.monotonic() > deadline:
+            stop(port)
+            raise ServerError(f"Elasticsearch {version} started, and its health is {status}")
+        time.sleep(0.2)
+    return f"http://127.0.0.1:{port}"
+
+
+def _configure(version: str, port: int, run: Path, jdk: Jdk, password: str | None) -> None:
+    config = run / "config"
+    shutil.rmtree(config, ignore_errors=True)
+    shutil.copytree(home(version) / "config", config)
+    for name in ("data", "logs", "tmp"):
+        (run / name).mkdir(exist_ok=True)
+    security = str(password is not None).lower()
+    text = SETTINGS.format(port=port, transport=port + 100, run=run, security=security)
+    (config / "elasticsearch.yml").write_text(text)
+    release = jdk.home / "release"
+    if not release.is_file() or "jdk.incubator.vector" not in release.read_text():
+        # A cut-down Java: it runs without the module, a little slower.
+        options = config / "jvm.options"
+        lines = options.read_text().splitlines(keepends=True)
+        options.write_text("".join(line for line in lines if "jdk.incubator" not in line))
+    if password is not None:
+        (config / "users").write_text(f"{USER}:{_hashed(password)}\n")
+        (config / "users_roles").write_text(f"superuser:{USER}\n")
+    if os.getuid() == 0:
+        for path in (run, *run.rglob("*")):
+            shutil.chown(path, "nobody")
+
+
+def _hashed(password: str) -> str:
+    """Return a password as the file of users holds it."""
+    salt, rounds = secrets.token_bytes(32), 10_000
+    digest = hashlib.pbkdf2_hmac("sha512", password.encode(), salt, rounds, 32)
+    return (
+        f"{{PBKDF2}}{rounds}${base64.b64encode(salt).decode()}${base64.b64encode(digest).decode()}"
+    )
+
+
+def stop(port: int = PORT) -> bool:
+    """Stop the server of a port. Return whether there was one."""
+    number = process(port)
+    if number is None:
+        return False
+    os.kill(number, signal.SIGTERM)
+    deadline = time.monotonic() + 30
+    while process(port) is not None:
+        if time.monotonic() > deadline:
+            os.kill(number, signal.SIGKILL)
+            deadline += 30
+        time.sleep(0.1)
+    return True
+
+
+def process(port: int = PORT) -> int | None:
+    """Return the process of the server that was started on a port, if it runs."""
+    run = _run(port)
+    try:
+        number = int((run / "pid").read_text())
+        # Of a machine that was started again, the number may be another program's now.
+        command = Path(f"/proc/{number}/cmdline")
+        if command.exists():
+            return number if str(run).encode() in command.read_bytes() else None
+        os.kill(number, 0)
+    except (OSError, ValueError):
+        return None
+    return number
+
+
+def _run(port: int) -> Path:
+    return cache() / f"run-{port}"
+
+
+def _health(port: int, password: str | None = None) -> str | None:
+    """Return the colour of a server's health; ``None`` if none answers."""
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/_cluster/health")
+    if password is not None:
+        token = base64.b64encode(f"{USER}:{password}".encode()).decode()
+        request.add_header("Authorization", f"Basic {token}")
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(request, timeout=5) as answer:
+            return str(json.load(answer)["status"])
+    except urllib.error.HTTPError as error:
+        return f"HTTP {error.code}"
+    except (OSError, ValueError):
+        return None
+
+
+def main() -> int:
+    """Run one command."""
+    parser = argparse.ArgumentParser(description="An Elasticsearch server for tests.")
+    parser.add_argument("command", choices=("get", "start", "stop", "status"))
+    parser.add_argument("--version", default=VERSION)
+    parser.add_argument("--port", type=int, default=PORT)
+    parser.add_argument("--fresh", action="store_true", help="delete what was kept on that port")
+    parser.add_argument("--password", help="turn security on, for the user lexvla")
+    args = parser.parse_args()
+    try:
+        if args.command == "get":
+            print(get(args.version))
+        elif args.command == "start":
+            get(args.version)
+            print(start(args.version, args.port, args.fresh, args.password))
+        elif args.command == "stop":
+            print("stopped" if stop(args.port) else "none runs")
+        else:
+            number = process(args.port)
+            status = _health(args.port, args.password)
+            print(f"http://127.0.0.1:{args.port}: {status or 'none runs'}, process {number}")
+            return 0 if status else 1
+    except ServerError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
