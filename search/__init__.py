@@ -6,31 +6,47 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from search.explanation import Explanation, TermMatch
+    from search.explanation import Explanation, LegPart, TermMatch
+    from search.fitting import load_fusion, save_fusion
+    from search.fusion import Fusion, ReciprocalRank, Weighted
     from search.heatmap import heatmap, patch_map
     from search.query import Query
-    from search.searcher import Hit, LegScore, Searcher
+    from search.searcher import Answer, Hit, LegScore, Searcher
 
 __all__ = [
+    "Answer",
     "Explanation",
+    "Fusion",
     "Hit",
+    "LegPart",
     "LegScore",
     "Query",
+    "ReciprocalRank",
     "Searcher",
     "TermMatch",
+    "Weighted",
     "heatmap",
+    "load_fusion",
     "patch_map",
+    "save_fusion",
 ]
 
 _HOMES = {
+    "Answer": "search.searcher",
     "Explanation": "search.explanation",
+    "Fusion": "search.fusion",
     "Hit": "search.searcher",
+    "LegPart": "search.explanation",
     "LegScore": "search.searcher",
     "Query": "search.query",
+    "ReciprocalRank": "search.fusion",
     "Searcher": "search.searcher",
     "TermMatch": "search.explanation",
+    "Weighted": "search.fusion",
     "heatmap": "search.heatmap",
+    "load_fusion": "search.fitting",
     "patch_map": "search.heatmap",
+    "save_fusion": "search.fitting",
 }
 
 

@@ -59,6 +59,9 @@ def test_plain_values() -> None:
     explanation = Explanation.of(row({1: 0.5}), row({1: 0.5}), VOCABULARY, score=0.25)
     assert json.loads(json.dumps(explanation.to_dict())) == {
         "score": 0.25,
+        "fusion": "lexical",
+        "parts": [],
+        "difference": 0.0,
         "matches": [
             {
                 "term": "\u2581w1",
@@ -67,6 +70,7 @@ def test_plain_values() -> None:
                 "document_weight": 0.5,
                 "product": 0.25,
                 "patch": None,
+                "part": 0.25,
             }
         ],
     }

@@ -11,7 +11,7 @@ import pytest
 from indexer import open_index
 from indexer.base import Index
 from lexvla.errors import InputError, VocabularyMismatchError
-from search import Query, Searcher
+from search import LegScore, Query, Searcher
 from search_fakes import PICTURES, FakeEncoder, build_index
 
 
@@ -88,7 +88,7 @@ def test_explain_agrees_with_search(index: Index) -> None:
 def test_explain_what_was_not_found(index: Index) -> None:
     searcher = Searcher(FakeEncoder(), index)
     hit = searcher.explain(Query(text="red"), "snow")
-    assert (hit.score, hit.rank, hit.lexical) == (0, None, None)
+    assert (hit.score, hit.rank, hit.lexical) == (0, None, LegScore(0.0, None))
     assert hit.explanation is not None
     assert hit.explanation.matches == ()
     with pytest.raises(InputError, match="'ghost': the index has no such id"):

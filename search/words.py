@@ -1,0 +1,125 @@
+"""Words as people write and see them, over the columns of a vocabulary."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from scipy import sparse
+
+from lexvla.encoding import Encoder, Encoding
+from lexvla.errors import InputError, UnsupportedError
+from lexvla.vocabulary import Vocabulary
+
+__all__ = ["SHOWN_WORDS", "Constraints", "PlainWords", "column_of", "columns_of", "strongest"]
+
+SHOWN_WORDS = 16  # a document's strongest words: those that people are shown, ban and require
+
+
+def columns_of(vocabulary: Vocabulary, word: str) -> frozenset[int]:
+    """Return all columns that people see as this word, in any case.
+
+    A vocabulary may hold ``face`` as a word and as a piece of words; both read as "face".
+
+    Raises:
+        InputError: The vocabulary has no such word.
+    """
+    columns = _columns(vocabulary).get(word.strip().casefold())
+    if columns is None:
+        raise InputError(word, "the vocabulary has no such word")
+    return columns
+
+
+def column_of(vocabulary: Vocabulary, word: str) -> int:
+    """Return the one column that a word as people type it stands for.
+
+    Raises:
+        InputError: The vocabulary has no such word.
+    """
+    column = vocabulary.find(word.strip())
+    return min(columns_of(vocabulary, word)) if column is None else column
+
+
+def strongest(columns: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return the columns of the 16 greatest weights, the greatest first; of equal ones the first.
+
+    Args:
+        columns: (n) int, sorted.
+        weights: (n) float.
+    """
+    return columns[np.argsort(-weights, kind="stable")[:SHOWN_WORDS]]
+
+
+@dataclass(frozen=True)
+class Constraints:
+    """What the strongest words of a hit must be.
+
+    Attributes:
+        banned: Columns of which none may be among them.
+        required: Sets of columns of each of which one must be among them.
+    """
+
+    banned: frozenset[int]
+    required: tuple[frozenset[int], ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.banned or self.required)
+
+    def allow(self, columns: np.ndarray, weights: np.ndarray) -> bool:
+        """Say whether a document of these words may be a hit."""
+        shown = strongest(columns, weights).tolist()
+        kept = self.banned.isdisjoint(shown)
+        return kept and all(not columns.isdisjoint(shown) for columns in self.required)
+
+
+class PlainWords:
+    """Encode texts without a model: the words that the vocabulary has, each of weight 1.
+
+    Args:
+        vocabulary: Has the words.
+        encoder: Gives a word its row of the codebook instead, if it has ``encode_words``.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, encoder: Encoder | None = None) -> None:
+        self.vocabulary = vocabulary
+        self.name = "plain words" if encoder is None else encoder.name
+        self._encode_words: Any = getattr(encoder, "encode_words", None)
+
+    def encode_text(self, texts: Sequence[str]) -> Encoding:
+        """Return the sum of each text's words as a unit row; an empty one where none is known."""
+        rows = [self._row(text) for text in texts]
+        return Encoding(sparse.csr_array(sparse.vstack(rows, format="csr", dtype=np.float32)))
+
+    def encode_image(self, images: Sequence[Image.Image | str | Path]) -> Encoding:
+        """Refuse: pixels need a model.
+
+        Raises:
+            UnsupportedError: Always.
+        """
+        raise UnsupportedError("a query without a model reads words only; an image needs a model")
+
+    def _row(self, text: str) -> sparse.csr_array:
+        row = np.zeros((1, len(self.vocabulary)), np.float64)
+        words = re.findall(r"\w+", text)
+        found = [self.vocabulary.find(word) for word in words]
+        known = [(w, c) for w, c in zip(words, found, strict=True) if c is not None]
+        if known and callable(self._encode_words):
+            row += self._encode_words([word for word, _ in known]).lexical.sum(axis=0)
+        else:
+            for _, column in known:
+                row[0, column] += 1
+        return sparse.csr_array(row / (np.linalg.norm(row) or 1.0))
+
+
+@lru_cache(maxsize=4)
+def _columns(vocabulary: Vocabulary) -> dict[str, frozenset[int]]:
+    columns: dict[str, list[int]] = {}
+    for column in range(len(vocabulary)):
+        columns.setdefault(vocabulary.word(column).casefold(), []).append(column)
+    return {word: frozenset(own) for word, own in columns.items()}
