@@ -82,7 +82,10 @@ def measure(
     """
     if not qrels:
         raise InputError("the judgements", "are empty")
-    places = {query: _places(query, run.get(query, {})) for query in qrels}
+    places = {
+        query: {name: float(place) for name, place in _places(query, run.get(query, {})).items()}
+        for query in qrels
+    }
     known = {str(one): one for one in map(_measure, parse_measures(measures))}
     values = {name: dict.fromkeys(qrels, 0.0) for name in known}
     plain = {query: dict(judged) for query, judged in qrels.items()}
@@ -116,14 +119,14 @@ def recall_curve(
     return [float(value) for value in total / len(qrels)]
 
 
-def _places(query: str, scores: Mapping[str, float]) -> dict[str, float]:
+def _places(query: str, scores: Mapping[str, float]) -> dict[str, int]:
     """Return scores n, n-1, ..., 1 in trec_eval's order, which every provider then agrees on."""
     values = {name: np.float32(score) for name, score in scores.items()}
     for name, value in values.items():
         if not np.isfinite(value):
             raise InputError(query, f"the score of {name!r} is {scores[name]}, which is not finite")
     order = sorted(values, key=lambda name: (values[name], name))
-    return {name: float(place) for place, name in enumerate(order, start=1)}
+    return {name: place for place, name in enumerate(order, start=1)}
 
 
 def _measure(name: str) -> Any:
