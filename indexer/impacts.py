@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -76,6 +77,30 @@ class ImpactQuantizer:
         lowest, highest = float(matrix.data.min()), float(matrix.data.max())
         top = highest if percentile == 100 else float(np.percentile(matrix.data, percentile))
         return cls(top, lowest, highest, bits, float(percentile), drop_zero)
+
+    @classmethod
+    def of_scale(cls, scale: float, matrix: sparse.csr_array) -> ImpactQuantizer:
+        """Make the quantiser of 8 bits that turns a weight w into round(w x scale).
+
+        Args:
+            scale: The integer of a weight of 1.
+            matrix: The vectors to quantise, for `bound`; its weights are finite and above 0.
+
+        Raises:
+            ValueError: The scale or a weight is not within its limits.
+        """
+        _check_weights(matrix)
+        if not _is_number(scale) or scale <= 0:
+            raise ValueError(f"a scale must be a number above 0, not {scale!r}")
+        top = 255 / scale
+        if not matrix.nnz:
+            return cls(top, top, top)
+        return cls(top, float(matrix.data.min()), float(matrix.data.max()))
+
+    @property
+    def scale(self) -> float:
+        """The integer, before rounding, of a weight of 1."""
+        return self.levels / self.top
 
     @property
     def levels(self) -> int:
@@ -168,6 +193,27 @@ class ImpactQuantizer:
             return cls(**settings)
         except TypeError as error:
             raise ValueError(f"no settings of a quantiser: {json.dumps(settings)}") from error
+
+    @classmethod
+    def save(cls, path: Path, legs: Mapping[str, ImpactQuantizer]) -> None:
+        """Write the quantisers of an index's legs as JSON, with the scale of each."""
+        data = {leg: {"scale": q.scale, **q.to_dict()} for leg, q in sorted(legs.items())}
+        path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> dict[str, ImpactQuantizer]:
+        """Read what `save` wrote: a quantiser for each leg.
+
+        Raises:
+            ValueError: The file holds something else.
+        """
+        try:
+            legs = json.loads(path.read_text(encoding="utf-8"))
+            for leg in legs.values():
+                del leg["scale"]
+            return {name: cls.from_dict(leg) for name, leg in legs.items()}
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path}: holds no quantisers ({error})") from error
 
     def _impacts(self, weights: np.ndarray) -> np.ndarray:
         rounded = np.rint(np.divide(weights, self.step, dtype=np.float64))

@@ -89,7 +89,10 @@ class Changes:
             if staging.documents:
                 documents, encoding = staging.rows()
                 given = {} if self._quantizer is None else {"lexical": self._quantizer}
+                before = state.quantizers
                 state = state.with_rows(encoding, given)
+                if state.quantizers != before:
+                    self._store.save_quantizers(state.quantizers)
                 writer.add(documents, encoding, state, impact_terms(vocabulary))
             writer.commit(state)
         self.staging = Staging()

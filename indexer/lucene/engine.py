@@ -45,7 +45,8 @@ class LuceneIndex:
     be. The exact rows are stored too, with the dense ones, which Lucene does not search here.
 
     An index that Anserini's own indexer built can be searched by its words, and not changed. It
-    names no vocabulary: give one, or save it there as ``vocabulary.json``.
+    names no vocabulary and no scale: give them, or put ``vocabulary.json`` and
+    ``quantization.json`` there, which `lexvla encode` writes.
 
     Args:
         directory: Where the index lies.
@@ -55,7 +56,7 @@ class LuceneIndex:
         model: The name of the model that the vectors come from; kept by a new index.
         quantizer: How the words' weights become integers, for an index that has none yet, or
             became them, for one of Anserini's. Without it, the first commit decides, and
-            Anserini's integers count as they are.
+            Anserini's integers count as they are, or as ``quantization.json`` says.
 
     Raises:
         EngineUnavailableError: There is no Java of version 21 or newer.
@@ -109,6 +110,7 @@ class LuceneIndex:
         kept = self._refresh().state
         if kept is None:
             self.vocabulary = vocabulary or self._store.load_vocabulary() or self.vocabulary
+            self._quantizer = self._quantizer or self._store.load_quantizers().get("lexical")
             return
         self.model = kept.model
         if vocabulary is not None and not len(self.vocabulary):
@@ -287,7 +289,7 @@ class LuceneIndex:
         ``searched_legs`` those of them that can be searched.
         """
         with self._held() as snapshot, java_errors(self._path):
-            return facts(snapshot, self._store, self.vocabulary)
+            return facts(snapshot, self._store, self.vocabulary, self._quantizer)
 
     def close(self) -> None:
         """Give up files and the lock. What is staged and not committed is dropped."""

@@ -22,17 +22,24 @@ SAMPLED_QUERIES = 20
 DEPTH = 10
 
 
-def facts(snapshot: Snapshot, store: Store, vocabulary: Vocabulary) -> dict[str, Any]:
+def facts(
+    snapshot: Snapshot,
+    store: Store,
+    vocabulary: Vocabulary,
+    quantizer: ImpactQuantizer | None = None,
+) -> dict[str, Any]:
     """Describe a commit.
 
     Args:
         snapshot: The commit.
         store: The directory.
         vocabulary: The terms of the lexical columns.
+        quantizer: How the words' weights became integers in an index of Anserini, if known.
 
     Returns:
-        The facts; in ``quantization``, for each leg with weights: ``bits``; ``top``, the weight
-        that the greatest integer stands for; ``clipped``, how many weights were above it;
+        The facts; in ``quantization``, for each leg with weights: ``bits``; ``scale``, the
+        integer of a weight of 1; ``top``, the weight that the greatest integer stands for. Of an
+        index of ours also: ``clipped``, how many weights were above it;
         ``mean_error`` and ``max_error`` of a weight, over all that were ever committed; ``rows``,
         how many were sampled; and ``overlap@10``, the mean share of the 10 best of these by exact
         scores that are among the 10 best by integers, with some of them as queries.
@@ -51,6 +58,8 @@ def facts(snapshot: Snapshot, store: Store, vocabulary: Vocabulary) -> dict[str,
     }
     if state is not None:
         found["quantization"] = _quantization(snapshot, state)
+    elif quantizer is not None:
+        found["quantization"] = {"lexical": _scale(quantizer)}
     return found | {
         "vocabulary_size": len(vocabulary),
         "vocabulary_sha256": vocabulary.sha256,
@@ -73,14 +82,17 @@ def _quantization(snapshot: Snapshot, state: State) -> dict[str, Any]:
 
 def _accuracy(leg: LegState, rows: sparse.csr_array) -> dict[str, Any]:
     return {
-        "bits": leg.quantizer.bits,
-        "top": leg.quantizer.top,
+        **_scale(leg.quantizer),
         "clipped": leg.clipped,
         "mean_error": leg.total_error / max(leg.weights, 1),
         "max_error": leg.max_error,
         "rows": rows.shape[0],
         f"overlap@{DEPTH}": _overlap(leg.quantizer, rows),
     }
+
+
+def _scale(quantizer: ImpactQuantizer) -> dict[str, Any]:
+    return {"bits": quantizer.bits, "scale": quantizer.scale, "top": quantizer.top}
 
 
 def _overlap(quantizer: ImpactQuantizer, rows: sparse.csr_array) -> float:

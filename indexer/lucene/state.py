@@ -81,6 +81,11 @@ class State:
     legs: Mapping[str, LegState] = field(default_factory=dict)
     writer_version: str = ""
 
+    @property
+    def quantizers(self) -> dict[str, ImpactQuantizer]:
+        """How each leg's weights became integers."""
+        return {name: leg.quantizer for name, leg in self.legs.items()}
+
     def with_rows(self, encoding: Encoding, given: Mapping[str, ImpactQuantizer]) -> State:
         """Return it with more rows: their widths, the legs' quantisers and errors.
 

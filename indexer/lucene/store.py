@@ -1,15 +1,19 @@
-"""The directory of a Lucene index: opening it, its writer, and the vocabulary beside it.
+"""The directory of a Lucene index: opening it, its writer, and what lies beside it.
 
-vocabulary.json    the terms of the lexical columns
-the other files    are Lucene's; ``write.lock`` is locked by the one writer
+vocabulary.json      the terms of the lexical columns
+quantization.json    how weights became integers, for people and other programs; an index of ours
+                     says it in its commits too, and goes by these
+the other files      are Lucene's; ``write.lock`` is locked by the one writer
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from indexer.impacts import ImpactQuantizer
 from indexer.lucene.jvm import java_class, java_errors
 from indexer.lucene.reader import Snapshot
 from lexvla.errors import IndexCorruptError, ModelError
@@ -18,9 +22,10 @@ from lexvla.vocabulary import Vocabulary
 __all__ = ["Store"]
 
 _VOCABULARY = "vocabulary.json"
+_QUANTIZATION = "quantization.json"
 _NEW = ".new"
 # What a directory may hold if making an index in it was cut short.
-_BEGUN = ("write.lock", _VOCABULARY, "_", "segments", "pending_segments")
+_BEGUN = ("write.lock", _VOCABULARY, _QUANTIZATION, "_", "segments", "pending_segments")
 _INDEX = "org/apache/lucene/index/"
 
 
@@ -34,6 +39,7 @@ class Store:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._vocabulary = path / _VOCABULARY
+        self._quantization = path / _QUANTIZATION
         self._directory: Any = None
 
     def make(self) -> None:
@@ -137,8 +143,30 @@ class Store:
         """Write the vocabulary durably, whole or not at all."""
         new = self._vocabulary.with_name(_VOCABULARY + _NEW)
         vocabulary.save(new)
+        self._put(new, self._vocabulary)
+
+    def load_quantizers(self) -> dict[str, ImpactQuantizer]:
+        """Read how the legs' weights became integers; of none if there is no such file.
+
+        Raises:
+            IndexCorruptError: The file is damaged.
+        """
+        if not self._quantization.exists():
+            return {}
+        try:
+            return ImpactQuantizer.load(self._quantization)
+        except ValueError as error:
+            raise IndexCorruptError(str(error)) from error
+
+    def save_quantizers(self, legs: Mapping[str, ImpactQuantizer]) -> None:
+        """Write how the legs' weights became integers, durably, whole or not at all."""
+        new = self._quantization.with_name(_QUANTIZATION + _NEW)
+        ImpactQuantizer.save(new, legs)
+        self._put(new, self._quantization)
+
+    def _put(self, new: Path, name: Path) -> None:
         _fsync(new)
-        new.replace(self._vocabulary)
+        new.replace(name)
         _fsync(self.path)
 
     def size(self) -> int:
