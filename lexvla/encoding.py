@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from scipy import sparse
 
-from lexvla.errors import VocabularyMismatchError
+from lexvla.errors import UnsupportedError, VocabularyMismatchError
 from lexvla.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
 __all__ = ["Encoder", "Encoding"]
 
 _FORMAT_VERSION = 1
+# Java's white space, at which Lucene's WhitespaceTokenizer splits: no spaces that do not break.
+_JAVA_SPACE = re.compile(
+    "[\\t-\\r\\x1c-\\x20\\u1680\\u2000-\\u2006\\u2008-\\u200a\\u2028\\u2029\\u205f\\u3000]"
+)
+_LONGEST_TOKEN = 255  # of that tokenizer, in UTF-16 units
 
 
 @dataclass(frozen=True, eq=False)  # arrays have no single truth value to compare by
@@ -164,7 +170,8 @@ class Encoding:
         path: str | Path,
         ids: Sequence[str],
         vocabulary: Vocabulary,
-        scale: int = 100,
+        scale: float = 100,
+        contents: Sequence[str] | None = None,
     ) -> None:
         """Write Anserini's JsonVectorCollection: a line an item, integer weights by term.
 
@@ -173,9 +180,12 @@ class Encoding:
             ids: One id for each item.
             vocabulary: Gives the terms of the columns.
             scale: A weight w is written as round(w * scale), at least 1.
+            contents: A text for each item, that Anserini keeps as it is; empty ones by default.
 
         Raises:
-            ValueError: The number of ids is not the number of items.
+            ValueError: The number of ids or of texts is not the number of items.
+            UnsupportedError: Anserini would split a term: it has white space, or is longer than
+                255 UTF-16 units.
             VocabularyMismatchError: The vocabulary has not a term for each column.
         """
         if len(vocabulary) != self.lexical.shape[1]:
@@ -183,14 +193,23 @@ class Encoding:
             raise VocabularyMismatchError(f"{len(vocabulary)} terms for {columns} columns")
         if len(ids) != len(self):
             raise ValueError(f"{len(ids)} ids for {len(self)} items")
+        texts = [""] * len(self) if contents is None else contents
+        if len(texts) != len(self):
+            raise ValueError(f"{len(texts)} texts for {len(self)} items")
+        for column in np.unique(self.lexical.indices).tolist():
+            term = vocabulary.terms[column]
+            units = len(term.encode("utf-16-le", "surrogatepass")) // 2
+            if units > _LONGEST_TOKEN or _JAVA_SPACE.search(term):
+                rule = "Anserini splits terms at white space and after 255 characters"
+                raise UnsupportedError(f"{rule}: {term[:40]!r}")
         impacts = np.maximum(np.rint(self.lexical.data * scale), 1).astype(int)
         starts = self.lexical.indptr
         with Path(path).open("w", encoding="utf-8") as file:
-            for row, name in enumerate(ids):
+            for row, (name, text) in enumerate(zip(ids, texts, strict=True)):
                 span = slice(starts[row], starts[row + 1])
                 terms = (vocabulary.terms[c] for c in self.lexical.indices[span])
                 vector = dict(zip(terms, impacts[span].tolist(), strict=True))
-                line = {"id": name, "contents": "", "vector": vector}
+                line = {"id": name, "contents": text, "vector": vector}
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 

@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 from scipy import sparse
 
 from lexvla.encoding import Encoding
-from lexvla.errors import VocabularyMismatchError
+from lexvla.errors import UnsupportedError, VocabularyMismatchError
 from lexvla.vocabulary import Vocabulary
 
 
@@ -234,6 +234,29 @@ def test_jsonl_is_anserinis_vector_collection(tmp_path: Path) -> None:
         '{"id": "b", "contents": "", "vector": {}}',
         '{"id": "ç", "contents": "", "vector": {"s": 90}}',
     ]
+
+
+def test_jsonl_keeps_texts_beside_vectors(tmp_path: Path) -> None:
+    path = tmp_path / "vectors.jsonl"
+    encoding = Encoding(csr([[0.5, 0.25]]))
+    encoding.to_jsonl(path, ["a"], Vocabulary("ab"), scale=2048, contents=["two words"])
+    line = '{"id": "a", "contents": "two words", "vector": {"a": 1024, "b": 512}}\n'
+    assert path.read_text(encoding="utf-8") == line
+    with pytest.raises(ValueError, match="0 texts for 1 items"):
+        encoding.to_jsonl(path, ["a"], Vocabulary("ab"), contents=[])
+
+
+@pytest.mark.parametrize("term", ["red heart", "a\u3000b", "\n", "x" * 256, "\U0001f600" * 128])
+def test_jsonl_refuses_terms_that_anserini_would_split(tmp_path: Path, term: str) -> None:
+    with pytest.raises(UnsupportedError, match="Anserini splits terms"):
+        Encoding(csr([[1.0]])).to_jsonl(tmp_path / "x.jsonl", ["a"], Vocabulary([term]))
+    assert not (tmp_path / "x.jsonl").exists()
+
+
+def test_jsonl_takes_terms_of_any_other_characters(tmp_path: Path) -> None:
+    terms = ["a\u00a0b", "x" * 255, "\U0001f600" * 127, "red heart"]  # the last is not used
+    Encoding(csr([[1.0, 1, 1, 0]])).to_jsonl(tmp_path / "x.jsonl", ["a"], Vocabulary(terms))
+    assert set(json.loads((tmp_path / "x.jsonl").read_text())["vector"]) == set(terms[:3])
 
 
 @given(encoding=encodings(), scale=st.integers(1, 1000))
