@@ -74,6 +74,7 @@ def without_numba() -> Iterator[None]:
     with (
         mock.patch("indexer.embedded.postings.kernels", lambda *_: None),
         mock.patch("indexer.embedded.rescoring.kernels", lambda *_: None),
+        mock.patch("indexer.embedded.stored_rows.kernels", lambda *_: None),
     ):
         yield
 

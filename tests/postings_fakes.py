@@ -34,6 +34,7 @@ def searching(way: str) -> Iterator[None]:
     with (
         mock.patch("indexer.embedded.postings.kernels", lambda *_: None),
         mock.patch("indexer.embedded.rescoring.kernels", lambda *_: None),
+        mock.patch("indexer.embedded.stored_rows.kernels", lambda *_: None),
     ):
         yield
 

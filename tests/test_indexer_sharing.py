@@ -52,6 +52,30 @@ def test_a_reader_moves_on_at_its_next_search(index):
     reader.close()
 
 
+def test_a_reader_that_has_found_nothing_new_still_sees_one_commit(index):
+    fill(index, "a")
+    reader = open_index(index.directory)
+    for _ in range(3):
+        assert found(reader) == [("a", 1.0)]
+    index.delete(["a"])
+    fill(index, "b")
+    assert reader.fetch(["a"]).documents == documents(["a"])
+    assert reader._reader().manifest.find(["b"]) == {}
+    assert found(reader) == found(index) == [("b", 1.0)]
+    reader.close()
+
+
+def test_a_writer_sees_its_own_commits(index):
+    assert found(index) == found(index) == []
+    for name in "abc":
+        fill(index, name)
+        assert found(index)[-1] == (name, 1.0)
+        assert index.info()["commit"] == index._writer._manifest.refresh() > 0
+    index.delete(["a"])
+    index.compact()
+    assert [name for name, _ in found(index)] == ["b", "c"]
+
+
 def test_a_reader_that_is_overtaken_by_compaction_looks_again(index, monkeypatch):
     fill(index, "a")
     reader = EmbeddedIndex(index.directory)

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-__all__ = ["COMPILED", "fill", "retrieve", "row_scores"]
+__all__ = ["COMPILED", "fill", "read_spans", "retrieve", "row_scores"]
 
 
 def _import_numba() -> Any:
@@ -26,6 +26,13 @@ def _import_numba() -> Any:
 
 _numba = _import_numba()
 COMPILED = _numba is not None
+if _numba is not None:
+    _pread = _numba.types.ExternalFunction(
+        "pread",
+        _numba.types.intp(
+            _numba.types.intc, _numba.types.uintp, _numba.types.uintp, _numba.types.int64
+        ),
+    )
 _STRIPE = 256  # rows whose greatest score is kept, so that most rows are never looked at singly
 
 _Loop = TypeVar("_Loop", bound=Callable[..., Any])
@@ -238,4 +245,28 @@ def row_scores(
                 return False
             total += np.float64(weights[entry]) * query[column]
         scores[i] = total
+    return True
+
+
+@_compile
+def read_spans(file: int, firsts: np.ndarray, sizes: np.ndarray, room: np.ndarray) -> bool:
+    """Read spans of a file, one after the other. Return whether all were there.
+
+    In Python each read would give the global lock up: beside busy threads, dozens of reads then
+    wait dozens of times.
+
+    Args:
+        file: Its descriptor.
+        firsts: Where each span starts, in bytes.
+        sizes: How many bytes it has, not below 0.
+        room: uint8: takes the bytes, as many as the sizes add up to.
+    """
+    place = 0
+    for i in range(len(firsts)):
+        first, left = firsts[i], sizes[i]
+        while left > 0:
+            got = _pread(file, room.ctypes.data + place, left, first)
+            if got <= 0:
+                return False
+            place, first, left = place + got, first + got, left - got
     return True

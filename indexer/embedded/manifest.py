@@ -98,6 +98,7 @@ class Manifest:
 
     def __init__(self, path: Path, writable: bool = False) -> None:
         self._path = path
+        self._seen, self._commit = -1, 0  # the data version of SQLite, and its commit
         mode = "rw" if writable else "ro"
         if not os.access(path.parent, os.W_OK) and not path.with_name(path.name + "-wal").exists():
             mode = "ro&immutable=1"  # SQLite cannot keep its own files beside the manifest
@@ -150,6 +151,12 @@ class Manifest:
             if self._db.in_transaction:
                 self._db.execute("COMMIT")
             self._db.execute("BEGIN")
+            # Reading it makes the transaction see what is newest. It changes with commits of all
+            # others; with those of this connection see `_transaction`.
+            seen = int(self._run("PRAGMA data_version").fetchone()[0])
+            if seen == self._seen:
+                return self._commit
+            self._seen = -1
             meta = self._meta()
             self._version = int(meta["format_version"])
             if self._version > FORMAT_VERSION:
@@ -158,7 +165,8 @@ class Manifest:
                     f"{self._path}: index {written}, is newer than this program reads"
                     f" ({FORMAT_VERSION})"
                 )
-            return int(meta["commit"])
+            self._commit, self._seen = int(meta["commit"]), seen
+            return self._commit
 
     def state(self) -> State:
         """Describe the commit that reads see."""
@@ -315,6 +323,7 @@ class Manifest:
     def _transaction(self) -> Iterator[None]:
         """Count one commit, and make it durable if nothing goes wrong; then see it."""
         number = self.refresh() + 1
+        self._seen = -1
         with self._errors():
             self._db.execute("COMMIT")
             self._db.execute("BEGIN IMMEDIATE")

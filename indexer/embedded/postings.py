@@ -39,6 +39,7 @@ _FILES: dict[str, type[np.generic]] = {
     "row": np.uint16,
     "impact": np.uint8,
 }
+_FEW = 1024  # rows: sorting them takes less time than choosing those to sort
 _NO_MASK = np.empty(0, np.bool_)
 
 
@@ -279,13 +280,14 @@ class Postings:
             return terms.astype(np.int32), weights.astype(np.int32)
         if terms.dtype.kind not in "iu" or terms.min() < 0 or terms.max() >= self.width:
             raise ValueError(f"terms must be whole numbers from 0 to {self.width - 1}")
-        if weights.dtype.kind not in "iuf" or not (np.isfinite(weights) & (weights >= 0)).all():
+        # A NaN is not at least 0 either: the least of weights is NaN if one is.
+        if weights.dtype.kind not in "iuf" or not 0 <= weights.min() <= weights.max() < np.inf:
             raise ValueError("query weights must be finite numbers not below 0")
         if weights.dtype.kind == "f":
             return terms.astype(np.int32), weights.astype(np.float64)
         if sum(weights.tolist()) * 255 > LARGEST_SUM:
             raise ValueError(f"query weights must add up to at most {LARGEST_SUM // 255}")
-        return terms.astype(np.int32), weights.astype(np.int32)
+        return terms.astype(np.int32, copy=False), weights.astype(np.int32, copy=False)
 
 
 def best(scores: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -296,12 +298,12 @@ def best(scores: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.n
         rows: Their numbers.
         k: The most rows to return.
     """
-    if len(rows) > k:
+    if len(rows) > max(k, _FEW):
         worst = np.partition(scores, -k)[-k]
         kept = scores > worst
         kept[np.flatnonzero(scores == worst)[: k - int(kept.sum())]] = True
         scores, rows = scores[kept], rows[kept]
-    order = np.argsort(-scores, kind="stable")
+    order = np.argsort(-scores, kind="stable")[:k]
     return scores[order], rows[order]
 
 

@@ -60,7 +60,7 @@ class Snapshot:
         legs = {number: segment.sparse[leg] for number, segment in self.segments.items()}
 
         def answer(row: int) -> Results:
-            query = matrix[row : row + 1]
+            query = matrix[row : row + 1] if len(queries) > 1 else matrix
             found = [
                 (number, *own.top(query, k, masks[number], exact is not False))
                 for number, own in legs.items()
@@ -85,13 +85,15 @@ class Snapshot:
 
     def _best(self, found: Sequence[tuple[int, np.ndarray, np.ndarray]], k: int) -> Results:
         """Merge the answers of segments: each its number, scores and rows, best first."""
+        if len(found) == 1:
+            ((number, scores, rows),) = found
+            return Results(self.segments[number].ids(rows), scores)
         hits = [
             hit
             for number, scores, rows in found
             for hit in zip(scores.tolist(), self.segments[number].ids(rows), strict=True)
         ]
-        if len(found) > 1:
-            hits = sorted(hits, key=lambda hit: (-hit[0], hit[1]))[:k]
+        hits = sorted(hits, key=lambda hit: (-hit[0], hit[1]))[:k]
         return Results([name for _, name in hits], np.array([score for score, _ in hits]))
 
 

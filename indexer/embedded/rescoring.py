@@ -8,6 +8,7 @@ import numpy as np
 from scipy import sparse
 
 from indexer.embedded.postings import LARGEST_SUM, Postings, best, kernels, read_only
+from indexer.embedded.stored_rows import Rows, StoredRows
 from indexer.impacts import ImpactQuantizer
 from lexvla.errors import IndexCorruptError
 
@@ -21,7 +22,7 @@ _CHUNK = 8192  # rows that numpy scores at a time
 
 def exact_top(
     query: sparse.csr_array,
-    forward: sparse.csr_array,
+    forward: sparse.csr_array | StoredRows,
     quantizer: ImpactQuantizer,
     postings: Postings,
     k: int,
@@ -47,6 +48,7 @@ def exact_top(
 
     Raises:
         IndexCorruptError: A row's start or column is out of range.
+        OSError: A file of the rows cannot be read; the error names it.
         ValueError: Shapes do not fit, or weights, k or mask break their rules.
     """
     if query.shape != (1, postings.width) or forward.shape != (postings.rows, postings.width):
@@ -113,7 +115,11 @@ def _may_miss(scores: np.ndarray, k: int, margin: int, quantizer: ImpactQuantize
     return len(scores) < k or int(np.partition(scores, -k)[-k]) <= margin
 
 
-def _row_scores(forward: sparse.csr_array, rows: np.ndarray, query: sparse.csr_array) -> np.ndarray:
+def _row_scores(
+    forward: sparse.csr_array | StoredRows, rows: np.ndarray, query: sparse.csr_array
+) -> np.ndarray:
+    if isinstance(forward, StoredRows):
+        forward, rows = forward.near(rows)
     dense = np.zeros(query.shape[1])
     dense[query.indices] = query.data
     scores = np.empty(len(rows))
@@ -130,7 +136,7 @@ def _row_scores(forward: sparse.csr_array, rows: np.ndarray, query: sparse.csr_a
 
 
 def _row_scores_by_numpy(
-    forward: sparse.csr_array, rows: np.ndarray, dense: np.ndarray
+    forward: sparse.csr_array | Rows, rows: np.ndarray, dense: np.ndarray
 ) -> np.ndarray:
     starts = forward.indptr[rows]
     lengths = forward.indptr[rows + 1] - starts

@@ -33,6 +33,7 @@ from indexer.embedded.arrays import Mark, demand, fsync, mark, open_array, save_
 from indexer.embedded.dense import DenseLeg
 from indexer.embedded.dense_lists import DenseLists, wants_lists, write_lists
 from indexer.embedded.sparse_leg import SparseLeg, write_leg
+from indexer.embedded.stored_rows import StoredArray
 from lexvla.encoding import Encoding
 from lexvla.errors import IndexCorruptError
 
@@ -131,19 +132,20 @@ class Segment:
             for leg in ("lexical", "codes")
             if leg in widths
         }
-        self._patch: np.ndarray | None = None
+        self._patch: StoredArray | None = None
         # Format 1 has no list. A look into the folder would be wrong for others: a writer that has
         # merged this segment may just be removing its files.
         listed = self._checksum is not None
         if "patch.npy" in self._files if listed else (folder / "patch.npy").exists():
             stored = self.sparse["lexical"].stored
-            self._patch = open_array(folder / "patch.npy", np.int16, (stored,))
+            self._patch = StoredArray(folder / "patch.npy", np.int16, (stored,))
         self.dense: DenseLeg | None = None
         if "dense" in widths:
             shape = rows, widths["dense"]
-            vectors = open_array(folder / "dense.npy", np.float32, shape)
+            self._dense = StoredArray(folder / "dense.npy", np.float32, shape)
             has_lists = any(name.startswith("dense.list.") for name in self._files)
-            self.dense = DenseLeg(vectors, DenseLists.open(folder, *shape) if has_lists else None)
+            lists = DenseLists.open(folder, *shape) if has_lists else None
+            self.dense = DenseLeg(self._dense.mapped, lists)
 
     def _read_head(self, checksum: int) -> dict[str, Any]:
         path = self._folder / _HEAD
@@ -199,19 +201,23 @@ class Segment:
 
         Raises:
             IndexCorruptError: A row is not there, or a number in it is out of its range.
+            OSError: A file cannot be read; the error names it.
         """
+        patches, vectors = None, None
         try:
-            lexical, places = self.sparse["lexical"].take(rows)
-            return Encoding(
-                lexical,
-                None if self._patch is None else self._patch[places],
-                self.sparse["codes"].take(rows)[0] if "codes" in self.sparse else None,
-                None if self.dense is None else self.dense.rows[rows],
-            )
+            lexical, firsts = self.sparse["lexical"].take(rows)
+            if self._patch is not None:
+                patches = self._patch.take(firsts, np.diff(lexical.indptr).astype(np.int64))
+            if self.dense is not None:
+                width = self.dense.rows.shape[1]
+                vectors = self._dense.take(rows * width, np.full(len(rows), width, np.int64))
+                vectors = vectors.reshape(len(rows), width)
+            codes = self.sparse["codes"].take(rows)[0] if "codes" in self.sparse else None
+            return Encoding(lexical, patches, codes, vectors)
         except (ValueError, IndexError) as error:
             raise IndexCorruptError(f"{self._folder}: a stored row is damaged ({error})") from error
 
     def active_words(self, allowed: np.ndarray | None) -> int:
         """Return the number of words stored in the rows that are allowed."""
-        lengths = np.diff(self.sparse["lexical"].rows.indptr)
+        lengths = np.diff(self.sparse["lexical"].rows.mapped.indptr)
         return int(lengths.sum() if allowed is None else lengths[allowed].sum())

@@ -11,6 +11,7 @@ from scipy import sparse
 from indexer.embedded.arrays import demand, open_array, save_array
 from indexer.embedded.postings import Postings, build
 from indexer.embedded.rescoring import exact_top, integer_top
+from indexer.embedded.stored_rows import StoredArray, StoredRows
 from indexer.impacts import ImpactQuantizer
 from lexvla.errors import IndexCorruptError
 
@@ -62,11 +63,9 @@ class SparseLeg:
         rising = bool(starts[0] == 0 and (starts[1:] >= starts[:-1]).all())
         demand(start, rising, "must rise from 0")
         self.stored = int(starts[-1])
-        column = open_array(folder / f"{leg}.row.column.npy", np.int32, (self.stored,))
-        weight = open_array(folder / f"{leg}.row.weight.npy", np.float32, (self.stored,))
-        # Given the arrays to begin with, scipy would copy all columns to the type of the starts.
-        self.rows = sparse.csr_array((rows, width), dtype=np.float32)
-        self.rows.data, self.rows.indices, self.rows.indptr = weight, column, starts
+        columns = StoredArray(folder / f"{leg}.row.column.npy", np.int32, (self.stored,))
+        weights = StoredArray(folder / f"{leg}.row.weight.npy", np.float32, (self.stored,))
+        self.rows = StoredRows(starts, columns, weights, width)
         if quantizer is None:
             self._build()
             return
@@ -77,8 +76,8 @@ class SparseLeg:
 
     def _build(self) -> None:
         try:
-            self.quantizer = ImpactQuantizer.fit(self.rows)
-            self.postings = build(self.quantizer.quantize(self.rows))
+            self.quantizer = ImpactQuantizer.fit(self.rows.mapped)
+            self.postings = build(self.quantizer.quantize(self.rows.mapped))
         except ValueError as error:
             raise IndexCorruptError(f"{self._file}.*: damaged ({error})") from error
 
@@ -98,23 +97,18 @@ class SparseLeg:
         return integer_top(query, self.quantizer, self.postings, k, allowed)
 
     def take(self, rows: np.ndarray) -> tuple[sparse.csr_array, np.ndarray]:
-        """Return rows, and the place of each of their values in the stored arrays.
+        """Return rows, and where each of them starts in the stored arrays.
 
         Raises:
             IndexCorruptError: A column or a weight is out of its range.
+            IndexError: A row is not there.
+            OSError: A file cannot be read; the error names it.
         """
-        starts = self.rows.indptr[rows].astype(np.int64)
-        lengths = self.rows.indptr[rows + 1] - starts
-        ends = np.concatenate([[0], np.cumsum(lengths)])
-        places = np.arange(ends[-1]) + np.repeat(starts - ends[:-1], lengths)
-        weights, columns, width = (
-            self.rows.data[places],
-            self.rows.indices[places],
-            self.rows.shape[1],
-        )
+        (ends, columns, weights), firsts = self.rows.take(rows)
+        width = self.rows.shape[1]
         # scipy trusts columns, and writes outside its arrays where they are wrong.
         inside = not len(columns) or 0 <= int(columns.min()) <= int(columns.max()) < width
         demand(Path(f"{self._file}.column.npy"), inside, f"must hold columns below {width}")
         above = not len(weights) or 0 < float(weights.min()) <= float(weights.max()) < np.inf
         demand(Path(f"{self._file}.weight.npy"), above, "must hold finite numbers above 0")
-        return sparse.csr_array((weights, columns, ends), shape=(len(rows), width)), places
+        return sparse.csr_array((weights, columns, ends), shape=(len(rows), width)), firsts
