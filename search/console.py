@@ -9,7 +9,7 @@ from typing import Any
 
 from lexvla.errors import LexVLAError
 
-__all__ = ["UsageError", "note", "print_columns", "print_json"]
+__all__ = ["UsageError", "note", "print_columns", "print_json", "print_numbers"]
 
 
 class UsageError(LexVLAError):
@@ -37,3 +37,12 @@ def print_columns(rows: Iterable[Sequence[str]], indent: str = "") -> None:
     for row in table:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         print((indent + "  ".join(cells)).rstrip())
+
+
+def print_numbers(rows: Sequence[Sequence[str]]) -> None:
+    """Print a table whose columns, but the first, are numbers under their heads."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    print_columns(
+        (row[0], *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)))
+        for row in rows
+    )

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 from lexvla.data.demo_corpus import load_demo_corpus
 from lexvla.errors import InputError, OptionalDependencyError
 from search.commands import load_model
-from search.console import UsageError, note, print_columns, print_json
+from search.console import UsageError, note, print_json, print_numbers
 
 if TYPE_CHECKING:
     from indexer.sources import Reject
     from search.evaluation.patchdis import PatchDisFigures
     from search.evaluation.sparsity import SparsityFigures, SparsityPoint
 
-__all__ = ["patchdis", "sparsity"]
+__all__ = ["check_plot", "patchdis", "sparsity"]
 
 PLOTS = (".png", ".svg")
 
@@ -52,7 +52,7 @@ def sparsity(args: argparse.Namespace) -> int:
     from search.evaluation.sparsity import evaluate_sparsity, plot_sparsity
 
     if args.plot is not None:
-        _check_plot(Path(args.plot))  # before the minutes that the study takes
+        check_plot(Path(args.plot))  # before the minutes that the study takes
     rejects: list[Reject] = []
     if args.source is None:
         items = load_demo_corpus()
@@ -117,7 +117,14 @@ def _read_pairs(
     return images, texts, image_of
 
 
-def _check_plot(path: Path) -> None:
+def check_plot(path: Path) -> None:
+    """Refuse a plot that could not be drawn, before anything takes time.
+
+    Raises:
+        InputError: The plot's folder does not exist.
+        OptionalDependencyError: matplotlib is missing.
+        UsageError: The name ends in neither ``.png`` nor ``.svg``.
+    """
     if path.suffix.lower() not in PLOTS:
         raise UsageError(f"--plot must name a file that ends in {' or '.join(PLOTS)}")
     if importlib.util.find_spec("matplotlib") is None:
@@ -138,7 +145,7 @@ def _print_patchdis(figures: PatchDisFigures) -> None:
     for name, score in (("of the image", figures.present), ("all classes", figures.all)):
         values = (score.miou, score.chance_miou, score.accuracy, score.chance_accuracy)
         rows.append((name, *(f"{100 * value:.2f}" for value in (*values, score.undecided))))
-    _print_numbers(rows)
+    print_numbers(rows)
 
 
 def _print_sparsity(figures: SparsityFigures) -> None:
@@ -151,7 +158,7 @@ def _print_sparsity(figures: SparsityFigures) -> None:
     rows = [(*head, *(f"t>i {k}" for k in depths), *(f"i>t {k}" for k in depths))]
     rows += [_sparsity_row(f"{point.kept:,}", point) for point in figures.points]
     rows.append(_sparsity_row("the model's rule", figures.own))
-    _print_numbers(rows)
+    print_numbers(rows)
     if not figures.complete:
         note("lexvla: the study ends where memory does; more words were not kept")
 
@@ -163,13 +170,4 @@ def _sparsity_row(name: str, point: SparsityPoint) -> tuple[str, ...]:
         f"{point.words_per_text:,.1f}",
         f"{point.words_per_image:,.1f}",
         *(f"{100 * value:.2f}" for value in (point.sparsity_ratio, *recalls)),
-    )
-
-
-def _print_numbers(rows: list[tuple[str, ...]]) -> None:
-    """Print a table whose columns, but the first, are numbers under their heads."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    print_columns(
-        (row[0], *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)))
-        for row in rows
     )
