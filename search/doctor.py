@@ -158,6 +158,18 @@ _CHECKS: tuple[Callable[[], Check], ...] = (
         "annotations for lexvla patchdis",
         "pip install 'lexvla[evaluation]'",
     ),
+    _package(
+        "Numba",
+        "numba",
+        "compiled search loops, several times faster on large indexes",
+        "pip install 'lexvla[fast]'",
+    ),
+    _package(
+        "faiss",
+        "faiss-cpu",
+        "inverted lists for dense legs of 100,000 rows or more",
+        "pip install 'lexvla[fast]'",
+    ),
     _java,
     _package("Pyserini", "pyserini", LUCENE, "pip install 'lexvla[pyserini]'"),
     _package("Elasticsearch client", "elasticsearch", LATER_ELASTIC, "pip install elasticsearch"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import signal
@@ -208,6 +209,31 @@ def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     assert not checks["JDK"]["required"]
     cli.main(["doctor"])
     assert "Python" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("name", "package"), [("Numba", "numba"), ("faiss", "faiss-cpu")])
+def test_doctor_tells_how_to_get_the_packages_that_make_search_fast(
+    name: str, package: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def check(found: str | None) -> dict[str, object]:
+        def version(asked: str) -> str:
+            if asked != package:
+                return real(asked)
+            if found is None:
+                raise importlib.metadata.PackageNotFoundError(asked)
+            return found
+
+        with monkeypatch.context() as patch:
+            patch.setattr(importlib.metadata, "version", version)
+            cli.main(["doctor", "--json"])
+        report = json.loads(capsys.readouterr().out)
+        return next(check for check in report["checks"] if check["name"] == name)
+
+    real = importlib.metadata.version
+    here, missing = check("1.2.3"), check(None)
+    assert (here["ok"], here["found"], here["get"]) == (True, "1.2.3", "")
+    assert (missing["ok"], missing["required"]) == (False, False)
+    assert missing["get"] == "pip install 'lexvla[fast]'"
 
 
 def test_train(

@@ -19,7 +19,7 @@ from indexer import Document, EmbeddedIndex, open_index
 from indexer.embedded import manifest
 from indexer.filters import And, Comparison, Filter, In, Not, Or
 from indexer_fakes import LEGS, QUERY, VOCABULARY, brute_force, encode, random_rows
-from lexvla.errors import FilterSyntaxError, IndexCorruptError
+from lexvla.errors import FilterSyntaxError, IndexCorruptError, UnsupportedError
 
 
 @pytest.fixture
@@ -183,8 +183,24 @@ def test_plain_filters_are_left_to_sqlite(index, monkeypatch):
     for kind in (Comparison, In, And, Or, Not):
         monkeypatch.setattr(kind, "matches", None)
     assert found(index, "a > 0.5 and a != 2 or not (a in (1, 2, x) or a = true)") == ["d0", "d2"]
-    with pytest.raises(IndexCorruptError):  # what Python is asked of a number so near to another
+    with pytest.raises(TypeError):  # Python is asked of a number so near to another
         found(index, "a = 0.25")
+
+
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt, MemoryError, OverflowError, RecursionError, UnsupportedError]
+)
+def test_what_python_raises_for_a_document_is_raised_as_it_is(index, monkeypatch, error):
+    put(index, of(a=[0.25, 1]))
+
+    def fail(*_: object) -> bool:
+        raise error("of the filter")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Comparison, "matches", fail)
+        with pytest.raises(error, match="of the filter"):
+            found(index, "a = 0.25")
+    assert found(index, "a = 0.25") == ["d0"]  # and nothing is the matter with the index
 
 
 def test_a_boolean_is_no_number_and_a_kept_answer_is_not_taken_for_another(index):
@@ -308,5 +324,8 @@ def test_a_damaged_manifest_is_named(index, damage):
     with sqlite3.connect(index.directory / "manifest.sqlite") as db:
         db.execute(damage)
     db.close()
-    with open_index(index.directory) as reader, pytest.raises(IndexCorruptError, match="manifest"):
-        reader.search(QUERY, filter="not n = 2")
+    with open_index(index.directory) as reader:
+        with pytest.raises(IndexCorruptError, match="manifest"):
+            reader.search(QUERY, filter="not n = 2")
+        with pytest.raises(IndexCorruptError, match="manifest"):
+            reader.fetch(["d0"])

@@ -16,7 +16,7 @@ import numpy as np
 from indexer.base import Document
 from indexer.embedded.selection import condition
 from indexer.filters import Filter
-from lexvla.errors import IndexCorruptError, IndexVersionError
+from lexvla.errors import IndexCorruptError, IndexVersionError, InputError
 
 __all__ = ["FORMAT_VERSION", "Entry", "Manifest", "Place", "State"]
 
@@ -199,9 +199,8 @@ class Manifest:
         with self._errors():
             for name in ids:
                 for row in self._run(query, (name,)):
-                    _, segment, place, uri, text, metadata, fingerprint = row
-                    document = Document(name, uri, text, json.loads(metadata), fingerprint)
-                    found[name] = (document, Place(int(segment), int(place)))
+                    _, segment, place, *held = row
+                    found[name] = (self._document(name, *held), Place(int(segment), int(place)))
         return found
 
     def fingerprints(self, ids: Iterable[str]) -> dict[str, str]:
@@ -211,21 +210,34 @@ class Manifest:
             return {key: value for name in ids for key, value in self._run(query, (name,))}
 
     def select(self, filter: Filter, segments: Mapping[int, Entry]) -> dict[int, np.ndarray]:  # noqa: A002
-        """Return a mask over the rows of each segment: those whose documents a filter chooses."""
+        """Return a mask over the rows of each segment: those whose documents a filter chooses.
+
+        What `Filter.matches` raises is raised as it is.
+        """
         test = condition(filter)
         masks = {number: np.zeros(e.rows, bool) for number, e in segments.items()}
+        raised: list[BaseException] = []
 
         def decide(name: str, uri: str, text: str, metadata: str) -> bool:
-            return filter.matches(Document(name, uri, text, json.loads(metadata)))
+            try:
+                return filter.matches(self._document(name, uri, text, metadata))
+            except BaseException as error:  # of which SQLite says no more than that there was one
+                raised.append(error)
+                raise
 
-        with self._errors():
-            self._db.create_function("decide", 4, decide)
-            query = f"""
-                SELECT segment, row FROM documents
-                WHERE coalesce({test.sql}, decide(id, uri, text, metadata))
-            """  # noqa: S608 - the condition binds all its values
-            for number, row in self._db.execute(query, test.values):
-                masks[number][row] = True
+        try:
+            with self._errors():
+                self._db.create_function("decide", 4, decide)
+                query = f"""
+                    SELECT segment, row FROM documents
+                    WHERE coalesce({test.sql}, decide(id, uri, text, metadata))
+                """  # noqa: S608 - the condition binds all its values
+                for number, row in self._db.execute(query, test.values):
+                    masks[number][row] = True
+        except (IndexCorruptError, MemoryError, OSError):
+            if raised:
+                raise raised[0] from None
+            raise
         return masks
 
     def commit(
@@ -307,6 +319,14 @@ class Manifest:
 
     def _run(self, statement: str, values: tuple[str, ...] = ()) -> sqlite3.Cursor:
         return self._db.execute(statement, values)
+
+    def _document(
+        self, name: str, uri: str, text: str, metadata: str, fingerprint: str = ""
+    ) -> Document:
+        try:
+            return Document(name, uri, text, json.loads(metadata), fingerprint)
+        except (ValueError, TypeError, AttributeError, InputError) as error:
+            raise IndexCorruptError(f"{self._path}: damaged ({error!r})") from error
 
     def _meta(self) -> dict[str, Any]:
         rows = self._run("SELECT key, value FROM meta")
