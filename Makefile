@@ -55,7 +55,7 @@ $(TORCH): constraints.txt | $(MADE)
 
 $(BASE): pyproject.toml $(TORCH)
 	@echo "Installing LexVLA into $(VENV) ..."
-	@$(PIP) install -c constraints.txt -e .
+	@$(PIP) install -c constraints.txt -e '.[serve]'
 	@touch $@
 
 $(DEV): pyproject.toml $(TORCH)

@@ -14,9 +14,10 @@ from indexer import open_index
 from indexer.base import Index, check_match
 from lexvla.data.demo_corpus import extract_demo_corpus, load_demo_corpus
 from lexvla.errors import IndexCorruptError, LexVLAError, VocabularyMismatchError
-from search.commands import hit_rows, load_model
+from search.commands import load_model
 from search.console import UsageError, note, print_columns, print_json
 from search.query import Query
+from search.query_commands import hit_rows
 from search.searcher import Searcher
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("the demo keeps its index in a folder, not behind another address")
     model = load_model(args.model, args.device)
     _prepare(home, model, may_replace=args.index is None)
+    if args.serve:
+        return _serve(home, args)
     with open_index(str(home)) as source:
         searcher = Searcher(model, source)
         answers = {
@@ -60,6 +63,14 @@ def run(args: argparse.Namespace) -> int:
         print()
     _print_what_next(home, first=next((hits[0].id for hits in answers.values() if hits), "2764"))
     return 0
+
+
+def _serve(home: Path, args: argparse.Namespace) -> int:
+    from search.api.settings import Settings
+    from search.serve import serve
+
+    settings = Settings(str(home), images=home.with_name(home.name + ".images"))
+    return serve(settings, model=args.model, device=args.device)
 
 
 def _cache_home() -> Path:
@@ -124,6 +135,8 @@ def _print_what_next(home: Path, first: str) -> None:
     print("Each hit: rank, score, name, id, and the words that it shares with the query with what")
     print("each adds to the score. Next:")
     query = shlex.quote(QUERIES[0])
+    index = "" if home == _cache_home() / "demo.lex" else f" --index {where}"
     print(f"  {lexvla} search 'crying cat' --index {where} --explain --json")
     print(f"  {lexvla} explain {first} {query} --index {where} --heatmap heatmap.png")
+    print(f"  {lexvla} demo --serve{index}   # the page, at http://127.0.0.1:8080/")
     print(f"The index is in {home}")

@@ -1,0 +1,155 @@
+"""One thread for the model: what waits for it together is encoded together."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+from lexvla.encoding import Encoder, Encoding
+from lexvla.errors import LexVLAError
+
+__all__ = ["Batcher"]
+
+_MOST = {"encode_text": 64, "encode_image": 8}  # items of one call
+
+
+@dataclass
+class _Job:
+    call: Callable[..., Any]
+    name: str
+    items: list[Any] | None  # what may be encoded with that of other jobs
+    answer: Future[Any] = field(default_factory=Future)
+
+
+class Batcher:
+    """Stand for an encoder, and call it in one thread of its own.
+
+    While the model is busy, calls wait. Then the texts of all that wait go through it together,
+    or their images. All other methods and attributes are the encoder's; methods run in its thread.
+
+    Args:
+        model: The encoder.
+        observe: Is told of each call of the model: the method, the items, and the seconds.
+    """
+
+    def __init__(
+        self, model: Encoder, observe: Callable[[str, int, float], None] | None = None
+    ) -> None:
+        self.name = model.name
+        self.vocabulary = model.vocabulary
+        self._model = model
+        self._observe = observe
+        self._jobs: deque[_Job] = deque()
+        self._wake = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="model", daemon=True)
+        self._thread.start()
+
+    @property
+    def waiting(self) -> int:
+        """How many calls wait for the model."""
+        return len(self._jobs)
+
+    def encode_text(self, texts: Sequence[str], **options: Any) -> Encoding:
+        """Encode texts; see the encoder."""
+        return self._encode("encode_text", list(texts), options)
+
+    def encode_image(self, images: Sequence[Any], **options: Any) -> Encoding:
+        """Encode images; see the encoder."""
+        return self._encode("encode_image", list(images), options)
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._model, name)
+        if not callable(value):
+            return value
+        return lambda *given, **options: self._call(
+            _Job(lambda: value(*given, **options), name, None)
+        )
+
+    def close(self) -> None:
+        """Finish what waits, and end the thread."""
+        with self._wake:
+            self._closed = True
+            self._wake.notify()
+        self._thread.join()
+
+    def _encode(self, name: str, items: list[Any], options: dict[str, Any]) -> Encoding:
+        encode = getattr(self._model, name)
+        if options or not items:
+            job = _Job(lambda: encode(items, **options), name, None)
+        else:
+            job = _Job(encode, name, items)
+        made: Encoding = self._call(job)
+        return made
+
+    def _call(self, job: _Job) -> Any:
+        with self._wake:
+            if self._closed:
+                raise RuntimeError("the model's thread has ended")
+            self._jobs.append(job)
+            self._wake.notify()
+        return job.answer.result()
+
+    def _run(self) -> None:
+        while jobs := self._next():
+            started = time.perf_counter()
+            self._answer(jobs)
+            if self._observe is not None:
+                count = sum(len(job.items or (1,)) for job in jobs)
+                self._observe(jobs[0].name, count, time.perf_counter() - started)
+
+    def _next(self) -> list[_Job]:
+        """Wait for the first job; return it with those that can be done in the same call."""
+        with self._wake:
+            while not self._jobs and not self._closed:
+                self._wake.wait()
+            if not self._jobs:
+                return []
+            jobs = [self._jobs.popleft()]
+            first = jobs[0]
+            if first.items is None:
+                return jobs
+            count, left = len(first.items), []
+            for job in self._jobs:
+                fits = job.items is not None and job.name == first.name
+                if fits and count + len(job.items or ()) <= _MOST[first.name]:
+                    jobs.append(job)
+                    count += len(job.items or ())
+                else:
+                    left.append(job)
+            self._jobs = deque(left)
+            return jobs
+
+    def _answer(self, jobs: list[_Job]) -> None:
+        first = jobs[0]
+        if len(jobs) == 1:
+            self._answer_one(first)
+            return
+        try:
+            encoding = first.call([item for job in jobs for item in job.items or ()])
+        except LexVLAError:
+            # One bad item must not fail the others.
+            for job in jobs:
+                self._answer_one(job)
+            return
+        except BaseException as error:  # noqa: BLE001 - it is raised where the call was made
+            for job in jobs:
+                job.answer.set_exception(error)
+            return
+        start = 0
+        for job in jobs:
+            end = start + len(job.items or ())
+            job.answer.set_result(encoding[start:end])
+            start = end
+
+    @staticmethod
+    def _answer_one(job: _Job) -> None:
+        try:
+            job.answer.set_result(job.call() if job.items is None else job.call(job.items))
+        except BaseException as error:  # noqa: BLE001 - it is raised where the call was made
+            job.answer.set_exception(error)

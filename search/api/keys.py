@@ -1,0 +1,163 @@
+"""API keys: who may read and who may write, in a file that holds no key itself."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from lexvla.errors import InputError, LexVLAError
+
+__all__ = ["SCOPES", "Key", "Keys", "Scope", "make_key", "read_keys", "revoke_key"]
+
+Scope = Literal["read", "write"]
+SCOPES: tuple[Scope, ...] = ("read", "write")
+
+_FORMAT_VERSION = 1
+_PREFIX = "lexvla_"
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+@dataclass(frozen=True)
+class Key:
+    """Describe a key.
+
+    Attributes:
+        name: Tells keys apart, in the file and in the log.
+        scope: ``read``, or ``write``, which may read too.
+        sha256: The hash of the key. It needs no salt and no slow hash: a key is 256 random bits.
+        created: When, as seconds since 1970.
+    """
+
+    name: str
+    scope: Scope
+    sha256: str
+    created: int
+
+    def may(self, scope: Scope) -> bool:
+        """Say whether the key allows this."""
+        return self.scope in (scope, "write")
+
+
+def read_keys(path: Path) -> list[Key]:
+    """Read a file of keys.
+
+    Raises:
+        LexVLAError: It is missing, damaged, or was written by a newer version.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        version = data["format_version"]
+        if version > _FORMAT_VERSION:
+            raise LexVLAError(f"{path}: keys of format {version} are newer than this program")
+        keys = [Key(**each) for each in data["keys"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise LexVLAError(f"{path}: no readable file of keys ({error})") from error
+    for key in keys:
+        if key.scope not in SCOPES or not re.fullmatch(r"[0-9a-f]{64}", str(key.sha256)):
+            raise LexVLAError(f"{path}: no readable file of keys (the key {key.name!r} is none)")
+    return keys
+
+
+def make_key(path: Path, scope: Scope, name: str | None = None) -> tuple[str, Key]:
+    """Add a key to a file, which is made if there is none. Return the key, and what is kept of it.
+
+    Raises:
+        InputError: The name is taken, or is not up to 64 letters, digits, dots, dashes and
+            underscores.
+        LexVLAError: The file is damaged.
+    """
+    secret = _PREFIX + secrets.token_urlsafe(32)
+    name = name or f"{scope}-{secrets.token_hex(4)}"
+    if not _NAME.fullmatch(name):
+        raise InputError(name, "a key's name is up to 64 letters, digits and any of . - _")
+    key = Key(name, scope, _hash(secret), int(time.time()))
+    with _locked(path):
+        keys = read_keys(path) if path.exists() else []
+        if any(each.name == name for each in keys):
+            raise InputError(name, "there is a key of this name")
+        _write(path, [*keys, key])
+    return secret, key
+
+
+def revoke_key(path: Path, name: str) -> None:
+    """Take a key out of a file. Servers that run turn it away from the next request on.
+
+    Raises:
+        InputError: There is no such key.
+        LexVLAError: The file is missing or damaged.
+    """
+    with _locked(path):
+        keys = read_keys(path)
+        left = [key for key in keys if key.name != name]
+        if len(left) == len(keys):
+            raise InputError(name, "there is no key of this name")
+        _write(path, left)
+
+
+class Keys:
+    """Know the keys of a file, as it is now.
+
+    Args:
+        path: The file.
+
+    Raises:
+        LexVLAError: It is missing, damaged, or was written by a newer version.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._seen: tuple[int, int, int] | None = None
+        self._keys: dict[str, Key] = {}
+        self._reload()
+
+    def find(self, secret: str) -> Key | None:
+        """Return what is kept of a key, or ``None`` if there is none such.
+
+        Raises:
+            LexVLAError: The file is gone or damaged: then nobody is let in.
+        """
+        self._reload()
+        # Looked up by hash: how long that takes tells nothing about the key.
+        return self._keys.get(_hash(secret))
+
+    def _reload(self) -> None:
+        try:
+            stat = self._path.stat()
+        except OSError as error:
+            raise LexVLAError(f"{self._path}: no readable file of keys ({error})") from error
+        seen = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
+        if seen != self._seen:
+            self._keys = {key.sha256: key for key in read_keys(self._path)}
+            self._seen = seen
+
+
+def _hash(secret: str) -> str:
+    return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.with_name(f"{path.name}.lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _write(path: Path, keys: list[Key]) -> None:
+    new = path.with_name(f"{path.name}.new")
+    new.unlink(missing_ok=True)
+    data = {"format_version": _FORMAT_VERSION, "keys": [asdict(key) for key in keys]}
+    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        json.dump(data, file, indent=2)
+        file.flush()
+        os.fsync(file.fileno())
+    new.replace(path)

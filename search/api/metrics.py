@@ -1,0 +1,96 @@
+"""Figures for Prometheus: requests, what their parts take, what waits, the size of the index."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
+
+__all__ = ["Metrics"]
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_ITEMS = (1, 2, 4, 8, 16, 32, 64)
+# Several workers share their figures by files in the folder that this variable names.
+_SHARED = "PROMETHEUS_MULTIPROC_DIR"
+
+
+class _Size(Collector):
+    """Count documents when asked."""
+
+    def __init__(self, count: Callable[[], int]) -> None:
+        self._count = count
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        text = "Documents in the index."
+        yield GaugeMetricFamily("lexvla_index_documents", text, value=self._count())
+
+
+class Metrics:
+    """Keep the figures of one application."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        self.requests = Counter(
+            "lexvla_requests",
+            "Requests, by route and status.",
+            ("method", "route", "status"),
+            registry=registry,
+        )
+        self.seconds = Histogram(
+            "lexvla_request_seconds",
+            "From a request's head to the end of its answer.",
+            ("route",),
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.stages = Histogram(
+            "lexvla_stage_seconds",
+            "What the parts of a request take: wait (for a thread), encode, search, commit.",
+            ("stage",),
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.batches = Histogram(
+            "lexvla_model_batch_items",
+            "Items of one call of the model.",
+            ("call",),
+            buckets=_ITEMS,
+            registry=registry,
+        )
+        self.inside = Gauge(
+            "lexvla_requests_inside",
+            "Requests that are worked on, or wait for it.",
+            multiprocess_mode="livesum",
+            registry=registry,
+        )
+        self.model_queue = Gauge(
+            "lexvla_model_queue",
+            "Calls that wait for the model.",
+            multiprocess_mode="livesum",
+            registry=registry,
+        )
+        self.indexed = Counter(
+            "lexvla_documents_indexed", "Documents committed by upserts.", registry=registry
+        )
+
+    def observe_model(self, call: str, items: int, seconds: float) -> None:
+        """Take note of one call of the model."""
+        self.batches.labels(call).observe(items)
+
+    def exposition(self, count: Callable[[], int]) -> bytes:
+        """Return all figures in Prometheus's text format; of all workers, if there are several.
+
+        Args:
+            count: Returns the number of documents.
+        """
+        registry = self.registry
+        if os.environ.get(_SHARED):
+            registry = CollectorRegistry()
+            MultiProcessCollector(registry)
+        size = CollectorRegistry()
+        size.register(_Size(count))
+        return generate_latest(registry) + generate_latest(size)

@@ -1,0 +1,177 @@
+"""Errors as the API answers them: RFC 9457 problem details."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from lexvla.errors import (
+    EngineUnavailableError,
+    FilterSyntaxError,
+    IndexLockedError,
+    InputError,
+    LexVLAError,
+    UnsupportedError,
+    VocabularyMismatchError,
+)
+
+__all__ = ["MEDIA_TYPE", "Problem", "handle_errors", "invalid", "problem_of", "problem_response"]
+
+MEDIA_TYPE = "application/problem+json"
+_URN = "urn:problem-type:lexvla:"
+
+# The name of each kind of problem, with its status and title.
+_KINDS = {
+    "bad-request": (400, "The request cannot be read"),
+    "unauthorized": (401, "A key is needed"),
+    "forbidden": (403, "The key may not do this"),
+    "not-found": (404, "There is no such thing"),
+    "method-not-allowed": (405, "The address does not take this method"),
+    "timeout": (408, "The body came too slowly"),
+    "index-mismatch": (409, "The index is not of this model"),
+    "too-large": (413, "The body is too large"),
+    "unsupported-media-type": (415, "The body is of a type that is not read"),
+    "wrong-host": (421, "The server has no such name"),
+    "invalid": (422, "The request breaks a rule"),
+    "invalid-filter": (422, "The filter cannot be read"),
+    "unsupported": (422, "The index or the model cannot do this"),
+    "busy": (429, "The server is busy"),
+    "internal": (500, "The server failed"),
+    "writer-busy": (503, "Another process writes to the index"),
+    "unavailable": (503, "A part of the server does not answer"),
+}
+_OF_ERRORS: tuple[tuple[type[LexVLAError], str], ...] = (
+    (InputError, "invalid"),
+    (FilterSyntaxError, "invalid-filter"),
+    (UnsupportedError, "unsupported"),
+    (IndexLockedError, "writer-busy"),
+    (EngineUnavailableError, "unavailable"),
+    (VocabularyMismatchError, "index-mismatch"),
+)
+_OF_STATUS = {404: "not-found", 405: "method-not-allowed", 415: "unsupported-media-type"}
+
+
+class Problem(Exception):  # noqa: N818 - the RFC's word
+    """Answer a request with a problem.
+
+    Args:
+        kind: One of the kinds that docs/api.md lists, such as ``not-found``.
+        detail: What is wrong with this request.
+        errors: What is wrong with its parts: each a ``field`` and a ``detail``.
+        headers: Headers of the answer.
+        extra: Further members of the answer.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        detail: str,
+        errors: Sequence[Mapping[str, str]] = (),
+        headers: Mapping[str, str] | None = None,
+        **extra: Any,
+    ) -> None:
+        super().__init__(detail)
+        self.kind = kind
+        self.status, self.title = _KINDS[kind]
+        self.detail = detail
+        self.errors = list(errors)
+        self.headers = dict(headers or {})
+        self.extra = extra
+        if self.status in (429, 503):
+            self.headers.setdefault("Retry-After", "1")
+
+    def body(self, scope: Mapping[str, Any]) -> bytes:
+        """Return the JSON object that tells of it."""
+        members: dict[str, Any] = {
+            "type": _URN + self.kind,
+            "title": self.title,
+            "status": self.status,
+            "detail": self.detail,
+            "instance": scope.get("raw_path", b"/").decode("ascii", "replace"),
+            "request_id": scope.get("lexvla.request_id", ""),
+            **({"errors": self.errors} if self.errors else {}),
+            **self.extra,
+        }
+        # ASCII, so that half a character of a request can be named in an answer.
+        return json.dumps(members).encode()
+
+
+def problem_response(scope: Mapping[str, Any], problem: Problem) -> Response:
+    """Return the answer that tells of a problem."""
+    body = problem.body(scope)
+    return Response(body, problem.status, problem.headers, media_type=MEDIA_TYPE)
+
+
+def problem_of(error: LexVLAError) -> Problem | None:
+    """Return what an error means for the one who asked; ``None`` if the server is to blame."""
+    kinds = (kind for of, kind in _OF_ERRORS if isinstance(error, of))
+    kind = next(kinds, None)
+    return None if kind is None else Problem(kind, str(error))
+
+
+def invalid(error: ValidationError, where: str = "body") -> Problem:
+    """Return the problem of a body that breaks the rules of its model."""
+    faults = error.errors(include_url=False, include_context=False, include_input=False)
+    broken = [fault for fault in faults if fault["type"] == "json_invalid"]
+    if broken:
+        return Problem("bad-request", f"the {where} is no valid JSON: {broken[0]['msg']}")
+    errors = [
+        {"field": ".".join(map(str, fault["loc"])) or where, "detail": _rule(fault)}
+        for fault in faults[:20]
+    ]
+    first = "; ".join(f"{each['field']}: {each['detail']}" for each in errors[:3])
+    return Problem("invalid", first, errors)
+
+
+def _rule(fault: Mapping[str, Any]) -> str:
+    if fault["type"] == "extra_forbidden":
+        return "there is no such field"
+    return str(fault["msg"]).removeprefix("Value error, ")
+
+
+def handle_errors(app: FastAPI) -> None:
+    """Make the application answer errors with problems."""
+
+    async def of_problem(request: Request, error: Exception) -> Response:
+        if not isinstance(error, Problem):
+            raise error
+        return problem_response(request.scope, error)
+
+    async def of_lexvla(request: Request, error: Exception) -> Response:
+        problem = problem_of(error) if isinstance(error, LexVLAError) else None
+        if problem is None:
+            raise error
+        return problem_response(request.scope, problem)
+
+    async def of_parameters(request: Request, error: Exception) -> Response:
+        if not isinstance(error, RequestValidationError):
+            raise error
+        errors = [
+            {"field": ".".join(map(str, fault["loc"][1:])), "detail": str(fault["msg"])}
+            for fault in error.errors()
+        ]
+        detail = "; ".join(f"{each['field']}: {each['detail']}" for each in errors)
+        return problem_response(request.scope, Problem("invalid", detail, errors))
+
+    async def of_http(request: Request, error: Exception) -> Response:
+        if not isinstance(error, HTTPException):
+            raise error
+        kind = _OF_STATUS.get(error.status_code, "bad-request")
+        phrase = HTTPStatus(error.status_code).phrase
+        detail = error.detail if error.detail != phrase else f"{request.method} {request.url.path}"
+        problem = Problem(kind, detail, headers=error.headers)
+        return problem_response(request.scope, problem)
+
+    app.add_exception_handler(Problem, of_problem)
+    app.add_exception_handler(LexVLAError, of_lexvla)
+    app.add_exception_handler(RequestValidationError, of_parameters)
+    app.add_exception_handler(HTTPException, of_http)

@@ -1,0 +1,165 @@
+"""What all requests of one process share: the index, the model, threads and limits."""
+
+from __future__ import annotations
+
+import asyncio
+import bisect
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from typing import Any, TypeVar
+
+from indexer import Document, Index, open_index
+from lexvla.encoding import Encoder, Encoding
+from lexvla.errors import UnsupportedError
+from search.api.batcher import Batcher
+from search.api.fetching import Fetcher
+from search.api.keys import Keys
+from search.api.limits import Admission, Intake
+from search.api.metrics import Metrics
+from search.api.problems import Problem
+from search.api.settings import Settings
+from search.api.writing import IndexWriter
+from search.searcher import Searcher
+
+__all__ = ["Service"]
+
+Made = TypeVar("Made")
+
+
+class Service:
+    """Hold one open index and one model for many requests.
+
+    Args:
+        settings: See there.
+        model: Encodes queries and documents; ``None`` leaves plain words to search by.
+        metrics: Gets the figures.
+
+    Raises:
+        IndexCorruptError: There is no index, or it is damaged.
+        LexVLAError: The file of keys cannot be read.
+        VocabularyMismatchError: The index is of another model.
+    """
+
+    def __init__(self, settings: Settings, model: Encoder | None, metrics: Metrics) -> None:
+        self.settings = settings
+        self.limits = limits = settings.limits
+        self.metrics = metrics
+        self.keys = None if settings.keys is None else Keys(settings.keys)
+        self.index: Index = open_index(settings.index)
+        self.model = None if model is None else Batcher(model, metrics.observe_model)
+        if self.model is not None:
+            metrics.model_queue.set_function(lambda: self.model.waiting if self.model else 0)
+        self.searcher = Searcher(self.model, self.index)
+        self.writer = IndexWriter(settings.index, self.searcher.model, limits.writer_seconds)
+        self.admission = Admission(limits.concurrency, "requests")
+        self.upserts = Admission(limits.upserts, "upserts")
+        self.intake = Intake(limits)
+        self.fetcher = Fetcher(settings.image_hosts, limits.body_bytes)
+        self._threads = ThreadPoolExecutor(limits.threads, "search")
+        self._writing = ThreadPoolExecutor(1, "write")
+
+    async def run(self, work: Callable[[], Made]) -> Made:
+        """Do some work in a thread, if there is a place for it.
+
+        Raises:
+            Problem: Too many requests are being answered.
+        """
+        with self.admission.place():
+            return await self.work(work)
+
+    async def work(self, work: Callable[[], Made]) -> Made:
+        """Do some work in a thread, for a request that has its place."""
+        asked = time.perf_counter()
+
+        def timed() -> Made:
+            self.metrics.stages.labels("wait").observe(time.perf_counter() - asked)
+            return work()
+
+        return await asyncio.get_running_loop().run_in_executor(self._threads, timed)
+
+    async def write(self, work: Callable[[], Made]) -> Made:
+        """Do some work in the thread that writes."""
+
+        def timed() -> Made:
+            started = time.perf_counter()
+            try:
+                return work()
+            finally:
+                self.metrics.stages.labels("commit").observe(time.perf_counter() - started)
+
+        return await asyncio.get_running_loop().run_in_executor(self._writing, timed)
+
+    def encoder(self) -> Batcher:
+        """Return the model.
+
+        Raises:
+            UnsupportedError: There is none.
+        """
+        if self.model is None:
+            raise UnsupportedError("this server runs without a model: it can only search by words")
+        return self.model
+
+    def fetch(self, name: str) -> tuple[Document, Encoding]:
+        """Return a document of the newest commit with its vectors.
+
+        Raises:
+            Problem: There is none of this id.
+        """
+        self.index.count()  # moves this thread to the newest commit
+        try:
+            (document,), encoding = self.index.fetch([name])
+        except KeyError as error:
+            raise Problem("not-found", f"the index has no document {name!r}") from error
+        return document, encoding
+
+    def words(self, encoding: Encoding, top_k: int) -> list[dict[str, Any]]:
+        """Return the strongest words of one row, with their patches."""
+        weights, columns = encoding.lexical.data, encoding.lexical.indices
+        vocabulary = self.index.vocabulary
+        best = (-weights).argsort(kind="stable")[:top_k].tolist()
+        patches = None if encoding.patches is None else encoding.patches.tolist()
+        return [
+            {
+                "word": vocabulary.word(int(columns[i])),
+                "weight": float(weights[i]),
+                "patch": None if patches is None or patches[i] < 0 else patches[i],
+            }
+            for i in best
+        ]
+
+    def complete(self, prefix: str, most: int) -> list[str]:
+        """Return words of the vocabulary that start with a prefix, the shortest first."""
+        forms = self._words
+        key = prefix.casefold()
+        start = bisect.bisect_left(forms, (key, ""))
+        end = bisect.bisect_left(forms, (key + "\U0010ffff", ""), start)
+        return sorted((word for _, word in forms[start:end]), key=lambda word: (len(word), word))[
+            :most
+        ]
+
+    @cached_property
+    def _words(self) -> list[tuple[str, str]]:
+        vocabulary = self.index.vocabulary
+        words = {vocabulary.word(i) for i in range(len(vocabulary))}
+        return sorted((word.casefold(), word) for word in words)
+
+    @cached_property
+    def _legs(self) -> dict[str, int]:
+        return dict(self.index.info().get("legs") or {})
+
+    def legs(self) -> dict[str, int]:
+        """Return the index's legs with their widths; empty while nothing was ever put into it."""
+        legs = self._legs
+        if not legs:
+            del self._legs  # to ask again
+        return legs
+
+    def close(self) -> None:
+        """Finish what was begun, and give up the index."""
+        self._threads.shutdown()
+        self._writing.shutdown()
+        if self.model is not None:
+            self.model.close()
+        self.index.close()

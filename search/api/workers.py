@@ -1,0 +1,94 @@
+"""Several processes that serve at one socket: started, kept running, and ended together."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from multiprocessing.connection import wait
+from multiprocessing.context import SpawnProcess
+from typing import Any
+
+import uvicorn
+
+__all__ = ["run_one", "run_several"]
+
+logger = logging.getLogger(__name__)
+
+_SPAWN = multiprocessing.get_context("spawn")
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_STEADY = 10.0  # seconds: a process that ends sooner would end again
+
+Make = Callable[[], Any]
+
+
+def run_one(make: Make, options: Mapping[str, Any], listening: socket.socket) -> bool:
+    """Serve in this process until a signal comes. Return whether it ever did.
+
+    Args:
+        make: Makes the application.
+        options: For `uvicorn.Config`.
+        listening: Where to take connections.
+    """
+    # uvicorn ends what was begun, and then raises the signal again for whoever else listens.
+    for number in _SIGNALS:
+        signal.signal(number, lambda *_: None)
+    server = uvicorn.Server(uvicorn.Config(make, factory=True, **options))
+    server.run(sockets=[listening])
+    return server.started
+
+
+def run_several(
+    make: Make, options: Mapping[str, Any], listening: socket.socket, count: int
+) -> bool:
+    """Serve in some processes until a signal comes; see `run_one`.
+
+    One that dies is replaced, unless it did so at once: then all end.
+    """
+    ended = threading.Event()
+    started: dict[SpawnProcess, float] = {}
+
+    def start() -> None:
+        process = _SPAWN.Process(target=_work, args=(make, options, listening))
+        process.start()
+        started[process] = time.monotonic()
+
+    for number in _SIGNALS:
+        signal.signal(number, lambda *_: ended.set())
+    for _ in range(count):
+        start()
+    failed = False
+    while not (ended.is_set() or failed):
+        wait([process.sentinel for process in started], timeout=0.2)
+        for process in [process for process in started if not process.is_alive()]:
+            age = time.monotonic() - started.pop(process)
+            if ended.is_set():
+                break
+            logger.error("process %s ended with %s", process.pid, process.exitcode)
+            failed = age < _STEADY
+            if not failed:
+                start()
+    for process in started:
+        process.terminate()
+    for process in started:
+        process.join()
+    return not failed
+
+
+def _work(make: Make, options: Mapping[str, Any], listening: socket.socket) -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+    sys.exit(not run_one(make, options, listening))
+
+
+def _end_with(sentinel: int) -> None:
+    """End this process when its parent has been killed."""
+    wait([sentinel])
+    os.kill(os.getpid(), signal.SIGTERM)
