@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from indexer.address import open_index
     from indexer.base import Document, Fetched, Index, Results
+    from indexer.elastic import ElasticIndex
     from indexer.embedded import EmbeddedIndex
     from indexer.filters import Filter
     from indexer.lucene import LuceneIndex
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Document",
+    "ElasticIndex",
     "EmbeddedIndex",
     "Fetched",
     "Filter",
@@ -29,6 +31,7 @@ __all__ = [
 
 _MODULES = {
     "Document": "indexer.base",
+    "ElasticIndex": "indexer.elastic",
     "EmbeddedIndex": "indexer.embedded",
     "Fetched": "indexer.base",
     "Filter": "indexer.filters",

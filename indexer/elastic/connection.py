@@ -1,0 +1,188 @@
+"""Addresses of Elasticsearch indexes, the client, and its errors as ours."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import urlsplit
+
+from lexvla.errors import (
+    EngineUnavailableError,
+    IndexCorruptError,
+    InputError,
+    LexVLAError,
+    OptionalDependencyError,
+    UnsupportedError,
+)
+
+if TYPE_CHECKING:
+    from elasticsearch import Elasticsearch
+
+__all__ = ["SCHEME", "Place", "connect", "elastic_errors", "refusal"]
+
+SCHEME = "elasticsearch+"
+FORM = "elasticsearch+http(s)://host:9200/name"
+PORT = 9200
+
+_NAME = re.compile(r"(?![-_+.])[^\sA-Z\\/*?\"<>|,#:]{1,200}")
+_SECRETS = "ELASTIC_API_KEY, or ELASTIC_USERNAME and ELASTIC_PASSWORD"
+_TIMEOUT = 60.0  # seconds for one request
+
+
+class Place(NamedTuple):
+    """Where an index is.
+
+    Attributes:
+        url: The server's.
+        name: The alias that people search.
+    """
+
+    url: str
+    name: str
+
+    def __str__(self) -> str:
+        """Return the address."""
+        return f"{SCHEME}{self.url}/{self.name}"
+
+    @classmethod
+    def parse(cls, address: str) -> Place:
+        """Read ``elasticsearch+http(s)://host:9200/name``.
+
+        Raises:
+            InputError: The address has another form, or holds credentials.
+        """
+        try:
+            parts = urlsplit(address.removeprefix(SCHEME))
+            host, port = parts.hostname, parts.port or PORT
+        except ValueError as error:
+            raise InputError(FORM, "the address of an index has this form") from error
+        if parts.username is not None or parts.password is not None or "@" in parts.netloc:
+            # Not quoted: what stands there is secret.
+            raise InputError(FORM, f"credentials do not go into the address; set {_SECRETS}")
+        prefix, _, name = parts.path.rstrip("/").rpartition("/")
+        if not host or parts.scheme not in ("http", "https") or parts.query or parts.fragment:
+            raise InputError(address, f"the address of an index has the form {FORM}")
+        if not _NAME.fullmatch(name):
+            rule = "an index of Elasticsearch has a name of small letters, digits, - and _"
+            raise InputError(name, rule)
+        shown = f"[{host}]" if ":" in host else host
+        return cls(f"{parts.scheme}://{shown}:{port}{prefix}", name)
+
+
+def connect(place: Place) -> Elasticsearch:
+    """Make a client, with what the environment tells of credentials and certificates.
+
+    ``ELASTIC_API_KEY``, or ``ELASTIC_USERNAME`` and ``ELASTIC_PASSWORD``; ``ELASTIC_CA_CERTS``, a
+    file of certificates to trust, or ``ELASTIC_CERT_FINGERPRINT``, the SHA-256 of the server's.
+
+    Raises:
+        EngineUnavailableError: The settings contradict each other.
+        OptionalDependencyError: The client is not installed.
+    """
+    try:
+        library = importlib.import_module("elasticsearch")
+    except ModuleNotFoundError as error:
+        raise OptionalDependencyError("elasticsearch", "elasticsearch") from error
+    settings: dict[str, Any] = {}
+    key, user = os.environ.get("ELASTIC_API_KEY"), os.environ.get("ELASTIC_USERNAME")
+    if key:
+        settings["api_key"] = key
+    elif user:
+        settings["basic_auth"] = (user, os.environ.get("ELASTIC_PASSWORD", ""))
+    if place.url.startswith("https:"):
+        if certificates := os.environ.get("ELASTIC_CA_CERTS"):
+            settings["ca_certs"] = certificates
+        if fingerprint := os.environ.get("ELASTIC_CERT_FINGERPRINT"):
+            settings["ssl_assert_fingerprint"] = fingerprint
+    try:
+        client: Elasticsearch = library.Elasticsearch(
+            place.url, request_timeout=_TIMEOUT, max_retries=2, retry_on_timeout=True, **settings
+        )
+    except (ValueError, OSError) as error:
+        raise EngineUnavailableError(f"{place}: {error}") from error
+    return client
+
+
+@contextmanager
+def elastic_errors(place: Place) -> Iterator[None]:
+    """Raise the client's errors as ours.
+
+    Raises:
+        EngineUnavailableError: The server cannot be reached, refuses the credentials, is of
+            another kind or version, or cannot do it now.
+        IndexCorruptError: There is no such index.
+        LexVLAError: The server refuses what was asked.
+    """
+    import elasticsearch
+
+    try:
+        yield
+    except elasticsearch.ApiError as error:
+        raise refusal(place, error.status_code, error.body) from error
+    except elasticsearch.UnsupportedProductError as error:
+        rule = "what answers there is not Elasticsearch (this engine does not speak to OpenSearch)"
+        raise EngineUnavailableError(f"{place}: {rule}") from error
+    except elasticsearch.SSLError as error:
+        get = "name its authority by ELASTIC_CA_CERTS, or ELASTIC_CERT_FINGERPRINT"
+        rule = f"its certificate is not trusted: {_short(error)}; {get}"
+        raise EngineUnavailableError(f"{place}: {rule}") from error
+    except elasticsearch.TransportError as error:
+        raise EngineUnavailableError(f"{place}: no server answers: {_short(error)}") from error
+
+
+def refusal(place: Place, status: int, body: Any) -> LexVLAError:
+    """Return the error that an answer of the server means.
+
+    Args:
+        place: Of the index.
+        status: Of HTTP.
+        body: What came with it.
+    """
+    kind, reason = _cause(body)
+    said = f"{kind}: {reason}" if reason and reason != kind else kind or f"HTTP {status}"
+    if status in (401, 403) and "block" not in kind:
+        if "license" in reason or "license" in kind:
+            return UnsupportedError(f"{place}: the server's licence does not cover this: {reason}")
+        return EngineUnavailableError(f"{place}: not allowed; set {_SECRETS}. It says: {said}")
+    if "compatible-with" in reason or "media_type_header" in kind:
+        rule = "the Python client speaks to servers of its own and the next major version"
+        return EngineUnavailableError(
+            f"{place}: {rule}: pip install 'lexvla[elasticsearch]'; {said}"
+        )
+    if "unknown retriever" in reason:
+        return UnsupportedError(f"{place}: the server lacks the module for it: {reason}")
+    if "maxClauseCount" in reason or "too_many" in kind:
+        return UnsupportedError(f"{place}: the query has too many words for the server: {reason}")
+    if status == 404 and "index_not_found" in kind:
+        return IndexCorruptError(
+            f"no index at {place}; make one with: lexvla index SOURCE --index {place}"
+        )
+    if status in (408, 429) or status >= 500 or "block" in kind:
+        return EngineUnavailableError(f"{place}: the server cannot do it now: {said}")
+    return LexVLAError(f"{place}: the server refuses: {said}")
+
+
+def _cause(body: Any) -> tuple[str, str]:
+    """Return the kind and the reason of an error, the innermost that the server tells."""
+    error = body.get("error", body) if isinstance(body, Mapping) else body
+    if not isinstance(error, Mapping):
+        return "", _short(error)
+    roots = error.get("root_cause") or [error]
+    root = roots[0] if isinstance(roots[0], Mapping) else error
+    kind = str(root.get("type") or error.get("type") or "")
+    cause = error.get("caused_by") or root.get("caused_by") or {}
+    while isinstance(cause.get("caused_by"), Mapping):
+        cause = cause["caused_by"]
+    reason = str(root.get("reason") or "")
+    if inner := str(cause.get("reason") or ""):
+        reason = reason if inner in reason else f"{reason}: {inner}"
+    return kind, _short(reason)
+
+
+def _short(text: object) -> str:
+    words = " ".join(str(text).split())
+    return words if len(words) <= 500 else words[:497] + "..."

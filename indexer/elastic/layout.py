@@ -1,0 +1,196 @@
+"""What an index of ours is on the server: fields, settings, and what it says of itself.
+
+    id            the id, also as ``_id``: orders ties
+    lex           sparse_vector: the words; terms as the vocabulary writes them
+    codes         sparse_vector: the codes; column numbers as terms
+    dense         dense_vector, by inner product
+    filter        the terms of `indexer.filter_terms`
+    text, uri     kept as they are, not searched
+    metadata      the same, as JSON
+    fingerprint   the same
+    vectors       the exact rows of all legs, base64 of `indexer.packed_rows`: the server keeps the
+                  weights of ``lex`` and ``codes`` with 9 significant bits
+    vocabulary    of one document that is no item: the terms of the lexical columns
+
+``lex``, ``codes``, ``dense`` and ``filter`` are indexed and not kept in ``_source``.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from indexer.base import Document, Leg
+from indexer.filter_terms import terms_of
+from indexer.packed_rows import pack
+from lexvla.encoding import Encoding
+from lexvla.errors import IndexCorruptError, IndexVersionError
+
+__all__ = [
+    "FIELD_OF",
+    "FILTER",
+    "ID",
+    "SHOWN",
+    "VOCABULARY_ID",
+    "Meta",
+    "document_of",
+    "leg_fields",
+    "mappings",
+    "program_version",
+    "settings",
+    "sources",
+]
+
+FORMAT_VERSION = 1
+KEY = "lexvla"
+
+ID, FILTER = "id", "filter"
+FIELD_OF: dict[Leg, str] = {"lexical": "lex", "codes": "codes", "dense": "dense"}
+SHOWN = ("text", "uri", "metadata", "fingerprint")
+VOCABULARY_ID = "\x1fvocabulary"  # no id of an item has such a character
+
+# Up to so many documents the dense leg is searched exactly, by looking at each.
+FLAT_DOCUMENTS = 100_000
+FLAT, GRAPH = "flat", "int8_hnsw"
+
+_KEPT = {"type": "keyword", "index": False, "doc_values": False}
+
+
+@dataclass(frozen=True)
+class Meta:
+    """What an index says of itself, in ``_meta`` of its mapping.
+
+    Attributes:
+        model: The name of the model whose vectors these are, if it was given.
+        vocabulary_sha256: Names the vocabulary; empty before the first vectors, if none was given.
+        widths: The legs and their numbers of columns; empty before the first vectors.
+        dense: How the dense leg is searched: ``flat``, exactly, or ``int8_hnsw``.
+        writer_version: The version of the program that made the index.
+        notes: What others keep with the index, by name, such as fitted weights of legs.
+    """
+
+    model: str | None = None
+    vocabulary_sha256: str = ""
+    widths: Mapping[str, int] = field(default_factory=dict)
+    dense: str = FLAT
+    writer_version: str = ""
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+    def dump(self) -> dict[str, Any]:
+        """Return it as ``_meta``."""
+        return {KEY: {"format_version": FORMAT_VERSION, **asdict(self)}}
+
+    @classmethod
+    def load(cls, place: object, found: Mapping[str, Any]) -> Meta:
+        """Read what `dump` made.
+
+        Raises:
+            IndexCorruptError: It is not of that form: the index is not ours.
+            IndexVersionError: A newer program wrote it.
+        """
+        try:
+            values = dict(found[KEY])
+            number = values.pop("format_version")
+            if number > FORMAT_VERSION:
+                rule = f"format {number} is newer than this program, which reads {FORMAT_VERSION}"
+                raise IndexVersionError(f"{place}: {rule}")
+            widths = {leg: values["widths"][leg] for leg in FIELD_OF if leg in values["widths"]}
+            return cls(**{**values, "widths": widths})
+        except (KeyError, TypeError, ValueError) as error:
+            rule = "is no index of lexvla, or its _meta is damaged"
+            raise IndexCorruptError(f"{place}: {rule}") from error
+
+
+def program_version() -> str:
+    """Return the version of this program, as new indexes keep it."""
+    try:
+        return version("lexvla")
+    except PackageNotFoundError:  # run from a checkout
+        return "unknown"
+
+
+def settings(shards: int) -> dict[str, Any]:
+    """Return the settings of a new index.
+
+    It is refreshed by commits only: else readers would see parts of them.
+    """
+    return {
+        "number_of_shards": shards,
+        "auto_expand_replicas": "0-1",
+        "refresh_interval": "-1",
+    }
+
+
+def mappings(meta: Meta) -> dict[str, Any]:
+    """Return the mapping of a new index."""
+    return {
+        "dynamic": "strict",
+        "_meta": meta.dump(),
+        "_source": {"excludes": [*FIELD_OF.values(), FILTER]},
+        "properties": {
+            ID: {"type": "keyword"},
+            FILTER: {"type": "keyword", "doc_values": False},
+            **dict.fromkeys((*SHOWN, "vocabulary"), _KEPT),
+            "vectors": {"type": "binary"},
+            **leg_fields(meta),
+        },
+    }
+
+
+def leg_fields(meta: Meta) -> dict[str, Any]:
+    """Return the mapping's fields of the legs that an index has."""
+    fields: dict[str, Any] = {FIELD_OF["lexical"]: {"type": "sparse_vector"}}
+    if "codes" in meta.widths:
+        fields[FIELD_OF["codes"]] = {"type": "sparse_vector"}
+    if "dense" in meta.widths:
+        fields[FIELD_OF["dense"]] = {
+            "type": "dense_vector",
+            "dims": meta.widths["dense"],
+            # Not dot_product: that refuses vectors of no unit length, such as that of no words.
+            "similarity": "max_inner_product",
+            "index_options": {"type": meta.dense},
+        }
+    return fields
+
+
+def sources(
+    documents: Sequence[Document], encoding: Encoding, terms: Sequence[str]
+) -> Iterator[dict[str, Any]]:
+    """Give documents as the server takes them.
+
+    Args:
+        documents: What is kept beside the vectors.
+        encoding: A row for each.
+        terms: Those of the lexical columns.
+    """
+    columns = [] if encoding.codes is None else [str(i) for i in range(encoding.codes.shape[1])]
+    legs = [(FIELD_OF["lexical"], encoding.lexical, terms)]
+    if encoding.codes is not None:
+        legs.append((FIELD_OF["codes"], encoding.codes, columns))
+    for row, (document, vectors) in enumerate(zip(documents, pack(encoding), strict=True)):
+        made: dict[str, Any] = {
+            ID: document.id,
+            FILTER: list(terms_of(document)),
+            "text": document.text,
+            "uri": document.uri,
+            "metadata": json.dumps(dict(document.metadata)),
+            "fingerprint": document.fingerprint,
+            "vectors": base64.b64encode(vectors).decode(),
+        }
+        for name, matrix, names in legs:
+            span = slice(*matrix.indptr[row : row + 2].tolist())
+            words = map(names.__getitem__, matrix.indices[span].tolist())
+            made[name] = dict(zip(words, matrix.data[span].tolist(), strict=True))
+        if encoding.dense is not None:
+            made[FIELD_OF["dense"]] = encoding.dense[row].tolist()
+        yield made
+
+
+def document_of(name: str, source: Mapping[str, Any]) -> Document:
+    """Return the document that `sources` wrote."""
+    text, uri, metadata, fingerprint = (source[each] for each in SHOWN)
+    return Document(name, uri, text, json.loads(metadata), fingerprint)

@@ -1,0 +1,224 @@
+"""The indices behind an alias: making, opening, swapping, and what they say of themselves."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from indexer.elastic.connection import Place, elastic_errors
+from indexer.elastic.layout import (
+    KEY,
+    VOCABULARY_ID,
+    Meta,
+    leg_fields,
+    mappings,
+    settings,
+)
+from lexvla.errors import EngineUnavailableError, IndexCorruptError
+from lexvla.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from elasticsearch import Elasticsearch
+
+__all__ = ["Store"]
+
+_WAIT = "10s"  # for an index that is just coming up
+_FRESH = 1.0  # seconds for which the alias is not looked up again
+_REPLICAS = ("number_of_replicas", "auto_expand_replicas")
+
+
+class Store:
+    """Find the index that an alias means now, and change what it says of itself.
+
+    Args:
+        client: Of the server.
+        place: The address.
+
+    Attributes:
+        index: The name of the index that is read and written.
+        meta: What it says of itself.
+    """
+
+    def __init__(self, client: Elasticsearch, place: Place) -> None:
+        self.client = client
+        self.place = place
+        self.index = ""
+        self.meta = Meta()
+        self._checked = 0.0
+        self._is_being_built = False
+
+    def find(self) -> bool:
+        """Move to the index that the alias means. Return whether there is one.
+
+        Raises:
+            IndexCorruptError: It is none of ours, or the alias means several.
+            IndexVersionError: A newer program wrote it.
+        """
+        with elastic_errors(self.place):
+            found = self.client.indices.get_mapping(
+                index=self._name, ignore_unavailable=True, allow_no_indices=True
+            ).body
+        if not found:
+            return False
+        if len(found) > 1:
+            names = ", ".join(sorted(found))
+            raise IndexCorruptError(f"{self.place}: the alias means several indices: {names}")
+        ((self.index, described),) = found.items()
+        self.meta = Meta.load(self.place, described["mappings"].get("_meta", {}))
+        self._checked = time.monotonic()
+        return True
+
+    @property
+    def _name(self) -> str:
+        return self.index if self._is_being_built else self.place.name
+
+    def refresh(self) -> None:
+        """Look again what the alias means, if that was a while ago or nothing was there."""
+        if not self.meta.widths or time.monotonic() - self._checked > _FRESH:
+            self.check()
+
+    def check(self) -> None:
+        """Look again what the alias means.
+
+        Raises:
+            IndexCorruptError: There is no index any more.
+        """
+        if not self.find():
+            made = f"lexvla index SOURCE --index {self.place}"
+            raise IndexCorruptError(f"no index at {self.place}; make one with: {made}")
+
+    def wait(self) -> None:
+        """Wait until the index can be searched.
+
+        Raises:
+            EngineUnavailableError: Some of its shards are on no server.
+        """
+        with elastic_errors(self.place):
+            health = self.client.options(ignore_status=408).cluster.health(
+                index=self.index, wait_for_status="yellow", timeout=_WAIT
+            )
+        if health["timed_out"] or health["status"] == "red":
+            missing = health["unassigned_shards"]
+            rule = f"its health is {health['status']}: {missing} of its shards are on no server"
+            raise EngineUnavailableError(f"{self.place}: {rule}")
+
+    def make(self, meta: Meta, shards: int) -> None:
+        """Make an index with its alias; if another program just did, take that one."""
+        import elasticsearch
+
+        with elastic_errors(self.place):
+            try:
+                self.client.indices.create(
+                    index=self._next(),
+                    settings=settings(shards),
+                    mappings=mappings(meta),
+                    aliases={self.place.name: {}},
+                )
+            except elasticsearch.BadRequestError as error:
+                if error.error != "resource_already_exists_exception":
+                    raise
+        self.check()
+
+    def begin_rebuild(self, meta: Meta, shards: int | None) -> None:
+        """Make an index that the alias does not mean yet, and move to it.
+
+        What an earlier rebuild left unfinished is deleted.
+        """
+        old = self.index if self.find() else None
+        wanted = settings(shards or 1)
+        with elastic_errors(self.place):
+            if old is not None:
+                kept = self.client.indices.get_settings(index=old).body[old]["settings"]["index"]
+                if shards is None:
+                    wanted["number_of_shards"] = kept["number_of_shards"]
+            for name, found in self._numbered().items():
+                described = found["mappings"].get("_meta", {})
+                if not found["aliases"] and KEY in described and name != old:
+                    self.client.indices.delete(index=name)
+            self.index = self._next()
+            self.client.indices.create(
+                index=self.index,
+                # Copies are made once it is full: each document is indexed once only so.
+                settings={**wanted, "auto_expand_replicas": False, "number_of_replicas": 0},
+                mappings=mappings(meta),
+            )
+        self._is_being_built = True
+        self.check()
+
+    def publish(self) -> None:
+        """Give the alias to the index that was built, and delete the one before, in one step."""
+        with elastic_errors(self.place):
+            alias = self.place.name
+            # As it was before, if there was one.
+            old = list(self.client.indices.get_alias(name=alias).body) if self._has_alias() else []
+            replicas: dict[str, Any] = {"auto_expand_replicas": "0-1"}
+            for name in old:
+                kept = self.client.indices.get_settings(index=name).body[name]["settings"]["index"]
+                replicas = {each: kept[each] for each in _REPLICAS if each in kept}
+            if str(replicas.get("auto_expand_replicas", "false")) != "false":
+                replicas.pop("number_of_replicas", None)
+            self.client.indices.put_settings(index=self.index, settings=replicas)
+            actions: list[Mapping[str, Any]] = [{"remove_index": {"index": name}} for name in old]
+            actions.append({"add": {"index": self.index, "alias": alias}})
+            self.client.indices.update_aliases(actions=actions)
+        self._is_being_built = False
+
+    def abandon(self) -> None:
+        """Delete the index that is being built, if there is one."""
+        if self._is_being_built:
+            with elastic_errors(self.place):
+                self.client.indices.delete(index=self.index, ignore_unavailable=True)
+            self._is_being_built = False
+
+    def _has_alias(self) -> bool:
+        return bool(self.client.indices.exists_alias(name=self.place.name))
+
+    def _numbered(self) -> dict[str, Any]:
+        """Return all indices that are, were or will be behind the alias."""
+        form = re.compile(re.escape(self.place.name) + r"-\d{6}")
+        found = self.client.indices.get(index=f"{self.place.name}-*", allow_no_indices=True).body
+        return {name: described for name, described in found.items() if form.fullmatch(name)}
+
+    def _next(self) -> str:
+        with elastic_errors(self.place):
+            taken = [int(name.rpartition("-")[2]) for name in self._numbered()]
+        return f"{self.place.name}-{max(taken, default=0) + 1:06}"
+
+    def describe(self, **changes: Any) -> None:
+        """Change what the index says of itself, and add the fields of new legs."""
+        meta = replace(self.meta, **changes)
+        with elastic_errors(self.place):
+            self.client.indices.put_mapping(
+                index=self.index, meta=meta.dump(), properties=leg_fields(meta)
+            )
+        self.meta = meta
+
+    def load_vocabulary(self) -> Vocabulary:
+        """Read the terms of the lexical columns.
+
+        Raises:
+            IndexCorruptError: They are missing, or not those that the index names.
+        """
+        if not self.meta.vocabulary_sha256:
+            return Vocabulary(())
+        with elastic_errors(self.place):
+            found = self.client.options(ignore_status=404).get(index=self.index, id=VOCABULARY_ID)
+        if found.get("found"):
+            stored = json.loads(found["_source"]["vocabulary"])
+            vocabulary = Vocabulary(stored["terms"], stored["token_ids"])
+            if vocabulary.sha256 == self.meta.vocabulary_sha256:
+                return vocabulary
+        raise IndexCorruptError(f"{self.place}: has lost the vocabulary that it was made with")
+
+    def save_vocabulary(self, vocabulary: Vocabulary) -> None:
+        """Keep the terms of the lexical columns, before anything that needs them."""
+        text = json.dumps({"terms": vocabulary.terms, "token_ids": vocabulary.token_ids})
+        with elastic_errors(self.place):
+            self.client.index(
+                index=self.index, id=VOCABULARY_ID, document={"vocabulary": text}, refresh=True
+            )
+        self.describe(vocabulary_sha256=vocabulary.sha256)
