@@ -1,0 +1,189 @@
+"""The files of docker/, as far as they run without Docker."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shutil
+import stat
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from docker_fakes import recording_server
+
+DOCKER = Path(__file__).resolve().parent.parent / "docker"
+
+
+def compose(*files: str) -> dict:
+    services: dict = {}
+    for file in files or ("compose.yaml",):
+        for name, service in yaml.safe_load((DOCKER / file).read_text())["services"].items():
+            services.setdefault(name, {}).update(service)
+    return services
+
+
+def run(script: Path, *args: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    path = environment.pop("PATH", os.environ["PATH"])
+    return subprocess.run(
+        ["/bin/sh", str(script), *args],
+        env={"PATH": path, **environment},
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+
+
+def test_every_published_port_is_on_loopback():
+    published = [port for service in compose().values() for port in service.get("ports", [])]
+    assert len(published) == 3
+    assert all(str(port).startswith("127.0.0.1:") for port in published)
+
+
+def test_images_are_pinned_and_no_service_keeps_privileges():
+    for name, service in compose().items():
+        version = service["image"].rpartition(":")[2]
+        assert "build" in service or version[-1].isdigit(), name
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+
+
+def test_security_is_on_and_no_password_is_written_in_a_file_of_git():
+    services = compose()
+    assert services["elasticsearch"]["environment"]["xpack.security.enabled"] == "true"
+    for name, service in services.items():
+        for key, value in service.get("environment", {}).items():
+            assert "PASSWORD" not in key or value.startswith("/run/secrets/"), (name, key)
+    assert "/docker/secrets/" in (DOCKER.parent / ".gitignore").read_text().splitlines()
+
+
+def test_the_server_of_the_tests_is_the_server_of_the_compose_file():
+    script = (DOCKER.parent / "scripts" / "elasticsearch_server.py").read_text()
+    (version,) = {
+        compose()[name]["image"].rpartition(":")[2] for name in ("elasticsearch", "setup")
+    }
+    assert f'\nVERSION = "{version}"\n' in script
+
+
+def test_every_file_that_a_service_mounts_or_an_image_copies_is_there():
+    for service in compose("compose.yaml", "compose.dev.yaml").values():
+        for volume in service.get("volumes", []):
+            source = volume.partition(":")[0]
+            if source.startswith("./"):
+                assert (DOCKER / source).is_file(), source
+    for line in (DOCKER / "Dockerfile").read_text().splitlines():
+        if line.startswith("COPY ") and "--from" not in line:
+            for source in line.split()[1:-1]:
+                assert (DOCKER.parent / source).exists(), source
+                # What is copied must not be kept out of the build's context.
+                ignored = (DOCKER / "Dockerfile.dockerignore").read_text().splitlines()
+                assert f"!{source}" in ignored, source
+
+
+def test_the_image_runs_as_its_own_user():
+    lines = (DOCKER / "Dockerfile").read_text().splitlines()
+    last_stage = lines[max(i for i, line in enumerate(lines) if line.startswith("FROM ")) :]
+    assert "USER 10001" in last_stage
+    assert last_stage.index("USER 10001") < last_stage.index('ENTRYPOINT ["lexvla-entrypoint"]')
+
+
+def test_secrets_are_long_made_once_and_closed_to_others(tmp_path):
+    shutil.copy(DOCKER / "make_secrets.sh", tmp_path)
+    first = run(tmp_path / "make_secrets.sh")
+    assert first.returncode == 0, first.stderr
+    secrets = {path.name: path.read_text() for path in (tmp_path / "secrets").iterdir()}
+    named = yaml.safe_load((DOCKER / "compose.yaml").read_text())["secrets"]
+    assert set(secrets) == set(named)
+    assert all(len(bytes.fromhex(value)) == 32 for value in secrets.values())
+    assert len(set(secrets.values())) == len(secrets)
+    assert stat.S_IMODE((tmp_path / "secrets").stat().st_mode) == 0o700
+    assert run(tmp_path / "make_secrets.sh").stdout == ""
+    assert secrets == {path.name: path.read_text() for path in (tmp_path / "secrets").iterdir()}
+
+
+@pytest.fixture
+def printing(tmp_path: Path) -> str:
+    """Return a PATH on which `lexvla` prints its arguments and what it knows of passwords."""
+    program = tmp_path / "bin" / "lexvla"
+    program.parent.mkdir()
+    program.write_text('#!/bin/sh\necho "$*"\nenv | grep ^ELASTIC | sort\nexit 7\n')
+    program.chmod(0o755)
+    return f"{program.parent}:{os.environ['PATH']}"
+
+
+def test_the_entrypoint_reads_secrets_from_files_and_keeps_the_exit_code(tmp_path, printing):
+    (tmp_path / "secret").write_text("pa ss$word'\"\n")
+    done = run(
+        DOCKER / "entrypoint.sh",
+        *("info", "--index", "a b"),
+        PATH=printing,
+        ELASTIC_PASSWORD_FILE=str(tmp_path / "secret"),
+        ELASTIC_USERNAME="lexvla",
+    )
+    assert done.returncode == 7
+    assert done.stdout.splitlines() == [
+        "info --index a b",
+        "ELASTIC_PASSWORD=pa ss$word'\"",
+        "ELASTIC_USERNAME=lexvla",
+    ]
+
+
+def test_the_entrypoint_stops_at_a_secret_that_cannot_be_read(tmp_path, printing):
+    missing = str(tmp_path / "missing")
+    done = run(DOCKER / "entrypoint.sh", PATH=printing, ELASTIC_API_KEY_FILE=missing)
+    assert done.returncode == 1
+    assert done.stderr == f"lexvla: error: ELASTIC_API_KEY_FILE: cannot read {missing}\n"
+    assert done.stdout == ""
+
+
+def test_the_setup_makes_a_role_of_one_index_and_a_user(tmp_path):
+    for name in ("elastic", "lexvla"):
+        (tmp_path / name).write_text(f"{name}-password")
+    with recording_server() as (address, requests):
+        done = run(
+            DOCKER / "setup_elasticsearch.sh",
+            ELASTICSEARCH_URL=address,
+            ELASTIC_PASSWORD_FILE=str(tmp_path / "elastic"),
+            LEXVLA_PASSWORD_FILE=str(tmp_path / "lexvla"),
+            LEXVLA_INDEX="pictures",
+        )
+    assert done.returncode == 0, done.stderr
+    basic = base64.b64encode(b"elastic:elastic-password").decode()
+    assert [(method, path) for method, path, _, _ in requests] == [
+        ("PUT", "/_security/role/lexvla"),
+        ("PUT", "/_security/user/lexvla"),
+    ]
+    assert {authorization for _, _, authorization, _ in requests} == {f"Basic {basic}"}
+    role, user = (json.loads(body) for *_, body in requests)
+    assert role["indices"][0]["names"] == ["pictures", "pictures-*"]
+    assert user == {"password": "lexvla-password", "roles": ["lexvla"], "full_name": "LexVLA"}
+
+
+@pytest.mark.parametrize("status", [401, 503])
+def test_the_setup_fails_where_the_server_refuses(tmp_path, status):
+    (tmp_path / "p").write_text("x")
+    with recording_server(status) as (address, requests):
+        done = run(
+            DOCKER / "setup_elasticsearch.sh",
+            ELASTICSEARCH_URL=address,
+            ELASTIC_PASSWORD_FILE=str(tmp_path / "p"),
+            LEXVLA_PASSWORD_FILE=str(tmp_path / "p"),
+        )
+    assert done.returncode != 0
+    assert len(requests) == 1
+
+
+@pytest.mark.parametrize("name", ["a/b", 'x"y', "*", "Photos", " "])
+def test_the_setup_refuses_names_that_are_no_index(tmp_path, name):
+    (tmp_path / "p").write_text("x")
+    done = run(
+        DOCKER / "setup_elasticsearch.sh",
+        ELASTIC_PASSWORD_FILE=str(tmp_path / "p"),
+        LEXVLA_PASSWORD_FILE=str(tmp_path / "p"),
+        LEXVLA_INDEX=name,
+    )
+    assert done.returncode == 2
+    assert "LEXVLA_INDEX" in done.stderr
