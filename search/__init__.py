@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from search.explanation import Explanation, LegPart, TermMatch
-    from search.fitting import load_fusion, save_fusion
+    from search.fitting import FittedFusion, fit_fusion, load_fusion, save_fusion
     from search.fusion import Fusion, ReciprocalRank, Weighted
     from search.heatmap import heatmap, patch_map
     from search.query import Query
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Answer",
     "Explanation",
+    "FittedFusion",
     "Fusion",
     "Hit",
     "LegPart",
@@ -25,6 +26,7 @@ __all__ = [
     "Searcher",
     "TermMatch",
     "Weighted",
+    "fit_fusion",
     "heatmap",
     "load_fusion",
     "patch_map",
@@ -34,6 +36,7 @@ __all__ = [
 _HOMES = {
     "Answer": "search.searcher",
     "Explanation": "search.explanation",
+    "FittedFusion": "search.fitting",
     "Fusion": "search.fusion",
     "Hit": "search.searcher",
     "LegPart": "search.explanation",
@@ -43,6 +46,7 @@ _HOMES = {
     "Searcher": "search.searcher",
     "TermMatch": "search.explanation",
     "Weighted": "search.fusion",
+    "fit_fusion": "search.fitting",
     "heatmap": "search.heatmap",
     "load_fusion": "search.fitting",
     "patch_map": "search.heatmap",

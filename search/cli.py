@@ -13,7 +13,10 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from lexvla.errors import LexVLAError
+from lexvla.errors import GatheredInputError, LexVLAError
+from search.cli_evaluate import add_crossmodal, add_evaluate
+from search.cli_query import add_fitting, add_hits, add_query
+from search.cli_serve import add_api_key, add_serve
 from search.console import UsageError, note
 
 __all__ = ["build_parser", "main"]
@@ -49,6 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     demo = command("demo", "search.demo:run", "search a bundled set of emoji, with explanations")
     demo.add_argument("--index", type=_not_empty, metavar="DIR", help="keep the demo's index here")
+    demo.add_argument("--serve", action="store_true", help="open the page on it")
     _add_model(demo)
     _add_json(demo)
 
@@ -79,18 +83,28 @@ def build_parser() -> argparse.ArgumentParser:
     _add_model(encode)
     _add_json(encode)
 
-    search = command("search", "search.commands:search", "find images by text, image, or both")
+    search = command(
+        "search", "search.query_commands:search", "find images by text, image and words"
+    )
     _add_query(search)
-    search.add_argument("-k", type=_positive, default=10, metavar="N", help="how many hits")
-    search.add_argument("--explain", action="store_true", help="show the parts of each score")
+    add_hits(search, _positive)
     _add_json(search)
 
-    explain = command("explain", "search.commands:explain", "take one item's score apart")
+    explain = command("explain", "search.query_commands:explain", "take one item's score apart")
     explain.add_argument("id", metavar="ID", help="the item's id, as search prints it")
     _add_query(explain)
+    explain.add_argument("--picture", metavar="PNG", help="draw the parts beside the image")
     explain.add_argument("--heatmap", metavar="PNG", help="draw where the words were read from")
     explain.add_argument("--word", metavar="W", help="draw this word only")
     _add_json(explain)
+
+    fitting = command(
+        "fit-fusion", "search.query_commands:fit_fusion", "learn how to weigh an index's legs"
+    )
+    add_fitting(fitting)
+    _add_address(fitting)
+    _add_model(fitting)
+    _add_json(fitting)
 
     delete = command("delete", "search.commands:delete", "take items out of an index")
     delete.add_argument("ids", metavar="ID", nargs="+")
@@ -139,10 +153,32 @@ def build_parser() -> argparse.ArgumentParser:
     _add_model(sparsity)
     _add_json(sparsity)
 
+    evaluate = command("evaluate", "search.evaluate:evaluate", "measure search by known answers")
+    _add_address(evaluate)
+    add_evaluate(evaluate, _positive)
+    _add_model(evaluate)
+    _add_json(evaluate)
+
+    crossmodal = command(
+        "crossmodal", "search.crossmodal:crossmodal", "measure a model by the field's protocols"
+    )
+    add_crossmodal(crossmodal, _positive)
+    _add_model(crossmodal)
+    _add_json(crossmodal)
+
     train = command("train", "search.commands:train", "train a model")
     train.add_argument("recipe", metavar="RECIPE", help="a TOML file")
     train.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     _add_json(train)
+
+    serve = command("serve", "search.serve:run", "serve the page and the REST API")
+    _add_address(serve)
+    _add_model(serve)
+    add_serve(serve, _positive)
+
+    api_key = command("api-key", "search.serve:api_key", "make or revoke a key for lexvla serve")
+    add_api_key(api_key)
+    _add_json(api_key)
 
     doctor = command("doctor", "search.doctor:run", "show what this machine can run")
     _add_json(doctor)
@@ -174,7 +210,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         note("lexvla: interrupted")
         return INTERRUPTED
     except (LexVLAError, OSError) as error:
-        note(f"lexvla: error: {' '.join(str(error).split())}")
+        for one in error.errors if isinstance(error, GatheredInputError) else (error,):
+            note(f"lexvla: error: {' '.join(str(one).split())}")
         return FAILED
 
 
@@ -204,9 +241,7 @@ def _add_json(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_query(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("text", metavar="TEXT", nargs="?", help="what to look for")
-    parser.add_argument("--image", metavar="FILE", help="look for images like this one")
-    parser.add_argument("--filter", metavar="F", help="such as 'year>=2020 and tag=cat'")
+    add_query(parser)
     _add_address(parser)
     _add_model(parser)
 

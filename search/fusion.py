@@ -24,6 +24,7 @@ __all__ = [
     "Fused",
     "Fusion",
     "LegAnswer",
+    "Normalization",
     "ReciprocalRank",
     "Weighted",
     "fusion_from_dict",

@@ -13,7 +13,15 @@ from lexvla.errors import InputError, UnsupportedError
 from search.candidates import Candidates
 from search.explanation import Explanation, LegPart
 from search.fitting import load_fusion
-from search.fusion import DEFAULT_FUSION, LEGS, Fused, Fusion, LegAnswer, named_fusion
+from search.fusion import (
+    DEFAULT_FUSION,
+    LEGS,
+    Fused,
+    Fusion,
+    LegAnswer,
+    Weighted,
+    named_fusion,
+)
 from search.query import Query, check_place
 from search.words import PlainWords
 
@@ -168,6 +176,22 @@ class Searcher:
         ended = time.perf_counter()
         seconds = encoded_at - started, ended - encoded_at
         return Answer(hits, encoded, words, run.legs, run.fusion, *seconds)
+
+    def leg_answers(self, query: Query) -> dict[Leg, LegAnswer]:
+        """Return what each leg says of all candidates of a query, each candidate by each leg.
+
+        Raises:
+            InputError: As `search`.
+            UnsupportedError: As `search`.
+        """
+        encoded = query.resolve(self.model)
+
+        def answers() -> dict[Leg, LegAnswer]:
+            run = self._run(replace(query, fusion=Weighted()), encoded)
+            run.fuse()
+            return run.answers
+
+        return self._read(answers)
 
     def query_words(self, query: Query, top_k: int | None = None) -> list[tuple[str, float]]:
         """Return the words that a query searches by with their weights, heaviest first.

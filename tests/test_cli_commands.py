@@ -98,7 +98,23 @@ def run_quietly(capsys: Capture, *arguments: str) -> tuple[str, str]:
 
 def test_search(address: str, capsys: Capture) -> None:
     data = run(capsys, "search", "red", "--index", address)
-    assert data["query"] == {"text": "red", "image": None, "filter": None}
+    assert data["query"] == {
+        "description": '"red"',
+        "text": "red",
+        "image": None,
+        "region": None,
+        "terms": {},
+        "boost": {},
+        "ban": [],
+        "require": [],
+        "filter": None,
+        "legs": ["lexical"],
+        "fusion": "lexical",
+        "k": 10,
+        "offset": 0,
+        "min_score": None,
+        "words": [{"word": "red", "weight": 1.0}],
+    }
     assert [hit["id"] for hit in data["hits"]] == ["apple.png", "flag.png"]
     assert data["hits"][0]["explanation"] is None
     explained = run(capsys, "search", "red", "--index", address, "-k", "1", "--explain")
