@@ -250,6 +250,11 @@ def stop(port: int = PORT) -> bool:
     return True
 
 
+def forget(port: int = PORT) -> None:
+    """Delete what a stopped server kept."""
+    shutil.rmtree(_run(port), ignore_errors=True)
+
+
 def process(port: int = PORT) -> int | None:
     """Return the process of the server that was started on a port, if it runs."""
     run = _run(port)

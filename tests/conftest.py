@@ -14,6 +14,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", str(min(2, os.cpu_count() or 1)))
 
 import socket
+import sys
 
 import pytest
 from hypothesis import settings
@@ -128,6 +129,19 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
         if reason := missing():
             pytest.skip(reason)
+
+    if item.get_closest_marker("elasticsearch"):
+        import elastic_fakes
+
+        if reason := elastic_fakes.missing():
+            pytest.skip(reason)
+
+
+def pytest_sessionfinish() -> None:
+    """Stop the server that tests of Elasticsearch have started."""
+    started = sys.modules.get("elastic_fakes")
+    if started is not None:
+        started.stop()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

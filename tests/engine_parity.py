@@ -31,6 +31,7 @@ class Engine:
         context: Is entered around a test.
         legs: Those that it searches.
         is_exact: Whether its scores are those of float64.
+        keeps_views: Whether `fetch` answers from the commit of the last search.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Engine:
     context: Callable[[], AbstractContextManager[object]]
     legs: tuple[str, ...]
     is_exact: bool
+    keeps_views: bool = True
 
     def open(self, path: Path, create: bool = True) -> Index:
         """Open an index of the tests' vocabulary."""

@@ -1,0 +1,117 @@
+"""What tests of the Elasticsearch engine need: a server, and what it makes of weights."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from indexer import ElasticIndex
+from indexer.elastic.connection import Place, connect
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
+
+import elasticsearch_server
+
+URL = "LEXVLA_ELASTICSEARCH_URL"
+_started: dict[str, str] = {}
+
+
+def missing() -> str:
+    """Say what the Elasticsearch engine lacks here, and how to get it; empty if nothing."""
+    if not find_spec("elasticsearch"):
+        return "needs the client of Elasticsearch: pip install 'lexvla[elasticsearch]'"
+    if os.environ.get(URL) or elasticsearch_server.home(elasticsearch_server.VERSION).is_dir():
+        return ""
+    return f"needs a server: set {URL}, or run scripts/elasticsearch_server.py get"
+
+
+def url() -> str:
+    """Return a server's address: the one that is named, or one that is started for this run."""
+    if named := os.environ.get(URL):
+        return named.rstrip("/")
+    if "url" not in _started:
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+        port = 20_000 + port % 20_000  # that of nodes is 100 above
+        _started["url"] = elasticsearch_server.start(port=port, fresh=True)
+        _started["port"] = str(port)
+    return _started["url"]
+
+
+def stop() -> None:
+    """Stop the server that was started for this run, if one was, and delete its data."""
+    if "port" in _started:
+        elasticsearch_server.stop(int(_started["port"]))
+        elasticsearch_server.forget(int(_started["port"]))
+    _started.clear()
+
+
+def address(name: object) -> str:
+    """Return the address of an index of its own for a path or name."""
+    short = uuid.uuid5(uuid.NAMESPACE_URL, f"{os.getpid()} {name}").hex[:16]
+    return f"elasticsearch+{url()}/lexvla-test-{short}"
+
+
+@contextmanager
+def cleaned() -> Iterator[None]:
+    """Delete the indices of tests afterwards: each open shard takes the server's memory."""
+    try:
+        yield
+    finally:
+        drop("lexvla-test-*")
+
+
+def drop(pattern: str) -> None:
+    with connect(Place(url(), "any")) as client:
+        for name in client.indices.get(index=pattern, allow_no_indices=True).body:
+            client.indices.delete(index=name, ignore_unavailable=True)
+
+
+def stored(weights: np.ndarray) -> np.ndarray:
+    """Return float32 weights as the server keeps them: cut to 9 significant bits."""
+    bits = np.ascontiguousarray(weights, np.float32).view(np.uint32)
+    return ((bits >> 15) << 15).astype(np.uint32).view(np.float32)
+
+
+def through(index: ElasticIndex, change: Callable[[str, str, Any], Any]) -> None:
+    """Let a function answer an index's requests.
+
+    Args:
+        index: Its client is changed.
+        change: Is given method, path and body. Returns ``None`` to send the request on, an error
+            to raise, or a status with the body of the answer.
+    """
+    import elastic_transport as transport
+
+    real = index._client.transport.perform_request
+
+    def perform(method: str, target: str, *, body: Any = None, **rest: Any) -> Any:
+        answer = change(method, target, body)
+        if answer is None:
+            return real(method, target, body=body, **rest)
+        if isinstance(answer, Exception):
+            raise answer
+        status, told = answer
+        headers = transport.HttpHeaders(
+            {"x-elastic-product": "Elasticsearch", "content-type": "application/json"}
+        )
+        node = transport.NodeConfig("http", "127.0.0.1", 9200)
+        meta = transport.ApiResponseMeta(status, "1.1", headers, 0.0, node)
+        return transport.TransportApiResponse(meta, told)
+
+    index._client.transport.perform_request = perform
+
+
+def error(kind: str, reason: str, status: int) -> tuple[int, Mapping[str, Any]]:
+    """Return an answer of the server that tells of an error."""
+    told = {"type": kind, "reason": reason}
+    return status, {"error": {"root_cause": [told], **told}, "status": status}
