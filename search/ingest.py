@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from indexer import open_index
-from indexer.encoded import encode_source, index_encoded, read_origins
+from indexer.encoded import Encoded, encode_source, index_encoded, read_origins
+from indexer.impacts import ImpactQuantizer
 from indexer.pipeline import index_source
 from indexer.report import Report
 from indexer.sources import open_source
@@ -16,7 +17,8 @@ from search.console import UsageError, note, print_json
 
 __all__ = ["encode", "index"]
 
-_VECTORS, _LINES = ".npz", ".jsonl"
+_VECTORS, _LINES, _QUERIES = ".npz", ".jsonl", ".tsv"
+_SCALE = 100  # of the weights in lines for Anserini
 
 
 def index(args: argparse.Namespace) -> int:
@@ -60,12 +62,16 @@ def encode(args: argparse.Namespace) -> int:
     out = Path(args.out)
     if out.suffix not in (_VECTORS, _LINES):
         raise UsageError(f"--out must name a file that ends in {_VECTORS} or {_LINES}")
+    if Path(args.source).suffix.lower() == _QUERIES:
+        return _encode_queries(args, out)
     open_source(args.source, args.text_field)
     model = commands.load_model(args.model, args.device)
+    # Anserini takes every .json and .jsonl of a folder for vectors.
+    rejects = ".rejected" if out.suffix == _LINES else ".rejected.jsonl"
     encoded, report = encode_source(
         args.source,
         model,
-        out.with_name(f"{out.name}.rejected.jsonl"),
+        out.with_name(f"{out.name}{rejects}"),
         batch_size=args.batch_size,
         shard=args.shard,
         text_field=args.text_field,
@@ -73,16 +79,45 @@ def encode(args: argparse.Namespace) -> int:
     if out.suffix == _VECTORS:
         encoded.save(out)
     else:
-        new = out.with_name(f"{out.name}.part")
-        ids = [document.id for document in encoded.documents]
-        encoded.encoding.to_jsonl(new, ids, model.vocabulary)
-        new.replace(out)
+        _save_lines(encoded, out)
     counts = _counts(report, "of other shards")
     if args.json:
         print_json({"out": str(out), **counts, **_rejects(report)})
     else:
         print(f"{_shown(counts)}; the vectors are in {out}")
     return _code(report, args, "encoded")
+
+
+def _save_lines(encoded: Encoded, out: Path) -> None:
+    """Write what Anserini reads, and beside it what an index of it needs to be understood."""
+    new = out.with_name(f"{out.name}.part")
+    documents, vocabulary = encoded.documents, encoded.origin.vocabulary
+    ids, texts = [each.id for each in documents], [each.text for each in documents]
+    encoded.encoding.to_jsonl(new, ids, vocabulary, _SCALE, texts)
+    vocabulary.save(out.with_name(f"{out.name}.vocabulary"))
+    quantizer = ImpactQuantizer.of_scale(_SCALE, encoded.encoding.lexical)
+    ImpactQuantizer.save(out.with_name(f"{out.name}.quantization"), {"lexical": quantizer})
+    new.replace(out)
+
+
+def _encode_queries(args: argparse.Namespace, out: Path) -> int:
+    from search.evaluation.trec import read_queries
+    from search.pyserini import QUERY_SCALE, write_topics
+
+    if out.suffix != _LINES:
+        raise UsageError(f"--out must name a file that ends in {_LINES} for queries")
+    if args.text_field or args.shard != (1, 1):
+        raise UsageError(f"--text-field and --shard do not go with queries ({_QUERIES})")
+    queries = read_queries(args.source)
+    model = commands.load_model(args.model, args.device)
+    wordless = write_topics(out, queries, model)
+    if args.json:
+        counts = {"queries": len(queries), "wordless": wordless}
+        print_json({"out": str(out), **counts, "scale": QUERY_SCALE})
+    else:
+        lost = f", {wordless:,} wordless" if wordless else ""
+        print(f"{len(queries):,} queries{lost}; the topics are in {out}")
+    return 1 if args.strict and wordless else 0
 
 
 def _counts(report: Report, skipped: str) -> dict[str, int]:
