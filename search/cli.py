@@ -70,6 +70,11 @@ def build_parser() -> argparse.ArgumentParser:
         help="skip items that are in the index unchanged (the default)",
     )
     index.add_argument("--prune", action="store_true", help="delete what is gone from the source")
+    index.add_argument(
+        "--rebuild",
+        action="store_true",
+        help="fill a new index, and swap it for the old one at the end (Elasticsearch only)",
+    )
     _add_json(index)
 
     encode = command("encode", "search.ingest:encode", "write vectors to a file, without an index")

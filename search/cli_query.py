@@ -41,6 +41,11 @@ def add_hits(parser: argparse.ArgumentParser, positive: Callable[[str], int]) ->
     parser.add_argument("--offset", type=_offset, default=0, metavar="N", help="leave out so many")
     parser.add_argument("--min-score", type=_number, metavar="S", help="leave out lower scores")
     parser.add_argument("--explain", action="store_true", help="show the parts of each score")
+    parser.add_argument(
+        "--show-query",
+        action="store_true",
+        help="print what Elasticsearch is asked, and do not ask",
+    )
 
 
 def add_fitting(parser: argparse.ArgumentParser) -> None:

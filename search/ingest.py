@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from indexer import open_index
+from indexer.base import Index
 from indexer.encoded import Encoded, encode_source, index_encoded, read_origins
 from indexer.impacts import ImpactQuantizer
 from indexer.pipeline import index_source
@@ -35,7 +36,9 @@ def index(args: argparse.Namespace) -> int:
                 raise UsageError(f"--{option.replace('_', '-')} does not go with --from-encoded")
         origin = read_origins(args.from_encoded)
         vocabulary, name = origin.vocabulary, origin.model
-    with open_index(args.index, create=True, vocabulary=vocabulary, model=name) as target:
+    with open_index(
+        args.index, create=True, vocabulary=vocabulary, model=name, rebuild=args.rebuild
+    ) as target:
         if args.from_encoded is None:
             report = index_source(
                 args.source,
@@ -48,13 +51,24 @@ def index(args: argparse.Namespace) -> int:
             )
         else:
             report = index_encoded(args.from_encoded, target, resume=args.resume)
+        code = _code(report, args, "added")
+        if args.rebuild and code == 0:
+            _publish(target)
         count = target.count()
     counts = _counts(report, "unchanged")
     if args.json:
         print_json({"index": args.index, **counts, **_rejects(report), "documents": count})
     else:
         print(f"{_shown(counts)}; {count:,} in the index")
-    return _code(report, args, "added")
+    return code
+
+
+def _publish(target: Index) -> None:
+    """Let readers see a rebuilt index instead of the old one."""
+    from indexer.elastic import ElasticIndex
+
+    if isinstance(target, ElasticIndex):
+        target.publish()
 
 
 def encode(args: argparse.Namespace) -> int:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from indexer import open_index
 from indexer.base import Index
-from lexvla.errors import InputError
+from lexvla.errors import InputError, UnsupportedError
 from lexvla.images import open_image
 from search import commands
 from search.console import UsageError, note, print_columns, print_json
@@ -34,6 +34,8 @@ def search(args: argparse.Namespace) -> int:
     query = _query(args)
     with open_index(args.index) as source:
         searcher = Searcher(_model(args), source)
+        if args.show_query:
+            return _show_query(args, query, searcher)
         # People always see the strongest words; programs get the explanation when they ask.
         answer = searcher.answer(query, explain=args.explain or not args.json)
     hits = answer.hits
@@ -122,6 +124,22 @@ def described(query: Query, answer: Answer | None = None) -> dict[str, Any]:
         return data
     words = [{"word": word, "weight": weight} for word, weight in answer.words]
     return {**data, "words": words, "legs": list(answer.legs), "fusion": str(answer.fusion)}
+
+
+def _show_query(args: argparse.Namespace, query: Query, searcher: Searcher) -> int:
+    """Print the request of each leg; bans, requirements and fusion come after the answers."""
+    from indexer.elastic import ElasticIndex
+
+    index = searcher.index
+    if not isinstance(index, ElasticIndex):
+        raise UnsupportedError("--show-query is for Elasticsearch: other engines get no request")
+    encoded = query.resolve(searcher.model)
+    requests = index.requests(encoded, query.offset + query.k, query.legs, query.filter)
+    if args.json:
+        print_json({"index": args.index, "requests": requests})
+    else:
+        print(index.show(requests))
+    return 0
 
 
 def _one_line(label: str) -> str:

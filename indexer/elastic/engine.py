@@ -261,12 +261,13 @@ class ElasticIndex:
         self,
         query: Encoding,
         k: int = 10,
-        legs: Sequence[Leg] = ("lexical",),
+        legs: Sequence[Leg] | None = None,
         filter: str | None = None,  # noqa: A002 - the public word for it
     ) -> dict[Leg, dict[str, Any]]:
         """Return the exact JSON of the request that `search` sends for each leg of one query.
 
-        A leg that can match nothing is left out.
+        By default of all legs that the query and the index both have. A leg that can match
+        nothing is left out.
 
         Raises:
             UnsupportedError: As `search`.
