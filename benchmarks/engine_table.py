@@ -141,6 +141,7 @@ def _fresh(fresh: Figures) -> Iterator[str]:
         f"{read[0] / MIB:,.0f} MiB of postings and {read[1] / MIB:,.0f} MiB of rows, "
         f"for which Linux maps {fresh['mapped_bytes'] / MIB:,.0f} MiB, in pieces of 64 KiB; "
         f"{fresh['rescored']:,.0f} rows a query are scored again."
+        + (f" Measured by itself on {fresh['date']}." if "date" in fresh else "")
     )
 
 

@@ -1,7 +1,8 @@
 """What queries read of an index: bytes, and the pieces of files that Linux maps for them.
 
 Linux maps the pages around one that is asked for, if it has them in memory: 64 KiB at a time. So a
-process that reads a few bytes of a large file here and there has more of it mapped than it read.
+process that reads a few bytes of a large file here and there has more of it mapped than it read,
+and yet more where that memory is in larger pieces. Rows that the engine reads by place are not mapped.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from scipy import sparse
 from indexer import Index
 from indexer.embedded import rescoring
 from indexer.embedded.postings import Postings
+from indexer.embedded.stored_rows import StoredRows
 
 PIECE = 1 << 16
 
@@ -31,10 +33,13 @@ def touched(
         queries: Rows too.
     """
     rescored: list[np.ndarray] = []
+    mapped: list[np.ndarray] = [np.empty(0, np.int64)]
     row_scores = rescoring._row_scores
 
-    def noted(forward: sparse.csr_array, rows: np.ndarray, query: sparse.csr_array) -> np.ndarray:
+    def noted(forward: StoredRows, rows: np.ndarray, query: sparse.csr_array) -> np.ndarray:
         rescored.append(rows)
+        if not forward.reads(len(rows)):
+            mapped.append(rows)
         return row_scores(forward, rows, query)
 
     contender = of_index("", index, queries)
@@ -43,14 +48,16 @@ def touched(
             contender.ask(number)
     places = np.flatnonzero(np.isin(postings.terms, queries.indices))
     found = postings.starts[places], postings.starts[places + 1]
-    rows = np.unique(np.concatenate(rescored))
-    own = stored.indptr[rows].astype(np.int64), stored.indptr[rows + 1].astype(np.int64)
+    own, touched_rows = (
+        (stored.indptr[rows].astype(np.int64), stored.indptr[rows + 1].astype(np.int64))
+        for rows in (np.unique(np.concatenate(some)) for some in (rescored, mapped))
+    )
     count, words = (int((last - first).sum()) for first, last in (found, own))
-    mapped = pieces(*found, 2) + pieces(*found, 1) + 2 * pieces(*own, 4)
+    held = pieces(*found, 2) + pieces(*found, 1) + 2 * pieces(*touched_rows, 4)
     return {
         "posting_bytes": count * 3,
         "row_bytes": words * 8,  # a column and a weight of four bytes each
-        "mapped_bytes": mapped * PIECE,
+        "mapped_bytes": held * PIECE,
         "rescored": float(np.mean([len(rows) for rows in rescored])),
     }
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -212,7 +213,11 @@ def test_what_queries_read_counts_each_byte_once(load, tmp_path) -> None:
         index.add([Document(f"{i:02d}") for i in range(19)], Encoding(stored))
         index.commit()
         postings = build(ImpactQuantizer.fit(stored).quantize(stored))
-        read = reading.touched(index, stored, postings, rows({0: 1.0}, {0: 0.5, 5: 0.5}))
+        queries = rows({0: 1.0}, {0: 0.5, 5: 0.5})
+        read = reading.touched(index, stored, postings, queries)
+    with mock.patch("indexer.embedded.stored_rows.READ_FROM", 1), open_index(index.directory) as i:
+        unmapped = reading.touched(i, stored, postings, queries)
+    assert unmapped == read | {"mapped_bytes": 2 * 65_536}  # of the postings alone
     assert read["posting_bytes"] == 3 * (2 + 1)  # words 0 and 5
     assert read["row_bytes"] == 8 * (1 + 2 + 3)  # the first three documents
     assert read["rescored"] == 2.5

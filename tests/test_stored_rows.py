@@ -79,7 +79,7 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="need
 @pytest.mark.parametrize("form", [1, 2])
 def test_answers_are_those_of_brute_force(tmp_path, way, form):
     with open_index(make(tmp_path / "i.lex", form)) as index, searching(way):
-        assert all(segment.sparse["lexical"].rows._weights.reads(1) for segment in parts(index))
+        assert all(segment.sparse["lexical"].rows.reads(1) for segment in parts(index))
         check(index)
 
 
@@ -217,7 +217,7 @@ def test_a_closed_index_leaves_nothing_open_without_a_collection(tmp_path):
 def test_nothing_of_small_files_is_held_open(tmp_path, monkeypatch):
     monkeypatch.setattr(stored_rows, "READ_FROM", 1 << 26)
     with open_index(make(tmp_path / "i.lex")) as index:
-        assert not any(segment.sparse["lexical"].rows._weights.reads(1) for segment in parts(index))
+        assert not any(segment.sparse["lexical"].rows.reads(1) for segment in parts(index))
         check(index)
 
 

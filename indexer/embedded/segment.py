@@ -124,7 +124,8 @@ class Segment:
     def _open(self, rows: int, widths: Mapping[str, int], quantizers: Mapping[str, Any]) -> None:
         folder = self._folder
         self._id_start = open_array(folder / "ids.start.npy", np.int64, (rows + 1,))
-        rising = bool(self._id_start[0] == 0 and (np.diff(self._id_start) > 0).all())
+        starts = self._id_start
+        rising = bool(starts[0] == 0 and (starts[1:] > starts[:-1]).all())
         demand(folder / "ids.start.npy", rising, "must rise from 0")
         self._id_text = open_array(folder / "ids.text.npy", np.uint8, (int(self._id_start[-1]),))
         self.sparse = {

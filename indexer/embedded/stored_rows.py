@@ -135,6 +135,10 @@ class StoredRows:
         self.mapped.data, self.mapped.indices = weights.mapped, columns.mapped
         self.mapped.indptr = starts
 
+    def reads(self, rows: int) -> bool:
+        """Tell whether so many rows are read, and not taken from the map."""
+        return self._columns.reads(rows)
+
     def near(self, rows: np.ndarray) -> tuple[Rows, np.ndarray]:
         """Return rows to score, and which of them are meant: all that were read, or some mapped.
 
@@ -142,7 +146,7 @@ class StoredRows:
             IndexCorruptError: A row is damaged.
             OSError: A file cannot be read; the error names it.
         """
-        if not self._columns.reads(len(rows)):
+        if not self.reads(len(rows)):
             mapped = self.mapped
             return Rows(mapped.indptr, mapped.indices, mapped.data), rows
         return self.take(rows)[0], np.arange(len(rows))
