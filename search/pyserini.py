@@ -102,14 +102,15 @@ def write_topics(path: str | Path, queries: Mapping[str, Query], model: Encoder)
     """
     path, wordless = Path(path), 0
     vectors: dict[str, dict[str, int]] = {}
+    lines = []
+    for name, title, vector in _topics(queries, model):
+        if vectors.setdefault(title, vector) != vector:
+            raise InputError(title, "is the text of one query and the id of another")
+        wordless += not vector
+        line = {"id": name, "title": title, "contents": title, "vector": vector}
+        lines.append(json.dumps(line, ensure_ascii=False) + "\n")
     new = path.with_name(f"{path.name}.part")
-    with new.open("w", encoding="utf-8", newline="\n") as file:
-        for name, title, vector in _topics(queries, model):
-            if vectors.setdefault(title, vector) != vector:
-                raise InputError(title, "is the text of one query and the id of another")
-            wordless += not vector
-            line = {"id": name, "title": title, "contents": title, "vector": vector}
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    new.write_text("".join(lines), encoding="utf-8", newline="\n")
     new.replace(path)
     return wordless
 
