@@ -95,6 +95,8 @@ def lines_of(part: str, figures: Figures) -> Iterator[str]:
     yield from ("", "| aim | found | wanted | |", "|---|--:|--:|---|")
     for aim in found:
         shown = f"{aim.found:,.0f}" if aim.found >= 1000 else f"{aim.found:.3g}"
+        if shown == aim.wanted.split()[-1]:
+            shown = f"{aim.found:.4g}"  # a near miss must not read as if it were met
         yield f"| {aim.text} | {shown} | {aim.wanted} | {'met' if aim.met else '**missed**'} |"
 
 

@@ -2,7 +2,8 @@
 
 Linux maps the pages around one that is asked for, if it has them in memory: 64 KiB at a time. So a
 process that reads a few bytes of a large file here and there has more of it mapped than it read,
-and yet more where that memory is in larger pieces. Rows that the engine reads by place are not mapped.
+and yet more where that memory is in larger pieces. Rows that the engine reads by place are not
+mapped.
 """
 
 from __future__ import annotations
