@@ -110,7 +110,7 @@ def serve(
             f"at {host} others can reach the server: give --keys FILE "
             "(lexvla api-key --scope read --keys FILE makes one), or --host 127.0.0.1"
         )
-    names = (*LOOPBACK_HOSTS, _bracketed(host).lower())
+    names = tuple(dict.fromkeys((*LOOPBACK_HOSTS, _bracketed(host).lower())))
     settings = replace(settings, hosts=names if settings.keys is None else None)
     if settings.keys is not None:
         from search.api.keys import read_keys

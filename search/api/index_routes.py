@@ -77,7 +77,7 @@ def _facts(service: Service) -> dict[str, Any]:
         "model": service.index.model,
         "vocabulary": {"size": len(vocabulary), "sha256": vocabulary.sha256},
         "legs": service.legs(),
-        "fusion": "lexical",
+        "fusion": service.fusion(),
         "writable": service.model is not None and (folder is None or os.access(folder, os.W_OK)),
         "images": service.settings.images is not None,
         "limits": {

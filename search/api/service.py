@@ -21,6 +21,7 @@ from search.api.metrics import Metrics
 from search.api.problems import Problem
 from search.api.settings import Settings
 from search.api.writing import IndexWriter
+from search.fusion import DEFAULT_FUSION
 from search.searcher import Searcher
 
 __all__ = ["Service"]
@@ -155,6 +156,13 @@ class Service:
         if not legs:
             del self._legs  # to ask again
         return legs
+
+    def fusion(self) -> str:
+        """Say how the legs' answers become one list where a query does not say."""
+        fusion = self.searcher.fusion
+        if fusion is None and len(self.legs()) == 1:
+            return next(iter(self.legs()))
+        return str(fusion or DEFAULT_FUSION)
 
     def close(self) -> None:
         """Finish what was begun, and give up the index."""

@@ -144,9 +144,10 @@ def _name_in(line: bytes) -> str | None:
     """Return the id of a line that is bad otherwise, if it has one."""
     try:
         name = json.loads(line)["id"]
-    except (ValueError, LookupError, TypeError, RecursionError):
+        name.encode()  # half a character cannot be told in an answer
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
-    return name if isinstance(name, str) else None
+    return str(name)
 
 
 def _encoded(model: Any, group: list[_Item]) -> tuple[list[Document], Encoding]:

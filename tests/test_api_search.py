@@ -1,0 +1,170 @@
+"""Searching, explaining and encoding over HTTP, held against the searcher itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("fastapi", reason="needs the server: pip install 'lexvla[serve]'")
+
+from starlette.testclient import TestClient
+
+from api_fakes import ids, png, served, text_of
+from indexer import open_index
+from search import Query, Searcher
+from search_fakes import PICTURES, MappingEncoder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("api")
+
+
+@pytest.fixture(scope="module")
+def client(folder: Path) -> Iterator[TestClient]:
+    with served(folder) as client:
+        yield client
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"text": "red blue"},
+        {"text": "red", "k": 1},
+        {"text": "red", "offset": 1},
+        {"terms": {"blue": 2.0, "green": 1.0}},
+        {"text": "red black", "boost": {"red": 3.0}, "ban": ["blue"]},
+        {"text": "black", "require": ["green"]},
+        {"text": "black", "filter": 'label = "a lime"'},
+        {"text": "red", "legs": ["lexical"], "fusion": "rrf"},
+        {"text": "red", "min_score": 0.5},
+        {"image": text_of(png(PICTURES["flag"])), "region": [32, 32, 32, 32]},
+    ],
+)
+def test_hits_are_those_of_the_searcher(client: TestClient, folder: Path, asked: dict) -> None:
+    given = {name: tuple(v) if isinstance(v, list) else v for name, v in asked.items()}
+    if "image" in given:
+        given["image"] = PICTURES["flag"]
+    with open_index(folder / "pictures.lex") as index:
+        expected = Searcher(MappingEncoder(), index).answer(Query(**given), explain=True)
+    answer = client.post("/v1/search", json={**asked, "explain": True})
+    assert answer.status_code == 200, answer.text
+    got = answer.json()
+    assert got["hits"] == [hit.to_dict() for hit in expected.hits]
+    assert got["hits"]
+    assert got["query"]["fusion"] == str(expected.fusion)
+    assert got["query"]["legs"] == list(expected.legs)
+    assert [(each["word"], each["weight"]) for each in got["query"]["words"]] == expected.words
+    assert got["request_id"] == answer.headers["X-Request-ID"]
+    for hit in got["hits"]:
+        parts = hit["explanation"]["parts"]
+        assert math.isclose(math.fsum(part["part"] for part in parts), hit["score"])
+
+
+def test_hits_carry_no_explanation_unless_asked(client: TestClient) -> None:
+    answer = client.post("/v1/search", json={"text": "red"})
+    assert ids(answer) == ["apple", "flag"]
+    assert [hit["explanation"] for hit in answer.json()["hits"]] == [None, None]
+    assert answer.json()["took_ms"].keys() == {"encode", "search", "total"}
+
+
+def test_an_image_may_come_as_a_part_or_as_base64(client: TestClient) -> None:
+    data = png(PICTURES["lime"])
+    part = {"query": (None, '{"k": 2}'), "image": ("lime.png", data, "image/png")}
+    by_part = client.post("/v1/search", files=part)
+    in_json = client.post("/v1/search", json={"image": text_of(data), "k": 2})
+    alone = client.post("/v1/search", files={"image": ("lime.png", data)})
+    assert ids(by_part) == ids(in_json) == ids(alone)[:2]
+    assert ids(by_part)[0] == "lime"
+
+
+def test_one_document_is_explained_found_or_not(client: TestClient) -> None:
+    found = client.post("/v1/explain", json={"text": "red", "id": "flag"}).json()["hit"]
+    assert (found["id"], found["rank"]) == ("flag", 2)
+    assert [match["word"] for match in found["explanation"]["matches"]] == ["red"]
+    other = client.post("/v1/explain", json={"text": "red", "id": "snow"}).json()["hit"]
+    assert (other["rank"], other["score"]) == (None, 0.0)
+    absent = client.post("/v1/explain", json={"text": "red", "id": "nothing"})
+    assert absent.status_code == 404
+    assert "'nothing'" in absent.json()["detail"]
+
+
+def test_texts_and_images_are_encoded(client: TestClient) -> None:
+    made = client.post("/v1/encode", json={"texts": ["red blue blue", "green"], "top_k": 1})
+    assert [item["words"] for item in made.json()["items"]] == [
+        [{"word": "blue", "weight": pytest.approx(2 / 5**0.5), "patch": None}],
+        [{"word": "green", "weight": 1.0, "patch": None}],
+    ]
+    files = [("image", (name, png(PICTURES[name]))) for name in ("apple", "lime")]
+    items = client.post("/v1/encode", files=files).json()["items"]
+    assert [{word["word"] for word in item["words"]} for item in items] == [
+        {"red", "black"},
+        {"green", "black"},
+    ]
+    patches = {word["word"]: word["patch"] for word in items[0]["words"]}
+    assert patches["red"] == 6  # row 1, column 2 of four columns
+    both = client.post(
+        "/v1/encode", json={"texts": ["red"], "images": [text_of(png(PICTURES["lime"]))]}
+    )
+    assert both.status_code == 422
+    assert client.post("/v1/encode", json={}).status_code == 422
+
+
+def test_words_are_completed(client: TestClient) -> None:
+    assert client.get("/v1/words", params={"prefix": "b"}).json() == {"words": ["blue", "black"]}
+    assert client.get("/v1/words", params={"prefix": "BLU"}).json() == {"words": ["blue"]}
+    assert client.get("/v1/words", params={"prefix": "x"}).json() == {"words": []}
+    assert client.get("/v1/words").status_code == 422
+
+
+def test_facts_health_and_the_page(client: TestClient) -> None:
+    facts = client.get("/v1/index").json()
+    assert (facts["count"], facts["model"], facts["legs"]) == (4, "fake", {"lexical": 6})
+    assert (facts["fusion"], facts["writable"], facts["images"]) == ("lexical", True, True)
+    assert client.get("/healthz").json() == {"status": "ok"}
+    assert client.get("/readyz").json() == {"status": "ready"}
+    page = client.get("/")
+    assert page.headers["content-type"].startswith("text/html")
+    assert "script-src 'self'" in page.headers["content-security-policy"]
+    assert client.get("/static/app.js").status_code == 200
+    for path in ("/static/../app.py", "/static/%2e%2e/app.py", "/static//etc/passwd"):
+        assert client.get(path).status_code == 404
+
+
+def test_figures_count_requests_stages_and_documents(tmp_path: Path) -> None:
+    with served(tmp_path) as client:
+        client.post("/v1/search", json={"text": "red"})
+        client.get("/v1/documents/apple")
+        client.get("/v1/documents/no")
+        figures = client.get("/metrics").text
+    for line in (
+        'lexvla_requests_total{method="POST",route="/v1/search",status="200"} 1.0',
+        'lexvla_requests_total{method="GET",route="/v1/documents/{document_id}",status="404"} 1.0',
+        'lexvla_stage_seconds_count{stage="encode"} 1.0',
+        'lexvla_stage_seconds_count{stage="search"} 1.0',
+        'lexvla_model_batch_items_count{call="encode_text"} 1.0',
+        "lexvla_requests_inside 1.0",
+        "lexvla_model_queue 0.0",
+        "lexvla_index_documents 4.0",
+    ):
+        assert line in figures.splitlines()
+
+
+def test_a_server_without_a_model_searches_by_plain_words(tmp_path: Path) -> None:
+    from api_fakes import new_index
+    from search.api import Settings, create_app
+
+    settings = Settings(new_index(tmp_path))
+    with TestClient(create_app(settings, None), "http://localhost") as client:
+        assert ids(client.post("/v1/search", json={"text": "blue"})) == ["flag"]
+        for path, body in (
+            ("search", {"image": text_of(png(PICTURES["lime"]))}),
+            ("encode", {"texts": ["red"]}),
+        ):
+            answer = client.post(f"/v1/{path}", json=body)
+            assert answer.status_code == 422, answer.text
+            assert answer.json()["type"] == "urn:problem-type:lexvla:unsupported"
+        assert client.get("/v1/index").json()["writable"] is False
