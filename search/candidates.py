@@ -73,6 +73,8 @@ class Candidates:
         names = dict.fromkeys(name for found in chosen.values() for name in found.ids)
         if also is not None:
             names[also] = None
+        if rescore:
+            self.load(list(names))
         for leg, found in chosen.items():
             scores = dict(zip(found.ids, map(float, found.scores), strict=True))
             ranks = {name: rank for rank, name in enumerate(found.ids, 1)}
@@ -148,7 +150,6 @@ class Candidates:
         return self._bearers
 
     def _scores(self, leg: Leg, names: Sequence[str]) -> list[float]:
-        self.load(names)
         by_part: dict[int, np.ndarray] = {}
         scores = []
         for name in names:
