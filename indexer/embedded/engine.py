@@ -189,6 +189,8 @@ class EmbeddedIndex:
 
         Raises:
             FilterSyntaxError: The filter cannot be read.
+            IndexCorruptError: What is read of the index is damaged.
+            OSError: A file cannot be read; the error names it.
             OptionalDependencyError: There are inverted lists to read, and faiss is missing.
             UnsupportedError: The index or the queries lack the leg.
             ValueError: k is below 1, or there is no leg of that name.
@@ -215,6 +217,7 @@ class EmbeddedIndex:
         Raises:
             IndexCorruptError: The manifest and the segments do not fit, or a row is damaged.
             KeyError: The index has no such id.
+            OSError: A file cannot be read; the error names it.
         """
         reader = self._reader()
         snapshot = reader.snapshot
