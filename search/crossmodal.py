@@ -63,7 +63,8 @@ def crossmodal(args: argparse.Namespace) -> int:
     rows: list[tuple[str, ...]] = []
     for name, values in figures["figures"].items():
         if isinstance(values, dict):
-            rows.append(("", *(f"@{k}" for k in values)))
+            if not rows:
+                rows.append(("", *(f"@{k}" for k in values)))
             rows.append((name, *(f"{100 * value:.2f}" for value in values.values())))
     print_numbers(rows)
     for name, value in figures["figures"].items():
