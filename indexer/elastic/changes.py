@@ -11,7 +11,7 @@ from indexer.elastic.store import Store
 from indexer.elastic.writer import check_rows, check_terms, load
 from indexer.embedded.staging import Staging, widths_of
 from lexvla.encoding import Encoding
-from lexvla.errors import EngineUnavailableError, UnsupportedError
+from lexvla.errors import EngineUnavailableError, UnsupportedError, VocabularyMismatchError
 from lexvla.vocabulary import Vocabulary
 
 __all__ = ["Changes"]
@@ -95,7 +95,7 @@ class Changes:
                 rows = staging.rows()
                 self._describe(rows[1], vocabulary)
             deleted = staging.deleted - staging.documents.keys()
-            load(self._client, self._place, store.index, deleted, rows, vocabulary.terms)
+            load(self._client, self._place, store.target, deleted, rows, vocabulary.terms)
             if self._built is not None:
                 self._built = (self._built - deleted) | staging.documents.keys()
         # Also where nothing is staged: a commit that was cut short may have sent something.
@@ -108,10 +108,15 @@ class Changes:
 
     def _describe(self, encoding: Encoding, vocabulary: Vocabulary) -> None:
         """Write down what the new rows need to be read, before they come."""
-        if self._store.meta.vocabulary_sha256 != vocabulary.sha256:
+        meta, widths = self._store.meta, widths_of(encoding)
+        if meta.vocabulary_sha256 not in ("", vocabulary.sha256) or (
+            meta.widths and dict(meta.widths) != widths
+        ):
+            rule = "another program has made it anew, for other vectors than those that are staged"
+            raise VocabularyMismatchError(f"{self._place}: {rule}")
+        if not meta.vocabulary_sha256:
             self._store.save_vocabulary(vocabulary)
-        widths = widths_of(encoding)
-        if dict(self._store.meta.widths) != widths:
+        if not meta.widths:
             self._store.describe(widths=widths)
 
     def publish(self) -> None:

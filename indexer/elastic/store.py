@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Store"]
 
+# Each index has an alias of its own to be written by. With "require_alias" the server refuses
+# writes to an index that was deleted meanwhile; else it would make a new one for them.
+_WRITE = "-write"
+
 _WAIT = "10s"  # for an index that is just coming up
 _FRESH = 1.0  # seconds for which the alias is not looked up again
 _REPLICAS = ("number_of_replicas", "auto_expand_replicas")
@@ -73,6 +77,11 @@ class Store:
         return True
 
     @property
+    def target(self) -> str:
+        """The alias to write the index by."""
+        return self.index + _WRITE
+
+    @property
     def _name(self) -> str:
         return self.index if self._is_being_built else self.place.name
 
@@ -111,12 +120,13 @@ class Store:
         import elasticsearch
 
         with elastic_errors(self.place):
+            name = self._next()
             try:
                 self.client.indices.create(
-                    index=self._next(),
+                    index=name,
                     settings=settings(shards),
                     mappings=mappings(meta),
-                    aliases={self.place.name: {}},
+                    aliases={self.place.name: {}, name + _WRITE: {}},
                 )
             except elasticsearch.BadRequestError as error:
                 if error.error != "resource_already_exists_exception":
@@ -135,16 +145,18 @@ class Store:
                 kept = self.client.indices.get_settings(index=old).body[old]["settings"]["index"]
                 if shards is None:
                     wanted["number_of_shards"] = kept["number_of_shards"]
+            # Before the others are deleted: one that still writes to its own must not find this.
+            self.index = self._next()
             for name, found in self._numbered().items():
                 described = found["mappings"].get("_meta", {})
-                if not found["aliases"] and KEY in described and name != old:
+                if self.place.name not in found["aliases"] and KEY in described:
                     self.client.indices.delete(index=name)
-            self.index = self._next()
             self.client.indices.create(
                 index=self.index,
                 # Copies are made once it is full: each document is indexed once only so.
                 settings={**wanted, "auto_expand_replicas": False, "number_of_replicas": 0},
                 mappings=mappings(meta),
+                aliases={self.target: {}},
             )
         self._is_being_built = True
         self.check()
@@ -219,6 +231,9 @@ class Store:
         text = json.dumps({"terms": vocabulary.terms, "token_ids": vocabulary.token_ids})
         with elastic_errors(self.place):
             self.client.index(
-                index=self.index, id=VOCABULARY_ID, document={"vocabulary": text}, refresh=True
+                index=self.target,
+                id=VOCABULARY_ID,
+                document={"vocabulary": text},
+                require_alias=True,
             )
         self.describe(vocabulary_sha256=vocabulary.sha256)

@@ -94,7 +94,7 @@ def load(
     Args:
         client: Of the server.
         place: The address.
-        index: What to change.
+        index: The alias to write by.
         deleted: Ids.
         rows: Documents with their vectors.
         terms: Those of the lexical columns.
@@ -157,6 +157,7 @@ def _send_once(client: Elasticsearch, piece: list[Action]) -> list[Refused]:
     answers = streaming_bulk(
         client,
         piece,
+        require_alias=True,
         chunk_size=BULK,
         max_chunk_bytes=BULK_BYTES,
         raise_on_error=False,

@@ -1,0 +1,410 @@
+"""The Elasticsearch engine: the server's sums, foretold from the vectors, and taken apart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import sparse
+
+import elastic_fakes
+from indexer import Document, ElasticIndex, open_index
+from indexer.elastic import answers, changes, requests
+from indexer.elastic.fused import hybrid_request, retriever_request
+from indexer_fakes import LEGS, QUERY, VOCABULARY, documents, encode, fill
+from lexvla.encoding import Encoding
+from lexvla.errors import (
+    EngineUnavailableError,
+    IndexCorruptError,
+    UnsupportedError,
+    VocabularyMismatchError,
+)
+from lexvla.vocabulary import Vocabulary
+
+pytestmark = pytest.mark.elasticsearch
+
+HOSTILE = (
+    *("a.b", ".", "..", "a..b", " ", "a b", '"', 'say "x"', "##ing", "\u2581dog", "\u65e5\u672c"),
+    *("\x01", "\n", "\uffff", "\U0001f600", "*", "_id", "lex", "x" * 32_766, "\\", "{}", "null"),
+)
+TERMS = Vocabulary([*HOSTILE, *(f"t{i}" for i in range(1500 - len(HOSTILE)))])
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _cleaned() -> Iterator[None]:
+    with elastic_fakes.cleaned():
+        yield
+
+
+@pytest.fixture
+def index(tmp_path) -> Iterator[ElasticIndex]:
+    with ElasticIndex(elastic_fakes.address(tmp_path), True, VOCABULARY, "colours") as made:
+        yield made
+
+
+def rows(rng: np.random.Generator, count: int) -> sparse.csr_array:
+    """Return rows of 0 to 1,000 words, with weights of all sizes."""
+    made = sparse.lil_array((count, len(TERMS)), dtype=np.float32)
+    for row in range(count):
+        columns = rng.choice(len(TERMS), int(rng.integers(0, 1000)), replace=False)
+        made[row, columns] = 10.0 ** rng.uniform(-6, 6, len(columns))
+    made[0] = 0
+    made[1, : len(HOSTILE)] = 0.3
+    return sparse.csr_array(made)
+
+
+@pytest.fixture(scope="module")
+def random_index(
+    tmp_path_factory,
+) -> Iterator[tuple[ElasticIndex, dict[str, int], sparse.csr_array]]:
+    """Return an index of three shards after updates and deletions, and what is in it."""
+    rng = np.random.default_rng(8)
+    vectors = rows(rng, 130)
+    address = elastic_fakes.address(tmp_path_factory.mktemp("i"))
+    with ElasticIndex(address, True, TERMS, shards=3) as made:
+        place = {f"d{i % 100:02}": i for i in range(130)}  # the later of two stays
+        for part in (range(60), range(60, 130)):
+            known = documents([f"d{i % 100:02}" for i in part])
+            made.add(known, Encoding(sparse.csr_array(vectors[list(part)])))
+            made.commit()
+        assert made.delete(["d05", "d50", "nothing"]) == 2
+        made.commit()
+        del place["d05"], place["d50"]
+        yield made, place, vectors
+
+
+weights = st.floats(-6, 6).map(lambda x: float(np.float32(10.0**x)))
+
+
+@st.composite
+def asked(draw) -> Encoding:
+    """Return a query of 1 to 1,000 terms."""
+    few = st.dictionaries(st.integers(0, len(TERMS) - 1), weights, min_size=1, max_size=8)
+    row = draw(few)
+    if draw(st.booleans()):
+        rng = np.random.default_rng(draw(st.integers(0, 99)))
+        for column in rng.choice(len(TERMS), draw(st.integers(1, 992)), replace=False):
+            row[int(column)] = float(rng.uniform(0.01, 1))
+    matrix = sparse.lil_array((1, len(TERMS)), dtype=np.float32)
+    for column, weight in row.items():
+        matrix[0, column] = weight
+    return Encoding(sparse.csr_array(matrix))
+
+
+def foretold(vectors: sparse.csr_array, query: Encoding) -> np.ndarray:
+    """Return scores by weights of 9 significant bits, in float64."""
+    cut = vectors.astype(np.float64)
+    cut.data = elastic_fakes.stored(vectors.data).astype(np.float64)
+    return (cut @ query.lexical.astype(np.float64).T).toarray()[:, 0]
+
+
+@settings(max_examples=25)
+@given(query=asked())
+def test_scores_are_those_of_9_significant_bits(random_index, query):
+    index, place, vectors = random_index
+    sums = foretold(vectors, query)
+    expected = {name: sums[row] for name, row in place.items() if sums[row] > 0}
+    (results,) = index.search(query, 1000)
+    assert sorted(results.ids) == sorted(expected)
+    found = [expected[name] for name in results.ids]
+    assert results.scores == pytest.approx(found, rel=1e-5)
+    order = sorted(expected, key=lambda name: (-expected[name], name))
+    for at, name in enumerate(results.ids):  # where two are no closer than float32 can tell
+        if name != order[at]:
+            assert expected[name] == pytest.approx(expected[order[at]], rel=1e-5)
+    exact = (vectors.astype(float) @ query.lexical.astype(float).T).toarray()[:, 0]
+    off = [abs(exact[place[name]] - score) for name, score in zip(*results, strict=True)]
+    assert max(off, default=0.0) <= index.bound(query)[0]
+
+
+@settings(max_examples=10)
+@given(query=asked())
+def test_explanations_are_the_server_s_own_parts(random_index, query):
+    index, place, vectors = random_index
+    (results,) = index.search(query, 3)
+    client = index._client
+    body = index.requests(query)["lexical"]["query"]
+    for name, score in zip(*results, strict=True):
+        explanation = index.explain(query, name)
+        assert explanation.score == pytest.approx(score, rel=1e-6)
+        assert sum(p.product for p in explanation.products) == pytest.approx(score, rel=1e-5)
+        row = vectors[[place[name]]]
+        cut = dict(zip(row.indices.tolist(), elastic_fakes.stored(row.data), strict=True))
+        asked_for = dict(zip(query.lexical.indices.tolist(), query.lexical.data, strict=True))
+        assert {p.term for p in explanation.products} == {
+            TERMS.terms[c] for c in cut.keys() & asked_for.keys()
+        }
+        for product in explanation.products:
+            column = TERMS.id(product.term)
+            assert product.document_weight == pytest.approx(cut[column], rel=1e-6)
+            assert product.product == pytest.approx(cut[column] * asked_for[column], rel=1e-6)
+        told = client.explain(index=index._store.index, id=name, query=body)["explanation"]
+        assert told["value"] == pytest.approx(score, rel=1e-5)
+
+
+def test_explaining_what_shares_nothing(index):
+    fill(index, "a")
+    explanation = index.explain(encode([{1: 1.0}]), "a")
+    assert (explanation.score, explanation.products) == (0.0, ())
+    assert str(index.explain(QUERY, "a")).splitlines() == [
+        "1.000000  a, the sum of:",
+        "  1.000000 = 1.000000 x 1.000000  word0",
+    ]
+    with pytest.raises(KeyError):
+        index.explain(QUERY, "b")
+    with pytest.raises(UnsupportedError, match="no terms"):
+        index.explain(QUERY, "a", "dense")
+
+
+def test_more_named_words_than_a_request_takes(random_index, monkeypatch):
+    index, place, vectors = random_index
+    monkeypatch.setattr(answers, "CLAUSES", 7)
+    name = max(place, key=lambda name: vectors[[place[name]]].nnz)
+    row = index.fetch([name]).encoding
+    whole = index.explain(row, name)
+    assert len(whole.products) == row.lexical.nnz > 100
+    assert whole.score == pytest.approx(index.search(row, 1)[0].scores[0], rel=1e-6)
+
+
+def test_a_query_of_more_words_than_the_server_takes(random_index):
+    index, _, _ = random_index
+    words = Vocabulary(f"w{i}" for i in range(70_000))
+    # The server counts before it looks whether a word is there.
+    body = requests.leg_query(
+        Encoding(sparse.csr_array(np.ones((1, 70_000), np.float32))),
+        "lexical",
+        words.terms,
+        index._store.meta,
+        10,
+    )
+    with pytest.raises(UnsupportedError, match="too many words"):
+        index.send(requests.search_body(body, 10))
+
+
+def test_pages_beyond_the_window(index, monkeypatch):
+    names = [f"{i:03}" for i in range(90)]
+    index.add(documents(names[::-1]), encode([{0: 0.5 + i % 3} for i in range(90)]))
+    index.commit()
+    expected = index.search(QUERY, 90)
+    for window in (7, 45, 89):
+        monkeypatch.setattr(answers, "WINDOW", window)
+        monkeypatch.setattr(requests, "WINDOW", window)
+        for k in (88, 90, 1000):
+            results = index.search(QUERY, k)
+            assert results[0].ids == expected[0].ids[:k]
+            assert results[0].scores.tolist() == expected[0].scores.tolist()[:k]
+        (chosen,) = index.search(QUERY, 1000, filter='id < "05"')
+        assert chosen.ids == [name for name in expected[0].ids if name < "05"]
+
+
+def test_several_legs_by_one_request(index, monkeypatch):
+    fill(index, "a", "b")
+    queries = encode([{0: 1.0}, {3: 1.0}, {1: 1.0}, {}], patches=False)
+    together = index.search_legs(queries, 5, LEGS)
+    for leg in LEGS:
+        for found, alone in zip(together[leg], index.search(queries, 5, leg), strict=True):
+            assert (found.ids, found.scores.tolist()) == (alone.ids, alone.scores.tolist())
+    sent = []
+    elastic_fakes.through(index, lambda method, target, body: sent.append(target))
+    index.search_legs(queries, 5, LEGS)
+    assert [target.partition("?")[0] for target in sent] == ["/_msearch"]
+
+
+def test_a_large_dense_leg_gets_a_graph(index, monkeypatch):
+    monkeypatch.setattr(changes, "FLAT_DOCUMENTS", 50)
+    rng = np.random.default_rng(1)
+    vectors = [{c: float(rng.uniform(0.1, 1)) for c in range(6)} for _ in range(200)]
+    stored = encode(vectors)
+    for part in (slice(0, 40), slice(40, 200)):
+        index.add(documents([f"d{i:03}" for i in range(200)][part]), stored[part])
+        index.commit()
+    index.compact()
+    assert "int8_hnsw" in index.info()["dense_search"]
+    exact = stored.dense @ stored.dense[0]
+    (results,) = index.search(stored[0], 10, "dense")
+    best = sorted(range(200), key=lambda i: -exact[i])[:10]
+    assert len({f"d{i:03}" for i in best} & set(results.ids)) >= 9
+    assert results.scores == pytest.approx([exact[int(n[1:])] for n in results.ids], abs=1e-5)
+    (few,) = index.search(stored[0], 3, "dense", filter="id in (d007, d199)")
+    assert set(few.ids) <= {"d007", "d199"}
+
+
+def test_tiny_and_opposite_dense_vectors(index):
+    dense = np.array([[1e-9, 1, 0], [-1, 0, 0], [0, 1, 0], [3, 0, 0]], np.float32)
+    lexical = sparse.csr_array(np.ones((4, 12), np.float32))
+    index.add(documents("abcd"), Encoding(lexical, None, None, dense))
+    index.commit()
+    query = Encoding(lexical[[0]], None, None, np.array([[1, 0, 0]], np.float32))
+    (results,) = index.search(query, 9, "dense")
+    assert results.ids == ["d", "a"]
+    assert results.scores == pytest.approx([3.0, 1e-9], rel=1e-6)
+    nothing = Encoding(lexical[[0]], None, None, np.zeros((1, 3), np.float32))
+    assert index.search(nothing, 9, "dense")[0].ids == []
+
+
+def test_requests_that_the_server_fuses(index):
+    index.add(documents("abc"), encode([{0: 1.0}, {0: 0.25, 4: 1.0}, {7: 1.0}]))
+    index.commit()
+    sums = {leg: dict(zip(*index.search(QUERY, 9, leg)[0], strict=True)) for leg in LEGS}
+    request = hybrid_request(index, QUERY, 9, {"lexical": 2.0, "dense": 0.5})
+    found = dict(index.send(request))
+    for name in "ab":
+        expected = 2 * sums["lexical"][name] + sums["codes"][name]
+        exact = float(index.fetch([name]).encoding.dense[0] @ QUERY.dense[0])
+        inner = 1 + exact if exact >= 0 else 1 / (1 - exact)
+        assert found[name] == pytest.approx(expected + inner / 2, rel=1e-5)
+    with pytest.raises(UnsupportedError, match=r"lacks the module|licence"):
+        index.send(retriever_request(index, QUERY, "rrf"))
+    with pytest.raises(UnsupportedError, match="takes no weights"):
+        retriever_request(index, QUERY, "rrf", weights={"lexical": 2.0})
+    linear = retriever_request(index, QUERY, "linear", 20, {"dense": 0.3}, "id != a")
+    parts = linear["retriever"]["linear"]["retrievers"]
+    assert [part["weight"] for part in parts] == [1.0, 1.0, 0.3]
+    assert all("filter" in str(part) for part in parts)
+
+
+def test_facts_and_notes(index, tmp_path):
+    fill(index, "a", "b")
+    facts = index.info()
+    assert (facts["engine"], facts["documents"], facts["model"]) == ("elasticsearch", 2, "colours")
+    assert facts["vocabulary_sha256"] == VOCABULARY.sha256
+    assert facts["legs"] == {"lexical": 12, "codes": 4, "dense": 3}
+    assert "9 significant bits" in facts["weights"]
+    index.write_meta("fusion", {"weights": {"lexical": 0.7}})
+    index.write_meta("other", [1])
+    fill(index, "c")
+    with open_index(elastic_fakes.address(tmp_path)) as reader:
+        assert reader.read_meta("fusion") == {"weights": {"lexical": 0.7}}
+        assert reader.read_meta("nothing") is None
+        assert (reader.model, reader.vocabulary) == ("colours", VOCABULARY)
+        assert reader.count() == 3
+    with pytest.raises(UnsupportedError, match="checks its files itself"):
+        index.verify()
+
+
+def test_a_rebuilt_index_shows_at_once_and_whole(tmp_path):
+    address = elastic_fakes.address(tmp_path)
+    other = Vocabulary(f"other{i}" for i in range(12))
+    with open_index(address, create=True, vocabulary=VOCABULARY, model="one") as index:
+        fill(index, "a", "b", "c")
+    reader = open_index(address)
+    with pytest.raises(VocabularyMismatchError):
+        open_index(address, create=True, vocabulary=other)
+    with open_index(address, True, other, "two", rebuild=True) as index:
+        index.add(documents("cd"), encode([{0: 1.0}] * 2))
+        index.commit()
+        assert reader.search(QUERY)[0].ids == ["a", "b", "c"]
+        assert index.search(QUERY)[0].ids == ["c", "d"]
+        old = reader.info()["index"]
+        index.publish()
+        assert reader.search(QUERY)[0].ids == ["c", "d"]
+        assert (reader.model, reader.vocabulary) == ("two", other)
+        assert reader.info()["index"] != old
+        fill(index, "e")
+    assert reader.count() == 3
+    with open_index(address, True, other, rebuild=True) as index:  # closed before it is published
+        fill(index, "z")
+        built = index.info()["index"]
+    assert reader.count() == 3
+    assert built not in reader._client.indices.get(index="lexvla-test-*").body
+    with pytest.raises(UnsupportedError, match="not opened to be rebuilt"):
+        reader.publish()
+    reader.close()
+
+
+def test_what_a_killed_rebuild_left_is_deleted_by_the_next(tmp_path):
+    address = elastic_fakes.address(tmp_path)
+    left = ElasticIndex(address, True, VOCABULARY, rebuild=True)  # its process lives on
+    fill(left, "a")
+    first = left._store.index
+    with ElasticIndex(address, True, VOCABULARY, rebuild=True, shards=2) as index:
+        fill(index, "b")
+        index.publish()
+        assert index.info()["shards"] == 2
+        assert first not in index._client.indices.get(index="lexvla-test-*").body
+    with open_index(address) as reader:
+        assert reader.search(QUERY)[0].ids == ["b"]
+    left.add(documents("z"), encode([{0: 1.0}]))
+    with pytest.raises(IndexCorruptError):
+        left.commit()
+    left._store.check = lambda: None  # it looked just before the index went
+    with pytest.raises(EngineUnavailableError, match="alias"):
+        left.commit()
+    left.close()
+    with open_index(address) as reader:
+        assert reader.count() == 1
+
+
+def test_a_writer_whose_index_was_rebuilt_for_other_vectors(tmp_path):
+    address = elastic_fakes.address(tmp_path)
+    other = Vocabulary(f"other{i}" for i in range(12))
+    with open_index(address, create=True, vocabulary=VOCABULARY) as writer:
+        fill(writer, "a")
+        with open_index(address, True, other, rebuild=True) as index:
+            index.publish()
+        writer.add(documents("b"), encode([{0: 1.0}]))
+        with pytest.raises(VocabularyMismatchError, match="made it anew"):
+            writer.commit()
+    with open_index(address, vocabulary=other) as reader:
+        assert reader.count() == 0
+
+
+def test_settings_survive_a_rebuild(tmp_path):
+    address = elastic_fakes.address(tmp_path)
+    with ElasticIndex(address, True, VOCABULARY, shards=3) as index:
+        changed = {"auto_expand_replicas": False, "number_of_replicas": 2}
+        index._client.indices.put_settings(index=index._store.index, settings=changed)
+    with ElasticIndex(address, True, VOCABULARY, rebuild=True) as index:
+        fill(index, "a")
+        assert index.info()["replicas"] == 0
+        index.publish()
+        facts = index.info()
+        assert (facts["shards"], facts["replicas"]) == (3, 2)
+
+
+def test_an_index_without_a_vocabulary_takes_column_numbers(tmp_path):
+    with open_index(elastic_fakes.address(tmp_path), create=True) as index:
+        assert len(index.vocabulary) == 0
+        fill(index, "a")
+        assert index.vocabulary.terms == tuple(map(str, range(12)))
+    with open_index(elastic_fakes.address(tmp_path)) as index:
+        assert index.vocabulary.terms == tuple(map(str, range(12)))
+        assert index.search(QUERY)[0].ids == ["a"]
+
+
+def test_a_document_that_is_gone_after_a_search(index):
+    fill(index, "a")
+    with pytest.raises(KeyError, match="b"):
+        index.fetch(["a", "b"])
+    index.close()
+    with pytest.raises(ValueError, match="closed"):
+        index.count()
+
+
+def test_no_index(tmp_path):
+    with pytest.raises(IndexCorruptError, match="make one with: lexvla index"):
+        open_index(elastic_fakes.address(tmp_path))
+
+
+def test_the_text_of_requests(index):
+    fill(index, "a")
+    text = index.show(index.requests(QUERY, 3, filter="n = 1"))
+    assert text.startswith(f"# lexical\nGET {index._place.name}/_search\n{{")
+    assert text.count('"prune": false') == 2
+    assert '"knn"' in text
+    body = index.requests(QUERY, 3)["lexical"]
+    answer = index._client.search(index=index._place.name, body=body)
+    assert [hit["_id"] for hit in answer["hits"]["hits"]] == ["a"]
+    assert index.requests(encode([{}])) == {}
+
+
+def test_metadata_comes_back_as_it_was(index):
+    metadata = {"": 1, ".": 2.5, "a..b": True, "n": 10**400, "t": ["x", ""], "\0": "\x01", "f": 1.0}
+    index.add([Document("a", "u", "t\0", metadata, "p")], encode([{0: 1.0}]))
+    index.commit()
+    (document,) = index.fetch(["a"]).documents
+    assert document == Document("a", "u", "t\0", metadata, "p")
+    assert isinstance(document.metadata["f"], float)
