@@ -13,12 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from search_fakes import FakeEncoder
+from search_fakes import MappingEncoder
 
 ROOT = Path(__file__).parent.parent
 
 
-class SlowEncoder(FakeEncoder):
+class SlowEncoder(MappingEncoder):
     """Take a while for each call."""
 
     def __init__(self, seconds: float) -> None:
@@ -39,7 +39,8 @@ class Make:
     def __call__(self) -> Any:
         from search.api import Limits, Settings, create_app
 
-        settings = Settings(self.index, limits=Limits(**{"threads": 4, **self.limits}))
+        limits = Limits(**{"threads": 4, **self.limits})
+        settings = Settings(self.index, images=Path(self.index).parent / "pictures", limits=limits)
         return create_app(settings, SlowEncoder(self.seconds))
 
 

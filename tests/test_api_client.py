@@ -1,0 +1,184 @@
+"""The Python client against a server of this process, and images that the server fetches."""
+
+from __future__ import annotations
+
+import io
+import math
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("fastapi", reason="needs the server: pip install 'lexvla[serve]'")
+
+from PIL import Image
+
+from api_fakes import new_index, png, served
+from api_server import server
+from lexvla.errors import OptionalDependencyError
+from search.api import Limits
+from search.client import ApiError, Client
+from search_fakes import PICTURES
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    address = new_index(tmp_path_factory.mktemp("api"))
+    with server(address) as (_, port), Client(f"http://127.0.0.1:{port}") as client:
+        yield client
+
+
+def test_the_client_searches_explains_and_encodes(client: Client, tmp_path: Path) -> None:
+    answer = client.search("red", k=1, explain=True)
+    (hit,) = answer["hits"]
+    assert (hit["id"], answer["query"]["description"]) == ("apple", '"red"')
+    PICTURES["lime"].save(tmp_path / "lime.png")
+    for image in (png(PICTURES["lime"]), tmp_path / "lime.png", str(tmp_path / "lime.png")):
+        assert client.search(image=image, k=1)["hits"][0]["id"] == "lime"
+    assert client.explain("flag", "red")["rank"] == 2
+    assert client.encode(["red"])[0]["words"][0]["word"] == "red"
+    assert len(client.encode(images=[png(PICTURES["lime"])] * 3, top_k=1)) == 3
+    assert client.complete("bl") == ["blue", "black"]
+    assert client.index()["count"] == 4
+
+
+def test_the_client_puts_reads_and_deletes(client: Client) -> None:
+    odd = "a/b ../é"
+    documents = [{"id": odd, "text": "blue"}, {"id": "p", "image": png(PICTURES["lime"])}]
+    made = client.upsert(iter([*documents, {"id": "bad"}]))
+    assert (made["indexed"], made["rejected"], made["errors"][0]["id"]) == (2, 1, "bad")
+    assert client.get(odd)["text"] == "blue"
+    assert [word["word"] for word in client.words(odd)] == ["blue"]
+    for name in (odd, "p"):
+        client.delete(name)
+    with pytest.raises(ApiError, match="no document") as caught:
+        client.get(odd)
+    assert caught.value.status == 404
+    assert caught.value.problem["type"] == "urn:problem-type:lexvla:not-found"
+    assert Image.open(io.BytesIO(client.image("apple", size=20))).size == (20, 20)
+    assert Image.open(io.BytesIO(client.heatmap("apple", "red"))).format == "PNG"
+    with pytest.raises(ApiError, match="there is no such field") as caught:
+        client.search("red", colour=1)
+    assert caught.value.status == 422
+
+
+def test_no_server_is_an_error_of_the_client() -> None:
+    with pytest.raises(ApiError) as caught:
+        Client("http://127.0.0.1:9").index()
+    assert caught.value.status == 0
+
+
+class Answers(BaseHTTPRequestHandler):
+    """Answer by path, and note what was asked."""
+
+    asked: list[str]
+    statuses: list[tuple[int, dict[str, str]]]
+
+    def do_GET(self) -> None:
+        self.asked.append(self.path)
+        if self.path == "/lime.png":
+            self._answer(200, png(PICTURES["lime"]))
+        elif self.path == "/away":
+            self._answer(302, b"", Location="/lime.png")
+        elif self.path == "/large":
+            self._answer(200, bytes(200_000))
+        elif self.path.startswith("/v1/") and self.statuses:
+            status, headers = self.statuses.pop(0)
+            self._answer(status, b'{"words": ["x"], "title": "busy"}', **headers)
+        else:
+            self._answer(404, b"")
+
+    def _answer(self, status: int, data: bytes, **headers: str) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(data)), **headers}.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[ThreadingHTTPServer]:
+    """Run a server of images."""
+    Answers.asked, Answers.statuses = [], []
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as running:
+        thread = threading.Thread(target=running.serve_forever)
+        thread.start()
+        yield running
+        running.shutdown()
+        thread.join()
+
+
+def test_a_busy_server_is_asked_again_when_it_says(elsewhere: ThreadingHTTPServer) -> None:
+    url = f"http://127.0.0.1:{elsewhere.server_port}"
+    Answers.statuses = [(429, {"Retry-After": "0"}), (503, {"Retry-After": "0"}), (200, {})]
+    assert Client(url).complete("x") == ["x"]
+    assert len(Answers.asked) == 3
+    Answers.statuses = [(429, {"Retry-After": "0"})] * 3
+    with pytest.raises(ApiError, match="busy"):
+        Client(url, retries=1).complete("x")
+    assert len(Answers.statuses) == 1
+
+
+def test_images_are_fetched_from_allowed_hosts_alone(
+    elsewhere: ThreadingHTTPServer, tmp_path: Path
+) -> None:
+    host = f"127.0.0.1:{elsewhere.server_port}"
+    limits = Limits(threads=2, body_bytes=100_000)
+    with served(tmp_path, image_hosts=(host,), limits=limits) as client:
+
+        def ask(address: str) -> Any:
+            return client.post("/v1/search", json={"image_url": address, "k": 1})
+
+        found = ask(f"http://{host}/lime.png")
+        assert found.json()["hits"][0]["id"] == "lime"
+        line = f'{{"id": "u", "image_url": "http://{host}/lime.png"}}'.encode()
+        put = client.put(
+            "/v1/documents", content=line, headers={"Content-Type": "application/x-ndjson"}
+        )
+        assert put.json()["indexed"] == 1
+        refusals = {
+            f"http://{host}/away": "302",
+            f"http://{host}/none": "404",
+            f"http://{host}/large": "larger than",
+        }
+        for address, rule in refusals.items():
+            answer = ask(address)
+            assert answer.status_code == 422
+            assert rule in answer.json()["detail"]
+        asked = len(Answers.asked)
+        for address in (
+            "http://127.0.0.1/lime.png",
+            f"http://localhost:{elsewhere.server_port}/lime.png",
+            f"http://user:word@{host}/lime.png",
+            f"http://127.0.0.1:{elsewhere.server_port}@example.org/",
+            f"ftp://{host}/lime.png",
+            "file:///etc/passwd",
+            f"//{host}/lime.png",
+            "http://[",
+            "\n",
+        ):
+            assert ask(address).status_code == 422, address
+        assert len(Answers.asked) == asked
+
+
+def test_without_the_extra_the_client_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "httpx2", None)
+    with pytest.raises(OptionalDependencyError, match=r"lexvla\[serve\]"):
+        Client("http://127.0.0.1:1")
+
+
+def test_scores_come_through_whole(client: Client) -> None:
+    (hit,) = client.search("red", k=1, explain=True)["hits"]
+    assert hit["explanation"] is not None
+    parts = [part["part"] for part in hit["explanation"]["parts"]]
+    assert math.isclose(math.fsum(parts), hit["score"])
