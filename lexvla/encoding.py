@@ -55,10 +55,14 @@ class Encoding:
             if matrix is None:
                 continue
             matrix = sparse.csr_array(matrix)
+            width = matrix.shape[1]
             if matrix.dtype != np.float32:
                 raise ValueError(f"{name} must be float32, not {matrix.dtype}")
             if not matrix.has_canonical_format:
                 raise ValueError(f"{name} must have sorted column numbers, each once in a row")
+            # scipy trusts columns, and reads and writes outside its arrays where they are wrong.
+            if matrix.nnz and not 0 <= matrix.indices.min() <= matrix.indices.max() < width:
+                raise ValueError(f"{name} must have column numbers from 0 to {width - 1}")
             if matrix.nnz and not (np.isfinite(matrix.data).all() and matrix.data.min() > 0):
                 raise ValueError(f"{name} must hold finite values above zero only")
             if matrix.shape[0] != len(self):

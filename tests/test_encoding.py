@@ -105,6 +105,16 @@ def test_an_index_out_of_range_is_an_error() -> None:
         small()[[0, 5]]
 
 
+@pytest.mark.parametrize("column", [3, 2**31 - 1, -1])
+@pytest.mark.parametrize("leg", ["lexical", "codes"])
+def test_columns_lie_within_the_width(leg: str, column: int) -> None:
+    bad = csr([[0, 0.5, 0.5]])
+    bad.indices[-1 if column > 0 else 0] = column  # sorted all the same
+    parts = {"lexical": csr([[0, 0.5, 0.5]]), leg: bad}
+    with pytest.raises(ValueError, match=f"{leg} must have column numbers from 0 to 2"):
+        Encoding(**parts)
+
+
 def test_iteration_gives_rows() -> None:
     rows = list(small())
     assert [len(row) for row in rows] == [1, 1, 1]
