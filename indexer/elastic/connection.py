@@ -143,7 +143,7 @@ def refusal(place: Place, status: int, body: Any) -> LexVLAError:
         body: What came with it.
     """
     kind, reason = _cause(body)
-    said = f"{kind}: {reason}" if reason and reason != kind else kind or f"HTTP {status}"
+    said = ": ".join(part for part in (kind, reason) if part) or f"HTTP {status}"
     if status in (401, 403) and "block" not in kind:
         if "license" in reason or "license" in kind:
             return UnsupportedError(f"{place}: the server's licence does not cover this: {reason}")
@@ -170,7 +170,7 @@ def _cause(body: Any) -> tuple[str, str]:
     """Return the kind and the reason of an error, the innermost that the server tells."""
     error = body.get("error", body) if isinstance(body, Mapping) else body
     if not isinstance(error, Mapping):
-        return "", _short(error)
+        return "", _short(error or "")
     roots = error.get("root_cause") or [error]
     root = roots[0] if isinstance(roots[0], Mapping) else error
     kind = str(root.get("type") or error.get("type") or "")

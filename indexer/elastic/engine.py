@@ -138,7 +138,7 @@ class ElasticIndex:
         with self._mutex:
             self._check_open()
             widths = widths_of(encoding)
-            expected = self._expected() or widths
+            expected = dict(self._store.meta.widths) or self._changes.staging.widths or widths
             if len(self.vocabulary):
                 expected = {**expected, "lexical": len(self.vocabulary)}
             for leg in expected.keys() & widths.keys():
@@ -153,9 +153,6 @@ class ElasticIndex:
                 vocabulary = Vocabulary(map(str, range(widths["lexical"])))
             self._changes.add(documents, encoding, vocabulary)
             self.vocabulary = vocabulary
-
-    def _expected(self) -> dict[str, int]:
-        return dict(self._store.meta.widths) or self._changes.staging.widths
 
     def delete(self, ids: Sequence[str]) -> int:
         """Stage deletions. Return how many of the ids were there."""
@@ -187,7 +184,10 @@ class ElasticIndex:
             self._changes.publish()
 
     def compact(self) -> None:
-        """Commit, then merge each shard to one segment, without the deleted documents."""
+        """Commit, then merge each shard to one segment, without the deleted documents.
+
+        What was deleted in the last half minute stays: the server may need it for copies.
+        """
         with self._mutex:
             self.commit()
             self._changes.compact()

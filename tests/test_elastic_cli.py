@@ -1,0 +1,105 @@
+"""The commands over an Elasticsearch index, with a small fake model, give the embedded hits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import elastic_fakes
+from indexer import open_index
+from search import Query, Searcher, cli
+from search_fakes import PICTURES, FakeEncoder, build_index, save_pictures
+
+pytestmark = pytest.mark.elasticsearch
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def address(tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Return an Elasticsearch index that `lexvla index` made of four pictures."""
+    for module in ("commands", "demo"):
+        monkeypatch.setattr(f"search.{module}.load_model", lambda *_: FakeEncoder())
+    with elastic_fakes.cleaned():
+        place = elastic_fakes.address(tmp_path)
+        assert cli.main(["index", str(save_pictures(tmp_path / "photos")), "--index", place]) == 0
+        assert capsys.readouterr().out == "4 added; 4 in the index\n"
+        yield place
+
+
+def run(capsys: Capture, *arguments: str) -> Any:
+    assert cli.main([*arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_search_and_explain(address: str, capsys: Capture, tmp_path: Path) -> None:
+    with build_index(tmp_path / "embedded", tmp_path / "photos", FakeEncoder()) as other:
+        expected = Searcher(FakeEncoder(), other).search(Query("red blue"))
+    hits = run(capsys, "search", "red blue", "--index", address, "--explain")["hits"]
+    assert [hit["id"] for hit in hits] == [f"{hit.id}.png" for hit in expected]
+    for hit, exact in zip(hits, expected, strict=True):
+        assert hit["score"] == pytest.approx(exact.score, rel=2**-8)
+    hit = run(capsys, "explain", hits[0]["id"], "red blue", "--index", address)["hit"]
+    assert (hit["rank"], hit["score"]) == (1, hits[0]["score"])
+    with open_index(address) as index:
+        query = Query("red blue").resolve(FakeEncoder())
+        explanation = index.explain(query, hit["id"])
+        assert explanation.score == pytest.approx(hit["score"], rel=1e-6)
+        words = {match["term"] for match in hit["explanation"]["matches"]}
+        assert {product.term for product in explanation.products} == words
+
+
+def test_filters_deletion_and_maintenance(address: str, capsys: Capture, tmp_path: Path) -> None:
+    hits = run(capsys, "search", "red", "--index", address, "--filter", "id != apple.png")["hits"]
+    assert "apple.png" not in [hit["id"] for hit in hits]
+    assert run(capsys, "delete", "apple.png", "--index", address)["documents"] == 3
+    assert run(capsys, "compact", "--index", address)["segments"] == 1
+    facts = run(capsys, "info", "--index", address)
+    assert (facts["engine"], facts["documents"], facts["model"]) == ("elasticsearch", 3, "fake")
+    again = run(capsys, "index", str(tmp_path / "photos"), "--index", address)
+    assert (again["added"], again["unchanged"]) == (1, len(PICTURES) - 1)
+    assert cli.main(["info", "--verify", "--index", address]) == 1
+    assert "checks its files itself" in capsys.readouterr().err
+
+
+def test_rebuilding(address: str, capsys: Capture, tmp_path: Path) -> None:
+    first = run(capsys, "info", "--index", address)["index"]
+    (tmp_path / "photos" / "snow.png").unlink()
+    again = run(capsys, "index", str(tmp_path / "photos"), "--index", address, "--rebuild")
+    assert (again["added"], again["documents"]) == (3, 3)
+    facts = run(capsys, "info", "--index", address)
+    assert (facts["documents"], facts["index"] != first) == (3, True)
+    (tmp_path / "photos" / "broken.png").write_bytes(b"no picture")
+    strict = ["index", str(tmp_path / "photos"), "--index", address, "--rebuild", "--strict"]
+    assert cli.main(strict) == 1
+    capsys.readouterr()
+    assert run(capsys, "info", "--index", address)["index"] == facts["index"]  # the old one stays
+    assert cli.main(["index", str(tmp_path / "photos"), "--index", "i.lex", "--rebuild"]) == 1
+    assert "only an Elasticsearch index is rebuilt" in capsys.readouterr().err
+
+
+def test_the_query_that_is_sent(address: str, capsys: Capture, tmp_path: Path) -> None:
+    shown = run(capsys, "search", "red", "--index", address, "--show-query", "-k", "3")
+    with open_index(address) as index:
+        body = shown["requests"]["lexical"]
+        assert body == index.requests(Query("red").resolve(FakeEncoder()), 3)["lexical"]
+        answer = index._client.search(index=index._place.name, body=body)
+    hits = run(capsys, "search", "red", "--index", address, "-k", "3")["hits"]
+    assert [hit["_id"] for hit in answer["hits"]["hits"]] == [hit["id"] for hit in hits]
+    assert cli.main(["search", "red", "--index", address, "--show-query"]) == 0
+    assert '"query_vector": {\n        "\u2581red": 1.0' in capsys.readouterr().out
+    with build_index(tmp_path / "embedded", tmp_path / "photos", FakeEncoder()):
+        pass
+    where = str(tmp_path / "embedded")
+    assert cli.main(["search", "red", "--index", where, "--show-query"]) == 1
+    assert "--show-query is for Elasticsearch" in capsys.readouterr().err
+
+
+def test_what_is_missing_is_one_line(capsys: Capture) -> None:
+    place = f"elasticsearch+{elastic_fakes.url()}/lexvla-test-nowhere"
+    assert cli.main(["search", "red", "--index", place]) == 1
+    assert f"no index at {place}; make one with" in capsys.readouterr().err
