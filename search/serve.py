@@ -179,6 +179,7 @@ def _listen(host: str, port: int) -> socket.socket:
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((host.strip("[]"), port))
+        listening.listen(_BACKLOG)  # who comes before the model is loaded waits
     except OSError as error:
         listening.close()
         raise LexVLAError(f"cannot listen at {host} port {port}: {error.strerror}") from error

@@ -26,10 +26,16 @@ READING = [
     ("GET", "/v1/documents/apple/heatmap/red"),
     ("GET", "/v1/index"),
     ("GET", "/v1/words?prefix=r"),
-    ("GET", "/metrics"),
 ]
 WRITING = [("PUT", "/v1/documents"), ("DELETE", "/v1/documents/nothing")]
-OPEN = [("GET", "/healthz"), ("GET", "/readyz"), ("GET", "/"), ("GET", "/openapi.json")]
+OPEN = [
+    ("GET", "/healthz"),
+    ("GET", "/readyz"),
+    ("GET", "/metrics"),
+    ("GET", "/openapi.json"),
+    ("GET", "/"),
+    ("GET", "/static/app.js"),
+]
 
 
 def route_of(address: str) -> str:

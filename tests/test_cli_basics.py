@@ -18,7 +18,7 @@ from search import cli
 
 COMMANDS = (
     *("demo", "index", "encode", "search", "explain", "delete", "compact", "info"),
-    *("patchdis", "sparsity", "train", "doctor"),
+    *("patchdis", "sparsity", "train", "serve", "api-key", "doctor"),
 )
 ROOT = Path(__file__).parent.parent
 

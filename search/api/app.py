@@ -95,7 +95,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
             for operation in methods.values():
                 operation["responses"].pop("422", None)
                 operation["responses"]["default"] = problem
-                if path not in ("/healthz", "/readyz"):
+                if path not in ("/healthz", "/readyz", "/metrics"):
                     operation["security"] = [{"key": []}, {}]
         app.openapi_schema = schema
     return app.openapi_schema
