@@ -55,5 +55,8 @@ def add_crossmodal(parser: argparse.ArgumentParser, positive: Callable[[str], in
     parser.add_argument("--active", type=positive, metavar="N", help="keep N words of each vector")
     parser.add_argument("--batch-size", type=positive, default=64, metavar="N")
     parser.add_argument(
+        "--export", metavar="DIR", help="write captions for lexvla index and evaluate, and no more"
+    )
+    parser.add_argument(
         "--any-count", action="store_true", help="do not insist on the published counts"
     )

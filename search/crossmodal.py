@@ -21,8 +21,10 @@ from search.evaluation.protocols import (
     CLASSIFIED,
     PAIRED,
     RETRIEVED,
+    CaptionedImages,
     Counts,
     LabelledImages,
+    export_captions,
     read_captions,
     read_cars,
     read_cub,
@@ -54,6 +56,8 @@ def crossmodal(args: argparse.Namespace) -> int:
     """Print the figures of one protocol."""
     if "{}" not in args.prompt:
         raise UsageError("--prompt must have {} in the place of the class name")
+    if args.export:
+        return _export(args)
     figures = _pairs(args) if args.protocol in PAIRED else _classes(args)
     if args.json:
         print_json(figures)
@@ -73,11 +77,26 @@ def crossmodal(args: argparse.Namespace) -> int:
     return 0
 
 
+def _export(args: argparse.Namespace) -> int:
+    if args.protocol not in PAIRED:
+        raise UsageError(f"{args.protocol} has no captions")
+    files = export_captions(_captions(args), args.export)
+    if args.json:
+        print_json({"files": [str(file) for file in files]})
+    for file in files:
+        note(f"lexvla: wrote {file}")
+    return 0
+
+
+def _captions(args: argparse.Namespace) -> CaptionedImages:
+    counts = None if args.any_count else PAIRED[args.protocol]
+    return read_captions(args.data, args.images, args.split, counts)
+
+
 def _pairs(args: argparse.Namespace) -> dict[str, Any]:
     if args.zero_shot:
         raise UsageError(f"{args.protocol} has no classes")
-    counts = None if args.any_count else PAIRED[args.protocol]
-    data = read_captions(args.data, args.images, args.split, counts)
+    data = _captions(args)
     model = load_model(args.model, args.device)
     texts = encode_texts(model, data.texts, args.batch_size, args.active)
     images = encode_images(model, data.images, args.batch_size, args.active)

@@ -14,14 +14,17 @@ from PIL import Image
 from scipy import sparse
 from scipy.io import savemat
 
+from indexer.sources import open_source
 from lexvla.encoding import Encoding
 from lexvla.errors import GatheredInputError, InputError, UnsupportedError
+from search import Query
 from search.evaluation.crossmodal import class_recall, paired_recall_any, scores_of, zero_shot
 from search.evaluation.protocols import (
     CLASSIFIED,
     PAIRED,
     RETRIEVED,
     Counts,
+    export_captions,
     read_captions,
     read_cars,
     read_cub,
@@ -31,6 +34,7 @@ from search.evaluation.protocols import (
     read_sop,
 )
 from search.evaluation.sparsity import paired_recall
+from search.evaluation.trec import read_qrels, read_queries
 
 
 def vectors(*rows: list[float], dense: bool = False) -> Encoding:
@@ -156,6 +160,13 @@ def test_captions_of_karpathys_file_are_five_of_each_test_image(tmp_path: Path) 
     assert [path.name for path in found.images] == ["a.png", "c.png"]
     assert found.texts == tuple(f"{name} {i}" for name in ("a.png", "c.png") for i in range(5))
     assert found.image_of == (0,) * 5 + (1,) * 5
+    made = export_captions(found, tmp_path / "made")
+    assert list(read_queries(made[1]).items())[5] == ("c.png#0", Query(text="c.png 0"))
+    assert read_qrels(made[2])["c.png#4"] == {"c.png": 1}
+    items = list(open_source(made[0]).entries())
+    assert [(item.document.id, item.image) for item in items] == [
+        (path.name, path) for path in found.images
+    ]
     with pytest.raises(InputError, match=r"has 2 images; 1,000 are published"):
         read_captions(file, tmp_path / "pictures", counts=PAIRED["flickr30k"])
     with pytest.raises(InputError, match=r"has 10 captions; 25,000 are published"):

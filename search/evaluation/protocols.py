@@ -7,7 +7,9 @@ data, passes its own counts, or ``None`` for any.
 
 from __future__ import annotations
 
+import json
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +26,7 @@ __all__ = [
     "CaptionedImages",
     "Counts",
     "LabelledImages",
+    "export_captions",
     "read_captions",
     "read_cars",
     "read_cub",
@@ -130,6 +133,33 @@ def read_captions(
         _expect(path, "images", len(found.images), counts.images)
         _expect(path, "captions", len(found.texts), counts.classes)
     return found
+
+
+def export_captions(data: CaptionedImages, folder: str | Path) -> tuple[Path, Path, Path]:
+    """Write ``manifest.jsonl``, ``captions.tsv`` and ``captions.qrels`` into a folder.
+
+    They are for `lexvla index` and `lexvla evaluate`: an image's id is its file's name, a
+    caption's that name, ``#`` and its number.
+
+    Raises:
+        OSError: A file cannot be written.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    manifest, captions, qrels = [], [], []
+    for path in data.images:
+        line = {"id": path.name, "image": str(path.absolute())}
+        manifest.append(json.dumps(line, ensure_ascii=False) + "\n")
+    seen: Counter[int] = Counter()
+    for text, image in zip(data.texts, data.image_of, strict=True):
+        name = data.images[image].name
+        captions.append(f"{name}#{seen[image]}\t{' '.join(text.split())}\n")
+        qrels.append(f"{name}#{seen[image]} 0 {name} 1\n")
+        seen[image] += 1
+    files = folder / "manifest.jsonl", folder / "captions.tsv", folder / "captions.qrels"
+    for file, rows in zip(files, (manifest, captions, qrels), strict=True):
+        file.write_text("".join(rows), encoding="utf-8", newline="\n")
+    return files
 
 
 def read_cub(
