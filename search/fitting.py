@@ -141,7 +141,11 @@ def fit_fusion(
     learn, test = judged[::2], judged[1::2]
     answered = [name for name in learn if name in answers]
     fusion = _best(
-        [answers[name] for name in answered], [qrels[name] for name in answered], legs, value_of
+        [answers[name] for name in answered],
+        [qrels[name] for name in answered],
+        legs,
+        value_of,
+        int(measure.partition("@")[2]),
     )
 
     def tested(fusion: Fusion) -> float:
@@ -228,9 +232,21 @@ def _common_legs(answers: Iterable[Answers]) -> tuple[Leg, ...]:
 
 
 def _best(
-    answers: Sequence[Answers], qrels: Sequence[Judged], legs: Sequence[Leg], value_of: Measure
+    answers: Sequence[Answers],
+    qrels: Sequence[Judged],
+    legs: Sequence[Leg],
+    value_of: Measure,
+    depth: int,
 ) -> Weighted:
-    """Return the weights and the normalisation with the greatest mean of the measure."""
+    """Return the weights and the normalisation with the greatest mean of the measure.
+
+    Args:
+        answers: Of each query.
+        qrels: Of the same queries.
+        legs: Which of them to weigh.
+        value_of: The measure.
+        depth: How many of the best documents it looks at.
+    """
     grid = _simplex(len(legs))
     best: tuple[float, float] = (-1.0, 0.0)
     chosen = Weighted()
@@ -244,7 +260,7 @@ def _best(
             scores = table.reshape(-1, len(legs)) @ grid.T
             # Names are sorted, so that a stable sort puts equal scores in the order of ids.
             for point, order in enumerate(np.argsort(-scores, axis=0, kind="stable").T):
-                totals[point] += value_of([names[i] for i in order.tolist()], judged)
+                totals[point] += value_of([names[i] for i in order[:depth].tolist()], judged)
         evenness = -np.abs(grid - 1 / len(legs)).sum(axis=1)
         for point in range(len(grid)):
             value = (round(float(totals[point]), 9), round(float(evenness[point]), 9))

@@ -1,0 +1,139 @@
+"""Fusions learned from judged queries, and kept with their index."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hybrid_fakes import RowEncoder, filled
+from indexer.base import Index
+from lexvla.errors import IndexCorruptError, IndexVersionError, InputError, UnsupportedError
+from search import Query, ReciprocalRank, Searcher, Weighted, fit_fusion, load_fusion, save_fusion
+from search.fitting import _measure
+
+# Of each query the first row is relevant: the words prefer the second, the dense vectors the first.
+ROWS = [row for word in (6, 7, 8, 9, 10, 11) for row in ({0: 1.0, word: 0.25}, {1: 1.0, word: 1.0})]
+QUERIES = {f"q{word}": f"word0:0.0625 word{word}:1" for word in (6, 7, 8, 9, 10, 11)}
+QRELS = {f"q{word}": {f"d{2 * i:02}": 1} for i, word in enumerate((6, 7, 8, 9, 10, 11))}
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> Iterator[Index]:
+    with filled(tmp_path / "rows.lex", ROWS, ENCODER) as made:
+        yield made
+
+
+ENCODER = RowEncoder(("lexical", "dense"))
+
+
+def test_the_better_leg_gets_the_weight(index: Index) -> None:
+    searcher = Searcher(ENCODER, index)
+    fitted = fit_fusion(searcher, QUERIES, QRELS, "R@1")
+    assert (fitted.learned_on, fitted.tested_on, fitted.errors) == (3, 3, ())
+    assert fitted.others["lexical"] == 0
+    assert fitted.value == 1
+    assert isinstance(fitted.fusion, Weighted)
+    weights = fitted.fusion.weights
+    assert weights["lexical"] + weights["dense"] == pytest.approx(1)
+    assert fitted.gain == 1 - fitted.others["default"]
+    for name, text in QUERIES.items():
+        (hit,) = searcher.search(Query(text=text, fusion=fitted.fusion), k=1)
+        assert {hit.id: 1} == QRELS[name]
+
+
+def test_of_equal_fusions_the_most_even(index: Index) -> None:
+    anything = {name: {f"d{i:02}": 1 for i in range(12)} for name in QUERIES}
+    fitted = fit_fusion(Searcher(ENCODER, index), QUERIES, anything, "RR@10")
+    assert fitted.fusion == Weighted({"lexical": 0.5, "dense": 0.5}, "minmax")
+    assert (fitted.value, fitted.gain) == (1, 0)
+    assert set(fitted.others) == {"lexical", "dense", "rrf", "default"}
+
+
+def test_the_halves_do_not_hang_on_the_order(index: Index) -> None:
+    searcher = Searcher(ENCODER, index)
+    backwards = dict(reversed(QUERIES.items()))
+    mine, yours = (fit_fusion(searcher, q, QRELS, "nDCG@3") for q in (QUERIES, backwards))
+    assert mine == yours
+
+
+def test_what_cannot_be_asked_counts_nothing(index: Index) -> None:
+    queries = {**QUERIES, "q11": Query(text="word0:1", ban=["zebra"]), "unjudged": "word0:1"}
+    fitted = fit_fusion(Searcher(ENCODER, index), queries, QRELS, "R@1")
+    assert [error.item for error in fitted.errors] == ["zebra"]
+    assert fitted.learned_on + fitted.tested_on == 6
+    assert "counts 0: 'zebra': the vocabulary has no such word" in str(fitted)
+    data = json.loads(json.dumps(fitted.to_dict()))
+    assert data["gain"] == fitted.gain
+    assert data["fusion"] == fitted.fusion.to_dict()
+
+
+def test_too_little_to_learn_from(index: Index, tmp_path: Path) -> None:
+    searcher = Searcher(ENCODER, index)
+    few = {name: QRELS[name] for name in list(QRELS)[:3]}
+    with pytest.raises(InputError, match="at least 4 queries must have a relevant document, not 3"):
+        fit_fusion(searcher, QUERIES, few)
+    with pytest.raises(InputError, match="not 0"):
+        fit_fusion(searcher, QUERIES, {name: {"d00": 0} for name in QUERIES})
+    with pytest.raises(InputError, match="'MAP': is no measure to fit by"):
+        fit_fusion(searcher, QUERIES, QRELS, "MAP")
+    words = RowEncoder(("lexical",))
+    with (
+        filled(tmp_path / "words.lex", ROWS, words) as one_leg,
+        pytest.raises(UnsupportedError, match="must have two legs, not lexical"),
+    ):
+        fit_fusion(Searcher(words, one_leg), QUERIES, QRELS)
+
+
+def test_measures_are_those_of_trec_eval() -> None:
+    pytest.importorskip("ir_measures", reason="needs ir-measures: pip install 'lexvla[evaluation]'")
+    from search.evaluation.measures import measure
+
+    ranked = ["a", "b", "c", "d", "e", "f"]
+    judged = {"b": 1, "c": 3, "f": 2, "x": 2, "d": 0, "e": -1}
+    run = {"q": {name: float(10 - i) for i, name in enumerate(ranked)}}
+    for name in ("R@1", "R@3", "R@10", "nDCG@2", "nDCG@5", "nDCG@10", "RR@1", "RR@10"):
+        expected = measure(run, {"q": judged}, [name]).mean[name]
+        assert _measure(name)(ranked, judged) == pytest.approx(expected)
+
+
+def test_kept_with_the_index(index: Index) -> None:
+    assert load_fusion(index) is None
+    for fusion in (Weighted({"lexical": 0.25, "dense": 0.75}), ReciprocalRank(10)):
+        save_fusion(index, fusion, {"measure": "R@1"})
+        assert load_fusion(index) == fusion
+    assert index.directory is not None
+    data = json.loads((index.directory / "fusion.json").read_text())
+    assert (data["format_version"], data["facts"]) == (1, {"measure": "R@1"})
+    assert not list(index.directory.glob("*.tmp"))
+    # It is no part of the index itself.
+    index.delete(["d00"])
+    index.compact()
+    assert (load_fusion(index), index.verify()) == (ReciprocalRank(10), [])
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{}", '{"format_version": 1}', '{"format_version": 1, "fusion": {"name": "best"}}'],
+)
+def test_a_damaged_file(index: Index, text: str) -> None:
+    assert index.directory is not None
+    (index.directory / "fusion.json").write_text(text)
+    with pytest.raises(IndexCorruptError, match=r"fusion\.json: no readable fusion"):
+        Searcher(ENCODER, index)
+
+
+def test_a_newer_file(index: Index) -> None:
+    assert index.directory is not None
+    (index.directory / "fusion.json").write_text('{"format_version": 2, "fusion": {}}')
+    with pytest.raises(IndexVersionError, match="fusion format 2 is newer than this program"):
+        load_fusion(index)
+
+
+def test_an_index_on_a_server(index: Index) -> None:
+    index.directory = None
+    assert load_fusion(index) is None
+    with pytest.raises(UnsupportedError, match="give it with each query"):
+        save_fusion(index, ReciprocalRank())
