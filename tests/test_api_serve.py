@@ -8,6 +8,9 @@ import re
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,24 +26,51 @@ from search import cli, demo, serve
 from search_fakes import FakeEncoder
 
 
-def test_the_command_serves_logs_as_json_and_ends_well(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "search.cli", "serve", "--index", new_index(tmp_path)]
+@contextmanager
+def command(*options: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """Run the command; give its process and its port."""
     process = subprocess.Popen(
-        [*command, "--no-model", "--port", "0"], stderr=subprocess.PIPE, text=True, cwd=ROOT
+        [sys.executable, "-m", "search.cli", "serve", "--no-model", "--port", "0", *options],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
     )
-    assert process.stderr is not None
-    told = []
-    while not told or "http://" not in told[-1]:
-        told.append(process.stderr.readline())
-        assert process.poll() is None, told
-    assert "without --keys" in told[0]
-    address = re.search(r"http://127\.0\.0\.1:([0-9]+)/", told[-1])
-    assert address
-    # The socket is open already; the answer comes when the server is ready.
-    answer = talk(int(address[1]), request("GET", "/readyz", X_Request_ID="mine"))
-    assert status_of(answer) == 200
-    process.send_signal(signal.SIGTERM)
-    _, rest = process.communicate(timeout=20)
+    try:
+        assert process.stderr is not None
+        assert "without --keys" in process.stderr.readline()
+        address = re.search(r"http://127\.0\.0\.1:([0-9]+)/", process.stderr.readline())
+        assert address
+        yield process, int(address[1])
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_workers_count_together_and_do_not_outlive_their_parent(tmp_path: Path) -> None:
+    with command("--index", new_index(tmp_path), "--workers", "2") as (process, port):
+        for _ in range(12):
+            answer = talk(port, request("POST", "/v1/search", {"text": "red"}))
+            assert status_of(answer) == 200
+        figures = talk(port, request("GET", "/metrics")).decode()
+        line = 'lexvla_requests_total{method="POST",route="/v1/search",status="200"} 12.0'
+        assert line in figures.splitlines()
+        assert "lexvla_index_documents 4.0" in figures.splitlines()
+        process.kill()
+        process.wait()
+        for _ in range(200):
+            if not talk(port, request("GET", "/healthz")):
+                break
+            time.sleep(0.05)
+        assert talk(port, request("GET", "/healthz")) == b""
+
+
+def test_the_command_serves_logs_as_json_and_ends_well(tmp_path: Path) -> None:
+    with command("--index", new_index(tmp_path)) as (process, port):
+        # The socket is open already; the answer comes when the server is ready.
+        answer = talk(port, request("GET", "/readyz", X_Request_ID="mine"))
+        assert status_of(answer) == 200
+        process.send_signal(signal.SIGTERM)
+        _, rest = process.communicate(timeout=20)
     assert process.returncode == 0
     *logged, last = rest.splitlines()
     assert last == "lexvla: the server has ended"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -34,11 +33,11 @@ class Batcher:
 
     Args:
         model: The encoder.
-        observe: Is told of each call of the model: the method, the items, and the seconds.
+        observe: Is told of each call of the model: the method, the items, and how many wait.
     """
 
     def __init__(
-        self, model: Encoder, observe: Callable[[str, int, float], None] | None = None
+        self, model: Encoder, observe: Callable[[str, int, int], None] | None = None
     ) -> None:
         self.name = model.name
         self.vocabulary = model.vocabulary
@@ -97,11 +96,10 @@ class Batcher:
 
     def _run(self) -> None:
         while jobs := self._next():
-            started = time.perf_counter()
             self._answer(jobs)
             if self._observe is not None:
                 count = sum(len(job.items or (1,)) for job in jobs)
-                self._observe(jobs[0].name, count, time.perf_counter() - started)
+                self._observe(jobs[0].name, count, self.waiting)
 
     def _next(self) -> list[_Job]:
         """Wait for the first job; return it with those that can be done in the same call."""

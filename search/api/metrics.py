@@ -69,17 +69,13 @@ class Metrics:
         )
         self.model_queue = Gauge(
             "lexvla_model_queue",
-            "Calls that wait for the model.",
+            "Calls that waited for the model when it last ended one.",
             multiprocess_mode="livesum",
             registry=registry,
         )
         self.indexed = Counter(
             "lexvla_documents_indexed", "Documents committed by upserts.", registry=registry
         )
-
-    def observe_model(self, call: str, items: int, seconds: float) -> None:
-        """Take note of one call of the model."""
-        self.batches.labels(call).observe(items)
 
     def exposition(self, count: Callable[[], int]) -> bytes:
         """Return all figures in Prometheus's text format; of all workers, if there are several.

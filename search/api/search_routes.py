@@ -121,7 +121,10 @@ def _query(service: Service, asked: SearchRequest, image: bytes | None) -> Query
 
 def _search(service: Service, asked: SearchRequest, image: bytes | None) -> dict[str, Any]:
     query = _query(service, asked, image)
-    answer = service.searcher.answer(query, explain=asked.explain)
+    try:
+        answer = service.searcher.answer(query, explain=asked.explain)
+    except KeyError as error:
+        raise Problem("unavailable", "documents are being deleted; try again") from error
     took = {"encode": answer.encode_seconds, "search": answer.search_seconds}
     for stage, seconds in took.items():
         service.metrics.stages.labels(stage).observe(seconds)

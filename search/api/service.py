@@ -49,9 +49,7 @@ class Service:
         self.metrics = metrics
         self.keys = None if settings.keys is None else Keys(settings.keys)
         self.index: Index = open_index(settings.index)
-        self.model = None if model is None else Batcher(model, metrics.observe_model)
-        if self.model is not None:
-            metrics.model_queue.set_function(lambda: self.model.waiting if self.model else 0)
+        self.model = None if model is None else Batcher(model, self._observe)
         self.searcher = Searcher(self.model, self.index)
         self.writer = IndexWriter(settings.index, self.searcher.model, limits.writer_seconds)
         self.admission = Admission(limits.concurrency, "requests")
@@ -60,6 +58,10 @@ class Service:
         self.fetcher = Fetcher(settings.image_hosts, limits.body_bytes)
         self._threads = ThreadPoolExecutor(limits.threads, "search")
         self._writing = ThreadPoolExecutor(1, "write")
+
+    def _observe(self, call: str, items: int, waiting: int) -> None:
+        self.metrics.batches.labels(call).observe(items)
+        self.metrics.model_queue.set(waiting)
 
     async def run(self, work: Callable[[], Made]) -> Made:
         """Do some work in a thread, if there is a place for it.

@@ -5,9 +5,9 @@ const KEPT_PICTURES = 400;
 const PICTURE_TRIES = 4;
 
 export class Problem extends Error {
-  constructor({ status = 0, title = "", detail = "", requestId = "", retryAfter = null }) {
+  constructor({ type = "", status = 0, title = "", detail = "", requestId = "", retryAfter = null }) {
     super(detail || title);
-    Object.assign(this, { status, title, detail, requestId, retryAfter });
+    Object.assign(this, { type, status, title, detail, requestId, retryAfter });
   }
 }
 
@@ -95,6 +95,7 @@ async function readProblem(response) {
   const text = (value) => (typeof value === "string" ? value : "");
   const seconds = Number(response.headers.get("Retry-After") ?? NaN);
   return new Problem({
+    type: text(body?.type),
     status: response.status,
     title: text(body?.title) || `The server answered ${response.status}`,
     detail: text(body?.detail),

@@ -5,7 +5,7 @@ import { showChips } from "./chips.js";
 import { watchWordField } from "./completion.js";
 import { detailPanel } from "./detail.js";
 import { byId, element, number, plural } from "./dom.js";
-import { card, watchArrows } from "./hits.js";
+import { card, showPictures, watchArrows } from "./hits.js";
 import { clearProblem, markFilter, say, showProblem, watchKey } from "./messages.js";
 import { watchImage } from "./query_image.js";
 import * as query from "./state.js";
@@ -109,7 +109,7 @@ function fail(problem, tries) {
   clearHits();
   say("");
   retry = showProblem(problem, tries, () => run(tries + 1));
-  markFilter(problem, state.filter);
+  markFilter(problem);
 }
 
 function showAnswer({ query: asked, hits, took_ms: took }) {
@@ -221,11 +221,14 @@ async function showIndex() {
     return; // the search itself says what is wrong
   }
   byId("about").textContent = plural(index.count, "item");
-  byId("legs-row").hidden = index.legs.length < 2;
-  for (const leg of index.legs) {
+  showPictures(index.images);
+  const legs = Object.keys(index.legs).filter((leg) => index.legs[leg] > 0);
+  const boxes = legs.map((leg) => {
     const box = element("input", { type: "checkbox", name: "leg", value: leg });
-    byId("legs").append(element("label", {}, box, ` ${LEGS[leg] ?? leg}`));
-  }
+    return element("label", {}, box, ` ${LEGS[leg] ?? leg}`);
+  });
+  byId("legs").replaceChildren(byId("legs").querySelector("legend"), ...boxes);
+  byId("legs-row").hidden = legs.length < 2;
   showState();
 }
 

@@ -11,8 +11,12 @@ export function labelOf({ id, text, uri, metadata }) {
   return String(metadata?.label || text || name || id);
 }
 
-export const thumbnail = (document) =>
-  document.uri ? picture(documentPath(document.id, `image?size=${THUMBNAIL}`)) : Promise.resolve(null);
+let pictures = true; // false where the server has said that it shows none
+
+export const showPictures = (are) => (pictures = are);
+
+const thumbnail = (document) =>
+  pictures && document.uri ? picture(documentPath(document.id, `image?size=${THUMBNAIL}`)) : null;
 
 export function card(hit, open) {
   const label = labelOf(hit.document);

@@ -36,11 +36,10 @@ export function showProblem(problem, tries, again) {
   return seconds === null ? null : setTimeout(again, 1000 * seconds);
 }
 
-export function markFilter(problem, filter) {
-  const field = byId("filter");
-  if (!filter || problem.status < 400 || problem.status >= 500 || !/filter/i.test(problem.title + problem.detail)) return;
+export function markFilter(problem) {
+  if (!problem.type.endsWith("invalid-filter")) return;
   byId("filter-error").textContent = problem.detail;
-  field.setAttribute("aria-invalid", "true");
+  byId("filter").setAttribute("aria-invalid", "true");
   byId("options").open = true;
 }
 
