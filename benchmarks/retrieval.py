@@ -23,9 +23,9 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -60,12 +60,20 @@ URL = "LEXVLA_ELASTICSEARCH_URL"
 
 @dataclass(frozen=True)
 class Asked:
-    """Queries of one kind, with what is right."""
+    """Queries of one kind, with what is right, and the vectors of queries and of documents."""
 
     name: str
     queries: dict[str, Query]
     qrels: Qrels
     encoding: Encoding
+    stored: Encoding
+
+
+class Kind(NamedTuple):
+    """The same queries and documents with the words of the model's rule, and with all words."""
+
+    own: Asked
+    all: Asked
 
 
 class Known:
@@ -95,7 +103,8 @@ class Known:
 
 
 def ask_all(items: Sequence[DemoItem], encoder: Known, scenes: int) -> list[Asked]:
-    """Return the three kinds of queries."""
+    """Return the three kinds of queries, encoded as the documents are."""
+    stored = encoder.encode_image([item.image for item in items])
     labels = {item.id: Query(text=item.label) for item in items}
     other: dict[str, Query] = {}
     meant: Qrels = {}
@@ -123,27 +132,29 @@ def ask_all(items: Sequence[DemoItem], encoder: Known, scenes: int) -> list[Aske
             rows = encoder.encode_image([query.image for query in queries.values()])
         else:
             rows = encoder.encode_text([query.text for query in queries.values()])
-        asked.append(Asked(kind, queries, qrels, rows))
+        asked.append(Asked(kind, queries, qrels, rows, stored))
     return asked
 
 
-def cut(encoding: Encoding, words: int | None) -> Encoding:
-    """Return vectors of at most so many words."""
-    if words is None:
-        return encoding
-    return Encoding(keep_heaviest(encoding.lexical, words), dense=encoding.dense)
+def cut(asked: Asked, words: int) -> Asked:
+    """Return the same with at most so many words of each vector."""
+    pair = (asked.encoding, asked.stored)
+    rows = [Encoding(keep_heaviest(one.lexical, words), dense=one.dense) for one in pair]
+    return replace(asked, encoding=rows[0], stored=rows[1])
 
 
-def exact(asked: Asked, stored: Encoding, ids: Sequence[str], leg: str) -> Run:
+def exact(asked: Asked, ids: Sequence[str], leg: str) -> Run:
     """Return the best by the full product in float64: above 0, equal ones by id."""
-    rows, columns = getattr(asked.encoding, leg), getattr(stored, leg)
-    scores = rows.astype(np.float64) @ columns.astype(np.float64).T
-    scores = scores if isinstance(scores, np.ndarray) else scores.toarray()
+    rows, columns = getattr(asked.encoding, leg), getattr(asked.stored, leg)
     order = np.argsort(np.argsort(ids))  # of each column, the place of its id
     run: Run = {}
-    for name, row in zip(asked.queries, scores, strict=True):
-        best = np.lexsort((order, -row))[:DEPTH]
-        run[name] = falling((ids[i], row[i]) for i in best if row[i] > 0)
+    names = list(asked.queries)
+    for at in range(0, len(names), BATCH):
+        scores = rows[at : at + BATCH].astype(np.float64) @ columns.astype(np.float64).T
+        scores = scores if isinstance(scores, np.ndarray) else scores.toarray()
+        for name, row_of in zip(names[at : at + BATCH], scores, strict=True):
+            best = np.lexsort((order, -row_of))[:DEPTH]
+            run[name] = falling((ids[i], row_of[i]) for i in best if row_of[i] > 0)
     return run
 
 
@@ -153,9 +164,9 @@ def overlap(run: Run, reference: Run) -> float:
     return float(np.mean(shares))
 
 
-def ask(index: Index, asked: Asked, words: int | None, leg: str = "lexical", **how: Any) -> Run:
+def ask(index: Index, asked: Asked, leg: str = "lexical", **how: Any) -> Run:
     """Search by one leg, all queries at once."""
-    found = index.search(cut(asked.encoding, words), DEPTH, leg, **how)
+    found = index.search(asked.encoding, DEPTH, leg, **how)
     return {
         name: falling(zip(one.ids, one.scores.tolist(), strict=True))
         for name, one in zip(asked.queries, found, strict=True)
@@ -221,49 +232,60 @@ def quality(
         yield row("chance", [*chance, "", "", ""])
 
 
+def by_words(kinds: Sequence[Kind], ids: Sequence[str]) -> Iterator[str]:
+    """Yield a table for each kind of query: the exact product by the words that vectors keep."""
+    for kind in kinds:
+        whole = exact(kind.all, ids, "lexical")
+        yield f"\n### {kind.own.name}\n"
+        yield table("words kept", ["of a query", "of a drawing", *MEASURES, "overlap@10"])
+        settings = [(str(words), cut(kind.all, words)) for words in WORDS]
+        for name, asked in [*settings, ("all", kind.all), ("the model's rule", kind.own)]:
+            run = exact(asked, ids, "lexical")
+            mean = measure(run, asked.qrels, MEASURES).mean
+            sizes = [rows.lexical.nnz / len(rows) for rows in (asked.encoding, asked.stored)]
+            cells = [*(f"{size:.1f}" for size in sizes), *percent(mean[m] for m in MEASURES)]
+            yield row(name, [*cells, f"{overlap(run, whole):.4f}"])
+
+
 def approximation(
     encoder: Known,
     items: Sequence[DemoItem],
-    stored: Encoding,
-    kinds: Sequence[Asked],
+    kinds: Sequence[Kind],
     addresses: Mapping[str, Callable[[], str]],
 ) -> Iterator[str]:
-    """Yield a table for each kind of query: engines and cuts, beside the exact product."""
+    """Yield a table for each kind of query: each engine beside the exact product."""
     ids = [item.id for item in items]
-    lines: dict[str, list[str]] = {asked.name: [] for asked in kinds}
-    truth = {asked.name: exact(asked, stored, ids, "lexical") for asked in kinds}
-    values = {asked.name: measure(truth[asked.name], asked.qrels, MEASURES) for asked in kinds}
+    lines: dict[str, list[str]] = {kind.own.name: [] for kind in kinds}
 
-    def compared(asked: Asked, name: str, words: str, run: Run, reference: Run) -> str:
+    def compare_with(asked: Asked, leg: str, name: str, words: str, run: Run) -> None:
+        reference = exact(asked, ids, leg)
         right = measure(reference, asked.qrels, MEASURES).mean
         here = measure(run, asked.qrels, MEASURES).mean
         drops = [f"{100 * (right[m] - here[m]):+.2f}" for m in MEASURES]
-        return row(name, [words, f"{overlap(run, reference):.4f}", *drops])
+        lines[asked.name].append(row(name, [words, f"{overlap(run, reference):.4f}", *drops]))
 
-    for words in (None, *reversed(WORDS)):
-        shown = "all" if words is None else str(words)
+    for words in (*WORDS, "all", "rule"):
+        if words == "rule":
+            chosen = [kind.own for kind in kinds]
+        else:
+            chosen = [kind.all if words == "all" else cut(kind.all, words) for kind in kinds]
         for engine, address in addresses.items():
-            with built(address(), encoder, items, cut(stored, words)) as index:
-                settings = {engine: {}}
+            if words == "all" and engine == "elasticsearch":
+                continue  # a query of thousands of words is beyond its limits
+            with built(address(), encoder, items, chosen[0].stored) as index:
+                settings: dict[str, dict[str, Any]] = {engine: {}}
                 if engine == "embedded":
                     settings = {"embedded, exact": {}, "embedded, impacts": {"exact": False}}
-                for asked in kinds:
+                for asked in chosen:
                     for name, how in settings.items():
-                        run = ask(index, asked, words, **how)
-                        lines[asked.name].append(
-                            compared(asked, name, shown, run, truth[asked.name])
-                        )
-                    if words is None and engine != "lucene":
-                        reference = exact(asked, stored, ids, "dense")
-                        run = ask(index, asked, None, "dense")
-                        lines[asked.name].append(
-                            compared(asked, f"{engine}, dense", "", run, reference)
-                        )
-    for asked in kinds:
-        exactly = ", ".join(f"{m} {100 * values[asked.name].mean[m]:.2f}" for m in MEASURES)
-        yield f"\n### {asked.name}\n\nThe exact product of all words: {exactly}.\n"
+                        compare_with(asked, "lexical", name, str(words), ask(index, asked, **how))
+                    if words == "rule" and engine != "lucene":
+                        run = ask(index, asked, "dense")
+                        compare_with(asked, "dense", f"{engine}, dense", "", run)
+    for name, found in lines.items():
+        yield f"\n### {name}\n"
         yield table("engine", ["words", "overlap@10", *(f"{m} lost" for m in MEASURES)])
-        yield from lines[asked.name]
+        yield from sorted(found, key=lambda line: line.split("|")[1])
 
 
 def percent(values: Any) -> list[str]:
@@ -284,10 +306,18 @@ def row(first: str, cells: Sequence[str]) -> str:
 def report(arguments: argparse.Namespace, folder: Path) -> Iterator[str]:
     """Yield the lines of the results."""
     items = load_demo_corpus()
-    encoder = Known(load_model(arguments.model))
+    model = load_model(arguments.model)
+    encoder = Known(model)
     started = time.perf_counter()
-    stored = encoder.encode_image([item.image for item in items])
-    kinds = ask_all(items, encoder, arguments.scenes)
+    kinds = [Kind(own, own) for own in ask_all(items, encoder, arguments.scenes)]
+    model.config.sparsification, model.config.threshold = "threshold", 0.0
+    everything = Known(model)
+    everything.name = encoder.name  # the name follows from the configuration
+    kinds = [
+        Kind(kind.own, whole)
+        for kind, whole in zip(kinds, ask_all(items, everything, arguments.scenes), strict=True)
+    ]
+    stored = kinds[0].own.stored
     seconds = time.perf_counter() - started
 
     def fresh(before: str) -> Callable[[], str]:
@@ -320,13 +350,16 @@ def report(arguments: argparse.Namespace, folder: Path) -> Iterator[str]:
             name: stack.enter_context(built(address(), encoder, items, stored))
             for name, address in addresses.items()
         }
-        yield from quality(items, encoder, kinds, indexes)
-    yield "\n## What is lost by integers and by fewer words\n"
-    yield "Each line is an engine with vectors, of queries and of documents, of so many words."
-    yield "`overlap@10` is the share of the exact product's ten best that are among its ten best;"
-    yield "`lost` is the exact product's measure less its own, in points. The exact product is that"
-    yield "of all words in float64; for the lines of the dense leg, that of the dense vectors."
-    yield from approximation(encoder, items, stored, kinds, addresses)
+        yield from quality(items, encoder, [kind.own for kind in kinds], indexes)
+    yield "\n## Active words\n"
+    yield "The exact product in float64, of vectors of queries and documents cut to their heaviest"
+    yield "words. `overlap@10`: the share of the ten best by all words that are among the ten best."
+    yield from by_words(kinds, [item.id for item in items])
+    yield "\n## What engines lose\n"
+    yield "Each line is an engine with vectors of so many words (`rule`: those of the model's own)."
+    yield "`overlap@10` and `lost`, in points, are against the exact product of the same vectors in"
+    yield "float64; for dense lines, of the dense vectors. Elasticsearch is not asked by all words."
+    yield from approximation(encoder, items, kinds, addresses)
 
 
 def main() -> int:

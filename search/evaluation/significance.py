@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
-from scipy import stats
 
 __all__ = ["TESTS", "Comparison", "Test", "compare", "holm", "paired_randomisation", "paired_t"]
 
@@ -78,6 +77,8 @@ def paired_t(first: Sequence[float], second: Sequence[float]) -> float:
     Raises:
         ValueError: The numbers of values differ, or there are fewer than two.
     """
+    from scipy import stats  # here, as it takes most of a second to load
+
     differences = _differences(first, second)
     if len(differences) < 2:
         raise ValueError("a t-test needs two queries at least")
