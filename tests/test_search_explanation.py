@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from scipy import sparse
 
 from lexvla.encoding import Encoding
 from lexvla.vocabulary import Vocabulary
-from search.explanation import Explanation
+from search.explanation import Explanation, LegPart
 
 VOCABULARY = Vocabulary([f"\u2581w{i}" for i in range(40)])
 
@@ -100,3 +102,110 @@ def test_nothing_in_common() -> None:
     assert explanation.matches == ()
     assert explanation.total() == 0
     assert str(explanation) == "no word in common: score 0"
+
+
+def fused(part: float = 0.3) -> Explanation:
+    return Explanation.of(
+        row({1: 1.0, 2: 0.5, 3: 1.0}),
+        row({1: 0.5, 2: 0.5, 4: 1.0}, patches=True),
+        VOCABULARY,
+        part + 0.2,
+        [LegPart("lexical", 0.76, 2, part), LegPart("dense", 0.9, None, 0.2)],
+        "weighted (raw scores)",
+    )
+
+
+def test_words_share_the_part_of_their_leg() -> None:
+    explanation = fused()
+    assert [match.product for match in explanation.matches] == [0.5, 0.25]
+    assert [match.part for match in explanation.matches] == pytest.approx([0.2, 0.1])
+    assert explanation.total() == pytest.approx(0.5)
+    # The engine's score of the leg is 0.76, the products are 0.75.
+    assert explanation.difference == pytest.approx(0.01)
+    data = json.loads(json.dumps(explanation.to_dict()))
+    assert data["parts"] == [
+        {"leg": "lexical", "score": 0.76, "rank": 2, "part": 0.3},
+        {"leg": "dense", "score": 0.9, "rank": None, "part": 0.2},
+    ]
+    assert data["fusion"] == "weighted (raw scores)"
+    assert "share" not in data["matches"][0]
+    # A part below 0, as z-scores give, is shared out likewise.
+    assert [match.part for match in fused(-0.3).matches] == pytest.approx([-0.2, -0.1])
+
+
+def test_a_fused_table() -> None:
+    assert str(fused()).splitlines() == [
+        "word   query    item  product    part  patch",
+        "w1    1.0000  0.5000   0.5000  0.2000      0",
+        "w2    0.5000  0.5000   0.2500  0.1000      1",
+        "sum                    0.7500  0.3000",
+        "",
+        "leg                     score  rank    part",
+        "lexical                0.7600     2  0.3000",
+        "dense                  0.9000     -  0.2000",
+        "weighted (raw scores)                0.5000",
+    ]
+    assert fused().summary() == "w1 0.200  w2 0.100  [dense] 0.200"
+
+
+def test_a_leg_that_did_not_find_it() -> None:
+    parts = [LegPart("lexical", None, None, 0.0), LegPart("dense", 0.9, 1, 1 / 61)]
+    explanation = Explanation.of(row({1: 1}), row({2: 1}), VOCABULARY, 1 / 61, parts, "rrf")
+    assert explanation.total() == 1 / 61
+    assert (explanation.matches, explanation.difference) == ((), 0)
+    assert explanation.summary() == "[dense] 0.016"
+    assert str(explanation).splitlines()[0] == "no word in common"
+    # Words in common of a document that the lexical leg did not find deep enough add nothing.
+    shared = Explanation.of(row({1: 1}), row({1: 1}), VOCABULARY, 1 / 61, parts, "rrf")
+    assert [match.part for match in shared.matches] == [0]
+
+
+@given(weights, weights, st.floats(-2, 2), st.floats(-2, 2))
+def test_parts_sum_whatever_the_fusion(query, document, lexical: float, dense: float) -> None:
+    parts = [LegPart("lexical", 1.0, 1, lexical), LegPart("dense", 0.5, 2, dense)]
+    total = math.fsum([lexical, dense])
+    explanation = Explanation.of(row(query), row(document), VOCABULARY, total, parts, "weighted")
+    assert explanation.total() == total
+    if explanation.matches:
+        shares = math.fsum(match.part for match in explanation.matches)
+        assert shares == pytest.approx(lexical, rel=1e-9, abs=1e-12)
+    assert len(explanation.summary()) > 0
+    assert explanation.table().endswith(f"{total:.4f}")
+
+
+class TestPicture:
+    def bar(self, picture: Image.Image, at: int) -> int:
+        """Return how many pixels of the bar's colour its row has."""
+        pixels = np.asarray(picture)[14 + 26 * at + 10]
+        grounds = (pixels == (24, 20, 20)).all(axis=1)
+        letters = (pixels[:, 0] > 230).sum()
+        return int((~grounds[164:]).sum() - letters)
+
+    def test_bars_are_as_long_as_the_parts(self) -> None:
+        picture = fused().picture()
+        assert picture.size == (420, 2 * 14 + 26 * 4)
+        first, second, dense = (self.bar(picture, at) for at in range(3))
+        assert first == pytest.approx(2 * second, abs=25)  # letters beside the bars count too
+        assert first == pytest.approx(dense, abs=25)
+
+    def test_the_image_glows_where_the_words_were_read(self) -> None:
+        image = Image.new("RGB", (64, 64), "grey")
+        picture = fused().picture(image, grid=(2, 2))
+        assert picture.size == (384 + 420, 384)
+        pixels = np.asarray(picture, dtype=float)[:, :384, 0]
+        glow = pixels.reshape(2, 192, 2, 192).mean(axis=(1, 3))
+        assert glow[0, 0] > glow[0, 1] > glow[1].max()
+        by_weights = fused().picture(image, weights=np.array([[0, 0], [0, 1.0]]))
+        glow = np.asarray(by_weights, float)[:, :384, 0].reshape(2, 192, 2, 192).mean(axis=(1, 3))
+        assert np.unravel_index(glow.argmax(), (2, 2)) == (1, 1)
+
+    def test_without_patches_the_image_is_as_it_is(self) -> None:
+        image = Image.new("RGB", (64, 64), (10, 200, 30))
+        for explanation in (fused(), Explanation((), 0.0)):
+            shown = np.asarray(explanation.picture(image))[:384, :384]
+            assert (shown == (10, 200, 30)).all()
+
+    def test_many_words_are_one_bar(self) -> None:
+        many = dict.fromkeys(range(30), 1.0)
+        explanation = Explanation.of(row(many), row(many), VOCABULARY)
+        assert explanation.picture().size == (420, 2 * 14 + 26 * 14)

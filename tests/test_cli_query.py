@@ -1,0 +1,201 @@
+"""What `lexvla search`, `explain` and `fit-fusion` make of their arguments."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hybrid_fakes import RowEncoder, filled
+from search import Query, Searcher, Weighted, cli, load_fusion
+from search_fakes import FakeEncoder, build_index
+from test_search_fitting import QRELS, QUERIES, ROWS
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    use(monkeypatch, FakeEncoder())
+    build_index(tmp_path / "photos.lex", tmp_path / "photos", FakeEncoder()).close()
+    return str(tmp_path / "photos.lex")
+
+
+@pytest.fixture
+def hybrid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    encoder = RowEncoder(("lexical", "dense"))
+    use(monkeypatch, encoder)
+    filled(tmp_path / "rows.lex", ROWS, encoder).close()
+    return str(tmp_path / "rows.lex")
+
+
+def use(monkeypatch: pytest.MonkeyPatch, encoder: Any) -> None:
+    monkeypatch.setattr("search.commands.load_model", lambda *_: encoder)
+
+
+def run(capsys: Capture, *arguments: str) -> Any:
+    assert cli.main([*arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def ids(capsys: Capture, address: str, *arguments: str) -> list[str]:
+    return [h["id"] for h in run(capsys, "search", "--index", address, *arguments)["hits"]]
+
+
+def test_words(address: str, capsys: Capture) -> None:
+    assert ids(capsys, address, "red") == ["apple", "flag"]
+    assert ids(capsys, address, "--term", "red=1", "--term", "green=1") == ["apple", "flag", "lime"]
+    assert ids(capsys, address, "red green", "--boost", "green=3") == ["lime", "apple", "flag"]
+    assert ids(capsys, address, "red green", "--ban", "blue") == ["apple", "lime"]
+    assert ids(capsys, address, "red green", "--require", "green") == ["lime"]
+    assert ids(capsys, address, "red", "-k", "1", "--offset", "1") == ["flag"]
+    assert ids(capsys, address, "red", "--min-score", "0.7") == ["apple", "flag"]
+    assert ids(capsys, address, "red", "--min-score", "0.8") == []
+    assert ids(capsys, address, "red", "--legs", "lexical", "--fusion", "lexical") == [
+        "apple",
+        "flag",
+    ]
+
+
+def test_a_region(address: str, tmp_path: Path, capsys: Capture) -> None:
+    image = str(tmp_path / "photos" / "flag.png")
+    spot = run(capsys, "search", "--index", address, "--image", image, "--region", "48,48,16,16")
+    assert spot["query"]["words"][0]["word"] == "red"
+    assert spot["query"]["region"] == [48, 48, 16, 16]
+    ground = run(capsys, "search", "--index", address, "--image", image, "--region", "0,0,16,16")
+    assert ground["hits"][0]["id"] == "flag"
+    assert cli.main(["search", "--index", address, "--image", image, "--region", "0,0,65,1"]) == 1
+    assert "lies outside of the image of 64 x 64 pixels" in capsys.readouterr().err
+
+
+def test_without_a_model(
+    address: str, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("search.commands.load_model", None)
+    assert ids(capsys, address, "a RED thing", "--no-model") == ["apple", "flag"]
+    assert ids(capsys, address, "--term", "green=1", "--no-model") == ["lime"]
+    hit = run(capsys, "explain", "apple", "red", "--index", address, "--no-model")["hit"]
+    assert hit["rank"] == 1
+    image = str(tmp_path / "photos" / "flag.png")
+    assert cli.main(["search", "--image", image, "--index", address, "--no-model"]) == 1
+    assert "an image needs a model" in capsys.readouterr().err
+    picture = tmp_path / "why.png"
+    arguments = ["explain", "apple", "red", "--index", address, "--no-model"]
+    assert cli.main([*arguments, "--picture", str(picture)]) == 0
+    assert Image.open(picture).size[0] > 384
+    assert cli.main([*arguments, "--heatmap", str(picture)]) == 2
+
+
+def test_legs_and_fusions(hybrid: str, capsys: Capture) -> None:
+    text = QUERIES["q6"]
+    answers = {}
+    for arguments in (
+        ("--fusion", "rrf"),
+        ("--fusion", "weighted"),
+        ("--weights", "lexical=0.2,dense=0.8"),
+        ("--fusion", "rrf", "--weights", "dense=2"),
+        ("--legs", "dense"),
+    ):
+        data = run(capsys, "search", text, "--index", hybrid, *arguments)
+        answers[arguments] = (data["query"]["legs"], data["query"]["fusion"])
+        assert data["hits"]
+    assert list(answers.values()) == [
+        (["lexical", "dense"], "rrf (constant 60)"),
+        (["lexical", "dense"], "weighted (minmax scores)"),
+        (["lexical", "dense"], "weighted (minmax scores, lexical 0.2, dense 0.8)"),
+        (["dense"], "rrf (constant 60, dense 2)"),
+        (["dense"], "dense"),
+    ]
+
+
+def test_hybrid_for_people(hybrid: str, capsys: Capture) -> None:
+    assert cli.main(["search", QUERIES["q6"], "--index", hybrid, "-k", "1"]) == 0
+    assert "[dense]" in capsys.readouterr().out
+    assert cli.main(["search", QUERIES["q6"], "--index", hybrid, "--explain", "-k", "1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines if line][-3:] == ["lexical", "dense", "weighted"]
+
+
+def test_fit_fusion(hybrid: str, tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "q.tsv").write_text("".join(f"{n}\t{text}\n" for n, text in QUERIES.items()))
+    lines = [f"{n} 0 {doc} 1\n" for n, judged in QRELS.items() for doc in judged]
+    (tmp_path / "qrels.txt").write_text("".join(lines))
+    arguments = ["fit-fusion", "--index", hybrid, "--queries", str(tmp_path / "q.tsv")]
+    arguments += ["--qrels", str(tmp_path / "qrels.txt"), "--measure", "R@1"]
+    dry = run(capsys, *arguments, "--dry-run")
+    assert (dry["stored"], dry["value"], dry["tested_on"]) == (False, 1, 3)
+    assert not (Path(hybrid) / "fusion.json").exists()
+    assert cli.main(arguments) == 0
+    out = capsys.readouterr().out
+    assert "gain over the default: +" in out
+    with filled(hybrid, (), RowEncoder(("lexical", "dense"))) as index:
+        fusion = load_fusion(index)
+        assert isinstance(fusion, Weighted)
+        expected = Searcher(RowEncoder(), index).search(Query(text=QUERIES["q6"], fusion=fusion))
+    data = run(capsys, "search", QUERIES["q6"], "--index", hybrid)
+    assert data["query"]["fusion"] == str(fusion)
+    assert [hit["id"] for hit in data["hits"]] == [hit.id for hit in expected]
+
+
+@pytest.mark.parametrize("word", ["red", "blue"])
+def test_explain_draws_a_picture(address: str, word: str, tmp_path: Path, capsys: Capture) -> None:
+    target = tmp_path / "why.png"
+    data = run(capsys, "explain", "flag", word, "--index", address, "--picture", str(target))
+    assert (data["picture"], data["heatmap"]) == (str(target), None)
+    pixels = np.asarray(Image.open(target), dtype=float)[:384, :384]
+    glow = pixels[..., 0].reshape(4, 96, 4, 96).mean(axis=(1, 3))
+    patch = data["hit"]["explanation"]["matches"][0]["patch"]
+    assert np.unravel_index(glow.argmax(), (4, 4)) == (patch // 4, patch % 4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--boost", "red"], "'red' is no word with a weight, such as red=2"),
+        (["--boost", "red=x"], "'x' is no finite number"),
+        (["--boost", "red=0"], "'red': a factor of boost must be a number"),
+        (["--term", "=2"], "'=2' is no word with a weight"),
+        (["--term", "red=inf"], "'inf' is no finite number"),
+        (["--ban", " "], "a word of ban must not be blank"),
+        (["--region", "1,2,3"], "'1,2,3' is no x,y,width,height"),
+        (["--region", "1,2,3,4"], "'region': goes with an image only"),
+        (["--legs", "words"], "'words': is no leg"),
+        (["--legs", ""], "'': is no leg"),
+        (["--fusion", "best"], "invalid choice: 'best'"),
+        (["--weights", "words=1"], "'words': is no leg to weigh"),
+        (["--weights", "dense=-1"], "the weight of the leg dense"),
+        (["--fusion", "dense", "--weights", "dense=1"], "one leg alone takes no weights"),
+        (["--offset", "-1"], "'-1' is no whole number of at least 0"),
+        (["--offset", "10000"], "at most 10,000 together"),
+        (["-k", "10001"], "at most 10,000 together"),
+        (["--min-score", "nan"], "'nan' is no finite number"),
+    ],
+)
+def test_wrong_usage(arguments: list[str], complaint: str, capsys: Capture) -> None:
+    assert cli.main(["search", "red", "--index", "x.lex", *arguments]) == 2
+    err = capsys.readouterr().err
+    assert complaint in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--ban", "zebra"], "'zebra': the vocabulary has no such word"),
+        (["--boost", "zebra=2"], "'zebra': the vocabulary has no such word"),
+        (["--ban", "red"], "nothing to look for is left without these words"),
+        (["--ban", "green", "--require", "green"], "'green': is banned, and is in require too"),
+        (["--legs", "dense"], "the query has no dense leg"),
+        (["--fusion", "codes"], "the query has no codes leg"),
+        (["--weights", "lexical=1,dense=1"], "the query has no dense leg"),
+    ],
+)
+def test_what_cannot_be_asked(
+    address: str, arguments: list[str], complaint: str, capsys: Capture
+) -> None:
+    assert cli.main(["search", "red", "--index", address, *arguments]) == 1
+    assert complaint in capsys.readouterr().err
