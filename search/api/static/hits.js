@@ -21,6 +21,7 @@ const thumbnail = (document) =>
 export function card(hit, open) {
   const label = labelOf(hit.document);
   const view = element("span", { class: "view" });
+  const name = element("span", { class: "label" }, label);
   const button = element(
     "button",
     {
@@ -31,11 +32,13 @@ export function card(hit, open) {
       on: { click: () => open(hit, button) },
     },
     view,
-    element("span", { class: "label" }, label),
+    name,
     element("span", { class: "score" }, element("span", { class: "unseen" }, "score "), number(hit.score)),
     summary(hit),
   );
-  fill(view, hit.document, "");
+  fill(view, hit.document, "").then((url) => {
+    if (!url && label === hit.document.text) name.textContent = hit.id; // the text is in view
+  });
   return element("li", { data: { id: hit.id } }, button);
 }
 
@@ -59,6 +62,7 @@ export async function fill(view, document, alt) {
     view.classList.add("text");
     view.replaceChildren(element("span", {}, document.text || labelOf(document)));
   }
+  return url;
 }
 
 // Arrows move between cards by their place on the screen; Home and End go to the ends.

@@ -24,7 +24,6 @@ export function wordItem(word, share, value, actions, onLook = null) {
     name,
     way("boost", "+", word, actions),
     way("ban", "−", word, actions),
-    way("require", "!", word, actions),
   );
   if (onLook) {
     const look = () => onLook(word);
@@ -37,7 +36,7 @@ export function wordItem(word, share, value, actions, onLook = null) {
   return item;
 }
 
-const HINTS = { boost: "Boost", ban: "Ban", require: "Require" };
+const HINTS = { boost: "Boost", ban: "Ban" };
 
 function way(kind, sign, word, actions) {
   return element(
