@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 from rank_bm25 import BM25Okapi
 
 from indexer import Document, Index, open_index
@@ -37,7 +36,7 @@ from lexvla.encoding import Encoding
 from search import Query, Searcher
 from search.commands import load_model
 from search.evaluation.measures import Measured, measure
-from search.evaluation.runs import System, retrieve
+from search.evaluation.runs import Beforehand, System, retrieve
 from search.evaluation.scenes import DemoScenes
 from search.evaluation.significance import compare
 from search.evaluation.sparsity import keep_heaviest
@@ -76,33 +75,7 @@ class Kind(NamedTuple):
     all: Asked
 
 
-class Known:
-    """Give the vectors that were made beforehand, so that searches cost no encoding."""
-
-    def __init__(self, model: Any) -> None:
-        self._model = model
-        self.name, self.vocabulary = model.name, model.vocabulary
-        self._rows: dict[Any, Encoding] = {}
-
-    def encode_text(self, texts: Sequence[str]) -> Encoding:
-        """Encode all texts, those that are new by the model."""
-        return self._encode(self._model.encode_text, list(texts), list(texts))
-
-    def encode_image(self, images: Sequence[Image.Image]) -> Encoding:
-        """Encode all images, those that are new by the model."""
-        return self._encode(self._model.encode_image, list(images), [i.tobytes() for i in images])
-
-    def _encode(self, encode: Callable[..., Encoding], items: list, keys: list) -> Encoding:
-        new = [i for i, key in enumerate(keys) if key not in self._rows]
-        for at in range(0, len(new), BATCH):
-            part = new[at : at + BATCH]
-            made = encode([items[i] for i in part])
-            for i, row in zip(part, made, strict=True):
-                self._rows[keys[i]] = Encoding(row.lexical, dense=row.dense)
-        return Encoding.concat([self._rows[key] for key in keys])
-
-
-def ask_all(items: Sequence[DemoItem], encoder: Known, scenes: int) -> list[Asked]:
+def ask_all(items: Sequence[DemoItem], encoder: Beforehand, scenes: int) -> list[Asked]:
     """Return the three kinds of queries, encoded as the documents are."""
     stored = encoder.encode_image([item.image for item in items])
     labels = {item.id: Query(text=item.label) for item in items}
@@ -174,7 +147,9 @@ def ask(index: Index, asked: Asked, leg: str = "lexical", **how: Any) -> Run:
 
 
 @contextmanager
-def built(address: str, encoder: Known, items: Sequence[DemoItem], rows: Encoding) -> Iterator[Any]:
+def built(
+    address: str, encoder: Beforehand, items: Sequence[DemoItem], rows: Encoding
+) -> Iterator[Any]:
     """Open a new index of the items; one on a server is deleted in the end."""
     index = open_index(address, True, encoder.vocabulary, encoder.name)
     try:
@@ -205,7 +180,10 @@ def bm25(items: Sequence[DemoItem], asked: Asked, with_labels: bool) -> Run:
 
 
 def quality(
-    items: Sequence[DemoItem], encoder: Known, kinds: Sequence[Asked], indexes: Mapping[str, Index]
+    items: Sequence[DemoItem],
+    encoder: Beforehand,
+    kinds: Sequence[Asked],
+    indexes: Mapping[str, Index],
 ) -> Iterator[str]:
     """Yield a table for each kind of query: systems, by measures."""
     for asked in kinds:
@@ -248,7 +226,7 @@ def by_words(kinds: Sequence[Kind], ids: Sequence[str]) -> Iterator[str]:
 
 
 def approximation(
-    encoder: Known,
+    encoder: Beforehand,
     items: Sequence[DemoItem],
     kinds: Sequence[Kind],
     addresses: Mapping[str, Callable[[], str]],
@@ -307,11 +285,11 @@ def report(arguments: argparse.Namespace, folder: Path) -> Iterator[str]:
     """Yield the lines of the results."""
     items = load_demo_corpus()
     model = load_model(arguments.model)
-    encoder = Known(model)
+    encoder = Beforehand(model)
     started = time.perf_counter()
     kinds = [Kind(own, own) for own in ask_all(items, encoder, arguments.scenes)]
     model.config.sparsification, model.config.threshold = "threshold", 0.0
-    everything = Known(model)
+    everything = Beforehand(model)
     everything.name = encoder.name  # the name follows from the configuration
     kinds = [
         Kind(kind.own, whole)

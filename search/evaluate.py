@@ -21,6 +21,7 @@ from search.evaluation.measures import (
     recall_curve,
 )
 from search.evaluation.runs import (
+    Beforehand,
     Retrieved,
     System,
     check_judgements,
@@ -70,7 +71,13 @@ def evaluate(args: argparse.Namespace) -> int:
         except UnsupportedError as error:
             note(f"lexvla: whether the index has the judged documents is not known: {error}")
         groups = group_queries(qrels, index, args.group) if args.group else {}
-        searcher = Searcher(load_model(args.model, args.device), index)
+        encoder = Beforehand(load_model(args.model, args.device))
+        texts = [
+            query.text for query in inputs.queries.values.values() if query.text and query.has_text
+        ]
+        if texts:
+            encoder.encode_text(texts)
+        searcher = Searcher(encoder, index)
         found = {
             system: retrieve(searcher, inputs.queries.values, depth, system, None)
             for system in chosen

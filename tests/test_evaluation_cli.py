@@ -15,7 +15,7 @@ from indexer import Document, open_index
 from lexvla.encoding import Encoding
 from lexvla.errors import InputError
 from search import Query, Searcher, cli
-from search.evaluation.runs import System, cut_queries, retrieve, systems
+from search.evaluation.runs import Beforehand, System, cut_queries, retrieve, systems
 from search.evaluation.trec import read_run
 from search_fakes import FakeEncoder, unit
 
@@ -245,6 +245,36 @@ def test_queries_are_cut_to_their_heaviest_words(files: dict[str, str], model: F
     assert [words for words, _ in found.values()] == [1.0, 2.0]
     assert list(found[1][1]["q"]) == ["apple", "flag"]
     assert list(found[2][1]["q"]) == ["apple", "flag", "snow"]
+
+
+def test_queries_are_encoded_in_batches_and_once(model: FakeEncoder) -> None:
+    asked: list[int] = []
+
+    class Counting(DenseEncoder):
+        def encode_text(self, texts: list[str]) -> Encoding:
+            asked.append(len(texts))
+            return super().encode_text(texts)
+
+        def encode_image(self, images: list) -> Encoding:
+            asked.append(-len(images))
+            return super().encode_image(images)
+
+    encoder = Beforehand(Counting(), batch_size=2)
+    texts = ["red", "blue", "red", "mauve", "white"]
+    expected = model.encode_text(texts)
+    for _ in range(2):
+        found = encoder.encode_text(texts)
+        assert found.lexical.toarray().tolist() == expected.lexical.toarray().tolist()
+        assert found.dense.tolist() == expected.dense.tolist()
+    assert asked == [2, 2]
+    pictures = [Image.new("RGB", (4, 4), "red"), Image.new("RGB", (4, 4), "blue")]
+    for _ in range(2):
+        assert (
+            encoder.encode_image(pictures).lexical.nnz
+            == encoder.encode_image(pictures[::-1]).lexical.nnz
+        )
+    assert asked == [2, 2, -2]
+    assert encoder.patch_grid == model.patch_grid
 
 
 def test_crossmodal_over_folders(tmp_path: Path, capsys: Capture) -> None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
 from indexer.base import Index, Leg
+from lexvla.encoding import Encoder, Encoding
 from lexvla.errors import GatheredInputError, InputError
-from lexvla.images import open_image
+from lexvla.images import ImageSource, open_image
 from search.evaluation.sparsity import keep_heaviest
 from search.evaluation.trec import Qrels, Read, Run, falling
 from search.fusion import FUSIONS, LEGS
@@ -21,6 +23,7 @@ from search.searcher import Searcher
 
 __all__ = [
     "KEPT",
+    "Beforehand",
     "Retrieved",
     "System",
     "check_judgements",
@@ -55,6 +58,47 @@ class System:
     def tag(self) -> str:
         """The name in characters that are fit for files and runs."""
         return self.name.replace(" ", "-")
+
+
+class Beforehand:
+    """Encode many queries in batches, and none twice: several systems ask the same.
+
+    Another thing that the model can do is passed on to it.
+
+    Args:
+        model: The encoder.
+        batch_size: Items in one pass.
+    """
+
+    def __init__(self, model: Encoder, batch_size: int = 64) -> None:
+        self._model = model
+        self._batch_size = batch_size
+        self._rows: dict[Any, Encoding] = {}
+        self.name, self.vocabulary = model.name, model.vocabulary
+
+    def encode_text(self, texts: Sequence[str]) -> Encoding:
+        """Return one row for each text."""
+        return self._encode(self._model.encode_text, texts, texts)
+
+    def encode_image(self, images: Sequence[ImageSource]) -> Encoding:
+        """Return one row for each image."""
+        opened = [open_image(image) for image in images]
+        keys = [(image.size, hashlib.sha256(image.tobytes()).digest()) for image in opened]
+        return self._encode(self._model.encode_image, opened, keys)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def _encode(
+        self, encode: Callable[..., Encoding], items: Sequence[Any], keys: Sequence[Any]
+    ) -> Encoding:
+        pairs = zip(keys, items, strict=True)
+        new = {key: item for key, item in pairs if key not in self._rows}
+        for at in range(0, len(new), self._batch_size):
+            part = [*new][at : at + self._batch_size]
+            for key, row in zip(part, encode([new[key] for key in part]), strict=True):
+                self._rows[key] = row
+        return Encoding.concat([self._rows[key] for key in keys])
 
 
 class Retrieved(NamedTuple):
