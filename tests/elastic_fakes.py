@@ -29,9 +29,16 @@ def missing() -> str:
     """Say what the Elasticsearch engine lacks here, and how to get it; empty if nothing."""
     if not find_spec("elasticsearch"):
         return "needs the client of Elasticsearch: pip install 'lexvla[elasticsearch]'"
-    if os.environ.get(URL) or elasticsearch_server.home(elasticsearch_server.VERSION).is_dir():
+    if os.environ.get(URL):
         return ""
-    return f"needs a server: set {URL}, or run scripts/elasticsearch_server.py get"
+    version = elasticsearch_server.VERSION
+    if not elasticsearch_server.home(version).is_dir():
+        return f"needs a server: set {URL}, or run scripts/elasticsearch_server.py get"
+    try:
+        elasticsearch_server.java_for(version)
+    except elasticsearch_server.ServerError as error:
+        return str(error)
+    return ""
 
 
 def url() -> str:

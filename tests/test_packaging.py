@@ -15,7 +15,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("lexvla", "indexer", "search")
-CI = ("train", "gpu", "evaluation", "fast", "serve", "dev", "pyserini")  # the extras that it installs
+# The extras that CI installs.
+CI = ("elasticsearch", "train", "gpu", "evaluation", "fast", "serve", "dev", "pyserini")
 MAX_LINES = 400
 # What `indexer` may use of `lexvla`: data types and files, never the model.
 DATA_MODULES = {

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from indexer.base import Document
 from indexer.elastic.connection import elastic_errors
 from indexer.elastic.layout import FLAT, FLAT_DOCUMENTS, GRAPH, ID
 from indexer.elastic.store import Store
-from indexer.elastic.writer import check_rows, check_terms, load
+from indexer.elastic.writer import check_rows, check_terms, load, patiently
 from indexer.embedded.staging import Staging, widths_of
 from lexvla.encoding import Encoding
 from lexvla.errors import EngineUnavailableError, UnsupportedError, VocabularyMismatchError
@@ -72,14 +73,17 @@ class Changes:
         found: dict[str, str] = {}
         for start in range(0, len(ids), LOOKED_UP):
             names = list(ids[start : start + LOOKED_UP])
-            with elastic_errors(self._place):
-                answer = self._client.mget(
-                    index=self._store.index, ids=names, source_includes=["fingerprint"]
-                )
-            for each in answer["docs"]:
+            for each in patiently(lambda names=names: self._look_up(names)):
                 if each.get("found"):
                     found[each["_id"]] = each["_source"]["fingerprint"]
         return found
+
+    def _look_up(self, names: list[str]) -> list[dict[str, Any]]:
+        with elastic_errors(self._place):
+            answer = self._client.mget(
+                index=self._store.index, ids=names, source_includes=["fingerprint"]
+            )
+        return list(answer["docs"])
 
     def commit(self, vocabulary: Vocabulary) -> None:
         """Send all that is staged, and show it.
@@ -89,22 +93,28 @@ class Changes:
         """
         staging, store = self.staging, self._store
         if staging:
-            store.check()
-            rows = None
-            if staging.documents:
-                rows = staging.rows()
-                self._describe(rows[1], vocabulary)
+            patiently(store.check)
+            rows = staging.rows() if staging.documents else None
+            if rows is not None:
+                made = rows[1]
+                patiently(lambda: self._describe(made, vocabulary))
             deleted = staging.deleted - staging.documents.keys()
             load(self._client, self._place, store.target, deleted, rows, vocabulary.terms)
             if self._built is not None:
                 self._built = (self._built - deleted) | staging.documents.keys()
         # Also where nothing is staged: a commit that was cut short may have sent something.
-        with elastic_errors(self._place):
-            self._client.indices.refresh(index=store.index)
+        patiently(self._refresh)
         self.staging = Staging()
         is_flat = "dense" in store.meta.widths and store.meta.dense == FLAT
         if staging.documents and is_flat and self._count() > FLAT_DOCUMENTS:
             store.describe(dense=GRAPH)
+
+    def _refresh(self) -> None:
+        with elastic_errors(self._place):
+            shards = self._client.indices.refresh(index=self._store.index)["_shards"]
+        if shards["failed"]:
+            rule = f"{shards['failed']} of the shards cannot show what was sent"
+            raise EngineUnavailableError(f"{self._place}: {rule}")
 
     def _describe(self, encoding: Encoding, vocabulary: Vocabulary) -> None:
         """Write down what the new rows need to be read, before they come."""

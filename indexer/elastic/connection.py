@@ -22,7 +22,7 @@ from lexvla.errors import (
 if TYPE_CHECKING:
     from elasticsearch import Elasticsearch
 
-__all__ = ["SCHEME", "Place", "connect", "elastic_errors", "refusal"]
+__all__ = ["SCHEME", "Place", "connect", "elastic_errors", "may_pass", "refusal"]
 
 SCHEME = "elasticsearch+"
 FORM = "elasticsearch+http(s)://host:9200/name"
@@ -31,6 +31,8 @@ PORT = 9200
 _NAME = re.compile(r"(?![-_+.])[^\sA-Z\\/*?\"<>|,#:]{1,200}")
 _SECRETS = "ELASTIC_API_KEY, or ELASTIC_USERNAME and ELASTIC_PASSWORD"
 _TIMEOUT = 60.0  # seconds for one request
+_PASSING = (408, 429, 502, 503, 504)  # of HTTP: it may work later
+_PRODUCT = "Elasticsearch"
 
 
 class Place(NamedTuple):
@@ -104,7 +106,29 @@ def connect(place: Place) -> Elasticsearch:
         )
     except (ValueError, OSError) as error:
         raise EngineUnavailableError(f"{place}: {error}") from error
+    _check_answers(client)
     return client
+
+
+def _check_answers(client: Elasticsearch) -> None:
+    """Refuse each answer that is not Elasticsearch's; the client looks at the first one only.
+
+    Else a page of some gateway would be read as an answer that says nothing of an index.
+    """
+    import elasticsearch
+
+    perform = client.transport.perform_request
+
+    def checked(method: str, target: str, **rest: Any) -> Any:
+        answer = perform(method, target, **rest)
+        meta, body = answer.meta, answer.body
+        is_told = 200 <= meta.status < 300 or meta.status == 404
+        is_ours = meta.headers.get("x-elastic-product") == _PRODUCT
+        if is_told and not (is_ours and (method == "HEAD" or isinstance(body, Mapping))):
+            raise elasticsearch.UnsupportedProductError("another answers", meta, body)
+        return answer
+
+    client.transport.perform_request = checked  # type: ignore[method-assign]
 
 
 @contextmanager
@@ -121,17 +145,31 @@ def elastic_errors(place: Place) -> Iterator[None]:
 
     try:
         yield
-    except elasticsearch.ApiError as error:
-        raise refusal(place, error.status_code, error.body) from error
     except elasticsearch.UnsupportedProductError as error:
         rule = "what answers there is not Elasticsearch (this engine does not speak to OpenSearch)"
         raise EngineUnavailableError(f"{place}: {rule}") from error
+    except elasticsearch.ApiError as error:
+        raise refusal(place, error.status_code, error.body) from error
     except elasticsearch.SSLError as error:
-        get = "name its authority by ELASTIC_CA_CERTS, or ELASTIC_CERT_FINGERPRINT"
-        rule = f"its certificate is not trusted: {_short(error)}; {get}"
-        raise EngineUnavailableError(f"{place}: {rule}") from error
+        cause, get = _root(error), "does the server speak plain http?"
+        if "certificate" in cause.lower() or "fingerprint" in cause.lower():
+            get = "name its authority by ELASTIC_CA_CERTS, or set ELASTIC_CERT_FINGERPRINT"
+        elif "No such file" in cause:
+            get = "ELASTIC_CA_CERTS must name a file of certificates"
+        raise EngineUnavailableError(f"{place}: no TLS: {cause}; {get}") from error
     except elasticsearch.TransportError as error:
-        raise EngineUnavailableError(f"{place}: no server answers: {_short(error)}") from error
+        raise EngineUnavailableError(f"{place}: no server answers: {_root(error)}") from error
+
+
+def may_pass(error: BaseException | None) -> bool:
+    """Tell whether an error of the client is one that may be gone at the next try."""
+    import elasticsearch
+
+    if isinstance(error, elasticsearch.ApiError):
+        return error.status_code in _PASSING
+    return isinstance(error, elasticsearch.TransportError) and not isinstance(
+        error, elasticsearch.SSLError
+    )
 
 
 def refusal(place: Place, status: int, body: Any) -> LexVLAError:
@@ -149,10 +187,15 @@ def refusal(place: Place, status: int, body: Any) -> LexVLAError:
             return UnsupportedError(f"{place}: the server's licence does not cover this: {reason}")
         return EngineUnavailableError(f"{place}: not allowed; set {_SECRETS}. It says: {said}")
     if "compatible-with" in reason or "media_type_header" in kind:
-        rule = "the Python client speaks to servers of its own and the next major version"
-        return EngineUnavailableError(
-            f"{place}: {rule}: pip install 'lexvla[elasticsearch]'; {said}"
+        import elasticsearch
+
+        major, client = elasticsearch.__version__[0], elasticsearch.__versionstr__
+        rule = (
+            f"the Python client elasticsearch {client} speaks to servers of its own and the next "
+            f"major version, {major} and {major + 1}, and this is another; pip install "
+            "'lexvla[elasticsearch]' gets the client for servers 8 and 9"
         )
+        return EngineUnavailableError(f"{place}: {rule}. It says: {said}")
     if "unknown retriever" in reason:
         return UnsupportedError(f"{place}: the server lacks the module for it: {reason}")
     if "maxClauseCount" in reason or "too_many" in kind:
@@ -181,6 +224,16 @@ def _cause(body: Any) -> tuple[str, str]:
     if inner := str(cause.get("reason") or ""):
         reason = reason if inner in reason else f"{reason}: {inner}"
     return kind, _short(reason)
+
+
+def _root(error: Exception) -> str:
+    """Return what the client's errors around an error are about, without their names."""
+    before, mark, text = str(error).rpartition("caused by: ")
+    if mark:
+        # Each of them puts one pair of parentheses around the rest.
+        depth = before.count("caused by: ") + 1
+        text = text.partition("(")[2].removesuffix(")" * depth)
+    return _short(re.sub(r"<[^<>]* object at 0x[0-9a-f]+>: ", "", text))
 
 
 def _short(text: object) -> str:

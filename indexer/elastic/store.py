@@ -151,7 +151,8 @@ class Store:
                 described = found["mappings"].get("_meta", {})
                 if self.place.name not in found["aliases"] and KEY in described:
                     self.client.indices.delete(index=name)
-            self.client.indices.create(
+            # Not tried again: if the answer is lost, this index is another program's, or seems so.
+            self.client.options(max_retries=0).indices.create(
                 index=self.index,
                 # Copies are made once it is full: each document is indexed once only so.
                 settings={**wanted, "auto_expand_replicas": False, "number_of_replicas": 0},
@@ -163,10 +164,12 @@ class Store:
 
     def publish(self) -> None:
         """Give the alias to the index that was built, and delete the one before, in one step."""
+        import elasticsearch
+
         with elastic_errors(self.place):
             alias = self.place.name
             # As it was before, if there was one.
-            old = list(self.client.indices.get_alias(name=alias).body) if self._has_alias() else []
+            old = [name for name in self._meant() if name != self.index]
             replicas: dict[str, Any] = {"auto_expand_replicas": "0-1"}
             for name in old:
                 kept = self.client.indices.get_settings(index=name).body[name]["settings"]["index"]
@@ -176,18 +179,28 @@ class Store:
             self.client.indices.put_settings(index=self.index, settings=replicas)
             actions: list[Mapping[str, Any]] = [{"remove_index": {"index": name}} for name in old]
             actions.append({"add": {"index": self.index, "alias": alias}})
-            self.client.indices.update_aliases(actions=actions)
+            try:
+                self.client.indices.update_aliases(actions=actions)
+            except (elasticsearch.TransportError, elasticsearch.ApiError):
+                # It may have been done, and the answer lost; then the old index is not found.
+                if self.index not in self._meant():
+                    raise
         self._is_being_built = False
 
     def abandon(self) -> None:
         """Delete the index that is being built, if there is one."""
         if self._is_being_built:
             with elastic_errors(self.place):
-                self.client.indices.delete(index=self.index, ignore_unavailable=True)
+                # It has the alias if the answer to that was lost.
+                if self.index not in self._meant():
+                    self.client.indices.delete(index=self.index, ignore_unavailable=True)
             self._is_being_built = False
 
-    def _has_alias(self) -> bool:
-        return bool(self.client.indices.exists_alias(name=self.place.name))
+    def _meant(self) -> list[str]:
+        """Return the indices that the alias means."""
+        if not self.client.indices.exists_alias(name=self.place.name):
+            return []
+        return list(self.client.indices.get_alias(name=self.place.name).body)
 
     def _numbered(self) -> dict[str, Any]:
         """Return all indices that are, were or will be behind the alias."""

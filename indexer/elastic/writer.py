@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from indexer.base import Document
-from indexer.elastic.connection import Place, elastic_errors
+from indexer.elastic.connection import Place, elastic_errors, may_pass
 from indexer.elastic.layout import sources
 from lexvla.encoding import Encoding
 from lexvla.errors import EngineUnavailableError, InputError, UnsupportedError
@@ -19,16 +19,20 @@ from lexvla.vocabulary import Vocabulary
 if TYPE_CHECKING:
     from elasticsearch import Elasticsearch
 
-__all__ = ["PAUSES", "check_rows", "check_terms", "load"]
+__all__ = ["PAUSES", "check_rows", "check_terms", "load", "patiently"]
+
+T = TypeVar("T")
 
 MAX_TERM_BYTES = 32_766  # of Lucene
 MAX_DIMENSIONS = 4096  # of dense_vector
+UNAVAILABLE = 503  # of HTTP: no shard takes it
 LEAST_WEIGHT = float(np.finfo(np.float32).smallest_normal)  # the server refuses smaller ones
 
 PIECE = 1000  # documents that are sent again as one if the connection is cut
 BULK = 250  # documents of a request
 BULK_BYTES = 10 * 1024 * 1024
 TRIES = 8  # of documents that the server is too busy for
+SHARD_WAIT = "10s"  # for shards that are just coming up, within a request
 PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)  # seconds between tries to reach the server
 
 Action = dict[str, Any]
@@ -131,24 +135,36 @@ def _actions(
             yield {"_op_type": "index", "_index": index, "_id": document.id, "_source": source}
 
 
+def patiently(ask: Callable[[], T]) -> T:
+    """Ask until the server answers; of a server that starts again, for a minute.
+
+    Raises:
+        EngineUnavailableError: It does not, or what it says will not pass.
+    """
+    for pause in PAUSES:
+        try:
+            return ask()
+        except EngineUnavailableError as error:
+            if not may_pass(error.__cause__):
+                raise
+        time.sleep(pause)
+    return ask()
+
+
 def _send(client: Elasticsearch, place: Place, piece: list[Action]) -> list[Refused]:
     """Send some actions until the server answered for all of them."""
-    import elasticsearch
 
-    for pause in (*PAUSES, None):
+    def send() -> list[Refused]:
         with elastic_errors(place):
-            try:
-                return _send_once(client, piece)
-            except elasticsearch.SSLError:
-                raise
-            except elasticsearch.TransportError:
-                if pause is None:
-                    raise
-            except elasticsearch.ApiError as error:
-                if pause is None or error.status_code not in (408, 429, 502, 503, 504):
-                    raise
+            return _send_once(client, piece)
+
+    for pause in PAUSES:
+        refused = patiently(send)
+        # Of a server that just started, shards come up later than the server.
+        if not any(each.status == UNAVAILABLE for each in refused):
+            return refused
         time.sleep(pause)
-    return []
+    return patiently(send)
 
 
 def _send_once(client: Elasticsearch, piece: list[Action]) -> list[Refused]:
@@ -164,6 +180,7 @@ def _send_once(client: Elasticsearch, piece: list[Action]) -> list[Refused]:
         max_retries=TRIES,
         initial_backoff=PAUSES[0],
         max_backoff=PAUSES[-1],
+        timeout=SHARD_WAIT,
     )
     refused = []
     for is_taken, answer in answers:

@@ -1,0 +1,106 @@
+"""Rebuilding an Elasticsearch index: readers see the old one or the new one, whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+import elastic_fakes
+from indexer import ElasticIndex, open_index
+from indexer_fakes import QUERY, VOCABULARY, documents, encode, fill
+from lexvla.errors import (
+    EngineUnavailableError,
+    IndexCorruptError,
+    UnsupportedError,
+    VocabularyMismatchError,
+)
+from lexvla.vocabulary import Vocabulary
+
+pytestmark = pytest.mark.elasticsearch
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _cleaned() -> Iterator[None]:
+    with elastic_fakes.cleaned():
+        yield
+
+
+def test_a_rebuilt_index_shows_at_once_and_whole(tmp_path):
+    address = elastic_fakes.address(tmp_path)
+    other = Vocabulary(f"other{i}" for i in range(12))
+    with open_index(address, create=True, vocabulary=VOCABULARY, model="one") as index:
+        fill(index, "a", "b", "c")
+    reader = open_index(address)
+    with pytest.raises(VocabularyMismatchError):
+        open_index(address, create=True, vocabulary=other)
+    with open_index(address, True, other, "two", rebuild=True) as index:
+        index.add(documents("cd"), encode([{0: 1.0}] * 2))
+        index.commit()
+        assert reader.search(QUERY)[0].ids == ["a", "b", "c"]
+        assert index.search(QUERY)[0].ids == ["c", "d"]
+        old = reader.info()["index"]
+        index.publish()
+        assert reader.search(QUERY)[0].ids == ["c", "d"]
+        assert (reader.model, reader.vocabulary) == ("two", other)
+        assert reader.info()["index"] != old
+        fill(index, "e")
+    assert reader.count() == 3
+    with open_index(address, True, other, rebuild=True) as index:  # closed before it is published
+        fill(index, "z")
+        built = index.info()["index"]
+    assert reader.count() == 3
+    assert built not in reader._client.indices.get(index="lexvla-test-*").body
+    with pytest.raises(UnsupportedError, match="not opened to be rebuilt"):
+        reader.publish()
+    reader.close()
+
+
+def test_what_a_killed_rebuild_left_is_deleted_by_the_next(tmp_path):
+    address = elastic_fakes.address(tmp_path)
+    left = ElasticIndex(address, True, VOCABULARY, rebuild=True)  # its process lives on
+    fill(left, "a")
+    first = left._store.index
+    with ElasticIndex(address, True, VOCABULARY, rebuild=True, shards=2) as index:
+        fill(index, "b")
+        index.publish()
+        assert index.info()["shards"] == 2
+        assert first not in index._client.indices.get(index="lexvla-test-*").body
+    with open_index(address) as reader:
+        assert reader.search(QUERY)[0].ids == ["b"]
+    left.add(documents("z"), encode([{0: 1.0}]))
+    with pytest.raises(IndexCorruptError):
+        left.commit()
+    left._store.check = lambda: None  # it looked just before the index went
+    with pytest.raises(EngineUnavailableError, match="alias"):
+        left.commit()
+    left.close()
+    with open_index(address) as reader:
+        assert reader.count() == 1
+
+
+def test_a_writer_whose_index_was_rebuilt_for_other_vectors(tmp_path):
+    address = elastic_fakes.address(tmp_path)
+    other = Vocabulary(f"other{i}" for i in range(12))
+    with open_index(address, create=True, vocabulary=VOCABULARY) as writer:
+        fill(writer, "a")
+        with open_index(address, True, other, rebuild=True) as index:
+            index.publish()
+        writer.add(documents("b"), encode([{0: 1.0}]))
+        with pytest.raises(VocabularyMismatchError, match="made it anew"):
+            writer.commit()
+    with open_index(address, vocabulary=other) as reader:
+        assert reader.count() == 0
+
+
+def test_settings_survive_a_rebuild(tmp_path):
+    address = elastic_fakes.address(tmp_path)
+    with ElasticIndex(address, True, VOCABULARY, shards=3) as index:
+        changed = {"auto_expand_replicas": False, "number_of_replicas": 2}
+        index._client.indices.put_settings(index=index._store.index, settings=changed)
+    with ElasticIndex(address, True, VOCABULARY, rebuild=True) as index:
+        fill(index, "a")
+        assert index.info()["replicas"] == 0
+        index.publish()
+        facts = index.info()
+        assert (facts["shards"], facts["replicas"]) == (3, 2)
