@@ -111,6 +111,23 @@ def test_systems_are_measured_in_one_table(files: dict[str, str], capsys: Captur
     }
 
 
+@pytest.mark.java
+def test_lucene_gives_the_same_figures(
+    files: dict[str, str], tmp_path: Path, model: FakeEncoder, capsys: Capture
+) -> None:
+    address = f"lucene:{tmp_path / 'colours.lucene'}"
+    with (
+        open_index(files["index"]) as source,
+        open_index(address, create=True, vocabulary=model.vocabulary, model=model.name) as target,
+    ):
+        target.add(*source.fetch(list(LEXICAL)))
+        target.commit()
+    legs = ("--legs", "lexical", "--measures", "R@1 R@5 RR", "--group", "kind")
+    here = figures(capsys, files, *legs)
+    there = figures(capsys, {**files, "index": address}, *legs)
+    assert {**there, "index": ""} == {**here, "index": ""}
+
+
 def test_groups_are_those_of_the_right_documents(files: dict[str, str], capsys: Capture) -> None:
     found = figures(capsys, files, "--legs", "lexical", "dense", "--group", "kind")
     assert found["groups"] == {
