@@ -77,7 +77,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     _add_json(index)
 
-    encode = command("encode", "search.ingest:encode", "write vectors to a file, without an index")
+    encode = command(
+        "encode",
+        "search.ingest:encode",
+        "write vectors of a source, or of queries (.tsv), to a file",
+    )
     _add_source(encode)
     encode.add_argument(
         "--out", type=_not_empty, required=True, metavar="FILE", help="a .npz or .jsonl file"

@@ -43,7 +43,7 @@ def run(commands: str, folder: Path, **environment: str) -> str:
         env={**plain, "PYTHONPATH": str(ROOT), **environment},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1200,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-4000:]
