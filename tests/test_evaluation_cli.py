@@ -14,8 +14,11 @@ from scipy import sparse
 from indexer import Document, open_index
 from lexvla.encoding import Encoding
 from lexvla.errors import InputError
-from search import Query, Searcher, cli
+from search import Query, Searcher, cli, cli_evaluate
+from search.crossmodal import KS
+from search.evaluation.protocols import PAIRED, RETRIEVED
 from search.evaluation.runs import Beforehand, System, cut_queries, retrieve, systems
+from search.evaluation.significance import TESTS
 from search.evaluation.trec import read_run
 from search_fakes import FakeEncoder, unit
 
@@ -292,6 +295,11 @@ def test_queries_are_encoded_in_batches_and_once(model: FakeEncoder) -> None:
         )
     assert asked == [2, 2, -2]
     assert encoder.patch_grid == model.patch_grid
+
+
+def test_the_arguments_offer_what_there_is() -> None:
+    assert cli_evaluate.TESTS == TESTS
+    assert {*cli_evaluate.PROTOCOLS} == {*PAIRED, *RETRIEVED, "folders"} == {*PAIRED, *KS}
 
 
 def test_crossmodal_over_folders(tmp_path: Path, capsys: Capture) -> None:

@@ -50,7 +50,7 @@ class Read(NamedTuple, Generic[_T]):
 
     Attributes:
         values: By id.
-        where: The same keys; of qrels and runs, the pairs of query and document.
+        where: The same keys; of qrels, the pairs of query and document.
     """
 
     values: dict[str, _T]
@@ -125,7 +125,8 @@ def read_run(path: str | Path) -> Run:
         GatheredInputError: A line has another form, a score that is not finite, or a document
             that its query has already.
     """
-    return _read_pairs(Path(path), _retrieved, "lines").values
+    # Runs have millions of lines: where each stands is not kept.
+    return _read_pairs(Path(path), _retrieved, "lines", places=False).values
 
 
 def write_run(path: str | Path, run: Mapping[str, Mapping[str, float]], tag: str) -> None:
@@ -182,7 +183,7 @@ def falling(hits: Iterable[tuple[str, float]]) -> dict[str, float]:
 
 
 def _read_pairs(
-    path: Path, parse: Callable[[str], tuple[str, str, _T]], what: str
+    path: Path, parse: Callable[[str], tuple[str, str, _T]], what: str, places: bool = True
 ) -> Read[dict[str, _T]]:
     found: Read[dict[str, _T]] = Read({}, {})
     errors: list[InputError] = []
@@ -193,12 +194,13 @@ def _read_pairs(
         query, document, value = entry
         row = found.values.setdefault(query, {})
         if document in row:
-            before = found.where[query, document]
-            rule = f"{document!r} was there before for query {query!r}, at {before}"
-            errors.append(InputError(where, rule))
+            before = found.where.get((query, document))
+            rule = f"{document!r} was there before for query {query!r}"
+            errors.append(InputError(where, f"{rule}, at {before}" if before else rule))
             continue
         row[document] = value
-        found.where[query, document] = where
+        if places:
+            found.where[query, document] = where
     _raise_all(errors)
     if not found.values:
         raise InputError(str(path), f"has no {what}")
