@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 from tqdm import tqdm
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FittedFusion", "fit_fusion", "load_fusion", "save_fusion"]
 
-FILE = "fusion.json"
+FILE, NOTE = "fusion.json", "fusion"
 LEAST_QUERIES = 4  # with something relevant: two to learn from, two to test on
 STEPS = {2: 20, 3: 10}  # into how many the weights' sum of 1 is cut, by the number of legs
 _FORMAT_VERSION = 1
@@ -170,21 +170,34 @@ def fit_fusion(
     )
 
 
+class KeepsNotes(Protocol):
+    """What an index on a server offers instead of a directory."""
+
+    def read_meta(self, name: str) -> Any:
+        """Return what was kept by that name; ``None`` if there is nothing."""
+        ...
+
+    def write_meta(self, name: str, value: Any) -> None:
+        """Keep a small JSON value."""
+        ...
+
+
 def save_fusion(index: Index, fusion: Fusion, facts: dict[str, Any] | None = None) -> None:
     """Keep a fusion with an index, as the one of queries that name none.
 
     Args:
-        index: Has a directory.
+        index: Has a directory, or keeps notes itself.
         fusion: Replaces the one that is there.
         facts: JSON values about how it was found, kept beside it.
 
     Raises:
         OSError: The file cannot be written.
-        UnsupportedError: The index has no directory.
+        UnsupportedError: The index can keep nothing.
     """
-    if index.directory is None:
-        raise UnsupportedError("an index on a server keeps no fusion; give it with each query")
     data = {"format_version": _FORMAT_VERSION, "fusion": fusion.to_dict(), "facts": facts or {}}
+    if index.directory is None:
+        _notes(index).write_meta(NOTE, data)
+        return
     path = index.directory / FILE
     beside = path.with_name(f"{FILE}.{os.getpid()}.tmp")
     try:
@@ -201,22 +214,31 @@ def load_fusion(index: Index) -> Fusion | None:
     """Return the fusion that is kept with an index, or ``None``.
 
     Raises:
-        IndexCorruptError: The file cannot be read.
+        IndexCorruptError: It cannot be read.
         IndexVersionError: A newer program wrote it.
     """
-    if index.directory is None:
-        return None
-    path = index.directory / FILE
+    place: object = index.directory / FILE if index.directory else f"the note {NOTE!r}"
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        if index.directory is not None:
+            data = json.loads((index.directory / FILE).read_text(encoding="utf-8"))
+        else:
+            data = _notes(index).read_meta(NOTE) if hasattr(index, "read_meta") else None
+            if data is None:
+                return None
         version, settings = int(data["format_version"]), data["fusion"]
         if version > _FORMAT_VERSION:
-            raise IndexVersionError(f"{path}: fusion format {version} is newer than this program")
+            raise IndexVersionError(f"{place}: fusion format {version} is newer than this program")
         return fusion_from_dict(settings)
     except FileNotFoundError:
         return None
     except (InputError, KeyError, TypeError, ValueError) as error:
-        raise IndexCorruptError(f"{path}: no readable fusion ({error})") from error
+        raise IndexCorruptError(f"{place}: no readable fusion ({error})") from error
+
+
+def _notes(index: object) -> KeepsNotes:
+    if not hasattr(index, "write_meta"):
+        raise UnsupportedError("this index keeps no fusion; give it with each query")
+    return cast(KeepsNotes, index)
 
 
 def _common_legs(answers: Iterable[Answers]) -> tuple[Leg, ...]:

@@ -11,7 +11,8 @@ import pytest
 
 import elastic_fakes
 from indexer import open_index
-from search import Query, Searcher, cli
+from lexvla.errors import IndexCorruptError, IndexVersionError
+from search import Query, ReciprocalRank, Searcher, cli, load_fusion, save_fusion
 from search_fakes import PICTURES, FakeEncoder, build_index, save_pictures
 
 pytestmark = pytest.mark.elasticsearch
@@ -80,6 +81,23 @@ def test_rebuilding(address: str, capsys: Capture, tmp_path: Path) -> None:
     assert run(capsys, "info", "--index", address)["index"] == facts["index"]  # the old one stays
     assert cli.main(["index", str(tmp_path / "photos"), "--index", "i.lex", "--rebuild"]) == 1
     assert "only an Elasticsearch index is rebuilt" in capsys.readouterr().err
+
+
+def test_a_fusion_is_kept_with_the_index(address: str) -> None:
+    with open_index(address) as index:
+        assert load_fusion(index) is None
+        assert Searcher(FakeEncoder(), index).fusion is None
+        save_fusion(index, ReciprocalRank(constant=7), {"measure": "R@1"})
+    with open_index(address) as index:
+        assert load_fusion(index) == ReciprocalRank(constant=7)
+        assert Searcher(FakeEncoder(), index).fusion == ReciprocalRank(constant=7)
+        assert index.read_meta("fusion")["facts"] == {"measure": "R@1"}
+        index.write_meta("fusion", {"format_version": 2, "fusion": {}})
+        with pytest.raises(IndexVersionError, match="fusion format 2"):
+            load_fusion(index)
+        index.write_meta("fusion", {"format_version": 1, "fusion": {"kind": "?"}})
+        with pytest.raises(IndexCorruptError, match="no readable fusion"):
+            load_fusion(index)
 
 
 def test_the_query_that_is_sent(address: str, capsys: Capture, tmp_path: Path) -> None:
