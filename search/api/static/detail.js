@@ -8,7 +8,7 @@ import { wordItem, wordList } from "./words.js";
 const SHOWN_WORDS = 16; // as many as a ban looks at
 const PAUSE = 60; // ms on a word before its heat map is asked for
 const LEGS = { lexical: "words", codes: "codes", dense: "dense" };
-const LOOK = "Point at a word to see where it was read from.";
+const LOOK = "Point at a word, or tap it, to see where it was read from.";
 
 export function detailPanel(actions, close) {
   const panel = byId("detail");
@@ -44,7 +44,7 @@ export function detailPanel(actions, close) {
     if (current !== hit) return;
     if (view.querySelector("img")) {
       caption.textContent = LOOK;
-      view.after(searchByIt(hit, actions));
+      caption.after(searchByIt(hit, actions));
     }
     await addOthers(hit, others, actions, look, () => current === hit);
   }
@@ -104,7 +104,7 @@ function heatMap(hit, view, caption) {
   };
 }
 
-const added = (match) => match.part ?? match.product;
+const added = (match) => match.share ?? match.product;
 
 function matches(hit, actions, look) {
   const found = hit.explanation?.matches ?? [];

@@ -4,14 +4,21 @@ import { bar, element, number } from "./dom.js";
 
 export const strongest = (words) => Math.max(...words.map((word) => word.weight), Number.MIN_VALUE);
 
-// `onLook` is told of the word under the pointer or the focus, null when it leaves.
+// `onLook` is told of the word under the pointer or the focus, null when it leaves. A finger cannot
+// point without a press: its tap looks, and the button beside the word bans.
 export function wordItem(word, share, value, actions, onLook = null) {
+  function press(event) {
+    if (event.pointerType === "touch" && onLook) onLook(word);
+    else if (event.shiftKey) actions.boost(word);
+    else actions.ban(word);
+  }
+
   const name = element("button", {
     type: "button",
     class: "word",
     title: "Click: ban. Shift-click: boost.",
     "aria-label": `${word}, ${value}: ban, or boost with Shift`,
-    on: { click: (event) => (event.shiftKey ? actions.boost(word) : actions.ban(word)) },
+    on: { click: press },
   });
   name.append(
     element("span", { class: "name" }, word),
@@ -26,10 +33,11 @@ export function wordItem(word, share, value, actions, onLook = null) {
     way("ban", "−", word, actions),
   );
   if (onLook) {
+    const byMouse = (tell) => (event) => event.pointerType !== "touch" && tell();
     const look = () => onLook(word);
     const leave = () => onLook(null);
-    item.addEventListener("pointerenter", look);
-    item.addEventListener("pointerleave", leave);
+    item.addEventListener("pointerenter", byMouse(look));
+    item.addEventListener("pointerleave", byMouse(leave));
     item.addEventListener("focusin", look);
     item.addEventListener("focusout", leave);
   }
