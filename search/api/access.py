@@ -15,7 +15,8 @@ from search.api.service import Service
 __all__ = ["READ", "WRITE", "Serving"]
 
 
-def _service(request: Request) -> Service:
+# Coroutines, all of these: FastAPI sends plain functions through threads.
+async def _service(request: Request) -> Service:
     return cast(Service, request.app.state.service)
 
 
@@ -23,7 +24,7 @@ Serving = Annotated[Service, Depends(_service)]
 
 
 def _check(request: Request, scope: Scope) -> None:
-    service = _service(request)
+    service: Service = request.app.state.service
     if service.keys is None:
         return
     scheme, _, secret = request.headers.get("authorization", "").partition(" ")
@@ -41,11 +42,11 @@ def _check(request: Request, scope: Scope) -> None:
         raise Problem("forbidden", f"the key {key.name!r} may {key.scope}, not {scope}")
 
 
-def _read(request: Request) -> None:
+async def _read(request: Request) -> None:
     _check(request, "read")
 
 
-def _write(request: Request) -> None:
+async def _write(request: Request) -> None:
     _check(request, "write")
 
 

@@ -68,7 +68,7 @@ def create_app(settings: Settings, model: Encoder | None) -> FastAPI:
     for module in (search_routes, document_routes, index_routes):
         app.include_router(module.router)
     app.mount("/static", StaticFiles(directory=index_routes.STATIC), name="static")
-    app.add_middleware(Frame, metrics=metrics, hosts=settings.hosts)
+    app.add_middleware(Frame, metrics=metrics, hosts=settings.hosts, admission=service.admission)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
 

@@ -12,6 +12,7 @@ from urllib.parse import unquote_to_bytes
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from search.api.limits import Admission
 from search.api.metrics import Metrics
 from search.api.problems import Problem, problem_response
 
@@ -44,10 +45,18 @@ class Frame:
         app: The application.
         metrics: Gets the figures.
         hosts: What the ``Host`` header may name; ``None`` for anything.
+        admission: Of reading requests: where it has no place, they are turned away unread.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, hosts: tuple[str, ...] | None) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        hosts: tuple[str, ...] | None,
+        admission: Admission,
+    ) -> None:
         self._app = app
+        self._admission = admission
         self._metrics = metrics
         self._hosts = hosts
 
@@ -79,6 +88,8 @@ class Frame:
         self._metrics.inside.inc()
         try:
             self._check_host(scope)
+            if scope["path"].startswith("/v1/") and scope["method"] in ("GET", "POST"):
+                self._admission.check()
             _mark_slashes(scope)
             await self._app(scope, receive, answer)
         except Problem as problem:

@@ -27,6 +27,15 @@ class Admission:
         self.inside = 0
         self._what = what
 
+    def check(self) -> None:
+        """See whether there is a place.
+
+        Raises:
+            Problem: There is none left.
+        """
+        if self.inside >= self.most:
+            raise Problem("busy", f"{self.most} {self._what} are being answered; try again")
+
     @contextmanager
     def place(self) -> Iterator[None]:
         """Hold a place.
@@ -34,8 +43,7 @@ class Admission:
         Raises:
             Problem: There is none left.
         """
-        if self.inside >= self.most:
-            raise Problem("busy", f"{self.most} {self._what} are being answered; try again")
+        self.check()
         self.inside += 1
         try:
             yield

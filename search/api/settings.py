@@ -43,7 +43,7 @@ class Limits:
     items: int = 64
     concurrency: int = 64
     upserts: int = 4
-    threads: int = 16
+    threads: int = 8
     writer_seconds: float = 10.0
     shutdown_seconds: float = 30.0
 

@@ -1,0 +1,224 @@
+"""The REST API under load, beside the searcher in this process, on the same index.
+
+    python benchmarks/api.py                       # about two minutes, and the default model
+    python benchmarks/api.py --soak 600            # memory over ten minutes too
+    python benchmarks/api.py --out benchmarks/results/api.md
+
+For each corpus: how long a search takes in this process; how many searches a second the server
+answers to 16 clients that ask without a pause (the rate that it sustains); what searches meet that
+come by the clock, at half of that rate, at four fifths, and at twice. Times count from when a
+request was due, so that a server that falls behind shows. Server and clients share the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from engine_data import Corpus
+from measuring import describe
+from open_loop import Loop, Outcome, request
+
+from indexer import Document, open_index
+from lexvla.encoding import Encoding
+from search import Query, Searcher
+
+CLIENTS = 16
+QUERY_WORDS = 20
+SHARES = (0.5, 0.8, 2.0)  # of the rate that the server sustains
+LONGEST_SAMPLE = 5.0  # seconds between two looks at the server's memory
+HEAD = "| | searches/s | p50 ms | p95 ms | p99 ms | 200 | 429 | others | server MiB |"
+
+
+@contextmanager
+def serving(*options: str) -> Iterator[tuple[int, int]]:
+    """Run ``lexvla serve``; give its process id and its port."""
+    command = [sys.executable, "-m", "search.cli", "serve", "--port", "0", *options]
+    with tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen(command, stderr=log)  # noqa: S603 - our own command
+        try:
+            yield process.pid, _port(process, Path(f"/proc/self/fd/{log.fileno()}"))
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def _port(process: subprocess.Popen[bytes], log: Path) -> int:
+    while process.poll() is None:
+        if found := re.search(r"http://127\.0\.0\.1:([0-9]+)/", log.read_text()):
+            return int(found[1])
+        time.sleep(0.1)
+    raise SystemExit(log.read_text())
+
+
+def memory(pid: int) -> float:
+    """Return the resident memory of a process and of those that it started, in MiB."""
+    total = 0
+    for status in Path("/proc").glob("[0-9]*/status"):
+        try:
+            text = status.read_text()
+        except OSError:  # it has ended
+            continue
+        if re.search(rf"^(Pid|PPid):\t{pid}$", text, re.MULTILINE):
+            found = re.search(r"^VmRSS:\s+([0-9]+)", text, re.MULTILINE)
+            total += int(found[1]) if found else 0
+    return total / 1024
+
+
+def synthetic(folder: Path, documents: int) -> tuple[str, list[dict[str, Any]]]:
+    """Build an index of generated vectors; return its address and bodies of searches."""
+    corpus = Corpus(32_000, 125)
+    address = str(folder / "synthetic.lex")
+    with open_index(address, create=True) as index:
+        for first in range(0, documents, 50_000):
+            last = min(first + 50_000, documents)
+            names = [Document(f"d{i:07}") for i in range(first, last)]
+            index.add(names, Encoding(corpus.documents(first, last)))
+            index.commit()
+    queries = corpus.queries(200, QUERY_WORDS)
+    bodies = []
+    for row in range(queries.shape[0]):
+        own = queries[[row]]
+        terms = {str(c): float(w) for c, w in zip(own.indices, own.data, strict=True)}
+        bodies.append({"terms": terms, "legs": ["lexical"]})
+    return address, bodies
+
+
+def demo(folder: Path) -> tuple[str, list[dict[str, Any]]]:
+    """Build the demo's index; return its address and the labels as searches."""
+    from lexvla.data.demo_corpus import load_demo_corpus
+
+    address = str(folder / "demo.lex")
+    command = [sys.executable, "-m", "search.cli", "demo", "--index", address, "--json"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)  # noqa: S603 - our own
+    return address, [{"text": item.label} for item in load_demo_corpus()]
+
+
+def in_process(searcher: Searcher, bodies: Sequence[dict[str, Any]], seconds: float) -> Outcome:
+    """Search one after the other, without a server."""
+    outcome, started = Outcome(), time.perf_counter()
+    while (now := time.perf_counter()) < started + seconds:
+        body = bodies[len(outcome.took.get(200, ())) % len(bodies)]
+        given = {name: tuple(v) if isinstance(v, list) else v for name, v in body.items()}
+        searcher.answer(Query(**given))
+        outcome.took.setdefault(200, []).append(time.perf_counter() - now)
+    outcome.seconds = time.perf_counter() - started
+    return outcome
+
+
+def row(name: str, outcome: Outcome, mib: float | None = None) -> str:
+    """Return a line of the table."""
+    times = [f"{1000 * outcome.percentile(p):.1f}" for p in (50, 95, 99)]
+    counts = outcome.counts
+    others = sum(n for status, n in counts.items() if status not in (200, 429))
+    cells = [name, f"{outcome.rate:.0f}", *times, counts[200], counts[429], others]
+    return "| " + " | ".join(map(str, [*cells, "" if mib is None else f"{mib:.0f}"])) + " |"
+
+
+async def load(pid: int, port: int, requests: list[bytes], args: argparse.Namespace) -> list[str]:
+    """Ask a server at growing rates; return the lines of the table."""
+    loop = Loop(port, requests)
+    await loop.closed(4, min(args.seconds, 3.0))  # what is compiled and loaded at first
+    steady = await loop.closed(CLIENTS, args.seconds)
+    lines = [row(f"server, {CLIENTS} clients", steady, memory(pid))]
+    for share in SHARES:
+        outcome = await loop.open(share * steady.rate, args.seconds)
+        lines.append(row(f"server, by the clock, {share:g} x that rate", outcome, memory(pid)))
+    if args.soak:
+        lines += await soak(pid, loop, 0.8 * steady.rate, args.soak)
+    return lines
+
+
+async def soak(pid: int, loop: Loop, rate: float, seconds: float) -> list[str]:
+    """Ask for long, and compare the server's memory at the begin and at the end."""
+    samples: list[float] = []
+    pause = min(LONGEST_SAMPLE, seconds / 20)
+
+    async def watch() -> None:
+        while True:
+            samples.append(memory(pid))
+            await asyncio.sleep(pause)
+
+    watching = asyncio.create_task(watch())
+    outcome = await loop.open(rate, seconds)
+    watching.cancel()
+    tenth = max(len(samples) // 10, 1)
+    first, last = statistics.median(samples[tenth : 2 * tenth]), statistics.median(samples[-tenth:])
+    slope = np.polyfit(np.arange(len(samples)) * pause / 60, samples, 1)[0]
+    name = (
+        f"server, {seconds:.0f} s: {first:.0f} MiB, at the end {last:.0f} ({slope:+.2f} a minute)"
+    )
+    return [row(name, outcome, samples[-1])]
+
+
+def measure(name: str, folder: Path, args: argparse.Namespace) -> list[str]:
+    """Measure one corpus; return the lines of its table."""
+    options: tuple[str, ...] = ("--workers", str(args.workers))
+    if name == "demo":
+        from lexvla import LexVLA
+
+        address, bodies = demo(folder)
+        model: Any = LexVLA.from_pretrained()
+    else:
+        address, bodies = synthetic(folder, args.documents)
+        model, options = None, (*options, "--no-model")
+    with open_index(address) as index:
+        searcher = Searcher(model, index)
+        in_process(searcher, bodies, 1.0)
+        lines = [row("searcher, one thread", in_process(searcher, bodies, args.seconds))]
+        count = index.count()
+    requests = [request("/v1/search", json.dumps(body).encode()) for body in bodies]
+    with serving("--index", address, *options) as (pid, port):
+        lines += asyncio.run(load(pid, port, requests, args))
+    title = f"## {count:,} documents, {name}; {args.workers} worker{'s' * (args.workers > 1)}"
+    return [title, "", HEAD, "|---|" + "---:|" * 8, *lines, ""]
+
+
+def main() -> None:
+    """Run the parts that were asked for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--parts", nargs="+", choices=("demo", "synthetic"), default=None)
+    parser.add_argument("--seconds", type=float, default=8.0, help="of each measurement")
+    parser.add_argument("--documents", type=int, default=100_000, help="synthetic ones")
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--soak", type=float, default=0.0, metavar="SECONDS")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the tables there")
+    args = parser.parse_args()
+    lines = ["# The REST API under load", "", *machine_lines(), ""]
+    print("\n".join(lines))
+    with tempfile.TemporaryDirectory() as folder:
+        for name in args.parts or ("demo", "synthetic"):
+            table = measure(name, Path(folder), args)
+            print("\n".join(table), flush=True)
+            lines += table
+    if args.out:
+        args.out.write_text("\n".join(lines))
+
+
+def machine_lines() -> list[str]:
+    """Say what was measured on, and how."""
+    return [
+        f"{', '.join(describe(torch.device('cpu')).values())}; {date.today():%Y-%m-%d}.",
+        "",
+        "Server and clients share the machine. Searches by the clock come by a Poisson process;",
+        "their times count from when they were due. At twice the rate, the server answers what it",
+        "accepts and turns the rest away with 429.",
+    ]
+
+
+if __name__ == "__main__":
+    main()
