@@ -1,0 +1,100 @@
+"""The load generator of the API's benchmark: what it sends, counts and times."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    monkeypatch.delitem(sys.modules, "open_loop", raising=False)
+    return importlib.import_module("open_loop")
+
+
+def run(load: ModuleType, answer: Any, ask: Any) -> Any:
+    """Run a server that answers each request as told, and ask it."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while not reader.at_eof():
+            try:
+                await reader.readuntil(b"\r\n\r\n")
+                body = await reader.readexactly(2)
+            except asyncio.IncompleteReadError:
+                break
+            data = await answer(body)
+            if data is None:
+                break
+            writer.write(data)
+        writer.close()
+
+    async def both() -> Any:
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        async with server:
+            return await ask(load.Loop(port, [load.request("/", b"{}")]))
+
+    return asyncio.run(both())
+
+
+def says(status: int) -> bytes:
+    return f"HTTP/1.1 {status} X\r\nContent-Length: 3\r\n\r\nabc".encode()
+
+
+def test_answers_are_counted_by_status(load: ModuleType) -> None:
+    told = iter([200, 429, 200, 503] * 1000)
+
+    async def answer(body: bytes) -> bytes:
+        assert body == b"{}"
+        return says(next(told))
+
+    outcome = run(load, answer, lambda loop: loop.closed(1, 0.1))
+    counts, total = outcome.counts, outcome.counts.total()
+    assert total >= 4
+    assert counts[200] == (total + 1) // 2
+    assert counts.keys() == {200, 429, 503}
+    assert outcome.rate == counts[200] / outcome.seconds
+
+
+def test_a_lost_connection_is_no_answer(load: ModuleType) -> None:
+    async def answer(body: bytes) -> None:
+        return None
+
+    outcome = run(load, answer, lambda loop: loop.open(50, 0.2))
+    assert outcome.counts.keys() == {0}
+    assert outcome.rate == 0
+
+
+def test_by_the_clock_requests_do_not_wait_for_answers(load: ModuleType) -> None:
+    gate = asyncio.Event()
+    waiting = 0
+
+    async def answer(body: bytes) -> bytes:
+        nonlocal waiting
+        waiting += 1
+        if waiting == 10:
+            gate.set()
+        await asyncio.wait_for(gate.wait(), 10)
+        return says(200)
+
+    # Ten requests must be under way before the first is answered.
+    outcome = run(load, answer, lambda loop: loop.open(100, 0.4))
+    assert outcome.counts[200] == waiting >= 10
+    assert min(outcome.took[200]) >= 0
+
+
+def test_percentiles(load: ModuleType) -> None:
+    outcome = load.Outcome(2.0, {200: [0.4, 0.1, 0.3, 0.2], 429: [9.0]})
+    assert [outcome.percentile(p) for p in (0, 25, 50, 99)] == [0.1, 0.2, 0.3, 0.4]
+    assert outcome.percentile(50, 429) == 9.0
+    assert outcome.rate == 2.0
+    assert outcome.percentile(50, 503) != outcome.percentile(50, 503)  # not a number
