@@ -132,11 +132,12 @@ def _print_what_next(home: Path, first: str) -> None:
     where = shlex.quote(str(home))
     # The command as it was typed, if its folder is not on the PATH.
     lexvla = "lexvla" if shutil.which("lexvla") else shlex.quote(sys.argv[0])
-    print("Each hit: rank, score, name, id, and the words that it shares with the query with what")
-    print("each adds to the score. Next:")
+    print("Each hit: rank, score, name, id, the words that it shares with the query with what each")
+    print("adds to the score, and [dense], what the nearness of the dense vectors adds. Next:")
     query = shlex.quote(QUERIES[0])
     index = "" if home == _cache_home() / "demo.lex" else f" --index {where}"
     print(f"  {lexvla} search 'crying cat' --index {where} --explain --json")
-    print(f"  {lexvla} explain {first} {query} --index {where} --heatmap heatmap.png")
+    print(f"  {lexvla} search heart --index {where} --require blue --ban red")
+    print(f"  {lexvla} explain {first} {query} --index {where} --picture why.png")
     print(f"  {lexvla} demo --serve{index}   # the page, at http://127.0.0.1:8080/")
     print(f"The index is in {home}")

@@ -340,7 +340,7 @@ class TestDemo:
         for line in out.splitlines():
             if line.startswith("  lexvla explain"):
                 assert cli.main(shlex.split(line)[1:]) == 0
-        assert (tmp_path / "heatmap.png").is_file()
+        assert (tmp_path / "why.png").is_file()
 
     def test_json(self, tmp_path: Path, capsys: Capture) -> None:
         place = str(tmp_path / "here.lex")
