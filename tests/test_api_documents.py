@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 from collections.abc import Iterator
@@ -190,3 +191,22 @@ def test_what_another_process_commits_is_seen(client: TestClient, tmp_path: Path
     assert ids(client.post("/v1/search", json={"text": "red"})) == []
     assert client.get("/v1/documents/flag").json()["text"] == "new"
     assert client.get("/v1/documents/apple").status_code == 404
+
+
+def test_a_full_disk_is_told_and_what_was_committed_stays(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = client.app.state.service.writer
+    real, calls = writer.put, []
+
+    def put_once(parts: Any) -> None:
+        calls.append(parts)
+        if len(calls) > 1:
+            raise OSError(errno.ENOSPC, "No space left on device", "/secret/place")
+        real(parts)
+
+    monkeypatch.setattr(writer, "put", put_once)
+    answer = put(client, *[{"id": f"d{i}", "text": "red"} for i in range(100)])
+    assert (answer.status_code, answer.json()["indexed"]) == (507, 64)
+    assert answer.json()["detail"] == "No space left on device"
+    assert client.get("/v1/index").json()["count"] == 4 + 64

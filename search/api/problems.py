@@ -48,6 +48,7 @@ _KINDS = {
     "internal": (500, "The server failed"),
     "writer-busy": (503, "Another process writes to the index"),
     "unavailable": (503, "A part of the server does not answer"),
+    "not-stored": (507, "The index cannot be written"),
 }
 _OF_ERRORS: tuple[tuple[type[LexVLAError], str], ...] = (
     (InputError, "invalid"),

@@ -115,7 +115,10 @@ class Upsert:
         stored = {document.id for documents, _ in parts for document in documents}
         if stored:
             # Shielded: a commit that has begun is finished, whatever becomes of the request.
-            await asyncio.shield(self.service.write(lambda: self.service.writer.put(parts)))
+            try:
+                await asyncio.shield(self.service.write(lambda: self.service.writer.put(parts)))
+            except OSError as error:  # the disk is full, or may not be written to
+                raise Problem("not-stored", error.strerror or str(error)) from error
         count = lines - (len(items) - len(stored))
         self.indexed += count
         self.service.metrics.indexed.inc(count)
