@@ -165,7 +165,8 @@ needs_server = pytest.mark.elasticsearch
         ((502, None), EngineUnavailableError, "HTTP 502"),
     ],
 )
-def test_what_a_server_answers(index, answer, error, says):
+def test_what_a_server_answers(index, answer, error, says, monkeypatch):
+    monkeypatch.setattr(writer, "PAUSES", ())
     elastic_fakes.through(index, lambda method, target, body: answer)
     for ask in (
         lambda: index.count(),

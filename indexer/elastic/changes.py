@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from indexer.base import Document
@@ -73,7 +74,7 @@ class Changes:
         found: dict[str, str] = {}
         for start in range(0, len(ids), LOOKED_UP):
             names = list(ids[start : start + LOOKED_UP])
-            for each in patiently(lambda names=names: self._look_up(names)):
+            for each in patiently(partial(self._look_up, names)):
                 if each.get("found"):
                     found[each["_id"]] = each["_source"]["fingerprint"]
         return found

@@ -189,7 +189,8 @@ def refusal(place: Place, status: int, body: Any) -> LexVLAError:
     if "compatible-with" in reason or "media_type_header" in kind:
         import elasticsearch
 
-        major, client = elasticsearch.__version__[0], elasticsearch.__versionstr__
+        major = elasticsearch.__version__[0]
+        client = ".".join(map(str, elasticsearch.__version__))
         rule = (
             f"the Python client elasticsearch {client} speaks to servers of its own and the next "
             f"major version, {major} and {major + 1}, and this is another; pip install "
