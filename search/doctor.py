@@ -180,6 +180,9 @@ _CHECKS: tuple[Callable[[], Check], ...] = (
         "inverted lists for dense legs of 100,000 rows or more",
         "pip install 'lexvla[fast]'",
     ),
+    _package(
+        "FastAPI", "fastapi", "lexvla serve, the page and the API", "pip install 'lexvla[serve]'"
+    ),
     _java,
     _package("Pyserini", "pyserini", LUCENE, "pip install 'lexvla[pyserini]'"),
     _elastic,
