@@ -82,13 +82,13 @@ class Query:
         if self.text is not None:
             _check_text(self.text, "a query's text")
         for name in ("terms", "boost"):
-            _check_weights(name, getattr(self, name))
+            object.__setattr__(self, name, _weights(name, getattr(self, name)))
         for name in ("ban", "require"):
             object.__setattr__(self, name, _words(name, getattr(self, name)))
         if not self.has_text and self.image is None and not self.terms:
             raise InputError(self.text or "", "a query must have a text or an image, or terms")
         if self.region is not None:
-            _check_region(self.region, self.image)
+            object.__setattr__(self, "region", _region(self.region, self.image))
         if self.filter is not None:
             Filter.parse(self.filter)
         if self.legs is not None:
@@ -296,7 +296,7 @@ def _check_word(name: str, word: object) -> None:
         raise InputError(cast(str, word), f"a word of {name} must not be blank")
 
 
-def _check_weights(name: str, weights: object) -> None:
+def _weights(name: str, weights: object) -> dict[str, float]:
     if not isinstance(weights, Mapping):
         raise InputError(name, f"must be weights by word, not {weights!r}")
     _check_count(name, len(weights))
@@ -306,6 +306,7 @@ def _check_weights(name: str, weights: object) -> None:
             what = "a weight" if name == "terms" else "a factor"
             limits = f"from {LEAST_WEIGHT:g} to {GREATEST_WEIGHT:,.0f}"
             raise InputError(word, f"{what} of {name} must be a number {limits}, not {weight!r}")
+    return {word: float(weight) for word, weight in weights.items()}
 
 
 def _words(name: str, words: object) -> tuple[str, ...]:
@@ -331,7 +332,7 @@ def _legs(legs: object) -> tuple[Leg, ...]:
     return tuple(leg for leg in LEGS if leg in legs)
 
 
-def _check_region(region: object, image: object) -> None:
+def _region(region: object, image: object) -> tuple[float, ...]:
     if image is None:
         raise InputError("region", "goes with an image only")
     values = list(region) if isinstance(region, Sequence | np.ndarray) else []
@@ -342,6 +343,7 @@ def _check_region(region: object, image: object) -> None:
     if x < 0 or y < 0 or width <= 0 or height <= 0:
         rule = "must have a place of at least 0 and a size above 0"
         raise InputError(f"region {tuple(values)}", rule)
+    return tuple(map(float, values))
 
 
 def _pixels(

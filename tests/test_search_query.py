@@ -178,6 +178,14 @@ def test_terms() -> None:
         assert vector(Query(text="red", terms={"green": weight})) == near(half, half)
 
 
+def test_a_query_keeps_its_own_plain_numbers() -> None:
+    terms, region = {"red": np.float32(2)}, [np.int64(0), 0, 8, 8]
+    query = Query(image=spot("red", (1, 2)), region=region, terms=terms)
+    terms["green"] = np.float32(1)
+    data = json.loads(json.dumps(query.to_dict()))
+    assert (data["terms"], data["region"]) == ({"red": 2}, [0, 0, 8, 8])
+
+
 def test_boosts() -> None:
     plain = vector(Query(text="red green"))
     boosted = vector(Query(text="red green", boost={"RED": 2}))
