@@ -41,7 +41,7 @@ class Limits:
     offset: int = 10_000
     words: int = 256
     items: int = 64
-    concurrency: int = 64
+    concurrency: int = 32
     upserts: int = 4
     threads: int = 8
     writer_seconds: float = 10.0
