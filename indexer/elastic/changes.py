@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from indexer.base import Document
-from indexer.elastic.connection import elastic_errors
+from indexer.elastic.connection import elastic_errors, found_documents
 from indexer.elastic.layout import FLAT, FLAT_DOCUMENTS, GRAPH, ID
 from indexer.elastic.store import Store
 from indexer.elastic.writer import check_rows, check_terms, load, patiently
@@ -79,12 +79,12 @@ class Changes:
                     found[each["_id"]] = each["_source"]["fingerprint"]
         return found
 
-    def _look_up(self, names: list[str]) -> list[dict[str, Any]]:
+    def _look_up(self, names: list[str]) -> list[Mapping[str, Any]]:
         with elastic_errors(self._place):
             answer = self._client.mget(
                 index=self._store.index, ids=names, source_includes=["fingerprint"]
             )
-        return list(answer["docs"])
+        return found_documents(self._place, answer.body)
 
     def commit(self, vocabulary: Vocabulary) -> None:
         """Send all that is staged, and show it.

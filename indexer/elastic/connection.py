@@ -22,7 +22,15 @@ from lexvla.errors import (
 if TYPE_CHECKING:
     from elasticsearch import Elasticsearch
 
-__all__ = ["SCHEME", "Place", "connect", "elastic_errors", "may_pass", "refusal"]
+__all__ = [
+    "SCHEME",
+    "Place",
+    "connect",
+    "elastic_errors",
+    "found_documents",
+    "may_pass",
+    "refusal",
+]
 
 SCHEME = "elasticsearch+"
 FORM = "elasticsearch+http(s)://host:9200/name"
@@ -208,6 +216,21 @@ def refusal(place: Place, status: int, body: Any) -> LexVLAError:
     if status in (408, 429) or status >= 500 or "block" in kind:
         return EngineUnavailableError(f"{place}: the server cannot do it now: {said}")
     return LexVLAError(f"{place}: the server refuses: {said}")
+
+
+def found_documents(place: Place, answer: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the documents of a multi-get; one that cannot be read is not one that is not there.
+
+    Raises:
+        EngineUnavailableError: A shard cannot be read now.
+        IndexCorruptError: There is no such index any more.
+    """
+    documents: list[Mapping[str, Any]] = answer["docs"]
+    for each in documents:
+        if "error" in each:
+            status = 404 if _cause(each)[0] == "index_not_found_exception" else 503
+            raise refusal(place, status, each)
+    return documents
 
 
 def _cause(body: Any) -> tuple[str, str]:
