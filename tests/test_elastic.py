@@ -211,6 +211,21 @@ def test_several_legs_by_one_request(index, monkeypatch):
     assert [target.partition("?")[0] for target in sent] == ["/_msearch"]
 
 
+def test_many_hits_of_many_queries_come_by_several_requests(index, monkeypatch):
+    fill(index, "a", "b", "c")
+    queries = encode([{0: 1.0, 3: i / 8} for i in range(10)], patches=False)
+    expected = index.search(queries, 2)
+    monkeypatch.setattr(answers, "REQUEST_HITS", 7)
+    sent = []
+    elastic_fakes.through(index, lambda method, target, body: sent.append(len(body)))
+    for found, whole in zip(index.search(queries, 2), expected, strict=True):
+        assert (found.ids, found.scores.tolist()) == (whole.ids, whole.scores.tolist())
+    assert sent == [6, 6, 6, 2]  # a header and a body for each
+    sent.clear()
+    assert len(index.search(queries, 100)) == 10
+    assert sent == [2] * 10
+
+
 def test_a_large_dense_leg_gets_a_graph(index, monkeypatch):
     monkeypatch.setattr(changes, "FLAT_DOCUMENTS", 50)
     rng = np.random.default_rng(1)
