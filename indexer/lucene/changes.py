@@ -89,9 +89,9 @@ class Changes:
             if staging.documents:
                 documents, encoding = staging.rows()
                 given = {} if self._quantizer is None else {"lexical": self._quantizer}
-                before = state.quantizers
+                known = state.legs.keys()
                 state = state.with_rows(encoding, given)
-                if state.quantizers != before:
+                if state.legs.keys() != known:  # the scale of a leg was fixed, once for all
                     self._store.save_quantizers(state.quantizers)
                 writer.add(documents, encoding, state, impact_terms(vocabulary))
             writer.commit(state)

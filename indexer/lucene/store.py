@@ -2,7 +2,8 @@
 
 vocabulary.json      the terms of the lexical columns
 quantization.json    how weights became integers, for people and other programs; an index of ours
-                     says it in its commits too, and goes by these
+                     says it in its commits too, and goes by these. Its least and greatest
+                     weights are those of the commit that fixed the scale
 the other files      are Lucene's; ``write.lock`` is locked by the one writer
 """
 
