@@ -11,7 +11,7 @@ from scipy import sparse
 
 from indexer.base import Fetched, Leg, Results
 from indexer.elastic.answers import Answers, ElasticExplanation, results
-from indexer.elastic.connection import elastic_errors
+from indexer.elastic.connection import elastic_errors, found_documents
 from indexer.elastic.layout import FILTER, ID, SHOWN, document_of
 from indexer.elastic.requests import WINDOW, dense_scale, leg_query
 from indexer.elastic.selection import selection
@@ -68,10 +68,9 @@ class Reader:
         for leg in legs:
             self.check_leg(queries, leg, k)
             for row in range(len(queries)):
-                query = queries[row]
-                made = leg_query(query, leg, self._vocabulary.terms, self._meta, k, chosen)
+                made = leg_query(queries, leg, self._vocabulary.terms, self._meta, k, chosen, row)
                 if made is not None:
-                    places.append((leg, row, self._scale(query, leg)))
+                    places.append((leg, row, self._scale(queries, row, leg)))
                     asked.append(made)
         none = Results([], np.empty(0))
         found: dict[Leg, list[Results]] = {leg: [none] * len(queries) for leg in legs}
@@ -160,7 +159,7 @@ class Reader:
                     realtime=False,
                     source_includes=[*SHOWN, "vectors"],
                 )
-            for each in answer["docs"]:
+            for each in found_documents(self._place, answer.body):
                 if not each.get("found"):
                     raise KeyError(each["_id"])
                 found[each["_id"]] = each["_source"]
@@ -196,10 +195,10 @@ class Reader:
             rule = f"Elasticsearch gives at most {WINDOW:,} hits by dense vectors, not {k:,}"
             raise UnsupportedError(f"{self._place}: {rule}")
 
-    def _scale(self, query: Encoding, leg: Leg) -> float | None:
-        if leg != "dense" or query.dense is None:
+    def _scale(self, queries: Encoding, row: int, leg: Leg) -> float | None:
+        if leg != "dense" or queries.dense is None:
             return None
-        return dense_scale(query.dense[0], self._meta)
+        return dense_scale(queries.dense[row], self._meta)
 
     def _chosen(self, text: str | None) -> Json | None:
         return None if text is None else selection(Filter.parse(text), self._matching)
