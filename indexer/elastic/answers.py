@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
@@ -27,6 +27,7 @@ __all__ = ["Answers", "ElasticExplanation", "Product", "results"]
 Json = dict[str, Any]
 
 REQUEST_BYTES = 16 * 1024 * 1024  # of several searches together
+REQUEST_HITS = 100_000  # of their answers together
 CLAUSES = 1000  # named words of one request: servers take 1,024 at least
 PIT_TIME = "2m"
 TOLERANCE = 1e-5  # of a score against the sum of its parts, which float32 adds in another order
@@ -92,9 +93,10 @@ class Answers:
         if k > WINDOW:
             return [self._deep(query, k) for query in queries]
         found: list[list[tuple[str, float]]] = []
-        for batch in _batches(search_body(query, k) for query in queries):
-            header: Json = {"index": self._index, "allow_partial_search_results": False}
-            searches = [part for body in batch for part in (header, body)]
+        header = json.dumps({"index": self._index, "allow_partial_search_results": False})
+        for batch in _batches((search_body(query, k) for query in queries), REQUEST_HITS // k):
+            # As text: their length is known from it, and the client sends it as it is.
+            searches: Any = [part for body in batch for part in (header, body)]
             with elastic_errors(self._place):
                 answered = self._client.msearch(searches=searches, filter_path=_MANY)
             for each in answered["responses"]:
@@ -212,20 +214,21 @@ def results(hits: Sequence[tuple[str, float]], scale: float | None = None) -> Re
     return Results([name for name, _ in hits[:count]], scores[:count])
 
 
-def _batches(bodies: Iterator[Json]) -> Iterator[list[Json]]:
-    """Group searches into requests that are not too large."""
-    batch: list[Json] = []
+def _batches(bodies: Iterable[Json], most: int) -> Iterator[list[str]]:
+    """Give searches as text, grouped into requests that are not too large.
+
+    Args:
+        bodies: The searches.
+        most: How many may be in one request; one at least is.
+    """
+    batch: list[str] = []
     size = 0
     for body in bodies:
-        length = _length(body)
-        if batch and size + length > REQUEST_BYTES:
+        text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
+        if batch and (size + len(text) > REQUEST_BYTES or len(batch) >= most):
             yield batch
             batch, size = [], 0
-        batch.append(body)
-        size += length
+        batch.append(text)
+        size += len(text)
     if batch:
         yield batch
-
-
-def _length(body: Mapping[str, Any]) -> int:
-    return len(json.dumps(body))
