@@ -11,6 +11,8 @@ from search.api.problems import Problem
 __all__ = ["Fetcher"]
 
 _CONNECT_SECONDS, _TOTAL_SECONDS = 5.0, 10.0
+# As it is: what is small when compressed may be large.
+_HEADERS = {"Accept": "image/*", "Accept-Encoding": "identity"}
 
 
 class Fetcher:
@@ -38,12 +40,12 @@ class Fetcher:
                 asyncio.timeout(_TOTAL_SECONDS),
                 # Without the environment: no proxy, and no passwords of a .netrc.
                 httpx2.AsyncClient(trust_env=False, timeout=_CONNECT_SECONDS) as client,
-                client.stream("GET", address, headers={"Accept": "image/*"}) as response,
+                client.stream("GET", address, headers=_HEADERS) as response,
             ):
                 if response.status_code != 200:
                     raise _refused(f"its host answered {response.status_code}, not 200")
                 body = bytearray()
-                async for chunk in response.aiter_bytes():
+                async for chunk in response.aiter_raw():
                     body += chunk
                     if len(body) > self._most:
                         raise _refused(f"is larger than {self._most:,} bytes")
