@@ -72,8 +72,14 @@ def assert_sums_to_score(hit: dict[str, Any]) -> None:
     for match in matches:
         product = match["query_weight"] * match["document_weight"]
         assert math.isclose(product, match["product"], rel_tol=1e-6)
-    total = math.fsum(match["product"] for match in matches)
+    parts = {part["leg"]: part for part in hit["explanation"]["parts"]}
+    total = math.fsum(part["part"] for part in parts.values())
     assert math.isclose(total, hit["score"], rel_tol=1e-6)
+    # The words' products are the lexical leg's score, and their parts what that leg adds.
+    products = math.fsum(match["product"] for match in matches)
+    assert math.isclose(products, parts["lexical"]["score"], rel_tol=1e-6)
+    words = math.fsum(match["part"] for match in matches)
+    assert math.isclose(words, parts["lexical"]["part"], rel_tol=1e-6, abs_tol=1e-12)
 
 
 def test_the_wheel_holds_all_that_is_needed(wheel: Path) -> None:
