@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 import elasticsearch_server
 
 URL = "LEXVLA_ELASTICSEARCH_URL"
+_OURS = f"lexvla-test-{os.getpid()}-"  # several runs may share a server
 _started: dict[str, str] = {}
 
 
@@ -64,8 +65,8 @@ def stop() -> None:
 
 def address(name: object) -> str:
     """Return the address of an index of its own for a path or name."""
-    short = uuid.uuid5(uuid.NAMESPACE_URL, f"{os.getpid()} {name}").hex[:16]
-    return f"elasticsearch+{url()}/lexvla-test-{short}"
+    short = uuid.uuid5(uuid.NAMESPACE_URL, str(name)).hex[:16]
+    return f"elasticsearch+{url()}/{_OURS}{short}"
 
 
 @contextmanager
@@ -74,7 +75,7 @@ def cleaned() -> Iterator[None]:
     try:
         yield
     finally:
-        drop("lexvla-test-*")
+        drop(f"{_OURS}*")
 
 
 def drop(pattern: str) -> None:
