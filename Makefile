@@ -1,5 +1,5 @@
 # make demo: build a small index and search it.   make test: run the tests.
-# make engines: get what the tests of Lucene and Elasticsearch need; without it they are skipped.
+# make engines: get what the tests of Lucene, Elasticsearch and the page need; without it they are skipped.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
