@@ -60,6 +60,9 @@ def read_keys(path: Path) -> list[Key]:
         if version > _FORMAT_VERSION:
             raise LexVLAError(f"{path}: keys of format {version} are newer than this program")
         keys = [Key(**each) for each in data["keys"]]
+    except FileNotFoundError as error:
+        made = f"lexvla api-key --scope write --keys {path}"
+        raise LexVLAError(f"{path}: no such file of keys; make one with: {made}") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise LexVLAError(f"{path}: no readable file of keys ({error})") from error
     for key in keys:
