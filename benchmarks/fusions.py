@@ -1,0 +1,119 @@
+"""Compare fusions on the bundled emoji, found by their pixels through a whole index.
+
+    python benchmarks/fusions.py [--model M] [--index DIR] [--json]
+
+Labels are asked for their one drawing, tags for the drawings that people gave them; both are as in
+``benchmarks/noto.py``, but that equal scores stand by id. Needs the extra ``evaluation``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from indexer import Document, Index, open_index
+from lexvla import LexVLA
+from lexvla.data.demo_corpus import DemoItem, load_demo_corpus
+from search import Fusion, Query, ReciprocalRank, Searcher, Weighted
+from search.commands import load_model
+from search.evaluation.measures import measure
+from search.evaluation.noto import tag_relevance
+
+LABEL_MEASURES, TAG_MEASURES = ["R@1", "R@5", "R@10"], ["nDCG@10"]
+TIMED = 200  # queries
+FUSIONS: dict[str, Fusion] = {
+    # A leg's own order, as the fusion of it alone.
+    "lexical": ReciprocalRank(weights={"lexical": 1.0}),
+    "dense": ReciprocalRank(weights={"dense": 1.0}),
+    "rrf": ReciprocalRank(),
+    "rrf, constant 10": ReciprocalRank(10),
+    "weighted, raw": Weighted(None, "raw"),
+    "weighted, zscore": Weighted(None, "zscore"),
+    "weighted, minmax": Weighted(None, "minmax"),
+}
+
+Qrels = Mapping[str, Mapping[str, int]]
+
+
+@contextmanager
+def indexed(items: list[DemoItem], model: LexVLA, address: str | None) -> Iterator[Index]:
+    """Yield an open index of the drawings: that of ``lexvla demo``, or one made for this run."""
+    if address is not None:
+        with open_index(address) as index:
+            yield index
+        return
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        open_index(f"{folder}/noto.lex", create=True, vocabulary=model.vocabulary) as index,
+    ):
+        for start in range(0, len(items), 64):
+            part = items[start : start + 64]
+            images = model.encode_image([item.image for item in part])
+            index.add([Document(item.id) for item in part], images)
+        index.commit()
+        yield index
+
+
+def compare(
+    searcher: Searcher, queries: Mapping[str, str], qrels: Qrels, measures: list[str]
+) -> dict[str, dict[str, float]]:
+    """Return each measure by fusion."""
+    runs: dict[str, dict[str, dict[str, float]]] = {name: {} for name in FUSIONS}
+    for query, text in queries.items():
+        answers = searcher.leg_answers(Query(text=text))
+        for name, fusion in FUSIONS.items():
+            ranked = [one.id for one in fusion.fuse(answers)]
+            # Places as scores: tools read scores as float32, in which some would be equal.
+            runs[name][query] = {one: float(-place) for place, one in enumerate(ranked)}
+    return {name: dict(measure(run, qrels, measures).mean) for name, run in runs.items()}
+
+
+def milliseconds(searcher: Searcher, texts: list[str]) -> dict[str, float]:
+    """Return the median time of a search by fusion, without that of encoding the query."""
+    times: dict[str, float] = {}
+    for name, fusion in FUSIONS.items():
+        queries = [Query(text=text, fusion=fusion) for text in texts]
+        seconds = [searcher.answer(query).search_seconds for query in queries]
+        times[name] = 1000 * statistics.median(seconds)
+    return times
+
+
+def main() -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model", metavar="M", help="a saved model; else the default one")
+    parser.add_argument("--index", metavar="DIR", help="the index of lexvla demo, by that model")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    args = parser.parse_args()
+    items, model = load_demo_corpus(), load_model(args.model)
+    tags, relevant = tag_relevance(items)
+    labels = {item.id: item.label for item in items}
+    own = {item.id: {item.id: 1} for item in items}
+    bearers = {
+        tag: {items[i].id: 1 for i in row.nonzero()[0]}
+        for tag, row in zip(tags, relevant, strict=True)
+    }
+    with indexed(items, model, args.index) as index:
+        searcher = Searcher(model, index)
+        figures = compare(searcher, labels, own, LABEL_MEASURES)
+        by_tag = compare(searcher, {tag: tag for tag in tags}, bearers, TAG_MEASURES)
+        times = milliseconds(searcher, tags[:TIMED])
+    for name, row in figures.items():
+        row |= {"tags nDCG@10": by_tag[name]["nDCG@10"], "ms": times[name]}
+    if args.json:
+        json.dump({"model": model.name, "figures": figures}, sys.stdout, indent=2)
+        print()
+        return
+    columns = [*LABEL_MEASURES, "tags nDCG@10", "ms"]
+    print(f"{'':20}" + "".join(f"{column:>14}" for column in columns))
+    for name, row in figures.items():
+        print(f"{name:20}" + "".join(f"{row[column]:14.4f}" for column in columns))
+
+
+if __name__ == "__main__":
+    main()
