@@ -129,7 +129,8 @@ def test_facts_health_and_the_page(client: TestClient) -> None:
     page = client.get("/")
     assert page.headers["content-type"].startswith("text/html")
     assert "script-src 'self'" in page.headers["content-security-policy"]
-    assert client.get("/static/app.js").status_code == 200
+    answer = client.get("/static/app.js")
+    assert (answer.status_code, answer.headers["Cache-Control"]) == (200, "no-cache")
     for path in ("/static/../app.py", "/static/%2e%2e/app.py", "/static//etc/passwd"):
         assert client.get(path).status_code == 404
 

@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
+from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 
 from lexvla.encoding import Encoder
@@ -31,6 +32,14 @@ __all__ = ["create_app"]
 
 _BODIES = (SearchRequest, ExplainRequest, EncodeRequest, DocumentLine, ProblemModel)
 _SCHEMAS = "#/components/schemas/"
+
+
+class _Page(StaticFiles):
+    def file_response(self, *args: Any, **kwargs: Any) -> Response:
+        """Answer with a file that browsers ask for again: modules of two versions must not mix."""
+        response = super().file_response(*args, **kwargs)
+        response.headers["Cache-Control"] = "no-cache"
+        return response
 
 
 def create_app(settings: Settings, model: Encoder | None) -> FastAPI:
@@ -67,7 +76,7 @@ def create_app(settings: Settings, model: Encoder | None) -> FastAPI:
     handle_errors(app)
     for module in (search_routes, document_routes, index_routes):
         app.include_router(module.router)
-    app.mount("/static", StaticFiles(directory=index_routes.STATIC), name="static")
+    app.mount("/static", _Page(directory=index_routes.STATIC), name="static")
     app.add_middleware(Frame, metrics=metrics, hosts=settings.hosts, admission=service.admission)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
