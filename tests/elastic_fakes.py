@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import socket
 import sys
 import uuid
@@ -47,12 +48,25 @@ def url() -> str:
     if named := os.environ.get(URL):
         return named.rstrip("/")
     if "url" not in _started:
-        with socket.create_server(("127.0.0.1", 0)) as taken:
-            port = taken.getsockname()[1]
-        port = 20_000 + port % 20_000  # that of nodes is 100 above
+        port = free_port()
         _started["url"] = elasticsearch_server.start(port=port, fresh=True)
         _started["port"] = str(port)
     return _started["url"]
+
+
+def free_port() -> int:
+    """Return a port of which the one for nodes, 100 above, is free too."""
+    while True:
+        # Below those that the system gives to connections: one may be taken at any time.
+        port = random.SystemRandom().randrange(20_000, 32_000)
+        try:
+            with (
+                socket.create_server(("127.0.0.1", port)),
+                socket.create_server(("127.0.0.1", port + 100)),
+            ):
+                return port
+        except OSError:
+            continue
 
 
 def stop() -> None:

@@ -109,7 +109,7 @@ def test_a_server_with_passwords(monkeypatch):
 
     if not script.home(script.VERSION).is_dir():
         pytest.skip("needs a server of its own: run scripts/elasticsearch_server.py get")
-    port = 9471
+    port = elastic_fakes.free_port()
     try:
         address = f"elasticsearch+{script.start(port=port, fresh=True, password='geheim')}/photos"
         with pytest.raises(EngineUnavailableError, match="set ELASTIC_API_KEY"):
