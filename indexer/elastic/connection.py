@@ -246,7 +246,7 @@ def _cause(body: Any) -> tuple[str, str]:
         cause = cause["caused_by"]
     reason = str(root.get("reason") or "")
     if inner := str(cause.get("reason") or ""):
-        reason = reason if inner in reason else f"{reason}: {inner}"
+        reason = reason if inner in reason else f"{reason}: {inner}" if reason else inner
     return kind, _short(reason)
 
 

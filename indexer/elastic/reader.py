@@ -188,8 +188,9 @@ class Reader:
             raise UnsupportedError(f"{self._place} has no {leg} leg")
         if leg not in given:
             raise UnsupportedError(f"the queries have no {leg} leg")
-        if widths and widths[leg] != given[leg]:
-            rule = f"{leg} has {widths[leg]} columns in the index, {given[leg]} here"
+        width = widths.get(leg, len(self._vocabulary) if leg == "lexical" else 0)
+        if width and width != given[leg]:
+            rule = f"{leg} has {width} columns in the index, {given[leg]} here"
             raise VocabularyMismatchError(f"{self._place}: {rule}")
         if leg == "dense" and k > WINDOW and self.count() > WINDOW:
             rule = f"Elasticsearch gives at most {WINDOW:,} hits by dense vectors, not {k:,}"

@@ -44,7 +44,7 @@ def named_terms(
         row: The query's.
     """
     rows = queries.lexical if leg == "lexical" else queries.codes
-    if rows is None:
+    if rows is None or (leg == "lexical" and not terms):  # an index that is empty yet
         return {}
     span = slice(*rows.indptr[row : row + 2].tolist())
     columns, weights = rows.indices[span].tolist(), rows.data[span].tolist()

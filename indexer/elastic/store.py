@@ -30,7 +30,7 @@ __all__ = ["Store"]
 # writes to an index that was deleted meanwhile; else it would make a new one for them.
 _WRITE = "-write"
 
-_WAIT = "10s"  # for an index that is just coming up
+_WAIT = "30s"  # for an index that is just coming up
 _FRESH = 1.0  # seconds for which the alias is not looked up again
 _REPLICAS = ("number_of_replicas", "auto_expand_replicas")
 
@@ -127,6 +127,7 @@ class Store:
                     settings=settings(shards),
                     mappings=mappings(meta),
                     aliases={self.place.name: {}, name + _WRITE: {}},
+                    wait_for_active_shards=0,  # `wait` does
                 )
             except elasticsearch.BadRequestError as error:
                 if error.error != "resource_already_exists_exception":
@@ -158,6 +159,7 @@ class Store:
                 settings={**wanted, "auto_expand_replicas": False, "number_of_replicas": 0},
                 mappings=mappings(meta),
                 aliases={self.target: {}},
+                wait_for_active_shards=0,
             )
         self._is_being_built = True
         self.check()
