@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from collections.abc import Iterator
@@ -277,9 +278,10 @@ def test_documents_that_the_server_refuses_are_named_and_the_others_stay(address
         fill(index, "a")
 
         index.add(documents("bcde"), encode([{0: 1.0}] * 4))
+        rows = writer.sources(*index._changes.staging.rows(), VOCABULARY.terms)
         spoiled = [
-            {**source, "unknown": 1} if source["id"] in "ce" else source
-            for source in writer.sources(*index._changes.staging.rows(), VOCABULARY.terms)
+            json.dumps({**source, "unknown": 1} if source["id"] in "ce" else source)
+            for source in map(json.loads, rows)
         ]
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(writer, "sources", lambda *_: iter(spoiled))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 
@@ -29,13 +29,13 @@ UNAVAILABLE = 503  # of HTTP: no shard takes it
 LEAST_WEIGHT = float(np.finfo(np.float32).smallest_normal)  # the server refuses smaller ones
 
 PIECE = 1000  # documents that are sent again as one if the connection is cut
-BULK = 250  # documents of a request
+BULK = 500  # documents of a request
 BULK_BYTES = 10 * 1024 * 1024
 TRIES = 8  # of documents that the server is too busy for
 SHARD_WAIT = "10s"  # for shards that are just coming up, within a request
 PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)  # seconds between tries to reach the server
 
-Action = dict[str, Any]
+Action = tuple[dict[str, Any], str | None]  # what to do with which document, and it as JSON
 
 
 class Refused(NamedTuple):
@@ -128,11 +128,11 @@ def _actions(
     terms: Sequence[str],
 ) -> Iterator[Action]:
     for name in deleted:
-        yield {"_op_type": "delete", "_index": index, "_id": name}
+        yield {"delete": {"_index": index, "_id": name}}, None
     if rows is not None:
         documents, encoding = rows
         for document, source in zip(documents, sources(documents, encoding, terms), strict=True):
-            yield {"_op_type": "index", "_index": index, "_id": document.id, "_source": source}
+            yield {"index": {"_index": index, "_id": document.id}}, source
 
 
 def patiently(ask: Callable[[], T]) -> T:
@@ -172,7 +172,8 @@ def _send_once(client: Elasticsearch, piece: list[Action]) -> list[Refused]:
 
     answers = streaming_bulk(
         client,
-        piece,
+        cast(Any, piece),
+        expand_action_callback=cast(Any, tuple),  # they are what it would make of them
         require_alias=True,
         chunk_size=BULK,
         max_chunk_bytes=BULK_BYTES,
