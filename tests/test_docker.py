@@ -5,15 +5,27 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import shutil
+import signal
+import socket
 import stat
 import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
+import elastic_fakes
+from api_server import request, status_of, talk
 from docker_fakes import recording_server
+from search import cli
+from search_fakes import PICTURES, save_pictures
 
 DOCKER = Path(__file__).resolve().parent.parent / "docker"
 
@@ -66,6 +78,37 @@ def test_the_server_of_the_tests_is_the_server_of_the_compose_file():
         compose()[name]["image"].rpartition(":")[2] for name in ("elasticsearch", "setup")
     }
     assert f'\nVERSION = "{version}"\n' in script
+
+
+def test_the_password_of_the_server_comes_from_its_secret_whatever_its_mode():
+    service = compose()["elasticsearch"]
+    # By ELASTIC_PASSWORD_FILE the image takes files of mode 0400 or 0600 only.
+    assert "ELASTIC_PASSWORD_FILE" not in service["environment"]
+    (command,) = service["command"]
+    assert service["secrets"] == ["elastic_password"]
+    assert "$$(cat /run/secrets/elastic_password)" in command
+    assert command.endswith("exec /usr/local/bin/docker-entrypoint.sh eswrapper")
+
+
+def test_the_api_waits_for_its_role_and_prometheus_asks_it():
+    services = compose()
+    assert services["api"]["depends_on"] == {
+        "setup": {"condition": "service_completed_successfully"}
+    }
+    scraped = yaml.safe_load((DOCKER / "prometheus.yml").read_text())["scrape_configs"]
+    assert [
+        target for job in scraped for each in job["static_configs"] for target in each["targets"]
+    ] == ["api:8080"]
+    command = services["api"]["command"]
+    assert command[command.index("--port") + 1] == "8080"
+
+
+def test_what_images_run_is_what_the_command_takes():
+    image = (DOCKER / "Dockerfile").read_text().rpartition("CMD ")[2]
+    for command in (compose()["api"]["command"], json.loads(image)):
+        args = cli.build_parser().parse_args(command)
+        assert (args.host, args.port, args.create) == ("0.0.0.0", 8080, True)
+        assert args.keys == "/var/lib/lexvla/keys.json"
 
 
 def test_every_file_that_a_service_mounts_or_an_image_copies_is_there():
@@ -187,3 +230,112 @@ def test_the_setup_refuses_names_that_are_no_index(tmp_path, name):
     )
     assert done.returncode == 2
     assert "LEXVLA_INDEX" in done.stderr
+
+
+@pytest.fixture
+def secured(tmp_path: Path) -> Iterator[str]:
+    """Start a server with security on, whose only user has role and password of compose.yaml.
+
+    The server of the tests keeps roles and users in files; it lacks what the API for them needs.
+    """
+    server = elastic_fakes.elasticsearch_server
+    if not server.home(server.VERSION).is_dir():
+        pytest.skip("needs a server: scripts/elasticsearch_server.py get")
+    shutil.copy(DOCKER / "make_secrets.sh", tmp_path)
+    assert run(tmp_path / "make_secrets.sh").returncode == 0
+    password = (tmp_path / "secrets" / "lexvla_password").read_text()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = 20_000 + taken.getsockname()[1] % 20_000  # that of nodes is 100 above
+    try:
+        address = server.start(port=port, fresh=True, password=password)
+        config = server._run(port) / "config"
+        role = (DOCKER / "role.json").read_text().replace("INDEX", "photos")
+        (config / "roles.yml").write_text(f"lexvla: {json.dumps(json.loads(role))}\n")
+        (config / "users_roles").write_text("lexvla:lexvla\n")
+        asked = urllib.request.Request(f"{address}/_security/role")  # only a superuser may
+        basic = base64.b64encode(f"lexvla:{password}".encode()).decode()
+        asked.add_header("Authorization", f"Basic {basic}")
+        for _ in range(300):  # until the server has read them
+            try:
+                urllib.request.urlopen(asked, timeout=10).close()
+            except urllib.error.HTTPError as error:
+                if error.code == 403:
+                    break
+            time.sleep(0.2)
+        yield address
+    finally:
+        server.stop(port)
+        server.forget(port)
+
+
+@pytest.mark.slow
+@pytest.mark.elasticsearch
+def test_the_api_works_by_its_role_as_compose_starts_it(tmp_path, secured):
+    secrets = tmp_path / "secrets"
+    program = tmp_path / "bin" / "lexvla"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m search.cli "$@"\n')
+    program.chmod(0o755)
+    service = compose()["api"]
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("ELASTIC_")},
+        **service["environment"],
+        "ELASTIC_PASSWORD_FILE": str(secrets / "lexvla_password"),
+        "PATH": f"{program.parent}:{os.environ['PATH']}",
+        "PYTHONPATH": str(DOCKER.parent),
+    }
+    keys, images = tmp_path / "keys.json", save_pictures(tmp_path / "images")
+    address = f"elasticsearch+{secured}/photos"
+    here = {
+        "elasticsearch+http://elasticsearch:9200/${LEXVLA_INDEX:-photos}": address,
+        "0.0.0.0": "127.0.0.1",
+        "8080": "0",
+        "/var/lib/lexvla/keys.json": str(keys),
+        "/images": str(images),
+    }
+    command = [here.pop(part, part) for part in service["command"]]
+    assert not here  # all of it was there
+
+    def lexvla(*arguments: str) -> str:
+        return subprocess.run(
+            ["/bin/sh", str(DOCKER / "entrypoint.sh"), *arguments],
+            env=environment,
+            check=True,
+            stdout=subprocess.PIPE,
+            text=True,
+            timeout=120,
+        ).stdout
+
+    key = lexvla("api-key", "--scope", "write", "--keys", str(keys)).strip()
+    api = subprocess.Popen(
+        ["/bin/sh", str(DOCKER / "entrypoint.sh"), *command],
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert api.stderr is not None
+        told = [api.stderr.readline()]
+        while "http://" not in told[-1]:
+            assert api.poll() is None, told
+            told.append(api.stderr.readline())
+        port = int(re.search(r":([0-9]+)/", told[-1])[1])
+        assert status_of(talk(port, request("GET", "/readyz"))) == 200  # the image's health check
+        facts = json.loads(lexvla("index", str(images), "--index", address, "--json"))
+        assert facts["documents"] == len(PICTURES)
+        asked = {"terms": {"heart": 1.0}, "k": 2, "legs": ["lexical"]}
+        assert status_of(talk(port, request("POST", "/v1/search", asked))) == 401
+        authorized = {"Authorization": f"Bearer {key}"}
+        answer = talk(port, request("POST", "/v1/search", asked, **authorized))
+        assert status_of(answer) == 200
+        # What Prometheus asks, without a key.
+        figures = talk(port, request("GET", "/metrics")).decode()
+        assert f"lexvla_index_documents {len(PICTURES)}.0" in figures
+        assert status_of(talk(port, request("DELETE", "/v1/documents/none", **authorized))) == 404
+        api.send_signal(signal.SIGTERM)
+        assert api.wait(timeout=30) == 0
+    finally:
+        api.kill()
+        api.communicate()
+    with pytest.raises(subprocess.CalledProcessError):  # the role is of one index
+        lexvla("index", str(images), "--index", f"elasticsearch+{secured}/others")
