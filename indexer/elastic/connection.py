@@ -30,6 +30,7 @@ __all__ = [
     "found_documents",
     "may_pass",
     "refusal",
+    "was_answered",
 ]
 
 SCHEME = "elasticsearch+"
@@ -180,6 +181,13 @@ def may_pass(error: BaseException | None) -> bool:
     )
 
 
+def was_answered(error: BaseException) -> bool:
+    """Tell whether one of our errors comes from an answer, not from a server that gave none."""
+    import elasticsearch
+
+    return not isinstance(error.__cause__, elasticsearch.TransportError)
+
+
 def refusal(place: Place, status: int, body: Any) -> LexVLAError:
     """Return the error that an answer of the server means.
 
@@ -213,7 +221,8 @@ def refusal(place: Place, status: int, body: Any) -> LexVLAError:
         return IndexCorruptError(
             f"no index at {place}; make one with: lexvla index SOURCE --index {place}"
         )
-    if status in (408, 429) or status >= 500 or "block" in kind:
+    passes = status in (408, 429) or status >= 500 or "search_context_missing" in kind
+    if passes or "block" in kind:
         return EngineUnavailableError(f"{place}: the server cannot do it now: {said}")
     return LexVLAError(f"{place}: the server refuses: {said}")
 

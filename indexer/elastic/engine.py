@@ -16,17 +16,12 @@ from indexer.elastic.changes import Changes
 from indexer.elastic.connection import Place, connect
 from indexer.elastic.facts import facts
 from indexer.elastic.layout import Meta, program_version
-from indexer.elastic.reader import Reader
+from indexer.elastic.reader import Reader, following
 from indexer.elastic.requests import WINDOW, console_text, search_body
 from indexer.elastic.store import Store
 from indexer.embedded.staging import widths_of
 from lexvla.encoding import Encoding
-from lexvla.errors import (
-    IndexCorruptError,
-    LexVLAError,
-    UnsupportedError,
-    VocabularyMismatchError,
-)
+from lexvla.errors import LexVLAError, UnsupportedError, VocabularyMismatchError
 from lexvla.vocabulary import Vocabulary
 
 __all__ = ["ElasticIndex"]
@@ -365,12 +360,8 @@ class ElasticIndex:
         self.close()
 
     def _reading(self, ask: Callable[[Reader], T]) -> T:
-        """Ask the index that the alias means; once more, if it was replaced meanwhile."""
-        reader = self._reader(newest=False)
-        try:
-            return ask(reader)
-        except IndexCorruptError:
-            return ask(self._reader(newest=True))
+        """Ask the index that the alias means; again, if it was replaced meanwhile."""
+        return following(self._reader, ask)
 
     def _reader(self, newest: bool) -> Reader:
         with self._mutex:
@@ -384,9 +375,9 @@ class ElasticIndex:
 
     def _follow(self) -> None:
         """Take the model and the vocabulary of the index that the store has found."""
-        self.model = self._store.meta.model
         if self._store.meta.vocabulary_sha256 not in ("", self.vocabulary.sha256):
             self.vocabulary = self._store.load_vocabulary()
+        self.model = self._store.meta.model
 
     def _check_open(self) -> None:
         if self._closed:

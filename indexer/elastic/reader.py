@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, get_args
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import numpy as np
 from scipy import sparse
 
 from indexer.base import Fetched, Leg, Results
 from indexer.elastic.answers import Answers, ElasticExplanation, results
-from indexer.elastic.connection import elastic_errors, found_documents
+from indexer.elastic.connection import elastic_errors, found_documents, was_answered
 from indexer.elastic.layout import FILTER, ID, SHOWN, document_of
 from indexer.elastic.requests import WINDOW, dense_scale, leg_query
 from indexer.elastic.selection import selection
@@ -21,18 +21,46 @@ from indexer.filter_terms import typed_term
 from indexer.filters import Comparison, Filter
 from indexer.packed_rows import unpack
 from lexvla.encoding import Encoding
-from lexvla.errors import UnsupportedError, VocabularyMismatchError
+from lexvla.errors import (
+    EngineUnavailableError,
+    IndexCorruptError,
+    UnsupportedError,
+    VocabularyMismatchError,
+)
 from lexvla.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from elasticsearch import Elasticsearch
 
-__all__ = ["Reader"]
+__all__ = ["Reader", "following"]
 
 Json = dict[str, Any]
+T = TypeVar("T")
 
 TRUNCATION = 2.0**-8  # what cutting a weight to 9 significant bits takes off, relative, at the most
 FETCHED = 500  # documents of a request: their rows take some kilobytes each
+
+
+def following(reader_of: Callable[[bool], Reader], ask: Callable[[Reader], T]) -> T:
+    """Ask the index that an alias means; again where it was replaced meanwhile.
+
+    An index that is being deleted has no shards first, and is not found then.
+
+    Args:
+        reader_of: Gives a reader; of the newest index for certain if it is told so.
+        ask: What to ask.
+    """
+    reader = reader_of(False)
+    while True:
+        try:
+            return ask(reader)
+        except (EngineUnavailableError, IndexCorruptError) as error:
+            if not was_answered(error):
+                raise
+            newest = reader_of(True)
+            if newest.index == reader.index:
+                raise
+            reader = newest
 
 
 class Reader:
@@ -42,12 +70,15 @@ class Reader:
         client: Of the server.
         store: Has found an index.
         vocabulary: The terms of the lexical columns.
+
+    Attributes:
+        index: The name of that index.
     """
 
     def __init__(self, client: Elasticsearch, store: Store, vocabulary: Vocabulary) -> None:
         self._client = client
         self._place = store.place
-        self._index = store.index
+        self.index = store.index
         self._meta = store.meta
         self._vocabulary = vocabulary
         self._answers = Answers(client, store.place, store.index)
@@ -135,7 +166,7 @@ class Reader:
         """Send a whole request. Return ids with the server's scores."""
         with elastic_errors(self._place):
             answer = self._client.search(
-                index=self._index, body=dict(request), allow_partial_search_results=False
+                index=self.index, body=dict(request), allow_partial_search_results=False
             )
         return [(hit["_id"], float(hit["_score"])) for hit in answer["hits"]["hits"]]
 
@@ -154,7 +185,7 @@ class Reader:
             with elastic_errors(self._place):
                 # Not realtime: what searches do not see yet is not there.
                 answer = self._client.mget(
-                    index=self._index,
+                    index=self.index,
                     ids=names[start : start + FETCHED],
                     realtime=False,
                     source_includes=[*SHOWN, "vectors"],
@@ -170,7 +201,7 @@ class Reader:
     def count(self) -> int:
         """Return the number of searchable documents."""
         with elastic_errors(self._place):
-            answer = self._client.count(index=self._index, query={"exists": {"field": ID}})
+            answer = self._client.count(index=self.index, query={"exists": {"field": ID}})
         return int(answer["count"])
 
     def check_leg(self, queries: Encoding, leg: Leg, k: int) -> None:

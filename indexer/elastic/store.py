@@ -108,7 +108,7 @@ class Store:
         """
         with elastic_errors(self.place):
             health = self.client.options(ignore_status=408).cluster.health(
-                index=self.index, wait_for_status="yellow", timeout=_WAIT
+                index=self._name, wait_for_status="yellow", timeout=_WAIT
             )
         if health["timed_out"] or health["status"] == "red":
             missing = health["unassigned_shards"]
@@ -230,16 +230,20 @@ class Store:
         Raises:
             IndexCorruptError: They are missing, or not those that the index names.
         """
-        if not self.meta.vocabulary_sha256:
-            return Vocabulary(())
-        with elastic_errors(self.place):
-            found = self.client.options(ignore_status=404).get(index=self.index, id=VOCABULARY_ID)
-        if found.get("found"):
-            stored = json.loads(found["_source"]["vocabulary"])
-            vocabulary = Vocabulary(stored["terms"], stored["token_ids"])
-            if vocabulary.sha256 == self.meta.vocabulary_sha256:
-                return vocabulary
-        raise IndexCorruptError(f"{self.place}: has lost the vocabulary that it was made with")
+        while self.meta.vocabulary_sha256:
+            index = self.index
+            with elastic_errors(self.place):
+                found = self.client.options(ignore_status=404).get(index=index, id=VOCABULARY_ID)
+            if found.get("found"):
+                stored = json.loads(found["_source"]["vocabulary"])
+                vocabulary = Vocabulary(stored["terms"], stored["token_ids"])
+                if vocabulary.sha256 == self.meta.vocabulary_sha256:
+                    return vocabulary
+            self.check()
+            if self.index == index:  # else another one took its place meanwhile
+                rule = "has lost the vocabulary that it was made with"
+                raise IndexCorruptError(f"{self.place}: {rule}")
+        return Vocabulary(())
 
     def save_vocabulary(self, vocabulary: Vocabulary) -> None:
         """Keep the terms of the lexical columns, before anything that needs them."""
