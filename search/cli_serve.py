@@ -32,6 +32,7 @@ def add_serve(parser: argparse.ArgumentParser, positive: Callable[[str], int]) -
     limits.add_argument("--max-k", dest="k", type=positive, metavar="N")
     limits.add_argument("--body-seconds", type=positive, metavar="S")
     limits.add_argument("--concurrency", type=positive, metavar="N")
+    limits.add_argument("--wait-seconds", type=positive, metavar="S")
 
 
 def add_api_key(parser: argparse.ArgumentParser) -> None:

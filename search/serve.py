@@ -47,7 +47,7 @@ class _Worker:
 def run(args: argparse.Namespace) -> int:
     """Serve an index until a signal comes."""
     limits = Limits()
-    for option in ("body_bytes", "body_seconds", "pixels", "k", "concurrency"):
+    for option in ("body_bytes", "body_seconds", "pixels", "k", "concurrency", "wait_seconds"):
         value = getattr(args, option)
         if value is not None:
             limits = replace(limits, **{option: value})

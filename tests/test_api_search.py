@@ -14,7 +14,8 @@ from starlette.testclient import TestClient
 
 from api_fakes import ids, png, served, text_of
 from indexer import open_index
-from search import Query, Searcher
+from search import Query, ReciprocalRank, Searcher, save_fusion
+from search.api import service
 from search_fakes import PICTURES, MappingEncoder
 
 
@@ -169,3 +170,18 @@ def test_a_server_without_a_model_searches_by_plain_words(tmp_path: Path) -> Non
             assert answer.status_code == 422, answer.text
             assert answer.json()["type"] == "urn:problem-type:lexvla:unsupported"
         assert client.get("/v1/index").json()["writable"] is False
+
+
+def test_a_fusion_that_is_fitted_meanwhile_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "FUSION_SECONDS", 0.0)
+    asked = {"text": "red", "legs": ["lexical"]}
+    with served(tmp_path) as client:
+        hits = client.post("/v1/search", json=asked).json()["hits"]
+        with open_index(tmp_path / "pictures.lex") as index:
+            save_fusion(index, ReciprocalRank())
+            assert client.get("/v1/index").json()["fusion"] == str(ReciprocalRank())
+            (index.directory / "fusion.json").write_text("{")  # half a file changes nothing
+            assert client.get("/v1/index").json()["fusion"] == str(ReciprocalRank())
+        assert client.post("/v1/search", json=asked).json()["hits"] == hits  # a single leg

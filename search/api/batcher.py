@@ -3,18 +3,37 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from lexvla.encoding import Encoder, Encoding
 from lexvla.errors import LexVLAError
 
-__all__ = ["Batcher"]
+__all__ = ["Batcher", "Overdue", "before"]
 
 _MOST = {"encode_text": 64, "encode_image": 8}  # items of one call
+
+
+_patience = threading.local()
+
+
+class Overdue(Exception):  # noqa: N818 - what the call is
+    """The model had no time for a call before its deadline."""
+
+
+@contextmanager
+def before(deadline: float) -> Iterator[None]:
+    """Let this thread's calls of a model begin before a moment of `time.monotonic`, or never."""
+    _patience.deadline = deadline
+    try:
+        yield
+    finally:
+        _patience.deadline = None
 
 
 @dataclass
@@ -30,6 +49,7 @@ class Batcher:
 
     While the model is busy, calls wait. Then the texts of all that wait go through it together,
     or their images. All other methods and attributes are the encoder's; methods run in its thread.
+    A call that has not begun when the thread's deadline comes (see `before`) raises `Overdue`.
 
     Args:
         model: The encoder.
@@ -92,10 +112,20 @@ class Batcher:
                 raise RuntimeError("the model's thread has ended")
             self._jobs.append(job)
             self._wake.notify()
+        deadline = getattr(_patience, "deadline", None)
+        if deadline is not None:
+            try:
+                return job.answer.result(max(0.0, deadline - time.monotonic()))
+            except TimeoutError:
+                if job.answer.cancel():  # it has not begun, and will not
+                    raise Overdue from None
         return job.answer.result()
 
     def _run(self) -> None:
-        while jobs := self._next():
+        while taken := self._next():
+            jobs = [job for job in taken if job.answer.set_running_or_notify_cancel()]
+            if not jobs:
+                continue
             self._answer(jobs)
             if self._observe is not None:
                 count = sum(len(job.items or (1,)) for job in jobs)

@@ -70,6 +70,7 @@ async def page() -> FileResponse:
 
 
 def _facts(service: Service) -> dict[str, Any]:
+    service.look_for_fusion()
     vocabulary, limits = service.index.vocabulary, service.limits
     folder = service.index.directory
     return {

@@ -121,6 +121,7 @@ def _query(service: Service, asked: SearchRequest, image: bytes | None) -> Query
 
 def _search(service: Service, asked: SearchRequest, image: bytes | None) -> dict[str, Any]:
     query = _query(service, asked, image)
+    service.look_for_fusion()
     try:
         answer = service.searcher.answer(query, explain=asked.explain)
     except KeyError as error:
@@ -143,6 +144,7 @@ def _search(service: Service, asked: SearchRequest, image: bytes | None) -> dict
 
 def _explain(service: Service, asked: ExplainRequest, image: bytes | None) -> dict[str, Any]:
     query = _query(service, asked, image)
+    service.look_for_fusion()
     service.fetch(asked.id)
     return {"hit": service.searcher.explain(query, asked.id).to_dict()}
 

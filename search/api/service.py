@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import bisect
+import logging
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from typing import Any, TypeVar
 
 from indexer import Document, Index, open_index
 from lexvla.encoding import Encoder, Encoding
-from lexvla.errors import UnsupportedError
-from search.api.batcher import Batcher
+from lexvla.errors import IndexCorruptError, IndexVersionError, UnsupportedError
+from search.api.batcher import Batcher, Overdue, before
 from search.api.fetching import Fetcher
 from search.api.keys import Keys
 from search.api.limits import Admission, Intake
@@ -21,10 +22,15 @@ from search.api.metrics import Metrics
 from search.api.problems import Problem
 from search.api.settings import Settings
 from search.api.writing import IndexWriter
+from search.fitting import load_fusion
 from search.fusion import DEFAULT_FUSION
 from search.searcher import Searcher
 
 __all__ = ["Service"]
+
+logger = logging.getLogger(__name__)
+
+FUSION_SECONDS = 2.0  # between two looks for a fusion that was fitted meanwhile
 
 Made = TypeVar("Made")
 
@@ -51,6 +57,7 @@ class Service:
         self.index: Index = open_index(settings.index)
         self.model = None if model is None else Batcher(model, self._observe)
         self.searcher = Searcher(self.model, self.index)
+        self._looked = time.monotonic()
         self.writer = IndexWriter(settings.index, self.searcher.model, limits.writer_seconds)
         self.admission = Admission(limits.concurrency, "requests")
         self.upserts = Admission(limits.upserts, "upserts")
@@ -64,23 +71,44 @@ class Service:
         self.metrics.model_queue.set(waiting)
 
     async def run(self, work: Callable[[], Made]) -> Made:
-        """Do some work in a thread, if there is a place for it.
+        """Do some work in a thread, if there is a place for it and its turn comes in time.
 
         Raises:
-            Problem: Too many requests are being answered.
+            Problem: Too many requests are being answered, or this one would be answered late.
         """
+        deadline = time.monotonic() + self.limits.wait_seconds
+
+        def in_time() -> Made:
+            with before(deadline):
+                return work()
+
         with self.admission.place():
-            return await self.work(work)
+            running = self._submit(in_time)
+            waiting = asyncio.wrap_future(running)
+            await asyncio.wait([waiting], timeout=self.limits.wait_seconds)
+            if running.cancel():  # no thread has begun it, and none will
+                raise self._late()
+            try:
+                return await waiting
+            except Overdue as error:
+                raise self._late() from error
 
     async def work(self, work: Callable[[], Made]) -> Made:
         """Do some work in a thread, for a request that has its place."""
+        return await asyncio.wrap_future(self._submit(work))
+
+    def _submit(self, work: Callable[[], Made]) -> Future[Made]:
         asked = time.perf_counter()
 
         def timed() -> Made:
             self.metrics.stages.labels("wait").observe(time.perf_counter() - asked)
             return work()
 
-        return await asyncio.get_running_loop().run_in_executor(self._threads, timed)
+        return self._threads.submit(timed)
+
+    def _late(self) -> Problem:
+        seconds = f"{self.limits.wait_seconds:g} seconds"
+        return Problem("busy", f"its turn did not come within {seconds}; try again")
 
     async def write(self, work: Callable[[], Made]) -> Made:
         """Do some work in the thread that writes."""
@@ -165,6 +193,17 @@ class Service:
         if fusion is None and len(self.legs()) == 1:
             return next(iter(self.legs()))
         return str(fusion or DEFAULT_FUSION)
+
+    def look_for_fusion(self) -> None:
+        """Take over the fusion that was fitted for the index meanwhile, if one was."""
+        now = time.monotonic()
+        if now < self._looked + FUSION_SECONDS:
+            return
+        self._looked = now
+        try:
+            self.searcher.fusion = load_fusion(self.index)
+        except (IndexCorruptError, IndexVersionError) as error:
+            logger.warning("the fusion stays as it was: %s", error)
 
     def close(self) -> None:
         """Finish what was begun, and give up the index."""

@@ -27,6 +27,8 @@ class Limits:
         items: Texts or images of one call of ``/v1/encode``.
         concurrency: Requests that are worked on or wait for that; more are answered with 429.
         upserts: The same for upserts.
+        wait_seconds: That a request may wait for a thread and for the model, counted from when all
+            of it is there; one whose turn has not come by then is answered with 429.
         threads: That search, besides the one of the model.
         writer_seconds: To wait for another process that writes to the index.
         shutdown_seconds: To finish what was begun, at the end.
@@ -43,6 +45,7 @@ class Limits:
     items: int = 64
     concurrency: int = 32
     upserts: int = 4
+    wait_seconds: float = 5.0
     threads: int = 8
     writer_seconds: float = 10.0
     shutdown_seconds: float = 30.0
