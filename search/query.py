@@ -38,8 +38,8 @@ class Query:
     Args:
         text: Words to look for; blank text counts as none.
         image: A picture to find similar ones to: a path, a PIL image, bytes or an array.
-        region: Ask by this part of the image: (x, y, width, height) in pixels of the upright
-            image, from its upper left corner.
+        region: Ask by this part of the image, cut out of it: (x, y, width, height) in pixels of
+            the upright image, from its upper left corner.
         terms: Words with weights, put into the query without a model. Text, image and terms count
             alike: each is brought to length 1 before they are added up.
         boost: Words with factors for their weights in the query, after all is added up. A word
@@ -213,15 +213,14 @@ class Query:
     def _encode_image(self, encoder: Encoder, source: ImageSource) -> Encoding:
         name = _name_of(source)
         image = open_image(source, name)
-        encode_region = getattr(encoder, "encode_region", None)
-        if self.region is None:
+        if self.region is not None:
+            # Cut out: read in its surroundings, it is full of them (docs/search.md has figures).
+            image = image.crop(_pixels(self.region, image.size))
+            name = f"region {self.region} of {name}"
+        try:
             part = encoder.encode_image([image])
-        else:
-            box = _pixels(self.region, image.size)
-            if callable(encode_region):
-                part = encode_region([image], [self.region])
-            else:
-                part = encoder.encode_image([image.crop(box)])
+        except InputError as error:  # an encoder knows no name of pixels in memory
+            raise InputError(name, error.rule) from error
         self._require_words(part, name, "the model reads no word from the image")
         return part
 

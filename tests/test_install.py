@@ -170,9 +170,11 @@ def test_one_hit_in_full_with_its_heat_map(bin_folder: Path, elsewhere: Path) ->
 
 @pytest.mark.usefixtures("demo")
 def test_the_readmes_python_runs_as_it_stands(bin_folder: Path, elsewhere: Path) -> None:
-    code, _ = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    code, *_ = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     for name, source in {"heart": "2764", "dog": "1f436"}.items():
         drawing = elsewhere / "demo.lex.images" / "images" / f"{source}.png"
         (elsewhere / f"{name}.png").write_bytes(drawing.read_bytes())
     printed = run(bin_folder / "python", "-c", code, cwd=elsewhere)
-    assert printed.startswith("heart ")
+    hits = re.findall(r"^(heart|dog) ([0-9.]+)$", printed, re.MULTILINE)
+    assert [name for name, _ in hits] == ["heart", "dog"]
+    assert float(hits[0][1]) > 10 * float(hits[1][1]) > 0

@@ -106,14 +106,6 @@ def test_text_and_image_weigh_the_same_whatever_their_length() -> None:
     assert short == pytest.approx(plain, abs=1e-6)
 
 
-class Regions(FakeEncoder):
-    """A model that encodes regions with what surrounds them."""
-
-    def encode_region(self, images: list, regions: list) -> Encoding:
-        self.asked = [(image.size, region) for image, region in zip(images, regions, strict=True)]
-        return self.encode_text(["green"])
-
-
 def vector(query: Query, encoder: FakeEncoder | None = None) -> list[float]:
     return query.resolve(encoder or FakeEncoder()).lexical.toarray()[0].tolist()
 
@@ -122,7 +114,7 @@ def near(*values: float) -> object:
     return pytest.approx([*values, *[0] * (6 - len(values))], abs=1e-6)
 
 
-def test_a_region_is_cut_out_for_a_model_that_knows_none() -> None:
+def test_a_region_is_cut_out() -> None:
     image = spot("red", (1, 2), ground="blue")
     part = Query(image=image, region=(32, 16, 16, 16))
     assert vector(part) == vector(Query(image=image.crop((32, 16, 48, 32))))
@@ -131,18 +123,25 @@ def test_a_region_is_cut_out_for_a_model_that_knows_none() -> None:
     assert vector(touched) == vector(part)
 
 
-def test_a_region_is_encoded_by_a_model_that_knows_them() -> None:
-    encoder = Regions()
-    query = Query(image=spot("red", (1, 2)), region=(1.5, 2, 30, 40))
-    assert vector(query, encoder) == near(0, 1)
-    assert encoder.asked == [((64, 64), (1.5, 2, 30, 40))]
+class Coarse(FakeEncoder):
+    """A model that reads nothing smaller than its patches."""
+
+    def encode_image(self, images: list) -> Encoding:
+        if min(images[0].size) < 8:
+            raise InputError("<image>", "is smaller than a patch")
+        return super().encode_image(images)
+
+
+def test_a_region_that_is_too_small_is_named() -> None:
+    query = Query(image=spot("red", (1, 2)), region=(1, 2, 3, 40))
+    with pytest.raises(InputError, match=r"region \(1.0, 2.0, 3.0, 40.0\) of .*smaller than a patch"):
+        query.resolve(Coarse())
 
 
 @pytest.mark.parametrize("region", [(0, 0, 65, 1), (60, 0, 5, 1), (0, 63.5, 1, 1)])
 def test_a_region_outside_of_the_image(region: tuple[float, ...]) -> None:
-    for encoder in (FakeEncoder(), Regions()):
-        with pytest.raises(InputError, match=r"region \(.*lies outside of the image of 64 x 64"):
-            Query(image=spot("red", (1, 2)), region=region).resolve(encoder)
+    with pytest.raises(InputError, match=r"region \(.*lies outside of the image of 64 x 64"):
+        Query(image=spot("red", (1, 2)), region=region).resolve(FakeEncoder())
 
 
 @pytest.mark.parametrize(
