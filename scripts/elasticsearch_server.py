@@ -28,7 +28,9 @@ import time
 import urllib.error
 import urllib.request
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -161,7 +163,11 @@ def _has(jdk: Jdk, module: str) -> bool:
 
 
 def start(
-    version: str = VERSION, port: int = PORT, fresh: bool = False, password: str | None = None
+    version: str = VERSION,
+    port: int = PORT,
+    fresh: bool = False,
+    password: str | None = None,
+    roles: Mapping[str, Any] | None = None,
 ) -> str:
     """Start a server that was got before, wait until it answers, and return its address.
 
@@ -170,6 +176,7 @@ def start(
         port: The port on the loopback address; that of nodes is 100 above.
         fresh: Delete what an earlier server on that port kept.
         password: Turn security on, with a user ``lexvla``.
+        roles: By name. Each has a user of its name, with that password.
 
     Raises:
         ServerError: It did not start, or there is one on that port already.
@@ -183,6 +190,11 @@ def start(
         shutil.rmtree(run, ignore_errors=True)
     jdk = java_for(version)
     _configure(version, port, run, jdk, password)
+    if password is not None:
+        _add_users(run / "config", password, roles or {})
+    if os.getuid() == 0:
+        for path in (run, *run.rglob("*")):
+            shutil.chown(path, "nobody")
     environment = {
         "PATH": os.environ.get("PATH", os.defpath),
         "ES_JAVA_HOME": str(jdk.home),
@@ -228,12 +240,15 @@ def _configure(version: str, port: int, run: Path, jdk: Jdk, password: str | Non
         options = config / "jvm.options"
         lines = options.read_text().splitlines(keepends=True)
         options.write_text("".join(line for line in lines if "jdk.incubator" not in line))
-    if password is not None:
-        (config / "users").write_text(f"{USER}:{_hashed(password)}\n")
-        (config / "users_roles").write_text(f"superuser:{USER}\n")
-    if os.getuid() == 0:
-        for path in (run, *run.rglob("*")):
-            shutil.chown(path, "nobody")
+
+
+def _add_users(config: Path, password: str, roles: Mapping[str, Any]) -> None:
+    known = {USER: "superuser", **{name: name for name in roles}}
+    users = "".join(f"{name}:{_hashed(password)}\n" for name in known)
+    (config / "users").write_text(users)
+    (config / "users_roles").write_text("".join(f"{v}:{k}\n" for k, v in known.items()))
+    lines = (f"{name}: {json.dumps(role)}\n" for name, role in roles.items())
+    (config / "roles.yml").write_text("".join(lines))
 
 
 def _hashed(password: str) -> str:

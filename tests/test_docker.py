@@ -201,7 +201,7 @@ def test_the_setup_makes_a_role_of_one_index_and_a_user(tmp_path):
     ]
     assert {authorization for _, _, authorization, _ in requests} == {f"Basic {basic}"}
     role, user = (json.loads(body) for *_, body in requests)
-    assert role["indices"][0]["names"] == ["pictures", "pictures-*"]
+    assert role["indices"][0]["names"] == ["pictures", "/pictures-[0-9]{6}(-write)?/"]
     assert user == {"password": "lexvla-password", "roles": ["lexvla"], "full_name": "LexVLA"}
 
 

@@ -44,6 +44,10 @@ _PASSING = (408, 429, 502, 503, 504)  # of HTTP: it may work later
 _PRODUCT = "Elasticsearch"
 
 
+class _PassingError(EngineUnavailableError):
+    """The server cannot do it now, and may at the next try."""
+
+
 class Place(NamedTuple):
     """Where an index is.
 
@@ -167,18 +171,12 @@ def elastic_errors(place: Place) -> Iterator[None]:
             get = "ELASTIC_CA_CERTS must name a file of certificates"
         raise EngineUnavailableError(f"{place}: no TLS: {cause}; {get}") from error
     except elasticsearch.TransportError as error:
-        raise EngineUnavailableError(f"{place}: no server answers: {_root(error)}") from error
+        raise _PassingError(f"{place}: no server answers: {_root(error)}") from error
 
 
-def may_pass(error: BaseException | None) -> bool:
-    """Tell whether an error of the client is one that may be gone at the next try."""
-    import elasticsearch
-
-    if isinstance(error, elasticsearch.ApiError):
-        return error.status_code in _PASSING
-    return isinstance(error, elasticsearch.TransportError) and not isinstance(
-        error, elasticsearch.SSLError
-    )
+def may_pass(error: BaseException) -> bool:
+    """Tell whether one of our errors may be gone at the next try."""
+    return isinstance(error, _PassingError)
 
 
 def was_answered(error: BaseException) -> bool:
@@ -221,9 +219,9 @@ def refusal(place: Place, status: int, body: Any) -> LexVLAError:
         return IndexCorruptError(
             f"no index at {place}; make one with: lexvla index SOURCE --index {place}"
         )
-    passes = status in (408, 429) or status >= 500 or "search_context_missing" in kind
-    if passes or "block" in kind:
-        return EngineUnavailableError(f"{place}: the server cannot do it now: {said}")
+    kind_of_error = _PassingError if status in _PASSING else EngineUnavailableError
+    if status in _PASSING or status >= 500 or "block" in kind or "search_context_missing" in kind:
+        return kind_of_error(f"{place}: the server cannot do it now: {said}")
     return LexVLAError(f"{place}: the server refuses: {said}")
 
 

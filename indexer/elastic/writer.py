@@ -145,7 +145,7 @@ def patiently(ask: Callable[[], T]) -> T:
         try:
             return ask()
         except EngineUnavailableError as error:
-            if not may_pass(error.__cause__):
+            if not may_pass(error):
                 raise
         time.sleep(pause)
     return ask()
