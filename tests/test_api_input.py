@@ -303,3 +303,23 @@ def test_any_bytes_get_a_problem(client: TestClient, data: bytes, path: str) -> 
     answer = client.post(f"/v1/{path}", content=data, headers=JSON)
     problem(answer, answer.status_code)
     assert answer.status_code in (400, 422)
+
+
+@pytest.mark.parametrize("path", ["/", "/healthz", "/metrics", "/v1/index", "/v1/documents/apple"])
+def test_heads_are_told_wherever_answers_are(client: TestClient, path: str) -> None:
+    whole, head = client.get(path), client.head(path)
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-type"] == whole.headers["content-type"]
+    assert int(head.headers["content-length"]) > 0
+    assert client.head("/v1/documents/none").status_code == 404
+    assert client.head("/v1/search").status_code == 405
+    assert 'method="HEAD",route="/healthz"' in client.get("/metrics").text or path != "/healthz"
+
+
+def test_an_id_that_is_far_too_long_is_not_told_in_full(client: TestClient) -> None:
+    line = b'{"id": "%s", "text": "red"}' % (b"x" * 100_000)
+    answer = client.put(
+        "/v1/documents", content=line, headers={"Content-Type": "application/jsonl"}
+    )
+    (error,) = answer.json()["errors"]
+    assert (error["id"], "512 bytes" in error["detail"]) == ("x" * 512, True)

@@ -68,6 +68,8 @@ class Frame:
         started, status, begun = time.perf_counter(), _GONE, False
         scope["lexvla.request_id"] = _request_id(scope)
         scope["lexvla.log"] = {}
+        # As HTTP has it, HEAD is answered wherever GET is; a copy, as servers look at their own.
+        inner = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
 
         async def answer(message: Message) -> None:
             nonlocal status, begun
@@ -83,15 +85,17 @@ class Frame:
                         if name.lower().encode() not in there
                     ),
                 ]
+            if message["type"] == "http.response.body" and inner is not scope:
+                message = {**message, "body": b""}
             await send(message)
 
         self._metrics.inside.inc()
         try:
             self._check_host(scope)
-            if scope["path"].startswith("/v1/") and scope["method"] in ("GET", "POST"):
+            if scope["path"].startswith("/v1/") and inner["method"] in ("GET", "POST"):
                 self._admission.check()
-            _mark_slashes(scope)
-            await self._app(scope, receive, answer)
+            _mark_slashes(inner)
+            await self._app(inner, receive, answer)
         except Problem as problem:
             await problem_response(scope, problem)(scope, receive, answer)
         except ClientDisconnect:
@@ -105,7 +109,7 @@ class Frame:
                 await problem_response(scope, failure)(scope, receive, answer)
         finally:
             self._metrics.inside.dec()
-            self._note(scope, status, time.perf_counter() - started)
+            self._note({**inner, "method": scope["method"]}, status, time.perf_counter() - started)
 
     def _check_host(self, scope: Scope) -> None:
         if self._hosts is None:

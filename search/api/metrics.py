@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 
@@ -10,7 +11,11 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
+from lexvla.errors import LexVLAError
+
 __all__ = ["Metrics"]
+
+logger = logging.getLogger(__name__)
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _ITEMS = (1, 2, 4, 8, 16, 32, 64)
@@ -25,8 +30,13 @@ class _Size(Collector):
         self._count = count
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        text = "Documents in the index."
-        yield GaugeMetricFamily("lexvla_index_documents", text, value=self._count())
+        try:
+            value = self._count()
+        except (LexVLAError, OSError) as error:
+            # The other figures are wanted most when the index does not answer.
+            logger.warning("the documents are not counted: %s", error)
+            return
+        yield GaugeMetricFamily("lexvla_index_documents", "Documents in the index.", value=value)
 
 
 class Metrics:

@@ -26,6 +26,7 @@ __all__ = ["Upsert"]
 _BATCH_LINES = 64  # of one commit
 _BATCH_PIXELS = 50_000_000
 _MOST_ERRORS = 1000  # that one answer lists
+_LONGEST_ID = 512  # characters of an id that it names
 
 
 @dataclass
@@ -82,7 +83,8 @@ class Upsert:
     def _reject(self, line: int, name: str | None, detail: str) -> None:
         self.rejected += 1
         if len(self.errors) < _MOST_ERRORS:
-            self.errors.append({"line": line, "id": name, "detail": detail})
+            short = None if name is None else name[:_LONGEST_ID]
+            self.errors.append({"line": line, "id": short, "detail": detail})
 
     async def _read(self, number: int, line: bytes) -> _Item | None:
         """Read one line; reject it and return ``None`` if it is bad."""
