@@ -39,7 +39,8 @@ class Server:
         with socket.create_server(("127.0.0.1", 0)) as taken:
             self.port = 20_000 + taken.getsockname()[1] % 20_000
         role = json.loads(ROLE.read_text().replace("INDEX", "photos"))
-        self.roles = {"keeper": role}
+        reading = {**role["indices"][0], "privileges": ["read", "view_index_metadata"]}
+        self.roles = {"keeper": role, "reader": {**role, "indices": [reading]}}
         self.start(fresh=True)
 
     def start(self, fresh: bool = False) -> None:
@@ -135,6 +136,24 @@ def test_the_role_of_the_container_may_do_all_that_is_needed(server, monkeypatch
         assert index.fetch(["d"]).documents == documents("d")
     assert cli.main(["delete", "d", "--index", address, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["documents"] == 0
+
+
+def test_a_role_that_may_only_read(server, monkeypatch):
+    address = server.address("photos")
+    with open_index(address, create=True, vocabulary=VOCABULARY) as index:
+        fill(index, "a")
+        sign_in(monkeypatch, "reader")
+        with open_index(address) as reader:
+            assert found(reader) == found(reader, k=10_001) == [("a", 1.0)]
+            assert reader.search(QUERY, filter="n > 0")[0].ids == ["a"]
+            assert reader.fetch(["a"]).documents == documents("a")
+            assert reader.explain(QUERY, "a").score == 1.0
+            assert reader.count() == 1
+            assert reader.delete(["a"]) == 1
+            with pytest.raises(EngineUnavailableError, match="unauthorized for user"):
+                reader.commit()
+        index.delete(["a"])
+        index.commit()
 
 
 @pytest.mark.parametrize("name", ["other", "photos2", "photos-private"])
