@@ -12,9 +12,6 @@ import socket
 import stat
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -246,23 +243,9 @@ def secured(tmp_path: Path) -> Iterator[str]:
     password = (tmp_path / "secrets" / "lexvla_password").read_text()
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = 20_000 + taken.getsockname()[1] % 20_000  # that of nodes is 100 above
+    role = json.loads((DOCKER / "role.json").read_text().replace("INDEX", "photos"))
     try:
-        address = server.start(port=port, fresh=True, password=password)
-        config = server._run(port) / "config"
-        role = (DOCKER / "role.json").read_text().replace("INDEX", "photos")
-        (config / "roles.yml").write_text(f"lexvla: {json.dumps(json.loads(role))}\n")
-        (config / "users_roles").write_text("lexvla:lexvla\n")
-        asked = urllib.request.Request(f"{address}/_security/role")  # only a superuser may
-        basic = base64.b64encode(f"lexvla:{password}".encode()).decode()
-        asked.add_header("Authorization", f"Basic {basic}")
-        for _ in range(300):  # until the server has read them
-            try:
-                urllib.request.urlopen(asked, timeout=10).close()
-            except urllib.error.HTTPError as error:
-                if error.code == 403:
-                    break
-            time.sleep(0.2)
-        yield address
+        yield server.start(port=port, fresh=True, password=password, roles={"lexvla": role})
     finally:
         server.stop(port)
         server.forget(port)
