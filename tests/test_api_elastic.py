@@ -114,6 +114,16 @@ def test_a_fusion_of_three_legs_is_fitted_kept_and_used(
         assert answer["query"]["fusion"] == str(ReciprocalRank(7))
         assert answer["hits"][0]["id"] == "d02"
         assert set(answer["query"]["legs"]) == {"lexical", "codes", "dense"}
+        for fusion in ({}, {"fusion": "weighted"}, {"fusion": "lexical"}, {"fusion": "rrf"}):
+            asked = {"text": text_of(rows[2]), "explain": True, **fusion}
+            hits = client.post("/v1/search", json=asked).json()["hits"]
+            assert hits
+            for hit in hits:
+                parts = hit["explanation"]["parts"]
+                assert sum(part["part"] for part in parts) == pytest.approx(hit["score"])
+                words = sum(match["part"] for match in hit["explanation"]["matches"])
+                lexical = [part["part"] for part in parts if part["leg"] == "lexical"]
+                assert words == pytest.approx(sum(lexical), abs=1e-9)
 
 
 def test_workers_read_and_write_one_index(address: str, tmp_path: Path) -> None:
