@@ -1,0 +1,123 @@
+"""The client of Elasticsearch alone, as one would use it without this package."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from typing import Any, NamedTuple, Self
+from unittest import mock
+
+import numpy as np
+from elasticsearch import Elasticsearch
+from elasticsearch.helpers import streaming_bulk
+from scipy import sparse
+
+from indexer import Document, ElasticIndex
+from indexer.elastic.layout import ID, Meta, mappings, settings, sources
+from lexvla.encoding import Encoding
+
+Json = dict[str, Any]
+HITS = "hits.hits._id,hits.hits._score"
+
+
+class Request(NamedTuple):
+    """One request of HTTP."""
+
+    method: str
+    target: str
+    headers: Any
+    body: Any
+
+
+class Bare:
+    """Keep an index of the same form as `ElasticIndex` does, by the client alone.
+
+    Args:
+        url: The server's.
+        index: Its name; it is deleted at the end.
+        width: How many words there are.
+        asked: The index that is searched: that of ours, so that both ask the same one.
+    """
+
+    def __init__(self, url: str, index: str, width: int, asked: str) -> None:
+        self._client = Elasticsearch(url, request_timeout=600)
+        self._index, self.asked = index, asked
+        self._terms = list(map(str, range(width)))
+        self._client.indices.create(
+            index=index, settings=settings(1), mappings=mappings(Meta(widths={"lexical": width}))
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        with closing(self._client):
+            self._client.indices.delete(index=self._index)
+
+    def actions(self, documents: Sequence[Document], encoding: Encoding) -> list[Json]:
+        """Return what `load` sends."""
+        bodies = map(json.loads, sources(documents, encoding, self._terms))
+        return [{"_index": self._index, "_id": body[ID], "_source": body} for body in bodies]
+
+    def load(self, actions: Sequence[Json]) -> None:
+        """Send documents, and show them."""
+        for _ in streaming_bulk(self._client, actions):
+            pass
+        self._client.indices.refresh(index=self._index)
+
+    def compact(self) -> None:
+        """Merge all segments into one."""
+        self._client.indices.forcemerge(index=self._index, max_num_segments=1)
+
+    def search(self, body: Json) -> list[tuple[str, float]]:
+        """Return ids and scores."""
+        answer = self._client.search(index=self.asked, body=body, filter_path=HITS)
+        return pairs(answer)
+
+    def many(self, bodies: Sequence[Json]) -> list[tuple[str, float]]:
+        """Return ids and scores of several searches, one after the other."""
+        searches: list[Json] = []
+        for body in bodies:
+            searches += [{"index": self.asked}, body]
+        path = ",".join(f"responses.{each}" for each in HITS.split(","))
+        answer = self._client.msearch(searches=searches, filter_path=path)
+        return [pair for each in answer["responses"] for pair in pairs(each)]
+
+    def repeat(self, requests: Sequence[Request]) -> list[Any]:
+        """Send what another client has sent, and return all answers."""
+        send = self._client.transport.perform_request
+        return [
+            send(method, target, headers=headers, body=body).body
+            for method, target, headers, body in requests
+        ]
+
+
+def sent(index: ElasticIndex, ask: Callable[[], Any]) -> list[Request]:
+    """Return the requests that an index sends to answer a question, in their order.
+
+    Left out is the one by which it looks once a second what its alias means.
+    """
+    found: list[Request] = []
+    transport = index._client.transport
+    send = transport.perform_request
+
+    def noted(method: str, target: str, **rest: Any) -> Any:
+        if "/_mapping" not in target:
+            found.append(Request(method, target, rest.get("headers"), rest.get("body")))
+        return send(method, target, **rest)
+
+    with mock.patch.object(transport, "perform_request", noted):
+        ask()
+    return found
+
+
+def pairs(answer: Any) -> list[tuple[str, float]]:
+    """Return ids and scores of an answer."""
+    return [(hit["_id"], hit["_score"]) for hit in answer["hits"]["hits"]]
+
+
+def truncated(rows: sparse.csr_array) -> sparse.csr_array:
+    """Return rows as the server keeps them, by the first 9 significant bits of each weight."""
+    data = ((rows.data.view(np.uint32) >> 15) << 15).view(np.float32)
+    return sparse.csr_array((data, rows.indices, rows.indptr), shape=rows.shape)
