@@ -10,6 +10,7 @@ import re
 import ssl
 import subprocess
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -22,7 +23,7 @@ import pytest
 import elastic_fakes
 from elastic_proxy import BUSY, PRODUCT, Answer, Cut, Noise, Proxy, down, error, self_signed
 from indexer import ElasticIndex, open_index
-from indexer.elastic import store, writer
+from indexer.elastic import connection, store, writer
 from indexer_fakes import (
     QUERY,
     VOCABULARY,
@@ -146,6 +147,19 @@ def test_a_server_that_is_down():
         for create in (False, True):
             ask = partial(open_index, f"elasticsearch+{url}/i", create=create)
             told(EngineUnavailableError, "Connection refused", ask)
+
+
+def test_a_server_that_does_not_answer_in_time(address, proxy, monkeypatch):
+    monkeypatch.setattr(connection, "_TIMEOUT", 0.2)
+    waiting = threading.Event()
+    with ElasticIndex(address, True, VOCABULARY) as index:
+        proxy.spoil = lambda _: waiting.wait(10) and None
+        try:
+            told(EngineUnavailableError, "timed out", index.count)
+            told(EngineUnavailableError, "timed out", index.commit)
+        finally:
+            waiting.set()
+            proxy.spoil = lambda _: None
 
 
 # What is asked for, and how often the answer to that is lost: the client tries three times.
