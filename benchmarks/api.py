@@ -211,8 +211,9 @@ def main() -> None:
 
 def machine_lines() -> list[str]:
     """Say what was measured on, and how."""
+    machine = ", ".join(f"{name} {what}" for name, what in describe(torch.device("cpu")).items())
     return [
-        f"{', '.join(describe(torch.device('cpu')).values())}; {date.today():%Y-%m-%d}.",
+        f"{machine}; {date.today():%Y-%m-%d}.",
         "",
         "Server and clients share the machine. Searches by the clock come by a Poisson process;",
         "their times count from when they were due. At twice the rate, the server answers what it",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -14,8 +15,10 @@ from starlette.testclient import TestClient
 
 from api_fakes import ids, png, served, text_of
 from indexer import open_index
+from lexvla.encoding import Encoding
+from lexvla.images import ImageSource
 from search import Query, ReciprocalRank, Searcher, save_fusion
-from search.api import service
+from search.api import search_routes, service
 from search_fakes import PICTURES, MappingEncoder
 
 
@@ -112,6 +115,24 @@ def test_texts_and_images_are_encoded(client: TestClient) -> None:
     )
     assert both.status_code == 422
     assert client.post("/v1/encode", json={}).status_code == 422
+
+
+def test_many_pixels_are_encoded_in_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Counting(MappingEncoder):
+        counts: ClassVar[list[int]] = []
+
+        def encode_image(self, images: list[ImageSource]) -> Encoding:
+            self.counts.append(len(images))
+            return super().encode_image(images)
+
+    files = [("image", (name, png(picture))) for name, picture in PICTURES.items()]
+    with served(tmp_path, Counting()) as client:
+        whole = client.post("/v1/encode", files=files).json()
+        monkeypatch.setattr(search_routes, "_GROUP_PIXELS", 2 * 64 * 64)
+        Counting.counts.clear()
+        assert client.post("/v1/encode", files=files).json() == whole
+    assert len(whole["items"]) == len(PICTURES) == 4
+    assert Counting.counts == [2, 2]
 
 
 def test_words_are_completed(client: TestClient) -> None:

@@ -97,14 +97,15 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 def test_options_become_settings(tmp_path: Path, started: list[dict[str, Any]]) -> None:
     place = str(tmp_path / "new.lex")
     options = "--host 0.0.0.0 --port 99 --workers 3 --max-k 7 --max-body 8 --max-pixels 9"
-    options += " --body-seconds 4 --concurrency 5 --allow-image-host a --allow-image-host b:1"
+    options += " --body-seconds 4 --concurrency 5 --wait-seconds 6"
+    options += " --allow-image-host a --allow-image-host b:1"
     options += f" --keys k --images {tmp_path} --create --log-queries"
     assert cli.main(["serve", "--index", place, *options.split()]) == 0
     (call,) = started
     settings, limits = call["settings"], call["settings"].limits
     assert (call["host"], call["port"], call["workers"]) == ("0.0.0.0", 99, 3)
     assert (limits.k, limits.body_bytes, limits.pixels) == (7, 8, 9)
-    assert (limits.body_seconds, limits.concurrency) == (4, 5)
+    assert (limits.body_seconds, limits.concurrency, limits.wait_seconds) == (4, 5, 6)
     assert settings.image_hosts == ("a", "b:1")
     assert (settings.keys, settings.images) == (Path("k"), tmp_path)
     assert settings.log_queries

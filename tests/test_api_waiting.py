@@ -112,3 +112,27 @@ def test_a_deadline_is_of_one_thread_and_holds_for_calls_that_wait() -> None:
         assert [len(each.result(60)) for each in (first, patient)] == [1, 1]
     batcher.close()
     assert model.texts == ["red", "blue"]
+
+
+def test_work_whose_turn_has_come_may_go_on_for_longer() -> None:
+    model = Gated()
+    model.gate.set()
+    batcher = Batcher(model)
+    deadline = time.monotonic() + WAIT
+
+    def open_late() -> None:
+        while time.monotonic() <= deadline:
+            time.sleep(0.01)
+        model.gate.set()
+
+    with ThreadPoolExecutor(2) as pool, before(deadline):
+        batcher.encode_text(["red"])
+        model.gate.clear()
+        model.begun.clear()
+        other = pool.submit(batcher.encode_text, ["blue"])
+        assert model.begun.wait(60)
+        pool.submit(open_late)
+        batcher.encode_text(["green"])  # waits for the other, past the deadline
+        other.result(60)
+    batcher.close()
+    assert model.texts == ["red", "blue", "green"]

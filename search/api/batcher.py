@@ -28,7 +28,10 @@ class Overdue(Exception):  # noqa: N818 - what the call is
 
 @contextmanager
 def before(deadline: float) -> Iterator[None]:
-    """Let this thread's calls of a model begin before a moment of `time.monotonic`, or never."""
+    """Let this thread's first call of a model begin before a moment of `time.monotonic`, or never.
+
+    Once its turn has come, further calls may take the time that the work itself takes.
+    """
     _patience.deadline = deadline
     try:
         yield
@@ -115,10 +118,11 @@ class Batcher:
         deadline = getattr(_patience, "deadline", None)
         if deadline is not None:
             try:
-                return job.answer.result(max(0.0, deadline - time.monotonic()))
+                job.answer.exception(max(0.0, deadline - time.monotonic()))
             except TimeoutError:
                 if job.answer.cancel():  # it has not begun, and will not
                     raise Overdue from None
+            _patience.deadline = None
         return job.answer.result()
 
     def _run(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from fastapi import APIRouter
@@ -10,7 +11,6 @@ from PIL import Image
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from lexvla.encoding import Encoding
 from lexvla.images import open_image
 from search.api.access import READ, Serving
 from search.api.bodies import body_schema, decode, receive
@@ -31,6 +31,7 @@ __all__ = ["router"]
 router = APIRouter(prefix="/v1", dependencies=[READ])
 
 _SHOWN_WORDS = 32  # of a query
+_GROUP_PIXELS = 25_000_000  # of images that are open at a time for one call of the model
 _FILE = {"type": "string", "format": "binary"}
 _ONE = _FILE
 _MANY = {"type": "array", "items": _FILE, "minItems": 1}
@@ -154,19 +155,29 @@ def _encode(
 ) -> dict[str, Any]:
     model = service.encoder()
     if texts:
-        encoding: Encoding = model.encode_text(texts)
+        rows = list(model.encode_text(texts))
     else:
-        opened: list[Image.Image] = [
-            open_image(image, f"image {i}", service.limits.pixels) for i, image in enumerate(images)
-        ]
-        encoding = model.encode_image(opened)
+        groups = _opened(images, service.limits.pixels)
+        rows = [row for group in groups for row in model.encode_image(group)]
     items = []
-    for row in encoding:
+    for row in rows:
         item: dict[str, Any] = {"words": service.words(row, asked.top_k)}
         if asked.dense and row.dense is not None:
             item["dense"] = [float(value) for value in row.dense[0]]
         items.append(item)
     return {"items": items}
+
+
+def _opened(images: list[bytes], most: int) -> Iterator[list[Image.Image]]:
+    """Open images in groups: files may be small, and their pixels many."""
+    group: list[Image.Image] = []
+    for i, data in enumerate(images):
+        group.append(open_image(data, f"image {i}", most))
+        if sum(image.width * image.height for image in group) >= _GROUP_PIXELS:
+            yield group
+            group = []
+    if group:
+        yield group
 
 
 def _milliseconds(seconds: float) -> float:
