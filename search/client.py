@@ -248,7 +248,9 @@ def _asked(text: str | None, query: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _path(name: str) -> str:
-    return f"/v1/documents/{quote(name, safe='')}"
+    # A part of dots alone would be taken for a way up.
+    part = quote(name, safe="") if name.strip(".") else "%2E" * len(name)
+    return f"/v1/documents/{part}"
 
 
 def _line(document: Mapping[str, Any]) -> dict[str, Any]:

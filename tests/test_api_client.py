@@ -182,3 +182,13 @@ def test_scores_come_through_whole(client: Client) -> None:
     assert hit["explanation"] is not None
     parts = [part["part"] for part in hit["explanation"]["parts"]]
     assert math.isclose(math.fsum(parts), hit["score"])
+
+
+def test_ids_of_dots_are_no_way_up(client: Client) -> None:
+    for name in (".", "..", "...", "../.."):
+        client.upsert([{"id": name, "text": "red"}])
+        assert client.get(name)["id"] == name
+        assert client.words(name)[0]["word"] == "red"
+        client.delete(name)
+        with pytest.raises(ApiError, match="no document"):
+            client.get(name)

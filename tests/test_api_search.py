@@ -13,12 +13,14 @@ pytest.importorskip("fastapi", reason="needs the server: pip install 'lexvla[ser
 
 from starlette.testclient import TestClient
 
-from api_fakes import ids, png, served, text_of
+from api_fakes import ids, png, served
+from api_fakes import text_of as base64_of
+from hybrid_fakes import RowEncoder, filled, text_of
 from indexer import open_index
 from lexvla.encoding import Encoding
 from lexvla.images import ImageSource
-from search import Query, ReciprocalRank, Searcher, save_fusion
-from search.api import search_routes, service
+from search import Query, ReciprocalRank, Searcher, Weighted, save_fusion
+from search.api import Settings, create_app, search_routes, service
 from search_fakes import PICTURES, MappingEncoder
 
 
@@ -45,7 +47,7 @@ def client(folder: Path) -> Iterator[TestClient]:
         {"text": "black", "filter": 'label = "a lime"'},
         {"text": "red", "legs": ["lexical"], "fusion": "rrf"},
         {"text": "red", "min_score": 0.5},
-        {"image": text_of(png(PICTURES["flag"])), "region": [32, 32, 32, 32]},
+        {"image": base64_of(png(PICTURES["flag"])), "region": [32, 32, 32, 32]},
     ],
 )
 def test_hits_are_those_of_the_searcher(client: TestClient, folder: Path, asked: dict) -> None:
@@ -79,7 +81,7 @@ def test_an_image_may_come_as_a_part_or_as_base64(client: TestClient) -> None:
     data = png(PICTURES["lime"])
     part = {"query": (None, '{"k": 2}'), "image": ("lime.png", data, "image/png")}
     by_part = client.post("/v1/search", files=part)
-    in_json = client.post("/v1/search", json={"image": text_of(data), "k": 2})
+    in_json = client.post("/v1/search", json={"image": base64_of(data), "k": 2})
     alone = client.post("/v1/search", files={"image": ("lime.png", data)})
     assert ids(by_part) == ids(in_json) == ids(alone)[:2]
     assert ids(by_part)[0] == "lime"
@@ -111,7 +113,7 @@ def test_texts_and_images_are_encoded(client: TestClient) -> None:
     patches = {word["word"]: word["patch"] for word in items[0]["words"]}
     assert patches["red"] == 6  # row 1, column 2 of four columns
     both = client.post(
-        "/v1/encode", json={"texts": ["red"], "images": [text_of(png(PICTURES["lime"]))]}
+        "/v1/encode", json={"texts": ["red"], "images": [base64_of(png(PICTURES["lime"]))]}
     )
     assert both.status_code == 422
     assert client.post("/v1/encode", json={}).status_code == 422
@@ -184,7 +186,7 @@ def test_a_server_without_a_model_searches_by_plain_words(tmp_path: Path) -> Non
     with TestClient(create_app(settings, None), "http://localhost") as client:
         assert ids(client.post("/v1/search", json={"text": "blue"})) == ["flag"]
         for path, body in (
-            ("search", {"image": text_of(png(PICTURES["lime"]))}),
+            ("search", {"image": base64_of(png(PICTURES["lime"]))}),
             ("encode", {"texts": ["red"]}),
         ):
             answer = client.post(f"/v1/{path}", json=body)
@@ -206,3 +208,22 @@ def test_a_fusion_that_is_fitted_meanwhile_is_used(
             (index.directory / "fusion.json").write_text("{")  # half a file changes nothing
             assert client.get("/v1/index").json()["fusion"] == str(ReciprocalRank())
         assert client.post("/v1/search", json=asked).json()["hits"] == hits  # a single leg
+
+
+def test_a_fusion_by_its_settings(tmp_path: Path) -> None:
+    encoder, rows = RowEncoder(), [{i: 1.0, i + 1: 0.5} for i in range(4)]
+    with filled(tmp_path / "rows.lex", rows, encoder) as index:
+        fusions = [
+            Weighted({"lexical": 0.25, "dense": 2.0}, "raw", 3),
+            Weighted({"codes": 1.0, "dense": 1.0}, "zscore"),
+            ReciprocalRank(5, {"lexical": 1.0, "codes": 0.5}),
+        ]
+        settings = Settings(str(tmp_path / "rows.lex"))
+        with TestClient(create_app(settings, encoder), "http://localhost") as client:
+            for fusion in fusions:
+                query = Query(text_of(rows[1]), fusion=fusion)
+                expected = Searcher(encoder, index).search(query, explain=True)
+                asked = {"text": query.text, "fusion": fusion.to_dict(), "explain": True}
+                answer = client.post("/v1/search", json=asked).json()
+                assert answer["hits"] == [hit.to_dict() for hit in expected]
+                assert answer["query"]["fusion"] == str(fusion)

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StringConstraints,
+    Tag,
+    model_validator,
+)
 
 from indexer.base import Leg
+from search.fusion import Normalization
 from search.query import MAX_TEXT_LENGTH
 
 __all__ = [
@@ -36,6 +45,38 @@ MetadataValue = str | int | Annotated[float, Field(allow_inf_nan=False)] | bool 
 class _Request(BaseModel):
     # Strict: "5" is no number; an unknown field is a mistake, and is named.
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class FusionSettings(_Request):
+    """A fusion and what is not its default: ``constant`` of rrf, ``normalization`` of weighted."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "name": "weighted",
+                    "weights": {"lexical": 0.3, "dense": 0.7},
+                    "normalization": "raw",
+                }
+            ]
+        }
+    )
+
+    name: Literal["rrf", "weighted"]
+    weights: dict[Leg, Annotated[float, Field(ge=0, le=1e6)]] | None = None
+    normalization: Normalization | None = None
+    constant: Annotated[float, Field(ge=0, le=1e6)] | None = None
+    depth: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Candidates of each leg; at most as many as the server's limit of k."
+    )
+
+
+FusionName = Literal["rrf", "weighted", "lexical", "codes", "dense"]
+# Told apart by type, so that an error is of the one that was meant.
+AnyFusion = Annotated[
+    Annotated[FusionName, Tag("name")] | Annotated[FusionSettings, Tag("settings")],
+    Discriminator(lambda value: "name" if isinstance(value, str) else "settings"),
+]
 
 
 class SearchRequest(_Request):
@@ -70,7 +111,7 @@ class SearchRequest(_Request):
     require: list[Word] | None = Field(None, description="Every hit shows these.")
     filter: str | None = Field(None, description="Such as `year >= 2020 and tag = cat`.")
     legs: Annotated[list[Leg], Field(min_length=1, max_length=3)] | None = None
-    fusion: Literal["rrf", "weighted", "lexical", "codes", "dense"] | None = None
+    fusion: AnyFusion | None = None
     k: Annotated[int, Field(ge=1)] = 10
     offset: Annotated[int, Field(ge=0)] = 0
     min_score: Annotated[float, Field(allow_inf_nan=False)] | None = None

@@ -20,10 +20,12 @@ from search.api.models import (
     EncodeRequest,
     Explained,
     ExplainRequest,
+    FusionSettings,
     SearchRequest,
 )
 from search.api.problems import Problem
 from search.api.service import Service
+from search.fusion import fusion_from_dict
 from search.query import Query
 
 __all__ = ["router"]
@@ -95,6 +97,11 @@ def _check(service: Service, asked: SearchRequest) -> None:
         if getattr(asked, name) > most:
             rule = f"must be at most {most:,}"
             raise Problem("invalid", f"{name}: {rule}", [{"field": name, "detail": rule}])
+    if isinstance(asked.fusion, FusionSettings) and (asked.fusion.depth or 0) > limits.k:
+        rule = f"must be at most {limits.k:,}"
+        raise Problem(
+            "invalid", f"fusion.depth: {rule}", [{"field": "fusion.depth", "detail": rule}]
+        )
     for name in ("terms", "boost", "ban", "require"):
         if len(getattr(asked, name) or ()) > limits.words:
             rule = f"must be at most {limits.words:,} words"
@@ -115,6 +122,8 @@ def _query(service: Service, asked: SearchRequest, image: bytes | None) -> Query
     for name in ("region", "legs", "ban", "require"):
         if name in given:
             given[name] = tuple(given[name])
+    if isinstance(given.get("fusion"), dict):
+        given["fusion"] = fusion_from_dict(given["fusion"])
     if image is not None:
         given["image"] = open_image(image, "the query's image", service.limits.pixels)
     return Query(**given)
