@@ -341,3 +341,11 @@ def test_metadata_comes_back_as_it_was(index):
     (document,) = index.fetch(["a"]).documents
     assert document == Document("a", "u", "t\0", metadata, "p")
     assert isinstance(document.metadata["f"], float)
+
+
+def test_a_new_index_can_be_asked_at_once(tmp_path):
+    for number in range(5):
+        address = elastic_fakes.address(tmp_path / str(number))
+        with ElasticIndex(address, True, VOCABULARY, shards=2) as made:
+            assert made.count() == 0
+            assert made.search(QUERY)[0].ids == []

@@ -58,7 +58,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) ->
     monkeypatch.setattr(writer, "PAUSES", (0.01, 0.02))
     monkeypatch.setattr(writer, "TRIES", 1)
     monkeypatch.setattr(writer, "SHARD_WAIT", "100ms")
-    monkeypatch.setattr(store, "_WAIT", "100ms")
+    monkeypatch.setattr(store, "_WAIT", "2s")
     monkeypatch.setenv("ELASTIC_API_KEY", SECRET)
     caplog.set_level(logging.INFO)
     yield

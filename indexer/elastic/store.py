@@ -106,10 +106,17 @@ class Store:
         Raises:
             EngineUnavailableError: Some of its shards are on no server.
         """
+        client = self.client.options(ignore_status=408)
         with elastic_errors(self.place):
-            health = self.client.options(ignore_status=408).cluster.health(
-                index=self._name, wait_for_status="yellow", timeout=_WAIT
+            health = client.cluster.health(
+                index=self._name, level="indices", wait_for_status="yellow", timeout=_WAIT
             )
+            shards = sum(each["number_of_shards"] for each in health.get("indices", {}).values())
+            if not health["timed_out"] and health["active_primary_shards"] < shards:
+                # Those of an index that was just made count as yellow before they are there.
+                health = client.cluster.health(
+                    index=self._name, wait_for_active_shards=shards, timeout=_WAIT
+                )
         if health["timed_out"] or health["status"] == "red":
             missing = health["unassigned_shards"]
             rule = f"its health is {health['status']}: {missing} of its shards are on no server"
