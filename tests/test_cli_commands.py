@@ -358,6 +358,13 @@ class TestDemo:
         capsys.readouterr()
         assert run(capsys, "info", "--index", home)["documents"] == 4
 
+    def test_documents_of_ones_own_may_be_put_into_it(self, tmp_path: Path) -> None:
+        assert cli.main(["demo"]) == 0
+        home = str(tmp_path / "cache" / "lexvla" / "demo.lex")
+        (tmp_path / "own.jsonl").write_text('{"id": "own", "text": "red"}\n')
+        assert cli.main(["index", str(tmp_path / "own.jsonl"), "--index", home]) == 0
+        assert cli.main(["demo"]) == 0
+
     def test_another_model_builds_anew(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
     ) -> None:
