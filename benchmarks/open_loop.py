@@ -107,8 +107,11 @@ class Loop:
         outcome.took.setdefault(status, []).append(time.perf_counter() - due)
 
     async def _talk(self, data: bytes) -> int:
-        if self._idle:
+        while self._idle:
             reader, writer = self._idle.pop()
+            if not reader.at_eof():
+                break
+            writer.close()  # it was idle for longer than the server keeps it
         else:
             reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import itertools
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -51,7 +52,7 @@ def says(status: int) -> bytes:
 
 
 def test_answers_are_counted_by_status(load: ModuleType) -> None:
-    told = iter([200, 429, 200, 503] * 1000)
+    told = itertools.cycle([200, 429, 200, 503])
 
     async def answer(body: bytes) -> bytes:
         assert body == b"{}"
@@ -98,3 +99,22 @@ def test_percentiles(load: ModuleType) -> None:
     assert outcome.percentile(50, 429) == 9.0
     assert outcome.rate == 2.0
     assert outcome.percentile(50, 503) != outcome.percentile(50, 503)  # not a number
+
+
+def test_connections_that_the_server_has_closed_are_not_used(load: ModuleType) -> None:
+    async def ask() -> Any:
+        async def once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n{}")
+            writer.write(says(200))
+            writer.close()
+
+        outcome = load.Outcome()
+        async with await asyncio.start_server(once, "127.0.0.1", 0) as server:
+            loop = load.Loop(server.sockets[0].getsockname()[1], [load.request("/", b"{}")])
+            for _ in range(3):
+                await loop._ask(outcome, 0.0)
+                while not loop._idle[0][0].at_eof():
+                    await asyncio.sleep(0.01)
+        return outcome.counts
+
+    assert asyncio.run(ask()) == {200: 3}
