@@ -134,7 +134,7 @@ class Coarse(FakeEncoder):
 
 def test_a_region_that_is_too_small_is_named() -> None:
     query = Query(image=spot("red", (1, 2)), region=(1, 2, 3, 40))
-    with pytest.raises(InputError, match=r"region \(1.0, 2.0, 3.0, 40.0\) of .*smaller than a patch"):
+    with pytest.raises(InputError, match=r"region \(1.0, 2.0, 3.0, 40.0\) .*smaller than a patch"):
         query.resolve(Coarse())
 
 
