@@ -11,7 +11,8 @@ from indexer.elastic.connection import elastic_errors, found_documents
 from indexer.elastic.layout import FLAT, FLAT_DOCUMENTS, GRAPH, ID
 from indexer.elastic.store import Store
 from indexer.elastic.writer import check_rows, check_terms, load, patiently
-from indexer.embedded.staging import Staging, widths_of
+from indexer.embedded.staging import Staging
+from indexer.legs import widths_of
 from lexvla.encoding import Encoding
 from lexvla.errors import EngineUnavailableError, UnsupportedError, VocabularyMismatchError
 from lexvla.vocabulary import Vocabulary

@@ -19,7 +19,7 @@ from indexer.elastic.layout import Meta, program_version
 from indexer.elastic.reader import Reader, following
 from indexer.elastic.requests import WINDOW, console_text, search_body
 from indexer.elastic.store import Store
-from indexer.embedded.staging import widths_of
+from indexer.legs import check_added
 from lexvla.encoding import Encoding
 from lexvla.errors import LexVLAError, UnsupportedError, VocabularyMismatchError
 from lexvla.vocabulary import Vocabulary
@@ -132,20 +132,13 @@ class ElasticIndex:
             raise ValueError(f"{len(documents)} documents with {len(encoding)} vectors")
         with self._mutex:
             self._check_open()
-            widths = widths_of(encoding)
-            expected = dict(self._store.meta.widths) or self._changes.staging.widths or widths
-            if len(self.vocabulary):
-                expected = {**expected, "lexical": len(self.vocabulary)}
-            for leg in expected.keys() & widths.keys():
-                self._check_width(leg, expected[leg], widths[leg])
-            if expected.keys() != widths.keys():
-                have, come = ", ".join(expected), ", ".join(widths)
-                raise UnsupportedError(f"the index keeps {have}; the new vectors have {come}")
+            kept = self._store.meta.widths or self._changes.staging.widths
+            check_added(encoding, kept, self.vocabulary, self._place)
             if not documents:
                 return
             vocabulary = self.vocabulary
             if not len(vocabulary):
-                vocabulary = Vocabulary(map(str, range(widths["lexical"])))
+                vocabulary = Vocabulary(map(str, range(encoding.lexical.shape[1])))
             self._changes.add(documents, encoding, vocabulary)
             self.vocabulary = vocabulary
 
@@ -382,9 +375,3 @@ class ElasticIndex:
     def _check_open(self) -> None:
         if self._closed:
             raise ValueError("the index is closed")
-
-    def _check_width(self, leg: str, expected: int, width: int) -> None:
-        if width != expected:
-            raise VocabularyMismatchError(
-                f"{self._place}: {leg} has {expected} columns in the index, {width} here"
-            )

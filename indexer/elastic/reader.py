@@ -16,16 +16,15 @@ from indexer.elastic.layout import FILTER, ID, SHOWN, document_of
 from indexer.elastic.requests import WINDOW, dense_scale, leg_query
 from indexer.elastic.selection import selection
 from indexer.elastic.store import Store
-from indexer.embedded.staging import no_rows, widths_of
 from indexer.filter_terms import typed_term
 from indexer.filters import Comparison, Filter
+from indexer.legs import check_asked, no_rows, widths_of
 from indexer.packed_rows import unpack
 from lexvla.encoding import Encoding
 from lexvla.errors import (
     EngineUnavailableError,
     IndexCorruptError,
     UnsupportedError,
-    VocabularyMismatchError,
 )
 from lexvla.vocabulary import Vocabulary
 
@@ -212,17 +211,7 @@ class Reader:
             ValueError: There is no leg of that name.
             VocabularyMismatchError: It has another width in the index.
         """
-        if leg not in get_args(Leg):
-            raise ValueError(f"no leg is called {leg!r}; there are {', '.join(get_args(Leg))}")
-        widths, given = self._meta.widths, widths_of(queries)
-        if widths and leg not in widths:
-            raise UnsupportedError(f"{self._place} has no {leg} leg")
-        if leg not in given:
-            raise UnsupportedError(f"the queries have no {leg} leg")
-        width = widths.get(leg, len(self._vocabulary) if leg == "lexical" else 0)
-        if width and width != given[leg]:
-            rule = f"{leg} has {width} columns in the index, {given[leg]} here"
-            raise VocabularyMismatchError(f"{self._place}: {rule}")
+        check_asked(queries, leg, self._meta.widths, self._place)
         if leg == "dense" and k > WINDOW and self.count() > WINDOW:
             rule = f"Elasticsearch gives at most {WINDOW:,} hits by dense vectors, not {k:,}"
             raise UnsupportedError(f"{self._place}: {rule}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self, get_args
+from typing import Any, Self
 from weakref import WeakSet
 
 import numpy as np
@@ -14,11 +14,12 @@ from indexer.base import Document, Fetched, Leg, Results
 from indexer.embedded.accuracy import accuracy
 from indexer.embedded.manifest import FORMAT_VERSION
 from indexer.embedded.reader import Reader, SegmentCache, Snapshot
-from indexer.embedded.staging import no_rows, stack, widths_of
+from indexer.embedded.staging import stack
 from indexer.embedded.store import Store
 from indexer.embedded.writer import Writer
+from indexer.legs import check_added, check_asked, no_rows
 from lexvla.encoding import Encoding
-from lexvla.errors import IndexCorruptError, UnsupportedError, VocabularyMismatchError
+from lexvla.errors import IndexCorruptError, VocabularyMismatchError
 from lexvla.vocabulary import Vocabulary
 
 __all__ = ["EmbeddedIndex"]
@@ -101,20 +102,13 @@ class EmbeddedIndex:
             self._add(documents, encoding)
 
     def _add(self, documents: Sequence[Document], encoding: Encoding) -> None:
-        writer, widths = self._lock(), widths_of(encoding)
-        expected = writer.widths or widths
-        if len(self.vocabulary):
-            expected = {**expected, "lexical": len(self.vocabulary)}
-        for leg in expected.keys() & widths.keys():
-            self._check_width(leg, expected[leg], widths[leg])
-        if expected.keys() != widths.keys():
-            have, come = ", ".join(expected), ", ".join(widths)
-            raise UnsupportedError(f"the index keeps {have}; the new vectors have {come}")
+        writer = self._lock()
+        check_added(encoding, writer.widths, self.vocabulary, self.directory)
         if not documents:
             return
         writer.staging.add(documents, encoding)
         if not len(self.vocabulary):
-            self.vocabulary = Vocabulary(map(str, range(widths["lexical"])))
+            self.vocabulary = Vocabulary(map(str, range(encoding.lexical.shape[1])))
 
     def delete(self, ids: Sequence[str]) -> int:
         """Stage deletions. Return how many of the ids were there.
@@ -198,17 +192,9 @@ class EmbeddedIndex:
         """
         if k < 1:
             raise ValueError(f"k must be at least 1, not {k}")
-        if leg not in get_args(Leg):
-            raise ValueError(f"no leg is called {leg!r}; there are {', '.join(get_args(Leg))}")
         snapshot = self._refresh()
+        check_asked(queries, leg, snapshot.state.widths, self.directory)
         masks = snapshot.live if filter is None else self._reader().choose(filter)
-        widths, given = snapshot.state.widths, widths_of(queries)
-        if widths and leg not in widths:
-            raise UnsupportedError(f"{self.directory} has no {leg} leg")
-        if leg not in given:
-            raise UnsupportedError(f"the queries have no {leg} leg")
-        if widths:
-            self._check_width(leg, widths[leg], given[leg])
         return snapshot.search(queries, k, leg, masks, exact)
 
     def fetch(self, ids: Sequence[str]) -> Fetched:
@@ -334,9 +320,3 @@ class EmbeddedIndex:
         if self._writer is None:
             self._writer = Writer(self._store, self._cache)
         return self._writer
-
-    def _check_width(self, leg: str, expected: int, width: int) -> None:
-        if width != expected:
-            raise VocabularyMismatchError(
-                f"{self.directory}: {leg} has {expected} columns in the index, {width} here"
-            )

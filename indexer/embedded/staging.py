@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 
 import numpy as np
-from scipy import sparse
 
 from indexer.base import Document
+from indexer.legs import widths_of
 from lexvla.encoding import Encoding
 from lexvla.errors import InputError
 
-__all__ = ["Staging", "stack", "widths_of"]
+__all__ = ["Staging", "stack"]
 
 
 class Staging:
@@ -88,21 +88,3 @@ def stack(parts: Sequence[Encoding]) -> Encoding:
 def _without_patches(part: Encoding) -> Encoding:
     missing = np.full(part.lexical.nnz, -1, np.int16)
     return Encoding(part.lexical, missing, part.codes, part.dense)
-
-
-def widths_of(encoding: Encoding) -> dict[str, int]:
-    """Return the number of columns of each leg that an encoding has."""
-    legs = {"lexical": encoding.lexical, "codes": encoding.codes, "dense": encoding.dense}
-    return {leg: int(matrix.shape[1]) for leg, matrix in legs.items() if matrix is not None}
-
-
-def no_rows(widths: dict[str, int]) -> Encoding:
-    """Return an encoding of nothing, with these legs."""
-    none = {leg: sparse.csr_array((0, width), dtype=np.float32) for leg, width in widths.items()}
-    dense = none.pop("dense", None)
-    return Encoding(
-        none.get("lexical", sparse.csr_array((0, 0), dtype=np.float32)),
-        None,
-        none.get("codes"),
-        None if dense is None else np.empty(dense.shape, np.float32),
-    )

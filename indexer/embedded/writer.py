@@ -12,8 +12,9 @@ from indexer.base import Document
 from indexer.embedded.manifest import Entry, State
 from indexer.embedded.merging import SEGMENT_ROWS, due, live_rows, merged
 from indexer.embedded.reader import SegmentCache
-from indexer.embedded.staging import Staging, widths_of
+from indexer.embedded.staging import Staging
 from indexer.embedded.store import Store
+from indexer.legs import widths_of
 from lexvla.encoding import Encoding
 from lexvla.vocabulary import Vocabulary
 

@@ -6,14 +6,14 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self, get_args
+from typing import Any, Self
 
 import numpy as np
 from scipy import sparse
 
 from indexer.base import Document, Fetched, Leg, Results
-from indexer.embedded.staging import no_rows, widths_of
 from indexer.impacts import ImpactQuantizer
+from indexer.legs import check_added, check_asked, no_rows, widths_of
 from indexer.lucene.answers import Answers, Words
 from indexer.lucene.changes import Changes
 from indexer.lucene.facts import facts
@@ -136,20 +136,14 @@ class LuceneIndex:
         if len(documents) != len(encoding):
             raise ValueError(f"{len(documents)} documents with {len(encoding)} vectors")
         with self._mutex:
-            changes, widths = self._lock(), widths_of(encoding)
-            expected = dict(self._state().widths) or changes.staging.widths or widths
-            if len(self.vocabulary):
-                expected = {**expected, "lexical": len(self.vocabulary)}
-            for leg in expected.keys() & widths.keys():
-                self._check_width(leg, expected[leg], widths[leg])
-            if expected.keys() != widths.keys():
-                have, come = ", ".join(expected), ", ".join(widths)
-                raise UnsupportedError(f"the index keeps {have}; the new vectors have {come}")
+            changes = self._lock()
+            kept = self._state().widths or changes.staging.widths
+            check_added(encoding, kept, self.vocabulary, self._path)
             if not documents:
                 return
             vocabulary = self.vocabulary
             if not len(vocabulary):
-                vocabulary = Vocabulary(map(str, range(widths["lexical"])))
+                vocabulary = Vocabulary(map(str, range(encoding.lexical.shape[1])))
             changes.add(documents, encoding, vocabulary)
             self.vocabulary = vocabulary
 
@@ -362,27 +356,21 @@ class LuceneIndex:
         self, snapshot: Snapshot, queries: Encoding, leg: Leg
     ) -> tuple[Answers, sparse.csr_array]:
         """Return what answers by a leg, and the queries' rows of it, if it can be asked for."""
-        if leg not in get_args(Leg):
-            raise ValueError(f"no leg is called {leg!r}; there are {', '.join(get_args(Leg))}")
-        if leg not in FIELD_OF:
+        if leg == "dense":
             rule = "Lucene indexes store dense vectors and do not search them"
             raise UnsupportedError(f"{rule}: use the legs {' and '.join(FIELD_OF)}")
-        given, state = widths_of(queries), snapshot.state
+        state = snapshot.state
         if state is None and not len(self.vocabulary):
             get = "give one, or save it there as vocabulary.json"
             raise UnsupportedError(f"{self._path} names no vocabulary; {get}")
         widths = {"lexical": len(self.vocabulary)} if state is None else state.widths
-        if widths and leg not in widths:
-            raise UnsupportedError(f"{self._path} has no {leg} leg")
-        if leg not in given:
-            raise UnsupportedError(f"the queries have no {leg} leg")
-        if widths:
-            self._check_width(leg, widths[leg], given[leg])
+        check_asked(queries, leg, widths, self._path)
         quantizer, longest = self._quantizer, None
         if state is not None and leg in state.legs:
             quantizer, longest = state.legs[leg].quantizer, state.legs[leg].longest
         rows = queries.lexical if leg == "lexical" else queries.codes
-        return Answers(snapshot, leg, self._words(leg, given[leg]), quantizer, longest), rows
+        words = self._words(leg, widths_of(queries)[leg])
+        return Answers(snapshot, leg, words, quantizer, longest), rows
 
     def _words(self, leg: Leg, width: int) -> Words:
         known = self._known.get(leg)
@@ -392,9 +380,3 @@ class LuceneIndex:
             known = Words(Vocabulary(map(str, range(width))))
         self._known[leg] = known
         return known
-
-    def _check_width(self, leg: str, expected: int, width: int) -> None:
-        if width != expected:
-            raise VocabularyMismatchError(
-                f"{self._path}: {leg} has {expected} columns in the index, {width} here"
-            )

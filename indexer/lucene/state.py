@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from indexer.embedded.staging import widths_of
 from indexer.impacts import ImpactQuantizer
+from indexer.legs import widths_of
 from lexvla.encoding import Encoding
 from lexvla.errors import IndexCorruptError, IndexVersionError
 
