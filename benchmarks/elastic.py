@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -130,24 +130,17 @@ class Table:
             for each in (span.indices(queries.shape[0]) for span in spans)
         ]
 
-        def ours(results: Any) -> Answer:
-            return read([pair for found in results for pair in zip(*found, strict=True)])
-
-        joined = {
-            kind: [
-                tuple(np.concatenate(parts) for parts in zip(*answers[span], strict=True))
-                for span in spans
-            ]
-            for kind, answers in truths.items()
+        asks: dict[str, Callable[[int], Any]] = {
+            "ours": lambda i: self.ours.search(asked[i], K),
+            "bare": lambda i: self.bare.many(bodies[i]),
+            "embedded": lambda i: self.embedded.search(asked[i], K),
         }
-        contenders = [
-            cut(Contender("ours", lambda i: self.ours.search(asked[i], K), ours, "cut", True)),
-            cut(Contender("bare", lambda i: self.bare.many(bodies[i]), read, "cut", True)),
-            Contender(
-                "embedded", lambda i: self.embedded.search(asked[i], K), ours, "floats", True
-            ),
-        ]
-        return self._race(contenders, joined)
+        for name, ask in asks.items():
+            found = [each for i in range(len(spans)) for each in ask(i)]
+            one = Contender(name, found.__getitem__, _read_one, "floats", True)
+            one = one if name == "embedded" else cut(one)
+            check_contender(one, truths[one.truth])
+        return self._time(asks, len(spans))
 
     def hits(self, queries: sparse.csr_array, truths: Truths, explain: bool) -> dict[str, Any]:
         """Time hits as the searcher returns them, with their documents."""
@@ -200,14 +193,16 @@ class Table:
     def _race(self, contenders: Sequence[Contender], truths: Truths) -> dict[str, Any]:
         for each in contenders:
             check_contender(each, truths[each.truth])
-        count = len(truths["cut"])
-        ours, bare, *embedded = (each.ask for each in contenders)
+        return self._time({each.name: each.ask for each in contenders}, len(truths["cut"]))
+
+    def _time(self, asks: Mapping[str, Callable[[int], Any]], count: int) -> dict[str, Any]:
+        ours, bare, *embedded = asks.values()
         pairs_taken = turns([ours, bare], count, self.seconds)
         found = {"ratio": statistics.median(a / b for a, b in zip(*pairs_taken, strict=True))}
         # By itself: whoever came after it would find the processor's caches full of it.
         taken = [*pairs_taken, *(turns([ask], count, self.seconds)[0] for ask in embedded)]
         medians = map(statistics.median, taken)
-        return found | {c.name: each for c, each in zip(contenders, medians, strict=True)}
+        return found | dict(zip(asks, medians, strict=True))
 
 
 def cut(contender: Contender) -> Contender:
@@ -218,6 +213,11 @@ def cut(contender: Contender) -> Contender:
 def read(hits: Sequence[tuple[str, float]]) -> Answer:
     """Return ids with scores as an answer."""
     return np.array([int(name) for name, _ in hits], np.int64), np.array([s for _, s in hits])
+
+
+def _read_one(found: Any) -> Answer:
+    # The bare client gives pairs, an index gives all ids and all scores.
+    return read(found if isinstance(found, list) else list(zip(*found, strict=True)))
 
 
 def first_hits(answers: Any) -> Answer:

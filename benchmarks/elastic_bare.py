@@ -75,14 +75,14 @@ class Bare:
         answer = self._client.search(index=self.asked, body=body, filter_path=HITS)
         return pairs(answer)
 
-    def many(self, bodies: Sequence[Json]) -> list[tuple[str, float]]:
-        """Return ids and scores of several searches, one after the other."""
+    def many(self, bodies: Sequence[Json]) -> list[list[tuple[str, float]]]:
+        """Return ids and scores of several searches."""
         searches: list[Json] = []
         for body in bodies:
             searches += [{"index": self.asked}, body]
         path = ",".join(f"responses.{each}" for each in HITS.split(","))
         answer = self._client.msearch(searches=searches, filter_path=path)
-        return [pair for each in answer["responses"] for pair in pairs(each)]
+        return [pairs(each) for each in answer["responses"]]
 
     def repeat(self, requests: Sequence[Request]) -> list[Any]:
         """Send what another client has sent, and return all answers."""

@@ -72,16 +72,29 @@ def check(answers: Sequence[Answer], truth: Sequence[Answer], tolerance: float =
     Args:
         answers: What an engine says.
         truth: What brute force says.
-        tolerance: By what share of itself a score may differ.
+        tolerance: By what share of itself a score may differ. Documents whose true scores differ
+            by no more may change places.
     """
     recalls, equal = [], True
     for (rows, scores), (best, exact) in zip(answers, truth, strict=True):
         if len(best):
             recalls.append(np.isin(best, rows).mean())
-        equal &= bool(np.array_equal(rows, best)) and bool(
-            (np.abs(scores - exact) <= tolerance * exact).all()
-        )
+        equal &= _same((rows, scores), (best, exact), tolerance)
     return Check(float(np.mean(recalls)) if recalls else 1.0, equal)
+
+
+def _same(answer: Answer, truth: Answer, tolerance: float) -> bool:
+    (rows, scores), (best, exact) = answer, truth
+    if len(rows) != len(best) or not (np.abs(scores - exact) <= tolerance * exact).all():
+        return False
+    if not tolerance or not len(best):
+        return np.array_equal(rows, best)
+    # What is not among the best may stand for the last of them, if that is where it stands.
+    known = dict(zip(best.tolist(), exact.tolist(), strict=True))
+    true = np.array([known.get(row, exact[-1]) for row in rows.tolist()])
+    return len(set(rows.tolist())) == len(rows) and bool(
+        (np.abs(true - exact) <= tolerance * exact).all()
+    )
 
 
 class Contender(NamedTuple):

@@ -117,6 +117,18 @@ def test_a_check_counts_ties_against_and_sees_order_and_scores(load) -> None:
     assert check([answer((3, 2.0)), answer()], truth) == (0.25, False)
 
 
+def test_rounding_may_change_the_places_of_nearly_equal_documents_only(load) -> None:
+    check = load("engine_checks").check
+    near = [answer((3, 2.0), (1, 1.999999), (5, 1.0))]
+    swapped = answer((1, 2.0), (3, 1.999999), (5, 1.0))
+    assert check([swapped], near, 1e-5).equal
+    assert not check([swapped], near).equal
+    # Another document in the last place may score the same there, and nowhere else.
+    assert check([answer((3, 2.0), (1, 1.999999), (9, 1.0))], near, 1e-5).equal
+    assert not check([answer((9, 2.0), (1, 1.999999), (5, 1.0))], near, 1e-5).equal
+    assert not check([answer((3, 2.0), (3, 1.999999), (5, 1.0))], near, 1e-5).equal
+
+
 def test_an_exact_engine_with_a_wrong_answer_ends_the_run(load) -> None:
     checks = load("engine_checks")
     truth = {"floats": [answer((0, 1.0), (1, 0.5))]}
