@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 
 import elastic_fakes
 from indexer import ElasticIndex, open_index
+from indexer.elastic.connection import Place, refusal
+from indexer.elastic.reader import following
 from indexer_fakes import QUERY, VOCABULARY, documents, encode, fill
 from lexvla.errors import (
     EngineUnavailableError,
@@ -104,3 +107,36 @@ def test_settings_survive_a_rebuild(tmp_path):
         index.publish()
         facts = index.info()
         assert (facts["shards"], facts["replicas"]) == (3, 2)
+
+
+def test_an_alias_that_still_means_a_closed_index_is_asked_again(monkeypatch):
+    monkeypatch.setattr("indexer.elastic.reader._SETTLING", (0.0, 0.0, 0.0))
+    closed = refusal(Place("http://h:1", "x"), 503, {"error": {"type": "no_shard_available"}})
+    meant = ["old", "old", "old", "new"]
+
+    def reader_of(_: bool) -> SimpleNamespace:
+        return SimpleNamespace(index=meant.pop(0))
+
+    def ask(reader: SimpleNamespace) -> str:
+        if reader.index == "old":
+            raise closed
+        return reader.index
+
+    assert following(reader_of, ask) == "new"
+    meant[:] = ["old"] * 9
+    with pytest.raises(EngineUnavailableError):
+        following(reader_of, ask)
+    assert len(meant) == 9 - 5  # the first, and one after each of four failures
+
+
+def test_an_index_that_is_gone_for_good_is_not_waited_for():
+    gone = refusal(Place("http://h:1", "x"), 404, {"error": {"type": "index_not_found_exception"}})
+    asked = []
+
+    def ask(reader: SimpleNamespace) -> None:
+        asked.append(reader.index)
+        raise gone
+
+    with pytest.raises(IndexCorruptError):
+        following(lambda _: SimpleNamespace(index="old"), ask)
+    assert asked == ["old"]

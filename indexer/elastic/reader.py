@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
@@ -11,7 +12,7 @@ from scipy import sparse
 
 from indexer.base import Fetched, Leg, Results
 from indexer.elastic.answers import Answers, ElasticExplanation, results
-from indexer.elastic.connection import elastic_errors, found_documents, was_answered
+from indexer.elastic.connection import elastic_errors, found_documents, may_pass, was_answered
 from indexer.elastic.layout import FILTER, ID, SHOWN, document_of
 from indexer.elastic.requests import WINDOW, dense_scale, leg_query
 from indexer.elastic.selection import selection
@@ -37,19 +38,21 @@ Json = dict[str, Any]
 T = TypeVar("T")
 
 TRUNCATION = 2.0**-8  # what cutting a weight to 9 significant bits takes off, relative, at the most
+_SETTLING = (0.05, 0.1, 0.2, 0.4)  # seconds until an alias that is being moved is asked again
 FETCHED = 500  # documents of a request: their rows take some kilobytes each
 
 
 def following(reader_of: Callable[[bool], Reader], ask: Callable[[Reader], T]) -> T:
     """Ask the index that an alias means; again where it was replaced meanwhile.
 
-    An index that is being deleted has no shards first, and is not found then.
+    An index that is being deleted has no shards first, and is not found then. For a moment before,
+    the server still says that the alias means it.
 
     Args:
         reader_of: Gives a reader; of the newest index for certain if it is told so.
         ask: What to ask.
     """
-    reader = reader_of(False)
+    reader, waits = reader_of(False), iter(_SETTLING)
     while True:
         try:
             return ask(reader)
@@ -58,7 +61,10 @@ def following(reader_of: Callable[[bool], Reader], ask: Callable[[Reader], T]) -
                 raise
             newest = reader_of(True)
             if newest.index == reader.index:
-                raise
+                wait = next(waits, None)
+                if wait is None or not may_pass(error):
+                    raise
+                time.sleep(wait)
             reader = newest
 
 
