@@ -205,6 +205,15 @@ def test_cub_is_split_by_class_for_retrieval_and_by_image_to_classify(tmp_path: 
         read_cub(folder, counts=Counts(3, 100))
 
 
+@pytest.mark.parametrize("file", ["image_class_labels.txt", "classes.txt"])
+def test_a_class_of_cub_is_a_number(tmp_path: Path, file: str) -> None:
+    folder = cub(tmp_path)
+    with (folder / file).open("a") as out:
+        out.write("gull 6\n6 gull\n")
+    with pytest.raises(InputError, match="a class must be a number, not 'gull'"):
+        read_cub(folder)
+
+
 def test_lines_of_another_form_are_all_named(tmp_path: Path) -> None:
     folder = cub(tmp_path)
     lines(folder / "images.txt", "1 a.png", "2", "", "3 b c.png")

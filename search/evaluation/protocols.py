@@ -187,6 +187,9 @@ def read_cub(
     labels = dict(_columns(folder / "image_class_labels.txt", 2))
     names = dict(_columns(folder / "classes.txt", 2))
     training = dict(_columns(folder / "train_test_split.txt", 2)) if classify else {}
+    for label in (*labels.values(), *names):
+        if not label.isdecimal():
+            raise InputError(str(folder), f"a class must be a number, not {label!r}")
     chosen = [
         number
         for number in paths
