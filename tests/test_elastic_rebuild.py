@@ -8,9 +8,10 @@ from types import SimpleNamespace
 import pytest
 
 import elastic_fakes
+from elastic_proxy import Answer, Proxy, Request
 from indexer import ElasticIndex, open_index
 from indexer.elastic.connection import Place, refusal
-from indexer.elastic.reader import following
+from indexer.elastic.following import following
 from indexer_fakes import QUERY, VOCABULARY, documents, encode, fill
 from lexvla.errors import (
     EngineUnavailableError,
@@ -109,9 +110,12 @@ def test_settings_survive_a_rebuild(tmp_path):
         assert (facts["shards"], facts["replicas"]) == (3, 2)
 
 
-def test_an_alias_that_still_means_a_closed_index_is_asked_again(monkeypatch):
-    monkeypatch.setattr("indexer.elastic.reader._SETTLING", (0.0, 0.0, 0.0))
-    closed = refusal(Place("http://h:1", "x"), 503, {"error": {"type": "no_shard_available"}})
+@pytest.mark.parametrize(
+    ("status", "kind"), [(503, "no_shard_available_action_exception"), (404, "index_not_found")]
+)
+def test_an_alias_that_still_means_a_closed_index_is_asked_again(monkeypatch, status, kind):
+    monkeypatch.setattr("indexer.elastic.following._SETTLING", (0.0, 0.0, 0.0))
+    closed = refusal(Place("http://h:1", "x"), status, {"error": {"type": kind}})
     meant = ["old", "old", "old", "new"]
 
     def reader_of(_: bool) -> SimpleNamespace:
@@ -124,19 +128,40 @@ def test_an_alias_that_still_means_a_closed_index_is_asked_again(monkeypatch):
 
     assert following(reader_of, ask) == "new"
     meant[:] = ["old"] * 9
-    with pytest.raises(EngineUnavailableError):
+    with pytest.raises(type(closed)):
         following(reader_of, ask)
     assert len(meant) == 9 - 5  # the first, and one after each of four failures
 
 
 def test_an_index_that_is_gone_for_good_is_not_waited_for():
     gone = refusal(Place("http://h:1", "x"), 404, {"error": {"type": "index_not_found_exception"}})
-    asked = []
+    looked = []
 
-    def ask(reader: SimpleNamespace) -> None:
-        asked.append(reader.index)
+    def found(newest: bool) -> SimpleNamespace:
+        looked.append(newest)
+        if newest:
+            raise gone
+        return SimpleNamespace(index="old")
+
+    def ask(_: SimpleNamespace) -> None:
         raise gone
 
     with pytest.raises(IndexCorruptError):
-        following(lambda _: SimpleNamespace(index="old"), ask)
-    assert asked == ["old"]
+        following(found, ask)
+    assert looked == [False, True]
+
+
+def test_a_vocabulary_is_read_while_its_index_is_being_moved(tmp_path):
+    address = elastic_fakes.address(tmp_path)
+    with open_index(address, create=True, vocabulary=VOCABULARY) as index:
+        fill(index, "a")
+    closed = Answer(503, {"error": {"type": "no_shard_available_action_exception"}, "status": 503})
+    left = [closed, closed]
+
+    def spoil(request: Request) -> Answer | None:
+        return left.pop() if left and request.asks("vocabulary") else None
+
+    with Proxy(elastic_fakes.url(), spoil) as proxy:
+        with open_index(proxy.address(Place.parse(address).name)) as reader:
+            assert reader.search(QUERY)[0].ids == ["a"]
+        assert left == []

@@ -28,6 +28,7 @@ __all__ = [
     "connect",
     "elastic_errors",
     "found_documents",
+    "may_be_moved",
     "may_pass",
     "refusal",
     "was_answered",
@@ -46,6 +47,10 @@ _PRODUCT = "Elasticsearch"
 
 class _PassingError(EngineUnavailableError):
     """The server cannot do it now, and may at the next try."""
+
+
+class _GoneError(IndexCorruptError):
+    """There is no such index."""
 
 
 class Place(NamedTuple):
@@ -179,6 +184,15 @@ def may_pass(error: BaseException) -> bool:
     return isinstance(error, _PassingError)
 
 
+def may_be_moved(error: BaseException) -> bool:
+    """Tell whether one of our errors, of an answer, may be that the index is being deleted.
+
+    Its shards go before the server says that it is not there; of these it says that they cannot
+    be reached or that there is no such index.
+    """
+    return isinstance(error, _GoneError | _PassingError)
+
+
 def was_answered(error: BaseException) -> bool:
     """Tell whether one of our errors comes from an answer, not from a server that gave none."""
     import elasticsearch
@@ -216,7 +230,7 @@ def refusal(place: Place, status: int, body: Any) -> LexVLAError:
     if "maxClauseCount" in reason or "too_many" in kind:
         return UnsupportedError(f"{place}: the query has too many words for the server: {reason}")
     if status == 404 and "index_not_found" in kind:
-        return IndexCorruptError(
+        return _GoneError(
             f"no index at {place}; make one with: lexvla index SOURCE --index {place}"
         )
     kind_of_error = _PassingError if status in _PASSING else EngineUnavailableError

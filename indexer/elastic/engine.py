@@ -15,8 +15,9 @@ from indexer.elastic.answers import ElasticExplanation
 from indexer.elastic.changes import Changes
 from indexer.elastic.connection import Place, connect
 from indexer.elastic.facts import facts
+from indexer.elastic.following import following
 from indexer.elastic.layout import Meta, program_version
-from indexer.elastic.reader import Reader, following
+from indexer.elastic.reader import Reader
 from indexer.elastic.requests import WINDOW, console_text, search_body
 from indexer.elastic.store import Store
 from indexer.legs import check_added

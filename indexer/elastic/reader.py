@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import base64
-import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar, get_args
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 from scipy import sparse
 
 from indexer.base import Fetched, Leg, Results
 from indexer.elastic.answers import Answers, ElasticExplanation, results
-from indexer.elastic.connection import elastic_errors, found_documents, may_pass, was_answered
+from indexer.elastic.connection import elastic_errors, found_documents
 from indexer.elastic.layout import FILTER, ID, SHOWN, document_of
 from indexer.elastic.requests import WINDOW, dense_scale, leg_query
 from indexer.elastic.selection import selection
@@ -22,50 +21,18 @@ from indexer.filters import Comparison, Filter
 from indexer.legs import check_asked, no_rows, widths_of
 from indexer.packed_rows import unpack
 from lexvla.encoding import Encoding
-from lexvla.errors import (
-    EngineUnavailableError,
-    IndexCorruptError,
-    UnsupportedError,
-)
+from lexvla.errors import UnsupportedError
 from lexvla.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from elasticsearch import Elasticsearch
 
-__all__ = ["Reader", "following"]
+__all__ = ["Reader"]
 
 Json = dict[str, Any]
-T = TypeVar("T")
 
 TRUNCATION = 2.0**-8  # what cutting a weight to 9 significant bits takes off, relative, at the most
-_SETTLING = (0.05, 0.1, 0.2, 0.4)  # seconds until an alias that is being moved is asked again
 FETCHED = 500  # documents of a request: their rows take some kilobytes each
-
-
-def following(reader_of: Callable[[bool], Reader], ask: Callable[[Reader], T]) -> T:
-    """Ask the index that an alias means; again where it was replaced meanwhile.
-
-    An index that is being deleted has no shards first, and is not found then. For a moment before,
-    the server still says that the alias means it.
-
-    Args:
-        reader_of: Gives a reader; of the newest index for certain if it is told so.
-        ask: What to ask.
-    """
-    reader, waits = reader_of(False), iter(_SETTLING)
-    while True:
-        try:
-            return ask(reader)
-        except (EngineUnavailableError, IndexCorruptError) as error:
-            if not was_answered(error):
-                raise
-            newest = reader_of(True)
-            if newest.index == reader.index:
-                wait = next(waits, None)
-                if wait is None or not may_pass(error):
-                    raise
-                time.sleep(wait)
-            reader = newest
 
 
 class Reader:

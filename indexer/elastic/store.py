@@ -6,10 +6,11 @@ import json
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from indexer.elastic.connection import Place, elastic_errors
+from indexer.elastic.following import following
 from indexer.elastic.layout import (
     KEY,
     VOCABULARY_ID,
@@ -33,6 +34,12 @@ _WRITE = "-write"
 _WAIT = "30s"  # for an index that is just coming up
 _FRESH = 1.0  # seconds for which the alias is not looked up again
 _REPLICAS = ("number_of_replicas", "auto_expand_replicas")
+
+
+@dataclass(frozen=True)
+class _Found:
+    index: str
+    vocabulary_sha256: str
 
 
 class Store:
@@ -237,20 +244,27 @@ class Store:
         Raises:
             IndexCorruptError: They are missing, or not those that the index names.
         """
-        while self.meta.vocabulary_sha256:
-            index = self.index
-            with elastic_errors(self.place):
-                found = self.client.options(ignore_status=404).get(index=index, id=VOCABULARY_ID)
-            if found.get("found"):
-                stored = json.loads(found["_source"]["vocabulary"])
-                vocabulary = Vocabulary(stored["terms"], stored["token_ids"])
-                if vocabulary.sha256 == self.meta.vocabulary_sha256:
-                    return vocabulary
-            self.check()
-            if self.index == index:  # else another one took its place meanwhile
-                rule = "has lost the vocabulary that it was made with"
-                raise IndexCorruptError(f"{self.place}: {rule}")
-        return Vocabulary(())
+
+        def found(newest: bool) -> _Found:
+            if newest:
+                self.check()
+            return _Found(self.index, self.meta.vocabulary_sha256)
+
+        return following(found, self._vocabulary_of)
+
+    def _vocabulary_of(self, found: _Found) -> Vocabulary:
+        if not found.vocabulary_sha256:
+            return Vocabulary(())
+        with elastic_errors(self.place):
+            client = self.client.options(ignore_status=404)
+            answer = client.get(index=found.index, id=VOCABULARY_ID)
+        if answer.get("found"):
+            stored = json.loads(answer["_source"]["vocabulary"])
+            vocabulary = Vocabulary(stored["terms"], stored["token_ids"])
+            if vocabulary.sha256 == found.vocabulary_sha256:
+                return vocabulary
+        rule = "has lost the vocabulary that it was made with"
+        raise IndexCorruptError(f"{self.place}: {rule}")
 
     def save_vocabulary(self, vocabulary: Vocabulary) -> None:
         """Keep the terms of the lexical columns, before anything that needs them."""
