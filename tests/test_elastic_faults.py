@@ -23,7 +23,7 @@ import pytest
 import elastic_fakes
 from elastic_proxy import BUSY, PRODUCT, Answer, Cut, Noise, Proxy, down, error, self_signed
 from indexer import ElasticIndex, open_index
-from indexer.elastic import connection, store, writer
+from indexer.elastic import connection, following, store, writer
 from indexer_fakes import (
     QUERY,
     VOCABULARY,
@@ -59,6 +59,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) ->
     monkeypatch.setattr(writer, "TRIES", 1)
     monkeypatch.setattr(writer, "SHARD_WAIT", "100ms")
     monkeypatch.setattr(store, "_WAIT", "2s")
+    monkeypatch.setattr(following, "_SETTLING", (0.01, 0.02))
     monkeypatch.setenv("ELASTIC_API_KEY", SECRET)
     caplog.set_level(logging.INFO)
     yield

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +12,7 @@ import pytest
 import elastic_fakes
 from elastic_proxy import Answer, Proxy, Request
 from indexer import ElasticIndex, open_index
+from indexer.elastic import store
 from indexer.elastic.connection import Place, refusal
 from indexer.elastic.following import following
 from indexer_fakes import QUERY, VOCABULARY, documents, encode, fill
@@ -165,3 +168,49 @@ def test_a_vocabulary_is_read_while_its_index_is_being_moved(tmp_path):
         with open_index(proxy.address(Place.parse(address).name)) as reader:
             assert reader.search(QUERY)[0].ids == ["a"]
         assert left == []
+
+
+READS: dict[str, Callable[[ElasticIndex], object]] = {
+    "search": lambda index: index.search(QUERY)[0].ids,
+    "deep": lambda index: index.search(QUERY, 10_001)[0].ids,
+    "filter": lambda index: index.search(QUERY, filter="year > 3")[0].ids,
+    "fetch": lambda index: [each.id for each in index.fetch(["a", "b"]).documents],
+    "explain": lambda index: index.explain(QUERY, "a").id,
+    "count": lambda index: index.count(),
+    "info": lambda index: index.info()["documents"],
+}
+
+
+@pytest.mark.slow
+def test_no_reader_notices_that_an_index_is_rebuilt_again_and_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "_FRESH", 0.0)
+    address = elastic_fakes.address(tmp_path)
+
+    def rebuild() -> None:
+        with open_index(address, True, VOCABULARY, rebuild=True) as index:
+            fill(index, "a", "b", "c")
+            index.publish()
+
+    rebuild()
+    done = threading.Event()
+
+    def read(ask: Callable[[ElasticIndex], object]) -> list[object]:
+        """Ask one open reader and a new one, until all is done. Return each answer once."""
+        seen: list[object] = []
+        with open_index(address) as reader:
+            while not done.is_set():
+                with open_index(address) as other:
+                    for answer in (ask(reader), ask(other)):
+                        if answer not in seen:
+                            seen.append(answer)
+        return seen
+
+    with open_index(address) as index, ThreadPoolExecutor(len(READS)) as pool:
+        expected = {name: [ask(index)] for name, ask in READS.items()}
+        running = {name: pool.submit(read, ask) for name, ask in READS.items()}
+        try:
+            for _ in range(15):
+                rebuild()
+        finally:
+            done.set()
+        assert {name: future.result() for name, future in running.items()} == expected

@@ -13,7 +13,7 @@ from scipy import sparse
 
 import elastic_fakes
 from indexer import ElasticIndex, open_index
-from indexer.elastic import writer
+from indexer.elastic import following, writer
 from indexer.elastic.connection import Place
 from indexer.elastic.fused import retriever_request
 from indexer.elastic.writer import check_terms
@@ -168,6 +168,7 @@ needs_server = pytest.mark.elasticsearch
 )
 def test_what_a_server_answers(index, answer, error, says, monkeypatch):
     monkeypatch.setattr(writer, "PAUSES", ())
+    monkeypatch.setattr(following, "_SETTLING", ())
     elastic_fakes.through(index, lambda method, target, body: answer)
     for ask in (
         lambda: index.count(),
@@ -359,3 +360,18 @@ def test_an_index_whose_shards_are_on_no_server(address):
         )
         with pytest.raises(EngineUnavailableError, match="health is red: 2 of its shards"):
             index._store.wait()
+
+
+@needs_server
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [("/_count", {"count": 1}), ("/_stats", {"_all": {"primaries": {}}}), ("/_refresh", {})],
+)
+def test_what_some_shards_count_is_not_told_of_all(index, monkeypatch, path, told):
+    fill(index, "a")
+    monkeypatch.setattr(writer, "PAUSES", ())
+    monkeypatch.setattr(following, "_SETTLING", ())
+    answer = 200, {"_shards": {"total": 3, "successful": 1, "failed": 2}, **told}
+    elastic_fakes.through(index, lambda method, target, body: answer if path in target else None)
+    with pytest.raises(EngineUnavailableError, match="2 of 3 shards do not answer"):
+        index.commit() if path == "/_refresh" else index.info()

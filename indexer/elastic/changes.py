@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from indexer.base import Document
-from indexer.elastic.connection import elastic_errors, found_documents
+from indexer.elastic.connection import elastic_errors, found_documents, whole
 from indexer.elastic.layout import FLAT, FLAT_DOCUMENTS, GRAPH, ID
 from indexer.elastic.store import Store
 from indexer.elastic.writer import check_rows, check_terms, load, patiently
@@ -113,10 +113,7 @@ class Changes:
 
     def _refresh(self) -> None:
         with elastic_errors(self._place):
-            shards = self._client.indices.refresh(index=self._store.index)["_shards"]
-        if shards["failed"]:
-            rule = f"{shards['failed']} of the shards cannot show what was sent"
-            raise EngineUnavailableError(f"{self._place}: {rule}")
+            whole(self._place, self._client.indices.refresh(index=self._store.index).body)
 
     def _describe(self, encoding: Encoding, vocabulary: Vocabulary) -> None:
         """Write down what the new rows need to be read, before they come."""
@@ -157,4 +154,4 @@ class Changes:
     def _count(self) -> int:
         with elastic_errors(self._place):
             answer = self._client.count(index=self._store.index, query={"exists": {"field": ID}})
-        return int(answer["count"])
+        return int(whole(self._place, answer.body)["count"])

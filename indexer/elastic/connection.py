@@ -32,6 +32,7 @@ __all__ = [
     "may_pass",
     "refusal",
     "was_answered",
+    "whole",
 ]
 
 SCHEME = "elasticsearch+"
@@ -233,10 +234,27 @@ def refusal(place: Place, status: int, body: Any) -> LexVLAError:
         return _GoneError(
             f"no index at {place}; make one with: lexvla index SOURCE --index {place}"
         )
-    kind_of_error = _PassingError if status in _PASSING else EngineUnavailableError
-    if status in _PASSING or status >= 500 or "block" in kind or "search_context_missing" in kind:
-        return kind_of_error(f"{place}: the server cannot do it now: {said}")
+    cannot = f"{place}: the server cannot do it now: {said}"
+    if status in _PASSING or "search_context_missing" in kind:
+        return _PassingError(cannot)
+    if status >= 500 or "block" in kind:
+        return EngineUnavailableError(cannot)
     return LexVLAError(f"{place}: the server refuses: {said}")
+
+
+def whole(place: Place, answer: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return an answer that all shards have a part in.
+
+    Raises:
+        EngineUnavailableError: Some gave none: what it counts would be too little.
+    """
+    shards = answer["_shards"]
+    if shards["failed"] or not shards["successful"]:
+        reason = (
+            f"{shards['total'] - shards['successful']} of {shards['total']} shards do not answer"
+        )
+        raise refusal(place, 503, {"error": {"type": "", "reason": reason}})
+    return answer
 
 
 def found_documents(place: Place, answer: Mapping[str, Any]) -> list[Mapping[str, Any]]:

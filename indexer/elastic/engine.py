@@ -14,7 +14,6 @@ from indexer.base import Document, Fetched, Leg, Results
 from indexer.elastic.answers import ElasticExplanation
 from indexer.elastic.changes import Changes
 from indexer.elastic.connection import Place, connect
-from indexer.elastic.facts import facts
 from indexer.elastic.following import following
 from indexer.elastic.layout import Meta, program_version
 from indexer.elastic.reader import Reader
@@ -321,7 +320,7 @@ class ElasticIndex:
 
     def info(self) -> dict[str, Any]:
         """Describe the index: counts, size in bytes, health, vocabulary, model and accuracy."""
-        return self._reading(lambda reader: facts(self._store, reader.count(), self.vocabulary))
+        return self._reading(lambda reader: reader.info())
 
     def read_meta(self, name: str) -> Any:
         """Return what `write_meta` kept by that name; ``None`` if there is nothing."""

@@ -2,36 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from indexer.elastic.connection import elastic_errors
-from indexer.elastic.layout import FLAT, FLAT_DOCUMENTS, FORMAT_VERSION
+from indexer.elastic.connection import Place, elastic_errors, whole
+from indexer.elastic.layout import FLAT, FLAT_DOCUMENTS, FORMAT_VERSION, Meta
 from indexer.elastic.requests import CANDIDATES
-from indexer.elastic.store import Store
-from lexvla.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from elasticsearch import Elasticsearch
 
 __all__ = ["facts"]
 
 
-def facts(store: Store, count: int, vocabulary: Vocabulary) -> dict[str, Any]:
-    """Describe an index.
+def facts(client: Elasticsearch, place: Place, index: str, meta: Meta) -> dict[str, Any]:
+    """Describe an index but for what counting its documents tells.
 
     Args:
-        store: Has found it.
-        count: The number of documents.
-        vocabulary: The terms of the lexical columns.
+        client: Of the server.
+        place: The address, for messages.
+        index: What is described.
+        meta: What it says of itself.
     """
-    client, meta = store.client, store.meta
-    with elastic_errors(store.place):
-        health = client.cluster.health(index=store.index)
-        stats = client.indices.stats(index=store.index, metric=["docs", "store", "segments"])
-        kept = client.indices.get_settings(index=store.index, human=True).body
-    primaries = stats["_all"]["primaries"]
-    settings = kept[store.index]["settings"]["index"]
+    with elastic_errors(place):
+        health = client.cluster.health(index=index)
+        stats = client.indices.stats(index=index, metric=["docs", "store", "segments"])
+        kept = client.indices.get_settings(index=index, human=True).body
+    primaries = whole(place, stats.body)["_all"]["primaries"]
+    settings = kept[index]["settings"]["index"]
     found: dict[str, Any] = {
         "engine": "elasticsearch",
-        "documents": count,
-        "index": store.index,
+        "index": index,
         "health": health["status"],
         "shards": int(settings["number_of_shards"]),
         "replicas": int(settings["number_of_replicas"]),
@@ -41,8 +41,7 @@ def facts(store: Store, count: int, vocabulary: Vocabulary) -> dict[str, Any]:
         "legs": dict(meta.widths),
         "searched_legs": list(meta.widths),
         "weights": "9 significant bits, cut off: scores are up to 0.4% low",
-        "vocabulary_size": len(vocabulary),
-        "vocabulary_sha256": vocabulary.sha256,
+        "vocabulary_sha256": meta.vocabulary_sha256,
         "model": meta.model,
         "notes": sorted(meta.notes),
         "format_version": FORMAT_VERSION,

@@ -11,7 +11,8 @@ from scipy import sparse
 
 from indexer.base import Fetched, Leg, Results
 from indexer.elastic.answers import Answers, ElasticExplanation, results
-from indexer.elastic.connection import elastic_errors, found_documents
+from indexer.elastic.connection import elastic_errors, found_documents, whole
+from indexer.elastic.facts import facts
 from indexer.elastic.layout import FILTER, ID, SHOWN, document_of
 from indexer.elastic.requests import WINDOW, dense_scale, leg_query
 from indexer.elastic.selection import selection
@@ -174,7 +175,12 @@ class Reader:
         """Return the number of searchable documents."""
         with elastic_errors(self._place):
             answer = self._client.count(index=self.index, query={"exists": {"field": ID}})
-        return int(answer["count"])
+        return int(whole(self._place, answer.body)["count"])
+
+    def info(self) -> Json:
+        """Describe the index: counts, size in bytes, health, vocabulary and model."""
+        about = facts(self._client, self._place, self.index, self._meta)
+        return about | {"documents": self.count(), "vocabulary_size": len(self._vocabulary)}
 
     def check_leg(self, queries: Encoding, leg: Leg, k: int) -> None:
         """Refuse a leg that cannot be asked for.
