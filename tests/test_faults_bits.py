@@ -109,6 +109,23 @@ def test_each_bit_of_a_header_counts_or_changes_nothing(tmp_path):
     assert refused > 600
 
 
+def test_a_header_is_read_again_where_python_took_another_threads_for_it(tmp_path, monkeypatch):
+    file = tmp_path / "numbers.npy"
+    save_array(file, np.arange(3))
+    real, errors = np.lib.format.open_memmap, [SystemError("AST constructor recursion depth")] * 4
+
+    def fails(*args, **options):
+        if errors:
+            raise errors.pop()
+        return real(*args, **options)
+
+    monkeypatch.setattr(np.lib.format, "open_memmap", fails)
+    assert open_array(file, np.int64).tolist() == [0, 1, 2]
+    errors += [SystemError("AST constructor recursion depth")] * 5
+    with pytest.raises(SystemError):
+        open_array(file, np.int64)
+
+
 # Flipped bits
 
 

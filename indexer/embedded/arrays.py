@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tokenize import TokenError
 from typing import BinaryIO, NamedTuple
@@ -17,6 +17,7 @@ from lexvla.errors import IndexCorruptError
 __all__ = ["Mark", "demand", "fsync", "mark", "naming", "open_array", "save_array", "writing"]
 
 _CHUNK = 1 << 24  # bytes that are read at a time
+_TRIES = 5  # of reading a header
 
 
 class Mark(NamedTuple):
@@ -80,7 +81,7 @@ def open_array(
         IndexCorruptError: The file is missing, truncated, or not of that form.
     """
     try:
-        array = np.lib.format.open_memmap(path, mode="r")
+        array = _mapped(path)
         size = path.stat().st_size
     except (OSError, ValueError, TypeError, OverflowError, SyntaxError, TokenError) as error:
         raise IndexCorruptError(f"{path}: missing, truncated or damaged ({error})") from error
@@ -92,6 +93,15 @@ def open_array(
     rule = f"must be {wanted}, not {array.dtype} of shape {array.shape}"
     demand(path, array.dtype == kind and fits, rule)
     return np.asarray(array)  # a plain view: indexing a memmap object is much slower
+
+
+def _mapped(path: Path) -> np.memmap:
+    for _ in range(_TRIES - 1):
+        # numpy reads a header as Python. Where two threads do at once, CPython before 3.11.8 and
+        # 3.12.2 now and then mistakes one's depth for the other's (python/cpython#106905).
+        with suppress(SystemError):
+            return np.lib.format.open_memmap(path, mode="r")
+    return np.lib.format.open_memmap(path, mode="r")
 
 
 def demand(path: Path, holds: bool, rule: str) -> None:
