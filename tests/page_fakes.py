@@ -107,7 +107,7 @@ def serving(app: Any) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}/"
     finally:
         server.should_exit = True
-        thread.join(timeout=10)
+        thread.join(timeout=60)
 
 
 def start_chromium() -> webdriver.Chrome:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -33,7 +34,7 @@ class Gated(MappingEncoder):
         self.calls.append(list(texts))
         self.threads.add(threading.get_ident())
         self.begun.set()
-        self.gate.wait(10)
+        self.gate.wait(60)
         if "bad" in texts:
             raise InputError("bad", "is refused")
         return super().encode_text(texts)
@@ -43,15 +44,15 @@ def ask_together(model: Gated, batcher: Batcher, lists: list[list[str]]) -> list
     """Ask for these texts at one time, while the model is busy with another."""
     with ThreadPoolExecutor(len(lists) + 1) as pool:
         first = pool.submit(batcher.encode_text, ["red"])
-        assert model.begun.wait(10)
+        assert model.begun.wait(60)
         others = []
         for number, texts in enumerate(lists, 1):
             others.append(pool.submit(batcher.encode_text, texts))
             while batcher.waiting < number:
-                pass
+                time.sleep(0.001)
         model.gate.set()
-        first.result(10)
-        return [other.exception(10) or other.result(10) for other in others]
+        first.result(60)
+        return [other.exception(60) or other.result(60) for other in others]
 
 
 def same(one: Encoding, other: Encoding) -> bool:
@@ -93,7 +94,7 @@ def test_closing_finishes_what_waits_and_takes_no_more() -> None:
     batcher = Batcher(model)
     with ThreadPoolExecutor(3) as pool:
         asked = [pool.submit(batcher.encode_text, ["red"])]
-        assert model.begun.wait(10)  # else both might go through the model together
+        assert model.begun.wait(60)  # else both might go through the model together
         asked.append(pool.submit(batcher.encode_text, ["blue"]))
         while batcher.waiting < 1:
             pass

@@ -70,7 +70,7 @@ def test_the_command_serves_logs_as_json_and_ends_well(tmp_path: Path) -> None:
         answer = talk(port, request("GET", "/readyz", X_Request_ID="mine"))
         assert status_of(answer) == 200
         process.send_signal(signal.SIGTERM)
-        _, rest = process.communicate(timeout=20)
+        _, rest = process.communicate(timeout=60)
     assert process.returncode == 0
     *logged, last = rest.splitlines()
     assert last == "lexvla: the server has ended"

@@ -61,7 +61,7 @@ def test_a_thousand_clients_at_once_get_answers_or_429(tmp_path: Path) -> None:
                 connection.sendall(SEARCH)
             waiting = set(answers)
             while waiting:
-                ready = selector.select(timeout=30)
+                ready = selector.select(timeout=60)
                 assert ready, f"{len(waiting)} clients got no answer"
                 for key, _ in ready:
                     part = key.fileobj.recv(65536)
@@ -92,7 +92,7 @@ def test_a_signal_lets_what_was_begun_finish(tmp_path: Path) -> None:
             putting.sendall(chunk({"id": "b", "text": "blue"}) + b"0\r\n\r\n")
             assert status_of(read_all(searching)) == 200
             assert b'"done": true, "indexed": 2' in read_all(putting)
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
     with open_index(address) as index:
         assert index.count() == 6
 
@@ -178,4 +178,4 @@ def test_workers_write_in_turns_and_see_each_others_commits(tmp_path: Path) -> N
             hits = json.loads(found.split(b"\r\n\r\n", 1)[1])["hits"]
             assert len(hits) == 13
         process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0

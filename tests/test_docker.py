@@ -316,7 +316,7 @@ def test_the_api_works_by_its_role_as_compose_starts_it(tmp_path, secured):
         assert f"lexvla_index_documents {len(PICTURES)}.0" in figures
         assert status_of(talk(port, request("DELETE", "/v1/documents/none", **authorized))) == 404
         api.send_signal(signal.SIGTERM)
-        assert api.wait(timeout=30) == 0
+        assert api.wait(timeout=60) == 0
     finally:
         api.kill()
         api.communicate()
