@@ -187,7 +187,7 @@ class IndexSink:
 
     def _move(self) -> None:
         if self._moved:
-            rows = self._index.fetch([document.id for document in self._moved]).encoding
+            rows = self._index.vectors([document.id for document in self._moved])
             self._stage(self._moved, rows)
         self._moved = []
 

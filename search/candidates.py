@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from scipy import sparse
 
-from indexer.base import Document, Fetched, Index, Leg, Results
+from indexer.base import Document, Index, Leg, Results
 from lexvla.encoding import Encoding
 from search.fusion import LegAnswer
 from search.words import Constraints
@@ -39,8 +39,9 @@ class Candidates:
         self._index = index
         self._filter = filter
         self._constraints = constraints or Constraints(frozenset(), ())
-        self._parts: list[Fetched] = []
+        self._parts: list[Encoding] = []
         self._places: dict[str, tuple[int, int]] = {}  # which part, and which row of it
+        self._documents: dict[str, Document] = {}
         self._allowed: dict[str, bool] = {}
         self._found: dict[Leg, Results] = {}
         self._bearers: set[str] | None = None  # where not None, all documents of required words
@@ -85,28 +86,38 @@ class Candidates:
         return answers
 
     def load(self, names: Sequence[str]) -> None:
-        """Fetch documents that were not fetched yet, in one go.
+        """Read the vectors of documents that were not read yet, in one go.
 
         Raises:
             KeyError: The index has one of them no more.
         """
-        new = [name for name in dict.fromkeys(names) if name not in self._places]
-        if not new:
-            return
-        fetched = self._index.fetch(new)
-        for row, name in enumerate(new):
-            self._places[name] = len(self._parts), row
-        self._parts.append(fetched)
+        if new := [name for name in dict.fromkeys(names) if name not in self._places]:
+            self._keep(new, self._index.vectors(new))
+
+    def load_documents(self, names: Sequence[str]) -> None:
+        """Fetch documents, with the vectors of those whose were not read yet.
+
+        Raises:
+            KeyError: The index has one of them no more.
+        """
+        if new := [name for name in dict.fromkeys(names) if name not in self._documents]:
+            fetched = self._index.fetch(new)
+            self._documents.update(zip(new, fetched.documents, strict=True))
+            self._keep(new, fetched.encoding)
+
+    def _keep(self, names: Sequence[str], rows: Encoding) -> None:
+        for row, name in enumerate(names):
+            self._places.setdefault(name, (len(self._parts), row))
+        self._parts.append(rows)
 
     def document(self, name: str) -> Document:
         """Return a document that was loaded."""
-        part, row = self._places[name]
-        return self._parts[part].documents[row]
+        return self._documents[name]
 
     def vectors(self, name: str) -> Encoding:
-        """Return the stored vectors of a document that was loaded."""
+        """Return the stored vectors of a document whose were read."""
         part, row = self._places[name]
-        return self._parts[part].encoding[row]
+        return self._parts[part][row]
 
     def _best(self, leg: Leg, depth: int) -> Results:
         asked = depth
@@ -130,7 +141,7 @@ class Candidates:
         self.load(new)
         for name in new:
             part, row = self._places[name]
-            lexical = self._parts[part].encoding.lexical
+            lexical = self._parts[part].lexical
             span = slice(lexical.indptr[row], lexical.indptr[row + 1])
             self._allowed[name] = self._constraints.allow(lexical.indices[span], lexical.data[span])
         return [self._allowed[name] for name in names]
@@ -155,7 +166,7 @@ class Candidates:
         for name in names:
             part, row = self._places[name]
             if part not in by_part:
-                by_part[part] = leg_scores(leg, self.query, self._parts[part].encoding)
+                by_part[part] = leg_scores(leg, self.query, self._parts[part])
             scores.append(float(by_part[part][row]))
         return scores
 

@@ -184,7 +184,7 @@ def _image_of(hit: Hit) -> Image.Image:
 def _draw(model: LexVLA, source: Index, hit: Hit, word: str | None) -> Image.Image:
     image = _image_of(hit)
     if word is not None:
-        weights = word_map(model, image, word, source.fetch([hit.id]).encoding)
+        weights = word_map(model, image, word, source.vectors([hit.id]))
         return heatmap(image, weights, caption=word)
     explanation = hit.explanation or Explanation((), 0.0)
     return heatmap(image, match_map(model, image, explanation), explanation.summary(top=6))

@@ -114,7 +114,8 @@ class Answer:
 class Searcher:
     """Answer queries from one index with one model.
 
-    A search asks the index once for each leg, for the candidates, and fetches their vectors. Bans
+    A search asks the index once for each leg, for the candidates, reads their vectors where the
+    fusion scores them by every leg, and fetches the documents of its hits. Bans
     and requirements are held against the stored words of the candidates, exactly; where they
     leave too few, the leg is asked for more, to the end of the index.
 
@@ -234,14 +235,14 @@ class Searcher:
         if query.min_score is not None:
             fused = [one for one in fused if one.score >= query.min_score]
         page = fused[query.offset : query.offset + query.k]
-        run.candidates.load([one.id for one in page])
+        run.candidates.load_documents([one.id for one in page])
         places = enumerate(page, query.offset + 1)
         return run, [self._hit(run, one, rank, explain) for rank, one in places]
 
     def _hit_of(self, query: Query, encoded: Encoding, name: str) -> Hit:
         run = self._run(query, encoded, EXPLAIN_DEPTH)
         ranks = {one.id: rank for rank, one in enumerate(run.fuse(), 1)}
-        run.candidates.load([name])
+        run.candidates.load_documents([name])
         named = {one.id: one for one in run.fuse(name)}
         # A leg that did not find it may add nothing.
         fused = named.get(name) or Fused(name, 0.0, {})

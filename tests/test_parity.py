@@ -23,6 +23,7 @@ from engine_parity import (
 )
 from indexer import Document
 from indexer_fakes import LEGS, QUERY, documents, encode
+from lexvla.encoding import Encoding
 from postings_fakes import searching
 
 EMBEDDED = Engine("embedded", str, lambda: searching("numba"), LEGS, True)
@@ -69,11 +70,16 @@ def test_many_commits_upserts_and_deletions(engine, tmp_path, k):
             check(engine, index, stored, query, k)
         back = index.fetch(list(stored))
         assert back.documents == [document for document, _ in stored.values()]
-        expected = encode([row for _, row in stored.values()])
-        for leg in ("lexical", "codes"):
-            assert (getattr(back.encoding, leg) != getattr(expected, leg)).nnz == 0
-        assert (back.encoding.patches == expected.patches).all()
-        assert (back.encoding.dense == expected.dense).all()
+        assert_same(back.encoding, encode([row for _, row in stored.values()]))
+        some = [*list(stored)[50:100:3], *list(stored)[:60:7], list(stored)[50]]
+        assert_same(index.vectors(some), encode([stored[name][1] for name in some]))
+
+
+def assert_same(found: Encoding, expected: Encoding) -> None:
+    for leg in ("lexical", "codes"):
+        assert (getattr(found, leg) != getattr(expected, leg)).nnz == 0
+    assert (found.patches == expected.patches).all()
+    assert (found.dense == expected.dense).all()
 
 
 def test_filters_come_before_the_best_are_taken(engine, tmp_path):
@@ -147,7 +153,8 @@ def test_empty_vectors_and_empty_queries(engine, tmp_path):
         assert index.count() == 2
         assert [r.ids for r in index.search(encode([{}, {1: 0.5}, {2: 1.0}]))] == [[], ["b"], []]
         assert index.fetch(["a"]).encoding.lexical.nnz == 0
-        assert len(index.fetch([]).encoding) == 0
+        assert index.vectors(["b", "a"]).lexical.nnz == 1
+        assert len(index.fetch([]).encoding) == len(index.vectors([])) == 0
         index.delete("ab")
         index.commit()
         assert (index.count(), index.search(QUERY)[0].ids) == (0, [])
@@ -202,9 +209,12 @@ def test_what_is_staged_shows_at_commit_only(engine, tmp_path):
             index.commit()
             if engine.keeps_views:  # that of the last search
                 assert reader.fetch(["a"]).documents == documents("a")
+                assert reader.vectors(["a"]).lexical.nnz
             assert reader.search(QUERY)[0].ids == ["b"]
             with pytest.raises(KeyError):
                 reader.fetch(["a"])
+            with pytest.raises(KeyError):
+                reader.vectors(["a"])
     with engine.open(tmp_path / "i", create=False) as index:
         index.add(documents("c"), encode([{0: 1.0}]))
     with engine.open(tmp_path / "i", create=False) as index:

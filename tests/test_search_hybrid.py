@@ -193,16 +193,18 @@ def test_an_index_without_the_leg(tmp_path: Path) -> None:
                 searcher.search(query)
 
 
-def test_one_search_a_leg_and_one_fetch(index: Index) -> None:
+def test_one_search_a_leg_and_documents_of_the_hits_alone(index: Index) -> None:
     searcher = Searcher(RowEncoder(), index)
     for fusion in ("rrf", "weighted"):
         with (
             mock.patch.object(index, "search", wraps=index.search) as search,
             mock.patch.object(index, "fetch", wraps=index.fetch) as fetch,
+            mock.patch.object(index, "vectors", wraps=index.vectors) as vectors,
         ):
-            assert searcher.search(Query(text="word0:1 word6:0.5", fusion=fusion), explain=True)
+            hits = searcher.search(Query(text="word0:1 word6:0.5", fusion=fusion), 3, explain=True)
         assert [call.args[2] for call in search.call_args_list] == list(LEGS)
-        assert fetch.call_count == 1
+        fetch.assert_called_once_with([hit.id for hit in hits])
+        assert vectors.call_count == (fusion == "weighted")
 
 
 def test_bans_look_deeper_only_as_far_as_needed(index: Index) -> None:

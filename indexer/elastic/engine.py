@@ -305,6 +305,14 @@ class ElasticIndex:
         """
         return self._reading(lambda reader: reader.fetch(ids))
 
+    def vectors(self, ids: Sequence[str]) -> Encoding:
+        """Return documents' stored vectors alone, in the order of the ids.
+
+        Raises:
+            KeyError: The index has no such id.
+        """
+        return self._reading(lambda reader: reader.vectors(ids))
+
     def fingerprints(self, ids: Sequence[str]) -> dict[str, str]:
         """Return the fingerprint of each of these ids that the index has, staged ones included.
 

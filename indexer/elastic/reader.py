@@ -132,7 +132,7 @@ class Reader:
         self.check_leg(query, leg, 1)
         if leg == "dense":
             raise UnsupportedError("the dense leg has no terms to explain a score by")
-        stored = self.fetch([name]).encoding
+        stored = self.vectors([name])
         return self._answers.explain(query, leg, name, self._vocabulary.terms, stored)
 
     def send(self, request: Mapping[str, Any]) -> list[tuple[str, float]]:
@@ -149,9 +149,20 @@ class Reader:
         Raises:
             KeyError: The index has no such id.
         """
-        widths = self._meta.widths
-        if not ids:
-            return Fetched([], no_rows(dict(widths) or {"lexical": len(self._vocabulary)}))
+        found = self._sources(ids, [*SHOWN, "vectors"])
+        documents = [document_of(name, found[name]) for name in ids]
+        return Fetched(documents, self._unpacked(ids, found))
+
+    def vectors(self, ids: Sequence[str]) -> Encoding:
+        """Return documents' stored vectors alone, in the order of the ids.
+
+        Raises:
+            KeyError: The index has no such id.
+        """
+        return self._unpacked(ids, self._sources(ids, ["vectors"]))
+
+    def _sources(self, ids: Sequence[str], fields: list[str]) -> dict[str, Json]:
+        """Return what is kept of documents in some fields."""
         found: dict[str, Json] = {}
         names = list(dict.fromkeys(ids))
         for start in range(0, len(names), FETCHED):
@@ -161,15 +172,19 @@ class Reader:
                     index=self.index,
                     ids=names[start : start + FETCHED],
                     realtime=False,
-                    source_includes=[*SHOWN, "vectors"],
+                    source_includes=fields,
                 )
             for each in found_documents(self._place, answer.body):
                 if not each.get("found"):
                     raise KeyError(each["_id"])
                 found[each["_id"]] = each["_source"]
-        documents = [document_of(name, found[name]) for name in ids]
-        rows = [base64.b64decode(found[name]["vectors"]) for name in ids]
-        return Fetched(documents, unpack(rows, widths))
+        return found
+
+    def _unpacked(self, ids: Sequence[str], sources: Mapping[str, Json]) -> Encoding:
+        widths = self._meta.widths
+        if not ids:
+            return no_rows(dict(widths) or {"lexical": len(self._vocabulary)})
+        return unpack([base64.b64decode(sources[name]["vectors"]) for name in ids], widths)
 
     def count(self) -> int:
         """Return the number of searchable documents."""

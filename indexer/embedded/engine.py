@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 from weakref import WeakSet
 
 import numpy as np
 
 from indexer.base import Document, Fetched, Leg, Results
 from indexer.embedded.accuracy import accuracy
-from indexer.embedded.manifest import FORMAT_VERSION
+from indexer.embedded.manifest import FORMAT_VERSION, Manifest, Place
 from indexer.embedded.reader import Reader, SegmentCache, Snapshot
 from indexer.embedded.staging import stack
 from indexer.embedded.store import Store
@@ -24,14 +24,16 @@ from lexvla.vocabulary import Vocabulary
 
 __all__ = ["EmbeddedIndex"]
 
+T = TypeVar("T")
+
 
 class EmbeddedIndex:
     """Keep an index in a directory of the local disk.
 
     Any number of readers and one writer may have it open. A reader answers from one whole commit,
-    and moves to the newest at `search`, `count` and `info`; `fetch` answers from the commit of
-    the last search in the same thread, so that hits and their documents agree. Any number of
-    threads may share one object.
+    and moves to the newest at `search`, `count` and `info`; `fetch` and `vectors` answer from the
+    commit of the last search in the same thread, so that hits and their documents agree. Any
+    number of threads may share one object.
 
     Scores are exact, in float64, unless a search asks for integers alone. Commits merge small
     segments as they pile up. Memory: what is staged or merged, and the pages of the files in use.
@@ -205,29 +207,51 @@ class EmbeddedIndex:
             KeyError: The index has no such id.
             OSError: A file cannot be read; the error names it.
         """
+        snapshot, found = self._look_up(ids, Manifest.find)
+        places = {name: place for name, (_, place) in found.items()}
+        return Fetched([found[name][0] for name in ids], self._stored(snapshot, ids, places))
+
+    def vectors(self, ids: Sequence[str]) -> Encoding:
+        """Return documents' stored vectors alone, in the order of the ids.
+
+        Raises:
+            IndexCorruptError: As `fetch`, as all that follow.
+            KeyError: See there.
+            OSError: See there.
+        """
+        snapshot, places = self._look_up(ids, Manifest.places)
+        return self._stored(snapshot, ids, places)
+
+    def _look_up(
+        self, ids: Sequence[str], ask: Callable[[Manifest, Sequence[str]], dict[str, T]]
+    ) -> tuple[Snapshot, dict[str, T]]:
+        """Ask the manifest for these ids, and return what it says with the commit that it is of."""
         reader = self._reader()
-        snapshot = reader.snapshot
-        found = reader.manifest.find(ids)
+        snapshot, found = reader.snapshot, ask(reader.manifest, ids)
         if not found.keys() >= set(ids):
-            snapshot = self._refresh()
-            found = reader.manifest.find(ids)
+            snapshot, found = self._refresh(), ask(reader.manifest, ids)
+        for name in ids:
+            if name not in found:
+                raise KeyError(name)
+        return snapshot, found
+
+    def _stored(
+        self, snapshot: Snapshot, ids: Sequence[str], places: Mapping[str, Place]
+    ) -> Encoding:
         rows: dict[int, list[int]] = {}
         positions: dict[int, list[int]] = {}
         for position, name in enumerate(ids):
-            if name not in found:
-                raise KeyError(name)
-            place = found[name][1]
+            place = places[name]
             rows.setdefault(place.segment, []).append(place.row)
             positions.setdefault(place.segment, []).append(position)
         if not rows:
-            widths = snapshot.state.widths or {"lexical": len(self.vocabulary)}
-            return Fetched([], no_rows(widths))
+            return no_rows(snapshot.state.widths or {"lexical": len(self.vocabulary)})
         parts = []
         for number, own in rows.items():
             names = [ids[position] for position in positions[number]]
             parts.append(self._rows(snapshot, number, np.array(own), names))
         order = np.argsort(np.concatenate([positions[number] for number in rows]))
-        return Fetched([found[name][0] for name in ids], stack(parts)[order])
+        return stack(parts)[order]
 
     def _rows(
         self, snapshot: Snapshot, number: int, rows: np.ndarray, names: Sequence[str]

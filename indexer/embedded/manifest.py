@@ -203,6 +203,12 @@ class Manifest:
                     found[name] = (self._document(name, *held), Place(int(segment), int(place)))
         return found
 
+    def places(self, ids: Iterable[str]) -> dict[str, Place]:
+        """Return where the vectors lie of those of the documents that are there."""
+        query = "SELECT segment, row FROM documents WHERE id = ?"
+        with self._errors():
+            return {name: Place(*map(int, at)) for name in ids for at in self._run(query, (name,))}
+
     def fingerprints(self, ids: Iterable[str]) -> dict[str, str]:
         """Return the fingerprints of those of the documents that are there."""
         query = "SELECT id, fingerprint FROM documents WHERE id = ?"

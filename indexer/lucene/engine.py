@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from scipy import sparse
@@ -29,6 +29,8 @@ from lexvla.vocabulary import Vocabulary
 
 __all__ = ["LuceneIndex"]
 
+T = TypeVar("T")
+
 _MOST_CLAUSES = 2**31 - 1  # Lucene refuses queries of over 1,024 words else
 
 
@@ -36,8 +38,8 @@ class LuceneIndex:
     """Keep an index of Lucene in a directory of the local disk.
 
     Any number of readers and one writer may have it open. A reader answers from one whole commit,
-    and moves to the newest at `search`, `count` and `info`; `fetch` answers from the commit of
-    the last search. Several threads may search, also while one thread writes.
+    and moves to the newest at `search`, `count` and `info`; `fetch` and `vectors` answer from the
+    commit of the last search. Several threads may search, also while one thread writes.
 
     Documents' weights become impacts of 8 bits when they are committed, by a scale that the first
     commit fixes; queries' become whole numbers so great that sums are exact in Lucene's float32.
@@ -250,19 +252,37 @@ class LuceneIndex:
             KeyError: The index has no such id.
             UnsupportedError: Anserini built the index: it keeps no vectors.
         """
+        return self._look_up(lambda snapshot: self._fetch(snapshot, ids))
+
+    def vectors(self, ids: Sequence[str]) -> Encoding:
+        """Return documents' stored vectors alone, in the order of the ids.
+
+        Raises:
+            KeyError: The index has no such id.
+            UnsupportedError: As `fetch`.
+        """
+        return self._look_up(lambda snapshot: self._vectors(snapshot, ids))
+
+    def _look_up(self, ask: Callable[[Snapshot], T]) -> T:
         try:
             with self._held(newest=False) as snapshot, java_errors(self._path):
-                return self._fetch(snapshot, ids)
+                return ask(snapshot)
         except KeyError:
             with self._held() as snapshot, java_errors(self._path):
-                return self._fetch(snapshot, ids)
+                return ask(snapshot)
 
     def _fetch(self, snapshot: Snapshot, ids: Sequence[str]) -> Fetched:
         widths = self._check_ours(snapshot).widths
-        if not ids:
-            return Fetched([], no_rows(dict(widths) or {"lexical": len(self.vocabulary)}))
-        documents, vectors = zip(*snapshot.stored(ids), strict=True)
-        return Fetched(list(documents), unpack(vectors, widths))
+        stored = snapshot.stored(ids)
+        return Fetched([each for each, _ in stored], self._rows([row for _, row in stored], widths))
+
+    def _vectors(self, snapshot: Snapshot, ids: Sequence[str]) -> Encoding:
+        widths = self._check_ours(snapshot).widths
+        return self._rows(snapshot.vectors_of(ids), widths)
+
+    def _rows(self, packed: Sequence[bytes], widths: Mapping[str, int]) -> Encoding:
+        none = {"lexical": len(self.vocabulary)}
+        return unpack(packed, widths) if packed else no_rows(dict(widths) or none)
 
     def fingerprints(self, ids: Sequence[str]) -> dict[str, str]:
         """Return the fingerprint of each of these ids that the index has, staged ones included."""
@@ -317,9 +337,8 @@ class LuceneIndex:
                     self._snapshot = newer
             state = self._snapshot.state
             if state is not None and state.vocabulary_sha256 not in ("", self.vocabulary.sha256):
-                self.vocabulary = (
-                    self._store.load_vocabulary(state.vocabulary_sha256) or self.vocabulary
-                )
+                newer_words = self._store.load_vocabulary(state.vocabulary_sha256)
+                self.vocabulary = newer_words or self.vocabulary
             return self._snapshot
 
     @contextmanager

@@ -175,6 +175,15 @@ class Snapshot:
             found.append((document_of(stored.get(RAW), fingerprint), vectors))
         return found
 
+    def vectors_of(self, ids: Sequence[str]) -> list[bytes]:
+        """Return the vectors of documents of ours, as `stored` does.
+
+        Raises:
+            KeyError: There is no such document.
+        """
+        places = self.places(ids)
+        return [self.vectors(places[name][0]) for name in ids]
+
     def choose(self, text: str) -> Any:
         """Return a filter as a query of Lucene.
 
