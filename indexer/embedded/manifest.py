@@ -194,26 +194,22 @@ class Manifest:
 
     def find(self, ids: Iterable[str]) -> dict[str, tuple[Document, Place]]:
         """Return those of the documents that are there."""
-        query = "SELECT * FROM documents WHERE id = ?"
         found = {}
         with self._errors():
-            for name in ids:
-                for row in self._run(query, (name,)):
-                    _, segment, place, *held = row
-                    found[name] = (self._document(name, *held), Place(int(segment), int(place)))
+            for name, segment, row, *held in self._named("*", ids):
+                found[name] = (self._document(name, *held), Place(int(segment), int(row)))
         return found
 
     def places(self, ids: Iterable[str]) -> dict[str, Place]:
         """Return where the vectors lie of those of the documents that are there."""
-        query = "SELECT segment, row FROM documents WHERE id = ?"
         with self._errors():
-            return {name: Place(*map(int, at)) for name in ids for at in self._run(query, (name,))}
+            found = self._named("id, segment, row", ids)
+            return {name: Place(int(segment), int(row)) for name, segment, row in found}
 
     def fingerprints(self, ids: Iterable[str]) -> dict[str, str]:
         """Return the fingerprints of those of the documents that are there."""
-        query = "SELECT id, fingerprint FROM documents WHERE id = ?"
         with self._errors():
-            return {key: value for name in ids for key, value in self._run(query, (name,))}
+            return dict(self._named("id, fingerprint", ids))
 
     def select(self, filter: Filter, segments: Mapping[int, Entry]) -> dict[int, np.ndarray]:  # noqa: A002
         """Return a mask over the rows of each segment: those whose documents a filter chooses.
@@ -325,6 +321,13 @@ class Manifest:
 
     def _run(self, statement: str, values: tuple[str, ...] = ()) -> sqlite3.Cursor:
         return self._db.execute(statement, values)
+
+    def _named(self, columns: str, ids: Iterable[str]) -> sqlite3.Cursor:
+        """Select the documents of these ids, all at once: a query for each takes five times it."""
+        query = f"""
+            SELECT {columns} FROM documents WHERE id IN (SELECT value FROM json_each(?))
+        """  # noqa: S608 - columns are ours
+        return self._run(query, (json.dumps(list(ids), ensure_ascii=False),))
 
     def _document(
         self, name: str, uri: str, text: str, metadata: str, fingerprint: str = ""
