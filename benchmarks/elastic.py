@@ -31,7 +31,7 @@ import numpy as np
 from elastic_bare import Bare, Request, pairs, sent, truncated
 from engine_checks import WARM_ROUNDS, Answer, BruteForce, Contender, check_contender
 from engine_contenders import K, of_index
-from engine_data import SHAPES, Corpus, described, model_vectors, unit
+from engine_data import SHAPES, Corpus, described, model_vectors
 from engines import machine
 from scipy import sparse
 
@@ -379,8 +379,6 @@ def _generated(args: argparse.Namespace) -> tuple[sparse.csr_array, list[sparse.
 
 def _of_model(args: argparse.Namespace) -> tuple[sparse.csr_array, list[sparse.csr_array]]:
     stored, queries = model_vectors(args.model_documents, args.queries)
-    # Encoders leave out the smallest weights; the searcher makes what is left unit again.
-    queries.data = unit(queries.data, queries.indptr)
     return stored, [queries]
 
 

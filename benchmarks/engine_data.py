@@ -158,7 +158,10 @@ def model_vectors(count: int, queries: int) -> tuple[sparse.csr_array, sparse.cs
     rows = model.encode_text(texts).lexical
     copies = [_copy(rng, drawings) for _ in range(-(-count // len(items)))]
     stored = sparse.vstack(copies, format="csr")[:count]
-    return sparse.csr_array(stored), rows[np.diff(rows.indptr) > 0]
+    rows = rows[np.diff(rows.indptr) > 0]
+    # The encoder left out the smallest weights; the searcher makes what is left unit again.
+    rows.data = unit(rows.data, rows.indptr)
+    return sparse.csr_array(stored), rows
 
 
 def _copy(rng: np.random.Generator, rows: sparse.csr_array) -> sparse.csr_array:

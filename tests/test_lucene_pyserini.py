@@ -117,6 +117,7 @@ def test_what_an_index_of_anserini_lacks_is_named(theirs):
     with LuceneIndex(theirs, vocabulary=VOCABULARY) as index:
         for use in (
             lambda: index.fetch(["d00"]),
+            lambda: index.vectors(["d00"]),
             lambda: index.delete(["d00"]),
             lambda: index.add(documents("a"), encode([{0: 1.0}])),
             lambda: index.search(QUERY, filter="year = 2020"),

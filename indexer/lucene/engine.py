@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -261,7 +261,7 @@ class LuceneIndex:
             KeyError: The index has no such id.
             UnsupportedError: As `fetch`.
         """
-        return self._look_up(lambda snapshot: self._vectors(snapshot, ids))
+        return self._look_up(lambda at: self._rows(self._check_ours(at), at.vectors_of(ids)))
 
     def _look_up(self, ask: Callable[[Snapshot], T]) -> T:
         try:
@@ -272,17 +272,13 @@ class LuceneIndex:
                 return ask(snapshot)
 
     def _fetch(self, snapshot: Snapshot, ids: Sequence[str]) -> Fetched:
-        widths = self._check_ours(snapshot).widths
-        stored = snapshot.stored(ids)
-        return Fetched([each for each, _ in stored], self._rows([row for _, row in stored], widths))
+        state, stored = self._check_ours(snapshot), snapshot.stored(ids)
+        return Fetched([each for each, _ in stored], self._rows(state, [row for _, row in stored]))
 
-    def _vectors(self, snapshot: Snapshot, ids: Sequence[str]) -> Encoding:
-        widths = self._check_ours(snapshot).widths
-        return self._rows(snapshot.vectors_of(ids), widths)
-
-    def _rows(self, packed: Sequence[bytes], widths: Mapping[str, int]) -> Encoding:
-        none = {"lexical": len(self.vocabulary)}
-        return unpack(packed, widths) if packed else no_rows(dict(widths) or none)
+    def _rows(self, state: State, packed: Sequence[bytes]) -> Encoding:
+        if packed:
+            return unpack(packed, state.widths)
+        return no_rows(dict(state.widths) or {"lexical": len(self.vocabulary)})
 
     def fingerprints(self, ids: Sequence[str]) -> dict[str, str]:
         """Return the fingerprint of each of these ids that the index has, staged ones included."""
