@@ -154,11 +154,15 @@ def test_an_index_that_is_gone_for_good_is_not_waited_for():
     assert looked == [False, True]
 
 
-def test_a_vocabulary_is_read_while_its_index_is_being_moved(tmp_path):
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [(503, "no_shard_available_action_exception"), (404, "index_not_found_exception")],
+)
+def test_a_vocabulary_is_read_while_its_index_is_being_moved(tmp_path, status, kind):
     address = elastic_fakes.address(tmp_path)
     with open_index(address, create=True, vocabulary=VOCABULARY) as index:
         fill(index, "a")
-    closed = Answer(503, {"error": {"type": "no_shard_available_action_exception"}, "status": 503})
+    closed = Answer(status, {"error": {"type": kind}, "status": status})
     left = [closed, closed]
 
     def spoil(request: Request) -> Answer | None:

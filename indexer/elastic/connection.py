@@ -50,6 +50,10 @@ class _PassingError(EngineUnavailableError):
     """The server cannot do it now, and may at the next try."""
 
 
+class _ShardError(_PassingError):
+    """A shard cannot be asked now."""
+
+
 class _GoneError(IndexCorruptError):
     """There is no such index."""
 
@@ -191,7 +195,7 @@ def may_be_moved(error: BaseException) -> bool:
     Its shards go before the server says that it is not there; of these it says that they cannot
     be reached or that there is no such index.
     """
-    return isinstance(error, _GoneError | _PassingError)
+    return isinstance(error, _GoneError | _ShardError)
 
 
 def was_answered(error: BaseException) -> bool:
@@ -235,7 +239,9 @@ def refusal(place: Place, status: int, body: Any) -> LexVLAError:
             f"no index at {place}; make one with: lexvla index SOURCE --index {place}"
         )
     cannot = f"{place}: the server cannot do it now: {said}"
-    if status in _PASSING or "search_context_missing" in kind:
+    if status == 503 or "search_context_missing" in kind:
+        return _ShardError(cannot)
+    if status in _PASSING:
         return _PassingError(cannot)
     if status >= 500 or "block" in kind:
         return EngineUnavailableError(cannot)

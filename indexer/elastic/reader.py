@@ -194,8 +194,8 @@ class Reader:
 
     def info(self) -> Json:
         """Describe the index: counts, size in bytes, health, vocabulary and model."""
-        about = facts(self._client, self._place, self.index, self._meta)
-        return about | {"documents": self.count(), "vocabulary_size": len(self._vocabulary)}
+        counts = {"documents": self.count(), "vocabulary_size": len(self._vocabulary)}
+        return counts | facts(self._client, self._place, self.index, self._meta)
 
     def check_leg(self, queries: Encoding, leg: Leg, k: int) -> None:
         """Refuse a leg that cannot be asked for.

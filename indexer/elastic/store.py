@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from indexer.elastic.connection import Place, elastic_errors
+from indexer.elastic.connection import Place, elastic_errors, refusal
 from indexer.elastic.following import following
 from indexer.elastic.layout import (
     KEY,
@@ -258,6 +258,8 @@ class Store:
         with elastic_errors(self.place):
             client = self.client.options(ignore_status=404)
             answer = client.get(index=found.index, id=VOCABULARY_ID)
+        if "error" in answer:  # not that the document is not there, but that the index is not
+            raise refusal(self.place, 404, answer.body)
         if answer.get("found"):
             stored = json.loads(answer["_source"]["vocabulary"])
             vocabulary = Vocabulary(stored["terms"], stored["token_ids"])
