@@ -26,6 +26,7 @@ from lexvla.images import ImageSource, open_image
 from lexvla.lexical_head import elu1p, lexical_vector, max_over_patches, sparsify
 from lexvla.preprocessing import resize, to_pixels
 from lexvla.regions import Region, region_patches
+from lexvla.text_normalisation import normalise_text
 from lexvla.text_tower import PrefixCache, tokenize
 from lexvla.vocabulary import Vocabulary
 
@@ -159,7 +160,8 @@ class EncodeMixin:
                 for word in batch:
                     _check_text(word)
                     column = self.vocabulary.find(word)
-                    pieces = self.tokenizer(word, add_special_tokens=False)["input_ids"]
+                    plain = normalise_text(word)
+                    pieces = self.tokenizer(plain, add_special_tokens=False)["input_ids"]
                     kept = [columns[i] for i in pieces if i in columns]
                     kept = kept if column is None else [column]
                     known.append(bool(kept))
@@ -349,7 +351,7 @@ class EncodeMixin:
         return Encoding(lexical, None, codes, dense.cpu().numpy()), rows
 
     def _open(self, source: ImageSource) -> Image.Image:
-        patch = self.config.vision_config.patch_size
+        patch = self.config.patch_size
         with _LOADING if isinstance(source, Image.Image) else nullcontext():
             image = open_image(source)
         if min(image.size) < patch:

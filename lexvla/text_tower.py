@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedTokenizerBase
 
 from lexvla.config import LexVLAConfig
+from lexvla.text_normalisation import normalise_text
 
 __all__ = ["PrefixCache", "TextTower", "tokenize"]
 
@@ -16,13 +17,14 @@ __all__ = ["PrefixCache", "TextTower", "tokenize"]
 def tokenize(
     tokenizer: PreTrainedTokenizerBase, texts: list[str], prompt: str, max_text_tokens: int
 ) -> list[list[int]]:
-    """Put each text into the prompt and return token ids, the text cut to its limit.
+    """Normalise each text, put it into the prompt and return token ids, cut to the limit.
 
     A text is cut at the character where its last allowed token ends, and the prompt is then put
     around what is left, so the ids are always those of one whole string.
     """
     if not texts:
         return []
+    texts = [normalise_text(text) for text in texts]
     cut = []
     parts = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
     for text, offsets in zip(texts, parts["offset_mapping"], strict=True):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lexvla.errors import ModelError
+from lexvla.text_normalisation import normalise_text
 
 __all__ = ["Vocabulary"]
 
@@ -106,9 +107,11 @@ class Vocabulary:
         """Return the column of a word as people type it, or ``None``.
 
         The piece that starts a word comes before the bare piece, and the given case before the
-        lower one: ``Dog`` looks for ``▁Dog``, ``Dog``, ``▁dog``, ``dog``.
+        lower one: ``Dog`` looks for ``▁Dog``, ``Dog``, ``▁dog``, ``dog``. A word that is not
+        there as it was typed is looked for as `normalise_text` writes it.
         """
-        for form in (word, word.lower()):
+        plain = normalise_text(word)
+        for form in (word, word.lower(), plain, plain.lower()):
             for term in (*(mark + form for mark in _WORD_STARTS), form):
                 if term in self._ids:
                     return self._ids[term]

@@ -17,6 +17,7 @@ from indexer.filters import Filter
 from lexvla.encoding import Encoder, Encoding
 from lexvla.errors import InputError
 from lexvla.images import ImageSource, open_image
+from lexvla.text_normalisation import normalise_text
 from search.fusion import LEGS, MAX_HITS, Fusion, named_fusion
 from search.words import Constraints, column_of, columns_of, strongest
 
@@ -117,7 +118,7 @@ class Query:
     @property
     def has_text(self) -> bool:
         """Say whether there is text to encode."""
-        return self.text is not None and bool(self.text.strip())
+        return self.text is not None and bool(normalise_text(self.text))
 
     def constraints(self, encoder: Encoder) -> Constraints:
         """Return what hits must show and must not.
@@ -291,7 +292,7 @@ def _check_text(text: object, what: str) -> None:
 
 def _check_word(name: str, word: object) -> None:
     _check_text(word, f"a word of {name}")
-    if not cast(str, word).strip():
+    if not normalise_text(cast(str, word)):
         raise InputError(cast(str, word), f"a word of {name} must not be blank")
 
 

@@ -15,6 +15,7 @@ from scipy import sparse
 
 from lexvla.encoding import Encoder, Encoding
 from lexvla.errors import InputError, UnsupportedError
+from lexvla.text_normalisation import normalise_text
 from lexvla.vocabulary import Vocabulary
 
 __all__ = ["SHOWN_WORDS", "Constraints", "PlainWords", "column_of", "columns_of", "strongest"]
@@ -23,14 +24,14 @@ SHOWN_WORDS = 16  # a document's strongest words: those that people are shown, b
 
 
 def columns_of(vocabulary: Vocabulary, word: str) -> frozenset[int]:
-    """Return all columns that people see as this word, in any case.
+    """Return all columns that people see as this word, in any case and any way of typing it.
 
     A vocabulary may hold ``face`` as a word and as a piece of words; both read as "face".
 
     Raises:
         InputError: The vocabulary has no such word.
     """
-    columns = _columns(vocabulary).get(word.strip().casefold())
+    columns = _columns(vocabulary).get(_plain(word))
     if columns is None:
         raise InputError(word, "the vocabulary has no such word")
     return columns
@@ -106,7 +107,7 @@ class PlainWords:
 
     def _row(self, text: str) -> sparse.csr_array:
         row = np.zeros((1, len(self.vocabulary)), np.float64)
-        words = re.findall(r"\w+", text)
+        words = re.findall(r"\w+", normalise_text(text))
         found = [self.vocabulary.find(word) for word in words]
         known = [(w, c) for w, c in zip(words, found, strict=True) if c is not None]
         if known and callable(self._encode_words):
@@ -121,5 +122,9 @@ class PlainWords:
 def _columns(vocabulary: Vocabulary) -> dict[str, frozenset[int]]:
     columns: dict[str, list[int]] = {}
     for column in range(len(vocabulary)):
-        columns.setdefault(vocabulary.word(column).casefold(), []).append(column)
+        columns.setdefault(_plain(vocabulary.word(column)), []).append(column)
     return {word: frozenset(own) for word, own in columns.items()}
+
+
+def _plain(word: str) -> str:
+    return normalise_text(word).casefold()

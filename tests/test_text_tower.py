@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lexvla.config import PROMPT, LexVLAConfig
 from lexvla.model import LexVLA
+from lexvla.text_normalisation import normalise_text
 from lexvla.text_tower import tokenize
 from model_fakes import tiny_model
 
@@ -49,7 +50,7 @@ def states(model: LexVLA, texts: list[str]) -> Tensor:
 @torch.no_grad()
 def alone(model: LexVLA, text: str) -> Tensor:
     """Run one text through the plain language model: no padding, no cache."""
-    whole = PROMPT.replace("{text}", text)
+    whole = PROMPT.replace("{text}", normalise_text(text))
     ids = torch.tensor(model.tokenizer([whole])["input_ids"])
     backbone = model.text_tower.language_model.get_decoder()
     return backbone(input_ids=ids, use_cache=False).last_hidden_state[0, -1]
@@ -109,7 +110,8 @@ def test_gradients_reach_the_shared_prompt(model: LexVLA) -> None:
 
 def test_the_text_is_put_between_the_prompts_halves(model: LexVLA) -> None:
     for text in TEXTS:
-        whole = PROMPT[: PROMPT.index("{text}")] + text + PROMPT[PROMPT.index("{text}") + 6 :]
+        before, after = PROMPT.split("{text}")
+        whole = before + normalise_text(text) + after
         assert ids_of(model, [text]) == model.tokenizer([whole])["input_ids"]
 
 
@@ -131,7 +133,7 @@ def test_one_long_text_leaves_the_others_of_its_batch_alone(model: LexVLA) -> No
 
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=60), st.integers(1, 8))
 def test_any_text_is_cut_near_its_limit(text: str, limit: int) -> None:
-    (alone_ids,) = MODEL.tokenizer([text], add_special_tokens=False)["input_ids"]
+    (alone_ids,) = MODEL.tokenizer([normalise_text(text)], add_special_tokens=False)["input_ids"]
     (cut,) = tokenize(MODEL.tokenizer, [text], "{text}", limit)
     if len(alone_ids) <= limit:
         assert cut == alone_ids
