@@ -32,7 +32,7 @@ def vision_flop(config: Any, patches: int) -> int:
 
 def adapter_flop(config: LexVLAConfig, tokens: int) -> int:
     """Count the FLOP of the adapter for so many tokens."""
-    width, inner = config.vision_config.hidden_size, config.adapter_width
+    width, inner = config.vision_width, config.adapter_width
     weights = 4 * width**2 + 3 * width * inner + inner * config.text_config.hidden_size
     return 2 * tokens * weights + 4 * width * tokens**2
 

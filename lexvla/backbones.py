@@ -23,6 +23,7 @@ from transformers.utils import cached_file, logging
 
 from lexvla.config import LexVLAConfig
 from lexvla.errors import ModelError, OptionalDependencyError, UnsupportedError
+from lexvla.feature_maps import measure
 
 __all__ = [
     "add_lora",
@@ -34,11 +35,16 @@ __all__ = [
     "load_tokenizer",
     "load_vision_model",
     "read_backbone_config",
+    "vision_fields",
 ]
 
+TIMM = "timm_wrapper"  # the kind of a network that transformers takes from timm
+
 # What transformers and the hub raise for a name that cannot be loaded: not there, gated, offline,
-# damaged, of an unknown kind.
-_LOAD_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError)
+# damaged, of an unknown kind, or of one that the installed packages are too old for.
+_LOAD_ERRORS = (
+    *(OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError),
+)
 
 
 def read_backbone_config(
@@ -48,13 +54,57 @@ def read_backbone_config(
 
     Raises:
         ModelError: It cannot be read.
+        OptionalDependencyError: It is of timm, which is missing.
     """
-    with _named(name):
-        config = AutoConfig.from_pretrained(name, revision=revision or "main", token=token)
+    try:
+        with _named(name):
+            config = AutoConfig.from_pretrained(name, revision=revision or "main", token=token)
+            if config.model_type == TIMM:
+                import timm  # noqa: F401 - transformers builds its networks by it
+    except ModelError as error:
+        if isinstance(error.__cause__, ImportError):  # no other package is needed to read one
+            raise OptionalDependencyError("timm", "train") from error
+        raise
     commit = getattr(config, "_commit_hash", None)
     config = getattr(config, "vision_config", config)
+    if config.model_type == TIMM:
+        config.id2label = {}  # of the classifier, which is not loaded
     config._commit_hash = commit
     return config
+
+
+def vision_fields(
+    name: str, vision_config: PretrainedConfig, revision: str | None, token: str | None, fine: bool
+) -> dict[str, Any]:
+    """Return the fields of `LexVLAConfig` that follow from a vision model.
+
+    Args:
+        name: Hub id or folder.
+        vision_config: Its configuration.
+        revision: Its branch, tag or commit.
+        token: Opens gated models of the hub.
+        fine: Whether the finer stage of a convolutional network is wanted.
+
+    Raises:
+        ModelError: Neither patch tokens nor a feature map can come from it.
+    """
+    fields: dict[str, Any] = {}
+    statistics = image_statistics(name, revision, token)
+    if vision_config.model_type == TIMM:
+        with _named(name), torch.device("meta"):  # no weights are needed
+            network = AutoModel.from_config(vision_config)
+        fields["map_width"], fields["map_stride"] = measure(network, fine)
+        trained = getattr(vision_config, "pretrained_cfg", None) or {}
+        if statistics is None and {"mean", "std"} <= trained.keys():
+            statistics = list(trained["mean"]), list(trained["std"])
+    else:
+        for field in ("hidden_size", "patch_size", "image_size"):
+            if not isinstance(getattr(vision_config, field, None), int):
+                rule = f"{vision_config.model_type} has no {field}"
+                raise ModelError(f"{name}: {rule}; a ViT with patch tokens is needed")
+    if statistics is not None:
+        fields["image_mean"], fields["image_std"] = statistics
+    return fields
 
 
 def load_tokenizer(
@@ -134,10 +184,11 @@ def load_language_model(
 def load_vision_model(
     config: LexVLAConfig, name: str, device: torch.device, dtype: torch.dtype, token: str | None
 ) -> Any:
-    """Load a vision transformer; see `load_language_model`.
+    """Load a vision transformer, or a network of timm; see `load_language_model`.
 
     Raises:
         ModelError: It cannot be loaded.
+        OptionalDependencyError: timm is asked for and missing.
     """
     revision = config.vision_revision or "main"
     # The configuration tells the class: the vision part alone of an image-text model.

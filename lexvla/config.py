@@ -25,7 +25,7 @@ Quantization = Literal["none", "int8", "nf4"]
 _SETTINGS = (
     *("text_model", "text_revision", "vision_model", "vision_revision", "vocabulary_sha256"),
     *("prompt", "max_text_tokens", "require_known_word"),
-    *("image_size", "image_mean", "image_std", "pool_cls"),
+    *("image_size", "image_mean", "image_std", "pool_cls", "fine_stage"),
     *("sparsification", "kept_words", "threshold", "codes_per_item", "code_temperature"),
 )
 QUANTIZATIONS = ("none", "int8", "nf4")
@@ -40,7 +40,8 @@ class LexVLAConfig(PretrainedConfig):
 
     Args:
         text_config: Configuration of the causal language model, as an object or a dict.
-        vision_config: Configuration of the vision transformer, as an object or a dict.
+        vision_config: Configuration of the vision transformer, or of timm's convolutional network,
+            as an object or a dict.
         text_model: Hub id or path of the pretrained language model, or ``None``.
         text_revision: Its commit on the hub.
         vision_model: Hub id or path of the pretrained vision transformer, or ``None``.
@@ -58,13 +59,19 @@ class LexVLAConfig(PretrainedConfig):
         max_text_tokens: Tokens of a text, the prompt not counted; longer texts are cut.
         require_known_word: Whether a text in which no piece is in the vocabulary gets an empty
             vector: right for a language model that was trained from scratch on a few words.
-        image_size: Side in pixels that images are brought to; ``None`` for the vision model's own.
+        image_size: Side in pixels that images are brought to; ``None`` for the vision model's own,
+            for a convolutional one down to a multiple of its stride.
         image_mean: Mean of each colour channel, in 0 to 1.
         image_std: Deviation of each colour channel.
         adapter_heads: Attention heads of the adapter's one self-attention layer.
         adapter_width: Hidden width of the adapter's two MLPs.
         pool_cls: Whether the vision model's CLS token takes part in the maximum over patches. A
             word that was read from it has the patch -1.
+        map_width: Channels of a convolutional network's cell, all told; 0 for a transformer.
+            `LexVLA.from_backbones` measures it, as the next.
+        map_stride: Pixels that its cells are apart; 0 for a transformer.
+        fine_stage: Whether a cell of a convolutional network has the four cells of the stage of
+            half the stride beside its own channels.
         dense_width: Width of the dense vectors; 0 for none.
         codebook_size: Codes of the dense codebook (CODIS); 0 for none.
         codes_per_item: Codes that an item keeps, the most probable ones.
@@ -110,6 +117,9 @@ class LexVLAConfig(PretrainedConfig):
         adapter_heads: int = 12,
         adapter_width: int = 2304,
         pool_cls: bool = False,
+        map_width: int = 0,
+        map_stride: int = 0,
+        fine_stage: bool = False,
         dense_width: int = 256,
         codebook_size: int = 4096,
         codes_per_item: int = 8,
@@ -146,6 +156,9 @@ class LexVLAConfig(PretrainedConfig):
         self.adapter_heads = adapter_heads
         self.adapter_width = adapter_width
         self.pool_cls = pool_cls
+        self.map_width = map_width
+        self.map_stride = map_stride
+        self.fine_stage = fine_stage
         self.dense_width = dense_width
         self.codebook_size = codebook_size
         self.codes_per_item = codes_per_item
@@ -163,8 +176,8 @@ class LexVLAConfig(PretrainedConfig):
 
     def check(self) -> None:
         """Raise ValueError where the fields do not go together."""
-        width, side = self.vision_config.hidden_size, self.image_side
-        patch = self.vision_config.patch_size
+        self._check_map()
+        width, side, patch = self.vision_width, self.image_side, self.patch_size
         rules = {
             f"the prompt must hold {{text}} once: {self.prompt!r}": self.prompt.count("{text}")
             == 1,
@@ -175,6 +188,9 @@ class LexVLAConfig(PretrainedConfig):
                 self.adapter_heads > 0 and width % self.adapter_heads == 0
             ),
             f"image_size={side} is less than a patch of {patch} pixels": side >= patch,
+            f"image_size={side} is no multiple of the vision model's stride, {patch}": (
+                not self.has_map or side % patch == 0
+            ),
             "quantization and LoRA are for a pretrained language model: name it by text_model": (
                 self.text_model is not None or (self.quantization == "none" and not self.lora_rank)
             ),
@@ -190,6 +206,17 @@ class LexVLAConfig(PretrainedConfig):
             if not kept:
                 raise ValueError(rule)
 
+    def _check_map(self) -> None:
+        """Raise ValueError where the fields of a convolutional vision model are amiss."""
+        kind, sizes = self.vision_config.model_type, (self.map_width, self.map_stride)
+        if self.has_map and min(sizes) < 1:
+            rule = "needs map_width and map_stride above 0; LexVLA.from_backbones measures them"
+            raise ValueError(f"{kind} {rule}")
+        if self.has_map and not self.image_size and not _own_side(self.vision_config):
+            raise ValueError(f"{kind} names no input size; give an image_size")
+        if not self.has_map and (any(sizes) or self.fine_stage):
+            raise ValueError(f"map_width, map_stride and fine_stage are not for {kind}")
+
     @property
     def fingerprint(self) -> str:
         """Name weights and the settings that an encoding follows from; empty if not saved."""
@@ -199,15 +226,38 @@ class LexVLAConfig(PretrainedConfig):
         return hashlib.sha256(json.dumps(names, sort_keys=True).encode()).hexdigest()
 
     @property
+    def has_map(self) -> bool:
+        """Tell whether the vision model is timm's, and patches are the cells of a feature map."""
+        return bool(self.vision_config.model_type == "timm_wrapper")
+
+    @property
+    def vision_width(self) -> int:
+        """Return the channels of a patch, or of a cell of the feature map."""
+        return int(self.map_width if self.has_map else self.vision_config.hidden_size)
+
+    @property
+    def patch_size(self) -> int:
+        """Return the side of a patch in pixels; of a feature map, its stride."""
+        return int(self.map_stride if self.has_map else self.vision_config.patch_size)
+
+    @property
     def image_side(self) -> int:
         """Return the side in pixels that images are brought to."""
-        return int(self.image_size or self.vision_config.image_size)
+        if self.image_size or not self.has_map:
+            return int(self.image_size or self.vision_config.image_size)
+        return _own_side(self.vision_config) // self.map_stride * self.map_stride
 
     @property
     def patch_grid(self) -> tuple[int, int]:
         """Return rows and columns of the patch grid that an image is cut into."""
-        side = self.image_side // self.vision_config.patch_size
+        side = self.image_side // self.patch_size
         return side, side
+
+
+def _own_side(config: PretrainedConfig) -> int:
+    """Return the side of the images that timm's network was trained with; 0 if it does not say."""
+    trained = getattr(config, "pretrained_cfg", None) or {}
+    return int(trained.get("input_size", [0])[-1])
 
 
 def _sub_config(config: PretrainedConfig | dict[str, Any] | None, default: str) -> PretrainedConfig:

@@ -351,7 +351,7 @@ class EncodeMixin:
         return Encoding(lexical, None, codes, dense.cpu().numpy()), rows
 
     def _open(self, source: ImageSource) -> Image.Image:
-        patch = self.config.vision_config.patch_size
+        patch = self.config.patch_size
         with _LOADING if isinstance(source, Image.Image) else nullcontext():
             image = open_image(source)
         if min(image.size) < patch:

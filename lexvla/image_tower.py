@@ -1,9 +1,9 @@
-"""The image side: a vision transformer and the adapter into the lexical space."""
+"""The image side: a vision model and the adapter into the lexical space."""
 
 from __future__ import annotations
 
 from inspect import signature
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from transformers import AutoModel
 
 from lexvla.config import LexVLAConfig
 from lexvla.errors import ModelError
+from lexvla.feature_maps import evaluating, feature_map, measure
 
 __all__ = ["Adapter", "ImageTower"]
 
@@ -57,7 +58,11 @@ class ImageTower(nn.Module):
 
     Args:
         config: Names the vision model's kind and size, and the adapter's.
-        vision_model: The vision transformer itself; without it, one with random weights is made.
+        vision_model: The vision model itself; without it, one with random weights is made.
+
+    Raises:
+        ModelError: The vision model gives no state for each patch, no CLS for ``pool_cls``, or a
+            feature map that is not the configuration's.
     """
 
     def __init__(self, config: LexVLAConfig, vision_model: Any = None) -> None:
@@ -65,43 +70,103 @@ class ImageTower(nn.Module):
         if vision_model is None:
             vision_model = AutoModel.from_config(config.vision_config)
         self.vision_model: Any = vision_model
-        self.pool_cls = config.pool_cls
+        self.has_map, self.fine_stage = config.has_map, config.fine_stage
+        self.patch_size, self.pool_cls = config.patch_size, config.pool_cls
         self.adapter = Adapter(
-            config.vision_config.hidden_size,
+            config.vision_width,
             config.text_config.hidden_size,
             config.adapter_heads,
             config.adapter_width,
         )
+        if self.has_map:
+            _check_map(config, vision_model)
+        self.extra_tokens = 0 if self.has_map else self._count_extra_tokens(config.image_side)
+        if self.pool_cls and not self.extra_tokens:
+            kind = vision_model.config.model_type
+            raise ModelError(f"pool_cls: {kind} has no CLS token; set it to false")
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode; a frozen vision model keeps its statistics, and stays in evaluation."""
+        super().train(mode)
+        if is_frozen(self.vision_model):
+            self.vision_model.eval()
+        return self
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Map (B, 3, H, W) normalised pixels to (B, P, d) patch states.
 
+        With ``pool_cls`` the CLS token comes first, and there are P + 1 states.
+
+        Raises:
+            ModelError: See `cells`.
+        """
+        return self.adapt(self.cells(pixels))
+
+    def cells(self, pixels: Tensor) -> Tensor:
+        """Map (B, 3, H, W) normalised pixels to the vision model's own (B, T, C) states.
+
+        They are a transformer's tokens, CLS and registers first, or the cells of a feature map,
+        row by row.
+
+        Raises:
+            ModelError: The feature map does not cut the image into whole cells.
+        """
+        frozen = is_frozen(self.vision_model)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
+            pixels = pixels.to(self.vision_model.dtype)
+            states = self._map_cells(pixels) if self.has_map else self._tokens(pixels)
+        return states.to(next(self.adapter.parameters()).dtype)
+
+    def adapt(self, cells: Tensor) -> Tensor:
+        """Map (B, T, C) states that `cells` gave to (B, P, d) states in the lexical space.
+
         CLS and register tokens take part in the adapter's attention and are then left out, so
         that a word always comes from a patch that can be shown. With ``pool_cls`` the CLS token
         stays, as the first of P + 1 states.
-
-        Raises:
-            ModelError: The vision model gives no state for each patch, or no CLS for ``pool_cls``.
         """
+        states = self.adapter(cells)
+        patches = states[:, self.extra_tokens :]
+        return torch.cat([states[:, :1], patches], dim=1) if self.pool_cls else patches
+
+    def _tokens(self, pixels: Tensor) -> Tensor:
         vision = self.vision_model
-        config = vision.config
         more = {}
         # DINOv2 brings its position embeddings to any size by itself; others must be asked.
         if "interpolate_pos_encoding" in signature(vision.forward).parameters:
-            own = (config.image_size, config.image_size)
+            own = (vision.config.image_size, vision.config.image_size)
             more["interpolate_pos_encoding"] = tuple(pixels.shape[-2:]) != own
-        pixels = pixels.to(vision.dtype)
-        states = vision(pixel_values=pixels, **more).last_hidden_state
-        states = self.adapter(states.to(self.adapter.out_norm.weight.dtype))
-        patch = config.patch_size
-        count = (pixels.shape[-2] // patch) * (pixels.shape[-1] // patch)
-        extra = states.shape[1] - count
-        if extra < 0:
-            rule = f"{states.shape[1]} states for {count} patches"
-            raise ModelError(f"{config.model_type}: {rule}; a ViT with patch tokens is needed")
-        patches = states[:, extra:]
-        if not self.pool_cls:
-            return patches
-        if not extra:
-            raise ModelError(f"pool_cls: {config.model_type} has no CLS token; set it to false")
-        return torch.cat([states[:, :1], patches], dim=1)
+        return vision(pixel_values=pixels, **more).last_hidden_state
+
+    def _map_cells(self, pixels: Tensor) -> Tensor:
+        states = feature_map(self.vision_model, pixels, self.fine_stage)
+        grid, sides = tuple(states.shape[-2:]), tuple(pixels.shape[-2:])
+        if grid != tuple(side // self.patch_size for side in sides):
+            rule = f"{grid[0]} x {grid[1]} cells for {sides[0]} x {sides[1]} pixels"
+            raise ModelError(f"{rule}; use sides that the stride of {self.patch_size} divides")
+        return states.flatten(2).transpose(1, 2)
+
+    def _count_extra_tokens(self, side: int) -> int:
+        """Return how many tokens come before those of the patches, by a black image."""
+        vision = self.vision_model
+        pixels = torch.zeros(1, 3, side, side, dtype=vision.dtype, device=vision.device)
+        with torch.no_grad(), evaluating(vision):
+            tokens = self._tokens(pixels).shape[1]
+        patches = (side // self.patch_size) ** 2
+        if tokens < patches:
+            rule = f"{tokens} states for {patches} patches; a ViT with patch tokens is needed"
+            raise ModelError(f"{vision.config.model_type}: {rule}")
+        return tokens - patches
+
+
+def is_frozen(module: nn.Module) -> bool:
+    """Tell whether no weight of a module is trained."""
+    return not any(parameter.requires_grad for parameter in module.parameters())
+
+
+def _check_map(config: LexVLAConfig, vision_model: Any) -> None:
+    """Refuse a network whose feature map is not the configuration's."""
+    found, named = measure(vision_model, config.fine_stage), (config.map_width, config.map_stride)
+    if found != named:
+        network = f"{vision_model.config.architecture} has {found[0]} and {found[1]}"
+        rule = f"map_width and map_stride are {named[0]} and {named[1]}"
+        raise ModelError(f"{rule}, but {network}")

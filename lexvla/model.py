@@ -113,7 +113,7 @@ class LexVLA(EncodeMixin, PreTrainedModel):
         Raises:
             InputError: The batch is empty, or an image is smaller than a patch.
         """
-        patch = self.config.vision_config.patch_size
+        patch = self.config.patch_size
         if not len(pixels) or min(pixels.shape[-2:]) < patch:
             rule = f"needs at least one image, of at least one patch ({patch} x {patch} pixels)"
             raise InputError(f"pixels of shape {tuple(pixels.shape)}", rule)
@@ -216,7 +216,8 @@ class LexVLA(EncodeMixin, PreTrainedModel):
         Args:
             text_model: Hub id or path of a causal language model, such as
                 ``meta-llama/Llama-2-7b-hf``.
-            vision_model: Hub id or path of a vision transformer, such as ``facebook/dinov2-base``.
+            vision_model: Hub id or path of a vision transformer, such as ``facebook/dinov2-base``,
+                or of a convolutional network of timm.
             text_revision: Branch, tag or commit; the commit is recorded.
             vision_revision: The same for the vision model.
             quantization: ``none``, ``int8`` or ``nf4``, for the language model.
@@ -233,7 +234,7 @@ class LexVLA(EncodeMixin, PreTrainedModel):
         Raises:
             ModelError: A backbone cannot be loaded, a LoRA target is no layer of it, or the
                 vocabulary rule leaves no word.
-            OptionalDependencyError: PEFT or bitsandbytes is missing.
+            OptionalDependencyError: PEFT, bitsandbytes or timm is missing.
             UnsupportedError: torch has no such device here, or bitsandbytes no backend for it.
             ValueError: A field of the configuration is out of its range.
         """
@@ -245,14 +246,9 @@ class LexVLA(EncodeMixin, PreTrainedModel):
         commit = getattr(text_config, "_commit_hash", None)
         text_config = text_config.get_text_config()
         vision_config = backbones.read_backbone_config(vision_model, vision_revision, token)
-        for field in ("hidden_size", "patch_size", "image_size"):
-            if not isinstance(getattr(vision_config, field, None), int):
-                rule = f"{vision_config.model_type} has no {field}"
-                raise ModelError(f"{vision_model}: {rule}; a ViT with patch tokens is needed")
+        fine = bool(config.get("fine_stage"))
+        fields = backbones.vision_fields(vision_model, vision_config, vision_revision, token, fine)
         tokenizer = backbones.load_tokenizer(text_model, text_revision, token)
-        statistics = backbones.image_statistics(vision_model, vision_revision, token)
-        if statistics is not None:
-            config = {"image_mean": statistics[0], "image_std": statistics[1], **config}
         settings = LexVLAConfig(
             text_config=text_config,
             vision_config=vision_config,
@@ -265,7 +261,7 @@ class LexVLA(EncodeMixin, PreTrainedModel):
             lora_rank=lora_rank,
             image_size=image_size,
             vocabulary_rule=vocabulary_rule if vocabulary is None else "",
-            **config,
+            **{**fields, **config},
         )
         if vocabulary is None:
             vocabulary = Vocabulary.from_tokenizer(tokenizer, vocabulary_rule, vocabulary_texts)
@@ -310,7 +306,7 @@ class LexVLA(EncodeMixin, PreTrainedModel):
         Raises:
             ModelError: The folder holds no complete model, a file of it is damaged, or a backbone
                 cannot be loaded.
-            OptionalDependencyError: PEFT or bitsandbytes is missing.
+            OptionalDependencyError: PEFT, bitsandbytes or timm is missing.
             UnsupportedError: torch has no such device here, bitsandbytes no backend for it, or the
                 language model is quantised and its LoRA to be merged.
         """
@@ -333,11 +329,14 @@ class LexVLA(EncodeMixin, PreTrainedModel):
         if merge_lora and config.lora_rank:
             language = language.merge_and_unload()
             config.lora_rank, config.text_model, config.text_revision = 0, None, None
-        with torch.random.fork_rng(devices=[]):  # new layers draw numbers, and are then filled
-            try:
+        file = saving.VOCABULARY_FILE
+        try:  # what is raised here knows no file
+            _check_vocabulary(vocabulary, tokenizer, config.text_config.vocab_size)
+            file = saving.CONFIG_FILE
+            with torch.random.fork_rng(devices=[]):  # new layers draw numbers, and are then filled
                 model = cls(config, vocabulary, tokenizer, language, vision)
-            except ModelError as error:  # of the constructor, which knows no file
-                raise ModelError(f"{folder / saving.VOCABULARY_FILE}: {error}") from error
+        except ModelError as error:
+            raise ModelError(f"{folder / file}: {error}") from error
         saving.read_weights(model, folder)
         for name, part in model.named_parameters():
             trained = not name.startswith(saving.TOWERS) or "lora_" in name

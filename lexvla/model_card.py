@@ -52,7 +52,7 @@ def model_card(model: LexVLA) -> str:
     return _CARD.format(
         base_models=f"base_model:\n{lines}" if backbones else "",
         name=config.model_name,
-        vision=f"{vision}, {config.image_side} px, patches of {config.vision_config.patch_size} px",
+        vision=f"{vision}, {config.image_side} px, patches of {config.patch_size} px",
         text=f"{text}, {config.quantization} quantisation"
         if config.quantization != "none"
         else text,

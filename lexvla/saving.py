@@ -30,6 +30,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from lexvla.backbones import load_language_model, load_lora, load_vision_model, quiet
 from lexvla.config import LexVLAConfig
 from lexvla.errors import ModelError
+from lexvla.image_tower import is_frozen
 from lexvla.model_card import model_card
 from lexvla.vocabulary import Vocabulary
 
@@ -93,11 +94,6 @@ def _check_lora_alone(language_model: nn.Module) -> None:
         if parameter.requires_grad and "lora_" not in name:
             rule = "is trained beside LoRA, and would be lost: freeze it, or merge LoRA"
             raise ModelError(f"{name}: {rule}")
-
-
-def is_frozen(module: nn.Module) -> bool:
-    """Tell whether no weight of a module is trained."""
-    return not any(parameter.requires_grad for parameter in module.parameters())
 
 
 def small_parts(model: LexVLA) -> dict[str, Tensor]:

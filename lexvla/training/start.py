@@ -41,7 +41,7 @@ def start_model(recipe: Recipe, source: Source, device: torch.device) -> LexVLA:
             raise InputError("[model]", str(error)) from error
     else:
         model = LexVLA.from_backbones(**options, **place)
-    patch = model.config.vision_config.patch_size
+    patch = model.config.patch_size
     for side in recipe.train.sides:
         if side % patch:
             raise InputError("[train] sides", f"{side} is no multiple of the patch, {patch}")

@@ -1,0 +1,90 @@
+"""Convolutional backbones of timm: the cells of the last feature map are the patches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lexvla.errors import ModelError
+
+__all__ = ["evaluating", "feature_map", "measure"]
+
+# What networks raise that have no map, or take images of one size only.
+_NO_MAP = (AttributeError, AssertionError, IndexError, KeyError, RuntimeError, TypeError)
+
+
+def feature_map(vision: Any, pixels: Tensor, fine: bool = False) -> Tensor:
+    """Return the (B, C, h, w) last feature map of a `TimmWrapperModel`.
+
+    With ``fine``, each cell has the four cells of the finer stage that it covers after its own
+    channels, in the order of `torch.nn.functional.pixel_unshuffle`.
+
+    Raises:
+        ModelError: The finer map is not twice as large as the last one.
+    """
+    network = vision.timm_model
+    if not fine:
+        return network.forward_features(pixels)
+    last, (finer,) = network.forward_intermediates(pixels, indices=[_finer_stage(vision)])
+    rows, columns = last.shape[-2:]
+    if finer.shape[-2:] != (2 * rows, 2 * columns):
+        rule = f"the last map has {rows} x {columns} cells for {_size(pixels)} pixels, and the"
+        sizes = f"{_size(finer)}, which is not twice as many"
+        raise ModelError(f"fine_stage: {rule} finer one {sizes}; use sides that the stride divides")
+    return torch.cat([last, F.pixel_unshuffle(finer, 2)], dim=1)
+
+
+def measure(vision: Any, fine: bool = False) -> tuple[int, int]:
+    """Return the channels of a cell and the stride in pixels, by a small black image.
+
+    Raises:
+        ModelError: The network gives no feature map, or with ``fine`` none of half the stride.
+    """
+    name = f"{vision.config.model_type} {vision.config.architecture}"
+    rule = "a feature map is needed, (B, C, h, w), whose cells are the patches"
+    try:
+        stride = int(vision.timm_model.feature_info[-1]["reduction"])
+        pixels = torch.zeros(1, 3, 2 * stride, 4 * stride, dtype=vision.dtype, device=vision.device)
+        with torch.no_grad(), evaluating(vision):
+            states = feature_map(vision, pixels, fine)
+    except _NO_MAP as error:
+        raise ModelError(f"{name}: {rule} ({error!r})") from error
+    # An image that is not square tells rows and columns from channels that come last.
+    if states.ndim != 4 or states.shape[-2:] != (2, 4):
+        sizes = f"its features have the shape {tuple(states.shape)} for {_size(pixels)} pixels"
+        raise ModelError(f"{name}: {rule}; {sizes}")
+    return states.shape[1], stride
+
+
+def _finer_stage(vision: Any) -> int:
+    """Return the number of the last stage that has half the stride of the last map.
+
+    Raises:
+        ModelError: There is none.
+    """
+    strides = [stage["reduction"] for stage in vision.timm_model.feature_info]
+    found = [i for i, stride in enumerate(strides) if 2 * stride == strides[-1]]
+    if not found:
+        rule = f"no stage has half the stride of the last map; the strides are {strides}"
+        raise ModelError(f"fine_stage: {vision.config.architecture}: {rule}")
+    return found[-1]
+
+
+def _size(map_: Tensor) -> str:
+    return f"{map_.shape[-2]} x {map_.shape[-1]}"
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Put a module into evaluation mode, and back afterwards."""
+    was_training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(was_training)
