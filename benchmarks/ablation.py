@@ -97,7 +97,7 @@ def train(name: str, seed: int, args: argparse.Namespace) -> LexVLA:
 
 def measure(model: LexVLA, drawings: EmojiDrawings, losses: Losses) -> dict[str, float]:
     """Return the columns of the table but for time."""
-    items = load_demo_corpus()
+    items = load_demo_corpus("emoji")
     images = model.encode_image([item.image for item in items])
     texts = model.encode_text([item.label for item in items])
     own = range(len(items))

@@ -105,7 +105,7 @@ def demo(folder: Path) -> tuple[str, list[dict[str, Any]]]:
     address = str(folder / "demo.lex")
     command = [sys.executable, "-m", "search.cli", "demo", "--index", address, "--json"]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)  # noqa: S603 - our own
-    return address, [{"text": item.label} for item in load_demo_corpus()]
+    return address, [{"text": item.label} for item in load_demo_corpus("emoji")]
 
 
 def in_process(searcher: Searcher, bodies: Sequence[dict[str, Any]], seconds: float) -> Outcome:

@@ -150,7 +150,7 @@ def model_vectors(count: int, queries: int) -> tuple[sparse.csr_array, sparse.cs
     from lexvla import LexVLA
     from lexvla.data.demo_corpus import load_demo_corpus
 
-    model, items = LexVLA.from_pretrained(), load_demo_corpus()
+    model, items = LexVLA.from_pretrained(), load_demo_corpus("emoji")
     drawings = model.encode_image([item.image for item in items]).lexical
     rng = np.random.default_rng(0)
     asked = rng.permutation(len(items))[:queries]

@@ -95,7 +95,7 @@ def main() -> None:
     parser.add_argument("--index", metavar="DIR", help="the index of lexvla demo, by that model")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     args = parser.parse_args()
-    items, model = load_demo_corpus(), load_model(args.model)
+    items, model = load_demo_corpus("emoji"), load_model(args.model)
     tags, relevant = tag_relevance(items)
     labels = {item.id: item.label for item in items}
     own = {item.id: {item.id: 1} for item in items}

@@ -40,8 +40,8 @@ def measure(count: int, batch_size: int, repeats: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as home:
         folder = Path(home, "images")
         folder.mkdir()
-        for item in load_demo_corpus()[:count]:
-            (folder / f"{item.id}.png").write_bytes(item.png)
+        for item in load_demo_corpus("emoji")[:count]:
+            (folder / f"{item.id}.png").write_bytes(item.data)
         decoded = [open_image(path) for path in sorted(folder.iterdir())]
 
         def ingest(number: int) -> None:

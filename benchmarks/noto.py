@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--model", metavar="M", help="a saved model; else the default one")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     args = parser.parse_args()
-    items = load_demo_corpus()
+    items = load_demo_corpus("emoji")
     model = load_model(args.model)
     started = time.perf_counter()
     figures = evaluate_noto(model, items)

@@ -51,7 +51,7 @@ def integers(rows: sparse.csr_array) -> sparse.csr_array:
 
 def main() -> int:
     """Print the table."""
-    model, items = LexVLA.from_pretrained(None), load_demo_corpus()
+    model, items = LexVLA.from_pretrained(None), load_demo_corpus("emoji")
     batches = (items[at : at + BATCH] for at in range(0, len(items), BATCH))
     images = Encoding.concat(
         [model.encode_image([item.image for item in batch]) for batch in batches]

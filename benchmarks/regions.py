@@ -98,7 +98,7 @@ def main() -> None:
     parser.add_argument("--scenes", metavar="N", type=int, default=200, help="of each kind")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     args = parser.parse_args()
-    corpus, model = load_demo_corpus(), load_model(args.model)
+    corpus, model = load_demo_corpus("emoji"), load_model(args.model)
     items = model.encode_image([item.image for item in corpus])
     column = {item.id: i for i, item in enumerate(corpus)}
     rows = []

@@ -285,7 +285,7 @@ def row(first: str, cells: Sequence[str]) -> str:
 
 def report(arguments: argparse.Namespace, folder: Path) -> Iterator[str]:
     """Yield the lines of the results."""
-    items = load_demo_corpus()
+    items = load_demo_corpus("emoji")
     model = load_model(arguments.model)
     encoder = Beforehand(model)
     started = time.perf_counter()

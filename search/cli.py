@@ -50,7 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
         made.set_defaults(handler=handler)
         return made
 
-    demo = command("demo", "search.demo:run", "search a bundled set of emoji, with explanations")
+    demo = command("demo", "search.demo:run", "search bundled images, with explanations")
     demo.add_argument("--index", type=_not_empty, metavar="DIR", help="keep the demo's index here")
     demo.add_argument("--serve", action="store_true", help="open the page on it")
     _add_model(demo)

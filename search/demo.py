@@ -1,4 +1,4 @@
-"""``lexvla demo``: build an index of the bundled emoji and ask it a few things."""
+"""``lexvla demo``: build an index of the bundled images and ask it a few things."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from indexer import open_index
 from indexer.base import Index, check_match
-from lexvla.data.demo_corpus import extract_demo_corpus, load_demo_corpus
+from lexvla.data.demo_corpus import PHOTOGRAPHS, extract_demo_corpus, load_demo_corpus
 from lexvla.errors import IndexCorruptError, LexVLAError, VocabularyMismatchError
 from search.commands import load_model
 from search.console import UsageError, note, print_columns, print_json
@@ -28,9 +28,11 @@ __all__ = ["QUERIES", "run"]
 QUERIES = (
     "red heart",
     "animal that lives in the sea",
-    "fruit",
     "musical instrument",
     "smiling cat",
+    "photo of a cat",
+    "cup of coffee",
+    "rocket",
 )
 _HITS = 5
 
@@ -83,7 +85,8 @@ def _cache_home() -> Path:
 def _prepare(home: Path, model: LexVLA, may_replace: bool) -> None:
     """Leave a whole index of this model at ``home``; what is there and right stays."""
     images = home.with_name(home.name + ".images")
-    wanted = len(load_demo_corpus())
+    items = load_demo_corpus()
+    wanted, photographs = len(items), sum(item.group == PHOTOGRAPHS for item in items)
     if home.exists() and any(home.iterdir()):
         if not may_replace and not (images / "manifest.jsonl").is_file():
             raise UsageError(f"{home} exists and is no index of the demo; name another folder")
@@ -98,7 +101,8 @@ def _prepare(home: Path, model: LexVLA, may_replace: bool) -> None:
                 raise
             note(f"lexvla: building the demo's index anew: {error}")
             shutil.rmtree(home)
-    note(f"lexvla: indexing {wanted:,} emoji into {home}, once; about a minute")
+    what = f"{wanted - photographs:,} emoji and {photographs:,} photographs"
+    note(f"lexvla: indexing {what} into {home}, once; about a minute")
     home.parent.mkdir(parents=True, exist_ok=True)
     manifest = extract_demo_corpus(images)
     with open_index(
@@ -113,7 +117,7 @@ def _fill(target: Index, manifest: Path, model: LexVLA, wanted: int) -> None:
     report = index_source(manifest, target, model)
     if target.count() < wanted:
         reason = f"; the first: {report.rejected[0]}" if report.rejected else ""
-        raise LexVLAError(f"only {target.count():,} of {wanted:,} emoji were indexed{reason}")
+        raise LexVLAError(f"only {target.count():,} of {wanted:,} images were indexed{reason}")
 
 
 def _aligned_together(

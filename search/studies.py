@@ -33,7 +33,7 @@ def patchdis(args: argparse.Namespace) -> int:
         raise UsageError("--annotations and --images go together")
     scenes: CocoScenes | DemoScenes
     if args.annotations is None:
-        scenes = DemoScenes(load_demo_corpus())
+        scenes = DemoScenes(load_demo_corpus("emoji"))
     else:
         scenes = read_coco(args.annotations, args.images)
     model = load_model(args.model, args.device)
@@ -55,7 +55,7 @@ def sparsity(args: argparse.Namespace) -> int:
         check_plot(Path(args.plot))  # before the minutes that the study takes
     rejects: list[Reject] = []
     if args.source is None:
-        items = load_demo_corpus()
+        items = load_demo_corpus("emoji")
         images: list[Any] = [item.image for item in items]
         texts, image_of = [item.label for item in items], list(range(len(items)))
     else:

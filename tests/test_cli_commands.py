@@ -298,11 +298,11 @@ def test_info_verify_names_what_is_damaged(address: str, capsys: Capture) -> Non
 class TestDemo:
     @pytest.fixture(autouse=True)
     def corpus(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Put four pictures in the place of the 1,906, and colours in that of the queries."""
+        """Put four pictures in the place of the corpus, and colours in that of the queries."""
         folder = save_pictures(tmp_path / "corpus")
         items = [
-            DemoItem(name, f"a {name}", (), "g", "s", (folder / f"{name}.png").read_bytes())
-            for name in PICTURES
+            DemoItem(name, f"a {name}", (), group, "s", (folder / f"{name}.png").read_bytes())
+            for name, group in zip(PICTURES, ("g", "g", "photographs", "photographs"), strict=True)
         ]
 
         def extract(target: Path) -> Path:
@@ -324,7 +324,7 @@ class TestDemo:
         assert cli.main(["demo"]) == 0
         out, err = capsys.readouterr()
         home = tmp_path / "cache" / "lexvla" / "demo.lex"
-        assert "indexing 4 emoji" in err
+        assert "indexing 2 emoji and 2 photographs into" in err
         assert out.startswith("red\n  1  0.707  a apple  apple  red 0.707\n")
         assert "lexvla explain apple red --index" in out
         assert f"The index is in {home}" in out

@@ -30,7 +30,7 @@ def cosines(one: Encoding, other: Encoding) -> np.ndarray:
 
 
 def test_the_default_model() -> None:
-    items = load_demo_corpus()[:100]
+    items = load_demo_corpus("emoji")[:100]
     images, labels = [item.image for item in items], [item.label for item in items]
     on_cpu, on_gpu = LexVLA.from_pretrained(), LexVLA.from_pretrained(device="cuda")
     assert on_gpu.device.type == "cuda"

@@ -32,7 +32,7 @@ def model() -> LexVLA:
 
 @cache
 def figures() -> NotoFigures:
-    return evaluate_noto(model(), load_demo_corpus())
+    return evaluate_noto(model(), load_demo_corpus("emoji"))
 
 
 @pytest.mark.slow
@@ -84,6 +84,6 @@ def test_common_words_are_one_piece_each() -> None:
 
 
 def test_words_of_a_plain_drawing() -> None:
-    heart = next(item for item in load_demo_corpus() if item.label == "red heart")
+    heart = next(item for item in load_demo_corpus("emoji") if item.label == "red heart")
     (words,) = model().decode(model().encode_image([heart.image]), top_k=8)
     assert {"heart", "red"} <= {word for word, _ in words}

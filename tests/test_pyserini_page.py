@@ -63,10 +63,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("page")
     (folder / "photos").mkdir()
     (folder / "vectors").mkdir()
-    corpus = load_demo_corpus()
+    corpus = load_demo_corpus("emoji")
     items = corpus[:: len(corpus) // ITEMS][:ITEMS]
     for item in items:
-        (folder / "photos" / f"{item.id}.png").write_bytes(item.png)
+        (folder / "photos" / f"{item.id}.png").write_bytes(item.data)
     (folder / "photos" / "broken.png").write_bytes(b"no image")
     queries = [f"{n}\t{item.label}\n" for n, item in enumerate(items)]
     (folder / "queries.tsv").write_text("".join(queries), encoding="utf-8")

@@ -212,7 +212,7 @@ def test_demo_scenes() -> None:
 
 
 def test_classes_are_dealt_out_like_cards() -> None:
-    scenes = DemoScenes(load_demo_corpus(), count=130)
+    scenes = DemoScenes(load_demo_corpus("emoji"), count=130)
     assert len(set(scenes.class_names)) == 517
     hands = [np.unique(mask[mask >= 0]).tolist() for _, mask in scenes]
     assert all(len(hand) == 4 for hand in hands)
@@ -226,7 +226,7 @@ class TestCommand:
 
     def test_demo_scenes(self, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
         items = [drawing(name, name) for name in ("red", "blue", "yellow", "white")]
-        monkeypatch.setattr("search.studies.load_demo_corpus", lambda: items)
+        monkeypatch.setattr("search.studies.load_demo_corpus", lambda _: items)
         assert cli.main(["patchdis", "--json"]) == 0
         data = json.loads(capsys.readouterr().out)
         assert (data["images"], data["classes"]) == (400, 4)

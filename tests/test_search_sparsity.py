@@ -277,7 +277,7 @@ class TestCommand:
             DemoItem(name, label, (), "g", "s", (folder / f"{name}.png").read_bytes())
             for name, label in (("apple", "red black"), ("lime", "green"), ("snow", "white"))
         ]
-        monkeypatch.setattr("search.studies.load_demo_corpus", lambda: items)
+        monkeypatch.setattr("search.studies.load_demo_corpus", lambda _: items)
         assert cli.main(["sparsity", "--json"]) == 0
         data = json.loads(capsys.readouterr().out)
         assert data["own"]["text_to_image"]["1"] == 1

@@ -1,4 +1,4 @@
-"""The demo corpus that ships with the package: 1,906 emoji drawings with their words."""
+"""The demo corpus that ships with the package: 1,906 emoji and 11 photographs, with their words."""
 
 from __future__ import annotations
 
@@ -13,28 +13,34 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
+from typing import Any, Literal
 
 from PIL import Image
 
 from lexvla.images import open_image
 
-__all__ = ["DemoItem", "extract_demo_corpus", "load_demo_corpus"]
+__all__ = ["PHOTOGRAPHS", "DemoItem", "extract_demo_corpus", "load_demo_corpus"]
 
+PHOTOGRAPHS = "photographs"  # the group of all of them
 _ARCHIVE = "demo_corpus.zip"
 _ITEMS = "items.jsonl"
 
 
 @dataclass(frozen=True)
 class DemoItem:
-    """Hold one emoji.
+    """Hold one emoji or photograph.
 
     Attributes:
-        id: The code points in lower-case hex, such as ``2764``.
+        id: The code points of an emoji in lower-case hex, such as ``2764``; of a photograph, a name
+            such as ``photo-cat``.
         label: Its name, such as ``red heart``.
         tags: Words that people look for it by.
-        group: The key of its group, such as ``smileys-emotion``.
+        group: The key of its group, such as ``smileys-emotion``, or ``photographs``.
         subgroup: The key of its subgroup, such as ``heart``.
-        png: The drawing, 64 x 64 pixels, as a PNG file.
+        data: The image file: of an emoji a PNG of 64 x 64 pixels, of a photograph a JPEG of at most
+            512 pixels a side.
+        license: Of a photograph: ``CC0-1.0`` or ``public domain``.
+        source: Of a photograph: who made it, and which file it comes from.
     """
 
     id: str
@@ -42,36 +48,40 @@ class DemoItem:
     tags: tuple[str, ...]
     group: str
     subgroup: str
-    png: bytes = field(repr=False)
+    data: bytes = field(repr=False)
+    license: str = ""
+    source: str = ""
 
     @cached_property
     def image(self) -> Image.Image:
-        """The drawing over white, in mode RGB."""
-        return open_image(self.png, name=self.id)
+        """The image in mode RGB, over white where it is transparent."""
+        return open_image(self.data, name=self.id)
 
 
-def load_demo_corpus() -> list[DemoItem]:
-    """Return the items in the order of the Unicode emoji list."""
+def load_demo_corpus(kind: Literal["emoji", "photographs"] | None = None) -> list[DemoItem]:
+    """Return the emoji in the order of the Unicode emoji list, then the photographs.
+
+    Args:
+        kind: Return these alone. Figures of models are of the emoji alone.
+    """
     with _open_archive() as archive:
         return [
             DemoItem(
-                id=record["id"],
-                label=record["label"],
-                tags=tuple(record["tags"]),
-                group=record["group"],
-                subgroup=record["subgroup"],
-                png=archive.read(f"images/{record['id']}.png"),
+                **{**record, "tags": tuple(record["tags"])},
+                data=archive.read(f"images/{_file_name(record)}"),
             )
             for record in map(json.loads, archive.read(_ITEMS).splitlines())
+            if kind is None or kind == _kind(record)
         ]
 
 
 def extract_demo_corpus(folder: str | Path) -> Path:
-    """Write the drawings, their notices and a manifest that `lexvla index` reads.
+    """Write the images, their notices and a manifest that `lexvla index` reads.
 
     A line of the manifest has "id", "image" (relative to the manifest) and "metadata" (label,
-    tags, group, subgroup), but no "text": what is found is found by its pixels. Files that are
-    there already and right stay as they are. The manifest comes last, so where it is, all is.
+    tags, group, subgroup; of photographs also license and source), but no "text": what is found is
+    found by its pixels. Files that are there already and right stay as they are. The manifest comes
+    last, so where it is, all is.
 
     Returns:
         The path of ``manifest.jsonl``.
@@ -85,12 +95,20 @@ def extract_demo_corpus(folder: str | Path) -> Path:
         records = [json.loads(line) for line in archive.read(_ITEMS).splitlines()]
     lines = []
     for record in records:
-        name = record.pop("id")
-        line = {"id": name, "image": f"images/{name}.png", "metadata": record}
+        image = f"images/{_file_name(record)}"
+        line = {"id": record.pop("id"), "image": image, "metadata": record}
         lines.append(json.dumps(line, ensure_ascii=False) + "\n")
     manifest = folder / "manifest.jsonl"
     _write_atomically(manifest, "".join(lines).encode())
     return manifest
+
+
+def _kind(record: dict[str, Any]) -> str:
+    return PHOTOGRAPHS if record["group"] == PHOTOGRAPHS else "emoji"
+
+
+def _file_name(record: dict[str, Any]) -> str:
+    return f"{record['id']}.{'jpg' if _kind(record) == PHOTOGRAPHS else 'png'}"
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Figures of a model on the bundled corpus: 1,900 emoji, found from their pixels alone."""
+"""Figures of a model on the emoji of the bundled corpus, found from their pixels alone."""
 
 from __future__ import annotations
 

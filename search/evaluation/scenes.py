@@ -27,7 +27,7 @@ class DemoScenes:
     rest is background.
 
     Args:
-        items: The demo corpus.
+        items: The emoji of the demo corpus.
         count: How many scenes.
         seed: Of the shuffle.
         across: Drawings along a side: 2 makes scenes of 2 x 2.
@@ -71,7 +71,7 @@ class DemoScenes:
         for place, number in enumerate(hand):
             row, column = divmod(place, self.across)
             top, left = row * _CELL, column * _CELL
-            drawing = Image.open(io.BytesIO(self.items[number].png)).convert("RGBA")
+            drawing = Image.open(io.BytesIO(self.items[number].data)).convert("RGBA")
             scene.paste(drawing, (left, top), drawing)
             opaque = np.asarray(drawing)[..., 3] >= 128
             mask[top : top + _CELL, left : left + _CELL][opaque] = number
