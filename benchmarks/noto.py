@@ -43,17 +43,23 @@ def print_figures(figures: NotoFigures, bm25: dict[int, float], seconds: float) 
         "image -> label": figures.image_to_label,
         "label -> image, words and dense": figures.fused_label_to_image,
         "image -> label, words and dense": figures.fused_image_to_label,
+        "label -> image, dense": figures.dense_label_to_image,
+        "label -> image, codes": figures.codes_label_to_image,
+        "label -> image, all three": figures.summed_label_to_image,
         "chance": figures.chance_recall,
         "BM25, label -> people's tags": bm25,
     }
     for name, values in rows.items():
-        if values is None:  # the model has no dense vectors
+        if values is None:  # the model has no dense vectors, or no codes
             continue
         print(f"{name:34}" + "".join(f"{values[k]:8.3f}" for k in KS))
     print(f"\n{'':34}{'nDCG@10':>8}{'P@10':>8}")
     name = f"tag -> images, {figures.tags:,} tags"
     print(f"{name:34}{figures.tag_ndcg:8.3f}{figures.tag_precision:8.3f}")
     print(f"{'chance':34}{figures.chance_tag_ndcg:8.3f}{figures.chance_tag_precision:8.3f}")
+    print(f"\n{'label -> image by words, typed as':34}{'R@1':>8}{'points':>8}")
+    for name, recall in figures.phrasings.items():
+        print(f"{name:34}{recall:8.3f}{figures.phrasing_points[name]:+8.1f}")
     print(f"\nactive words: {figures.words_per_text:.1f} a label", end=", ")
     print(f"{figures.words_per_image:.1f} an image")
 

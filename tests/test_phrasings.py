@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lexvla.data.phrasings import FRAMES, phrase, plural, with_article
+from lexvla.data.phrasings import FRAMES, phrase, plural, title_case, with_article
 
 
 @pytest.mark.parametrize(
@@ -171,3 +171,8 @@ def test_a_blank_text_stays_as_it_is() -> None:
 @given(st.text(), st.integers(0, 2**32))
 def test_any_text_has_phrases(text: str, seed: int) -> None:
     assert phrase(text, np.random.default_rng(seed)).strip() or not text.strip()
+
+
+def test_title_case() -> None:
+    assert title_case("the man’s T-rex  hat") == "The Man’s T-rex  Hat"
+    assert title_case("") == ""

@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 
-__all__ = ["FRAMES", "phrase", "plural", "with_article"]
+__all__ = ["FRAMES", "phrase", "plural", "title_case", "with_article"]
 
 # {text} is the text as it is, {bare} the same without an article, {a} the bare text after "a" or
 # "an", and {plural} the bare text of several things.
@@ -173,6 +173,11 @@ def with_article(text: str) -> str:
     return f"an {text}" if match and _takes_an(match.group()) else f"a {text}"
 
 
+def title_case(text: str) -> str:
+    """Return a text with a capital letter in front of each word."""
+    return " ".join(word[:1].upper() + word[1:] for word in text.split(" "))
+
+
 def _takes_an(word: str) -> bool:
     lower = word.lower()
     if lower[0].isdigit():
@@ -216,9 +221,5 @@ def _plural_of(word: str) -> str:
 
 
 def _write(text: str, rng: np.random.Generator) -> str:
-    ways = (text.upper(), _title(text), text[:1].upper() + text[1:], f"{text.rstrip('.')}.")
+    ways = (text.upper(), title_case(text), text[:1].upper() + text[1:], f"{text.rstrip('.')}.")
     return ways[rng.integers(len(ways))]
-
-
-def _title(text: str) -> str:
-    return " ".join(word[:1].upper() + word[1:] for word in text.split(" "))
