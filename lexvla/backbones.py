@@ -93,7 +93,10 @@ def vision_fields(
     if vision_config.model_type == TIMM:
         with _named(name), torch.device("meta"):  # no weights are needed
             network = AutoModel.from_config(vision_config)
-        fields["map_width"], fields["map_stride"] = measure(network, fine)
+        try:
+            fields["map_width"], fields["map_stride"] = measure(network, fine)
+        except ModelError as error:
+            raise ModelError(f"{name}: {error}") from error
         trained = getattr(vision_config, "pretrained_cfg", None) or {}
         if statistics is None and {"mean", "std"} <= trained.keys():
             statistics = list(trained["mean"]), list(trained["std"])

@@ -45,20 +45,19 @@ def measure(vision: Any, fine: bool = False) -> tuple[int, int]:
     Raises:
         ModelError: The network gives no feature map, or with ``fine`` none of half the stride.
     """
-    name = f"{vision.config.model_type} {vision.config.architecture}"
-    rule = "a feature map is needed, (B, C, h, w), whose cells are the patches"
+    rule = f"{vision.config.architecture} gives no (B, C, h, w) feature map to take patches from"
     try:
         stride = int(vision.timm_model.feature_info[-1]["reduction"])
         pixels = torch.zeros(1, 3, 2 * stride, 4 * stride, dtype=vision.dtype, device=vision.device)
         with torch.no_grad(), evaluating(vision):
-            states = feature_map(vision, pixels, fine)
+            shape = feature_map(vision, pixels).shape
+            # An image that is not square tells rows and columns from channels that come last.
+            if shape[2:] != (2, 4):
+                sizes = f"its features have the shape {tuple(shape)} for {_size(pixels)} pixels"
+                raise ModelError(f"{rule}; {sizes}")
+            return (feature_map(vision, pixels, fine).shape if fine else shape)[1], stride
     except _NO_MAP as error:
-        raise ModelError(f"{name}: {rule} ({error!r})") from error
-    # An image that is not square tells rows and columns from channels that come last.
-    if states.ndim != 4 or states.shape[-2:] != (2, 4):
-        sizes = f"its features have the shape {tuple(states.shape)} for {_size(pixels)} pixels"
-        raise ModelError(f"{name}: {rule}; {sizes}")
-    return states.shape[1], stride
+        raise ModelError(f"{rule} ({error!r})") from error
 
 
 def _finer_stage(vision: Any) -> int:
