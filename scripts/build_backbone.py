@@ -140,6 +140,7 @@ def write(weights: dict[str, Tensor], folder: Path) -> None:
         new = Path(name) / folder.name
         new.mkdir()
         save_file(weights, new / "model.safetensors", metadata={"format": "pt"})
+        (new / "model.safetensors").chmod(0o644)
         (new / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         (new / "NOTICE").write_text(NOTICE, encoding="utf-8")
         if folder.exists():
