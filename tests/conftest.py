@@ -106,6 +106,25 @@ def drawing_recipes(drawings_folder: Path) -> Any:
     return Recipes(drawing_sections(drawings_folder))
 
 
+@pytest.fixture(scope="session")
+def classified(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a tiny convolutional network with a classifier of four classes."""
+    from memory_fakes import save_classified
+
+    return save_classified(tmp_path_factory.mktemp("classified"))
+
+
+@pytest.fixture(scope="session")
+def seen_recipes(
+    drawings_folder: Path, classified: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Any:
+    """Return what writes recipes in which that network sees the drawings."""
+    from memory_fakes import seen_sections
+    from training_fakes import Recipes
+
+    return Recipes(seen_sections(drawings_folder, classified, tmp_path_factory.mktemp("lists")))
+
+
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """Run torch on one thread: small tensors are faster so, and the same in every run."""

@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lexvla.data.emoji import EmojiDrawings, content_columns, words_of
+from lexvla.data.emoji import EmojiDrawings, content_columns, word_columns, words_of
 from lexvla.errors import InputError
 from lexvla.vocabulary import Vocabulary
+from memory_fakes import NAMES, save_lists
 from model_fakes import ITEMS, LONELY, PERSON, STYLES, save_drawings
 
 
@@ -164,3 +165,75 @@ def test_a_truncated_file_is_named(tmp_path: Path, name: str, keep: int) -> None
 def test_an_unknown_set_is_named(drawings_folder: Path) -> None:
     with pytest.raises(InputError, match=r"'noto': no such drawing set; there are flat, round"):
         EmojiDrawings(drawings_folder, ["flat", "noto"])
+
+
+# Classes and nouns
+
+
+@pytest.fixture
+def listed(drawings_folder: Path, tmp_path: Path) -> EmojiDrawings:
+    classes, nouns = save_lists(tmp_path)
+    return EmojiDrawings(
+        drawings_folder, list(STYLES), tones=False, classes=str(classes), nouns=str(nouns)
+    )
+
+
+def test_classes_follow_the_emoji(listed: EmojiDrawings, drawings: EmojiDrawings) -> None:
+    assert (listed.drawn, drawings.drawn) == (len(ITEMS), len(ITEMS))
+    assert listed.items[: len(ITEMS)] == drawings.items
+    classes = listed.items[len(ITEMS) :]
+    assert [each.label for each in classes] == list(NAMES)
+    tabby = classes[0]
+    assert (tabby.id, tabby.tags, tabby.kinds) == ("n00", ("tabby thing",), ("animal",))
+    assert (tabby.gloss, tabby.words) == ("a tabby of some kind", {"tabby": 1.0, "animal": 0.5})
+    assert (tabby.colours, tabby.subgroup) == ((), "")
+    assert len(listed.by_item) == len(ITEMS)  # they have no drawings
+    assert [noun for noun, _ in listed.nouns] == ["kitten", "orchard", "goblin"]
+    assert drawings.nouns == []
+    assert not any(each.gloss or each.words for each in drawings.items)
+
+
+def test_without_tones_nobody_has_a_skin_tone(
+    listed: EmojiDrawings, drawings: EmojiDrawings
+) -> None:
+    assert len(listed.pixels) == len(listed.item) == 11
+    assert not listed.tone.any()
+    np.testing.assert_array_equal(listed.pixels, drawings.pixels[drawings.tone == 0])
+    assert listed.style_names == list(STYLES)
+
+
+def test_texts_of_classes(listed: EmojiDrawings) -> None:
+    rng = np.random.default_rng(0)
+    counts = Counter(listed.sample_text(listed.items[len(ITEMS)], rng) for _ in range(1000))
+    assert counts.keys() == {"tabby thing", "animal", "a tabby of some kind"}
+    for text, share in (("tabby thing", 0.4), ("animal", 0.3), ("a tabby of some kind", 0.3)):
+        assert counts[text] / 1000 == pytest.approx(share, abs=0.05)
+
+
+def test_words_of_classes_are_captions_and_their_texts_are_not(
+    listed: EmojiDrawings, drawings: EmojiDrawings
+) -> None:
+    more = ["tabby", "animal", "lorry", "teapot", "frog"]
+    assert listed.captions() == [*drawings.captions(), *more]
+    others = listed.other_texts()
+    assert {"kitten", "goblin", "tabby thing", "artefact", "a lorry of some kind"} <= set(others)
+    assert drawings.other_texts() == []
+
+
+def test_word_weights_of_classes_are_twice_their_own(listed: EmojiDrawings) -> None:
+    words = ["tabby", "animal", "lorry", "apple", "frog"]
+    weights = listed.word_weights(Vocabulary([f"▁{word}" for word in words]))
+    assert weights.shape == (10, 5)
+    assert weights[6:].tolist() == [
+        [2, 1, 0, 0, 0],
+        [0, 0, 2, 0, 0],
+        [0, 0, 0, 0, 0],  # of the teapot's no word is known
+        [0, 0, 0, 0, 2],
+    ]
+    assert weights[0].tolist() == [0, 0, 0, 2, 0]
+
+
+def test_word_columns() -> None:
+    vocabulary = Vocabulary(["▁cat", "▁dog"])
+    assert word_columns({"dog": 0.5, "cow": 1.0, "cat": 2.0}, vocabulary) == ([1, 0], [0.5, 2.0])
+    assert word_columns({}, vocabulary) == ([], [])

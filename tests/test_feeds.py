@@ -18,6 +18,7 @@ from lexvla.data.captions import read_captions
 from lexvla.data.emoji import EmojiDrawings, words_of
 from lexvla.errors import InputError
 from lexvla.preprocessing import preprocess
+from lexvla.training import drawing_feed
 from lexvla.training.drawing_feed import DrawingFeed
 from lexvla.training.feed import Draw, own_words
 from lexvla.training.objective import Losses
@@ -73,8 +74,17 @@ def with_texts(
 # Drawings
 
 
-def test_rows_are_labels_and_then_other_texts(feed: DrawingFeed) -> None:
+def test_rows_are_labels_and_then_other_texts(
+    feed: DrawingFeed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Put as they are; what they mean is the same however people put them."""
+    said = feed.draw(1)
+    monkeypatch.setattr(drawing_feed, "phrase", lambda text, _: text)
     draw = feed.draw(1)
+    assert said.texts != draw.texts
+    for one, other in zip(known(said), known(draw), strict=True):
+        assert torch.equal(one, other)
+    assert list(draw.other_texts) == []
     items, relevance, image_words, text_words = known(draw)
     assert sorted(items[:6].tolist()) == list(range(6))
     assert torch.equal(items[:6], items[6:])

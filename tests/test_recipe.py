@@ -120,6 +120,7 @@ def test_sections_that_are_missing_or_wrong(tmp_path: Path, text: str, rule: str
         ("width = 8\nlayers = 3", "layers"),
         ('width = 8\ncaptions = "x"', "captions"),
         ('width = 8\ntext_model = "x"', "text_model"),
+        ('width = 8\nother_texts = "x"', "other_texts"),
     ],
 )
 def test_unknown_keys_of_each_kind_of_model(tmp_path: Path, model: str, key: str) -> None:
@@ -131,6 +132,7 @@ def test_each_kind_of_model_has_its_keys(tmp_path: Path) -> None:
         {"start": "x", "revision": "y"},
         {"text_model": "x", "vision_model": "y", "lora_rank": 2, "dense_width": 8},
         {"width": 8, "heads": 2, "text_layers": 1, "dropout": 0.1, "model_name": "small"},
+        {"width": 8, "vision_model": "y", "adapter_input": 8, "concept_items": 3},
     ):
         lines = "\n".join(f"{key} = {value!r}" for key, value in model.items())
         assert load(tmp_path, LEAST.replace('start = "m"', lines)).model == model

@@ -107,3 +107,31 @@ def test_a_vocabulary_of_its_tokenizer_can_be_saved(
     vocabulary.save(tmp_path / "vocabulary.json")
     loaded = Vocabulary.load(tmp_path / "vocabulary.json")
     assert (loaded.terms, loaded.token_ids) == (vocabulary.terms, vocabulary.token_ids)
+
+
+def test_known_words_are_whole_and_in_one_row_behind_those_of_the_captions() -> None:
+    texts = ["a zebra’s savanna", "okapi, dog"]
+    pieces = train_tokenizer(CAPTIONS, 60, texts)
+    assert pieces.tokenize("zebra okapi savanna") == ["▁zebra", "▁okapi", "▁savanna"]
+    ids = sorted(pieces.convert_tokens_to_ids(["▁zebra", "▁okapi", "▁savanna"]))
+    assert ids == list(range(ids[0], ids[0] + 3))
+    own = set(pieces(list(CAPTIONS))["input_ids"][0])
+    assert max(own) < ids[0]
+    assert pieces.convert_tokens_to_ids("d") > ids[-1]  # smaller pieces come last
+    assert not {"▁zebra", "▁okapi"} & set(build_vocabulary(pieces, CAPTIONS, STOP_WORDS).terms)
+
+
+def test_known_words_leave_the_others_as_they_were(pieces: PreTrainedTokenizerFast) -> None:
+    more = train_tokenizer([*CAPTIONS, PROMPT], 60, ["zebra", "dog", "xylophone"])
+    for text in (*CAPTIONS, "redhat", "catbird"):
+        assert more.tokenize(text) == pieces.tokenize(text)
+    assert more.tokenize("xylophone") == ["▁xylophone"]
+
+
+def test_words_are_those_of_normalised_text() -> None:
+    """As the model reads them: with straight quotes, and without what is not seen."""
+    pieces = train_tokenizer(["the cat’s blow\u00adfish", "\uff32\uff25\uff24 hat"], 20)
+    assert pieces.tokenize("cat's blowfish red hat") == [
+        *("▁cat", "▁'", "▁s", "▁blowfish", "▁red", "▁hat"),
+    ]
+    assert "▁’" not in pieces.get_vocab()

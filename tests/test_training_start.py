@@ -63,6 +63,15 @@ def test_an_untrained_model_reads_the_words_of_its_captions() -> None:
         torch.testing.assert_close(lexical_vector(each.logits), each.lexical)
 
 
+def test_words_of_other_texts_are_known() -> None:
+    model = untrained_model(CAPTIONS, ["a zebra", "okapi; hat"], **SIZES).eval()
+    counts = model.encode_text(["zebra", "an okapi", "hat", "the x"]).lexical.sum(axis=1)
+    assert (counts[:3] > 0).all()
+    assert counts[3] == 0
+    assert not {"▁zebra", "▁okapi"} & set(model.vocabulary.terms)
+    assert untrained_model(CAPTIONS, **SIZES).config.known_tokens == [0, 0]
+
+
 def test_other_settings_reach_the_config() -> None:
     sizes = {**SIZES, "dense_width": 6, "codebook_size": 4}
     model = untrained_model(iter(CAPTIONS), **sizes, model_name="small", adapter_heads=1)
