@@ -24,7 +24,7 @@ Quantization = Literal["none", "int8", "nf4"]
 # What an encoding follows from beside the weights, and so what the fingerprint names as well.
 _SETTINGS = (
     *("text_model", "text_revision", "vision_model", "vision_revision", "vocabulary_sha256"),
-    *("prompt", "max_text_tokens", "require_known_word"),
+    *("prompt", "max_text_tokens", "require_known_word", "known_tokens"),
     *("image_size", "image_mean", "image_std", "pool_cls", "fine_stage"),
     *("sparsification", "kept_words", "threshold", "codes_per_item", "code_temperature"),
 )
@@ -59,12 +59,23 @@ class LexVLAConfig(PretrainedConfig):
         max_text_tokens: Tokens of a text, the prompt not counted; longer texts are cut.
         require_known_word: Whether a text in which no piece is in the vocabulary gets an empty
             vector: right for a language model that was trained from scratch on a few words.
+        known_tokens: First and last but one of the token ids that count as known too: words that
+            are not in the vocabulary, and that the language model learnt to explain by others.
         image_size: Side in pixels that images are brought to; ``None`` for the vision model's own,
             for a convolutional one down to a multiple of its stride.
         image_mean: Mean of each colour channel, in 0 to 1.
         image_std: Deviation of each colour channel.
         adapter_heads: Attention heads of the adapter's one self-attention layer.
         adapter_width: Hidden width of the adapter's two MLPs.
+        adapter_input: Width that cells of a feature map are brought to before the adapter; 0 for
+            their own.
+        image_width: Width of patch states and image codebook; 0 for the text codebook's width, as
+            in the paper.
+        concept_items: Concepts known by examples, for a memory that the patches of a feature map
+            with its fine stage read beside the adapter; 0 for no memory. See `ConceptMemory`.
+        concept_classes: Classes of the vision model's own classifier in that memory.
+        layout_width: Width of its layout keys.
+        local_rank: Rank of its items' evidence in one patch.
         pool_cls: Whether the vision model's CLS token takes part in the maximum over patches. A
             word that was read from it has the patch -1.
         map_width: Channels of a convolutional network's cell, all told; 0 for a transformer.
@@ -111,11 +122,18 @@ class LexVLAConfig(PretrainedConfig):
         prompt: str = PROMPT,
         max_text_tokens: int = 64,
         require_known_word: bool = False,
+        known_tokens: Sequence[int] = (0, 0),
         image_size: int | None = None,
         image_mean: Sequence[float] = IMAGE_MEAN,
         image_std: Sequence[float] = IMAGE_STD,
         adapter_heads: int = 12,
         adapter_width: int = 2304,
+        adapter_input: int = 0,
+        image_width: int = 0,
+        concept_items: int = 0,
+        concept_classes: int = 0,
+        layout_width: int = 512,
+        local_rank: int = 128,
         pool_cls: bool = False,
         map_width: int = 0,
         map_stride: int = 0,
@@ -150,11 +168,18 @@ class LexVLAConfig(PretrainedConfig):
         self.prompt = prompt
         self.max_text_tokens = max_text_tokens
         self.require_known_word = require_known_word
+        self.known_tokens = list(known_tokens)
         self.image_size = image_size
         self.image_mean = list(image_mean)
         self.image_std = list(image_std)
         self.adapter_heads = adapter_heads
         self.adapter_width = adapter_width
+        self.adapter_input = adapter_input
+        self.image_width = image_width
+        self.concept_items = concept_items
+        self.concept_classes = concept_classes
+        self.layout_width = layout_width
+        self.local_rank = local_rank
         self.pool_cls = pool_cls
         self.map_width = map_width
         self.map_stride = map_stride
@@ -177,14 +202,15 @@ class LexVLAConfig(PretrainedConfig):
     def check(self) -> None:
         """Raise ValueError where the fields do not go together."""
         self._check_map()
-        width, side, patch = self.vision_width, self.image_side, self.patch_size
+        width = self.adapter_input or self.vision_width
+        side, patch = self.image_side, self.patch_size
         rules = {
             f"the prompt must hold {{text}} once: {self.prompt!r}": self.prompt.count("{text}")
             == 1,
             f"quantization must be one of {', '.join(QUANTIZATIONS)}, not {self.quantization!r}": (
                 self.quantization in QUANTIZATIONS
             ),
-            f"adapter_heads={self.adapter_heads} does not divide the vision width {width}": (
+            f"adapter_heads={self.adapter_heads} does not divide the adapter's width {width}": (
                 self.adapter_heads > 0 and width % self.adapter_heads == 0
             ),
             f"image_size={side} is less than a patch of {patch} pixels": side >= patch,
@@ -216,6 +242,10 @@ class LexVLAConfig(PretrainedConfig):
             raise ValueError(f"{kind} names no input size; give an image_size")
         if not self.has_map and (any(sizes) or self.fine_stage):
             raise ValueError(f"map_width, map_stride and fine_stage are not for {kind}")
+        if self.concept_items and not self.fine_stage:
+            raise ValueError("concept_items needs a convolutional vision model with its fine_stage")
+        if self.adapter_input and not self.has_map:
+            raise ValueError(f"adapter_input is not for {kind}")
 
     @property
     def fingerprint(self) -> str:
@@ -234,6 +264,11 @@ class LexVLAConfig(PretrainedConfig):
     def vision_width(self) -> int:
         """Return the channels of a patch, or of a cell of the feature map."""
         return int(self.map_width if self.has_map else self.vision_config.hidden_size)
+
+    @property
+    def lexical_width(self) -> int:
+        """Return the width of patch states and of the image codebook's rows."""
+        return int(self.image_width or self.text_config.hidden_size)
 
     @property
     def patch_size(self) -> int:

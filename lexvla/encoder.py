@@ -381,9 +381,9 @@ class EncodeMixin:
         return states[:, 1:] if self.config.pool_cls else states
 
     def _known(self, texts: list[str]) -> Tensor:
-        """Tell which texts have at least one piece that the vocabulary keeps."""
+        """Tell which texts have at least one piece that the vocabulary keeps, or that is known."""
         pieces = tokenize(self.tokenizer, texts, "{text}", self.config.max_text_tokens)
-        kept = set(self.vocabulary.token_ids or ())
+        kept = {*(self.vocabulary.token_ids or ()), *range(*self.config.known_tokens)}
         return torch.tensor([not kept.isdisjoint(ids) for ids in pieces])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from inspect import signature
 from typing import Any, Self
 
@@ -9,11 +10,36 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel
 
+from lexvla.concept_memory import ConceptMemory, ConceptSizes
 from lexvla.config import LexVLAConfig
 from lexvla.errors import ModelError
 from lexvla.feature_maps import evaluating, feature_map, measure
 
-__all__ = ["Adapter", "ImageTower"]
+__all__ = ["Adapter", "CachedCells", "ImageTower"]
+
+
+@dataclass(frozen=True)
+class CachedCells:
+    """Hold what a frozen vision model made of B images.
+
+    Attributes:
+        cells: (B, T, C), all of each image's states or, for a feature map, some.
+        whole: What the memory of concepts says of the whole images, if there is one.
+    """
+
+    cells: Tensor
+    whole: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.cells)
+
+    def __getitem__(self, rows: slice) -> CachedCells:
+        return CachedCells(self.cells[rows], None if self.whole is None else self.whole[rows])
+
+    def to(self, device: torch.device) -> CachedCells:
+        """Return the same on a device."""
+        whole = None if self.whole is None else self.whole.to(device)
+        return CachedCells(self.cells.to(device), whole)
 
 
 class Adapter(nn.Module):
@@ -72,14 +98,14 @@ class ImageTower(nn.Module):
         self.vision_model: Any = vision_model
         self.has_map, self.fine_stage = config.has_map, config.fine_stage
         self.patch_size, self.pool_cls = config.patch_size, config.pool_cls
+        width = config.adapter_input or config.vision_width
         self.adapter = Adapter(
-            config.vision_width,
-            config.text_config.hidden_size,
-            config.adapter_heads,
-            config.adapter_width,
+            width, config.lexical_width, config.adapter_heads, config.adapter_width
         )
         if self.has_map:
             _check_map(config, vision_model)
+        self.adapter_input = nn.Linear(config.vision_width, width) if config.adapter_input else None
+        self.memory = _concept_memory(config, vision_model) if config.concept_items else None
         self.extra_tokens = 0 if self.has_map else self._count_extra_tokens(config.image_side)
         if self.pool_cls and not self.extra_tokens:
             kind = vision_model.config.model_type
@@ -117,14 +143,21 @@ class ImageTower(nn.Module):
             states = self._map_cells(pixels) if self.has_map else self._tokens(pixels)
         return states.to(next(self.adapter.parameters()).dtype)
 
-    def adapt(self, cells: Tensor) -> Tensor:
+    def adapt(self, cells: Tensor, whole: Tensor | None = None) -> Tensor:
         """Map (B, T, C) states that `cells` gave to (B, P, d) states in the lexical space.
 
         CLS and register tokens take part in the adapter's attention and are then left out, so
         that a word always comes from a patch that can be shown. With ``pool_cls`` the CLS token
-        stays, as the first of P + 1 states.
+        stays, as the first of P + 1 states. A memory of concepts adds to what the adapter gives.
+
+        Args:
+            cells: All of an image's; some of them where ``whole`` is given.
+            whole: What the memory says of the whole images, if known; see `ConceptMemory.whole`.
         """
-        states = self.adapter(cells)
+        states = self.adapter(cells if self.adapter_input is None else self.adapter_input(cells))
+        if self.memory is not None:
+            whole = self.memory.whole(cells) if whole is None else whole
+            states = states + self.memory(cells, whole)
         patches = states[:, self.extra_tokens :]
         return torch.cat([states[:, :1], patches], dim=1) if self.pool_cls else patches
 
@@ -156,6 +189,20 @@ class ImageTower(nn.Module):
             rule = f"{tokens} states for {patches} patches; a ViT with patch tokens is needed"
             raise ModelError(f"{vision.config.model_type}: {rule}")
         return tokens - patches
+
+
+def _concept_memory(config: LexVLAConfig, vision_model: Any) -> ConceptMemory:
+    """Build the memory of concepts, for the channels that the vision model has."""
+    channels, _ = measure(vision_model)
+    sizes = ConceptSizes(
+        config.concept_items,
+        config.concept_classes,
+        channels,
+        (config.map_width - channels) // 4,
+        config.layout_width,
+        config.local_rank,
+    )
+    return ConceptMemory(sizes, config.lexical_width)
 
 
 def is_frozen(module: nn.Module) -> bool:

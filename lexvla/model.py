@@ -20,7 +20,7 @@ from lexvla.dense_head import DenseHead
 from lexvla.encoder import EncodeMixin
 from lexvla.errors import InputError, ModelError, UnsupportedError
 from lexvla.features import Features
-from lexvla.image_tower import ImageTower
+from lexvla.image_tower import CachedCells, ImageTower
 from lexvla.lexical_head import lexical_vector, max_over_patches
 from lexvla.text_tower import PrefixCache, TextTower, tokenize
 from lexvla.vocabulary import Vocabulary
@@ -61,14 +61,18 @@ class LexVLA(EncodeMixin, PreTrainedModel):
         self.tokenizer = tokenizer
         self.text_tower = TextTower(config, language_model)
         self.image_tower = ImageTower(config, vision_model)
-        codebook = self.text_codebook().detach().to("cpu", torch.float32, copy=True)
-        self.image_codebook = nn.Parameter(codebook)
+        width = config.lexical_width
+        if config.image_width:
+            rows = torch.randn(len(vocabulary), width) * width**-0.5
+        else:
+            rows = self.text_codebook().detach().to("cpu", torch.float32, copy=True)
+        self.image_codebook = nn.Parameter(rows)
         self.text_dense_head: DenseHead | None = None
         self.image_dense_head: DenseHead | None = None
         self.codebook: Codebook | None = None
         if config.dense_width:
-            width = config.text_config.hidden_size
-            self.text_dense_head = DenseHead(width, config.dense_width)
+            text_width = config.text_config.hidden_size
+            self.text_dense_head = DenseHead(text_width, config.dense_width)
             self.image_dense_head = DenseHead(width, config.dense_width)
         if config.codebook_size:
             self.codebook = Codebook(
@@ -131,7 +135,7 @@ class LexVLA(EncodeMixin, PreTrainedModel):
 
     def forward(
         self,
-        pixels: Tensor,
+        images: Tensor | CachedCells,
         token_ids: list[list[int]],
         dense: bool = False,
         locals: bool = False,  # noqa: A002 - TCL's word
@@ -140,13 +144,17 @@ class LexVLA(EncodeMixin, PreTrainedModel):
         """Return the features of images and of texts, for training.
 
         Args:
-            pixels: (B, 3, H, W), normalised as `preprocess` does.
+            images: (B, 3, H, W) pixels, normalised as `preprocess` does; or what a frozen vision
+                model made of them before.
             token_ids: A sequence for each text, in the prompt: see `prompt_ids`.
             dense: Whether dense vectors are wanted.
             locals: Whether those of patches and of the texts' own tokens are wanted too.
             logits: Whether the words' logits are wanted.
         """
-        patches = self.patch_states(pixels)
+        if isinstance(images, CachedCells):
+            patches = self.image_tower.adapt(images.cells, images.whole)
+        else:
+            patches = self.patch_states(images)
         chunk = self.config.vocabulary_chunk
         image_logits, _ = max_over_patches(patches, self.image_codebook, chunk)
         states, mask = self.text_tower.states(token_ids)
@@ -167,6 +175,11 @@ class LexVLA(EncodeMixin, PreTrainedModel):
             mask[:, mask.shape[1] - self._prompt_end :] = False
             text = text._replace(locals=self.text_dense_head(states), mask=mask)
         return image, text
+
+    def text_features(self, token_ids: list[list[int]]) -> Features:
+        """Return the lexical vectors and logits of texts alone, for training."""
+        logits = self.text_tower(token_ids) @ self.text_codebook().T
+        return Features(lexical_vector(logits), logits=logits)
 
     def prompt_ids(self, texts: list[str]) -> list[list[int]]:
         """Normalise texts, put them into the prompt and return their token ids."""

@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import unicodedata
 import zipfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from lexvla.data.emoji_phrases import COLOURS, KINDS, STOP_WORDS
+from lexvla.data.word_lists import ImageClass, read_classes, read_nouns
 from lexvla.errors import InputError
 from lexvla.vocabulary import Vocabulary
 
-__all__ = ["EmojiDrawings", "Item", "content_columns", "words_of"]
+__all__ = ["EmojiDrawings", "Item", "content_columns", "word_columns", "words_of"]
 
 MIN_COLOUR_SHARE = 0.3  # of a drawing's opaque pixels, on average over the sets
 _COLOURLESS = {"people-body", "flags", "component"}  # groups in which a colour says little
@@ -22,14 +24,27 @@ _COLOURLESS = {"people-body", "flags", "component"}  # groups in which a colour 
 
 @dataclass(frozen=True)
 class Item:
-    """One emoji: what its drawings are of."""
+    """One thing that texts are about: an emoji, or a class that a vision model knows.
+
+    Attributes:
+        id: Its code points in hex, or the WordNet id of a class.
+        label: Its name.
+        tags: Words that people look for it by; of a class, its other names.
+        kinds: What it is a kind of.
+        colours: Of its drawings.
+        subgroup: The key of its subgroup.
+        gloss: A class's definition.
+        words: A class's words with their weights, 1 for those of its names.
+    """
 
     id: str
     label: str
     tags: tuple[str, ...]
     kinds: tuple[str, ...]
-    colours: tuple[str, ...]
+    colours: tuple[str, ...] = ()
     subgroup: str = ""
+    gloss: str = ""
+    words: Mapping[str, float] = field(default_factory=dict)
 
 
 class EmojiDrawings:
@@ -38,30 +53,46 @@ class EmojiDrawings:
     Args:
         folder: Holds ``items.jsonl`` and ``drawings.npz``.
         styles: Names of the drawing sets to use.
+        tones: Whether to use people of all skin tones, not only those drawn in none.
+        classes: A file of classes that the vision model knows, as
+            `scripts/build_training_words.py` makes it; they follow the emoji as items.
+        nouns: A file of more nouns, by the same script, for the text side alone.
 
     Attributes:
-        items: The emoji that the chosen sets draw, in order.
+        items: The emoji that the chosen sets draw, in order, then the classes.
+        drawn: How many of them are emoji.
+        nouns: The nouns, each with its words and their weights.
         pixels: (n, 64, 64, 4) uint8, straight alpha.
         item: (n,) number of the item that each drawing is of.
-        style: (n,) number of the drawing set.
+        style: (n,) number of the drawing set in ``style_names``.
         tone: (n,) skin tone, 0 for none.
 
     Raises:
         InputError: The folder lacks the files, one is damaged, or there is no such set.
     """
 
-    def __init__(self, folder: str | Path, styles: list[str]) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        styles: list[str],
+        tones: bool = True,
+        classes: str | None = None,
+        nouns: str | None = None,
+    ) -> None:
         folder = Path(folder)
-        lines = self._load(folder, styles)
+        lines = self._load(folder, styles, tones)
         colours = self._colours(len(lines))
         self.items = [_item(line, found) for line, found in zip(lines, colours, strict=True)]
+        self.drawn = len(self.items)
+        self.items += [_class(each) for each in read_classes(classes)] if classes else []
+        self.nouns = read_nouns(nouns) if nouns else []
         # drawings of each item, by set and then base before skin tones
         self.by_item: list[list[np.ndarray]] = [
             [of_item[self.style[of_item] == number] for number in np.unique(self.style[of_item])]
             for of_item in (np.flatnonzero(self.item == i) for i in range(len(lines)))
         ]
 
-    def _load(self, folder: Path, styles: list[str]) -> list[dict]:
+    def _load(self, folder: Path, styles: list[str], tones: bool) -> list[dict]:
         """Read the drawings of the chosen sets and return the lines of the items they show."""
         drawings, table = folder / "drawings.npz", folder / "items.jsonl"
         for path in (table, drawings):
@@ -79,7 +110,9 @@ class EmojiDrawings:
         for name in styles:
             if name not in names:
                 raise InputError(name, f"no such drawing set; there are {', '.join(names)}")
+        self.style_names = names
         chosen = np.isin(style, [names.index(name) for name in styles])
+        chosen &= tones | (tone == 0)
         self.pixels, self.style, self.tone = pixels[chosen], style[chosen], tone[chosen]
         # An item that none of the chosen sets draws is left out, and the others move up.
         shown, self.item = np.unique(item[chosen], return_inverse=True)
@@ -90,10 +123,17 @@ class EmojiDrawings:
             raise InputError(str(table), f"does not fit the drawings ({error})") from error
 
     def captions(self) -> list[str]:
-        """Return every text that the sampler can be made of, for training a tokenizer."""
+        """Return every text whose words are the vocabulary's."""
         texts = []
-        for item in self.items:
+        for item in self.items[: self.drawn]:
             texts += [item.label, *item.tags, *item.kinds, *item.colours]
+        return texts + [word for item in self.items[self.drawn :] for word in item.words]
+
+    def other_texts(self) -> list[str]:
+        """Return texts whose words the text side must read, but need not give."""
+        texts = [text for text, _ in self.nouns]
+        for item in self.items[self.drawn :]:
+            texts += [item.label, *item.tags, *item.kinds, item.gloss]
         return texts
 
     def sample_drawings(self, items: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -115,6 +155,10 @@ class EmojiDrawings:
         """Make one text about an item: tags, label and tags, or a phrase of kind and colour."""
         draw = rng.random()
         tags, kinds, colours = item.tags, item.kinds, item.colours
+        if item.gloss:
+            if tags and draw < 0.4:
+                return _pick(tags, rng)
+            return _pick(kinds, rng) if kinds and draw < 0.7 else item.gloss
         if tags and draw < 0.4:
             return _pick(tags, rng)
         if tags and draw < 0.55:
@@ -132,9 +176,15 @@ class EmojiDrawings:
         return (indefinite, "the ", "")[rng.integers(3)] + kind
 
     def word_weights(self, vocabulary: Vocabulary) -> np.ndarray:
-        """Return (items, V) float32: 2 for words of the label, 1 of tags, 0.5 of kind, colour."""
+        """Return (items, V) float32: 2 for words of the label, 1 of tags, 0.5 of kind, colour.
+
+        Of a class, twice its words' weights.
+        """
         weights = np.zeros((len(self.items), len(vocabulary)), np.float32)
-        for row, item in enumerate(self.items):
+        for row, item in enumerate(self.items[self.drawn :], self.drawn):
+            columns, values = word_columns(item.words, vocabulary)
+            weights[row, columns] = 2 * np.array(values, np.float32)
+        for row, item in enumerate(self.items[: self.drawn]):
             for weight, texts in (
                 (0.5, item.kinds + item.colours),
                 (1.0, item.tags),
@@ -172,6 +222,15 @@ def content_columns(text: str, vocabulary: Vocabulary) -> list[int]:
     return sorted({column for column in found if column is not None})
 
 
+def word_columns(
+    words: Mapping[str, float], vocabulary: Vocabulary
+) -> tuple[list[int], list[float]]:
+    """Return the columns of words, and their weights; words that have none are left out."""
+    found = ((vocabulary.find(word), weight) for word, weight in words.items())
+    pairs = [(column, weight) for column, weight in found if column is not None]
+    return [column for column, _ in pairs], [weight for _, weight in pairs]
+
+
 def words_of(text: str) -> list[str]:
     """Split a text into lower-case words of letters and digits, accents taken off."""
     decomposed = unicodedata.normalize("NFKD", text.lower())
@@ -183,6 +242,11 @@ def _item(line: dict, colours: list[str]) -> Item:
     kinds = tuple(KINDS.get(line["subgroup"], ()))
     named = () if line["group"] in _COLOURLESS else tuple(colours)
     return Item(line["id"], line["label"], tuple(line["tags"]), kinds, named, line["subgroup"])
+
+
+def _class(line: ImageClass) -> Item:
+    names, above = tuple(line.names[1:]), tuple(line.above)
+    return Item(line.id, line.label, names, above, gloss=line.gloss, words=line.words)
 
 
 def _pick(choices: tuple[str, ...], rng: np.random.Generator) -> str:

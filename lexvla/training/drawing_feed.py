@@ -10,12 +10,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from lexvla.config import LexVLAConfig
-from lexvla.data.emoji import EmojiDrawings
+from lexvla.data.emoji import EmojiDrawings, word_columns
+from lexvla.data.phrasings import phrase
 from lexvla.errors import InputError
+from lexvla.image_tower import CachedCells
 from lexvla.losses import class_levels
+from lexvla.model import LexVLA
 from lexvla.training.augment import augment
 from lexvla.training.feed import Draw, own_words
 from lexvla.training.recipe import Recipe
+from lexvla.training.seen_drawings import SeenDrawings
 from lexvla.vocabulary import Vocabulary
 
 __all__ = ["DrawingFeed"]
@@ -34,9 +38,11 @@ class DrawingFeed:
         recipe: Gives the batch size, two rows an item, and the strength of the views' changes.
         config: Tells how the model reads images.
         vocabulary: The columns of words.
+        seen: What a frozen vision model makes of the drawings; without it, they are drawn anew.
 
     Raises:
-        InputError: There are fewer items than a batch needs, or the batch is of an odd number.
+        InputError: There are fewer items than a batch needs, or the batch is of an odd number; or
+            there are classes, which have no drawings, and nothing is seen.
     """
 
     def __init__(
@@ -45,12 +51,16 @@ class DrawingFeed:
         recipe: Recipe,
         config: LexVLAConfig,
         vocabulary: Vocabulary,
+        seen: SeenDrawings | None = None,
     ) -> None:
         size = recipe.data.batch_size
         if size % 2 or size // 2 > len(drawings.items):
             rule = f"must be even and at most {2 * len(drawings.items)}: each item fills two rows"
             raise InputError(f"[data] batch_size {size}", rule)
-        self.drawings, self.vocabulary = drawings, vocabulary
+        classes = len(drawings.items) - drawings.drawn
+        if classes and seen is None:
+            raise InputError("[data.options] classes", "need a model with a memory of concepts")
+        self.drawings, self.vocabulary, self._seen = drawings, vocabulary, seen
         self.classes = [item.id for item in drawings.items]
         self.parents: list[list[int]] | None = None
         if recipe.loss.proxy and recipe.loss.tree:
@@ -59,15 +69,26 @@ class DrawingFeed:
         self._strength = recipe.train.jitter
         self._statistics = config.image_mean, config.image_std
         self._size = size // 2
+        self._class_rows = round(recipe.data.class_share * self._size) if classes else 0
+        self._noun_rows = recipe.data.noun_rows if drawings.nouns else 0
+        for name, needed, there in (
+            ("emoji", self._size - self._class_rows, len(self._choices())),
+            ("classes", self._class_rows, classes),
+        ):
+            if needed > there:
+                rule = f"need {needed} {name}, and there are {there} to draw from"
+                raise InputError(f"[data] batch_size {size} and class_share", rule)
         self._words = torch.from_numpy(drawings.word_weights(vocabulary))
         self._has_word = (self._words > 0).bfloat16()  # 0 and 1: exact in 16 bits, sums too
 
     def draw(self, seed: int) -> Draw:
         """Return a random batch: all labels and first drawings, then the others."""
         rng = np.random.default_rng(seed)
-        drawings = self.drawings
-        numbers = rng.choice(len(drawings.items), self._size, replace=False)
-        rows = drawings.sample_drawings(numbers, rng).reshape(-1)
+        drawings, drawn = self.drawings, self.drawings.drawn
+        emoji = rng.choice(self._choices(), self._size - self._class_rows, replace=False)
+        classes = rng.choice(len(drawings.items) - drawn, self._class_rows, replace=False)
+        numbers = np.concatenate([emoji, classes + drawn])
+        rows = drawings.sample_drawings(emoji, rng)
         chosen = [drawings.items[number] for number in numbers]
         texts = [item.label for item in chosen]
         texts += [drawings.sample_text(item, rng) for item in chosen]
@@ -76,13 +97,38 @@ class DrawingFeed:
         image_words = self._words[items]
         # A label stands for its item, with all the item's words; another text for its own words.
         text_words = torch.cat([image_words[: self._size], own[self._size :]])
-        pixels = torch.from_numpy(drawings.pixels[rows])
+        nouns = [drawings.nouns[i] for i in rng.integers(len(drawings.nouns), size=self._noun_rows)]
+        other_words = torch.zeros(len(nouns), len(self.vocabulary))
+        for row, (_, words) in enumerate(nouns):
+            columns, weights = word_columns(words, self.vocabulary)
+            other_words[row, columns] = torch.tensor(weights)
+        # What is meant by a text follows from its words, however people put it.
+        said = [phrase(text, rng) for text in [*texts, *(noun for noun, _ in nouns)]]
 
-        def images(number: int, side: int) -> Tensor:
+        def images(number: int, side: int) -> Tensor | CachedCells:
+            if self._seen is not None:
+                return self._seen.views(rows, torch.from_numpy(classes), number)
+            pixels = torch.from_numpy(drawings.pixels[rows.reshape(-1)])
             generator = torch.Generator().manual_seed(number)
             return augment(pixels, side, self._strength, generator, *self._statistics)
 
-        return Draw(texts, images, items, self._relevance(own, items), image_words, text_words)
+        relevance = self._relevance(own, items)
+        return Draw(
+            said[: len(texts)],
+            images,
+            items,
+            relevance,
+            image_words,
+            text_words,
+            said[len(texts) :],
+            other_words,
+        )
+
+    def _choices(self) -> np.ndarray:
+        """Return the numbers of the emoji to draw from."""
+        if self._seen is None:
+            return np.arange(self.drawings.drawn)
+        return self._seen.known
 
     def _relevance(self, own: Tensor, items: Tensor) -> Tensor:
         """Share each text out over the items that bear all of its words."""
@@ -94,6 +140,10 @@ class DrawingFeed:
         label = slice(self._size)
         shared[label] = _LABEL_SHARE * itself[label] + (1 - _LABEL_SHARE) * shared[label]
         return shared
+
+    def prepare(self, model: LexVLA, steps: int, seed: int) -> Tensor | None:
+        """Fit the model's memory of concepts, if it has one, and return the items' vectors."""
+        return None if self._seen is None else self._seen.prepare(model, self._words, steps, seed)
 
     def state_dict(self) -> dict[str, Any]:
         """Return nothing: batches follow from their seeds alone."""

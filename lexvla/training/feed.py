@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from lexvla.data.emoji import content_columns
+from lexvla.image_tower import CachedCells
+from lexvla.model import LexVLA
 from lexvla.vocabulary import Vocabulary
 
 __all__ = ["Draw", "Feed", "own_words"]
@@ -22,20 +24,25 @@ class Draw:
     Attributes:
         texts: The texts.
         images: Called with a number for all that is random and the side in pixels, it makes one
-            view of each image, (n, 3, side, side) float32, normalised as the model reads them.
+            view of each image, (n, 3, side, side) float32, normalised as the model reads them; or
+            what a frozen vision model made of one.
         items: (n,) long, the number of the item, or class, that each pair is of.
         relevance: (n, items) float32, how each text's meaning is shared out over the items; each
             row sums to 1.
         image_words: (n, V) float32, weights of each image's own words.
         text_words: The same of each text.
+        other_texts: Texts that belong to no image.
+        other_words: (other texts, V) float32, weights of their words.
     """
 
     texts: list[str]
-    images: Callable[[int, int], Tensor]
+    images: Callable[[int, int], Tensor | CachedCells]
     items: Tensor | None = None
     relevance: Tensor | None = None
     image_words: Tensor | None = None
     text_words: Tensor | None = None
+    other_texts: Sequence[str] = ()
+    other_words: Tensor | None = None
 
 
 class Feed(Protocol):
@@ -51,6 +58,13 @@ class Feed(Protocol):
 
     def draw(self, seed: int) -> Draw:
         """Return the next batch; what is random in it follows from the seed."""
+
+    def prepare(self, model: LexVLA, steps: int, seed: int) -> Tensor | None:
+        """Fit the model's memory of concepts, if the feed has what it takes.
+
+        Returns:
+            (items, V) unit vectors of the items' images, or None.
+        """
 
     def state_dict(self) -> dict[str, Any]:
         """Return the place behind the last batch, as JSON values."""

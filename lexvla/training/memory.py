@@ -56,11 +56,18 @@ class ItemMemory:
         if self.dense is not None and image.dense is not None and text.dense is not None:
             self.dense._move(items, relevance, image.dense, text.dense)
 
+    def remember_texts(self, items: Tensor, relevance: Tensor, texts: Tensor) -> None:
+        """Move the lexical vectors of the items' texts alone; see `remember`."""
+        self._move(items, relevance, None, texts)
+
     @torch.no_grad()
-    def _move(self, items: Tensor, relevance: Tensor, images: Tensor, texts: Tensor) -> None:
+    def _move(self, items: Tensor, relevance: Tensor, images: Tensor | None, texts: Tensor) -> None:
         own, place = items.unique(return_inverse=True)
         weight = relevance.gather(1, items[:, None]).float()
-        for held, rows in ((self.texts, weight * texts.float()), (self.images, images.float())):
+        moved = [(self.texts, weight * texts.float())]
+        if images is not None:
+            moved.append((self.images, images.float()))
+        for held, rows in moved:
             fresh = torch.zeros(len(own), rows.shape[1], device=rows.device)
             fresh.index_add_(0, place, rows)
             mixed = held[own].float() + functional.normalize(fresh, dim=1)

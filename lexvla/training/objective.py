@@ -274,6 +274,27 @@ class Objective(nn.Module):
             parts |= self._taught(image, text, step, codes, teacher, targets)
         return parts
 
+    def texts_alone(
+        self, text: Features, targets: Targets, memory: ItemMemory
+    ) -> dict[str, Tensor]:
+        """Return the terms of texts alone: their words, and the items that they mean.
+
+        Args:
+            text: Of N texts, with logits.
+            targets: Their words, and how their meaning is shared out.
+            memory: Of all items' images.
+        """
+        losses, parts = self.losses, {}
+        if losses.own_words and targets.text_words is not None and text.logits is not None:
+            parts["text_words"] = self.other_texts(text.logits, targets.text_words)
+        found = text.lexical.to(memory.images.dtype) @ memory.images.T
+        parts["memory"] = losses.memory * self.lexical(found, targets.relevance)
+        return parts
+
+    def other_texts(self, logits: Tensor, words: Tensor) -> Tensor:
+        """Return the term of texts that belong to no image, by their (N, V) words."""
+        return self.losses.own_words / 2 * own_words_loss(logits, words)
+
     def _own_words(self, image: Features, text: Features, targets: Targets) -> dict[str, Tensor]:
         """Return the terms of both sides, each of half the weight."""
         weight = self.losses.own_words / 2

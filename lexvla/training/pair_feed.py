@@ -13,6 +13,7 @@ from torch import Tensor
 from lexvla.config import LexVLAConfig
 from lexvla.data.loader import Batch, PairLoader
 from lexvla.data.pairs import IndexedSource, ShardedSource
+from lexvla.model import LexVLA
 from lexvla.preprocessing import to_pixels
 from lexvla.training.feed import Draw, own_words
 from lexvla.training.recipe import Recipe
@@ -96,6 +97,10 @@ class PairFeed:
 
         views = list(self._pool.map(make, range(len(batch))))
         return to_pixels(views, config.image_mean, config.image_std)
+
+    def prepare(self, model: LexVLA, steps: int, seed: int) -> Tensor | None:
+        """Do nothing: pairs have no concepts."""
+        return None
 
     def state_dict(self) -> dict[str, Any]:
         """Return the place behind the last batch, as JSON values."""

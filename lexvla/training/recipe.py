@@ -31,6 +31,13 @@ class Data:
         batch_size: Pairs of a process in one contrast.
         workers: Threads that decode.
         options: More arguments of the source, such as ``split``.
+        views: Of drawings, before a frozen vision model with a memory of concepts: views of each
+            that it sees, once; 0 draws them anew at every step, through the whole model.
+        patches: Random patches of such a view that a step looks at; 0 for all.
+        folds: Groups of styles that the memory's comparisons are made without, each for its own
+            drawings; a style in none is a group of its own.
+        class_share: Share of a batch that the vision model's classes take.
+        noun_rows: Nouns of a step that belong to no image.
     """
 
     kind: str
@@ -38,6 +45,11 @@ class Data:
     batch_size: int = 64
     workers: int = 4
     options: dict[str, Any] = field(default_factory=dict)
+    views: int = 0
+    patches: int = 0
+    folds: list[list[str]] = field(default_factory=list)
+    class_share: float = 0.0
+    noun_rows: int = 0
 
 
 @dataclass(frozen=True)
@@ -52,6 +64,8 @@ class Run:
             AdamW: for models that are trained as a whole.
         weight_decay: Of matrices; vectors and temperatures have none.
         warmup: Steps of the linear warm-up; a cosine to 0 follows.
+        values: Steps by which a memory of concepts learns its values before the first step.
+        text_first: Steps in which texts alone learn, from what that memory says of each item.
         clip: Largest norm of the gradient.
         accumulate: Batches, each with a contrast of its own, that one step sums.
         parts: Parts in which a batch goes through the model, by gradient caching: a contrast over
@@ -76,6 +90,8 @@ class Run:
     muon_rate: float | None = None
     weight_decay: float = 0.0
     warmup: int = 500
+    values: int = 0
+    text_first: int = 0
     clip: float = 1.0
     accumulate: int = 1
     parts: int = 1
@@ -156,6 +172,23 @@ class Recipe:
                 min(train.steps, train.save_every, train.accumulate, train.parts) >= 1
             ),
             "[train] parts must not be more than the batch": train.parts <= data.batch_size,
+            "[train] parts must be 1 with [data] noun_rows": train.parts == 1 or not data.noun_rows,
+            "[data] noun_rows need [loss] own_words": loss.own_words > 0 or not data.noun_rows,
+            "[data] views, patches and noun_rows must not be below 0": (
+                min(data.views, data.patches, data.noun_rows) >= 0
+            ),
+            "[train] values and text_first must not be below 0, and need [data] views": (
+                min(train.values, train.text_first) >= 0
+                and (data.views > 0 or not (train.values or train.text_first))
+            ),
+            "[train] text_first needs [train] values and [loss] memory": (
+                not train.text_first or (train.values > 0 and loss.memory > 0)
+            ),
+            "[loss] codis_from must leave text_first time to end and the queue time to fill": (
+                not (train.text_first and loss.codis)
+                or (loss.codis_from - train.text_first) * data.batch_size >= loss.queue
+            ),
+            "[data] class_share must be from 0, below 1": 0 <= data.class_share < 1,
             "[train] rate and clip must be above 0": train.rate > 0 and train.clip > 0,
             "[train] crop must be above 0 and at most 1": 0 < train.crop <= 1,
             "[train] jitter must be from 0 to 1": 0 <= train.jitter <= 1,
@@ -245,9 +278,9 @@ def _model(values: dict[str, Any], name: str) -> dict[str, Any]:
         known |= set(inspect.signature(LexVLAConfig.__init__).parameters)
         if "width" not in values and not {"text_model", "vision_model"} <= values.keys():
             raise InputError(name, "[model] needs text_model and vision_model, or start, or width")
-        if "width" in values:  # towers with a name are not saved with the model
-            known -= {"text_model", "vision_model"}
-    known -= {"self", "config", "kwargs", "path", "device", "captions"}
+        if "width" in values:  # a tower with a name is not saved with the model
+            known -= {"text_model"}
+    known -= {"self", "config", "kwargs", "path", "device", "captions", "other_texts"}
     if unknown := sorted(values.keys() - known):
         raise InputError(name, f"[model] unknown key {unknown[0]!r}")
     return values

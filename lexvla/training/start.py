@@ -15,12 +15,13 @@ from lexvla.training.feed import Feed
 from lexvla.training.objective import Objective
 from lexvla.training.pair_feed import PairFeed
 from lexvla.training.recipe import Recipe, Run
+from lexvla.training.seen_drawings import SeenDrawings
 from lexvla.training.sources import Source, captions_of
 from lexvla.training.untrained import untrained_model
 
 __all__ = ["open_feed", "optimizers", "start_model"]
 
-_TABLES = ("codebook", "embed_tokens", "lm_head")
+_TABLES = ("codebook", "embed_tokens", "lm_head", "memory")
 
 
 def start_model(recipe: Recipe, source: Source, device: torch.device) -> LexVLA:
@@ -36,7 +37,8 @@ def start_model(recipe: Recipe, source: Source, device: torch.device) -> LexVLA:
         model = LexVLA.from_pretrained(options.pop("start"), **options, **place)
     elif "width" in options:
         try:
-            model = untrained_model(captions_of(source), **options).to(device)
+            others = source.other_texts() if isinstance(source, EmojiDrawings) else ()
+            model = untrained_model(captions_of(source), others, **options).to(device)
         except (TypeError, ValueError) as error:
             raise InputError("[model]", str(error)) from error
     else:
@@ -47,7 +49,8 @@ def start_model(recipe: Recipe, source: Source, device: torch.device) -> LexVLA:
             raise InputError("[train] sides", f"{side} is no multiple of the patch, {patch}")
     if device.type == "cpu":  # the fused kernel's backward pass is far slower there
         model.text_tower.language_model.set_attn_implementation("eager")
-        model.image_tower.vision_model.set_attn_implementation("eager")
+        if not model.config.has_map:
+            model.image_tower.vision_model.set_attn_implementation("eager")
     if loss.needs_dense and not model.config.dense_width:
         raise InputError("[loss]", "the dense terms need a model with a dense_width")
     if loss.codis and model.codebook is None:
@@ -71,7 +74,8 @@ def open_feed(source: Source, recipe: Recipe, model: LexVLA, rank: int, world_si
         InputError: The source does not go with the recipe.
     """
     if isinstance(source, EmojiDrawings):
-        return DrawingFeed(source, recipe, model.config, model.vocabulary)
+        seen = SeenDrawings(source, recipe, model) if recipe.data.views else None
+        return DrawingFeed(source, recipe, model.config, model.vocabulary, seen)
     return PairFeed(source, recipe, model.config, model.vocabulary, rank, world_size)
 
 

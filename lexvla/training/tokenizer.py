@@ -10,15 +10,19 @@ from itertools import combinations
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from lexvla.text_normalisation import normalise_text
 from lexvla.vocabulary import WORD_START, Vocabulary
 
 __all__ = ["build_vocabulary", "train_tokenizer"]
 
 _SPECIAL = ["<unk>", "<s>", "</s>"]
+_BEHIND = 1e-3  # puts a word behind those of the captions
 _LONGEST_PIECE = 12  # characters of a piece that is no whole word
 
 
-def train_tokenizer(captions: Iterable[str], pieces_below_words: int) -> PreTrainedTokenizerFast:
+def train_tokenizer(
+    captions: Iterable[str], pieces_below_words: int, known_words: Iterable[str] = ()
+) -> PreTrainedTokenizerFast:
     """Make a unigram tokenizer: the captions' words, whole, over smaller pieces for other words.
 
     Text is lower-cased and stripped of accents; words and punctuation marks are split first and
@@ -27,6 +31,8 @@ def train_tokenizer(captions: Iterable[str], pieces_below_words: int) -> PreTrai
     Args:
         captions: The texts to cover.
         pieces_below_words: How many smaller pieces to keep for words that are not covered.
+        known_words: Texts whose words are whole pieces too; those that no caption has get token
+            ids in one row, behind the captions' words.
     """
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.normalizer = normalizers.Sequence(
@@ -40,17 +46,24 @@ def train_tokenizer(captions: Iterable[str], pieces_below_words: int) -> PreTrai
         ]
     )
     tokenizer.decoder = decoders.Metaspace()
+
+    def pieces_of(text: str) -> list[str]:
+        normal = tokenizer.normalizer.normalize_str(normalise_text(text))
+        return [piece for piece, _ in tokenizer.pre_tokenizer.pre_tokenize_str(normal)]
+
     words: Counter[str] = Counter()
     for caption in captions:
-        normal = tokenizer.normalizer.normalize_str(caption)
-        words.update(piece for piece, _ in tokenizer.pre_tokenizer.pre_tokenize_str(normal))
+        words.update(pieces_of(caption))
     total = sum(words.values())
     # A whole word outscores any split of it: its score is that of one frequent piece, while a
     # split adds up at least two, each under the penalty.
     scores = {word: math.log((count + 1) / total) for word, count in words.items()}
     penalty = min(scores.values())
+    for text in known_words:
+        for piece in pieces_of(text):
+            scores.setdefault(piece, penalty - _BEHIND)
     for piece, score in _smaller_pieces(words, pieces_below_words).items():
-        scores[piece] = score + penalty
+        scores.setdefault(piece, score + penalty)
     pieces = [(token, 0.0) for token in _SPECIAL]
     pieces += sorted(scores.items(), key=lambda pair: (-pair[1], pair[0]))
     tokenizer.model = models.Unigram(pieces, unk_id=0)

@@ -19,6 +19,7 @@ from torch import Tensor
 from lexvla.codebook import code_counts, count_dead_codes
 from lexvla.errors import InputError, ModelError
 from lexvla.features import Features
+from lexvla.image_tower import CachedCells
 from lexvla.training.checkpoint import differences, load_checkpoint, save_checkpoint
 from lexvla.training.clusters import initialise_codes, recluster_proxies, reseed_codes
 from lexvla.training.feed import Draw
@@ -125,6 +126,8 @@ class Trainer:
     def run(self) -> Path:
         """Take the remaining steps, save the model and return its folder."""
         run, main = self.recipe.train, self.accelerator.is_main_process
+        if self.step == 0:
+            self.prepare()
         with RunLog(self.output, self.step, run.steps, not main, run.tensorboard) as log:
             while self.step < run.steps:
                 start = time.monotonic()
@@ -141,6 +144,19 @@ class Trainer:
             self._save(folder)
         self.accelerator.wait_for_everyone()
         return folder
+
+    def prepare(self) -> None:
+        """Do what comes before the first step: fit a memory of concepts, and remember its items."""
+        run = self.recipe.train
+        if not run.values:
+            return
+        vectors = self.feed.prepare(self.model, run.values, run.seed)
+        if vectors is not None and self.memory is not None:
+            self.memory.images.copy_(vectors)
+        if self.average is not None:
+            self.average = Teacher(self.model, run.average)
+        if self.teacher is not None:
+            self.teacher = Teacher(self.model, self.recipe.loss.teacher_decay)
 
     def _save(self, folder: Path) -> None:
         if self.average is not None:
@@ -224,9 +240,12 @@ class Trainer:
         """Let one batch add its gradient."""
         run, loss = self.recipe.train, self.recipe.loss
         draw = self.feed.draw(self._seed(micro, 1))
-        ids = self.model.prompt_ids(draw.texts)
+        if self.step < run.text_first:
+            return self._text_step(draw, micro)
+        count = len(draw.texts)
+        ids = self.model.prompt_ids([*draw.texts, *draw.other_texts])
         pixels = self._pixels(draw, micro, view=0)
-        seen = self._look(draw, ids, micro)
+        seen = self._look(draw, ids[:count], micro)
         known = (draw.items, draw.relevance, draw.image_words, draw.text_words)
         targets = Targets(*(x if x is None else gather_rows(x.to(self.device)) for x in known))
         memory = self.memory if self.step >= loss.memory_from else None
@@ -235,27 +254,34 @@ class Trainer:
             codes = None
         parts: dict[str, float] = {}
         names: list[str] = []  # of the features that the terms ask for
+        other_words = draw.other_words if draw.other_texts else None
         fresh: list[Features] = []  # of images and texts
 
         def forward(number: int, span: slice) -> list[Tensor]:
             # The same dropout in both passes of the gradient cache, and after a resumption.
             torch.manual_seed(self._seed(micro, number, 7))
+            images = pixels[span]
             with self._autocast():
                 features = self.wrapped(
-                    pixels[span],
+                    images,
                     ids[span],
                     dense=loss.needs_dense,
                     logits=loss.own_words > 0,
                 )
             parts = [each._asdict() for each in features]
             names[:] = [name for name, part in parts[0].items() if part is not None]
-            return [part[name] for part in parts for name in names]
+            columns = [part[name][: len(images)] for part in parts for name in names]
+            # Texts of no image come behind the others; only their words' logits are asked for.
+            return [*columns, parts[1]["logits"][count:]] if other_words is not None else columns
 
         def value(columns: list[Tensor]) -> Tensor:
             both = [gather_rows(column) for column in columns]
             image = Features(**dict(zip(names, both, strict=False)))
-            text = Features(**dict(zip(names, both[len(names) :], strict=True)))
+            text = Features(**dict(zip(names, both[len(names) : 2 * len(names)], strict=True)))
             terms = self.objective(image, text, self.step, codes, seen, targets, memory)
+            if other_words is not None:
+                words = gather_rows(other_words.to(self.device))
+                terms["other_texts"] = self.objective.other_texts(both[-1], words)
             fresh[:] = image, text
             total = torch.stack(list(terms.values())).sum()
             parts.update({name: float(term.detach()) for name, term in terms.items()})
@@ -280,7 +306,28 @@ class Trainer:
                 self.counts += code_counts(both, codes)
         return parts
 
-    def _pixels(self, draw: Draw, micro: int, view: int) -> Tensor:
+    def _text_step(self, draw: Draw, micro: int) -> dict[str, float]:
+        """Let the texts of one batch add their gradient, by what is remembered of the images."""
+        memory = self.memory
+        if memory is None or draw.items is None or draw.relevance is None:
+            raise InputError("[train] text_first", "needs items and their memory")
+        ids = self.model.prompt_ids([*draw.texts, *draw.other_texts])
+        count = len(draw.texts)
+        torch.manual_seed(self._seed(micro, 0, 7))
+        with self._autocast():
+            both = self.model.text_features(ids)
+        text = Features(both.lexical[:count], logits=both.logits[:count])
+        targets = Targets(draw.items, draw.relevance, draw.image_words, draw.text_words)
+        terms = self.objective.texts_alone(text, targets, memory)
+        if draw.other_words is not None and draw.other_texts:
+            terms["other_texts"] = self.objective.other_texts(both.logits[count:], draw.other_words)
+        total = torch.stack(list(terms.values())).sum()
+        self.accelerator.backward(total / self.recipe.train.accumulate)
+        memory.remember_texts(draw.items, draw.relevance, text.lexical.detach())
+        parts = {name: float(term.detach()) for name, term in terms.items()}
+        return {**parts, "loss": float(total.detach()), **signs(text.lexical)}
+
+    def _pixels(self, draw: Draw, micro: int, view: int) -> Tensor | CachedCells:
         """Return one random view of each image, the same whenever this step is taken."""
         run = self.recipe.train
         side = self.model.config.image_side
@@ -291,7 +338,7 @@ class Trainer:
 
     def _look(self, draw: Draw, ids: list[list[int]], micro: int) -> TeacherView | None:
         """Return what the teacher sees of another view, by parts, and gathered."""
-        if self.teacher is None or self.queues is None:
+        if self.teacher is None or self.queues is None or self._too_early():
             return None
         pixels = self._pixels(draw, micro, view=1)
         local = self.recipe.loss.tcl_local > 0
@@ -309,6 +356,14 @@ class Trainer:
         image_queue, text_queue = self.queues
         items = image_queue.newest_items()
         return TeacherView(image, text, image_queue.newest(), text_queue.newest(), items)
+
+    def _too_early(self) -> bool:
+        """Tell whether CODIS alone asks for the teacher, and its queues need not fill yet."""
+        loss, rows = self.recipe.loss, self.recipe.data.batch_size * self.world
+        if loss.tcl_cross or loss.tcl_intra or loss.tcl_local:
+            return False
+        steps = math.ceil(loss.queue / (rows * self.recipe.train.accumulate))
+        return self.step < loss.codis_from - steps
 
     def _seed(self, *numbers: int) -> int:
         words = [self.recipe.train.seed, self.step, self.accelerator.process_index, *numbers]

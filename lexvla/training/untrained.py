@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
+from itertools import chain
 from typing import Any
 
-from transformers import Dinov2Config, LlamaConfig
+import torch
+from transformers import Dinov2Config, LlamaConfig, PreTrainedTokenizerFast
 
+from lexvla import backbones
 from lexvla.config import PROMPT, LexVLAConfig
 from lexvla.data.emoji_phrases import STOP_WORDS
+from lexvla.data.phrasings import FRAMES
 from lexvla.model import LexVLA
+from lexvla.text_normalisation import normalise_text
 from lexvla.training.tokenizer import build_vocabulary, train_tokenizer
+from lexvla.vocabulary import Vocabulary
 
 __all__ = ["untrained_model"]
+
+_FRAME_WORDS = [re.sub(r"{.*?}", "", frame) for frame in FRAMES]
 
 
 def untrained_model(
     captions: Iterable[str],
+    other_texts: Iterable[str] = (),
     *,
     width: int,
+    vision_model: str | None = None,
     vision_layers: int = 6,
     text_layers: int = 3,
     heads: int = 3,
@@ -29,11 +40,14 @@ def untrained_model(
     dropout: float = 0.1,
     **config: Any,
 ) -> LexVLA:
-    """Build a model that is trained as a whole: the towers too.
+    """Build a model whose text side, and without a ``vision_model`` image side, is untrained.
 
     Args:
         captions: Their words are the vocabulary, but for words such as "the".
+        other_texts: Their words can be asked for too, and are explained by the vocabulary's.
         width: Of both towers, and the lexical width.
+        vision_model: Folder of a pretrained vision model, which stays frozen and is saved with the
+            model; see `LexVLA.from_backbones`.
         vision_layers: Layers of the vision model, a DINOv2.
         text_layers: Layers of the language model, a Llama.
         heads: Attention heads, of both and of the adapter.
@@ -67,7 +81,9 @@ def untrained_model(
     captions = list(captions)
     if not captions:
         raise ValueError("there are no captions to make a vocabulary from")
-    tokenizer = train_tokenizer([*captions, PROMPT], pieces_below_words)
+    other_texts = list(other_texts)
+    frames = _FRAME_WORDS if other_texts else ()
+    tokenizer = train_tokenizer([*captions, PROMPT, *frames], pieces_below_words, other_texts)
     vocabulary = build_vocabulary(tokenizer, captions, STOP_WORDS)
     text = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -83,6 +99,18 @@ def untrained_model(
         tie_word_embeddings=False,
         attn_implementation="eager",  # on CPUs the fused kernel's backward pass is far slower
     )
+    known_tokens = _known_tokens(tokenizer, captions, other_texts)
+    if vision_model is not None:
+        settings = {
+            "adapter_heads": heads,
+            "adapter_width": 3 * (config.get("adapter_input") or width),
+            "vocabulary_chunk": 512,
+            "require_known_word": True,
+            "known_tokens": known_tokens,
+            "image_size": image_size,
+            **config,
+        }
+        return _on_backbone(vision_model, text, vocabulary, tokenizer, settings)
     vision = Dinov2Config(
         hidden_size=width,
         num_hidden_layers=vision_layers,
@@ -99,8 +127,49 @@ def untrained_model(
         "adapter_width": 3 * width,
         "vocabulary_chunk": 512,
         "require_known_word": True,
+        "known_tokens": known_tokens,
         **config,
     }
     return LexVLA(
         LexVLAConfig(text_config=text, vision_config=vision, **settings), vocabulary, tokenizer
     )
+
+
+def _known_tokens(
+    tokenizer: PreTrainedTokenizerFast, captions: list[str], other_texts: list[str]
+) -> tuple[int, int]:
+    """Return the span of token ids of the words that only the other texts have.
+
+    They stand in one row. A word that is a part of the captions' words as well stands apart, among
+    pieces such as single letters, which do not make a text known.
+    """
+    if not other_texts:
+        return 0, 0
+
+    def tokens(texts: Iterable[str]) -> set[int]:
+        return set(chain.from_iterable(tokenizer(list(map(normalise_text, texts)))["input_ids"]))
+
+    rows: list[tuple[int, int]] = []
+    for token in sorted(tokens(other_texts) - tokens([*captions, PROMPT, *_FRAME_WORDS])):
+        if rows and rows[-1][1] == token:
+            rows[-1] = rows[-1][0], token + 1
+        else:
+            rows.append((token, token + 1))
+    return max(rows, key=lambda row: row[1] - row[0], default=(0, 0))
+
+
+def _on_backbone(
+    name: str,
+    text: LlamaConfig,
+    vocabulary: Vocabulary,
+    tokenizer: PreTrainedTokenizerFast,
+    settings: dict[str, Any],
+) -> LexVLA:
+    """Build a model over a frozen pretrained vision model, to be saved with it."""
+    vision = backbones.read_backbone_config(name)
+    fine = bool(settings.get("fine_stage"))
+    settings = {**backbones.vision_fields(name, vision, None, None, fine), **settings}
+    vision.name_or_path = ""  # it is saved with the model, wherever it came from
+    config = LexVLAConfig(text_config=text, vision_config=vision, **settings)
+    network = backbones.load_vision_model(config, name, torch.device("cpu"), torch.float32, None)
+    return LexVLA(config, vocabulary, tokenizer, vision_model=network.requires_grad_(False))

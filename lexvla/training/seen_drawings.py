@@ -1,0 +1,186 @@
+"""Drawings as a frozen vision model and the memory of concepts see them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from lexvla.concept_memory import LAYOUT, ConceptMemory
+from lexvla.data.emoji import EmojiDrawings
+from lexvla.errors import InputError
+from lexvla.image_tower import CachedCells
+from lexvla.lexical_head import lexical_vector
+from lexvla.model import LexVLA
+from lexvla.training.cell_cache import cache_cells
+from lexvla.training.class_prototypes import ClassPrototypes
+from lexvla.training.concept_start import (
+    fill_memory,
+    fill_values,
+    fit_values,
+    folds_of,
+    held_out_cosines,
+    pool,
+    read_classifier,
+)
+from lexvla.training.recipe import Recipe
+
+__all__ = ["SeenDrawings"]
+
+_PROTOTYPES = 6  # made-up maps of each class, to fit values by
+
+
+class SeenDrawings:
+    """Give views of drawings, and made-up ones of classes, without running the vision model.
+
+    An image's comparison with the items is that of a memory which has not seen its style.
+
+    Args:
+        drawings: Their classes are those of the vision model's classifier.
+        recipe: Names folder, views, folds and patches.
+        model: Its memory of concepts, values and word rows are set in closed form.
+
+    Attributes:
+        known: Numbers of the emoji that drawings of at least two folds show.
+
+    Raises:
+        InputError: The model has no memory of these items and classes.
+    """
+
+    def __init__(self, drawings: EmojiDrawings, recipe: Recipe, model: LexVLA) -> None:
+        data, tower = recipe.data, model.image_tower
+        memory = _memory(drawings, model)
+        self._memory, self._patches = memory, data.patches
+        if "vision_model" not in recipe.model:
+            raise InputError("[model] vision_model", "must name a folder, for [data] views")
+        folder = Path(recipe.model["vision_model"])
+        weight, bias = _classifier(folder, memory)
+        self._cells = cache_cells(
+            Path(recipe.output) / "cells",
+            tower,
+            model.config,
+            drawings.pixels,
+            data.views,
+            recipe.train.jitter,
+            recipe.train.seed,
+        )
+        views, count, cells, channels = self._cells.shape
+        self._maps = self._cells.reshape(views * count, cells, channels)
+        pooled = pool(self._maps, memory.sizes.channels)
+        item = torch.from_numpy(drawings.item.astype(np.int64)).repeat(views)
+        styles = [drawings.style_names[number] for number in np.unique(drawings.style)]
+        numbers = np.unique(drawings.style, return_inverse=True)[1]
+        fold = torch.tensor(folds_of(styles, data.folds))[torch.from_numpy(numbers)].repeat(views)
+        fill_memory(memory, pooled, item, folder)
+        fill_values(model, torch.from_numpy(drawings.word_weights(model.vocabulary)))
+        sizes = memory.sizes
+        self._cosines, known = held_out_cosines(pooled, item, fold, sizes.items, sizes.layout)
+        unknown = item[~known].unique().numpy()
+        self.known = np.setdiff1d(np.arange(drawings.drawn), unknown)
+        self._logits = (pooled.means @ weight.T + bias).half()
+        self._prototypes = ClassPrototypes(weight, pooled.means)
+        self._item, self._drawn = item, drawings.drawn
+
+    def prepare(self, model: LexVLA, words: Tensor, steps: int, seed: int) -> Tensor:
+        """Fit values and word rows, and return what they say of each item: (items, V) unit rows.
+
+        Args:
+            model: The one that was given before.
+            words: (items, V) weights of all items' words, classes included.
+            steps: See `fit_values`.
+            seed: All that is random follows from it.
+        """
+        made = self._class_wholes(seed)
+        drawn = torch.cat([self._cosines, self._logits], dim=1)
+        fit_values(model, words, torch.cat([drawn, made]), steps, seed)
+        classes = torch.arange(self._memory.sizes.classes).repeat(_PROTOTYPES) + self._drawn
+        return self._item_vectors(
+            model, torch.cat([drawn, made]), torch.cat([self._item, classes]), len(words)
+        )
+
+    def _class_wholes(self, seed: int) -> Tensor:
+        """Compare some made-up maps of every class with the concepts."""
+        rng, parts = np.random.default_rng(seed), []
+        classes = torch.arange(self._memory.sizes.classes)
+        for number in range(_PROTOTYPES):
+            for chosen in classes.split(100):
+                made = self._prototypes.make(chosen, self._maps, rng, seed + 1000 * number)
+                with torch.no_grad():
+                    parts.append(self._memory.whole(made).half())
+        return torch.cat(parts)
+
+    @torch.no_grad()
+    def _item_vectors(self, model: LexVLA, whole: Tensor, item: Tensor, items: int) -> Tensor:
+        """Return the mean lexical vector of each item's images, by whole images alone."""
+        memory, first = self._memory, self._memory.sizes.items
+        scale, class_scale = memory.scales[:2]
+        total = torch.zeros(items, len(model.image_codebook))
+        for rows, of_items in zip(whole.split(512), item.split(512), strict=True):
+            scores = rows.float()
+            scores = torch.cat([scale * scores[:, :first], class_scale * scores[:, first:]], 1)
+            logits = scores.softmax(dim=1) @ memory.values @ model.image_codebook.T
+            total.index_add_(0, of_items, lexical_vector(logits))
+        return functional.normalize(total, dim=1)
+
+    def views(self, rows: np.ndarray, classes: Tensor, seed: int) -> CachedCells:
+        """Return one view each: of the first drawings, classes, the second drawings, classes.
+
+        Args:
+            rows: (2, n) numbers of drawings.
+            classes: (m,) long.
+            seed: All that is random follows from it.
+        """
+        rng = np.random.default_rng(seed)
+        parts = []
+        for number, drawn in enumerate(rows):
+            at = rng.integers(len(self._cells), size=len(drawn)) * self._cells.shape[1] + drawn
+            places = self._places(len(drawn), rng)
+            cells = torch.from_numpy(self._maps[at[:, None], places].astype(np.float32))
+            whole = torch.cat([self._cosines[at], self._logits[at]], dim=1).float()
+            parts.append((cells, whole))
+            if len(classes):
+                made = self._prototypes.make(classes, self._maps, rng, seed + number)
+                chosen = torch.from_numpy(self._places(len(classes), rng))
+                with torch.no_grad():
+                    whole = self._memory.whole(made)
+                parts.append((made[torch.arange(len(made))[:, None], chosen], whole))
+        cells, whole = (torch.cat(column) for column in zip(*parts, strict=True))
+        return CachedCells(cells, whole)
+
+    def _places(self, count: int, rng: np.random.Generator) -> np.ndarray:
+        """Choose some cells of each map, sorted: (count, patches)."""
+        cells = self._cells.shape[2]
+        order = rng.random((count, cells)).argsort(axis=1)
+        return np.sort(order[:, : self._patches or cells], axis=1)
+
+
+def _memory(drawings: EmojiDrawings, model: LexVLA) -> ConceptMemory:
+    memory = model.image_tower.memory
+    classes = len(drawings.items) - drawings.drawn
+    if memory is None:
+        raise InputError("[data] views", "need a model with a memory of concepts (concept_items)")
+    sizes = memory.sizes
+    if (sizes.items, sizes.classes) != (drawings.drawn, classes):
+        rule = f"must be {drawings.drawn} and {classes}, as the data have"
+        raise InputError("[model] concept_items and concept_classes", rule)
+    concepts = len(memory.values)
+    for name, size, most in (
+        ("layout_width", sizes.layout, LAYOUT**2 * sizes.fine),
+        ("local_rank", sizes.local, min(sizes.items, sizes.channels)),
+        ("image_width", memory.values.shape[1], 1 + min(concepts, len(model.vocabulary))),
+    ):
+        if size > most:
+            raise InputError(f"[model] {name}", f"must be at most {most}, not {size}")
+    return memory
+
+
+def _classifier(folder: Path, memory: ConceptMemory) -> tuple[Tensor, Tensor]:
+    weight, bias = read_classifier(folder)
+    if weight.shape != memory.classifier.weight.shape:
+        rule = f"has {len(weight)} classes of {weight.shape[1]} channels, and the memory"
+        have, channels = memory.classifier.weight.shape
+        raise InputError(str(folder), f"its classifier {rule} {have} of {channels}")
+    return weight, bias
