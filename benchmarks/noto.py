@@ -62,6 +62,8 @@ def print_figures(figures: NotoFigures, bm25: dict[int, float], seconds: float) 
         print(f"{name:34}{recall:8.3f}{figures.phrasing_points[name]:+8.1f}")
     print(f"\nactive words: {figures.words_per_text:.1f} a label", end=", ")
     print(f"{figures.words_per_image:.1f} an image")
+    if figures.unused_codes is not None:
+        print(f"codes that no image and no label keeps: {100 * figures.unused_codes:.1f}%")
 
 
 def main() -> None:

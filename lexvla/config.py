@@ -26,7 +26,8 @@ _SETTINGS = (
     *("text_model", "text_revision", "vision_model", "vision_revision", "vocabulary_sha256"),
     *("prompt", "max_text_tokens", "require_known_word", "known_tokens"),
     *("image_size", "image_mean", "image_std", "pool_cls", "fine_stage"),
-    *("sparsification", "kept_words", "threshold", "codes_per_item", "code_temperature"),
+    *("sparsification", "kept_words", "threshold", "max_active_dims"),
+    *("codes_per_item", "code_temperature"),
 )
 QUANTIZATIONS = ("none", "int8", "nf4")
 
@@ -94,8 +95,11 @@ class LexVLAConfig(PretrainedConfig):
             (``mean``, LexVLA section 4.4), the ``top_k`` largest, or those above ``threshold``.
         kept_words: How many words ``top_k`` keeps.
         threshold: Weight above which words are kept by ``threshold``.
+        max_active_dims: Words that an item keeps at most, whatever the rule; ``None`` for no limit.
         vocabulary_chunk: Words for which the patch logits are held in memory at one time.
         model_name: What people call the model; an index records it with the fingerprint.
+        knowledge: What the model knows and what not, for people to read, as a sentence without the
+            model's name: "knows ..., but not ...".
         weights_sha256: SHA-256 of each file of weights; `LexVLA.save_pretrained` sets it.
 
     Raises:
@@ -147,8 +151,10 @@ class LexVLAConfig(PretrainedConfig):
         sparsification: Sparsification = "mean",
         kept_words: int = 512,
         threshold: float = 0.0,
+        max_active_dims: int | None = None,
         vocabulary_chunk: int = 2048,
         model_name: str = "lexvla",
+        knowledge: str = "",
         weights_sha256: dict[str, str] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -193,8 +199,10 @@ class LexVLAConfig(PretrainedConfig):
         self.sparsification = sparsification
         self.kept_words = kept_words
         self.threshold = threshold
+        self.max_active_dims = max_active_dims
         self.vocabulary_chunk = vocabulary_chunk
         self.model_name = model_name
+        self.knowledge = knowledge
         self.weights_sha256 = dict(weights_sha256 or {})
         self.check()
         super().__init__(**kwargs)
@@ -223,6 +231,9 @@ class LexVLAConfig(PretrainedConfig):
             f"lora_rank must be at least 0, not {self.lora_rank}": self.lora_rank >= 0,
             f"codebook_size={self.codebook_size} needs a dense_width": (
                 self.dense_width > 0 or self.codebook_size == 0
+            ),
+            f"max_active_dims must be at least 1, not {self.max_active_dims}": (
+                self.max_active_dims is None or self.max_active_dims > 0
             ),
             f"code_temperature must be above 0, not {self.code_temperature}": (
                 self.code_temperature > 0
@@ -274,6 +285,11 @@ class LexVLAConfig(PretrainedConfig):
     def patch_size(self) -> int:
         """Return the side of a patch in pixels; of a feature map, its stride."""
         return int(self.map_stride if self.has_map else self.vision_config.patch_size)
+
+    @property
+    def smallest_image(self) -> int:
+        """Return the least side in pixels that an image must have: a patch, of a map a quarter."""
+        return self.patch_size // 4 if self.has_map else self.patch_size
 
     @property
     def image_side(self) -> int:

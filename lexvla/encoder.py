@@ -127,7 +127,7 @@ class EncodeMixin:
             max_active_dims: See there.
 
         Raises:
-            InputError: An image cannot be read, is smaller than a patch, or there is none.
+            InputError: An image cannot be read, is too small, or there is none.
             ModelError: See `EncodeMixin`.
         """
         parts = []
@@ -230,7 +230,7 @@ class EncodeMixin:
             (n * P, V) rows: the patches of the first image row by row, then those of the next.
 
         Raises:
-            InputError: An image cannot be read, is smaller than a patch, or there is none.
+            InputError: An image cannot be read, is too small, or there is none.
             ModelError: See `EncodeMixin`.
         """
         parts = []
@@ -339,8 +339,13 @@ class EncodeMixin:
         vectors = lexical_vector(logits)
         if known is not None:
             vectors *= known.to(vectors.device)[:, None]
+        limits = [each for each in (limit, config.max_active_dims) if each is not None]
         lexical = sparsify(
-            vectors, config.sparsification, config.kept_words, config.threshold, limit
+            vectors,
+            config.sparsification,
+            config.kept_words,
+            config.threshold,
+            min(limits, default=None),
         )
         rows = np.repeat(np.arange(len(vectors)), np.diff(lexical.indptr))
         if dense is None:
@@ -351,15 +356,13 @@ class EncodeMixin:
         return Encoding(lexical, None, codes, dense.cpu().numpy()), rows
 
     def _open(self, source: ImageSource) -> Image.Image:
-        patch = self.config.patch_size
+        least = self.config.smallest_image
         with _LOADING if isinstance(source, Image.Image) else nullcontext():
             image = open_image(source)
-        if min(image.size) < patch:
+        if min(image.size) < least:
             name = str(source) if isinstance(source, str | Path) else "<image>"
             size = f"{image.size[0]} x {image.size[1]} pixels"
-            raise InputError(
-                name, f"is smaller than a patch: {size}, a patch has {patch} x {patch}"
-            )
+            raise InputError(name, f"is too small: {size}, and it needs {least} x {least}")
         return image
 
     def _states(self, images: Iterable[ImageSource], size: int, bar: bool | None) -> Any:

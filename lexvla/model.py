@@ -157,8 +157,12 @@ class LexVLA(EncodeMixin, PreTrainedModel):
             patches = self.patch_states(images)
         chunk = self.config.vocabulary_chunk
         image_logits, _ = max_over_patches(patches, self.image_codebook, chunk)
-        states, mask = self.text_tower.states(token_ids)
-        text_logits = states[:, -1] @ self.text_codebook().T
+        if locals:
+            states, mask = self.text_tower.states(token_ids)
+            last = states[:, -1]
+        else:
+            last = self.text_tower.by_length(token_ids)
+        text_logits = last @ self.text_codebook().T
         image, text = Features(lexical_vector(image_logits)), Features(lexical_vector(text_logits))
         if logits:
             image, text = image._replace(logits=image_logits), text._replace(logits=text_logits)
@@ -167,7 +171,7 @@ class LexVLA(EncodeMixin, PreTrainedModel):
         if self.image_dense_head is None or self.text_dense_head is None:
             raise ModelError("the model has no dense heads; give it a dense_width")
         image = image._replace(dense=self.image_dense_head(patches.mean(1)))
-        text = text._replace(dense=self.text_dense_head(states[:, -1]))
+        text = text._replace(dense=self.text_dense_head(last))
         if locals:
             own = patches[:, 1:] if self.config.pool_cls else patches
             image = image._replace(locals=self.image_dense_head(own))
@@ -178,7 +182,7 @@ class LexVLA(EncodeMixin, PreTrainedModel):
 
     def text_features(self, token_ids: list[list[int]]) -> Features:
         """Return the lexical vectors and logits of texts alone, for training."""
-        logits = self.text_tower(token_ids) @ self.text_codebook().T
+        logits = self.text_tower.by_length(token_ids) @ self.text_codebook().T
         return Features(lexical_vector(logits), logits=logits)
 
     def prompt_ids(self, texts: list[str]) -> list[list[int]]:

@@ -73,6 +73,19 @@ class TextTower(nn.Module):
         """Return (B, d) last states of B token sequences; see `states`."""
         return self.states(token_ids, cache)[0][:, -1]
 
+    def by_length(self, token_ids: list[list[int]], parts: int = 4) -> Tensor:
+        """Return the (B, d) last states, of texts of like length together: less is padding.
+
+        Args:
+            token_ids: One sequence of at least one token for each text.
+            parts: Into how many groups they are split.
+        """
+        order = sorted(range(len(token_ids)), key=lambda row: len(token_ids[row]))
+        size = -(-len(order) // parts)
+        groups = [order[start : start + size] for start in range(0, len(order), size)]
+        states = torch.cat([self([token_ids[row] for row in group]) for group in groups])
+        return states[torch.tensor(order, device=states.device).argsort()]
+
     def states(
         self, token_ids: list[list[int]], cache: PrefixCache | None = None
     ) -> tuple[Tensor, Tensor]:

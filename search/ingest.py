@@ -30,6 +30,8 @@ def index(args: argparse.Namespace) -> int:
         open_source(args.source, args.text_field)  # before an empty index is made for nothing
         model = commands.load_model(args.model, args.device)
         vocabulary, name = model.vocabulary, model.name
+        if model.config.knowledge:
+            note(f"lexvla: {model.config.model_name} {model.config.knowledge}")
     else:
         for option in ("model", "text_field", "prune"):
             if getattr(args, option):

@@ -150,7 +150,9 @@ def step(model: LexVLA, bfloat16: bool = False) -> dict[str, torch.Tensor]:
     trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW([*trained.values(), *contrast.parameters()], lr=1e-2)
     with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-        image_logits, _ = model.image_logits(preprocess(PICTURES, model.config.image_side).to(device))
+        image_logits, _ = model.image_logits(
+            preprocess(PICTURES, model.config.image_side).to(device)
+        )
         states = model.text_states(TEXTS)
         texts = lexical_vector(states.to(model.text_codebook().dtype) @ model.text_codebook().T)
         images = lexical_vector(image_logits)

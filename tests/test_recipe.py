@@ -59,7 +59,7 @@ def test_recipes_that_ship_can_be_read(path: Path) -> None:
 
 
 def test_there_are_recipes_that_ship() -> None:
-    assert {path.stem for path in RECIPES} >= {"emoji", "llama2-dinov2-cc12m"}
+    assert {path.stem for path in RECIPES} >= {"default", "llama2-dinov2-cc12m"}
 
 
 def test_the_recipe_of_the_paper_takes_its_pairs() -> None:

@@ -159,7 +159,9 @@ def test_codes_and_dense_vectors_by_themselves_and_in_the_sum() -> None:
     assert figures.codes_label_to_image == {1: 0.5, 5: 1.0, 10: 1.0}
     assert figures.fused_label_to_image == {1: 0.5, 5: 1.0, 10: 1.0}
     assert figures.summed_label_to_image == {1: 1.0, 5: 1.0, 10: 1.0}
+    assert figures.unused_codes == 0
     plain = evaluate_noto(FakeEncoder(), ITEMS)
+    assert plain.unused_codes is None
     assert plain.dense_label_to_image is None
     assert plain.codes_label_to_image is None
     assert plain.summed_label_to_image is None

@@ -95,6 +95,13 @@ def test_the_order_of_a_batch_does_not_matter(model: LexVLA) -> None:
             close(state, expected[text])
 
 
+@pytest.mark.parametrize("parts", [1, 3, 100])
+def test_texts_of_like_length_together_keep_their_order(model: LexVLA, parts: int) -> None:
+    ids = ids_of(model, TEXTS)
+    with torch.no_grad():
+        close(model.text_tower.by_length(ids, parts), model.text_tower(ids))
+
+
 def test_gradients_reach_the_shared_prompt(model: LexVLA) -> None:
     model.zero_grad()
     model.text_tower(ids_of(model, ["red dog", "blue birds"])).sum().backward()

@@ -19,6 +19,7 @@ from lexvla.vocabulary import Vocabulary
 __all__ = ["EmojiDrawings", "Item", "content_columns", "word_columns", "words_of"]
 
 MIN_COLOUR_SHARE = 0.3  # of a drawing's opaque pixels, on average over the sets
+_GLOSS_WORDS = 8  # of a class's definition that a text holds
 _COLOURLESS = {"people-body", "flags", "component"}  # groups in which a colour says little
 
 
@@ -158,7 +159,7 @@ class EmojiDrawings:
         if item.gloss:
             if tags and draw < 0.4:
                 return _pick(tags, rng)
-            return _pick(kinds, rng) if kinds and draw < 0.7 else item.gloss
+            return _pick(kinds, rng) if kinds and draw < 0.7 else _beginning(item.gloss)
         if tags and draw < 0.4:
             return _pick(tags, rng)
         if tags and draw < 0.55:
@@ -247,6 +248,11 @@ def _item(line: dict, colours: list[str]) -> Item:
 def _class(line: ImageClass) -> Item:
     names, above = tuple(line.names[1:]), tuple(line.above)
     return Item(line.id, line.label, names, above, gloss=line.gloss, words=line.words)
+
+
+def _beginning(gloss: str) -> str:
+    """Return the first words: one long text of a batch would make all of them as long."""
+    return " ".join(gloss.split()[:_GLOSS_WORDS])
 
 
 def _pick(choices: tuple[str, ...], rng: np.random.Generator) -> str:

@@ -212,8 +212,8 @@ def fill_values(model: LexVLA, words: Tensor) -> None:
     model.image_codebook[:, -1] = _ABSENT
     # The adapter begins with nothing to add.
     last = model.image_tower.adapter.out[-1]
-    last.weight.zero_()
-    last.bias.zero_()
+    for weight in last.parameters():
+        weight.zero_()
 
 
 def fit_values(model: LexVLA, words: Tensor, whole: Tensor, steps: int, seed: int) -> None:

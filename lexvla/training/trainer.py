@@ -316,11 +316,14 @@ class Trainer:
         torch.manual_seed(self._seed(micro, 0, 7))
         with self._autocast():
             both = self.model.text_features(ids)
-        text = Features(both.lexical[:count], logits=both.logits[:count])
+        logits = both.logits
+        if logits is None:
+            raise ModelError("texts alone learn by their logits")
+        text = Features(both.lexical[:count], logits=logits[:count])
         targets = Targets(draw.items, draw.relevance, draw.image_words, draw.text_words)
         terms = self.objective.texts_alone(text, targets, memory)
         if draw.other_words is not None and draw.other_texts:
-            terms["other_texts"] = self.objective.other_texts(both.logits[count:], draw.other_words)
+            terms["other_texts"] = self.objective.other_texts(logits[count:], draw.other_words)
         total = torch.stack(list(terms.values())).sum()
         self.accelerator.backward(total / self.recipe.train.accumulate)
         memory.remember_texts(draw.items, draw.relevance, text.lexical.detach())

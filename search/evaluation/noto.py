@@ -94,6 +94,8 @@ class NotoFigures:
         codes_label_to_image: The same by codes alone, where the model has them.
         summed_label_to_image: The same by the plain sum of words, dense vectors and codes, where
             the model has all three.
+        unused_codes: Share of the codes that neither an image nor a label keeps, where there are
+            codes.
     """
 
     model: str
@@ -114,6 +116,7 @@ class NotoFigures:
     dense_label_to_image: dict[int, float] | None = None
     codes_label_to_image: dict[int, float] | None = None
     summed_label_to_image: dict[int, float] | None = None
+    unused_codes: float | None = None
 
     @property
     def phrasing_points(self) -> dict[str, float]:
@@ -140,6 +143,7 @@ def evaluate_noto(model: Encoder, items: Sequence[NotoItem]) -> NotoFigures:
     by_tag = sparse.csr_array(_encode_texts(model, tags).lexical @ images.lexical.T)
     label_to_image = recall_at_k(by_label, own, KS)
     legs: dict[str, dict[int, float]] = {}
+    unused: float | None = None
     both: np.ndarray | None = None
     if images.dense is not None and labels.dense is not None:
         by_dense = labels.dense @ images.dense.T
@@ -150,6 +154,8 @@ def evaluate_noto(model: Encoder, items: Sequence[NotoItem]) -> NotoFigures:
     if images.codes is not None and labels.codes is not None:
         by_codes = sparse.csr_array(labels.codes @ images.codes.T)
         legs["codes_label_to_image"] = recall_at_k(by_codes, own, KS)
+        used = np.union1d(images.codes.indices, labels.codes.indices)
+        unused = 1 - len(used) / images.codes.shape[1]
         if both is not None:
             legs["summed_label_to_image"] = recall_at_k(both + by_codes.toarray(), own, KS)
     return NotoFigures(
@@ -166,6 +172,7 @@ def evaluate_noto(model: Encoder, items: Sequence[NotoItem]) -> NotoFigures:
         chance_tag_ndcg=_chance_ndcg(relevant, TAG_DEPTH),
         chance_tag_precision=float(relevant.mean()),
         phrasings={"plain": label_to_image[1], **_phrasings(model, items, images)},
+        unused_codes=unused,
         **legs,
     )
 
