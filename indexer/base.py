@@ -16,6 +16,8 @@ from lexvla.vocabulary import Vocabulary
 
 __all__ = ["Document", "Fetched", "Index", "Leg", "Results", "check_id", "check_match"]
 
+_REMEDY = "search with that model, or index the items anew"
+
 Leg = Literal["lexical", "codes", "dense"]
 MetadataValue = str | int | float | bool | list[str]
 
@@ -197,7 +199,7 @@ def check_match(encoder: Encoder, index: Index) -> None:
     if len(index.vocabulary) and encoder.vocabulary.sha256 != index.vocabulary.sha256:
         raise VocabularyMismatchError(
             f"{made_by} with vocabulary {index.vocabulary.sha256[:12]}; the model "
-            f"{encoder.name!r} has vocabulary {encoder.vocabulary.sha256[:12]}"
+            f"{encoder.name!r} has vocabulary {encoder.vocabulary.sha256[:12]}; {_REMEDY}"
         )
     if recorded and recorded != encoder.name:
-        raise VocabularyMismatchError(f"{made_by}; this is the model {encoder.name!r}")
+        raise VocabularyMismatchError(f"{made_by}; this is the model {encoder.name!r}; {_REMEDY}")

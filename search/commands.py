@@ -39,8 +39,13 @@ def version() -> str:
         return "(not installed)"
 
 
-def load_model(path: str | None, device: str = "cpu") -> LexVLA:
+def load_model(path: str | None, device: str = "cpu", introduce: bool = False) -> LexVLA:
     """Load a saved model, or the default one, onto a device.
+
+    Args:
+        path: Its folder or hub id; ``None`` for the default one.
+        device: Where it is put.
+        introduce: Whether to tell people what it knows, if it says.
 
     Raises:
         UnsupportedError: torch has no such device here.
@@ -51,7 +56,10 @@ def load_model(path: str | None, device: str = "cpu") -> LexVLA:
         from lexvla import LexVLA
     except ImportError as error:
         raise LexVLAError(f"models cannot be loaded ({error}); see: lexvla doctor") from error
-    return LexVLA.from_pretrained(path, device=device)
+    model = LexVLA.from_pretrained(path, device=device)
+    if introduce and model.config.knowledge:
+        note(f"lexvla: {model.config.model_name} {model.config.knowledge}")
+    return model
 
 
 def delete(args: argparse.Namespace) -> int:

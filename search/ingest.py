@@ -28,10 +28,8 @@ def index(args: argparse.Namespace) -> int:
         raise UsageError("needs either a SOURCE or --from-encoded FILE...")
     if args.from_encoded is None:
         open_source(args.source, args.text_field)  # before an empty index is made for nothing
-        model = commands.load_model(args.model, args.device)
+        model = commands.load_model(args.model, args.device, True)
         vocabulary, name = model.vocabulary, model.name
-        if model.config.knowledge:
-            note(f"lexvla: {model.config.model_name} {model.config.knowledge}")
     else:
         for option in ("model", "text_field", "prune"):
             if getattr(args, option):

@@ -11,6 +11,7 @@ import yaml
 import lexvla
 from lexvla import LexVLA
 from lexvla.data.demo_corpus import load_demo_corpus
+from search.commands import load_model
 from search.evaluation import NotoFigures, evaluate_noto
 
 FOLDER = Path(lexvla.__file__).parent / "pretrained"
@@ -105,6 +106,17 @@ def test_no_item_has_more_words_than_the_model_says() -> None:
     assert model().config.max_active_dims == 64
     assert counts.min() > 0
     assert counts.max() <= 64
+
+
+def test_what_the_model_knows_is_told_where_images_are_indexed(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    load_model(None)
+    assert capsys.readouterr().err == ""
+    load_model(None, introduce=True)
+    told = capsys.readouterr().err
+    assert told.startswith("lexvla: lexvla-default knows emoji, and animals and things of ImageNet")
+    assert "it does not know what people do" in told
 
 
 def test_texts_of_unknown_words_are_refused_and_of_known_ones_not() -> None:
