@@ -17,7 +17,6 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("lexvla", "indexer", "search")
 # The extras that CI installs.
 CI = ("elasticsearch", "train", "gpu", "evaluation", "fast", "serve", "dev", "pyserini")
-MAX_LINES = 400
 # What `indexer` may use of `lexvla`: data types and files, never the model.
 DATA_MODULES = {
     *("lexvla.encoding", "lexvla.errors", "lexvla.images", "lexvla.vocabulary"),
@@ -103,12 +102,6 @@ def test_every_public_name_exists(module: str) -> None:
     for name in names or ():
         assert hasattr(loaded, name), f"{module}.__all__ names {name}, which is not there"
     assert len(set(names or ())) == len(names or ())
-
-
-def test_no_file_is_over_long() -> None:
-    folders = (*PACKAGES, "tests", "scripts", "benchmarks")
-    lengths = {path: len(path.read_text().splitlines()) for path in sources(*folders)}
-    assert not {str(path): n for path, n in lengths.items() if n > MAX_LINES}
 
 
 def test_every_pinned_version_is_exact_and_every_dependency_is_pinned() -> None:
