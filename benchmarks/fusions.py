@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from indexer import Document, Index, open_index
+from indexer.base import Leg
 from lexvla import LexVLA
 from lexvla.data.demo_corpus import DemoItem, load_demo_corpus
 from lexvla.errors import InputError
@@ -27,15 +28,19 @@ from search.evaluation.noto import tag_relevance
 
 LABEL_MEASURES, TAG_MEASURES = ["R@1", "R@5", "R@10"], ["nDCG@10"]
 TIMED = 200  # queries
+BOTH: dict[Leg, float] = {"lexical": 1.0, "dense": 1.0}
 FUSIONS: dict[str, Fusion] = {
     # A leg's own order, as the fusion of it alone.
     "lexical": ReciprocalRank(weights={"lexical": 1.0}),
     "dense": ReciprocalRank(weights={"dense": 1.0}),
-    "rrf": ReciprocalRank(),
-    "rrf, constant 10": ReciprocalRank(10),
-    "weighted, raw": Weighted(None, "raw"),
-    "weighted, zscore": Weighted(None, "zscore"),
-    "weighted, minmax": Weighted(None, "minmax"),
+    "codes": ReciprocalRank(weights={"codes": 1.0}),
+    "rrf": ReciprocalRank(60, BOTH),
+    "rrf, constant 10": ReciprocalRank(10, BOTH),
+    "weighted, raw": Weighted(BOTH, "raw"),
+    "weighted, zscore": Weighted(BOTH, "zscore"),
+    "weighted, minmax": Weighted(BOTH, "minmax"),
+    "minmax with codes": Weighted(None, "minmax"),
+    "raw, codes a quarter": Weighted({**BOTH, "codes": 0.25}, "raw"),
 }
 
 Qrels = Mapping[str, Mapping[str, int]]

@@ -18,7 +18,6 @@ from tqdm import tqdm
 from indexer.base import Index, Leg
 from lexvla.errors import IndexCorruptError, IndexVersionError, InputError, UnsupportedError
 from search.fusion import (
-    DEFAULT_FUSION,
     Fusion,
     LegAnswer,
     Normalization,
@@ -158,7 +157,10 @@ def fit_fusion(
 
     # A leg's own order, without the candidates that it did not find.
     others: dict[str, Fusion] = {leg: ReciprocalRank(weights={leg: 1.0}) for leg in legs}
-    others |= {"rrf": ReciprocalRank(), "default": DEFAULT_FUSION}
+    # Codes are not asked beside dense vectors unless somebody says so.
+    unasked = [leg for leg in legs if leg != "codes" or "dense" not in legs]
+    default = Weighted(dict.fromkeys(unasked, 1.0))
+    others |= {"rrf": ReciprocalRank(), "default": default}
     return FittedFusion(
         fusion,
         measure,

@@ -263,18 +263,25 @@ class Searcher:
         for leg in wanted or ():
             if leg not in given:
                 raise UnsupportedError(f"the query has no {leg} leg: its encoder gives none")
-        planned = fusion or self._fitted(wanted or given) or DEFAULT_FUSION
+        chosen = fusion or self._fitted(wanted or given)
+        planned = chosen or DEFAULT_FUSION
         legs = [leg for leg in planned.legs or wanted or given if leg in (wanted or given)]
         alone = len(legs) == 1 and (fusion is None or fusion.name in LEGS)
         depth = max(single_depth if alone else planned.depth, query.k + query.offset)
-        asked = []
-        for leg in legs:
+        asked: list[Leg] = []
+        # Codes stand for the dense vectors where these cannot be searched; beside them they cost
+        # more than they tell (docs/search.md), so nobody gets both unasked.
+        either = not (chosen or wanted)
+        for leg in sorted(legs, key=lambda leg: either and leg == "codes"):
+            if either and leg == "codes" and "dense" in asked:
+                continue
             try:
                 candidates.ask(leg, depth)
                 asked.append(leg)
             except UnsupportedError:
                 if wanted or leg == "lexical":
                     raise
+        asked.sort(key=LEGS.index)
         if fusion is None:
             planned = planned.over(asked) if len(asked) > 1 else named_fusion(asked[0])
         return _Run(candidates, tuple(asked), planned)

@@ -147,10 +147,13 @@ def test_explain_a_banned_item(index: Index) -> None:
 def test_the_default(index: Index) -> None:
     searcher = Searcher(RowEncoder(), index)
     answer = searcher.answer(Query(text="word0:1 word6:0.5"))
-    assert answer.legs == LEGS
+    # Codes stand for dense vectors, and are not asked beside them unless somebody says so.
+    assert answer.legs == ("lexical", "dense")
     assert answer.fusion == DEFAULT_FUSION
-    named = searcher.search(Query(text="word0:1 word6:0.5", fusion="weighted"))
-    assert answer.hits == named
+    both = Query(text="word0:1 word6:0.5", legs=("lexical", "dense"), fusion="weighted")
+    assert answer.hits == searcher.search(both)
+    named = searcher.answer(Query(text="word0:1 word6:0.5", fusion="weighted"))
+    assert named.legs == LEGS
     assert answer.words == [("word0", 1.0), ("word6", 0.5)]
     assert answer.encode_seconds >= 0
     assert answer.search_seconds > 0
