@@ -34,6 +34,9 @@ QUERIES = (
     "cup of coffee",
     "rocket",
 )
+# Asked of the photographs alone: there are 11 of them among 1,906 emoji.
+OF_PHOTOGRAPHS = frozenset({"photo of a cat", "cup of coffee", "rocket"})
+_FILTER = "group=photographs"
 _HITS = 5
 
 
@@ -49,22 +52,31 @@ def run(args: argparse.Namespace) -> int:
     with open_index(str(home)) as source:
         searcher = Searcher(model, source)
         answers = {
-            text: searcher.search(Query(text=text), k=_HITS, explain=True) for text in QUERIES
+            text: searcher.search(Query(text=text, filter=_filter(text)), k=_HITS, explain=True)
+            for text in QUERIES
         }
     if args.json:
         results = [
-            {"query": {"text": text, "image": None}, "hits": [hit.to_dict() for hit in hits]}
+            {
+                "query": {"text": text, "image": None, "filter": _filter(text)},
+                "hits": [hit.to_dict() for hit in hits],
+            }
             for text, hits in answers.items()
         ]
         print_json({"index": str(home), "model": model.name, "results": results})
         return 0
     rows = {text: hit_rows(hits) for text, hits in answers.items()}
     for text, lines in _aligned_together(rows).items():
-        print(text)
+        print(f"{text}   (--filter {_FILTER})" if _filter(text) else text)
         print_columns(lines, indent="  ")
         print()
     _print_what_next(home, first=next((hits[0].id for hits in answers.values() if hits), "2764"))
     return 0
+
+
+def _filter(text: str) -> str | None:
+    """Return the filter that a question of the demo is asked with."""
+    return _FILTER if text in OF_PHOTOGRAPHS else None
 
 
 def _serve(home: Path, args: argparse.Namespace) -> int:
