@@ -157,8 +157,8 @@ def fit_fusion(
 
     # A leg's own order, without the candidates that it did not find.
     others: dict[str, Fusion] = {leg: ReciprocalRank(weights={leg: 1.0}) for leg in legs}
-    # Codes are not asked beside dense vectors unless somebody says so.
-    unasked = [leg for leg in legs if leg != "codes" or "dense" not in legs]
+    # Codes are not asked beside other legs unless somebody says so.
+    unasked = [leg for leg in legs if leg != "codes"] or legs
     default = Weighted(dict.fromkeys(unasked, 1.0))
     others |= {"rrf": ReciprocalRank(), "default": default}
     return FittedFusion(

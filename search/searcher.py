@@ -269,11 +269,10 @@ class Searcher:
         alone = len(legs) == 1 and (fusion is None or fusion.name in LEGS)
         depth = max(single_depth if alone else planned.depth, query.k + query.offset)
         asked: list[Leg] = []
-        # Codes stand for the dense vectors where these cannot be searched; beside them they cost
-        # more than they tell (docs/search.md), so nobody gets both unasked.
+        # Codes cost other legs more than they tell (docs/search.md): they are asked by name alone.
         either = not (chosen or wanted)
         for leg in sorted(legs, key=lambda leg: either and leg == "codes"):
-            if either and leg == "codes" and "dense" in asked:
+            if either and leg == "codes" and asked:
                 continue
             try:
                 candidates.ask(leg, depth)

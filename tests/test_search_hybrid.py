@@ -147,7 +147,7 @@ def test_explain_a_banned_item(index: Index) -> None:
 def test_the_default(index: Index) -> None:
     searcher = Searcher(RowEncoder(), index)
     answer = searcher.answer(Query(text="word0:1 word6:0.5"))
-    # Codes stand for dense vectors, and are not asked beside them unless somebody says so.
+    # Codes are not asked beside other legs unless somebody says so.
     assert answer.legs == ("lexical", "dense")
     assert answer.fusion == DEFAULT_FUSION
     both = Query(text="word0:1 word6:0.5", legs=("lexical", "dense"), fusion="weighted")

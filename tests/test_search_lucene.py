@@ -14,7 +14,7 @@ from indexer.base import Index
 from indexer_fakes import random_rows
 from lexvla.errors import UnsupportedError
 from search import Query, ReciprocalRank, Searcher, Weighted
-from search.fusion import DEFAULT_FUSION
+from search.fusion import DEFAULT_FUSION, named_fusion
 
 pytestmark = pytest.mark.java
 
@@ -63,7 +63,9 @@ def test_parts_sum_to_the_score(index: Index, fusion) -> None:
 def test_dense_vectors_are_stored_and_not_searched(index: Index) -> None:
     searcher = Searcher(RowEncoder(), index)
     answer = searcher.answer(Query(text=TEXT))
-    assert (answer.legs, answer.fusion) == (("lexical", "codes"), DEFAULT_FUSION)
+    assert (answer.legs, answer.fusion) == (("lexical",), named_fusion("lexical"))
+    named = searcher.answer(Query(text=TEXT, fusion="weighted"))
+    assert (named.legs, named.fusion) == (("lexical", "codes"), DEFAULT_FUSION)
     for query in (Query(text=TEXT, fusion="dense"), Query(text=TEXT, legs=("lexical", "dense"))):
         with pytest.raises(UnsupportedError, match="store dense vectors and do not search them"):
             searcher.search(query)
