@@ -180,10 +180,9 @@ class LexVLA(EncodeMixin, PreTrainedModel):
             text = text._replace(locals=self.text_dense_head(states), mask=mask)
         return image, text
 
-    def text_features(self, token_ids: list[list[int]]) -> Features:
-        """Return the lexical vectors and logits of texts alone, for training."""
-        logits = self.text_tower.by_length(token_ids) @ self.text_codebook().T
-        return Features(lexical_vector(logits), logits=logits)
+    def words_of_texts(self, token_ids: list[list[int]]) -> Tensor:
+        """Return the (B, V) logits of texts alone, for training."""
+        return self.text_tower.by_length(token_ids) @ self.text_codebook().T
 
     def prompt_ids(self, texts: list[str]) -> list[list[int]]:
         """Normalise texts, put them into the prompt and return their token ids."""

@@ -24,7 +24,10 @@ def add_query(parser: argparse.ArgumentParser) -> None:
     _add_words(parser, "--require", str, "WORD", "only hits that show this word")
     parser.add_argument("--filter", metavar="F", help="such as 'year>=2020 and tag=cat'")
     parser.add_argument(
-        "--legs", type=_listed, metavar="L,L", help="of lexical, codes, dense; else all there are"
+        "--legs",
+        type=_listed,
+        metavar="L,L",
+        help="of lexical, codes, dense; else all there are but codes",
     )
     parser.add_argument("--fusion", choices=_FUSIONS, help="how to make one list of the legs'")
     parser.add_argument(

@@ -51,7 +51,8 @@ class Query:
         require: Only documents among whose 16 strongest words each of them is are hits.
         filter: Which documents may be hits, such as ``year >= 2020 and tag = cat``; see
             `indexer.filters`.
-        legs: By what to search; ``None`` for all that query and index have.
+        legs: By what to search; ``None`` for all that query and index have, and codes only if a
+            fusion asks for them or there is nothing else.
         fusion: How to make one list of the legs' answers: a name of `search.fusion.FUSIONS` or a
             `Fusion`. ``None`` takes the one that was fitted for the index, else the default.
         k: The most hits to return.

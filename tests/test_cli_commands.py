@@ -394,3 +394,13 @@ def test_model_and_device_are_passed_on(
     assert cli.main(["search", "red", "--index", address, "--device", "cuda:1"]) == 0
     assert cli.main(["search", "red", "--index", address, "--model", "mine"]) == 0
     assert seen == [(None, "cuda:1"), ("mine", "cpu")]
+
+
+def test_indexing_asks_the_model_what_it_knows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: FakeEncoder
+) -> None:
+    seen: list[tuple[object, ...]] = []
+    monkeypatch.setattr("search.commands.load_model", lambda *asked: seen.append(asked) or model)
+    folder = save_pictures(tmp_path / "photos")
+    assert cli.main(["index", str(folder), "--index", str(tmp_path / "new.lex")]) == 0
+    assert seen == [(None, "cpu", True)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +181,9 @@ def test_the_source_decides_the_feed(
     feed = open_feed(drawings, recipe, tiny_model(), 0, 1)
     assert isinstance(feed, DrawingFeed)
     feed.close()
+    seen = replace(recipe, data=replace(recipe.data, views=2))
+    with pytest.raises(InputError, match="views.: are for one process, and there are 2"):
+        open_feed(drawings, seen, tiny_model(), 0, 2)
     recipe = Recipe.load(recipes.write(tmp_path))
     feed = open_feed(open_source(recipe.data), recipe, tiny_model(), 0, 1)
     assert isinstance(feed, PairFeed)

@@ -188,6 +188,10 @@ class Recipe:
                 not (train.text_first and loss.codis)
                 or (loss.codis_from - train.text_first) * data.batch_size >= loss.queue
             ),
+            "[data] views, patches, folds, class_share and noun_rows are for drawings": (
+                data.kind == "drawings"
+                or not any((data.views, data.patches, data.folds, data.class_share, data.noun_rows))
+            ),
             "[data] class_share must be from 0, below 1": 0 <= data.class_share < 1,
             "[train] rate and clip must be above 0": train.rate > 0 and train.clip > 0,
             "[train] crop must be above 0 and at most 1": 0 < train.crop <= 1,

@@ -74,6 +74,8 @@ def open_feed(source: Source, recipe: Recipe, model: LexVLA, rank: int, world_si
         InputError: The source does not go with the recipe.
     """
     if isinstance(source, EmojiDrawings):
+        if recipe.data.views and world_size > 1:
+            raise InputError("[data] views", f"are for one process, and there are {world_size}")
         seen = SeenDrawings(source, recipe, model) if recipe.data.views else None
         return DrawingFeed(source, recipe, model.config, model.vocabulary, seen)
     return PairFeed(source, recipe, model.config, model.vocabulary, rank, world_size)

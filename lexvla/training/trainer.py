@@ -20,6 +20,7 @@ from lexvla.codebook import code_counts, count_dead_codes
 from lexvla.errors import InputError, ModelError
 from lexvla.features import Features
 from lexvla.image_tower import CachedCells
+from lexvla.lexical_head import lexical_vector
 from lexvla.training.checkpoint import differences, load_checkpoint, save_checkpoint
 from lexvla.training.clusters import initialise_codes, recluster_proxies, reseed_codes
 from lexvla.training.feed import Draw
@@ -315,11 +316,8 @@ class Trainer:
         count = len(draw.texts)
         torch.manual_seed(self._seed(micro, 0, 7))
         with self._autocast():
-            both = self.model.text_features(ids)
-        logits = both.logits
-        if logits is None:
-            raise ModelError("texts alone learn by their logits")
-        text = Features(both.lexical[:count], logits=logits[:count])
+            logits = self.model.words_of_texts(ids)
+        text = Features(lexical_vector(logits[:count]), logits=logits[:count])
         targets = Targets(draw.items, draw.relevance, draw.image_words, draw.text_words)
         terms = self.objective.texts_alone(text, targets, memory)
         if draw.other_words is not None and draw.other_texts:
