@@ -324,5 +324,5 @@ def _check_number(name: str, value: object) -> None:
         raise InputError(name, f"must be a finite number of at least 0, not {value!r}")
 
 
-# Of the fusions that need no fitting, the best on the demo's drawings; see docs/search.md.
+# On the demo's drawings within half a point of the best that need no fitting; see docs/search.md.
 DEFAULT_FUSION: Fusion = Weighted()

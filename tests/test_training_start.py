@@ -182,7 +182,7 @@ def test_the_source_decides_the_feed(
     assert isinstance(feed, DrawingFeed)
     feed.close()
     seen = replace(recipe, data=replace(recipe.data, views=2))
-    with pytest.raises(InputError, match="views.: are for one process, and there are 2"):
+    with pytest.raises(InputError, match=r"views.: are for one process, and there are 2"):
         open_feed(drawings, seen, tiny_model(), 0, 2)
     recipe = Recipe.load(recipes.write(tmp_path))
     feed = open_feed(open_source(recipe.data), recipe, tiny_model(), 0, 1)
