@@ -35,7 +35,7 @@ from lexvla.data.emoji import EmojiDrawings
 from lexvla.training.objective import Losses
 from lexvla.training.recipe import Recipe
 from lexvla.training.trainer import Trainer
-from search.evaluation import DemoScenes, evaluate_patchdis, recall_at_k
+from lexvla_search.evaluation import DemoScenes, evaluate_patchdis, recall_at_k
 
 RECIPES = Path(__file__).parent.parent / "recipes" / "ablation"
 ROWS = {

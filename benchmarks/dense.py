@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from indexer.embedded.dense import DenseLeg
-from indexer.embedded.dense_lists import DenseLists, write_lists
+from lexvla_indexer.embedded.dense import DenseLeg
+from lexvla_indexer.embedded.dense_lists import DenseLists, write_lists
 
 K = 10
 QUERIES = 40

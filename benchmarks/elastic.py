@@ -35,10 +35,10 @@ from engine_data import SHAPES, Corpus, described, model_vectors
 from engines import machine
 from scipy import sparse
 
-from indexer import ElasticIndex, Index, open_index
-from indexer.filters import Filter
 from lexvla.encoding import Encoding
-from search import Query, Searcher
+from lexvla_indexer import ElasticIndex, Index, open_index
+from lexvla_indexer.filters import Filter
+from lexvla_search import Query, Searcher
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 

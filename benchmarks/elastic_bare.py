@@ -13,9 +13,9 @@ from elasticsearch import Elasticsearch
 from elasticsearch.helpers import streaming_bulk
 from scipy import sparse
 
-from indexer import Document, ElasticIndex
-from indexer.elastic.layout import ID, Meta, mappings, settings, sources
 from lexvla.encoding import Encoding
+from lexvla_indexer import Document, ElasticIndex
+from lexvla_indexer.elastic.layout import ID, Meta, mappings, settings, sources
 
 Json = dict[str, Any]
 HITS = "hits.hits._id,hits.hits._score"

@@ -20,12 +20,13 @@ from engine_lucene import lucene_engines
 from engine_touched import touched
 from scipy import sparse
 
-from indexer import Index, open_index
-from indexer.embedded.postings import build, kernels
-from indexer.impacts import ImpactQuantizer
 from lexvla.encoding import Encoding
+from lexvla_indexer import Index, open_index
+from lexvla_indexer.embedded.postings import build, kernels
+from lexvla_indexer.impacts import ImpactQuantizer
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
+SOURCES = [str(HERE.parent / folder) for folder in (".", "indexer", "search")]
 BATCH = 50_000  # documents that Lucene is given at a time
 FRESH_QUERIES = 100
 
@@ -81,7 +82,7 @@ def in_fresh_process(folder: Path, queries: sparse.csr_array) -> dict[str, Any]:
         file = Path(temporary) / "queries.npz"
         sparse.save_npz(file, queries)
         command = [sys.executable, str(HERE / "engine_fresh.py"), str(folder), str(file)]
-        environment = {**os.environ, "PYTHONPATH": str(HERE.parent)}
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(SOURCES)}
         done = subprocess.run(command, env=environment, check=True, capture_output=True)  # noqa: S603
     facts: dict[str, Any] = json.loads(done.stdout)
     return facts

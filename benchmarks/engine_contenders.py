@@ -16,10 +16,10 @@ import numpy as np
 from engine_checks import Answer, BruteForce, Contender
 from scipy import sparse
 
-from indexer.base import Index
-from indexer.embedded.postings import LARGEST_SUM, best
-from indexer.impacts import ImpactQuantizer
 from lexvla.encoding import Encoding
+from lexvla_indexer.base import Index
+from lexvla_indexer.embedded.postings import LARGEST_SUM, best
+from lexvla_indexer.impacts import ImpactQuantizer
 
 K = 10
 POSTING_BYTES = 3  # a row of two bytes, an impact of one
@@ -72,9 +72,9 @@ def truths(
 def without_numba() -> Iterator[None]:
     """Search as where numba is missing."""
     with (
-        mock.patch("indexer.embedded.postings.kernels", lambda *_: None),
-        mock.patch("indexer.embedded.rescoring.kernels", lambda *_: None),
-        mock.patch("indexer.embedded.stored_rows.kernels", lambda *_: None),
+        mock.patch("lexvla_indexer.embedded.postings.kernels", lambda *_: None),
+        mock.patch("lexvla_indexer.embedded.rescoring.kernels", lambda *_: None),
+        mock.patch("lexvla_indexer.embedded.stored_rows.kernels", lambda *_: None),
     ):
         yield
 

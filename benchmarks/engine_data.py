@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import sparse
 
-from indexer import Document
+from lexvla_indexer import Document
 
 BLOCK = 10_000  # documents that are drawn together: any range of them can be had without the rest
 TOPICS = 400

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from scipy import sparse
 
-from indexer import open_index
 from lexvla.encoding import Encoding
+from lexvla_indexer import open_index
 
 K = 10
 

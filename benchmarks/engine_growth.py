@@ -16,9 +16,9 @@ from engine_contenders import POSTING_BYTES, K, of_index
 from engine_data import Corpus, described
 from scipy import sparse
 
-from indexer import Index, open_index
-from indexer.embedded.postings import kernels
 from lexvla.encoding import Encoding
+from lexvla_indexer import Index, open_index
+from lexvla_indexer.embedded.postings import kernels
 
 CHUNK = 1_000_000  # documents of a commit, and the most that are in memory
 SIZES = (10_000, 31_623, 100_000, 316_228, 1_000_000, 3_162_278, 10_000_000)

@@ -11,7 +11,7 @@ from engine_checks import Answer, Contender
 from engine_contenders import K, of_index, small_integers
 from scipy import sparse
 
-from indexer import Index
+from lexvla_indexer import Index
 
 LUCENE = "org.apache.lucene."
 FIELD = "contents"
@@ -146,7 +146,7 @@ def lucene_engines(index: Index, folder: Path, width: int) -> list[Any]:
         folder: Where it lies.
         width: How many columns there are.
     """
-    from indexer.lucene import pyserini_imports
+    from lexvla_indexer.lucene import pyserini_imports
 
     terms = list(map(str, range(width)))
     with pyserini_imports():

@@ -14,10 +14,10 @@ import numpy as np
 from engine_contenders import of_index
 from scipy import sparse
 
-from indexer import Index
-from indexer.embedded import rescoring
-from indexer.embedded.postings import Postings
-from indexer.embedded.stored_rows import StoredRows
+from lexvla_indexer import Index
+from lexvla_indexer.embedded import rescoring
+from lexvla_indexer.embedded.postings import Postings
+from lexvla_indexer.embedded.stored_rows import StoredRows
 
 PIECE = 1 << 16
 

@@ -16,15 +16,15 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from indexer import Document, Index, open_index
-from indexer.base import Leg
 from lexvla import LexVLA
 from lexvla.data.demo_corpus import DemoItem, load_demo_corpus
 from lexvla.errors import InputError
-from search import Fusion, Query, ReciprocalRank, Searcher, Weighted
-from search.commands import load_model
-from search.evaluation.measures import measure
-from search.evaluation.noto import tag_relevance
+from lexvla_indexer import Document, Index, open_index
+from lexvla_indexer.base import Leg
+from lexvla_search import Fusion, Query, ReciprocalRank, Searcher, Weighted
+from lexvla_search.commands import load_model
+from lexvla_search.evaluation.measures import measure
+from lexvla_search.evaluation.noto import tag_relevance
 
 LABEL_MEASURES, TAG_MEASURES = ["R@1", "R@5", "R@10"], ["nDCG@10"]
 TIMED = 200  # queries

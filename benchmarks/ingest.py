@@ -21,10 +21,10 @@ from typing import Any
 
 from measuring import describe
 
-from indexer import index_source, open_index
 from lexvla import LexVLA
 from lexvla.data.demo_corpus import load_demo_corpus
 from lexvla.images import open_image
+from lexvla_indexer import index_source, open_index
 
 
 def seconds(call: Callable[[], Any]) -> float:

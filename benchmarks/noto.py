@@ -21,9 +21,9 @@ import numpy as np
 from rank_bm25 import BM25Okapi
 
 from lexvla.data.demo_corpus import DemoItem, load_demo_corpus
-from search.commands import load_model
-from search.evaluation import NotoFigures, evaluate_noto, recall_at_k
-from search.evaluation.noto import KS
+from lexvla_search.commands import load_model
+from lexvla_search.evaluation import NotoFigures, evaluate_noto, recall_at_k
+from lexvla_search.evaluation.noto import KS
 
 
 def bm25_label_to_tags(items: Sequence[DemoItem]) -> dict[int, float]:

@@ -24,8 +24,8 @@ from pathlib import Path
 from timm.data.imagenet_info import ImageNetInfo
 
 from lexvla.errors import InputError
-from search.commands import load_model
-from search.evaluation.photographs import (
+from lexvla_search.commands import load_model
+from lexvla_search.evaluation.photographs import (
     KS,
     PhotographFigures,
     PictureFigures,

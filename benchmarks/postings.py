@@ -19,9 +19,9 @@ from unittest import mock
 import numpy as np
 from scipy import sparse
 
-from indexer.embedded.postings import Postings, best, build, kernels
-from indexer.embedded.rescoring import exact_top
-from indexer.impacts import ImpactQuantizer
+from lexvla_indexer.embedded.postings import Postings, best, build, kernels
+from lexvla_indexer.embedded.rescoring import exact_top
+from lexvla_indexer.impacts import ImpactQuantizer
 
 K = 10
 QUERIES = 20
@@ -71,7 +71,7 @@ def by_postings(postings: Postings, query: sparse.csr_array) -> tuple[np.ndarray
 
 def without_numba() -> AbstractContextManager[Any]:
     """Search as where numba is missing."""
-    return mock.patch.multiple("indexer.embedded.postings", kernels=lambda *_: None)
+    return mock.patch.multiple("lexvla_indexer.embedded.postings", kernels=lambda *_: None)
 
 
 def timed(call: Callable[[], Any], context: AbstractContextManager[Any] | None = None) -> float:

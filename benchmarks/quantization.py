@@ -15,12 +15,12 @@ from collections.abc import Iterator
 import numpy as np
 from scipy import sparse
 
-from indexer.impacts import ImpactQuantizer
 from lexvla import Encoding, LexVLA
 from lexvla.data.demo_corpus import load_demo_corpus
-from search.evaluation.noto import tag_relevance
-from search.evaluation.retrieval import ndcg_at_k, recall_at_k
-from search.pyserini import QUERY_SCALE
+from lexvla_indexer.impacts import ImpactQuantizer
+from lexvla_search.evaluation.noto import tag_relevance
+from lexvla_search.evaluation.retrieval import ndcg_at_k, recall_at_k
+from lexvla_search.pyserini import QUERY_SCALE
 
 BITS = (8, 7, 6, 5, 4, 3, 2, 1)
 SCALES = (255, 100, 50, 20, 10)
@@ -43,7 +43,7 @@ def settings(images: sparse.csr_array) -> Iterator[tuple[str, sparse.csr_array]]
 
 
 def integers(rows: sparse.csr_array) -> sparse.csr_array:
-    """Return queries as `search.pyserini.LexVLAQueryEncoder` gives them."""
+    """Return queries as `lexvla_search.pyserini.LexVLAQueryEncoder` gives them."""
     whole = rows.astype(np.float64)
     whole.data = np.maximum(np.rint(whole.data * QUERY_SCALE), 1)
     return whole

@@ -2,9 +2,9 @@
 
     python benchmarks/regions.py [--model M] [--scenes N] [--json]
 
-Scenes are those of `search.evaluation.scenes`: 2 x 2 and 3 x 3 drawings side by side. A box is the
-drawing's own cell, or one drawn by a careless hand: each edge off by up to a quarter of the side.
-Each is asked against all 1,906 drawings for the one that it is around; ties count against.
+Scenes are those of `lexvla_search.evaluation.scenes`: 2 x 2 and 3 x 3 drawings side by side. A box
+is the drawing's own cell, or one drawn by a careless hand: each edge off by up to a quarter of the
+side. Each is asked against all 1,906 drawings for the one that it is around; ties count against.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from PIL import Image
 from lexvla import LexVLA
 from lexvla.data.demo_corpus import load_demo_corpus
 from lexvla.encoding import Encoding
-from search.commands import load_model
-from search.evaluation.patchdis import BACKGROUND
-from search.evaluation.scenes import DemoScenes
+from lexvla_search.commands import load_model
+from lexvla_search.evaluation.patchdis import BACKGROUND
+from lexvla_search.evaluation.scenes import DemoScenes
 
 CARELESS = 0.25  # of a cell's side
 DEPTHS = (1, 5)

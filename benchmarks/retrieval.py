@@ -30,17 +30,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from rank_bm25 import BM25Okapi
 
-from indexer import Document, Index, open_index
 from lexvla.data.demo_corpus import DemoItem, load_demo_corpus
 from lexvla.encoding import Encoding
-from search import Query, Searcher
-from search.commands import load_model
-from search.evaluation.measures import Measured, measure
-from search.evaluation.runs import Beforehand, System, retrieve
-from search.evaluation.scenes import DemoScenes
-from search.evaluation.significance import compare
-from search.evaluation.sparsity import keep_heaviest
-from search.evaluation.trec import Qrels, Run, falling
+from lexvla_indexer import Document, Index, open_index
+from lexvla_search import Query, Searcher
+from lexvla_search.commands import load_model
+from lexvla_search.evaluation.measures import Measured, measure
+from lexvla_search.evaluation.runs import Beforehand, System, retrieve
+from lexvla_search.evaluation.scenes import DemoScenes
+from lexvla_search.evaluation.significance import compare
+from lexvla_search.evaluation.sparsity import keep_heaviest
+from lexvla_search.evaluation.trec import Qrels, Run, falling
 
 MEASURES = ("R@1", "R@5", "R@10", "nDCG@10", "RR@10")
 RECALLS = MEASURES[:3]
@@ -159,7 +159,7 @@ def built(
     finally:
         index.close()
         if address.startswith("elasticsearch"):
-            from indexer.elastic.connection import Place, connect
+            from lexvla_indexer.elastic.connection import Place, connect
 
             place = Place.parse(address)
             with connect(place) as client:

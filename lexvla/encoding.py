@@ -218,7 +218,7 @@ class Encoding:
 
 
 class Encoder(Protocol):
-    """Turn items into vectors. All that `indexer` and `search` know of a model.
+    """Turn items into vectors. All that `lexvla_indexer` and `lexvla_search` know of a model.
 
     Attributes:
         name: Names the model in the index that holds its vectors.

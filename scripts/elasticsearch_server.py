@@ -33,9 +33,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "indexer")]
 
-from indexer.jdk import Jdk, installed_jdks, java_home  # noqa: E402 - needs the path above
+from lexvla_indexer.jdk import Jdk, installed_jdks, java_home  # noqa: E402 - needs the path above
 
 VERSION = "8.19.21"
 PORT = 9250

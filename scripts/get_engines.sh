@@ -9,7 +9,7 @@ cd "$(dirname "$0")/.."
 OLDEST=21
 
 find_java() {
-  .venv/bin/python -c 'from indexer.jdk import find_jdk; jdk = find_jdk(); print(jdk.version, "at", jdk.home)'
+  .venv/bin/python -c 'from lexvla_indexer.jdk import find_jdk; jdk = find_jdk(); print(jdk.version, "at", jdk.home)'
 }
 
 # Prints the newest version that Debian offers; nothing if that is too old.

@@ -13,10 +13,10 @@ from pathlib import Path
 from PIL import Image
 from selenium.webdriver import ActionChains
 
-from indexer import Document, open_index
 from lexvla import LexVLA
 from lexvla.data.demo_corpus import load_demo_corpus
-from search.api import Settings, create_app
+from lexvla_indexer import Document, open_index
+from lexvla_search.api import Settings, create_app
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))

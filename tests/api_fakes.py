@@ -16,7 +16,7 @@ pytest.importorskip("fastapi", reason="needs the server: pip install 'lexvla[ser
 
 from starlette.testclient import TestClient
 
-from search.api import Limits, Settings, create_app
+from lexvla_search.api import Limits, Settings, create_app
 from search_fakes import FakeEncoder, MappingEncoder, build_index
 
 URL = "http://localhost"

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from search_fakes import MappingEncoder
-
-ROOT = Path(__file__).parent.parent
+from source_tree import PYTHONPATH
 
 
 class SlowEncoder(MappingEncoder):
@@ -37,7 +36,7 @@ class Make:
         self.index, self.limits, self.seconds = index, limits, seconds
 
     def __call__(self) -> Any:
-        from search.api import Limits, Settings, create_app
+        from lexvla_search.api import Limits, Settings, create_app
 
         limits = Limits(**{"threads": 4, **self.limits})
         settings = Settings(self.index, images=Path(self.index).parent / "pictures", limits=limits)
@@ -50,7 +49,7 @@ def server(
 ) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """Start a server; give its process and its port once it is ready."""
     given = {"index": index, "workers": workers, "seconds": seconds, "limits": limits}
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    environment = {**os.environ, "PYTHONPATH": f"{PYTHONPATH}:{Path(__file__).parent}"}
     process = subprocess.Popen(
         [sys.executable, __file__, json.dumps(given)],
         stdout=subprocess.PIPE,
@@ -114,7 +113,7 @@ def chunk(*lines: Any) -> bytes:
 
 
 def main() -> None:
-    from search.api.workers import run_one, run_several
+    from lexvla_search.api.workers import run_one, run_several
 
     given = json.loads(sys.argv[1])
     make = Make(given["index"], given["limits"], given["seconds"])

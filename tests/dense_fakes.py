@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from indexer.embedded.dense_lists import DenseLists, write_lists
+from lexvla_indexer.embedded.dense_lists import DenseLists, write_lists
 
 HEAD, OF, INDEX = FILES = ("dense.list.head.npy", "dense.list.of.npy", "dense.list.faiss")
 
@@ -61,4 +61,4 @@ def clustered(seed: int, count: int = 300, lists: int = 12) -> tuple[np.ndarray,
 
 def as_asked():
     """Read no more lists than a search asks for, where k is small."""
-    return mock.patch("indexer.embedded.dense._ROWS_PER_HIT", 1)
+    return mock.patch("lexvla_indexer.embedded.dense._ROWS_PER_HIT", 1)

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from indexer import ElasticIndex
-from indexer.elastic.connection import Place, connect
+from lexvla_indexer import ElasticIndex
+from lexvla_indexer.elastic.connection import Place, connect
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 

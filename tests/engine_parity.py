@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 from hypothesis import strategies as st
 
-from indexer import Document, Index, open_index
-from indexer.base import Results
 from indexer_fakes import VOCABULARY, WORDS, documents, encode, scores
 from lexvla.encoding import Encoding
+from lexvla_indexer import Document, Index, open_index
+from lexvla_indexer.base import Results
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def check(
     engine: Engine, index: Index, stored: Stored, query: Encoding, k: int, text: str | None = None
 ) -> None:
     """Compare all legs with brute force: ids, scores, order, ties, and how many there are."""
-    from indexer.filters import Filter
+    from lexvla_indexer.filters import Filter
 
     chosen = dict(stored)
     if text is not None:

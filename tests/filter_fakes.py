@@ -6,8 +6,8 @@ import json
 
 from hypothesis import strategies as st
 
-from indexer import Document
-from indexer.filters import And, Comparison, Filter, In, Not, Or
+from lexvla_indexer import Document
+from lexvla_indexer.filters import And, Comparison, Filter, In, Not, Or
 
 FIELDS = (
     "year",

@@ -21,10 +21,10 @@ from unittest import mock
 import numpy as np
 from scipy import sparse
 
-from indexer import EmbeddedIndex, open_index
-from indexer.embedded.postings import Postings, build, read_only
 from indexer_fakes import LEGS, QUERY, VOCABULARY, documents, encode, random_rows
 from lexvla.errors import IndexCorruptError, LexVLAError
+from lexvla_indexer import EmbeddedIndex, open_index
+from lexvla_indexer.embedded.postings import Postings, build, read_only
 from postings_fakes import random_impacts, searching
 
 IDS = [f"d{i:03}é" for i in range(240)]
@@ -34,7 +34,7 @@ WIDTH = 40
 def make_index(path: Path, lists: bool) -> None:
     """Write an index of two segments, with a deleted row, and with inverted lists if asked."""
     rows = encode(random_rows(np.random.default_rng(2), len(IDS)))
-    listed = mock.patch("indexer.embedded.dense_lists.LISTED_ROWS", 1 if lists else 10**9)
+    listed = mock.patch("lexvla_indexer.embedded.dense_lists.LISTED_ROWS", 1 if lists else 10**9)
     with listed, EmbeddedIndex(path, create=True, vocabulary=VOCABULARY) as index:
         for first in (0, 120):
             index.add(documents(IDS[first : first + 120]), rows[first : first + 120])

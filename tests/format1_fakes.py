@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from scipy import sparse
 
-from indexer import Document
 from lexvla.encoding import Encoding
 from lexvla.vocabulary import Vocabulary
+from lexvla_indexer import Document
 
 _SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);

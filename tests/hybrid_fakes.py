@@ -6,11 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from indexer import open_index
-from indexer.base import Index
 from indexer_fakes import VOCABULARY, documents, encode, scores
 from lexvla.encoding import Encoding
-from search.words import SHOWN_WORDS
+from lexvla_indexer import open_index
+from lexvla_indexer.base import Index
+from lexvla_search.words import SHOWN_WORDS
 
 Row = Mapping[int, float]
 

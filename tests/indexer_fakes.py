@@ -9,9 +9,9 @@ import numpy as np
 from PIL import Image
 from scipy import sparse
 
-from indexer import Document, Index
 from lexvla.encoding import Encoding
 from lexvla.vocabulary import Vocabulary
+from lexvla_indexer import Document, Index
 
 LEGS = ("lexical", "codes", "dense")
 WORDS = 12

@@ -12,8 +12,8 @@ from PIL import Image
 
 from data_fakes import write_tar
 from image_bytes import encoded
-from indexer import EmbeddedIndex, Index
 from indexer_fakes import ColourEncoder
+from lexvla_indexer import EmbeddedIndex, Index
 
 
 def new_index(path: Path, encoder: ColourEncoder | None = None) -> EmbeddedIndex:

@@ -15,9 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from indexer import Document, EmbeddedIndex, index_source, open_index, pipeline
-from indexer.embedded import merging
-from indexer.embedded.writer import Writer
 from indexer_fakes import (
     LEGS,
     QUERY,
@@ -31,6 +28,9 @@ from indexer_fakes import (
 )
 from ingest_fakes import contents, new_index, pictures
 from lexvla.errors import LexVLAError
+from lexvla_indexer import Document, EmbeddedIndex, index_source, open_index, pipeline
+from lexvla_indexer.embedded import merging
+from lexvla_indexer.embedded.writer import Writer
 
 FORK = multiprocessing.get_context("fork")
 PHASES = ("opening", "adding", "committing", "merging", "compacting", "ingesting")

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from indexer.jdk import find_jdk
-from indexer.lucene.scoring import query_weights
 from lexvla.encoding import Encoding
 from lexvla.errors import EngineUnavailableError
+from lexvla_indexer.jdk import find_jdk
+from lexvla_indexer.lucene.scoring import query_weights
 
 
 def missing() -> str:

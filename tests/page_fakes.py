@@ -20,7 +20,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 
-from indexer import Document, open_index
+from lexvla_indexer import Document, open_index
 from search_fakes import MappingEncoder, spot
 
 GET_CHROMIUM = "needs Chromium and its driver (Debian: apt-get install chromium chromium-driver)"

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import strategies as st
 from scipy import sparse
 
-from indexer.embedded.postings import kernels
+from lexvla_indexer.embedded.postings import kernels
 
 NUMBA = pytest.param(
     "numba",
@@ -27,14 +27,14 @@ WAYS = pytest.mark.parametrize("way", [NUMBA, "numpy"])
 def searching(way: str) -> Iterator[None]:
     """Search by compiled loops, or as where numba is missing."""
     if way == "numba":
-        with mock.patch("indexer.embedded.postings.COMPILED_FROM", 0):
+        with mock.patch("lexvla_indexer.embedded.postings.COMPILED_FROM", 0):
             assert kernels(0) is not None
             yield
         return
     with (
-        mock.patch("indexer.embedded.postings.kernels", lambda *_: None),
-        mock.patch("indexer.embedded.rescoring.kernels", lambda *_: None),
-        mock.patch("indexer.embedded.stored_rows.kernels", lambda *_: None),
+        mock.patch("lexvla_indexer.embedded.postings.kernels", lambda *_: None),
+        mock.patch("lexvla_indexer.embedded.rescoring.kernels", lambda *_: None),
+        mock.patch("lexvla_indexer.embedded.stored_rows.kernels", lambda *_: None),
     ):
         yield
 

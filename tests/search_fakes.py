@@ -8,11 +8,11 @@ import numpy as np
 from PIL import Image
 from scipy import sparse
 
-from indexer import Document, open_index
-from indexer.base import Index
 from lexvla.encoding import Encoding
 from lexvla.images import ImageSource, open_image
 from lexvla.vocabulary import Vocabulary
+from lexvla_indexer import Document, open_index
+from lexvla_indexer.base import Index
 
 WORDS = ("red", "green", "blue", "yellow", "white", "black")
 COLOURS = np.array(

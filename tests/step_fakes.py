@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from indexer.embedded import dense_lists, postings, segment, sparse_leg
+from lexvla_indexer.embedded import dense_lists, postings, segment, sparse_leg
 
 FORK = multiprocessing.get_context("fork")
 

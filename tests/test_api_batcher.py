@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from lexvla.encoding import Encoding
 from lexvla.errors import InputError
-from search.api.batcher import Batcher
+from lexvla_search.api.batcher import Batcher
 from search_fakes import PICTURES, WORDS, FakeEncoder, MappingEncoder
 
 

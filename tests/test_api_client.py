@@ -19,8 +19,8 @@ from PIL import Image
 from api_fakes import new_index, png, served
 from api_server import server
 from lexvla.errors import OptionalDependencyError
-from search.api import Limits
-from search.client import ApiError, Client
+from lexvla_search.api import Limits
+from lexvla_search.client import ApiError, Client
 from search_fakes import PICTURES
 
 

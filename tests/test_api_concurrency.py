@@ -14,7 +14,7 @@ pytest.importorskip("fastapi", reason="needs the server: pip install 'lexvla[ser
 
 from api_fakes import new_index
 from api_server import chunk, connect, read_all, request, server, status_of, talk
-from indexer import open_index
+from lexvla_indexer import open_index
 
 PUT = (
     b"PUT /v1/documents HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-ndjson\r\n"

@@ -17,8 +17,8 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from api_fakes import ids, png, served, text_of
-from indexer import Document, open_index
-from search.api import Limits
+from lexvla_indexer import Document, open_index
+from lexvla_search.api import Limits
 from search_fakes import PICTURES, MappingEncoder
 
 LINES = {"Content-Type": "application/x-ndjson"}

@@ -19,9 +19,9 @@ from api_fakes import URL, ids
 from api_server import request, server, status_of, talk
 from elastic_proxy import Cut, Proxy
 from hybrid_fakes import RowEncoder, filled, text_of
-from indexer import Document, open_index
-from search import Query, ReciprocalRank, Searcher, Weighted, cli, load_fusion, save_fusion
-from search.api import Limits, Settings, create_app, service
+from lexvla_indexer import Document, open_index
+from lexvla_search import Query, ReciprocalRank, Searcher, Weighted, cli, load_fusion, save_fusion
+from lexvla_search.api import Limits, Settings, create_app, service
 from search_fakes import PICTURES, MappingEncoder, save_pictures
 
 pytestmark = pytest.mark.elasticsearch
@@ -96,7 +96,7 @@ def test_a_fusion_of_three_legs_is_fitted_kept_and_used(
     filled(address, rows, encoder).close()
     with TestClient(create_app(Settings(address), encoder), URL) as client:
         assert client.get("/v1/index").json()["fusion"] == str(Weighted())
-        monkeypatch.setattr("search.commands.load_model", lambda *_: encoder)
+        monkeypatch.setattr("lexvla_search.commands.load_model", lambda *_: encoder)
         (tmp_path / "q.tsv").write_text(
             "".join(f"q{i}\t{text_of(row)}\n" for i, row in enumerate(rows))
         )

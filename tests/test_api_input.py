@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 from api_fakes import png, served, text_of
-from search.api import Limits
+from lexvla_search.api import Limits
 from search_fakes import PICTURES
 
 JSON = {"Content-Type": "application/json"}
@@ -251,13 +251,15 @@ def test_logs_tell_of_requests_and_not_of_queries(
 ) -> None:
     caplog.set_level(logging.INFO)
     client.post("/v1/search", json={"text": "red"}, headers={"X-Request-ID": "one"})
-    (record,) = [record for record in caplog.records if record.name == "search.api.access"]
+    (record,) = [record for record in caplog.records if record.name == "lexvla_search.api.access"]
     assert record.fields.keys() == {"request_id", "method", "route", "status", "ms"}
     assert record.fields["request_id"] == "one"
     caplog.clear()
     with served(tmp_path, log_queries=True) as other:
         other.post("/v1/search", json={"text": "red", "k": 3})
-    fields = [record.fields for record in caplog.records if record.name == "search.api.access"]
+    fields = [
+        record.fields for record in caplog.records if record.name == "lexvla_search.api.access"
+    ]
     assert [each["query"] for each in fields] == [{"text": "red", "k": 3}]
 
 

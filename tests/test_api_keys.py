@@ -13,8 +13,8 @@ pytest.importorskip("fastapi", reason="needs the server: pip install 'lexvla[ser
 
 from api_fakes import new_index, served
 from lexvla.errors import InputError, LexVLAError
-from search import cli
-from search.api.keys import Keys, make_key, read_keys, revoke_key
+from lexvla_search import cli
+from lexvla_search.api.keys import Keys, make_key, read_keys, revoke_key
 
 READING = [
     ("POST", "/v1/search"),

@@ -12,7 +12,7 @@ pytest.importorskip("fastapi", reason="needs the server: pip install 'lexvla[ser
 from starlette.testclient import TestClient
 
 from api_fakes import ids
-from search.api import Settings, create_app
+from lexvla_search.api import Settings, create_app
 from search_fakes import MappingEncoder, build_index
 
 pytestmark = pytest.mark.java

@@ -16,11 +16,11 @@ from starlette.testclient import TestClient
 from api_fakes import ids, png, served
 from api_fakes import text_of as base64_of
 from hybrid_fakes import RowEncoder, filled, text_of
-from indexer import open_index
 from lexvla.encoding import Encoding
 from lexvla.images import ImageSource
-from search import Query, ReciprocalRank, Searcher, Weighted, save_fusion
-from search.api import Settings, create_app, search_routes, service
+from lexvla_indexer import open_index
+from lexvla_search import Query, ReciprocalRank, Searcher, Weighted, save_fusion
+from lexvla_search.api import Settings, create_app, search_routes, service
 from search_fakes import PICTURES, MappingEncoder
 
 
@@ -180,7 +180,7 @@ def test_figures_count_requests_stages_and_documents(tmp_path: Path) -> None:
 
 def test_a_server_without_a_model_searches_by_plain_words(tmp_path: Path) -> None:
     from api_fakes import new_index
-    from search.api import Settings, create_app
+    from lexvla_search.api import Settings, create_app
 
     settings = Settings(new_index(tmp_path))
     with TestClient(create_app(settings, None), "http://localhost") as client:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import signal
 import subprocess
@@ -16,13 +17,15 @@ from typing import Any
 
 import pytest
 
+from source_tree import PYTHONPATH
+
 pytest.importorskip("fastapi", reason="needs the server: pip install 'lexvla[serve]'")
 
 from api_fakes import new_index
-from api_server import ROOT, request, status_of, talk
-from indexer import open_index
+from api_server import request, status_of, talk
 from lexvla.errors import OptionalDependencyError
-from search import cli, demo, serve
+from lexvla_indexer import open_index
+from lexvla_search import cli, demo, serve
 from search_fakes import FakeEncoder
 
 
@@ -30,10 +33,10 @@ from search_fakes import FakeEncoder
 def command(*options: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """Run the command; give its process and its port."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "search.cli", "serve", "--no-model", "--port", "0", *options],
+        [sys.executable, "-m", "lexvla_search.cli", "serve", "--no-model", "--port", "0", *options],
         stderr=subprocess.PIPE,
         text=True,
-        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": PYTHONPATH},
     )
     try:
         assert process.stderr is not None
@@ -89,8 +92,8 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         calls.append({"settings": settings, **given})
         return 0
 
-    monkeypatch.setattr("search.serve.serve", note)
-    monkeypatch.setattr("search.serve.load_model", lambda *_: FakeEncoder())
+    monkeypatch.setattr("lexvla_search.serve.serve", note)
+    monkeypatch.setattr("lexvla_search.serve.load_model", lambda *_: FakeEncoder())
     return calls
 
 
@@ -149,12 +152,12 @@ def test_without_the_extra_serving_says_what_to_install(
     for name in ("uvicorn", "fastapi"):
         monkeypatch.setitem(sys.modules, name, None)
     for name in list(sys.modules):
-        if name.startswith("search.api."):
+        if name.startswith("lexvla_search.api."):
             monkeypatch.delitem(sys.modules, name)
-    import search.api
+    import lexvla_search.api
 
     with pytest.raises(OptionalDependencyError, match=r"lexvla\[serve\]"):
-        search.api.create_app  # noqa: B018 - is loaded when it is asked for
+        lexvla_search.api.create_app  # noqa: B018 - is loaded when it is asked for
     args = argparse.Namespace(**{"index": str(tmp_path)})
     with pytest.raises(OptionalDependencyError, match=r"lexvla\[serve\]"):
         serve.serve(serve.Settings(args.index))

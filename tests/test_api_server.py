@@ -18,7 +18,7 @@ pytest.importorskip("fastapi", reason="needs the server: pip install 'lexvla[ser
 
 from api_fakes import new_index
 from api_server import chunk, connect, read_all, request, server, status_of, talk
-from indexer import open_index
+from lexvla_indexer import open_index
 from search_fakes import FakeEncoder
 
 SEARCH = request("POST", "/v1/search", {"text": "red"})

@@ -17,8 +17,8 @@ from starlette.testclient import TestClient
 
 from api_fakes import served
 from lexvla.encoding import Encoding
-from search.api import Limits
-from search.api.batcher import Batcher, Overdue, before
+from lexvla_search.api import Limits
+from lexvla_search.api.batcher import Batcher, Overdue, before
 from search_fakes import MappingEncoder
 
 WAIT = 1.0  # seconds: long for a thread to start, short for a test

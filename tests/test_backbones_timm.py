@@ -20,8 +20,8 @@ from lexvla.config import LexVLAConfig
 from lexvla.errors import InputError, ModelError, OptionalDependencyError
 from lexvla.feature_maps import feature_map, measure
 from lexvla.preprocessing import preprocess
+from lexvla_search.evaluation.patchdis import evaluate_patchdis
 from model_fakes import picture
-from search.evaluation.patchdis import evaluate_patchdis
 
 SIDE, STRIDE, GRID = 96, 32, 3
 PICTURES = [picture(i, (70, 50)) for i in (1, 2, 3)]

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from indexer import Document, open_index
-from indexer.embedded.postings import build
-from indexer.impacts import ImpactQuantizer
 from lexvla.encoding import Encoding
+from lexvla_indexer import Document, open_index
+from lexvla_indexer.embedded.postings import build
+from lexvla_indexer.impacts import ImpactQuantizer
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 needs_proc = pytest.mark.skipif(
@@ -227,7 +227,10 @@ def test_what_queries_read_counts_each_byte_once(load, tmp_path) -> None:
         postings = build(ImpactQuantizer.fit(stored).quantize(stored))
         queries = rows({0: 1.0}, {0: 0.5, 5: 0.5})
         read = reading.touched(index, stored, postings, queries)
-    with mock.patch("indexer.embedded.stored_rows.READ_FROM", 1), open_index(index.directory) as i:
+    with (
+        mock.patch("lexvla_indexer.embedded.stored_rows.READ_FROM", 1),
+        open_index(index.directory) as i,
+    ):
         unmapped = reading.touched(i, stored, postings, queries)
     assert unmapped == read | {"mapped_bytes": 2 * 65_536}  # of the postings alone
     assert read["posting_bytes"] == 3 * (2 + 1)  # words 0 and 5

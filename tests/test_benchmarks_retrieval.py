@@ -13,7 +13,7 @@ from scipy import sparse
 
 from lexvla.data.demo_corpus import load_demo_corpus
 from lexvla.encoding import Encoding
-from search import Query
+from lexvla_search import Query
 
 pytest.importorskip("rank_bm25", reason="needs rank-bm25: pip install 'lexvla[dev]'")
 pytest.importorskip("ir_measures", reason="needs ir-measures: pip install 'lexvla[evaluation]'")

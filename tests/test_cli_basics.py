@@ -14,17 +14,17 @@ from pathlib import Path
 import pytest
 
 from lexvla.errors import InputError
-from search import cli
+from lexvla_search import cli
+from source_tree import PYTHONPATH
 
 COMMANDS = (
     *("demo", "index", "encode", "search", "explain", "delete", "compact", "info"),
     *("patchdis", "sparsity", "train", "serve", "api-key", "doctor"),
 )
-ROOT = Path(__file__).parent.parent
 
 
 def run_python(code: str, **options: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **options}
+    environment = {**os.environ, "PYTHONPATH": PYTHONPATH, **options}
     return subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
@@ -37,7 +37,7 @@ def run_python(code: str, **options: str) -> subprocess.CompletedProcess[str]:
 
 def test_help_imports_nothing_heavy() -> None:
     code = (
-        "import sys; from search.cli import main; code = main(['--help'])\n"
+        "import sys; from lexvla_search.cli import main; code = main(['--help'])\n"
         "heavy = {'torch', 'transformers', 'numpy', 'scipy', 'PIL'} & set(sys.modules)\n"
         "assert code == 0 and not heavy, (code, heavy)"
     )
@@ -49,7 +49,7 @@ def test_help_imports_nothing_heavy() -> None:
 
 def test_studies_import_what_they_need_when_they_need_it() -> None:
     code = (
-        "import sys, search.evaluation, search.studies\n"
+        "import sys, lexvla_search.evaluation, lexvla_search.studies\n"
         "heavy = {'torch', 'transformers', 'matplotlib', 'pycocotools'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
@@ -143,7 +143,7 @@ def test_failures_end_in_one_line(
     def fail(_: object) -> int:
         raise raised
 
-    monkeypatch.setattr("search.commands.info", fail)
+    monkeypatch.setattr("lexvla_search.commands.info", fail)
     assert cli.main(["info", "--index", "x.lex"]) == code
     assert capsys.readouterr().err.endswith(said)
 
@@ -152,15 +152,15 @@ def test_a_bug_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_: object) -> int:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("search.commands.info", fail)
+    monkeypatch.setattr("lexvla_search.commands.info", fail)
     with pytest.raises(ZeroDivisionError):
         cli.main(["info", "--index", "x.lex"])
 
 
 def test_the_reader_may_go_away() -> None:
     code = (
-        "import os, sys, search.commands as commands\n"
-        "from search.cli import main\n"
+        "import os, sys, lexvla_search.commands as commands\n"
+        "from lexvla_search.cli import main\n"
         "def chatter(args):\n"
         "    for _ in range(100_000): print('line')\n"
         "    return 0\n"
@@ -171,7 +171,7 @@ def test_the_reader_may_go_away() -> None:
         [sys.executable, "-c", code],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": PYTHONPATH},
         # As in a shell; a parent that ignores the signal would pass that on.
         preexec_fn=lambda: signal.signal(signal.SIGPIPE, signal.SIG_DFL),
     )
@@ -186,8 +186,8 @@ def test_the_reader_may_go_away() -> None:
 
 def test_names_that_are_no_text_can_be_printed() -> None:
     code = (
-        "from search.cli import _let_output_hold_any_name as prepare\n"
-        "from search.console import print_json\n"
+        "from lexvla_search.cli import _let_output_hold_any_name as prepare\n"
+        "from lexvla_search.console import print_json\n"
         "prepare(); print_json({'uri': 'caf\\u00e9 \\udcff'})"
     )
     for encoding in ("utf-8", "ascii"):

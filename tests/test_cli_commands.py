@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from lexvla.data.demo_corpus import DemoItem
-from search import cli
+from lexvla_search import cli
 from search_fakes import PICTURES, FakeEncoder, MappingEncoder, save_pictures
 
 Capture = pytest.CaptureFixture[str]
@@ -27,7 +27,7 @@ def model(monkeypatch: pytest.MonkeyPatch) -> FakeEncoder:
 
 def use(monkeypatch: pytest.MonkeyPatch, encoder: FakeEncoder) -> None:
     for module in ("commands", "demo"):
-        monkeypatch.setattr(f"search.{module}.load_model", lambda *_: encoder)
+        monkeypatch.setattr(f"lexvla_search.{module}.load_model", lambda *_: encoder)
 
 
 @pytest.fixture
@@ -314,9 +314,9 @@ class TestDemo:
             (target / "manifest.jsonl").write_text("\n".join(lines))
             return target / "manifest.jsonl"
 
-        monkeypatch.setattr("search.demo.load_demo_corpus", lambda: items)
-        monkeypatch.setattr("search.demo.extract_demo_corpus", extract)
-        monkeypatch.setattr("search.demo.QUERIES", ("red", "blue red"))
+        monkeypatch.setattr("lexvla_search.demo.load_demo_corpus", lambda: items)
+        monkeypatch.setattr("lexvla_search.demo.extract_demo_corpus", extract)
+        monkeypatch.setattr("lexvla_search.demo.QUERIES", ("red", "blue red"))
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
         monkeypatch.setattr("sys.argv", ["lexvla"])
 
@@ -390,7 +390,9 @@ def test_model_and_device_are_passed_on(
     address: str, monkeypatch: pytest.MonkeyPatch, model: FakeEncoder
 ) -> None:
     seen: list[tuple[object, ...]] = []
-    monkeypatch.setattr("search.commands.load_model", lambda *asked: seen.append(asked) or model)
+    monkeypatch.setattr(
+        "lexvla_search.commands.load_model", lambda *asked: seen.append(asked) or model
+    )
     assert cli.main(["search", "red", "--index", address, "--device", "cuda:1"]) == 0
     assert cli.main(["search", "red", "--index", address, "--model", "mine"]) == 0
     assert seen == [(None, "cuda:1"), ("mine", "cpu")]
@@ -400,7 +402,9 @@ def test_indexing_asks_the_model_what_it_knows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: FakeEncoder
 ) -> None:
     seen: list[tuple[object, ...]] = []
-    monkeypatch.setattr("search.commands.load_model", lambda *asked: seen.append(asked) or model)
+    monkeypatch.setattr(
+        "lexvla_search.commands.load_model", lambda *asked: seen.append(asked) or model
+    )
     folder = save_pictures(tmp_path / "photos")
     assert cli.main(["index", str(folder), "--index", str(tmp_path / "new.lex")]) == 0
     assert seen == [(None, "cpu", True)]

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from hybrid_fakes import RowEncoder, filled
-from search import Query, Searcher, Weighted, cli, load_fusion
+from lexvla_search import Query, Searcher, Weighted, cli, load_fusion
 from search_fakes import FakeEncoder, build_index
 from test_search_fitting import QRELS, QUERIES, ROWS
 
@@ -34,7 +34,7 @@ def hybrid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def use(monkeypatch: pytest.MonkeyPatch, encoder: Any) -> None:
-    monkeypatch.setattr("search.commands.load_model", lambda *_: encoder)
+    monkeypatch.setattr("lexvla_search.commands.load_model", lambda *_: encoder)
 
 
 def run(capsys: Capture, *arguments: str) -> Any:
@@ -75,7 +75,7 @@ def test_a_region(address: str, tmp_path: Path, capsys: Capture) -> None:
 def test_without_a_model(
     address: str, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("search.commands.load_model", None)
+    monkeypatch.setattr("lexvla_search.commands.load_model", None)
     assert ids(capsys, address, "a RED thing", "--no-model") == ["apple", "flag"]
     assert ids(capsys, address, "--term", "green=1", "--no-model") == ["lime"]
     hit = run(capsys, "explain", "apple", "red", "--index", address, "--no-model")["hit"]

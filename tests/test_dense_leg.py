@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from dense_fakes import OF, as_asked, brute_force, clustered, listed, one_code, pairs
-from indexer.embedded.dense import DenseLeg
-from indexer.embedded.dense_lists import DenseLists, wants_lists, write_lists
 from lexvla.errors import OptionalDependencyError
+from lexvla_indexer.embedded.dense import DenseLeg
+from lexvla_indexer.embedded.dense_lists import DenseLists, wants_lists, write_lists
 
 eighths = st.integers(-8, 8).map(lambda n: n / 8)
 floats = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -38,7 +38,7 @@ def test_a_scan_equals_brute_force(elements):
     def check(case):
         stored, vectors, k, allowed = case
         expected = [brute_force(stored, vector, k, allowed) for vector in vectors]
-        with mock.patch("indexer.embedded.dense._CHUNK", 5), np.errstate(all="ignore"):
+        with mock.patch("lexvla_indexer.embedded.dense._CHUNK", 5), np.errstate(all="ignore"):
             answers = DenseLeg(stored).top_batch(vectors, k, allowed)
         assert [pairs(answer) for answer in answers] == expected
 
@@ -164,7 +164,7 @@ def test_lists_find_exactly_the_best_of_the_rows_that_they_hold(seed, nprobe, k,
         allowed = None
         if share is not None:
             allowed = (rng.random(len(rows)) < share) & (of % 4 != 1)
-        with mock.patch("indexer.embedded.dense._ROWS_PER_HIT", per_hit):
+        with mock.patch("lexvla_indexer.embedded.dense._ROWS_PER_HIT", per_hit):
             answers = DenseLeg(rows, lists).top_batch(vectors, k, allowed, nprobe=nprobe)
     held = np.ones(len(rows), np.bool_) if allowed is None else allowed
     members = [rows[of == number] for number in range(lists.lists)]
@@ -259,7 +259,7 @@ def test_threads_search_side_by_side(tmp_path):
 def test_without_faiss_a_scan_still_answers(tmp_path):
     rows, codes = clustered(7)
     listed(tmp_path, rows, codes)
-    with mock.patch("indexer.embedded.dense_lists._import_faiss", lambda: None):
+    with mock.patch("lexvla_indexer.embedded.dense_lists._import_faiss", lambda: None):
         assert not wants_lists(10**6, codes)
         leg = DenseLeg(rows, DenseLists.open(tmp_path, *rows.shape))
         with pytest.raises(OptionalDependencyError, match=r"faiss-cpu .*lexvla\[fast\]"):
@@ -270,6 +270,6 @@ def test_without_faiss_a_scan_still_answers(tmp_path):
 
 
 def test_importing_the_leg_does_not_import_faiss():
-    code = "import indexer.embedded.dense, sys; print('faiss' in sys.modules)"
+    code = "import lexvla_indexer.embedded.dense, sys; print('faiss' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "False"

@@ -20,10 +20,10 @@ from dense_fakes import (
     pairs,
     score,
 )
-from indexer.embedded import dense_lists
-from indexer.embedded.dense import DenseLeg
-from indexer.embedded.dense_lists import DenseLists, wants_lists, write_lists
 from lexvla.errors import IndexCorruptError
+from lexvla_indexer.embedded import dense_lists
+from lexvla_indexer.embedded.dense import DenseLeg
+from lexvla_indexer.embedded.dense_lists import DenseLists, wants_lists, write_lists
 
 
 def test_each_row_stands_in_the_list_of_its_heaviest_code(tmp_path):

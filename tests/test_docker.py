@@ -21,8 +21,9 @@ import yaml
 import elastic_fakes
 from api_server import request, status_of, talk
 from docker_fakes import recording_server
-from search import cli
+from lexvla_search import cli
 from search_fakes import PICTURES, save_pictures
+from source_tree import PYTHONPATH
 
 DOCKER = Path(__file__).resolve().parent.parent / "docker"
 
@@ -257,7 +258,7 @@ def test_the_api_works_by_its_role_as_compose_starts_it(tmp_path, secured):
     secrets = tmp_path / "secrets"
     program = tmp_path / "bin" / "lexvla"
     program.parent.mkdir()
-    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m search.cli "$@"\n')
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m lexvla_search.cli "$@"\n')
     program.chmod(0o755)
     service = compose()["api"]
     environment = {
@@ -265,7 +266,7 @@ def test_the_api_works_by_its_role_as_compose_starts_it(tmp_path, secured):
         **service["environment"],
         "ELASTIC_PASSWORD_FILE": str(secrets / "lexvla_password"),
         "PATH": f"{program.parent}:{os.environ['PATH']}",
-        "PYTHONPATH": str(DOCKER.parent),
+        "PYTHONPATH": PYTHONPATH,
     }
     keys, images = tmp_path / "keys.json", save_pictures(tmp_path / "images")
     address = f"elasticsearch+{secured}/photos"

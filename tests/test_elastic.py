@@ -11,9 +11,6 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 import elastic_fakes
-from indexer import Document, ElasticIndex, open_index
-from indexer.elastic import answers, changes, requests
-from indexer.elastic.fused import hybrid_request, retriever_request
 from indexer_fakes import LEGS, QUERY, VOCABULARY, documents, encode, fill
 from lexvla.encoding import Encoding
 from lexvla.errors import (
@@ -21,6 +18,9 @@ from lexvla.errors import (
     UnsupportedError,
 )
 from lexvla.vocabulary import Vocabulary
+from lexvla_indexer import Document, ElasticIndex, open_index
+from lexvla_indexer.elastic import answers, changes, requests
+from lexvla_indexer.elastic.fused import hybrid_request, retriever_request
 
 pytestmark = pytest.mark.elasticsearch
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 import elastic_fakes
-from indexer import open_index
 from lexvla.errors import IndexCorruptError, IndexVersionError
-from search import Query, ReciprocalRank, Searcher, cli, load_fusion, save_fusion
+from lexvla_indexer import open_index
+from lexvla_search import Query, ReciprocalRank, Searcher, cli, load_fusion, save_fusion
 from search_fakes import PICTURES, FakeEncoder, build_index, save_pictures
 
 pytestmark = pytest.mark.elasticsearch
@@ -24,7 +24,7 @@ Capture = pytest.CaptureFixture[str]
 def address(tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Return an Elasticsearch index that `lexvla index` made of four pictures."""
     for module in ("commands", "demo"):
-        monkeypatch.setattr(f"search.{module}.load_model", lambda *_: FakeEncoder())
+        monkeypatch.setattr(f"lexvla_search.{module}.load_model", lambda *_: FakeEncoder())
     with elastic_fakes.cleaned():
         place = elastic_fakes.address(tmp_path)
         assert cli.main(["index", str(save_pictures(tmp_path / "photos")), "--index", place]) == 0

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import elastic_fakes
-from indexer import index_source, open_index
 from lexvla import LexVLA
 from lexvla.data.demo_corpus import extract_demo_corpus
-from search import Query, Searcher
+from lexvla_indexer import index_source, open_index
+from lexvla_search import Query, Searcher
 
 pytestmark = [pytest.mark.elasticsearch, pytest.mark.slow]
 

@@ -22,8 +22,6 @@ import pytest
 
 import elastic_fakes
 from elastic_proxy import BUSY, PRODUCT, Answer, Cut, Noise, Proxy, down, error, self_signed
-from indexer import ElasticIndex, open_index
-from indexer.elastic import connection, following, store, writer
 from indexer_fakes import (
     QUERY,
     VOCABULARY,
@@ -35,12 +33,14 @@ from indexer_fakes import (
     random_rows,
 )
 from lexvla.errors import EngineUnavailableError, FilterSyntaxError, IndexCorruptError, LexVLAError
-from search import cli
+from lexvla_indexer import ElasticIndex, open_index
+from lexvla_indexer.elastic import connection, following, store, writer
+from lexvla_search import cli
 from search_fakes import FakeEncoder, save_pictures
+from source_tree import PYTHONPATH
 
 pytestmark = pytest.mark.elasticsearch
 
-ROOT = Path(__file__).resolve().parent.parent
 SECRET = "geheim-4711"
 PAGE = b"<html>Bad Gateway</html>"
 HTML = {"Content-Type": "text/html"}
@@ -319,7 +319,7 @@ def test_two_hundred_thousand_ids_in_a_filter_and_one_too_many(index, proxy):
 @pytest.fixture
 def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     for module in ("commands", "demo"):
-        monkeypatch.setattr(f"search.{module}.load_model", lambda *_: FakeEncoder())
+        monkeypatch.setattr(f"lexvla_search.{module}.load_model", lambda *_: FakeEncoder())
     return str(save_pictures(tmp_path / "photos"))
 
 
@@ -350,7 +350,7 @@ def test_another_vocabulary(address, photos, monkeypatch, capsys, proxy):
     assert cli.main(["index", photos, "--index", address]) == 0
     capsys.readouterr()
     other = FakeEncoder("other", ("red", "pink"))
-    monkeypatch.setattr("search.commands.load_model", lambda *_: other)
+    monkeypatch.setattr("lexvla_search.commands.load_model", lambda *_: other)
     sent = proxy.count("_bulk")
     assert "was made with" in failed(capsys, "index", photos, "--index", address)
     assert "the model 'other' has vocabulary" in failed(capsys, "search", "red", "--index", address)
@@ -378,8 +378,8 @@ def test_no_traceback_in_a_terminal():
     with down() as url:
         address = f"elasticsearch+{url}/photos"
         done = subprocess.run(
-            [sys.executable, "-m", "search.cli", "info", "--index", address],
-            env={**os.environ, "PYTHONPATH": str(ROOT), "ELASTIC_API_KEY": SECRET},
+            [sys.executable, "-m", "lexvla_search.cli", "info", "--index", address],
+            env={**os.environ, "PYTHONPATH": PYTHONPATH, "ELASTIC_API_KEY": SECRET},
             capture_output=True,
             text=True,
             check=False,

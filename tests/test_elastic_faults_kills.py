@@ -15,11 +15,11 @@ import pytest
 
 import elastic_fakes
 from elastic_proxy import BUSY, Cut, Proxy
-from indexer import index_source, open_index, pipeline
-from indexer.elastic import ElasticIndex, store, writer
 from indexer_fakes import ColourEncoder
 from ingest_fakes import contents, new_index, pictures
 from lexvla.errors import LexVLAError
+from lexvla_indexer import index_source, open_index, pipeline
+from lexvla_indexer.elastic import ElasticIndex, store, writer
 
 pytestmark = pytest.mark.elasticsearch
 

@@ -16,13 +16,13 @@ import pytest
 
 from elastic_fakes import elasticsearch_server
 from elastic_proxy import Cut, Proxy
-from indexer import index_source, open_index, pipeline
-from indexer.elastic import ElasticIndex, writer
-from indexer.elastic.connection import Place, connect, elastic_errors
 from indexer_fakes import QUERY, VOCABULARY, ColourEncoder, documents, fill, found
 from ingest_fakes import contents, new_index, pictures
 from lexvla.errors import EngineUnavailableError, LexVLAError
-from search import cli
+from lexvla_indexer import index_source, open_index, pipeline
+from lexvla_indexer.elastic import ElasticIndex, writer
+from lexvla_indexer.elastic.connection import Place, connect, elastic_errors
+from lexvla_search import cli
 
 pytestmark = pytest.mark.elasticsearch
 

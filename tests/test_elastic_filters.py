@@ -9,12 +9,12 @@ from hypothesis import HealthCheck, given, settings
 
 import elastic_fakes
 import filter_fakes
-from indexer import Document, ElasticIndex
-from indexer.elastic import selection
-from indexer.elastic.selection import any_of
-from indexer.filter_terms import LONGEST
-from indexer.filters import Filter
 from indexer_fakes import QUERY, VOCABULARY, encode
+from lexvla_indexer import Document, ElasticIndex
+from lexvla_indexer.elastic import selection
+from lexvla_indexer.elastic.selection import any_of
+from lexvla_indexer.filter_terms import LONGEST
+from lexvla_indexer.filters import Filter
 
 OPERATORS = ("=", "!=", "<", "<=", ">", ">=")
 

@@ -11,10 +11,6 @@ import pytest
 
 import elastic_fakes
 from elastic_proxy import Answer, Proxy, Request
-from indexer import ElasticIndex, open_index
-from indexer.elastic import store
-from indexer.elastic.connection import Place, refusal
-from indexer.elastic.following import following
 from indexer_fakes import QUERY, VOCABULARY, documents, encode, fill
 from lexvla.errors import (
     EngineUnavailableError,
@@ -23,6 +19,10 @@ from lexvla.errors import (
     VocabularyMismatchError,
 )
 from lexvla.vocabulary import Vocabulary
+from lexvla_indexer import ElasticIndex, open_index
+from lexvla_indexer.elastic import store
+from lexvla_indexer.elastic.connection import Place, refusal
+from lexvla_indexer.elastic.following import following
 
 pytestmark = pytest.mark.elasticsearch
 
@@ -117,7 +117,7 @@ def test_settings_survive_a_rebuild(tmp_path):
     ("status", "kind"), [(503, "no_shard_available_action_exception"), (404, "index_not_found")]
 )
 def test_an_alias_that_still_means_a_closed_index_is_asked_again(monkeypatch, status, kind):
-    monkeypatch.setattr("indexer.elastic.following._SETTLING", (0.0, 0.0, 0.0))
+    monkeypatch.setattr("lexvla_indexer.elastic.following._SETTLING", (0.0, 0.0, 0.0))
     closed = refusal(Place("http://h:1", "x"), status, {"error": {"type": kind}})
     meant = ["old", "old", "old", "new"]
 

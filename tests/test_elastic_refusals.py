@@ -12,11 +12,6 @@ import pytest
 from scipy import sparse
 
 import elastic_fakes
-from indexer import ElasticIndex, open_index
-from indexer.elastic import following, writer
-from indexer.elastic.connection import Place
-from indexer.elastic.fused import retriever_request
-from indexer.elastic.writer import check_terms
 from indexer_fakes import QUERY, VOCABULARY, documents, encode, fill
 from lexvla.encoding import Encoding
 from lexvla.errors import (
@@ -30,6 +25,11 @@ from lexvla.errors import (
     VocabularyMismatchError,
 )
 from lexvla.vocabulary import Vocabulary
+from lexvla_indexer import ElasticIndex, open_index
+from lexvla_indexer.elastic import following, writer
+from lexvla_indexer.elastic.connection import Place
+from lexvla_indexer.elastic.fused import retriever_request
+from lexvla_indexer.elastic.writer import check_terms
 
 CLOSED = "elasticsearch+http://127.0.0.1:9/photos"  # nothing listens there
 

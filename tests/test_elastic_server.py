@@ -11,7 +11,7 @@ import pytest
 
 import elastic_fakes
 from elastic_fakes import elasticsearch_server as script
-from indexer.jdk import Jdk
+from lexvla_indexer.jdk import Jdk
 
 
 @pytest.fixture
@@ -103,9 +103,9 @@ def test_what_is_missing_is_said(tmp_path, monkeypatch):
 @pytest.mark.elasticsearch
 def test_a_server_with_passwords(monkeypatch):
     """Start one of its own: the shared one has none."""
-    from indexer import open_index
     from indexer_fakes import QUERY, VOCABULARY, fill
     from lexvla.errors import EngineUnavailableError
+    from lexvla_indexer import open_index
 
     if not script.home(script.VERSION).is_dir():
         pytest.skip("needs a server of its own: run scripts/elasticsearch_server.py get")

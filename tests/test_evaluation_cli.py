@@ -11,15 +11,15 @@ import pytest
 from PIL import Image
 from scipy import sparse
 
-from indexer import Document, open_index
 from lexvla.encoding import Encoding
 from lexvla.errors import InputError
-from search import Query, Searcher, cli, cli_evaluate
-from search.crossmodal import KS
-from search.evaluation.protocols import PAIRED, RETRIEVED
-from search.evaluation.runs import Beforehand, System, cut_queries, retrieve, systems
-from search.evaluation.significance import TESTS
-from search.evaluation.trec import read_run
+from lexvla_indexer import Document, open_index
+from lexvla_search import Query, Searcher, cli, cli_evaluate
+from lexvla_search.crossmodal import KS
+from lexvla_search.evaluation.protocols import PAIRED, RETRIEVED
+from lexvla_search.evaluation.runs import Beforehand, System, cut_queries, retrieve, systems
+from lexvla_search.evaluation.significance import TESTS
+from lexvla_search.evaluation.trec import read_run
 from search_fakes import FakeEncoder, unit
 
 pytest.importorskip("ir_measures", reason="needs ir-measures: pip install 'lexvla[evaluation]'")
@@ -56,7 +56,7 @@ class DenseEncoder(FakeEncoder):
 def model(monkeypatch: pytest.MonkeyPatch) -> FakeEncoder:
     encoder = DenseEncoder()
     for module in ("evaluate", "crossmodal"):
-        monkeypatch.setattr(f"search.{module}.load_model", lambda *_: encoder)
+        monkeypatch.setattr(f"lexvla_search.{module}.load_model", lambda *_: encoder)
     return encoder
 
 

@@ -14,12 +14,17 @@ from PIL import Image
 from scipy import sparse
 from scipy.io import savemat
 
-from indexer.sources import open_source
 from lexvla.encoding import Encoding
 from lexvla.errors import GatheredInputError, InputError, UnsupportedError
-from search import Query
-from search.evaluation.crossmodal import class_recall, paired_recall_any, scores_of, zero_shot
-from search.evaluation.protocols import (
+from lexvla_indexer.sources import open_source
+from lexvla_search import Query
+from lexvla_search.evaluation.crossmodal import (
+    class_recall,
+    paired_recall_any,
+    scores_of,
+    zero_shot,
+)
+from lexvla_search.evaluation.protocols import (
     CLASSIFIED,
     PAIRED,
     RETRIEVED,
@@ -33,8 +38,8 @@ from search.evaluation.protocols import (
     read_inshop,
     read_sop,
 )
-from search.evaluation.sparsity import paired_recall
-from search.evaluation.trec import read_qrels, read_queries
+from lexvla_search.evaluation.sparsity import paired_recall
+from lexvla_search.evaluation.trec import read_qrels, read_queries
 
 
 def vectors(*rows: list[float], dense: bool = False) -> Encoding:

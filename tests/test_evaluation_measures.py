@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from lexvla.errors import GatheredInputError, InputError
-from search.evaluation.measures import deepest, measure, parse_measures, recall_curve
-from search.evaluation.significance import compare, holm, paired_randomisation, paired_t
+from lexvla_search.evaluation.measures import deepest, measure, parse_measures, recall_curve
+from lexvla_search.evaluation.significance import compare, holm, paired_randomisation, paired_t
 
 WHY = "needs ir-measures: pip install 'lexvla[evaluation]'"
 pytest.importorskip("ir_measures", reason=WHY)

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from lexvla.errors import GatheredInputError, InputError
-from search import Query
-from search.evaluation.trec import (
+from lexvla_search import Query
+from lexvla_search.evaluation.trec import (
     falling,
     read_qrels,
     read_qrels_lines,

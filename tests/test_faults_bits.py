@@ -16,14 +16,13 @@ import pytest
 
 import flip_fakes
 from flip_fakes import IDS, flip_index, flipped, make_index, make_postings
-from indexer import EmbeddedIndex, open_index
-from indexer.embedded import merging
-from indexer.embedded.arrays import open_array, save_array
 from indexer_fakes import QUERY, VOCABULARY, documents, encode, fill, found
 from lexvla.errors import IndexCorruptError
+from lexvla_indexer import EmbeddedIndex, open_index
+from lexvla_indexer.embedded import merging
+from lexvla_indexer.embedded.arrays import open_array, save_array
 from postings_fakes import WAYS
-
-ROOT = Path(__file__).parent.parent
+from source_tree import PYTHONPATH
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +144,7 @@ def run_flips(index: Path, tmp_path: Path, what: str, count: int, way: str) -> N
     folder.mkdir()
     make_postings(folder)
     program = [sys.executable, flip_fakes.__file__, what, folder if what == "postings" else index]
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    paths = os.pathsep.join([PYTHONPATH, str(Path(__file__).parent)])
     looking = {"NUMBA_BOUNDSCHECK": "1", "NUMBA_CACHE_DIR": str(tmp_path / "numba")}
     done = subprocess.run(
         [*program, "5", str(count), way],

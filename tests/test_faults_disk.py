@@ -15,8 +15,6 @@ import numpy as np
 import pytest
 
 from disk_fakes import in_a_child, mount_memory, mount_read_only
-from indexer import EmbeddedIndex, open_index
-from indexer.embedded import merging
 from indexer_fakes import (
     LEGS,
     QUERY,
@@ -30,6 +28,8 @@ from indexer_fakes import (
 )
 from kill_fakes import files_of
 from lexvla.encoding import Encoding
+from lexvla_indexer import EmbeddedIndex, open_index
+from lexvla_indexer.embedded import merging
 
 Rows = dict[str, dict[int, float]]
 

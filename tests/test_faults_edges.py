@@ -15,8 +15,6 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from indexer import Document, EmbeddedIndex, open_index
-from indexer.base import MAX_ID_BYTES
 from indexer_fakes import (
     LEGS,
     QUERY,
@@ -32,6 +30,8 @@ from indexer_fakes import (
 from lexvla.encoding import Encoding
 from lexvla.errors import IndexLockedError, IndexVersionError, InputError, VocabularyMismatchError
 from lexvla.vocabulary import Vocabulary
+from lexvla_indexer import Document, EmbeddedIndex, open_index
+from lexvla_indexer.base import MAX_ID_BYTES
 from postings_fakes import WAYS, searching
 
 FORK = multiprocessing.get_context("fork")

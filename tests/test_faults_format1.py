@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from format1_fakes import write_format_1
-from indexer import Document, EmbeddedIndex, open_index
-from indexer.embedded import merging
 from indexer_fakes import LEGS, VOCABULARY, brute_force, documents, encode, found, random_rows
 from kill_fakes import files_of
 from lexvla.encoding import Encoding
 from lexvla.errors import IndexCorruptError
+from lexvla_indexer import Document, EmbeddedIndex, open_index
+from lexvla_indexer.embedded import merging
 from postings_fakes import WAYS, searching
 from step_fakes import kill_at_every_step
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from indexer import EmbeddedIndex
 from indexer_fakes import VOCABULARY, fill
 from kill_fakes import COMMITS, PHASES, History, Kills, check, kill, kill_ingests, kill_writers
+from lexvla_indexer import EmbeddedIndex
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 

@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from indexer import EmbeddedIndex
-from indexer.embedded import merging, writer
-from indexer.embedded.merging import FAN_IN, SEGMENT_ROWS, due, live_rows, merged
-from indexer.embedded.segment import Segment, write_segment
 from indexer_fakes import LEGS, VOCABULARY, brute_force, documents, encode, found, random_rows
 from kill_fakes import files_of
 from lexvla.encoding import Encoding
+from lexvla_indexer import EmbeddedIndex
+from lexvla_indexer.embedded import merging, writer
+from lexvla_indexer.embedded.merging import FAN_IN, SEGMENT_ROWS, due, live_rows, merged
+from lexvla_indexer.embedded.segment import Segment, write_segment
 
 
 @pytest.fixture(autouse=True)

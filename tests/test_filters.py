@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from filter_fakes import filters, written
-from indexer import Document
-from indexer.filters import And, Comparison, Filter, In, Not, Or
 from lexvla.errors import FilterSyntaxError
+from lexvla_indexer import Document
+from lexvla_indexer.filters import And, Comparison, Filter, In, Not, Or
 
 
 def is_equal(field: str, value: object) -> Comparison:

@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import filter_fakes as fakes
-from indexer import Document, EmbeddedIndex, open_index
-from indexer.embedded import manifest
-from indexer.filters import And, Comparison, Filter, In, Not, Or
 from indexer_fakes import LEGS, QUERY, VOCABULARY, brute_force, encode, random_rows
 from lexvla.errors import FilterSyntaxError, IndexCorruptError, UnsupportedError
+from lexvla_indexer import Document, EmbeddedIndex, open_index
+from lexvla_indexer.embedded import manifest
+from lexvla_indexer.filters import And, Comparison, Filter, In, Not, Or
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from indexer.impacts import ImpactQuantizer
+from lexvla_indexer.impacts import ImpactQuantizer
 
 
 def matrix(rows: list[list[float]]) -> sparse.csr_array:
@@ -113,7 +113,7 @@ def test_many_weights_are_quantised_as_few_are(monkeypatch):
     stored = matrix(np.random.default_rng(1).random((20, 9)).tolist())
     quantizer = ImpactQuantizer.fit(stored)
     whole, error = quantizer.quantize(stored), quantizer.error(stored)
-    monkeypatch.setattr("indexer.impacts._CHUNK", 7)
+    monkeypatch.setattr("lexvla_indexer.impacts._CHUNK", 7)
     assert (quantizer.quantize(stored) != whole).nnz == 0
     assert quantizer.error(stored) == pytest.approx(error)
 

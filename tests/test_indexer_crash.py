@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from indexer import EmbeddedIndex, open_index
-from indexer.embedded import segment, store
-from indexer.embedded.manifest import Manifest
 from indexer_fakes import VOCABULARY, documents, encode, found
 from lexvla.encoding import Encoding
+from lexvla_indexer import EmbeddedIndex, open_index
+from lexvla_indexer.embedded import segment, store
+from lexvla_indexer.embedded.manifest import Manifest
 from step_fakes import FORK, kill_at_every_step
 
 OLD = {"a": 1.0, "b": 1.0}

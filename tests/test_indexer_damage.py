@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from indexer import EmbeddedIndex, open_index
 from indexer_fakes import LEGS, QUERY, VOCABULARY, fill
 from lexvla.errors import IndexCorruptError, IndexVersionError, LexVLAError
 from lexvla.vocabulary import Vocabulary
+from lexvla_indexer import EmbeddedIndex, open_index
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from indexer import open_index
-from indexer.embedded import dense_lists
 from indexer_fakes import brute_force, documents, found
 from lexvla.encoding import Encoding
 from lexvla.errors import IndexCorruptError, OptionalDependencyError
+from lexvla_indexer import open_index
+from lexvla_indexer.embedded import dense_lists
 
 pytest.importorskip("faiss", reason="needs faiss: pip install 'lexvla[fast]'")
 

@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from indexer import Document, EmbeddedIndex, open_index
 from indexer_fakes import (
     LEGS,
     QUERY,
@@ -26,6 +25,7 @@ from lexvla.encoding import Encoding
 from lexvla.errors import (
     InputError,
 )
+from lexvla_indexer import Document, EmbeddedIndex, open_index
 
 
 @pytest.fixture

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from indexer import EmbeddedIndex, index_source, open_index, pipeline
 from indexer_fakes import ColourEncoder
 from ingest_fakes import manifest, picture
 from lexvla.errors import IndexLockedError, InputError, VocabularyMismatchError
 from lexvla.vocabulary import Vocabulary
+from lexvla_indexer import EmbeddedIndex, index_source, open_index, pipeline
 
 
 @pytest.fixture

@@ -11,10 +11,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-import indexer
-from indexer import EmbeddedIndex, Index, open_index
-from indexer.embedded import manifest
-from indexer.embedded.reader import SegmentCache
+import lexvla_indexer
 from indexer_fakes import QUERY, VOCABULARY, WORDS, documents, encode, fill, found
 from lexvla.encoding import Encoding
 from lexvla.errors import (
@@ -25,6 +22,10 @@ from lexvla.errors import (
     VocabularyMismatchError,
 )
 from lexvla.vocabulary import Vocabulary
+from lexvla_indexer import EmbeddedIndex, Index, open_index
+from lexvla_indexer.embedded import manifest
+from lexvla_indexer.embedded.reader import SegmentCache
+from source_tree import PYTHONPATH
 
 
 @pytest.fixture
@@ -305,12 +306,15 @@ def test_a_directory_of_other_things_is_no_place_for_an_index(tmp_path):
 
 
 def test_import_is_cheap():
-    code = "import indexer, sys; print([m for m in ('numpy', 'torch') if m in sys.modules])"
-    root = Path(indexer.__file__).parents[1]
+    code = "import lexvla_indexer, sys; print([m for m in ('numpy', 'torch') if m in sys.modules])"
     out = subprocess.run(
-        [sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=root
+        [sys.executable, "-c", code],
+        check=True,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": PYTHONPATH},
     )
     assert out.stdout == "[]\n"
-    assert all(getattr(indexer, name) for name in indexer.__all__)
+    assert all(getattr(lexvla_indexer, name) for name in lexvla_indexer.__all__)
     with pytest.raises(AttributeError):
-        indexer.nothing  # noqa: B018
+        lexvla_indexer.nothing  # noqa: B018

@@ -14,12 +14,12 @@ import pytest
 from PIL import Image
 
 import lexvla.images
-from indexer import index_source, loading, pipeline
-from indexer.encoded import encode_source
 from indexer_fakes import ColourEncoder
 from ingest_fakes import contents, manifest, new_index, picture, pictures, same, shard
 from lexvla.encoding import Encoding
 from lexvla.errors import InputError, ModelError
+from lexvla_indexer import index_source, loading, pipeline
+from lexvla_indexer.encoded import encode_source
 
 
 class Alive:

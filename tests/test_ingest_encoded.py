@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from indexer import index_source
-from indexer.encoded import Encoded, encode_source, index_encoded
 from indexer_fakes import ColourEncoder
 from ingest_fakes import contents, manifest, new_index, pictures
 from lexvla.encoding import Encoding
 from lexvla.errors import InputError, VocabularyMismatchError
 from lexvla.vocabulary import Vocabulary
-from search import cli
+from lexvla_indexer import index_source
+from lexvla_indexer.encoded import Encoded, encode_source, index_encoded
+from lexvla_search import cli
 from search_fakes import FakeEncoder, save_pictures
 
 IDS = [f"{number:03}.png" for number in range(24)]
@@ -154,7 +154,7 @@ def test_files_that_are_none_are_refused(photos: Path, tmp_path: Path) -> None:
 @pytest.fixture
 def model(monkeypatch: pytest.MonkeyPatch) -> FakeEncoder:
     encoder = FakeEncoder()
-    monkeypatch.setattr("search.commands.load_model", lambda *_: encoder)
+    monkeypatch.setattr("lexvla_search.commands.load_model", lambda *_: encoder)
     return encoder
 
 
@@ -178,7 +178,7 @@ def test_encode_and_index_give_what_index_gives(
     direct, merged = str(tmp_path / "a.lex"), str(tmp_path / "b.lex")
     run(capsys, "index", folder, "--index", direct)
     with monkeypatch.context() as patch:
-        patch.setattr("search.commands.load_model", None)  # merging needs no model
+        patch.setattr("lexvla_search.commands.load_model", None)  # merging needs no model
         assert run(capsys, "index", "--from-encoded", *files, "--index", merged)["documents"] == 4
     answers = [run(capsys, "search", "red", "--index", place) for place in (direct, merged)]
     assert answers[0] == answers[1]

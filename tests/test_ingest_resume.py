@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
-from indexer import Document, EmbeddedIndex, Report, index_source, pipeline
-from indexer.ledger import Ledger
-from indexer.loading import source_of
 from indexer_fakes import ColourEncoder
 from ingest_fakes import contents, manifest, new_index, picture, pictures, shard
 from lexvla.errors import UnsupportedError
+from lexvla_indexer import Document, EmbeddedIndex, Report, index_source, pipeline
+from lexvla_indexer.ledger import Ledger
+from lexvla_indexer.loading import source_of
 
 FORK = multiprocessing.get_context("fork")
 

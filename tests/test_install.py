@@ -19,10 +19,10 @@ import pytest
 from PIL import Image
 
 from lexvla.data.demo_corpus import load_demo_corpus
+from source_tree import FOLDERS, ROOT
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).resolve().parent.parent
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 
 
@@ -86,30 +86,40 @@ def test_the_wheel_holds_all_that_is_needed(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         metadata = archive.read(f"lexvla-{VERSION}.dist-info/METADATA").decode()
-    for package in ("lexvla", "indexer", "search"):
+    for package in FOLDERS:
         assert f"{package}/py.typed" in names
     assert "lexvla/data/demo_corpus.zip" in names
     assert f"lexvla-{VERSION}.dist-info/licenses/LICENSE" in names
     assert f"lexvla-{VERSION}.dist-info/licenses/NOTICE" in names
-    tracked = subprocess.run(
-        ["git", "ls-files", "lexvla", "indexer", "search"],
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout.splitlines()
-    assert set(tracked) <= names
+    for package, folder in FOLDERS.items():
+        listed = ["git", "-C", str(folder.parent), "ls-files", package]
+        tracked = subprocess.run(listed, check=True, capture_output=True, text=True).stdout
+        assert set(tracked.splitlines()) <= names
     tops = {name.split("/")[0] for name in names}
-    assert tops == {"lexvla", "indexer", "search", f"lexvla-{VERSION}.dist-info"}
+    assert tops == {*FOLDERS, f"lexvla-{VERSION}.dist-info"}
     assert f"Version: {VERSION}" in metadata
     assert [name for name in names if re.fullmatch(r"lexvla/pretrained/.*\.safetensors", name)]
 
 
 def test_the_installed_package_is_the_wheels(bin_folder: Path, elsewhere: Path) -> None:
-    code = "import lexvla, indexer, search; print(lexvla.__file__, indexer.__file__)"
+    code = (
+        f"import {', '.join(FOLDERS)}; print({', '.join(f'{name}.__file__' for name in FOLDERS)})"
+    )
     files = run(bin_folder / "python", "-c", code, cwd=elsewhere).split()
     assert all(Path(file).is_relative_to(bin_folder.parent) for file in files)
     assert run(bin_folder / "lexvla", "--version", cwd=elsewhere) == f"lexvla {VERSION}\n"
+
+
+def test_a_users_own_files_stand_in_no_ones_way(bin_folder: Path, tmp_path: Path) -> None:
+    for name in ("search", "indexer"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('not this one')\n")
+    environment = {**os.environ, "PYTHONPATH": "."}
+    for command in (["lexvla"], ["python", "-m", "lexvla"]):
+        program = [str(bin_folder / command[0]), *command[1:], "--version"]
+        done = subprocess.run(
+            program, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+        assert (done.stdout, done.stderr) == (f"lexvla {VERSION}\n", "")
 
 
 def test_encode_on_two_machines_and_index_here(bin_folder: Path, elsewhere: Path) -> None:

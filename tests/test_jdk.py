@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from indexer import jdk
-from indexer.jdk import Jdk, find_jdk, installed_jdks
 from lexvla.errors import EngineUnavailableError
-from search.doctor import _java
+from lexvla_indexer import jdk
+from lexvla_indexer.jdk import Jdk, find_jdk, installed_jdks
+from lexvla_search.doctor import _java
 
 Make = Callable[..., Path]
 

@@ -10,11 +10,6 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from indexer import open_index
-from indexer.impacts import ImpactQuantizer
-from indexer.lucene import LuceneIndex
-from indexer.lucene.scoring import LARGEST_SUM, query_weights
-from indexer.lucene.state import State
 from indexer_fakes import (
     QUERY,
     VOCABULARY,
@@ -30,6 +25,11 @@ from lexvla.errors import (
     UnsupportedError,
 )
 from lexvla.vocabulary import Vocabulary
+from lexvla_indexer import open_index
+from lexvla_indexer.impacts import ImpactQuantizer
+from lexvla_indexer.lucene import LuceneIndex
+from lexvla_indexer.lucene.scoring import LARGEST_SUM, query_weights
+from lexvla_indexer.lucene.state import State
 from lucene_fakes import by_integers
 
 pytestmark = pytest.mark.java

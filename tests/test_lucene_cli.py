@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from indexer import open_index
-from search import Query, Searcher, cli
+from lexvla_indexer import open_index
+from lexvla_search import Query, Searcher, cli
 from search_fakes import PICTURES, FakeEncoder, build_index, save_pictures
 
 pytestmark = pytest.mark.java
@@ -21,7 +21,7 @@ Capture = pytest.CaptureFixture[str]
 def address(tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> str:
     """Return a Lucene index that `lexvla index` made of four pictures."""
     for module in ("commands", "demo"):
-        monkeypatch.setattr(f"search.{module}.load_model", lambda *_: FakeEncoder())
+        monkeypatch.setattr(f"lexvla_search.{module}.load_model", lambda *_: FakeEncoder())
     place = f"lucene:{tmp_path / 'photos.lucene'}"
     assert cli.main(["index", str(save_pictures(tmp_path / "photos")), "--index", place]) == 0
     assert capsys.readouterr().out == "4 added; 4 in the index\n"

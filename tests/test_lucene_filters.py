@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 
 import filter_fakes
-from indexer import Document
-from indexer.filters import Filter
-from indexer.lucene import LuceneIndex
-from indexer.lucene.selection import LONGEST, conditions, digits
 from indexer_fakes import QUERY, VOCABULARY, encode
 from lexvla.errors import FilterSyntaxError
+from lexvla_indexer import Document
+from lexvla_indexer.filters import Filter
+from lexvla_indexer.lucene import LuceneIndex
+from lexvla_indexer.lucene.selection import LONGEST, conditions, digits
 
 
 @given(filter_fakes.numbers, filter_fakes.numbers)

@@ -6,21 +6,25 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-from indexer import open_index
-from indexer.jdk import find_jdk
-from indexer.lucene import jvm
 from lexvla.errors import EngineUnavailableError, IndexCorruptError, OptionalDependencyError
-
-ROOT = Path(__file__).parent.parent
+from lexvla_indexer import open_index
+from lexvla_indexer.jdk import find_jdk
+from lexvla_indexer.lucene import jvm
+from source_tree import PYTHONPATH
 
 
 def run(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", code, *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        command,
+        env={**os.environ, "PYTHONPATH": PYTHONPATH},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
 
 
 def test_a_missing_package_is_named_with_its_extra(tmp_path, monkeypatch):
@@ -33,7 +37,7 @@ def test_a_missing_package_is_named_with_its_extra(tmp_path, monkeypatch):
 def test_no_java_is_started_where_there_is_no_index():
     code = """
 import sys
-from indexer import open_index
+from lexvla_indexer import open_index
 from lexvla.errors import IndexCorruptError
 try:
     open_index("lucene:nowhere")
@@ -48,8 +52,8 @@ except IndexCorruptError:
 @pytest.mark.java
 def test_without_a_java_the_error_says_what_to_do():
     code = """
-from indexer import jdk
-from indexer.lucene.jvm import start_java
+from lexvla_indexer import jdk
+from lexvla_indexer.lucene.jvm import start_java
 jdk.find_jdk.__globals__["java_home"] = lambda: None
 jdk.find_jdk.__globals__["installed_jdks"] = list
 start_java()
@@ -61,8 +65,8 @@ start_java()
 def test_a_java_without_the_classes_is_named():
     code = """
 import os
-from indexer.jdk import find_jdk
-from indexer.lucene.jvm import start_java
+from lexvla_indexer.jdk import find_jdk
+from lexvla_indexer.lucene.jvm import start_java
 jdk = find_jdk()
 os.environ |= {"JAVA_HOME": str(jdk.home), "JVM_PATH": str(jdk.library)}
 import jnius
@@ -90,7 +94,7 @@ def test_a_forked_process_is_refused(tmp_path):
 def test_signals_environment_and_output_stay_as_they_were(tmp_path):
     code = """
 import os, signal, sys
-from indexer import open_index
+from lexvla_indexer import open_index
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
 before = dict(os.environ)
 open_index(f"lucene:{sys.argv[1]}", create=True).close()

@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from indexer.jdk import find_jdk
-from indexer.lucene import LuceneIndex
 from indexer_fakes import VOCABULARY
+from lexvla_indexer.jdk import find_jdk
+from lexvla_indexer.lucene import LuceneIndex
+from source_tree import PYTHONPATH
 
 pytestmark = [pytest.mark.java, pytest.mark.slow]
 
@@ -27,7 +28,7 @@ NAMES = [f"d{i:02}" for i in range(30)]
 WRITER = """
 import sys
 from itertools import count
-from indexer import Document, open_index
+from lexvla_indexer import Document, open_index
 from indexer_fakes import encode
 from test_lucene_kills import NAMES
 
@@ -55,9 +56,8 @@ for generation in count(int(sys.argv[2]) + 1):
 def test_a_killed_writer_leaves_whole_commits_and_no_lock(tmp_path):
     path, chance = tmp_path / "i", random.Random(5)
     LuceneIndex(path, create=True, vocabulary=VOCABULARY).close()
-    here = Path(__file__).parent
     environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(map(str, (here.parent, here))),
+        "PYTHONPATH": os.pathsep.join([PYTHONPATH, str(Path(__file__).parent)]),
         "JAVA_HOME": str(find_jdk().home),
     }
     known = 0

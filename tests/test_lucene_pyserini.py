@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from indexer import Document, open_index
-from indexer.impacts import ImpactQuantizer
-from indexer.lucene import LuceneIndex, pyserini_imports
-from indexer.lucene.jvm import java_class, start_java
 from indexer_fakes import QUERY, VOCABULARY, documents, encode, found, random_rows
 from lexvla.errors import UnsupportedError
 from lexvla.vocabulary import Vocabulary
+from lexvla_indexer import Document, open_index
+from lexvla_indexer.impacts import ImpactQuantizer
+from lexvla_indexer.lucene import LuceneIndex, pyserini_imports
+from lexvla_indexer.lucene.jvm import java_class, start_java
 
 pytestmark = pytest.mark.java
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -12,8 +13,6 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from indexer import Document, open_index
-from indexer.lucene import LuceneIndex
 from indexer_fakes import QUERY, VOCABULARY, documents, encode, fill, found, random_rows
 from lexvla.encoding import Encoding
 from lexvla.errors import (
@@ -25,6 +24,9 @@ from lexvla.errors import (
     VocabularyMismatchError,
 )
 from lexvla.vocabulary import Vocabulary
+from lexvla_indexer import Document, open_index
+from lexvla_indexer.lucene import LuceneIndex
+from source_tree import PYTHONPATH
 
 pytestmark = pytest.mark.java
 
@@ -78,10 +80,10 @@ def test_one_writer(index, tmp_path):
         for change in (lambda: reader.add(documents("a"), QUERY), lambda: reader.delete([])):
             with pytest.raises(IndexLockedError, match="another writer"):
                 change()
-        code = "import sys; from indexer import open_index; open_index(sys.argv[1], create=True)"
+        code = "import sys; from lexvla_indexer import open_index as o; o(sys.argv[1], create=True)"
         other = subprocess.run(
             [sys.executable, "-c", code, f"lucene:{tmp_path / 'i'}"],
-            cwd=Path(__file__).parent.parent,
+            env={**os.environ, "PYTHONPATH": PYTHONPATH},
             capture_output=True,
             text=True,
         )
@@ -136,7 +138,7 @@ def test_another_vocabulary_beside_the_index(index, tmp_path):
 
 
 def test_a_newer_format(tmp_path, monkeypatch):
-    monkeypatch.setattr("indexer.lucene.state.FORMAT_VERSION", 2)
+    monkeypatch.setattr("lexvla_indexer.lucene.state.FORMAT_VERSION", 2)
     LuceneIndex(tmp_path / "i", create=True).close()
     monkeypatch.undo()
     with pytest.raises(IndexVersionError, match="format 2 is newer"):
@@ -148,7 +150,7 @@ def test_a_commit_that_fails_can_be_tried_again(index, tmp_path, monkeypatch):
     index.delete(["a"])
     index.add(documents("bc"), encode([{0: 1.0}] * 2))
     with monkeypatch.context() as patch:
-        patch.setattr("indexer.lucene.writer.conditions", _no_space)
+        patch.setattr("lexvla_indexer.lucene.writer.conditions", _no_space)
         with pytest.raises(OSError, match="No space"):
             index.commit()
     assert [name for name, _ in found(index)] == ["a"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import os
 import pkgutil
 import subprocess
 import sys
@@ -13,20 +14,23 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("lexvla", "indexer", "search")
+from source_tree import FOLDERS, PYTHONPATH, ROOT
+
+PACKAGES = tuple(FOLDERS)
 # The extras that CI installs.
 CI = ("elasticsearch", "train", "gpu", "evaluation", "fast", "serve", "dev", "pyserini")
-# What `indexer` may use of `lexvla`: data types and files, never the model.
+# What `lexvla_indexer` may use of `lexvla`: data types and files, never the model.
 DATA_MODULES = {
     *("lexvla.encoding", "lexvla.errors", "lexvla.images", "lexvla.vocabulary"),
     "lexvla.data.webdataset_shards",
 }
+# `python -m lexvla` is the command, which is of another package.
+COMMAND = FOLDERS["lexvla"] / "__main__.py"
 HEAVY = {"torch", "transformers", "jnius", "matplotlib", "pycocotools", "triton"}
 
 
-def sources(*folders: str) -> list[Path]:
-    return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+def sources(package: str) -> list[Path]:
+    return sorted(FOLDERS[package].rglob("*.py"))
 
 
 def imports(path: Path) -> Iterator[tuple[int, str]]:
@@ -44,7 +48,10 @@ def imports(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def is_module(name: str) -> bool:
-    path = ROOT.joinpath(*name.split("."))
+    package, *rest = name.split(".")
+    if package not in FOLDERS:
+        return False
+    path = FOLDERS[package].joinpath(*rest)
     return path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
 
 
@@ -57,7 +64,7 @@ def offences(package: str, is_bad: Callable[[str], bool]) -> list[str]:
         f"{path.relative_to(ROOT)}:{line} imports {name}"
         for path in sources(package)
         for line, name in imports(path)
-        if is_bad(name)
+        if is_bad(name) and path != COMMAND
     ]
 
 
@@ -67,27 +74,29 @@ def modules() -> list[str]:
         *(
             module.name
             for package in PACKAGES
-            for module in pkgutil.walk_packages([str(ROOT / package)], f"{package}.")
+            for module in pkgutil.walk_packages([str(FOLDERS[package])], f"{package}.")
         ),
     ]
 
 
 def test_lexvla_imports_neither_indexer_nor_search() -> None:
-    assert not offences("lexvla", lambda name: within(name, {"indexer", "search"}))
+    assert not offences("lexvla", lambda name: within(name, {"lexvla_indexer", "lexvla_search"}))
 
 
 def test_indexer_imports_only_data_modules_of_lexvla() -> None:
-    assert not offences("indexer", lambda name: within(name, {"search", "torch", "transformers"}))
+    others = {"lexvla_search", "torch", "transformers"}
+    assert not offences("lexvla_indexer", lambda name: within(name, others))
     assert not offences(
-        "indexer", lambda name: within(name, {"lexvla"}) and not within(name, DATA_MODULES)
+        "lexvla_indexer", lambda name: within(name, {"lexvla"}) and not within(name, DATA_MODULES)
     )
 
 
-@pytest.mark.parametrize("package", [*PACKAGES, "search.cli"])
+@pytest.mark.parametrize("package", [*PACKAGES, "lexvla_search.cli"])
 def test_importing_loads_no_model_library_and_no_java(package: str) -> None:
     code = f"import {package}, sys; print(*sorted(sys.modules.keys() & {HEAVY!r}))"
     command = [sys.executable, "-c", code]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    environment = {**os.environ, "PYTHONPATH": PYTHONPATH}
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert run.stdout.strip() == ""
 
 
@@ -117,9 +126,9 @@ def test_every_pinned_version_is_exact_and_every_dependency_is_pinned() -> None:
 
 
 def test_every_package_is_typed_and_has_its_data() -> None:
-    for package in PACKAGES:
-        assert (ROOT / package / "py.typed").is_file()
-    assert (ROOT / "lexvla" / "data" / "demo_corpus.zip").is_file()
+    for folder in FOLDERS.values():
+        assert (folder / "py.typed").is_file()
+    assert (FOLDERS["lexvla"] / "data" / "demo_corpus.zip").is_file()
 
 
 def test_every_marker_of_the_summary_is_registered() -> None:

@@ -13,9 +13,9 @@ pytest.importorskip("selenium", reason="needs selenium: pip install selenium")
 from PIL import Image
 from selenium.webdriver import ActionChains, Keys
 
+from lexvla_search.api import Settings, create_app
+from lexvla_search.api.keys import make_key
 from page_fakes import Page, Rehearsed, build_spots, missing, serving, start_chromium
-from search.api import Settings, create_app
-from search.api.keys import make_key
 from search_fakes import MappingEncoder
 
 pytestmark = [

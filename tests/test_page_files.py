@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-STATIC = Path(__file__).parent.parent / "search" / "api" / "static"
+STATIC = Path(__file__).parent.parent / "search" / "lexvla_search" / "api" / "static"
 SCRIPTS = sorted(STATIC.glob("*.js"))
 HTML = (STATIC / "index.html").read_text()
 CSS = (STATIC / "style.css").read_text()

@@ -21,9 +21,9 @@ from engine_parity import (
     queries,
     random_stored,
 )
-from indexer import Document
 from indexer_fakes import LEGS, QUERY, documents, encode
 from lexvla.encoding import Encoding
+from lexvla_indexer import Document
 from postings_fakes import searching
 
 EMBEDDED = Engine("embedded", str, lambda: searching("numba"), LEGS, True)

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from indexer.embedded.postings import BLOCK, Postings, best, build
 from lexvla.errors import IndexCorruptError
+from lexvla_indexer.embedded.postings import BLOCK, Postings, best, build
 from postings_fakes import MASKS, WAYS, brute_force, mask, pairs, random_impacts, searching
 
 FILES = ("block", "term", "start", "row", "impact")
@@ -198,7 +198,7 @@ def test_without_numba_numpy_answers():
     code = (
         "import sys; sys.modules['numba'] = None\n"
         "import numpy as np; from scipy import sparse\n"
-        "from indexer.embedded.postings import build, kernels\n"
+        "from lexvla_indexer.embedded.postings import build, kernels\n"
         "found = build(sparse.csr_array(np.array([[0, 7]], np.uint8))).top([1], [2], 1)\n"
         "print(kernels(), *found)"
     )
@@ -207,7 +207,7 @@ def test_without_numba_numpy_answers():
 
 
 def test_numba_is_loaded_only_when_it_is_needed():
-    code = "import sys, indexer.embedded.rescoring; print(sys.modules.get('numba'))"
+    code = "import sys, lexvla_indexer.embedded.rescoring; print(sys.modules.get('numba'))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "None"
 

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from indexer.jdk import find_jdk
 from lexvla.data.demo_corpus import load_demo_corpus
+from lexvla_indexer.jdk import find_jdk
+from source_tree import PYTHONPATH
 
 pytestmark = [pytest.mark.java, pytest.mark.slow]
 
@@ -33,14 +34,14 @@ def block(containing: str) -> str:
 def run(commands: str, folder: Path, **environment: str) -> str:
     """Run commands in a shell that stops at the first failure. Return what they print."""
     functions = (
-        f'lexvla() {{ "{sys.executable}" -m search.cli "$@"; }}\n'
+        f'lexvla() {{ "{sys.executable}" -m lexvla_search.cli "$@"; }}\n'
         f'python() {{ "{sys.executable}" "$@"; }}\n'
     )
     plain = {n: v for n, v in os.environ.items() if n not in ("OPENAI_API_KEY", "JAVA_HOME")}
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", functions + commands],
         cwd=folder,
-        env={**plain, "PYTHONPATH": str(ROOT), **environment},
+        env={**plain, "PYTHONPATH": PYTHONPATH, **environment},
         capture_output=True,
         text=True,
         timeout=1200,
@@ -92,12 +93,12 @@ def test_the_commands_give_runs_of_the_same_worth(folder: Path) -> None:
 
 def test_our_measures_are_those_of_trec_eval_for_pyserinis_runs(folder: Path) -> None:
     pytest.importorskip("ir_measures", reason="needs pip install 'lexvla[evaluation]'")
-    from search.evaluation.measures import measure
-    from search.evaluation.trec import read_qrels, read_run
+    from lexvla_search.evaluation.measures import measure
+    from lexvla_search.evaluation.trec import read_qrels, read_run
 
     qrels = read_qrels(folder / "qrels.txt")
     given = "-q -c -m ndcg_cut.10 qrels.txt run.anserini.trec"
-    printed = run(f"python -m search.pyserini eval.trec_eval {given}", folder)
+    printed = run(f"python -m lexvla_search.pyserini eval.trec_eval {given}", folder)
     lines = [line.split() for line in printed.splitlines()]
     theirs = {query: value for _, query, value in lines if query != "all"}
     assert len(theirs) == ITEMS

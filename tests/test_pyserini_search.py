@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from indexer import open_index
-from indexer.impacts import ImpactQuantizer
-from indexer.lucene import LuceneIndex, pyserini_imports
 from indexer_fakes import WORDS, documents, encode, random_rows
 from lexvla.encoding import Encoding
 from lexvla.errors import IndexCorruptError
 from lexvla.vocabulary import Vocabulary
-from search.pyserini import LexVLAQueryEncoder, main
+from lexvla_indexer import open_index
+from lexvla_indexer.impacts import ImpactQuantizer
+from lexvla_indexer.lucene import LuceneIndex, pyserini_imports
+from lexvla_search.pyserini import LexVLAQueryEncoder, main
 
 pytestmark = pytest.mark.java
 

@@ -16,8 +16,8 @@ from scipy import sparse
 
 from lexvla.encoding import Encoding
 from lexvla.errors import InputError
-from search import Query, cli
-from search.pyserini import LexVLAQueryEncoder, main, write_topics
+from lexvla_search import Query, cli
+from lexvla_search.pyserini import LexVLAQueryEncoder, main, write_topics
 from search_fakes import FakeEncoder, save_pictures
 
 RED, BLUE = "▁red", "▁blue"
@@ -121,7 +121,7 @@ def test_a_title_names_one_vector(tmp_path: Path):
 
 @pytest.fixture
 def model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("search.commands.load_model", lambda *_: FakeEncoder())
+    monkeypatch.setattr("lexvla_search.commands.load_model", lambda *_: FakeEncoder())
 
 
 @pytest.mark.usefixtures("model")
@@ -159,4 +159,4 @@ def test_vectors_come_with_their_vocabulary_and_scale(tmp_path: Path):
 
 def test_the_launcher_needs_a_command(capsys: pytest.CaptureFixture[str]):
     assert (main([]), main(["--help"])) == (2, 0)
-    assert "usage: python -m search.pyserini COMMAND" in capsys.readouterr().err
+    assert "usage: python -m lexvla_search.pyserini COMMAND" in capsys.readouterr().err

@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from indexer.embedded import rescoring
-from indexer.embedded.postings import BLOCK, build
-from indexer.embedded.rescoring import exact_top, integer_top
-from indexer.impacts import ImpactQuantizer
 from lexvla.errors import IndexCorruptError
+from lexvla_indexer.embedded import rescoring
+from lexvla_indexer.embedded.postings import BLOCK, build
+from lexvla_indexer.embedded.rescoring import exact_top, integer_top
+from lexvla_indexer.impacts import ImpactQuantizer
 from postings_fakes import MASKS, WAYS, brute_force, mask, pairs, random_impacts, searching
 
 

@@ -14,9 +14,9 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from lexvla.errors import InputError, OptionalDependencyError
+from lexvla_search import cli
+from lexvla_search.evaluation.coco import read_coco
 from patch_fakes import PatchFake
-from search import cli
-from search.evaluation.coco import read_coco
 
 # pycocotools still speaks to numpy as before its version 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -165,7 +165,7 @@ def test_without_pycocotools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 class TestCommand:
     @pytest.fixture(autouse=True)
     def model(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("search.studies.load_model", lambda *_: PatchFake())
+        monkeypatch.setattr("lexvla_search.studies.load_model", lambda *_: PatchFake())
 
     def test_annotations(self, tmp_path: Path, capsys: Capture) -> None:
         red = {"segmentation": [box(0, 0, 4, 2)]}

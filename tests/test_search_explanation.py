@@ -14,7 +14,7 @@ from scipy import sparse
 
 from lexvla.encoding import Encoding
 from lexvla.vocabulary import Vocabulary
-from search.explanation import Explanation, LegPart
+from lexvla_search.explanation import Explanation, LegPart
 
 VOCABULARY = Vocabulary([f"\u2581w{i}" for i in range(40)])
 

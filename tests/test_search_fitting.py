@@ -9,10 +9,18 @@ from pathlib import Path
 import pytest
 
 from hybrid_fakes import RowEncoder, filled
-from indexer.base import Index
 from lexvla.errors import IndexCorruptError, IndexVersionError, InputError, UnsupportedError
-from search import Query, ReciprocalRank, Searcher, Weighted, fit_fusion, load_fusion, save_fusion
-from search.fitting import _measure
+from lexvla_indexer.base import Index
+from lexvla_search import (
+    Query,
+    ReciprocalRank,
+    Searcher,
+    Weighted,
+    fit_fusion,
+    load_fusion,
+    save_fusion,
+)
+from lexvla_search.fitting import _measure
 
 # Of each query the first row is relevant: the words prefer the second, the dense vectors the first.
 ROWS = [row for word in (6, 7, 8, 9, 10, 11) for row in ({0: 1.0, word: 0.25}, {1: 1.0, word: 1.0})]
@@ -89,7 +97,7 @@ def test_too_little_to_learn_from(index: Index, tmp_path: Path) -> None:
 
 def test_measures_are_those_of_trec_eval() -> None:
     pytest.importorskip("ir_measures", reason="needs ir-measures: pip install 'lexvla[evaluation]'")
-    from search.evaluation.measures import measure
+    from lexvla_search.evaluation.measures import measure
 
     ranked = ["a", "b", "c", "d", "e", "f"]
     judged = {"b": 1, "c": 3, "f": 2, "x": 2, "d": 0, "e": -1}

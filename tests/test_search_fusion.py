@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lexvla.errors import InputError
-from search.fusion import (
+from lexvla_search.fusion import (
     DEFAULT_FUSION,
     FUSIONS,
     LegAnswer,

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from lexvla.errors import InputError, UnsupportedError
-from search.explanation import Explanation, TermMatch
-from search.heatmap import heatmap, match_map, patch_map, word_map
+from lexvla_search.explanation import Explanation, TermMatch
+from lexvla_search.heatmap import heatmap, match_map, patch_map, word_map
 from search_fakes import GRID, FakeEncoder, MappingEncoder, spot
 
 

@@ -23,11 +23,11 @@ from hybrid_fakes import (
     shown,
     text_of,
 )
-from indexer.base import Index
 from indexer_fakes import LEGS, VOCABULARY, WORDS, random_rows
 from lexvla.errors import InputError, UnsupportedError
-from search import Query, ReciprocalRank, Searcher, Weighted, save_fusion
-from search.fusion import DEFAULT_FUSION, named_fusion
+from lexvla_indexer.base import Index
+from lexvla_search import Query, ReciprocalRank, Searcher, Weighted, save_fusion
+from lexvla_search.fusion import DEFAULT_FUSION, named_fusion
 
 ROWS = random_rows(np.random.default_rng(7), 60)
 DEPTH = 8  # less than the documents that a leg finds, so that legs differ in what they bring
@@ -75,7 +75,7 @@ def test_hits_are_those_of_the_formulas(index, row, fused, banned, required, k, 
         k=k,
         offset=offset,
     )
-    with mock.patch("search.words.SHOWN_WORDS", 2):
+    with mock.patch("lexvla_search.words.SHOWN_WORDS", 2):
         hits = Searcher(RowEncoder(), index).search(query, explain=True)
     seen = [shown(document, 2) for document in ROWS]
     kept = [own.isdisjoint(banned) and own.issuperset(required) for own in seen]

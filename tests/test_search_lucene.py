@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from hybrid_fakes import RowEncoder, filled
-from indexer.base import Index
 from indexer_fakes import random_rows
 from lexvla.errors import UnsupportedError
-from search import Query, ReciprocalRank, Searcher, Weighted
-from search.fusion import DEFAULT_FUSION, named_fusion
+from lexvla_indexer.base import Index
+from lexvla_search import Query, ReciprocalRank, Searcher, Weighted
+from lexvla_search.fusion import DEFAULT_FUSION, named_fusion
 
 pytestmark = pytest.mark.java
 

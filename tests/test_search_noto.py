@@ -14,8 +14,8 @@ from scipy import sparse
 from lexvla.encoding import Encoding
 from lexvla.images import ImageSource
 from lexvla.text_normalisation import normalise_text
-from search.evaluation import evaluate_noto
-from search.evaluation.noto import PHRASINGS, tag_relevance
+from lexvla_search.evaluation import evaluate_noto
+from lexvla_search.evaluation.noto import PHRASINGS, tag_relevance
 from search_fakes import FakeEncoder
 
 

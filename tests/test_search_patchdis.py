@@ -14,16 +14,16 @@ from PIL import Image, ImageDraw
 
 from lexvla.data.demo_corpus import DemoItem, load_demo_corpus
 from lexvla.errors import InputError
-from patch_fakes import PatchFake
-from search import cli
-from search.evaluation.patchdis import (
+from lexvla_search import cli
+from lexvla_search.evaluation.patchdis import (
     choose_classes,
     count_overlap,
     evaluate_patchdis,
     mean_iou,
     patch_truth,
 )
-from search.evaluation.scenes import DemoScenes
+from lexvla_search.evaluation.scenes import DemoScenes
+from patch_fakes import PatchFake
 from search_fakes import GRID
 
 Capture = pytest.CaptureFixture[str]
@@ -222,11 +222,11 @@ def test_classes_are_dealt_out_like_cards() -> None:
 class TestCommand:
     @pytest.fixture(autouse=True)
     def model(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("search.studies.load_model", lambda *_: PatchFake())
+        monkeypatch.setattr("lexvla_search.studies.load_model", lambda *_: PatchFake())
 
     def test_demo_scenes(self, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
         items = [drawing(name, name) for name in ("red", "blue", "yellow", "white")]
-        monkeypatch.setattr("search.studies.load_demo_corpus", lambda _: items)
+        monkeypatch.setattr("lexvla_search.studies.load_demo_corpus", lambda _: items)
         assert cli.main(["patchdis", "--json"]) == 0
         data = json.loads(capsys.readouterr().out)
         assert (data["images"], data["classes"]) == (400, 4)

@@ -20,7 +20,7 @@ from scipy import sparse
 from lexvla.encoding import Encoding
 from lexvla.errors import InputError
 from lexvla.images import ImageSource
-from search.evaluation.photographs import (
+from lexvla_search.evaluation.photographs import (
     SCENE_SIDE,
     SCENERY,
     Photograph,

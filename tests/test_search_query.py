@@ -13,9 +13,9 @@ from scipy import sparse
 from lexvla.encoding import Encoding
 from lexvla.errors import FilterSyntaxError, InputError, UnsupportedError
 from lexvla.vocabulary import Vocabulary
-from search import Query
-from search.query import MAX_TEXT_LENGTH
-from search.words import Constraints, PlainWords
+from lexvla_search import Query
+from lexvla_search.query import MAX_TEXT_LENGTH
+from lexvla_search.words import Constraints, PlainWords
 from search_fakes import FakeEncoder, spot
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from search.evaluation import ndcg_at_k, precision_at_k, ranks, recall_at_k
+from lexvla_search.evaluation import ndcg_at_k, precision_at_k, ranks, recall_at_k
 
 SCORES = np.array(
     [

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from indexer import open_index
-from indexer.base import Index
 from lexvla.errors import InputError, VocabularyMismatchError
-from search import LegScore, Query, Searcher
+from lexvla_indexer import open_index
+from lexvla_indexer.base import Index
+from lexvla_search import LegScore, Query, Searcher
 from search_fakes import PICTURES, FakeEncoder, build_index
 
 

@@ -20,10 +20,10 @@ from scipy import sparse
 from lexvla.data.demo_corpus import DemoItem
 from lexvla.encoding import Encoding
 from lexvla.errors import OptionalDependencyError
-from search import cli
-from search.evaluation import sparsity
-from search.evaluation.retrieval import recall_at_k
-from search.evaluation.sparsity import (
+from lexvla_search import cli
+from lexvla_search.evaluation import sparsity
+from lexvla_search.evaluation.retrieval import recall_at_k
+from lexvla_search.evaluation.sparsity import (
     evaluate_sparsity,
     keep_heaviest,
     paired_recall,
@@ -228,7 +228,7 @@ def test_the_plot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 class TestCommand:
     @pytest.fixture(autouse=True)
     def model(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-        monkeypatch.setattr("search.studies.load_model", lambda *_: FakeEncoder())
+        monkeypatch.setattr("lexvla_search.studies.load_model", lambda *_: FakeEncoder())
         yield
 
     def manifest(self, folder: Path, *lines: dict[str, Any]) -> str:
@@ -277,7 +277,7 @@ class TestCommand:
             DemoItem(name, label, (), "g", "s", (folder / f"{name}.png").read_bytes())
             for name, label in (("apple", "red black"), ("lime", "green"), ("snow", "white"))
         ]
-        monkeypatch.setattr("search.studies.load_demo_corpus", lambda _: items)
+        monkeypatch.setattr("lexvla_search.studies.load_demo_corpus", lambda _: items)
         assert cli.main(["sparsity", "--json"]) == 0
         data = json.loads(capsys.readouterr().out)
         assert data["own"]["text_to_image"]["1"] == 1

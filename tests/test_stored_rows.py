@@ -16,12 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from format1_fakes import write_format_1
-from indexer import EmbeddedIndex, open_index
-from indexer.embedded import stored_rows
-from indexer.embedded.arrays import save_array
-from indexer.embedded.stored_rows import StoredArray
 from indexer_fakes import LEGS, VOCABULARY, brute_force, documents, encode, found, random_rows
 from lexvla.errors import IndexCorruptError
+from lexvla_indexer import EmbeddedIndex, open_index
+from lexvla_indexer.embedded import stored_rows
+from lexvla_indexer.embedded.arrays import save_array
+from lexvla_indexer.embedded.stored_rows import StoredArray
 from postings_fakes import WAYS, searching
 
 IDS = [f"d{i:03}" for i in range(200)]
@@ -245,8 +245,8 @@ _RESIDENT = """
 import sys
 import numpy as np
 from pathlib import Path
-from indexer.embedded import stored_rows
-from indexer.embedded.stored_rows import StoredArray
+from lexvla_indexer.embedded import stored_rows
+from lexvla_indexer.embedded.stored_rows import StoredArray
 
 stored_rows.READ_FROM, stored_rows.FEW = 1, int(sys.argv[2])
 array = StoredArray(Path(sys.argv[1]), np.float32, (1 << 23,))

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from lexvla.errors import InputError
 from lexvla.text_normalisation import normalise_text
 from lexvla.vocabulary import Vocabulary
+from lexvla_search import Query
+from lexvla_search.words import PlainWords, column_of, columns_of
 from model_fakes import tiny_model
-from search import Query
-from search.words import PlainWords, column_of, columns_of
 from search_fakes import FakeEncoder
 
 WORDS = st.text(string.ascii_letters + string.digits + string.punctuation, min_size=1)

@@ -19,8 +19,8 @@ from lexvla.training import drawing_feed, objective
 from lexvla.training.checkpoint import load_checkpoint
 from lexvla.training.recipe import Recipe
 from lexvla.training.trainer import Trainer, train
+from lexvla_search import cli
 from model_fakes import ITEMS, picture
-from search import cli
 from training_fakes import Recipes, read_log, run_until_killed
 
 TERMS = {

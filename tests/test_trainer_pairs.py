@@ -19,8 +19,8 @@ from lexvla.training import checkpoint, trainer
 from lexvla.training.checkpoint import load_checkpoint
 from lexvla.training.recipe import Recipe
 from lexvla.training.trainer import Trainer, train
+from lexvla_search import cli
 from pair_fakes import THINGS
-from search import cli
 from training_fakes import ROOT, Recipes, read_log, run_until_killed
 
 # Every term once, with little of everything.

@@ -1,5 +1,0 @@
-"""Elasticsearch 8.19 and newer, by its own client: sparse and dense vectors, aliases, filters."""
-
-from indexer.elastic.engine import ElasticIndex
-
-__all__ = ["ElasticIndex"]

@@ -1,5 +1,0 @@
-"""The default engine: an inverted index in memory-mapped files under one SQLite manifest."""
-
-from indexer.embedded.engine import EmbeddedIndex
-
-__all__ = ["EmbeddedIndex"]

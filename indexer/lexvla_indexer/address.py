@@ -1,0 +1,64 @@
+"""Index addresses: the one place that knows which engine an address means."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from lexvla.errors import UnsupportedError
+from lexvla.vocabulary import Vocabulary
+from lexvla_indexer.base import Index
+from lexvla_indexer.embedded import EmbeddedIndex
+
+__all__ = ["open_index"]
+
+_LUCENE, _ELASTIC = "lucene:", "elasticsearch+"
+_OTHER_ENGINE = re.compile(r"[a-z][a-z0-9+.-]*://")
+
+
+def open_index(
+    address: str | Path,
+    create: bool = False,
+    vocabulary: Vocabulary | None = None,
+    model: str | None = None,
+    rebuild: bool = False,
+) -> Index:
+    """Open an index.
+
+    Args:
+        address: The path of a directory: the embedded engine; ``lucene:`` and a path: Lucene;
+            ``elasticsearch+http(s)://host:9200/name``: Elasticsearch.
+        create: Make the index if there is none, and lock it for writing.
+        vocabulary: The terms of the lexical columns. A new index keeps it; an old one must have
+            the same.
+        model: The name of the model that the vectors come from; kept by a new index.
+        rebuild: Fill a new index behind the same name; see `ElasticIndex`.
+
+    Raises:
+        EngineUnavailableError: The engine cannot be started or reached.
+        IndexCorruptError: There is no index, or it is damaged.
+        IndexLockedError: ``create`` is set and another writer has the index.
+        IndexVersionError: A newer program wrote the index.
+        OptionalDependencyError: The engine needs a package that is not installed.
+        InputError: The address cannot be read.
+        UnsupportedError: The address names an engine that this version does not have, or an
+            engine cannot rebuild.
+        VocabularyMismatchError: The index has another vocabulary.
+    """
+    if str(address).startswith(_ELASTIC):
+        from lexvla_indexer.elastic import ElasticIndex
+
+        return ElasticIndex(str(address), create, vocabulary, model, rebuild)
+    if rebuild:
+        raise UnsupportedError("only an Elasticsearch index is rebuilt behind its name")
+    if scheme := _OTHER_ENGINE.match(str(address)):
+        engine = f"this version has no engine for addresses that start with {scheme[0]}"
+        raise UnsupportedError(f"{engine}; see docs/indexes.md")
+    if str(address).startswith(_LUCENE):
+        from lexvla_indexer.lucene import LuceneIndex
+
+        path = str(address).removeprefix(_LUCENE)
+        if not path:
+            raise UnsupportedError("lucene: needs the path of a directory")
+        return LuceneIndex(path, create, vocabulary, model)
+    return EmbeddedIndex(address, create, vocabulary, model)

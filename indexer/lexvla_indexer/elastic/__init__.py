@@ -1,0 +1,5 @@
+"""Elasticsearch 8.19 and newer, by its own client: sparse and dense vectors, aliases, filters."""
+
+from lexvla_indexer.elastic.engine import ElasticIndex
+
+__all__ = ["ElasticIndex"]

@@ -1,0 +1,136 @@
+"""The exact requests of searches, as JSON: to send, to print, and to paste into Kibana."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from lexvla.encoding import Encoding
+from lexvla_indexer.base import Leg
+from lexvla_indexer.elastic.layout import FIELD_OF, FLAT, ID, Meta
+
+__all__ = [
+    "CANDIDATES",
+    "WINDOW",
+    "candidates",
+    "console_text",
+    "dense_scale",
+    "leg_query",
+    "named_terms",
+    "search_body",
+]
+
+Json = dict[str, Any]
+
+WINDOW = 10_000  # hits of one request; the default of index.max_result_window
+CANDIDATES = 1000  # of each shard, that an approximate search looks at, if k asks for no more
+
+_BEST_FIRST: list[Json] = [{"_score": "desc"}, {ID: "asc"}]
+
+
+def named_terms(
+    queries: Encoding, leg: Leg, terms: Sequence[str], row: int = 0
+) -> dict[str, float]:
+    """Return one query's weights of a sparse leg by term.
+
+    Args:
+        queries: Some rows.
+        leg: ``lexical`` or ``codes``.
+        terms: Those of the lexical columns.
+        row: The query's.
+    """
+    rows = queries.lexical if leg == "lexical" else queries.codes
+    if rows is None or (leg == "lexical" and not terms):  # an index that is empty yet
+        return {}
+    span = slice(*rows.indptr[row : row + 2].tolist())
+    columns, weights = rows.indices[span].tolist(), rows.data[span].tolist()
+    if leg == "lexical":
+        return {terms[c]: w for c, w in zip(columns, weights, strict=True)}
+    return {str(c): w for c, w in zip(columns, weights, strict=True)}
+
+
+def dense_scale(query: np.ndarray, meta: Meta) -> float:
+    """Return what a dense query is multiplied by, a power of 2.
+
+    The server's score is 1 + the inner product, in float32: of a small product, little would be
+    left. Multiplied, the 1 weighs nothing. Where rows are held as 8-bit integers, queries are
+    scaled like these, and must keep their length.
+    """
+    size = float(np.linalg.norm(query))
+    if meta.dense != FLAT or not size:
+        return 1.0
+    return math.ldexp(1.0, 20 - math.frexp(size)[1])
+
+
+def candidates(k: int, meta: Meta) -> int:
+    """Return how many neighbours each shard is asked for: all it can give, if that is exact."""
+    return WINDOW if meta.dense == FLAT else min(max(k, CANDIDATES), WINDOW)
+
+
+def leg_query(
+    queries: Encoding,
+    leg: Leg,
+    terms: Sequence[str],
+    meta: Meta,
+    k: int,
+    chosen: Json | None = None,
+    row: int = 0,
+) -> Json | None:
+    """Return the query of one leg; ``None`` if it cannot match.
+
+    Args:
+        queries: Some rows.
+        leg: Which.
+        terms: Those of the lexical columns.
+        meta: Tells how the dense leg is searched.
+        k: How many hits are wanted.
+        chosen: The query of a filter.
+        row: The query's. It is not cut out of the rows: that takes longer than all the rest.
+    """
+    if leg == "dense":
+        vector = None if queries.dense is None else queries.dense[row]
+        if vector is None or not vector.any():
+            return None
+        wanted = candidates(k, meta)
+        neighbours: Json = {
+            "field": FIELD_OF[leg],
+            "query_vector": (vector * np.float32(dense_scale(vector, meta))).tolist(),
+            "k": wanted,
+            "num_candidates": wanted,
+        }
+        if meta.dense != FLAT:
+            neighbours["rescore_vector"] = {"oversample": 2.0}
+        if chosen is not None:
+            neighbours["filter"] = chosen
+        return {"knn": neighbours}
+    weights = named_terms(queries, leg, terms, row)
+    if not weights:
+        return None
+    # Without "prune": false newer servers leave out words that are frequent and light.
+    found: Json = {
+        "sparse_vector": {"field": FIELD_OF[leg], "query_vector": weights, "prune": False}
+    }
+    return found if chosen is None else {"bool": {"must": [found], "filter": [chosen]}}
+
+
+def search_body(query: Json, size: int) -> Json:
+    """Return a request for the ids and scores of the best, best first, equal scores by id."""
+    return {
+        "query": query,
+        "size": size,
+        "sort": _BEST_FIRST,
+        "_source": False,
+        "track_total_hits": False,
+    }
+
+
+def console_text(name: str, bodies: Mapping[Leg, Json]) -> str:
+    """Return requests as the console of Kibana takes them."""
+    return "\n\n".join(
+        f"# {leg}\nGET {name}/_search\n{json.dumps(body, ensure_ascii=False, indent=2)}"
+        for leg, body in bodies.items()
+    )

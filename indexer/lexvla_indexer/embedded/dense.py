@@ -1,0 +1,262 @@
+"""The dense leg of a segment: the best rows by dot product, by a scan or by inverted lists.
+
+Scores are float64: products of the stored float32 values, which float64 holds exactly, added by
+numpy in an order that is the same for every row. A row's score so depends on nothing but the row
+and the query: not on the other rows, the machine, or the way that the row was found.
+
+Float32 products are fast, but their last bits depend on all of these. So they only choose the
+rows to score. Proof that none is missed: a float32 product of n columns is off by at most
+``error``, which is above n times float32's epsilon times the lengths of both. The k greatest
+products belong to rows whose scores are no more than an error below the k-th greatest product. So
+a row with a product over two errors below it has a lower score than k others; and one over an
+error below 0 has a score below 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+
+import numpy as np
+
+from lexvla_indexer.embedded.dense_lists import DenseLists, longest_of
+from lexvla_indexer.embedded.postings import best
+
+__all__ = ["DenseLeg"]
+
+_CHUNK = 1 << 14  # rows at a time: 8 MiB of 128 columns
+_QUERIES = 256  # at a time: 16 MiB of products with a chunk of rows
+_SPARE = 16  # rows that faiss finds beyond k, so that equal ones are seen
+_ROWS_PER_HIT = 32  # the fewest allowed rows to read in lists for each of the k hits
+_FLOAT32 = np.finfo(np.float32)
+
+Found = tuple[np.ndarray, np.ndarray]
+
+
+class DenseLeg:
+    """Find the rows of a segment that have the greatest dot products with a vector.
+
+    A search by lists reads the ``nprobe`` lists nearest to the query, and more of them until
+    they have as many allowed rows as ``nprobe`` lists have on average, and 32 for each hit that
+    was asked for. Of the rows in these lists it returns exactly the best. It scans all allowed
+    rows instead where they are no more than that, and where the lists gave fewer than k: a filter
+    makes a search read more lists, and never loses hits for want of reading.
+
+    Args:
+        rows: (rows, width) float32, mapped or not; kept as an attribute.
+        lists: The lists of these rows; without them every search is a scan.
+    """
+
+    def __init__(self, rows: np.ndarray, lists: DenseLists | None = None) -> None:
+        self.rows, self.lists = rows, lists
+
+    def top(
+        self,
+        vector: np.ndarray,
+        k: int,
+        allowed: np.ndarray | None = None,
+        exact: bool = False,
+        nprobe: int | None = None,
+    ) -> Found:
+        """Return scores and numbers of the k best rows above 0, of equal ones the first.
+
+        Args:
+            vector: (width) float32.
+            k: The most rows to return.
+            allowed: (rows) bool: which rows may be found; ``None`` for all.
+            exact: Scan the rows though there are lists.
+            nprobe: How many lists to read; ``None`` for `DenseLists.nprobe`.
+
+        Raises:
+            IndexCorruptError: A list names a row that is not there.
+            OptionalDependencyError: There are lists, and faiss is missing.
+            ValueError: k, the vector, the mask or nprobe break their rules.
+        """
+        return self.top_batch(np.asarray(vector)[None], k, allowed, exact, nprobe)[0]
+
+    def top_batch(
+        self,
+        vectors: np.ndarray,
+        k: int,
+        allowed: np.ndarray | None = None,
+        exact: bool = False,
+        nprobe: int | None = None,
+    ) -> list[Found]:
+        """Return for each query what `top` would, faster than one by one.
+
+        Args:
+            vectors: (queries, width) float32.
+            k: As for `top`.
+            allowed: As for `top`; one mask for all queries.
+            exact: As for `top`.
+            nprobe: As for `top`.
+
+        Raises:
+            IndexCorruptError: As for `top`.
+            OptionalDependencyError: As for `top`.
+            ValueError: As for `top`.
+        """
+        vectors = self._check(np.asarray(vectors), k, allowed, nprobe)
+        answers: list[Found] = []
+        for first in range(0, len(vectors), _QUERIES):
+            part = vectors[first : first + _QUERIES]
+            if self.lists is None or exact:
+                answers += self._scan(part, k, allowed)
+            else:
+                answers += self._search(self.lists, part, k, allowed, nprobe)
+        return answers
+
+    def recall(self, k: int = 10, sample: int = 100, nprobe: int | None = None) -> float:
+        """Return the share of the k best rows that the lists find, by stored rows as queries.
+
+        A query does not count among its own hits. A row that is found in place of another one of
+        the same score counts as missed.
+
+        Args:
+            k: How many hits of each query to compare.
+            sample: How many rows to ask with, evenly spaced; all where there are fewer.
+            nprobe: As for `top`.
+
+        Raises:
+            OptionalDependencyError: There are lists, and faiss is missing.
+            ValueError: k, sample or nprobe are below 1.
+        """
+        if k < 1 or sample < 1:
+            raise ValueError(f"k and sample must be at least 1, not {k} and {sample}")
+        count = len(self.rows)
+        asked = np.linspace(0, count - 1, min(sample, count)).astype(np.int64)
+        vectors = self.rows[asked]
+        exact = self.top_batch(vectors, k + 1, exact=True)
+        answers = self.top_batch(vectors, k + 1, nprobe=nprobe)
+        there = met = 0
+        for row, *pair in zip(asked, exact, answers, strict=True):
+            right, found = (rows[rows != row][:k] for _, rows in pair)
+            there, met = there + len(right), met + len(np.intersect1d(right, found))
+        return met / there if there else 1.0
+
+    def _check(
+        self, vectors: np.ndarray, k: int, allowed: np.ndarray | None, nprobe: int | None
+    ) -> np.ndarray:
+        count, width = self.rows.shape
+        if k < 1:
+            raise ValueError(f"k must be at least 1, not {k}")
+        if nprobe is not None and nprobe < 1:
+            raise ValueError(f"nprobe must be at least 1, not {nprobe}")
+        if vectors.ndim != 2 or vectors.shape[1] != width:
+            raise ValueError(f"a query must have {width} columns, not {vectors.shape[1:]}")
+        if allowed is not None and (allowed.shape != (count,) or allowed.dtype != np.bool_):
+            raise ValueError(f"the mask must be {count} booleans")
+        return np.ascontiguousarray(vectors, np.float32)
+
+    def _search(
+        self,
+        lists: DenseLists,
+        vectors: np.ndarray,
+        k: int,
+        allowed: np.ndarray | None,
+        nprobe: int | None,
+    ) -> list[Found]:
+        nprobe = nprobe or lists.nprobe
+        sizes = lists.count(allowed)
+        wanted = max(-(-nprobe * lists.rows // lists.lists), _ROWS_PER_HIT * k)
+        chosen = lists.choose(vectors, sizes, nprobe, wanted)
+        if int(sizes.sum()) <= wanted:
+            return self._scan(vectors, k, allowed)
+        answers = self._best_of_lists(lists, vectors, k, chosen, allowed)
+        short = [i for i, (_, rows) in enumerate(answers) if len(rows) < k]
+        if short:
+            for i, answer in zip(short, self._scan(vectors[short], k, allowed), strict=True):
+                answers[i] = answer
+        return answers
+
+    def _best_of_lists(
+        self,
+        lists: DenseLists,
+        vectors: np.ndarray,
+        k: int,
+        chosen: np.ndarray,
+        allowed: np.ndarray | None,
+    ) -> list[Found]:
+        """Return exactly the k best rows of each query's lists."""
+        answers: list[Found] = [_NOTHING] * len(vectors)
+        errors, open_queries, asked = self._errors(vectors), np.arange(len(vectors)), k + _SPARE
+        while len(open_queries):
+            part = vectors[open_queries]
+            found = lists.nearest(part, asked, chosen[open_queries], allowed)
+            unclear = []
+            for i, products, rows in zip(open_queries.tolist(), *found, strict=True):
+                # A row that was not found may be as good as the k-th one of those that were.
+                if rows[-1] >= 0 and not products[-1] < products[k - 1] - 2 * errors[i]:
+                    unclear.append(i)
+                    continue
+                rows = np.unique(rows[rows >= 0])
+                answers[i] = _above_zero(self._scores(rows, vectors[i]), rows, k)
+            open_queries, asked = np.array(unclear, np.int64), 4 * asked
+        return answers
+
+    def _scan(self, vectors: np.ndarray, k: int, allowed: np.ndarray | None) -> list[Found]:
+        """Return exactly the k best of all allowed rows."""
+        errors = self._errors(vectors)
+        limits = (-errors).tolist()
+        near: list[Found] = [_NOTHING] * len(vectors)
+        for numbers, products in self._products(vectors, allowed):
+            for i, own in enumerate(products):
+                places = np.flatnonzero(~(own < limits[i]))  # so that NaN is near, too
+                if not len(places):
+                    continue
+                scores = np.concatenate([near[i][0], own[places]])
+                rows = np.concatenate([near[i][1], numbers[places]])
+                if len(rows) > k:
+                    worst = float(np.partition(scores, -k)[-k])
+                    limits[i] = max(limits[i], worst - 2 * float(errors[i]))
+                    kept = ~(scores < limits[i])
+                    scores, rows = scores[kept], rows[kept]
+                near[i] = scores, rows
+        return [
+            _above_zero(self._scores(rows, vector), rows, k)
+            for vector, (_, rows) in zip(vectors, near, strict=True)
+        ]
+
+    def _products(
+        self, vectors: np.ndarray, allowed: np.ndarray | None
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield numbers of allowed rows, chunk by chunk, and the queries' products with them."""
+        for first in range(0, len(self.rows), _CHUNK):
+            block = self.rows[first : first + _CHUNK]
+            if allowed is None:
+                yield np.arange(first, first + len(block)), vectors @ block.T
+                continue
+            chosen = np.flatnonzero(allowed[first : first + _CHUNK])
+            if 4 * len(chosen) < len(block):  # few: cheaper to copy than to multiply all
+                yield first + chosen, vectors @ block[chosen].T
+            else:
+                yield first + chosen, (vectors @ block.T)[:, chosen]
+
+    def _scores(self, rows: np.ndarray, vector: np.ndarray) -> np.ndarray:
+        scores = np.empty(len(rows))
+        for first in range(0, len(rows), _CHUNK):
+            span = slice(first, first + _CHUNK)
+            products = np.multiply(self.rows[rows[span]], vector, dtype=np.float64)
+            scores[span] = products.sum(axis=1)
+        return scores
+
+    def _errors(self, vectors: np.ndarray) -> np.ndarray:
+        """Return by how much a float32 product of each query can be off, (queries) float64."""
+        lengths = np.linalg.norm(vectors.astype(np.float64), axis=1)
+        sizes = lengths * self._longest
+        # The second part is for numbers so small that they are taken for 0.
+        tiny = float(_FLOAT32.tiny) * (1 + lengths + self._longest)
+        errors = (vectors.shape[1] + 2) * (float(_FLOAT32.eps) * sizes + tiny)
+        return np.where(sizes < _FLOAT32.max / 2, errors, np.inf)
+
+    @cached_property
+    def _longest(self) -> float:
+        return longest_of(self.rows) if self.lists is None else self.lists.longest
+
+
+_NOTHING: Found = (np.empty(0), np.empty(0, np.int64))
+
+
+def _above_zero(scores: np.ndarray, rows: np.ndarray, k: int) -> Found:
+    kept = scores > 0
+    return best(scores[kept], rows[kept], k)

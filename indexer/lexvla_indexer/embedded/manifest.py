@@ -1,0 +1,389 @@
+"""The manifest of an index: one SQLite file that says which documents and segments are live."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lexvla.errors import IndexCorruptError, IndexVersionError, InputError
+from lexvla_indexer.base import Document
+from lexvla_indexer.embedded.selection import condition
+from lexvla_indexer.filters import Filter
+
+__all__ = ["FORMAT_VERSION", "Entry", "Manifest", "Place", "State"]
+
+FORMAT_VERSION = 2
+
+_SCHEMA = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE segments (number INTEGER PRIMARY KEY, rows INTEGER NOT NULL, checksum INTEGER);
+CREATE TABLE tombstones (
+    segment INTEGER NOT NULL, row INTEGER NOT NULL, PRIMARY KEY (segment, row)
+) WITHOUT ROWID;
+CREATE TABLE documents (
+    id TEXT PRIMARY KEY, segment INTEGER NOT NULL, row INTEGER NOT NULL,
+    uri TEXT NOT NULL, text TEXT NOT NULL, metadata TEXT NOT NULL, fingerprint TEXT NOT NULL
+);
+"""
+_BUSY_SECONDS = 30
+# What SQLite says of a damaged file; all else (disk full, no permission, ...) is no damage.
+_DAMAGE = ("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_ERROR", "SQLITE_IOERR_SHORT_READ")
+
+
+class Entry(NamedTuple):
+    """What the manifest keeps of a segment.
+
+    Attributes:
+        rows: How many rows it has.
+        checksum: That of its segment.json; ``None`` for a segment of format 1.
+    """
+
+    rows: int
+    checksum: int | None
+
+
+class Place(NamedTuple):
+    """Where a document's vectors lie."""
+
+    segment: int
+    row: int
+
+
+@dataclass(frozen=True)
+class State:
+    """Describe one commit.
+
+    Attributes:
+        commit: Its number; each commit's is one higher than the last's.
+        vocabulary_sha256: The hash of the vocabulary; empty while there is none.
+        model: The name of the model, if it was given.
+        writer_version: The version of the program that made the index.
+        widths: The number of columns of each leg; empty until the first vectors come.
+        segments: Each live segment.
+        next_segment: The number that no segment has had yet.
+        tombstones: The deleted rows of each segment that has any.
+    """
+
+    commit: int
+    vocabulary_sha256: str
+    model: str | None
+    writer_version: str
+    widths: dict[str, int]
+    segments: dict[int, Entry]
+    next_segment: int
+    tombstones: dict[int, np.ndarray]
+
+
+class Manifest:
+    """Read a manifest as of one commit, and write the next.
+
+    All reads between two calls of `refresh` see the same commit: they share one read transaction.
+
+    Args:
+        path: The SQLite file.
+        writable: Whether `commit` and `compact` will be called.
+
+    Raises:
+        IndexCorruptError: The file is damaged, or is no manifest.
+        IndexVersionError: A newer version of the format was used to write it.
+    """
+
+    def __init__(self, path: Path, writable: bool = False) -> None:
+        self._path = path
+        self._seen, self._commit = -1, 0  # the data version of SQLite, and its commit
+        mode = "rw" if writable else "ro"
+        if not os.access(path.parent, os.W_OK) and not path.with_name(path.name + "-wal").exists():
+            mode = "ro&immutable=1"  # SQLite cannot keep its own files beside the manifest
+        with self._errors():
+            self._db = sqlite3.connect(
+                f"{path.resolve().as_uri()}?mode={mode}",
+                uri=True,
+                isolation_level=None,
+                timeout=_BUSY_SECONDS,
+                check_same_thread=False,
+            )
+        try:
+            if writable:
+                self._run("PRAGMA synchronous = FULL")
+            self.refresh()
+            if writable and self._version < FORMAT_VERSION:
+                self._upgrade()
+        except BaseException:
+            self._db.close()
+            raise
+
+    @staticmethod
+    def create(path: Path, meta: Mapping[str, str | int | None]) -> None:
+        """Write the manifest of an empty index, not yet under the name that makes it one."""
+        db = sqlite3.connect(path, isolation_level=None)
+        try:
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("PRAGMA synchronous = FULL")
+            db.executescript(f"BEGIN; {_SCHEMA}")
+            values: dict[str, object] = {
+                "format_version": FORMAT_VERSION,
+                "commit": 0,
+                "widths": {},
+                **meta,
+            }
+            rows = [(key, json.dumps(value)) for key, value in values.items()]
+            db.executemany("INSERT INTO meta VALUES (?, ?)", rows)
+            db.execute("COMMIT")
+        finally:
+            db.close()
+
+    def refresh(self) -> int:
+        """Move to the newest commit, and return its number.
+
+        Raises:
+            IndexCorruptError: The file is damaged.
+            IndexVersionError: A newer version of the format was used to write it, maybe just now.
+        """
+        with self._errors():
+            if self._db.in_transaction:
+                self._db.execute("COMMIT")
+            self._db.execute("BEGIN")
+            # Reading it makes the transaction see what is newest. It changes with commits of all
+            # others; with those of this connection see `_transaction`.
+            seen = int(self._run("PRAGMA data_version").fetchone()[0])
+            if seen == self._seen:
+                return self._commit
+            self._seen = -1
+            meta = self._meta()
+            self._version = int(meta["format_version"])
+            if self._version > FORMAT_VERSION:
+                written = f"format {self._version}, written by lexvla {meta.get('writer_version')}"
+                raise IndexVersionError(
+                    f"{self._path}: index {written}, is newer than this program reads"
+                    f" ({FORMAT_VERSION})"
+                )
+            self._commit, self._seen = int(meta["commit"]), seen
+            return self._commit
+
+    def state(self) -> State:
+        """Describe the commit that reads see."""
+        with self._errors():
+            meta = self._meta()
+            query = "SELECT * FROM segments ORDER BY number"
+            segments = {int(row[0]): _entry(*row[1:]) for row in self._run(query)}
+            deleted: dict[int, list[int]] = {}
+            for number, row in self._run("SELECT segment, row FROM tombstones"):
+                if not 0 <= row < segments[number].rows:
+                    raise ValueError(f"segment {number} has no row {row}")
+                deleted.setdefault(number, []).append(row)
+            # Format 1 gave segments the numbers of their commits.
+            used = max(int(meta.get("last_segment", meta["commit"])), 0, *segments)
+            return State(
+                commit=int(meta["commit"]),
+                vocabulary_sha256=str(meta["vocabulary_sha256"]),
+                model=meta["model"],
+                writer_version=str(meta["writer_version"]),
+                widths={str(leg): int(width) for leg, width in meta["widths"].items()},
+                segments=segments,
+                next_segment=used + 1,
+                tombstones={n: np.array(rows, np.int64) for n, rows in deleted.items()},
+            )
+
+    def find(self, ids: Iterable[str]) -> dict[str, tuple[Document, Place]]:
+        """Return those of the documents that are there."""
+        found = {}
+        with self._errors():
+            for name, segment, row, *held in self._named("*", ids):
+                found[name] = (self._document(name, *held), Place(int(segment), int(row)))
+        return found
+
+    def places(self, ids: Iterable[str]) -> dict[str, Place]:
+        """Return where the vectors lie of those of the documents that are there."""
+        with self._errors():
+            found = self._named("id, segment, row", ids)
+            return {name: Place(int(segment), int(row)) for name, segment, row in found}
+
+    def fingerprints(self, ids: Iterable[str]) -> dict[str, str]:
+        """Return the fingerprints of those of the documents that are there."""
+        with self._errors():
+            return dict(self._named("id, fingerprint", ids))
+
+    def select(self, filter: Filter, segments: Mapping[int, Entry]) -> dict[int, np.ndarray]:  # noqa: A002
+        """Return a mask over the rows of each segment: those whose documents a filter chooses.
+
+        What `Filter.matches` raises is raised as it is.
+        """
+        test = condition(filter)
+        masks = {number: np.zeros(e.rows, bool) for number, e in segments.items()}
+        raised: list[BaseException] = []
+
+        def decide(name: str, uri: str, text: str, metadata: str) -> bool:
+            try:
+                return filter.matches(self._document(name, uri, text, metadata))
+            except BaseException as error:  # of which SQLite says no more than that there was one
+                raised.append(error)
+                raise
+
+        try:
+            with self._errors():
+                self._db.create_function("decide", 4, decide)
+                query = f"""
+                    SELECT segment, row FROM documents
+                    WHERE coalesce({test.sql}, decide(id, uri, text, metadata))
+                """  # noqa: S608 - the condition binds all its values
+                for number, row in self._db.execute(query, test.values):
+                    masks[number][row] = True
+        except (IndexCorruptError, MemoryError, OSError):
+            if raised:
+                raise raised[0] from None
+            raise
+        return masks
+
+    def commit(
+        self,
+        rows: Mapping[int, int],
+        documents: Sequence[Document],
+        removed: Collection[str],
+        meta: Mapping[str, str | dict[str, int]],
+        written: Callable[[], Mapping[int, Entry]],
+    ) -> None:
+        """Add segments with their documents, and bury rows, all in one transaction.
+
+        Args:
+            rows: The number of rows of each new segment.
+            documents: The documents of these rows, segment by segment.
+            removed: The ids whose old rows are deleted or replaced.
+            meta: The values that this commit changes.
+            written: Waits until the segments are on the disk, and returns them.
+        """
+        places = ((number, row) for number, count in rows.items() for row in range(count))
+        with self._transaction():
+            if self._run("SELECT 1 FROM documents LIMIT 1").fetchone():
+                self._bury(removed)
+            self._db.executemany(
+                "INSERT INTO documents VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (
+                    (d.id, *place, d.uri, d.text, _to_json(d.metadata), d.fingerprint)
+                    for place, d in zip(places, documents, strict=True)
+                ),
+            )
+            for key, value in meta.items():
+                self._db.execute("UPDATE meta SET value = ? WHERE key = ?", (_to_json(value), key))
+            self._add(written())
+
+    def merge(self, old: Iterable[int], new: Mapping[int, Entry], ids: Sequence[str]) -> None:
+        """Put segments in the place of others, in one transaction.
+
+        Args:
+            old: The segments that are no longer live, and whose deleted rows are gone.
+            new: The new segments.
+            ids: The ids of their rows, segment by segment.
+        """
+        gone = [(number,) for number in old]
+        places = ((number, row) for number, entry in new.items() for row in range(entry.rows))
+        with self._transaction():
+            self._db.executemany("DELETE FROM tombstones WHERE segment = ?", gone)
+            self._db.executemany("DELETE FROM segments WHERE number = ?", gone)
+            self._add(new)
+            self._db.executemany(
+                "UPDATE documents SET segment = ?, row = ? WHERE id = ?",
+                ((*place, name) for place, name in zip(places, ids, strict=True)),
+            )
+
+    def shrink(self) -> None:
+        """Give the space of what was deleted back to the disk."""
+        with self._errors():
+            if self._db.in_transaction:
+                self._db.execute("COMMIT")
+            if self._run("PRAGMA freelist_count").fetchone()[0]:
+                self._db.execute("VACUUM")
+        self.refresh()
+
+    def _bury(self, names: Collection[str]) -> None:
+        buried = [(name,) for name in names]
+        bury = "INSERT INTO tombstones SELECT segment, row FROM documents WHERE id = ?"
+        self._db.executemany(bury, buried)
+        self._db.executemany("DELETE FROM documents WHERE id = ?", buried)
+
+    def _add(self, segments: Mapping[int, Entry]) -> None:
+        rows = [(number, *entry) for number, entry in segments.items()]
+        self._db.executemany("INSERT INTO segments VALUES (?, ?, ?)", rows)
+        if segments:
+            last = ("last_segment", str(max(segments)))
+            self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", last)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+    def _run(self, statement: str, values: tuple[str, ...] = ()) -> sqlite3.Cursor:
+        return self._db.execute(statement, values)
+
+    def _named(self, columns: str, ids: Iterable[str]) -> sqlite3.Cursor:
+        """Select the documents of these ids, all at once: a query for each takes five times it."""
+        query = f"""
+            SELECT {columns} FROM documents WHERE id IN (SELECT value FROM json_each(?))
+        """  # noqa: S608 - columns are ours
+        return self._run(query, (json.dumps(list(ids), ensure_ascii=False),))
+
+    def _document(
+        self, name: str, uri: str, text: str, metadata: str, fingerprint: str = ""
+    ) -> Document:
+        try:
+            return Document(name, uri, text, json.loads(metadata), fingerprint)
+        except (ValueError, TypeError, AttributeError, InputError) as error:
+            raise IndexCorruptError(f"{self._path}: damaged ({error!r})") from error
+
+    def _meta(self) -> dict[str, Any]:
+        rows = self._run("SELECT key, value FROM meta")
+        return {str(key): json.loads(value) for key, value in rows}
+
+    def _upgrade(self) -> None:
+        """Make room for what format 1 did not keep. Its segments stay until they are merged."""
+        with self._transaction():
+            self._db.execute("ALTER TABLE segments ADD COLUMN checksum INTEGER")
+            version = (str(FORMAT_VERSION),)
+            self._db.execute("UPDATE meta SET value = ? WHERE key = 'format_version'", version)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """Count one commit, and make it durable if nothing goes wrong; then see it."""
+        number = self.refresh() + 1
+        self._seen = -1
+        with self._errors():
+            self._db.execute("COMMIT")
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._db.execute("UPDATE meta SET value = ? WHERE key = 'commit'", (str(number),))
+                self._db.execute("COMMIT")
+            finally:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+        self.refresh()
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Say which file is damaged, in place of what SQLite and JSON say."""
+        try:
+            yield
+        except sqlite3.ProgrammingError:
+            raise
+        except sqlite3.DatabaseError as error:
+            name = getattr(error, "sqlite_errorname", "SQLITE_CORRUPT")
+            if name.startswith(_DAMAGE):
+                raise IndexCorruptError(f"{self._path}: damaged ({error})") from error
+            raise OSError(f"{self._path}: {error}") from error
+        except (ValueError, TypeError, LookupError, OverflowError) as error:
+            raise IndexCorruptError(f"{self._path}: damaged ({error!r})") from error
+
+
+def _entry(rows: int, checksum: int | None = None) -> Entry:
+    return Entry(int(rows), None if checksum is None else int(checksum))
+
+
+# Made once: for many documents, making one each time takes longer than writing by it.
+_to_json = json.JSONEncoder(ensure_ascii=False).encode

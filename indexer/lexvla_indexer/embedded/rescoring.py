@@ -1,0 +1,149 @@
+"""Exact answers from quantised postings: find by integers, score again by the float rows."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from scipy import sparse
+
+from lexvla.errors import IndexCorruptError
+from lexvla_indexer.embedded.postings import LARGEST_SUM, Postings, best, kernels, read_only
+from lexvla_indexer.embedded.stored_rows import Rows, StoredRows
+from lexvla_indexer.impacts import ImpactQuantizer
+
+__all__ = ["exact_top", "integer_top"]
+
+# Where more rows than this share are near the best, all are scored: reading them in order is
+# faster than picking so many.
+SHARE = 0.25
+_CHUNK = 8192  # rows that numpy scores at a time
+
+
+def exact_top(
+    query: sparse.csr_array,
+    forward: sparse.csr_array | StoredRows,
+    quantizer: ImpactQuantizer,
+    postings: Postings,
+    k: int,
+    allowed: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return scores and numbers of the k best rows above 0, as all rows' float scores give them.
+
+    Scores are float64: products of the float32 weights, added in column order. Proof that no row
+    is missed: a quantised score is off by no more than a bound B. The k best by integers have at
+    least the k-th best integer score less B, so each of the true k best has at least that, and
+    an integer score of no less than the k-th best less 2B: all of those are scored again.
+
+    Args:
+        query: One row, float32 above 0.
+        forward: (rows, width) float32 above 0: the rows, sorted columns.
+        quantizer: Fitted on these rows.
+        postings: Built from ``quantizer.quantize(forward)``.
+        k: The most rows to return.
+        allowed: (rows) bool: which rows may be found; ``None`` for all.
+
+    Returns:
+        Scores, best first, and the rows' numbers; of equal ones the first.
+
+    Raises:
+        IndexCorruptError: A row's start or column is out of range.
+        OSError: A file of the rows cannot be read; the error names it.
+        ValueError: Shapes do not fit, or weights, k or mask break their rules.
+    """
+    if query.shape != (1, postings.width) or forward.shape != (postings.rows, postings.width):
+        shapes = f"{query.shape} and {forward.shape}"
+        raise ValueError(f"{shapes} do not fit {postings.rows} rows of {postings.width} terms")
+    integers, _, margin = _integers(query, quantizer)
+    scores, rows = postings.retrieve(query.indices, integers, k, margin, allowed)
+    if _may_miss(scores, k, margin, quantizer) or len(rows) > SHARE * postings.rows:
+        rows = np.arange(postings.rows) if allowed is None else np.flatnonzero(allowed)
+    exact = _row_scores(forward, rows, query)
+    found = exact > 0
+    return best(exact[found], rows[found], k)
+
+
+def integer_top(
+    query: sparse.csr_array,
+    quantizer: ImpactQuantizer,
+    postings: Postings,
+    k: int,
+    allowed: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return float64 scores and numbers of the k best rows above 0 by the integers alone.
+
+    A score is off the exact one by no more than `ImpactQuantizer.bound`, and by what rounding the
+    query to some 2^23 steps adds to that.
+
+    Args:
+        query: As for `exact_top`, as all that follow.
+        quantizer: See there.
+        postings: See there.
+        k: See there.
+        allowed: See there.
+
+    Raises:
+        ValueError: As for `exact_top`.
+    """
+    integers, scale, _ = _integers(query, quantizer)
+    scores, rows = postings.top(query.indices, integers, k, allowed)
+    return scores * (quantizer.step / scale), rows
+
+
+def _integers(query: sparse.csr_array, quantizer: ImpactQuantizer) -> tuple[np.ndarray, float, int]:
+    """Return the query's weights as integers, their scale, and twice the scores' greatest error.
+
+    The integers are as great as int32 scores allow, so that nearly all of the error is that of
+    the postings. None is 0: an integer score is 0 only where documents' words were dropped.
+    """
+    bound = quantizer.bound(query)
+    if not query.nnz:
+        return np.empty(0, np.int32), 1.0, 0
+    weights = query.data.astype(np.float64)
+    scale = (LARGEST_SUM // 255 - len(weights) - 1) / weights.sum()
+    integers = np.maximum(np.rint(weights * scale), 1)
+    bound += quantizer.top * float(np.abs(weights - integers / scale).sum())
+    margin = 2 * bound * scale / quantizer.step
+    margin = min(math.ceil(margin * (1 + 1e-9)) + 1, LARGEST_SUM)
+    return integers.astype(np.int32), scale, margin
+
+
+def _may_miss(scores: np.ndarray, k: int, margin: int, quantizer: ImpactQuantizer) -> bool:
+    """Tell whether a row that shares only dropped words with the query may be among the best."""
+    if not quantizer.drop_zero:
+        return False
+    return len(scores) < k or int(np.partition(scores, -k)[-k]) <= margin
+
+
+def _row_scores(
+    forward: sparse.csr_array | StoredRows, rows: np.ndarray, query: sparse.csr_array
+) -> np.ndarray:
+    if isinstance(forward, StoredRows):
+        forward, rows = forward.near(rows)
+    dense = np.zeros(query.shape[1])
+    dense[query.indices] = query.data
+    scores = np.empty(len(rows))
+    loops = kernels(len(forward.indices))
+    if loops is None:
+        for first in range(0, len(rows), _CHUNK):
+            chunk = slice(first, first + _CHUNK)
+            scores[chunk] = _row_scores_by_numpy(forward, rows[chunk], dense)
+        return scores
+    arrays = (forward.indptr, forward.indices, forward.data, rows, dense)
+    if not loops.row_scores(*map(read_only, arrays), scores):
+        raise IndexCorruptError("a stored row is damaged")
+    return scores
+
+
+def _row_scores_by_numpy(
+    forward: sparse.csr_array | Rows, rows: np.ndarray, dense: np.ndarray
+) -> np.ndarray:
+    starts = forward.indptr[rows]
+    lengths = forward.indptr[rows + 1] - starts
+    try:
+        owners = np.repeat(np.arange(len(rows)), lengths)
+        places = np.arange(len(owners)) + (starts - np.cumsum(lengths) + lengths)[owners]
+        products = forward.data[places] * dense[forward.indices[places]]
+    except (IndexError, ValueError) as error:
+        raise IndexCorruptError("a stored row is damaged") from error
+    return np.bincount(owners, products, len(rows))  # adds one after the other

@@ -1,0 +1,233 @@
+"""A segment: vectors of one commit, as plain arrays that never change.
+
+A segment of n rows is a directory of ``.npy`` files, readable with numpy alone, and one of JSON.
+Rows stand in the order of their ids, so that rows of equal score are in order too.
+
+    segment.json         the quantisers of the postings; size and CRC-32 of each other file
+    ids.text             uint8    the ids as UTF-8, one after the other
+    ids.start            int64    (n + 1) where each id starts in it
+    LEG.row.start        int64    (n + 1) the rows, exact: compressed sparse rows
+    LEG.row.column       int32
+    LEG.row.weight       float32
+    LEG.posting.*        the postings, for searches: see `lexvla_indexer.embedded.postings`
+    patch                int16    aligned with lexical.row.weight; -1 where a word has none;
+                                  no such file where no word has one
+    dense                float32  (n, width)
+    dense.list.*         the rows of a large segment by code: see
+                         `lexvla_indexer.embedded.dense_lists`
+
+LEG is ``lexical`` or ``codes``; an index without codes or dense vectors has no such files.
+Format 1 had no segment.json and other postings; its segments are read, and new ones written.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lexvla.encoding import Encoding
+from lexvla.errors import IndexCorruptError
+from lexvla_indexer.embedded.arrays import (
+    Mark,
+    demand,
+    fsync,
+    mark,
+    open_array,
+    save_array,
+    writing,
+)
+from lexvla_indexer.embedded.dense import DenseLeg
+from lexvla_indexer.embedded.dense_lists import DenseLists, wants_lists, write_lists
+from lexvla_indexer.embedded.sparse_leg import SparseLeg, write_leg
+from lexvla_indexer.embedded.stored_rows import StoredArray
+
+__all__ = ["Segment", "write_segment"]
+
+_HEAD = "segment.json"
+
+
+def write_segment(folder: Path, ids: Sequence[str], encoding: Encoding) -> int:
+    """Write a segment into a new directory, force it to the disk, and return its checksum.
+
+    Args:
+        folder: The directory to make.
+        ids: The id of each row, ascending.
+        encoding: The rows.
+    """
+    folder.mkdir()
+    names = [name.encode() for name in ids]
+    arrays: dict[str, np.ndarray] = {
+        "ids.text": np.frombuffer(b"".join(names), np.uint8),
+        "ids.start": np.cumsum([0, *map(len, names)], dtype=np.int64),
+    }
+    if encoding.patches is not None and (encoding.patches >= 0).any():
+        arrays["patch"] = encoding.patches
+    if encoding.dense is not None:
+        arrays["dense"] = encoding.dense
+    files = [folder / f"{name}.npy" for name in arrays]
+    for file, array in zip(files, arrays.values(), strict=True):
+        save_array(file, array)
+    quantizers = {}
+    for leg, rows in (("lexical", encoding.lexical), ("codes", encoding.codes)):
+        if rows is not None:
+            written, quantizer = write_leg(folder, leg, rows)
+            files += written
+            quantizers[leg] = quantizer.to_dict()
+    dense, codes = encoding.dense, encoding.codes
+    if dense is not None and codes is not None and wants_lists(len(ids), codes):
+        files += write_lists(folder, dense, codes)
+    for file in files:
+        fsync(file)
+    head = {"quantizers": quantizers, "files": {file.name: mark(file) for file in files}}
+    content = json.dumps(head, indent=1).encode()
+    with writing(folder / _HEAD) as head_file:
+        head_file.write(content)
+    fsync(folder / _HEAD)
+    fsync(folder)
+    return zlib.crc32(content)
+
+
+class Segment:
+    """Open one segment: search its legs, read its rows.
+
+    Exact scores are float64: products of the stored float32 values, which float64 holds exactly,
+    added in one order. A row's score so depends on nothing but the row and the query.
+
+    Attributes:
+        count: How many rows there are.
+        sparse: The legs ``lexical`` and, if the index has it, ``codes``.
+        dense: The dense leg, if the index has it.
+
+    Args:
+        folder: The directory of the segment.
+        rows: How many rows it has.
+        widths: The number of columns of each leg of the index.
+        checksum: What `write_segment` returned; ``None`` for a segment of format 1.
+
+    Raises:
+        IndexCorruptError: A file is missing, truncated, or not of the form that it must have.
+    """
+
+    def __init__(
+        self, folder: Path, rows: int, widths: Mapping[str, int], checksum: int | None
+    ) -> None:
+        self.count = rows
+        self._folder = folder
+        self._checksum = checksum
+        self._files: dict[str, Mark] = {}
+        quantizers: dict[str, Any] = {}
+        if checksum is not None:
+            quantizers = self._read_head(checksum)
+        try:
+            self._open(rows, widths, quantizers)
+        except IndexCorruptError as error:
+            for damage in self.damage():  # what does not fit may be due to another file
+                raise IndexCorruptError(damage) from error
+            raise
+
+    def _open(self, rows: int, widths: Mapping[str, int], quantizers: Mapping[str, Any]) -> None:
+        folder = self._folder
+        self._id_start = open_array(folder / "ids.start.npy", np.int64, (rows + 1,))
+        starts = self._id_start
+        rising = bool(starts[0] == 0 and (starts[1:] > starts[:-1]).all())
+        demand(folder / "ids.start.npy", rising, "must rise from 0")
+        self._id_text = open_array(folder / "ids.text.npy", np.uint8, (int(self._id_start[-1]),))
+        self.sparse = {
+            leg: SparseLeg(folder, leg, rows, widths[leg], quantizers.get(leg))
+            for leg in ("lexical", "codes")
+            if leg in widths
+        }
+        self._patch: StoredArray | None = None
+        # Format 1 has no list. A look into the folder would be wrong for others: a writer that has
+        # merged this segment may just be removing its files.
+        listed = self._checksum is not None
+        if "patch.npy" in self._files if listed else (folder / "patch.npy").exists():
+            stored = self.sparse["lexical"].stored
+            self._patch = StoredArray(folder / "patch.npy", np.int16, (stored,))
+        self.dense: DenseLeg | None = None
+        if "dense" in widths:
+            shape = rows, widths["dense"]
+            self._dense = StoredArray(folder / "dense.npy", np.float32, shape)
+            has_lists = any(name.startswith("dense.list.") for name in self._files)
+            lists = DenseLists.open(folder, *shape) if has_lists else None
+            self.dense = DenseLeg(self._dense.mapped, lists)
+
+    def _read_head(self, checksum: int) -> dict[str, Any]:
+        path = self._folder / _HEAD
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise IndexCorruptError(f"{path}: missing ({error})") from error
+        demand(path, zlib.crc32(content) == checksum, "damaged, or of another segment")
+        head = json.loads(content)
+        self._files = {name: Mark(*values) for name, values in head["files"].items()}
+        for name, known in self._files.items():
+            file = self._folder / name
+            try:
+                size = file.stat().st_size
+            except OSError as error:
+                raise IndexCorruptError(f"{file}: missing ({error})") from error
+            demand(file, size == known.size, f"must have {known.size} bytes, not {size}")
+        return dict(head["quantizers"])
+
+    def damage(self) -> Iterator[str]:
+        """Read all files, and yield what is wrong with each that has changed since its writing.
+
+        Of a segment of format 1 nothing is known to compare with.
+        """
+        known = {name: wanted.crc32 for name, wanted in self._files.items()}
+        if self._checksum is not None:
+            known = {_HEAD: self._checksum, **known}
+        for name, checksum in known.items():
+            file = self._folder / name
+            try:
+                found = mark(file).crc32
+            except OSError as error:
+                yield f"{file}: cannot be read ({error})"
+                continue
+            if found != checksum:
+                yield f"{file}: damaged: its checksum is {found:08x}, not {checksum:08x}"
+
+    def ids(self, rows: np.ndarray) -> list[str]:
+        """Return the ids of rows.
+
+        Raises:
+            IndexCorruptError: A row is not there, or its id is no text.
+        """
+        try:
+            starts, stops = self._id_start[rows].tolist(), self._id_start[rows + 1].tolist()
+            spans = zip(starts, stops, strict=True)
+            return [self._id_text[start:stop].tobytes().decode() for start, stop in spans]
+        except (ValueError, IndexError) as error:
+            raise IndexCorruptError(f"{self._folder}: an id is damaged ({error})") from error
+
+    def encoding(self, rows: np.ndarray) -> Encoding:
+        """Return the stored vectors of rows, in the order given.
+
+        Raises:
+            IndexCorruptError: A row is not there, or a number in it is out of its range.
+            OSError: A file cannot be read; the error names it.
+        """
+        patches, vectors = None, None
+        try:
+            lexical, firsts = self.sparse["lexical"].take(rows)
+            if self._patch is not None:
+                patches = self._patch.take(firsts, np.diff(lexical.indptr).astype(np.int64))
+            if self.dense is not None:
+                width = self.dense.rows.shape[1]
+                vectors = self._dense.take(rows * width, np.full(len(rows), width, np.int64))
+                vectors = vectors.reshape(len(rows), width)
+            codes = self.sparse["codes"].take(rows)[0] if "codes" in self.sparse else None
+            return Encoding(lexical, patches, codes, vectors)
+        except (ValueError, IndexError) as error:
+            raise IndexCorruptError(f"{self._folder}: a stored row is damaged ({error})") from error
+
+    def active_words(self, allowed: np.ndarray | None) -> int:
+        """Return the number of words stored in the rows that are allowed."""
+        lengths = np.diff(self.sparse["lexical"].rows.mapped.indptr)
+        return int(lengths.sum() if allowed is None else lengths[allowed].sum())

@@ -1,0 +1,114 @@
+"""One sparse leg of a segment: its rows as floats, and its postings as small integers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+
+from lexvla.errors import IndexCorruptError
+from lexvla_indexer.embedded.arrays import demand, open_array, save_array
+from lexvla_indexer.embedded.postings import Postings, build
+from lexvla_indexer.embedded.rescoring import exact_top, integer_top
+from lexvla_indexer.embedded.stored_rows import StoredArray, StoredRows
+from lexvla_indexer.impacts import ImpactQuantizer
+
+__all__ = ["SparseLeg", "write_leg"]
+
+
+def write_leg(folder: Path, leg: str, rows: sparse.csr_array) -> tuple[list[Path], ImpactQuantizer]:
+    """Write rows and their postings. Return the files, not yet forced to the disk.
+
+    Args:
+        folder: The directory of the segment.
+        leg: The leg's name.
+        rows: float32 above 0, sorted column numbers.
+    """
+    quantizer = ImpactQuantizer.fit(rows)
+    files = build(quantizer.quantize(rows)).save(folder, leg)
+    arrays = {
+        "start": rows.indptr.astype(np.int64, copy=False),
+        "column": rows.indices.astype(np.int32, copy=False),
+        "weight": rows.data,
+    }
+    for name, array in arrays.items():
+        files.append(folder / f"{leg}.row.{name}.npy")
+        save_array(files[-1], array)
+    return files, quantizer
+
+
+class SparseLeg:
+    """Search one sparse leg and read its rows.
+
+    Args:
+        folder: The directory of the segment.
+        leg: The leg's name.
+        rows: How many rows the segment has.
+        width: How many columns.
+        quantizer: The settings of the quantiser of the postings; ``None`` for a segment of format
+            1, which has no postings: they are then built in memory.
+
+    Raises:
+        IndexCorruptError: A file is missing, truncated, or not of the form that it must have.
+    """
+
+    def __init__(
+        self, folder: Path, leg: str, rows: int, width: int, quantizer: dict[str, Any] | None
+    ) -> None:
+        self._file = folder / f"{leg}.row"
+        start = folder / f"{leg}.row.start.npy"
+        starts = open_array(start, np.int64, (rows + 1,))
+        rising = bool(starts[0] == 0 and (starts[1:] >= starts[:-1]).all())
+        demand(start, rising, "must rise from 0")
+        self.stored = int(starts[-1])
+        columns = StoredArray(folder / f"{leg}.row.column.npy", np.int32, (self.stored,))
+        weights = StoredArray(folder / f"{leg}.row.weight.npy", np.float32, (self.stored,))
+        self.rows = StoredRows(starts, columns, weights, width)
+        if quantizer is None:
+            self._build()
+            return
+        self.quantizer = ImpactQuantizer.from_dict(quantizer)
+        self.postings = Postings.open(folder, leg)
+        fits = (self.postings.rows, self.postings.width) == (rows, width)
+        demand(folder / f"{leg}.posting.block.npy", fits, f"must name {rows} rows of {width} terms")
+
+    def _build(self) -> None:
+        try:
+            self.quantizer = ImpactQuantizer.fit(self.rows.mapped)
+            self.postings = build(self.quantizer.quantize(self.rows.mapped))
+        except ValueError as error:
+            raise IndexCorruptError(f"{self._file}.*: damaged ({error})") from error
+
+    def top(
+        self, query: sparse.csr_array, k: int, allowed: np.ndarray | None, exact: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return scores and numbers of the k best rows above 0; of equal ones, the first.
+
+        Args:
+            query: One row of weights above 0.
+            k: The most rows to return.
+            allowed: (rows) bool: which rows may be found; ``None`` for all.
+            exact: Score by the floats, and not by the integers alone.
+        """
+        if exact:
+            return exact_top(query, self.rows, self.quantizer, self.postings, k, allowed)
+        return integer_top(query, self.quantizer, self.postings, k, allowed)
+
+    def take(self, rows: np.ndarray) -> tuple[sparse.csr_array, np.ndarray]:
+        """Return rows, and where each of them starts in the stored arrays.
+
+        Raises:
+            IndexCorruptError: A column or a weight is out of its range.
+            IndexError: A row is not there.
+            OSError: A file cannot be read; the error names it.
+        """
+        (ends, columns, weights), firsts = self.rows.take(rows)
+        width = self.rows.shape[1]
+        # scipy trusts columns, and writes outside its arrays where they are wrong.
+        inside = not len(columns) or 0 <= int(columns.min()) <= int(columns.max()) < width
+        demand(Path(f"{self._file}.column.npy"), inside, f"must hold columns below {width}")
+        above = not len(weights) or 0 < float(weights.min()) <= float(weights.max()) < np.inf
+        demand(Path(f"{self._file}.weight.npy"), above, "must hold finite numbers above 0")
+        return sparse.csr_array((weights, columns, ends), shape=(len(rows), width)), firsts

@@ -1,0 +1,90 @@
+"""What a writer has taken in and not committed yet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+
+import numpy as np
+
+from lexvla.encoding import Encoding
+from lexvla.errors import InputError
+from lexvla_indexer.base import Document
+from lexvla_indexer.legs import widths_of
+
+__all__ = ["Staging", "stack"]
+
+
+class Staging:
+    """Collect documents and deletions; of two documents with one id the later stays."""
+
+    def __init__(self) -> None:
+        self.deleted: set[str] = set()
+        self.documents: dict[str, Document] = {}
+        self._batches: list[Encoding] = []
+        self._places: dict[str, tuple[int, int]] = {}
+
+    def add(self, documents: Sequence[Document], encoding: Encoding) -> None:
+        """Take in a batch.
+
+        Raises:
+            InputError: An id occurs twice in it.
+        """
+        places = {}
+        for row, document in enumerate(documents):
+            if document.id in places:
+                raise InputError(document.id, "occurs twice in one batch")
+            places[document.id] = (len(self._batches), row)
+        self._batches.append(encoding)
+        self._places |= places
+        self.documents |= {document.id: document for document in documents}
+
+    def __bool__(self) -> bool:
+        return bool(self.documents or self.deleted)
+
+    def fingerprints(self, committed: Mapping[str, str], ids: Sequence[str]) -> dict[str, str]:
+        """Return the fingerprints of ids as they will be, given those that are committed."""
+        kept = {name: value for name, value in committed.items() if name not in self.deleted}
+        staged = self.documents
+        return kept | {name: staged[name].fingerprint for name in ids if name in staged}
+
+    def discard(self, name: str) -> bool:
+        """Drop a document that was taken in. Return whether there was one."""
+        self._places.pop(name, None)
+        return self.documents.pop(name, None) is not None
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """The legs that were taken in and their widths; empty before the first batch."""
+        return widths_of(self._batches[0]) if self._batches else {}
+
+    def rows(self) -> tuple[list[Document], Encoding]:
+        """Return the documents by ascending id, with their vectors."""
+        names: list[str] = []
+        parts = []
+        places = sorted((place, name) for name, place in self._places.items())
+        for number, kept in groupby(places, key=lambda entry: entry[0][0]):
+            rows = []
+            for (_, row), name in kept:
+                rows.append(row)
+                names.append(name)
+            batch = self._batches[number]
+            # A batch may be as large as memory allows: copy it only where something changes.
+            parts.append(batch if len(rows) == len(batch) else batch[rows])
+        encoding = parts[0] if len(parts) == 1 else stack(parts)
+        order = sorted(range(len(names)), key=names.__getitem__)
+        if order != list(range(len(names))):
+            encoding = encoding[order]
+        return [self.documents[names[i]] for i in order], encoding
+
+
+def stack(parts: Sequence[Encoding]) -> Encoding:
+    """Stack encodings that may differ in one thing: where some have patches, the rest get -1."""
+    if any(part.patches is not None for part in parts):
+        parts = [part if part.patches is not None else _without_patches(part) for part in parts]
+    return Encoding.concat(parts)
+
+
+def _without_patches(part: Encoding) -> Encoding:
+    missing = np.full(part.lexical.nnz, -1, np.int16)
+    return Encoding(part.lexical, missing, part.codes, part.dense)

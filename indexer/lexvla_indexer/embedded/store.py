@@ -1,0 +1,200 @@
+"""The files of an index directory: making it, its writer's lock, its segments and vocabulary.
+
+manifest.sqlite    documents, deletions and live segments; with it, the directory is an index
+vocabulary.json    the terms of the lexical columns
+segments/00000007  the seventh segment that was written; see `lexvla_indexer.embedded.segment`
+lock               locked by the one writer
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import shutil
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import IO
+
+from lexvla.encoding import Encoding
+from lexvla.errors import IndexCorruptError, IndexLockedError, ModelError
+from lexvla.vocabulary import Vocabulary
+from lexvla_indexer.embedded.arrays import fsync, naming
+from lexvla_indexer.embedded.manifest import Entry, Manifest
+from lexvla_indexer.embedded.segment import Segment, write_segment
+
+__all__ = ["Store"]
+
+logger = logging.getLogger(__name__)
+
+_NEW = ".new"  # ends the name of what is being written, until it is whole
+# What a directory may hold if making an index in it was cut short.
+_BEGUN = ("lock", "segments", "vocabulary.json", "manifest.sqlite.new")
+
+
+class Store:
+    """Read and write the files of one index directory.
+
+    Args:
+        path: The directory, which need not exist yet.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._manifest = path / "manifest.sqlite"
+        self._vocabulary = path / "vocabulary.json"
+        self._segments = path / "segments"
+        self._lock: IO[str] | None = None
+
+    def make(self, vocabulary: Vocabulary | None, model: str | None) -> None:
+        """Lock the directory, and make it an empty index unless it is one already.
+
+        Raises:
+            IndexCorruptError: The path is a file, or a directory that holds other things.
+            IndexLockedError: Another writer has it.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise IndexCorruptError(f"{self.path}: is no directory") from error
+        foreign = [f.name for f in self.path.iterdir() if not f.name.startswith(_BEGUN)]
+        if foreign and not self._manifest.exists():
+            rule = f"is no index, and holds other files ({min(foreign)}); give a new directory"
+            raise IndexCorruptError(f"{self.path}: {rule}")
+        self.lock()
+        if self._manifest.exists():
+            return
+        self._segments.mkdir(exist_ok=True)
+        if any(self._segments.iterdir()):
+            raise IndexCorruptError(f"{self._manifest}: missing, but there are segments")
+        if vocabulary is not None:
+            self.save_vocabulary(vocabulary)
+        new = self._manifest.with_name(self._manifest.name + _NEW)
+        for leftover in self.path.glob(f"{new.name}*"):
+            leftover.unlink()
+        meta = {
+            "vocabulary_sha256": "" if vocabulary is None else vocabulary.sha256,
+            "model": model,
+            "writer_version": _program_version(),
+        }
+        Manifest.create(new, meta)
+        _publish(new, self._manifest)
+        fsync(self.path.parent)
+
+    def lock(self) -> bool:
+        """Become the one writer. Return whether that is new.
+
+        Raises:
+            IndexLockedError: Another writer has the index.
+        """
+        if self._lock is not None:
+            return False
+        file = (self.path / "lock").open("a")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.close()
+            raise IndexLockedError(f"{self.path}: another writer has this index") from error
+        self._lock = file
+        return True
+
+    def unlock(self) -> None:
+        """Let another writer come."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def manifest(self, writable: bool) -> Manifest:
+        """Open the manifest.
+
+        Raises:
+            IndexCorruptError: There is no index, or its manifest is damaged.
+        """
+        if self._manifest.exists():
+            return Manifest(self._manifest, writable)
+        if self._segments.exists():
+            raise IndexCorruptError(f"{self._manifest}: missing")
+        made = f"lexvla index SOURCE --index {self.path}"
+        raise IndexCorruptError(f"no index at {self.path}; make one with: {made}")
+
+    def load_vocabulary(self, sha256: str) -> Vocabulary:
+        """Read the vocabulary that the manifest names.
+
+        Raises:
+            IndexCorruptError: The file is missing, damaged, or another one.
+        """
+        try:
+            vocabulary = Vocabulary.load(self._vocabulary)
+        except ModelError as error:
+            raise IndexCorruptError(str(error)) from error
+        if vocabulary.sha256 != sha256:
+            raise IndexCorruptError(f"{self._vocabulary}: is not the vocabulary of this index")
+        return vocabulary
+
+    def save_vocabulary(self, vocabulary: Vocabulary) -> None:
+        """Write the vocabulary, whole or not at all."""
+        new = self._vocabulary.with_name(self._vocabulary.name + _NEW)
+        with naming(new):
+            vocabulary.save(new)
+        fsync(new)
+        _publish(new, self._vocabulary)
+
+    def write_segment(self, number: int, ids: Sequence[str], encoding: Encoding) -> Entry:
+        """Write a segment, whole or not at all; the commit that has the entry makes it live."""
+        folder = self._folder(number)
+        new = folder.with_name(folder.name + _NEW)
+        for leftover in (new, folder):  # of a commit that failed, when the disk was full
+            shutil.rmtree(leftover, ignore_errors=True)
+        checksum = write_segment(new, ids, encoding)
+        _publish(new, folder)
+        return Entry(len(ids), checksum)
+
+    def segment(self, number: int, entry: Entry, widths: Mapping[str, int]) -> Segment:
+        """Open a segment.
+
+        Raises:
+            IndexCorruptError: A file is missing or damaged.
+        """
+        return Segment(self._folder(number), entry.rows, widths, entry.checksum)
+
+    def sweep(self, live: Collection[int]) -> None:
+        """Remove what no commit names: what a crash has left, or what was merged.
+
+        Only the writer may do so. A reader that still has such files mapped keeps them.
+        """
+        self._segments.mkdir(exist_ok=True)  # a copy of an empty index may lack it
+        names = {self._folder(number).name for number in live}
+        leftovers = [f for f in self._segments.iterdir() if f.name not in names]
+        for path in (*leftovers, *self.path.glob(f"{self._vocabulary.name}{_NEW}")):
+            logger.info("removing %s, which is in no commit", path)
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+    def size(self) -> int:
+        """Return the bytes of all files together."""
+        total = 0
+        for folder, _, names in os.walk(self.path):  # passes over what a writer is removing
+            for name in names:
+                with suppress(FileNotFoundError):
+                    total += Path(folder, name).stat().st_size
+        return total
+
+    def _folder(self, number: int) -> Path:
+        return self._segments / f"{number:08d}"
+
+
+def _publish(new: Path, path: Path) -> None:
+    """Give a finished file or directory its name, durably."""
+    new.replace(path)
+    fsync(path.parent)
+
+
+def _program_version() -> str:
+    try:
+        return version("lexvla")
+    except PackageNotFoundError:  # run from a checkout
+        return "unknown"

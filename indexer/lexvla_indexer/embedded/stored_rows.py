@@ -1,0 +1,168 @@
+"""Stored rows, read here and there: by place in their files, and not through a map of them.
+
+A search scores some twenty rows of a segment again. Linux maps much more of a file than is touched:
+up to two megabytes at a time where its page cache keeps files in large pieces. After a hundred
+searches a map of the rows would be resident nearly whole. So few rows of a large file are read;
+many, and those of small files, are taken from the map, which is faster.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from scipy import sparse
+
+from lexvla.errors import IndexCorruptError
+from lexvla_indexer.embedded.arrays import naming, open_array
+from lexvla_indexer.embedded.postings import kernels
+
+__all__ = ["Rows", "StoredArray", "StoredRows"]
+
+READ_FROM = 1 << 26  # bytes of a file: the map of a smaller one costs no more than that
+FEW = 128  # spans: reading one takes 0.6 microseconds, several times what scoring it does
+
+
+class Rows(NamedTuple):
+    """Hold compressed sparse rows as scipy does, without its checks."""
+
+    indptr: np.ndarray
+    indices: np.ndarray
+    data: np.ndarray
+
+
+class StoredArray:
+    """Hold an array of a file: mapped whole, and open for reading where the file is large.
+
+    The file is closed with the object. Reads name their places, so threads may share it.
+
+    Attributes:
+        mapped: All of it.
+
+    Args:
+        path: The ``.npy`` file.
+        kind: The type that its numbers must have.
+        shape: The shape that it must have.
+
+    Raises:
+        IndexCorruptError: The file is missing, truncated, or not of that form.
+    """
+
+    def __init__(self, path: Path, kind: type[np.generic], shape: tuple[int, ...]) -> None:
+        self.mapped = open_array(path, kind, shape)
+        self._path = path
+        self._file = -1
+        if self.mapped.nbytes < READ_FROM:
+            return
+        try:
+            self._file = os.open(path, os.O_RDONLY)
+        except OSError as error:
+            raise IndexCorruptError(f"{path}: missing or unreadable ({error})") from error
+        self._close = weakref.finalize(self, os.close, self._file)
+        self._offset = os.fstat(self._file).st_size - self.mapped.nbytes
+
+    def reads(self, spans: int) -> bool:
+        """Tell whether so many spans are read, and not taken from the map."""
+        return self._file >= 0 and spans <= FEW
+
+    def take(self, firsts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """Return spans of the flat array, one after the other.
+
+        Args:
+            firsts: (spans) int64: where each starts.
+            lengths: (spans) int64.
+
+        Raises:
+            IndexCorruptError: A span is not within the array, or the file has become shorter.
+            OSError: The file cannot be read; the error names it.
+        """
+        flat = self.mapped.reshape(-1)
+        if not ((firsts >= 0) & (lengths >= 0) & (firsts <= len(flat) - lengths)).all():
+            raise self._damage()
+        total = int(lengths.sum())
+        if not self.reads(len(firsts)):
+            ends = np.cumsum(lengths)
+            return flat[np.arange(total) + np.repeat(firsts - ends + lengths, lengths)]
+        taken = np.empty(total, flat.dtype)
+        room = taken.view(np.uint8)
+        places, sizes = firsts * taken.itemsize + self._offset, lengths * taken.itemsize
+        loops = kernels(0)
+        if loops is None or not loops.read_spans(self._file, places, sizes, room):
+            self._read(places, sizes, room.data)  # raises what hindered the compiled loop
+        return taken
+
+    def _read(self, firsts: np.ndarray, sizes: np.ndarray, room: memoryview) -> None:
+        """Fill the room with spans of bytes of the file."""
+        place = 0
+        with naming(self._path):
+            for first, size in zip(firsts.tolist(), sizes.tolist(), strict=True):
+                end, shift = place + size, first - place
+                while place < end:
+                    part = os.pread(self._file, end - place, place + shift)
+                    if not part:
+                        raise self._damage()
+                    room[place : place + len(part)] = part
+                    place += len(part)
+
+    def _damage(self) -> IndexCorruptError:
+        return IndexCorruptError(f"{self._path}: a stored row is damaged")
+
+
+class StoredRows:
+    """Hold the rows of a sparse leg.
+
+    Attributes:
+        mapped: All rows; float32.
+        shape: (rows, width).
+
+    Args:
+        starts: (rows + 1) int64: where each row starts.
+        columns: The rows' columns.
+        weights: Their weights.
+        width: How many columns there may be.
+    """
+
+    def __init__(
+        self, starts: np.ndarray, columns: StoredArray, weights: StoredArray, width: int
+    ) -> None:
+        self.shape = len(starts) - 1, width
+        self._columns, self._weights = columns, weights
+        # Given the arrays to begin with, scipy would copy all columns to the type of the starts.
+        self.mapped = sparse.csr_array(self.shape, dtype=np.float32)
+        self.mapped.data, self.mapped.indices = weights.mapped, columns.mapped
+        self.mapped.indptr = starts
+
+    def reads(self, rows: int) -> bool:
+        """Tell whether so many rows are read, and not taken from the map."""
+        return self._columns.reads(rows)
+
+    def near(self, rows: np.ndarray) -> tuple[Rows, np.ndarray]:
+        """Return rows to score, and which of them are meant: all that were read, or some mapped.
+
+        Raises:
+            IndexCorruptError: A row is damaged.
+            OSError: A file cannot be read; the error names it.
+        """
+        if not self.reads(len(rows)):
+            mapped = self.mapped
+            return Rows(mapped.indptr, mapped.indices, mapped.data), rows
+        return self.take(rows)[0], np.arange(len(rows))
+
+    def take(self, rows: np.ndarray) -> tuple[Rows, np.ndarray]:
+        """Return rows in the order given, and where each starts in the stored arrays.
+
+        Raises:
+            IndexCorruptError: A row is damaged. Columns and weights are not looked at.
+            IndexError: A row is not there.
+            OSError: A file cannot be read; the error names it.
+        """
+        starts = self.mapped.indptr
+        firsts = starts[rows]
+        lengths = starts[rows + 1] - firsts
+        ends = np.zeros(len(rows) + 1, np.int64)
+        np.cumsum(lengths, out=ends[1:])
+        columns = self._columns.take(firsts, lengths)
+        return Rows(ends, columns, self._weights.take(firsts, lengths)), firsts

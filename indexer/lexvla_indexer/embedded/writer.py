@@ -1,0 +1,177 @@
+"""The one writer of an index: stages changes, commits them, and merges segments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import numpy as np
+
+from lexvla.encoding import Encoding
+from lexvla.vocabulary import Vocabulary
+from lexvla_indexer.base import Document
+from lexvla_indexer.embedded.manifest import Entry, State
+from lexvla_indexer.embedded.merging import SEGMENT_ROWS, due, live_rows, merged
+from lexvla_indexer.embedded.reader import SegmentCache
+from lexvla_indexer.embedded.staging import Staging
+from lexvla_indexer.embedded.store import Store
+from lexvla_indexer.legs import widths_of
+
+__all__ = ["Writer"]
+
+
+class Writer:
+    """Change an index. For one thread at a time.
+
+    Attributes:
+        staging: What was taken in and is not committed yet.
+
+    Args:
+        store: The files of the index; locked, and freed of what a crash has left.
+        cache: The open segments.
+
+    Raises:
+        IndexLockedError: Another writer has the index.
+    """
+
+    def __init__(self, store: Store, cache: SegmentCache) -> None:
+        self._store = store
+        self._cache = cache
+        self.staging = Staging()
+        store.lock()
+        self._manifest = store.manifest(writable=True)
+        store.sweep(self._manifest.state().segments)
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """The legs of the index and their widths; empty before the first vectors."""
+        return self._manifest.state().widths or self.staging.widths
+
+    def delete(self, ids: Sequence[str]) -> int:
+        """Stage deletions. Return how many of the ids were there."""
+        committed = self._manifest.fingerprints(ids).keys() - self.staging.deleted
+        count = 0
+        for name in set(ids):
+            count += self.staging.discard(name) or name in committed
+        self.staging.deleted |= committed
+        return count
+
+    def commit(self, vocabulary: Vocabulary) -> None:
+        """Make all that is staged durable and visible, or nothing of it; then merge what is due.
+
+        Args:
+            vocabulary: The terms of the lexical columns.
+
+        Raises:
+            IndexCorruptError: A segment that was to be merged is damaged.
+            OSError: A file cannot be written; the error names it.
+        """
+        state = self._manifest.state()
+        documents: list[Document] = []
+        rows: list[int] = []
+        parts: Iterable[tuple[list[str], Encoding]] = ()
+        meta: dict[str, str | dict[str, int]] = {}
+        if self.staging.documents:
+            documents, encoding = self.staging.rows()
+            rows = _cut(len(documents))
+            parts = _parts([document.id for document in documents], encoding, rows)
+            meta["widths"] = widths_of(encoding)
+            if state.vocabulary_sha256 != vocabulary.sha256:
+                self._store.save_vocabulary(vocabulary)
+                meta["vocabulary_sha256"] = vocabulary.sha256
+        removed = self.staging.deleted | self.staging.documents.keys()
+        numbered = dict(enumerate(rows, state.next_segment))
+        # Files are written while documents go into SQLite.
+        with self._clean(), ThreadPoolExecutor(1) as pool:
+            writing = pool.submit(self._write, state, parts)
+            self._manifest.commit(numbered, documents, removed, meta, lambda: writing.result()[0])
+        self.staging = Staging()
+        while numbers := self._due():
+            self._merge(numbers)
+
+    def compact(self, vocabulary: Vocabulary) -> None:
+        """Commit, then merge all segments and give up the space of deleted rows.
+
+        Args:
+            vocabulary: The terms of the lexical columns.
+
+        Raises:
+            IndexCorruptError: A file of a segment is damaged.
+        """
+        if self.staging:
+            self.commit(vocabulary)
+        state = self._manifest.state()
+        if not self._is_compact(state):
+            self._merge(list(state.segments))
+        self._manifest.shrink()
+
+    def close(self) -> None:
+        """Drop what is staged, and let another writer come."""
+        self._manifest.close()
+        self._store.unlock()
+
+    def _is_compact(self, state: State) -> bool:
+        """Tell whether the rows are cut into segments as a new index would cut them."""
+        entries = list(state.segments.values())
+        rows = [entry.rows for entry in entries]
+        if state.tombstones or rows != _cut(sum(rows)) or any(e.checksum is None for e in entries):
+            return False
+        segments = self._cache.get(state).values()
+        ends = [name for s in segments for name in s.ids(np.array([0, s.count - 1]))]
+        return ends == sorted(ends)
+
+    def _due(self) -> list[int]:
+        state = self._manifest.state()
+        rows = {number: entry.rows for number, entry in state.segments.items()}
+        return due(rows, {number: len(deleted) for number, deleted in state.tombstones.items()})
+
+    def _merge(self, numbers: Sequence[int]) -> None:
+        state = self._manifest.state()
+        segments, nothing = self._cache.get(state), np.empty(0, np.int64)
+        parts = [
+            (segments[n], live_rows(segments[n].count, state.tombstones.get(n, nothing)))
+            for n in numbers
+        ]
+        with self._clean():
+            new, ids = self._write(state, merged(parts, SEGMENT_ROWS))
+            self._manifest.merge(numbers, new, ids)
+        self._store.sweep(self._manifest.state().segments)
+
+    @contextmanager
+    def _clean(self) -> Iterator[None]:
+        """Remove the files of what fails: they may be what fills the disk."""
+        try:
+            yield
+        except BaseException:
+            self._store.sweep(self._manifest.state().segments)
+            raise
+
+    def _write(
+        self, state: State, parts: Iterable[tuple[list[str], Encoding]]
+    ) -> tuple[dict[int, Entry], list[str]]:
+        """Write segments, and return them with the ids of all their rows."""
+        written: dict[int, Entry] = {}
+        names: list[str] = []
+        for number, (ids, encoding) in enumerate(parts, state.next_segment):
+            written[number] = self._store.write_segment(number, ids, encoding)
+            names += ids
+        return written, names
+
+
+def _cut(rows: int) -> list[int]:
+    """Return the rows of each segment that so many rows make."""
+    return [min(SEGMENT_ROWS, rows - first) for first in range(0, rows, SEGMENT_ROWS)]
+
+
+def _parts(
+    ids: list[str], encoding: Encoding, rows: Sequence[int]
+) -> Iterator[tuple[list[str], Encoding]]:
+    if len(rows) == 1:
+        yield ids, encoding  # a copy might not fit into memory
+        return
+    first = 0
+    for count in rows:
+        span = slice(first, first + count)
+        yield ids[span], encoding[span]
+        first += count

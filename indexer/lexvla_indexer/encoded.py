@@ -1,0 +1,262 @@
+"""Vectors in files: encode on several machines, and put the results into one index."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+from tqdm import tqdm
+
+from lexvla.encoding import Encoder, Encoding
+from lexvla.errors import InputError, LexVLAError, VocabularyMismatchError
+from lexvla.vocabulary import Vocabulary
+from lexvla_indexer.base import Document, Index
+from lexvla_indexer.embedded.staging import stack
+from lexvla_indexer.loading import in_shard
+from lexvla_indexer.pipeline import IndexSink, Ingest, take_writer_lock
+from lexvla_indexer.report import RejectLog, Report
+from lexvla_indexer.sources import Reject, open_source
+
+__all__ = ["Encoded", "Origin", "encode_source", "index_encoded", "read_origins"]
+
+_FORMAT_VERSION = 1
+_CHUNK = 1024  # documents to look up and to add at once
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Tell whose vectors a file holds.
+
+    Attributes:
+        model: The name of the encoder.
+        vocabulary: The terms of the lexical columns.
+    """
+
+    model: str
+    vocabulary: Vocabulary
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Hold documents with their vectors, row by row, outside any index."""
+
+    origin: Origin
+    documents: list[Document]
+    encoding: Encoding
+
+    def save(self, path: str | Path) -> None:
+        """Write all into one ``.npz`` file, which `Encoding.load` reads too.
+
+        Beside the vectors' arrays there are ``origin`` and ``documents``: JSON as bytes.
+        """
+        path = Path(path)
+        new = path.with_name(f"{path.name}.part")
+        self.encoding.save(new)
+        vocabulary = self.origin.vocabulary
+        origin = {
+            "format_version": _FORMAT_VERSION,
+            "model": self.origin.model,
+            "vocabulary_sha256": vocabulary.sha256,
+            "terms": vocabulary.terms,
+            "token_ids": vocabulary.token_ids,
+        }
+        members = {"origin": origin, "documents": [asdict(each) for each in self.documents]}
+        with zipfile.ZipFile(new, "a", zipfile.ZIP_DEFLATED) as archive:
+            for name, data in members.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                    np.lib.format.write_array(file, np.frombuffer(json.dumps(data).encode(), "u1"))
+        new.replace(path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Encoded:
+        """Read what `save` wrote.
+
+        Raises:
+            InputError: The file is damaged, is no such file, or was written by a newer version.
+        """
+        origin = _origin(_member(path, "origin"), path)
+        try:
+            documents = [Document(**each) for each in _member(path, "documents")]
+            encoding = Encoding.load(path)
+        except (ValueError, TypeError) as error:
+            raise InputError(str(path), f"is damaged ({error})") from error
+        if len(documents) != len(encoding):
+            rule = f"is damaged ({len(documents)} documents with {len(encoding)} vectors)"
+            raise InputError(str(path), rule)
+        return cls(origin, documents, encoding)
+
+
+def encode_source(
+    source: str | Path,
+    encoder: Encoder,
+    rejects_path: str | Path | None = None,
+    *,
+    batch_size: int = 64,
+    shard: tuple[int, int] = (1, 1),
+    text_field: str | None = None,
+    show_progress_bar: bool | None = None,
+) -> tuple[Encoded, Report]:
+    """Encode the items of a source without an index; see `index_source`.
+
+    Args:
+        source: See `open_source`.
+        encoder: Makes the vectors.
+        rejects_path: Where to list what is left out.
+        batch_size: The most items to encode at once.
+        shard: ``(i, n)``, i from 1: only the items whose ids hash to part i of n. The parts are
+            the same on every machine and in every order of the source.
+        text_field: See `open_source`.
+        show_progress_bar: Show progress on stderr; by default if that is a terminal.
+
+    Raises:
+        InputError: The source is missing, or is none.
+        ValueError: The batch size is below 1.
+    """
+    report = Report()
+    sink = _Collection(report)
+    opened = open_source(source, text_field)
+    ingest = Ingest(opened, encoder, sink, report, batch_size, show_progress_bar, shard)
+    with RejectLog(None if rejects_path is None else Path(rejects_path), report) as rejects:
+        ingest.run(rejects)
+    report.skipped = sum(not in_shard(name, shard) for name in ingest.seen)
+    nothing = Encoding(sparse.csr_array((0, len(encoder.vocabulary)), dtype=np.float32))
+    encoding = stack(sink.parts) if sink.parts else nothing
+    return Encoded(Origin(encoder.name, encoder.vocabulary), sink.documents, encoding), report
+
+
+class _Collection:
+    """Keep all vectors in memory."""
+
+    def __init__(self, report: Report) -> None:
+        self.documents: list[Document] = []
+        self.parts: list[Encoding] = []
+        self._report = report
+
+    def known(self, ids: Sequence[str]) -> dict[str, str]:
+        return {}
+
+    def keep(self, document: Document, known: str) -> None:
+        raise NotImplementedError  # nothing is known
+
+    def store(self, documents: Sequence[Document], encoding: Encoding) -> None:
+        self.documents += documents
+        self.parts.append(encoding)
+        self._report.added += len(documents)
+        self._report.empty += int((np.diff(encoding.lexical.indptr) == 0).sum())
+
+    def finish(self) -> None:
+        pass
+
+
+def read_origins(files: Sequence[str | Path]) -> Origin:
+    """Return whose vectors these files hold, all of them.
+
+    Raises:
+        InputError: A file is no file of `Encoded.save`.
+        VocabularyMismatchError: They are not all of one model with one vocabulary.
+    """
+    first, *others = [_origin(_member(path, "origin"), path) for path in files]
+    for path, other in zip(files[1:], others, strict=True):
+        _check_same(str(files[0]), first, str(path), other)
+    return first
+
+
+def index_encoded(
+    files: Sequence[str | Path],
+    index: Index,
+    resume: bool = True,
+    show_progress_bar: bool | None = None,
+) -> Report:
+    """Store what `encode_source` made, as if the sources themselves had been indexed here.
+
+    An id that comes a second time is rejected. One file is in memory at a time.
+
+    Args:
+        files: Files of `Encoded.save`; nothing is stored unless all are of one model.
+        index: The index to fill; it becomes this process's to write.
+        resume: Skip documents that the index has unchanged.
+        show_progress_bar: Show progress on stderr; by default if that is a terminal.
+
+    Raises:
+        IndexLockedError: Another writer has the index.
+        InputError: A file is damaged, or is no file of `Encoded.save`.
+        VocabularyMismatchError: The files or the index differ in model or vocabulary.
+    """
+    origin = read_origins(files)
+    if len(index.vocabulary):
+        recorded = Origin(index.model or origin.model, index.vocabulary)
+        _check_same("the index", recorded, str(files[0]), origin)
+    report = Report()
+    sink = IndexSink(index, report, resume)
+    take_writer_lock(index)
+    seen: set[str] = set()
+    disable = None if show_progress_bar is None else not show_progress_bar
+    with (
+        RejectLog(sink.path("rejected.jsonl"), report) as rejects,
+        tqdm(unit=" items", disable=disable) as bar,
+    ):
+        for path in files:
+            encoded = Encoded.load(path)
+            for start in range(0, len(encoded.documents), _CHUNK):
+                documents = encoded.documents[start : start + _CHUNK]
+                known = sink.known([document.id for document in documents])
+                rows = []
+                for row, document in enumerate(documents, start):
+                    if document.id in seen:
+                        rule = "an earlier item has the same id"
+                        rejects.add(Reject(document.id, rule, str(path)))
+                    elif document.fingerprint and known.get(document.id) == document.fingerprint:
+                        sink.keep(document, document.fingerprint)
+                    else:
+                        rows.append(row)
+                    seen.add(document.id)
+                if rows:
+                    sink.store([encoded.documents[row] for row in rows], encoded.encoding[rows])
+                bar.update(len(documents))
+        sink.finish()
+    return report
+
+
+def _check_same(name: str, origin: Origin, other_name: str, other: Origin) -> None:
+    for what, mine, yours in (
+        ("the model", origin.model, other.model),
+        ("the vocabulary", origin.vocabulary.sha256[:12], other.vocabulary.sha256[:12]),
+    ):
+        if mine != yours:
+            message = f"{name} has vectors of {what} {mine!r}, {other_name} of {yours!r}"
+            raise VocabularyMismatchError(message)
+
+
+def _member(path: str | Path, name: str) -> Any:
+    """Read one JSON member of a file of `Encoded.save`."""
+    try:
+        # Of a file that is no archive, np.load says to read it with pickle: bad advice.
+        with Path(path).open("rb") as file:
+            if not zipfile.is_zipfile(file):
+                raise zipfile.BadZipFile("it is no .npz archive")
+        with np.load(path, allow_pickle=False) as archive:
+            return json.loads(archive[name].tobytes())
+    except (EOFError, KeyError, ValueError, AttributeError, zipfile.BadZipFile) as error:
+        rule = f"is no whole file of `lexvla encode --out FILE.npz` ({error})"
+        raise InputError(str(path), rule) from error
+
+
+def _origin(data: Any, path: str | Path) -> Origin:
+    try:
+        if data["format_version"] > _FORMAT_VERSION:
+            version = data["format_version"]
+            raise InputError(str(path), f"its format {version} is newer than this program")
+        vocabulary = Vocabulary(data["terms"], data["token_ids"])
+        if vocabulary.sha256 != data["vocabulary_sha256"]:
+            raise InputError(str(path), "its terms do not match their sha256")
+        return Origin(str(data["model"]), vocabulary)
+    except InputError:
+        raise
+    except (KeyError, TypeError, LexVLAError) as error:
+        raise InputError(str(path), f"is damaged ({error!r})") from error

@@ -1,0 +1,136 @@
+r"""Filters as terms: what engines with an inverted index keep of a document for them.
+
+A document has a term for each thing that a comparison can ask of one of its fields:
+
+    NAME \x01\x03 s VALUE   a string           NAME \x01\x03 S   a string or a list of strings
+    NAME \x01\x03 l VALUE   one of a list      NAME \x01\x03 N   a number
+    NAME \x01\x03 n DIGITS  a number           NAME \x01\x03 b0  false, b1 true
+
+In names and values a null character stands as \x01\x01 and \x01 as \x01\x02, which keeps their
+order; of a string of over 200 characters the rest stands as its hash. The digits of a number are
+in the order of the numbers, exactly, however large or small: see `digits`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from lexvla_indexer.base import Document
+from lexvla_indexer.filters import ATTRIBUTES, Comparison, Value, kind_of
+
+__all__ = ["LONGEST", "Span", "digits", "span", "terms_equal", "terms_of", "typed_term"]
+
+LONGEST = 200  # characters of a string that are compared; beyond, its hash is
+LONGEST_LIMIT = 900  # bytes; Lucene takes ranges of terms of up to 1,000
+
+_SAFE = str.maketrans({"\0": "\x01\x01", "\x01": "\x01\x02"})
+_OF = "\x01\x03"
+_CUT = "\x01\x04"
+_COMPLEMENT = str.maketrans("0123456789abcdef", "fedcba9876543210")
+
+
+class Span(NamedTuple):
+    """The terms from ``low`` to ``high``, in the order of their UTF-8.
+
+    Attributes:
+        low: The first term, or what is before it.
+        high: The last term, or what is after it.
+        has_low: Whether ``low`` itself counts.
+        has_high: Whether ``high`` itself counts.
+    """
+
+    low: str
+    high: str
+    has_low: bool
+    has_high: bool
+
+
+def terms_of(document: Document) -> Iterator[str]:
+    """Give the terms of a document."""
+    held = {name: getattr(document, name) for name in ATTRIBUTES} | dict(document.metadata)
+    for name, value in held.items():
+        yield from _terms(name, value)
+
+
+def _terms(name: str, value: Value | list[str]) -> Iterable[str]:
+    start = _escaped(name) + _OF
+    if isinstance(value, list):
+        yield f"{start}S"
+        yield from (f"{start}l{_escaped(text)}" for text in set(value))
+    elif isinstance(value, str):
+        yield f"{start}S"
+        yield f"{start}s{_escaped(value)}"
+    elif isinstance(value, bool):
+        yield f"{start}b{int(value)}"
+    else:
+        yield f"{start}N"
+        yield f"{start}n{digits(value)}"
+
+
+def _escaped(text: str) -> str:
+    if len(text) <= LONGEST:
+        return text.translate(_SAFE)
+    rest = hashlib.sha256(text.encode()).hexdigest()
+    return f"{text[:LONGEST].translate(_SAFE)}{_CUT}{rest}"
+
+
+def digits(number: float) -> str:
+    """Return a number as text that is in the order of numbers, and equal for equal numbers.
+
+    A number is ± 1.m x 2^e in binary: a digit for its sign, eight hexadecimal digits for e, and
+    those of m without zeros at the end. Of negative numbers each digit is turned round, and a
+    letter that is above all digits comes last.
+    """
+    above, below = number.as_integer_ratio()
+    if above == 0:
+        return "8"
+    size = abs(above)
+    exponent = size.bit_length() - below.bit_length()
+    size >>= (size & -size).bit_length() - 1
+    bits = size.bit_length() - 1
+    width = -(-bits // 4)
+    rest = (size - (1 << bits)) << (4 * width - bits)
+    text = f"{exponent + (1 << 31):08x}" + (f"{rest:0{width}x}" if width else "")
+    if above > 0:
+        return f"9{text}"
+    return f"7{text.translate(_COMPLEMENT)}g"
+
+
+def terms_equal(field: str, values: Iterable[Value]) -> set[str]:
+    """Return the terms of which a document has one where its field equals one of the values."""
+    start, terms = _escaped(field) + _OF, set()
+    for value in values:
+        if isinstance(value, str):
+            text = _escaped(value)
+            terms |= {f"{start}s{text}", f"{start}l{text}"}
+        elif isinstance(value, bool):
+            terms.add(f"{start}b{int(value)}")
+        else:
+            terms.add(f"{start}n{digits(value)}")
+    return terms
+
+
+def typed_term(field: str, value: Value) -> str:
+    """Return the term of documents whose field has strings, or a number, as the value is."""
+    return f"{_escaped(field)}{_OF}{'S' if isinstance(value, str) else 'N'}"
+
+
+def span(comparison: Comparison) -> Span | None:
+    """Return the terms of which a document has one where a range matches.
+
+    ``None`` where terms cannot tell: the limit is a string of over 200 characters, or too long a
+    term.
+    """
+    value, sign = comparison.value, comparison.operator
+    mark = "s" if kind_of(value) == "string" else "n"
+    text = _escaped(value) if isinstance(value, str) else digits(value)
+    start = f"{_escaped(comparison.field)}{_OF}{mark}"
+    is_cut = isinstance(value, str) and len(value) > LONGEST
+    if is_cut or len(f"{start}{text}".encode()) > LONGEST_LIMIT:
+        return None
+    has_limit = sign.endswith("=")
+    if sign.startswith("<"):
+        return Span(start, start + text, True, has_limit)
+    return Span(start + text, start[:-1] + chr(ord(start[-1]) + 1), has_limit, False)

@@ -1,0 +1,65 @@
+"""Which ids were ever taken from which source: what a prune goes through."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from lexvla_indexer.base import Document
+from lexvla_indexer.loading import source_of
+
+__all__ = ["Ledger"]
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS documents (
+    source TEXT NOT NULL, id TEXT NOT NULL, PRIMARY KEY (source, id)
+) WITHOUT ROWID
+"""
+
+
+class Ledger:
+    """List the ids of each source, in a file beside the index.
+
+    The list may hold too much, never too little: an id is noted before its document is committed.
+    Which source a document in the index is from, its fingerprint tells, so that what is noted here
+    of a run that was killed does no harm.
+
+    Args:
+        path: The file; it is made if it is missing.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def note(self, documents: Iterable[Document]) -> None:
+        """Note documents, durably."""
+        rows = [(source_of(each.fingerprint), each.id) for each in documents]
+        self._change("INSERT OR IGNORE INTO documents VALUES (?, ?)", rows)
+
+    def forget(self, source: str, ids: Iterable[str]) -> None:
+        """Take ids out."""
+        rows = [(source, name) for name in ids]
+        self._change("DELETE FROM documents WHERE source = ? AND id = ?", rows)
+
+    def ids(self, source: str) -> list[str]:
+        """Return the ids of a source, sorted."""
+        with self._open() as db:
+            query = "SELECT id FROM documents WHERE source = ? ORDER BY id"
+            return [name for (name,) in db.execute(query, (source,))]
+
+    def _change(self, statement: str, rows: Sequence[tuple[str, str]]) -> None:
+        if rows:
+            with self._open() as db, db:
+                db.executemany(statement, rows)
+
+    @contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection]:
+        try:
+            with closing(sqlite3.connect(self._path)) as db:
+                db.execute("PRAGMA synchronous = FULL")
+                db.execute(_SCHEMA)
+                yield db
+        except sqlite3.Error as error:
+            raise OSError(f"{self._path}: {error}") from error

@@ -1,0 +1,117 @@
+"""Read, fingerprint and decode items in threads, in order and within bounds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from lexvla.errors import InputError
+from lexvla_indexer.base import Document
+from lexvla_indexer.sources import Item
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+__all__ = ["THREADS", "WINDOW", "Loaded", "in_order", "in_shard", "load", "source_of"]
+
+THREADS = min(8, os.cpu_count() or 1)
+WINDOW = 2 * THREADS  # items that are being loaded or wait to be taken
+_MAX_FILE_BYTES = 1 << 29  # more than the most pixels that are decoded take without compression
+
+Job = TypeVar("Job")
+Made = TypeVar("Made")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Hold an item that is ready for the model, or tell why it is not.
+
+    Attributes:
+        document: With its fingerprint, unless its image cannot be read.
+        where: See `Reject`.
+        image: The decoded image, unless there is none or it is not needed.
+        known: The fingerprint that the index has, if the content is unchanged.
+        error: What is wrong with the item.
+    """
+
+    document: Document
+    where: str
+    image: Image.Image | None = None
+    known: str | None = None
+    error: InputError | None = None
+
+
+def load(item: Item, known: str | None, source: str, model: str) -> Loaded:
+    """Read an item's image, and decode it if the content is new.
+
+    A fingerprint is the source's key and a hash of the content: the bytes of the image, address,
+    text and metadata, and the encoder's name. The file is read once.
+
+    Args:
+        item: What a source lists.
+        known: The fingerprint of the document in the index, if it is there.
+        source: The source's key.
+        model: The name of the encoder.
+    """
+    from lexvla.images import open_image
+
+    document = item.document
+    try:
+        data = _read(item.image, document.id) if isinstance(item.image, Path) else item.image
+        digest = None if data is None else hashlib.sha256(data).hexdigest()
+        parts = [model, document.uri, document.text, dict(document.metadata), digest]
+        content = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+        document = replace(document, fingerprint=f"{source}:{content}")
+        if known is not None and known.rpartition(":")[2] == content:
+            return Loaded(document, item.where, known=known)
+        image = None if data is None else open_image(data, document.id)
+        return Loaded(document, item.where, image)
+    except InputError as error:
+        return Loaded(document, item.where, error=error)
+
+
+def source_of(fingerprint: str) -> str:
+    """Return the key of the source that a fingerprint names."""
+    return fingerprint.rpartition(":")[0]
+
+
+def in_shard(name: str, shard: tuple[int, int]) -> bool:
+    """Tell whether an id belongs to shard i of n, counted from 1: by its hash alone."""
+    number, of = shard
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % of == number - 1
+
+
+def in_order(work: Callable[[Job], Made], jobs: Iterable[Job]) -> Generator[Made, None, None]:
+    """Do jobs in threads, at most `WINDOW` ahead, and give the results in the jobs' order."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        waiting: deque[Future[Made]] = deque()
+        try:
+            for job in jobs:
+                waiting.append(pool.submit(work, job))
+                if len(waiting) == WINDOW:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _read(path: Path, name: str) -> bytes:
+    from lexvla.images import open_image
+
+    try:
+        if path.is_file():  # opening a pipe would wait for ever
+            if path.stat().st_size > _MAX_FILE_BYTES:
+                raise InputError(name, f"the file is larger than {_MAX_FILE_BYTES:,} bytes")
+            return path.read_bytes()
+    except (OSError, ValueError):
+        pass
+    open_image(path, name)  # says by which rule the path is none
+    raise InputError(name, "the file changed while it was read")

@@ -1,0 +1,378 @@
+"""From a source into an index: parallel decoding, batches, resume, progress."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from tqdm import tqdm
+
+from lexvla.encoding import Encoder, Encoding
+from lexvla.errors import InputError, UnsupportedError, VocabularyMismatchError
+from lexvla_indexer.base import Document, Index, check_match
+from lexvla_indexer.ledger import Ledger
+from lexvla_indexer.loading import Loaded, in_order, in_shard, load, source_of
+from lexvla_indexer.report import RejectLog, Report
+from lexvla_indexer.sources import Item, Reject, Source, Unlisted, open_source
+
+__all__ = ["IndexSink", "Ingest", "Reject", "Report", "Sink", "index_source", "take_writer_lock"]
+
+_REJECTS = "rejected.jsonl"
+_LEDGER = "sources.sqlite"
+# A killed run loses at most what came since the last commit. Each commit makes a segment, and
+# searches take longer over many.
+_COMMIT_SECONDS = 60.0
+_COMMIT_ITEMS = 8192
+_MAX_PIXELS_HELD = 100_000_000  # of a batch; decoded images take 3 bytes a pixel
+_CHUNK = 1024  # ids to look up at once
+
+
+def index_source(
+    source: str | Path,
+    index: Index,
+    encoder: Encoder,
+    batch_size: int = 64,
+    resume: bool = True,
+    show_progress_bar: bool | None = None,
+    *,
+    text_field: str | None = None,
+    prune: bool = False,
+) -> Report:
+    """Encode the items of a source and store them; see `open_source` for what there is.
+
+    An item with an image is encoded by its image, one without by its text. Bad items are left
+    out, reported, and written to ``rejected.jsonl`` in the index directory, one JSON object a
+    line; while the run lasts, to ``rejected.jsonl.part``. Work is committed about once a minute,
+    so that a run that was killed can be run again and goes on.
+
+    A document belongs to the source that last listed it. Pruning deletes the documents that
+    belong to this source and that it lists no more. It is refused, and the report says so, where
+    the listing may lack something: a folder that cannot be read, a line without an id, a damaged
+    shard, or no items at all.
+
+    Memory: the decoded images of two batches and two for each thread; what is staged since the
+    last commit; the ids (about 100 bytes each).
+
+    Args:
+        source: A folder of images, a ``.jsonl`` manifest, or the path or pattern of shards.
+        index: The index to fill; it becomes this process's to write.
+        encoder: Makes the vectors. It is called in another thread, one call at a time.
+        batch_size: The most items to encode at once.
+        resume: Skip items that the index has from the same encoder and that are unchanged: by
+            the bytes of the image, address, text and metadata.
+        show_progress_bar: Show progress on stderr; by default if that is a terminal.
+        text_field: See `open_source`.
+        prune: Delete what is gone from the source.
+
+    Raises:
+        IndexLockedError: Another writer has the index.
+        InputError: The source is missing, or is none.
+        UnsupportedError: Pruning an index that has no directory.
+        ValueError: The batch size is below 1.
+        VocabularyMismatchError: The index was made with another vocabulary or by another model.
+    """
+    if not len(index.vocabulary):
+        raise VocabularyMismatchError("the index was made without a vocabulary, and is empty")
+    check_match(encoder, index)
+    opened = open_source(source, text_field)
+    if prune and index.directory is None:
+        raise UnsupportedError("only an index in a directory knows what came from which source")
+    report = Report()
+    sink = IndexSink(index, report, resume)
+    ingest = Ingest(opened, encoder, sink, report, batch_size, show_progress_bar)
+    take_writer_lock(index)
+    with RejectLog(sink.path(_REJECTS), report) as rejects:
+        ingest.run(rejects)
+        if prune:
+            report.prune_refused = ingest.gap or (
+                "" if ingest.seen else "the source lists no items"
+            )
+            if not report.prune_refused:
+                sink.prune(opened.key, ingest.seen)
+    return report
+
+
+def take_writer_lock(index: Index) -> None:
+    """Become the index's writer, before anything is written beside it.
+
+    Raises:
+        IndexLockedError: Another writer has the index.
+    """
+    index.delete([])
+
+
+class Sink(Protocol):
+    """Take what an ingest makes."""
+
+    def known(self, ids: Sequence[str]) -> dict[str, str]:
+        """Return the fingerprint of each of these ids that need not be encoded if unchanged."""
+        ...
+
+    def keep(self, document: Document, known: str) -> None:
+        """Take note of an unchanged document with the fingerprint that it had before."""
+        ...
+
+    def store(self, documents: Sequence[Document], encoding: Encoding) -> None:
+        """Take documents with their vectors."""
+        ...
+
+    def finish(self) -> None:
+        """Make all that was taken durable."""
+        ...
+
+
+class IndexSink:
+    """Stage documents in an index, and commit from time to time.
+
+    Args:
+        index: The index.
+        report: Counts what is stored and what was there.
+        resume: Whether documents that are there may stay.
+    """
+
+    def __init__(self, index: Index, report: Report, resume: bool) -> None:
+        self._index = index
+        self._report = report
+        self._resume = resume
+        path = self.path(_LEDGER)
+        self._ledger = None if path is None else Ledger(path)
+        self._moved: list[Document] = []
+        self._staged: list[Document] = []
+        self._committed = time.monotonic()
+
+    def path(self, name: str) -> Path | None:
+        """Return the place of a file beside the index, if the index has a directory."""
+        return None if self._index.directory is None else self._index.directory / name
+
+    def known(self, ids: Sequence[str]) -> dict[str, str]:
+        """Return the fingerprints of those that the index has."""
+        return self._index.fingerprints(ids) if self._resume else {}
+
+    def keep(self, document: Document, known: str) -> None:
+        """Leave a document as it is, or hand it to the source that lists it now."""
+        self._report.skipped += 1
+        if document.fingerprint != known:
+            self._moved.append(document)
+            if len(self._moved) == _CHUNK:
+                self._move()
+
+    def store(self, documents: Sequence[Document], encoding: Encoding) -> None:
+        """Stage documents, and commit if it is time."""
+        self._report.added += len(documents)
+        self._report.empty += int((np.diff(encoding.lexical.indptr) == 0).sum())
+        self._stage(documents, encoding)
+
+    def finish(self) -> None:
+        """Commit what is left."""
+        self._move()
+        self._commit()
+
+    def prune(self, source: str, listed: set[str]) -> None:
+        """Delete the documents of a source that are not among those listed, and commit."""
+        if self._ledger is None:
+            return
+        gone = [name for name in self._ledger.ids(source) if name not in listed]
+        for start in range(0, len(gone), _CHUNK):
+            found = self._index.fingerprints(gone[start : start + _CHUNK])
+            mine = [name for name, known in found.items() if source_of(known) == source]
+            self._report.pruned += self._index.delete(mine)
+        self._index.commit()
+        self._ledger.forget(source, gone)
+
+    def _move(self) -> None:
+        if self._moved:
+            rows = self._index.vectors([document.id for document in self._moved])
+            self._stage(self._moved, rows)
+        self._moved = []
+
+    def _stage(self, documents: Sequence[Document], encoding: Encoding) -> None:
+        self._index.add(documents, encoding)
+        self._staged += documents
+        due = time.monotonic() - self._committed >= _COMMIT_SECONDS
+        if due or len(self._staged) >= _COMMIT_ITEMS:
+            self._commit()
+
+    def _commit(self) -> None:
+        if self._ledger is not None:
+            self._ledger.note(self._staged)  # first: it may hold too much, never too little
+        self._index.commit()
+        self._staged, self._committed = [], time.monotonic()
+
+
+class _Encoded(NamedTuple):
+    documents: list[Document]
+    encoding: Encoding | None
+    rejects: list[Reject]
+
+
+class Ingest:
+    """Take a source through decoding and the model into a sink.
+
+    Threads read and decode, one more runs the model, and the caller's thread lists the source and
+    feeds the sink. While the model works on a batch, the next is decoded and the last is stored.
+
+    Args:
+        source: Lists the items.
+        encoder: Makes the vectors.
+        sink: Gets documents with vectors.
+        report: Counts what is ignored.
+        batch_size: The most items to encode at once.
+        show_progress_bar: Show progress on stderr; ``None`` if that is a terminal.
+        shard: Take only the items of shard i of n.
+
+    Attributes:
+        seen: The ids that the source lists, bad items too.
+        gap: Why the listing may lack something; empty if it is full.
+
+    Raises:
+        ValueError: The batch size is below 1.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        encoder: Encoder,
+        sink: Sink,
+        report: Report,
+        batch_size: int = 64,
+        show_progress_bar: bool | None = None,
+        shard: tuple[int, int] = (1, 1),
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+        self.seen: set[str] = set()
+        self.gap = ""
+        self._source = source
+        self._encoder = encoder
+        self._sink = sink
+        self._report = report
+        self._batch_size = batch_size
+        self._disable = None if show_progress_bar is None else not show_progress_bar
+        self._shard = shard
+        self._running: Future[_Encoded] | None = None
+
+    def run(self, rejects: RejectLog) -> None:
+        """Do it.
+
+        Args:
+            rejects: Gets what is left out.
+        """
+        self._rejects = rejects
+        images: list[Loaded] = []
+        texts: list[Loaded] = []
+        with (
+            tqdm(unit=" items", disable=self._disable) as self._bar,
+            ThreadPoolExecutor(1) as self._model,
+            closing(in_order(self._load, self._jobs())) as items,
+        ):
+            if not self._bar.disable:
+                self._bar.total = self._source.count()
+                self._bar.refresh()
+            for loaded in items:
+                if loaded.error is not None:
+                    self._reject(Reject(loaded.error.item, loaded.error.rule, loaded.where))
+                elif loaded.known is not None:
+                    self._sink.keep(loaded.document, loaded.known)
+                    self._bar.update()
+                else:
+                    batch = texts if loaded.image is None else images
+                    batch.append(loaded)
+                    if len(batch) == self._batch_size or _pixels(batch) > _MAX_PIXELS_HELD:
+                        self._encode(batch)
+            for batch in (images, texts):
+                if batch:
+                    self._encode(batch)
+            self._collect()
+            self._sink.finish()
+        self._report.ignored = self._source.ignored
+
+    def _jobs(self) -> Iterator[tuple[Item, str | None]]:
+        items = self._items()
+        while chunk := list(islice(items, self._batch_size)):
+            known = self._sink.known([item.document.id for item in chunk])
+            for item in chunk:
+                yield item, known.get(item.document.id)
+
+    def _items(self) -> Iterator[Item]:
+        """Give the items of this shard whose id is new; reject the others."""
+        for entry in self._source.entries():
+            if isinstance(entry, Unlisted):
+                self._reject(entry.reject)
+                if entry.id is not None:
+                    self.seen.add(entry.id)
+                elif not self.gap:
+                    self.gap = f"{entry.reject.item!r}: {entry.reject.rule}"
+                continue
+            name = entry.document.id
+            if name in self.seen:
+                self._reject(Reject(name, "an earlier item has the same id", entry.where))
+                continue
+            self.seen.add(name)
+            if in_shard(name, self._shard):
+                yield entry
+            else:
+                self._bar.update()
+
+    def _load(self, job: tuple[Item, str | None]) -> Loaded:
+        item, known = job
+        return load(item, known, self._source.key, self._encoder.name)
+
+    def _reject(self, reject: Reject) -> None:
+        self._rejects.add(reject)
+        self._bar.update()
+
+    def _encode(self, batch: list[Loaded]) -> None:
+        """Hand a batch to the model, and store the one before while the model works."""
+        taken = list(batch)
+        batch.clear()  # its images are to live no longer than the model needs them
+        done = None if self._running is None else self._running.result()
+        self._running = self._model.submit(_run, self._encoder, taken)
+        if done is not None:
+            self._store(done)
+
+    def _collect(self) -> None:
+        if self._running is not None:
+            self._store(self._running.result())
+        self._running = None
+
+    def _store(self, done: _Encoded) -> None:
+        if done.encoding is not None:
+            self._sink.store(done.documents, done.encoding)
+            self._bar.update(len(done.documents))
+        for reject in done.rejects:
+            self._reject(reject)
+
+
+def _pixels(batch: list[Loaded]) -> int:
+    return sum(each.image.width * each.image.height for each in batch if each.image)
+
+
+def _run(encoder: Encoder, batch: list[Loaded]) -> _Encoded:
+    """Encode a batch; if the model refuses an item, find out which."""
+
+    def encode(some: list[Loaded]) -> Encoding:
+        images: list[Any] = [each.image for each in some if each.image is not None]
+        return (
+            encoder.encode_image(images)
+            if images
+            else encoder.encode_text([each.document.text for each in some])
+        )
+
+    try:
+        return _Encoded([each.document for each in batch], encode(batch), [])
+    except InputError:
+        pass
+    documents, parts, rejects = [], [], []
+    for each in batch:
+        try:
+            parts.append(encode([each]))
+            documents.append(each.document)
+        except InputError as error:
+            rejects.append(Reject(each.document.id, error.rule, each.where))
+    return _Encoded(documents, Encoding.concat(parts) if parts else None, rejects)

@@ -1,0 +1,73 @@
+"""What became of the items of a source."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TextIO
+
+from lexvla_indexer.sources import Reject
+
+__all__ = ["RejectLog", "Report"]
+
+
+@dataclass
+class Report:
+    """Count what became of the items of a source.
+
+    Attributes:
+        added: Items encoded and stored, new ones and changed ones.
+        skipped: Items that the index already had, unchanged.
+        empty: Items among the added whose lexical vector has no word; no words find them.
+        ignored: Files of the folder that have no image suffix.
+        pruned: Documents deleted, as their source has them no more.
+        prune_refused: Why nothing was pruned though it was asked for; empty if it was done.
+        rejected: Items left out, each with the rule that it breaks.
+        rejects_path: The file that lists them; ``None`` if the index has no directory.
+    """
+
+    added: int = 0
+    skipped: int = 0
+    empty: int = 0
+    ignored: int = 0
+    pruned: int = 0
+    prune_refused: str = ""
+    rejected: list[Reject] = field(default_factory=list)
+    rejects_path: Path | None = None
+
+
+class RejectLog:
+    """Keep rejects in a report, and in a file that a crash leaves readable.
+
+    Args:
+        path: The file, one JSON object a line; until all is done, ``.part`` is behind its name.
+        report: Gets them too.
+    """
+
+    def __init__(self, path: Path | None, report: Report) -> None:
+        self._report = report
+        self._path = path
+        report.rejects_path = path
+        self._file: TextIO | None = None
+
+    def __enter__(self) -> RejectLog:
+        if self._path is not None:
+            self._file = self._path.with_name(f"{self._path.name}.part").open("w", encoding="utf-8")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        if self._file is None or self._path is None:
+            return
+        os.fsync(self._file.fileno())
+        self._file.close()
+        if kind is None:
+            Path(self._file.name).replace(self._path)
+
+    def add(self, reject: Reject) -> None:
+        """Note a reject."""
+        self._report.rejected.append(reject)
+        if self._file is not None:
+            self._file.write(json.dumps(asdict(reject)) + "\n")
+            self._file.flush()

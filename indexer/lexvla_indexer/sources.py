@@ -1,0 +1,240 @@
+"""Where items come from: a folder of images, a manifest of lines, or tar shards."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lexvla.data.webdataset_shards import WebDatasetShards
+from lexvla.errors import InputError
+from lexvla_indexer.base import Document, check_id
+
+__all__ = ["IMAGE_SUFFIXES", "Item", "Reject", "Source", "Unlisted", "open_source"]
+
+IMAGE_SUFFIXES = frozenset(
+    {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"},
+)
+MANIFEST_SUFFIXES = frozenset({".jsonl", ".ndjson"})
+SHARD_SUFFIX = ".tar"
+
+
+@dataclass(frozen=True)
+class Reject:
+    """Tell why an item was left out.
+
+    Attributes:
+        item: The item's id, or what else names it.
+        rule: The rule that it breaks.
+        where: The file, or the manifest's path and line number.
+    """
+
+    item: str
+    rule: str
+    where: str
+
+
+@dataclass(frozen=True)
+class Item:
+    """Describe one item to encode: its image if it has one, its text if not.
+
+    Attributes:
+        document: What the index will keep; without a fingerprint yet.
+        image: The path of the image, or the file itself where it lies within another.
+        where: See `Reject`.
+    """
+
+    document: Document
+    image: Path | bytes | None = field(repr=False)
+    where: str
+
+
+@dataclass(frozen=True)
+class Unlisted:
+    """Stand for what a source holds and cannot give.
+
+    Attributes:
+        reject: What it is, and why.
+        id: The id of the one item that it is; ``None`` if any items may be hidden there.
+    """
+
+    reject: Reject
+    id: str | None
+
+
+class Source(ABC):
+    """List items one by one, without decoding their images.
+
+    Attributes:
+        name: What the source is: the same name is the same source.
+        ignored: Files that the latest listing passed over, as no images by their names.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.ignored = 0
+
+    @property
+    def key(self) -> str:
+        """Return a short hash of the name."""
+        return hashlib.sha256(os.fsencode(self.name)).hexdigest()[:16]
+
+    @abstractmethod
+    def entries(self) -> Iterator[Item | Unlisted]:
+        """Give all that there is, every time in the same order."""
+
+    def count(self) -> int:
+        """Return how many entries there are."""
+        return sum(1 for _ in self.entries())
+
+
+def open_source(source: str | Path, text_field: str | None = None) -> Source:
+    """Find out what a source is.
+
+    A folder gives one item for each image file under it, in the order of their names: the id is
+    the path under the folder, with slashes. Hidden files and folders are left out. A manifest is
+    a ``.jsonl`` file of objects ``{"id", "image", "text", "metadata"}``: an id, and at least one
+    of image (a path from the manifest's folder) and text. A name or pattern that ends in ``.tar``
+    means shards, as `WebDatasetShards` reads them: the images are encoded, and the captions are
+    the documents' texts, a line each.
+
+    Args:
+        source: The folder, the manifest, or the path or pattern of shards.
+        text_field: The field that holds the text: of a manifest's lines, by default ``text``, or
+            of the ``.json`` files in shards, by default ``caption``.
+
+    Raises:
+        InputError: The source is missing or is none of these, or a folder is to have a text field.
+    """
+    path = Path(source).absolute()
+    if path.is_dir():
+        if text_field is not None:
+            raise InputError(str(source), "a folder of images has no text field")
+        return _Folder(path)
+    if path.suffix.lower() == SHARD_SUFFIX:
+        return _Shards(path, text_field or "caption")
+    if not path.exists():
+        raise InputError(str(source), "no such file or folder")
+    if path.suffix.lower() not in MANIFEST_SUFFIXES:
+        rule = "must be a folder of images, a manifest (.jsonl) or shards (.tar)"
+        raise InputError(str(source), rule)
+    return _Manifest(path, text_field or "text")
+
+
+class _Folder(Source):
+    def __init__(self, path: Path) -> None:
+        super().__init__(str(path))
+        self._top = path
+
+    def entries(self) -> Iterator[Item | Unlisted]:
+        self.ignored = 0
+        hidden: list[Unlisted] = []
+
+        def unreadable(error: OSError) -> None:
+            folder = str(error.filename)
+            rule = f"the folder cannot be read ({error.strerror})"
+            hidden.append(Unlisted(Reject(folder, rule, folder), None))
+
+        for folder, folders, names in os.walk(self._top, onerror=unreadable):
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            for name in sorted(names):
+                path = Path(folder, name)
+                if name.startswith("."):
+                    continue
+                if path.suffix.lower() in IMAGE_SUFFIXES:
+                    yield self._entry(path)
+                else:
+                    self.ignored += 1
+        yield from hidden
+
+    def _entry(self, path: Path) -> Item | Unlisted:
+        name = path.relative_to(self._top).as_posix()
+        try:
+            return Item(Document(name, uri=str(path)), path, str(path))
+        except InputError as error:
+            return Unlisted(Reject(error.item, error.rule, str(path)), name)
+
+
+class _Manifest(Source):
+    def __init__(self, path: Path, text_field: str) -> None:
+        super().__init__(str(path))
+        self._path = path
+        self._text_field = text_field
+
+    def entries(self) -> Iterator[Item | Unlisted]:
+        with self._path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield self._entry(line, f"line {number}", f"{self._path}:{number}")
+
+    def _entry(self, line: bytes, name: str, where: str) -> Item | Unlisted:
+        known = None
+        try:
+            record = _record(line, name)
+            known = name = check_id(record["id"])
+            image = _field(record, "image", str, name)
+            text = _field(record, self._text_field, str, name)
+            metadata = _field(record, "metadata", dict, name)
+            if not image and not text.strip():
+                raise InputError(name, f"has neither an image nor a text (in {self._text_field!r})")
+            path = self._path.parent / image if image else None
+            return Item(Document(name, str(path or ""), text, metadata), path, where)
+        except InputError as error:
+            return Unlisted(Reject(error.item, error.rule, where), known)
+
+
+def _record(line: bytes, name: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(name, f"is no JSON ({error})") from error
+    if not isinstance(record, dict):
+        raise InputError(name, "must be a JSON object")
+    if "id" not in record:
+        raise InputError(name, "has no id")
+    return record
+
+
+def _field(record: dict[str, Any], key: str, kind: type[Any], name: str) -> Any:
+    """Return a field, which may be absent or null."""
+    value = record.get(key)
+    if value is None:
+        return kind()
+    if not isinstance(value, kind):
+        raise InputError(name, f"{key} must be {'a string' if kind is str else 'an object'}")
+    return value
+
+
+class _Shards(Source):
+    def __init__(self, pattern: Path, text_key: str) -> None:
+        super().__init__(str(pattern))
+        self._shards = WebDatasetShards(pattern, text_key)
+
+    def entries(self) -> Iterator[Item | Unlisted]:
+        for number, path in enumerate(self._shards.paths):
+            for record in self._shards.read_shard(number):
+                try:
+                    pair = record()
+                    metadata: dict[str, Any] = {}
+                    if pair.label is not None:
+                        metadata["label"] = pair.label
+                    if pair.class_path:
+                        metadata["class_path"] = list(pair.class_path)
+                    # No uri: nothing can open a member of a tar by a path.
+                    document = Document(pair.id, "", "\n".join(pair.texts), metadata)
+                except InputError as error:
+                    # An error about the whole shard hides what comes after it.
+                    whole = error.item in (path.name, str(path)) or error.item.endswith("...")
+                    reject = Reject(error.item, error.rule, str(path))
+                    yield Unlisted(reject, None if whole else error.item)
+                else:
+                    yield Item(document, pair.image, str(path))
+
+    def count(self) -> int:
+        # Headers alone: a record's files are read when it is called.
+        return sum(1 for n in range(self._shards.shards) for _ in self._shards.read_shard(n))

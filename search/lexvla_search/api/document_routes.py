@@ -1,0 +1,214 @@
+"""Routes of documents: put, get, delete, and see where their words were read from."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import unquote
+
+from fastapi import APIRouter
+from fastapi import Query as Parameter
+from PIL import Image
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
+
+from lexvla.errors import InputError, LexVLAError
+from lexvla.images import open_image
+from lexvla_indexer import Document
+from lexvla_search.api.access import READ, WRITE, Serving
+from lexvla_search.api.models import Deleted, StoredDocument, Upserted, Words
+from lexvla_search.api.problems import Problem, problem_of
+from lexvla_search.api.service import Service
+from lexvla_search.api.upsert import Upsert
+from lexvla_search.heatmap import heatmap, word_map
+
+__all__ = ["router"]
+
+router = APIRouter(prefix="/v1/documents")
+
+_LINES = "application/x-ndjson"
+_LINE_SCHEMA = {
+    "requestBody": {
+        "required": True,
+        "description": "One JSON object a line, each as DocumentLine.",
+        "content": {_LINES: {"schema": {"$ref": "#/components/schemas/DocumentLine"}}},
+    }
+}
+_PNG: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}}
+}
+_JPEG: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}}
+}
+
+
+@router.put("", response_model=Upserted, dependencies=[WRITE], openapi_extra=_LINE_SCHEMA)
+async def put(request: Request, service: Serving) -> Response:
+    """Add or replace documents, one a line. What the answer counts as indexed is committed.
+
+    With ``Accept: application/x-ndjson``, a line of the answer tells of each commit as it is made.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind not in (_LINES, "application/jsonl"):
+        raise Problem("unsupported-media-type", f"send {_LINES}, not {kind or 'nothing'}")
+    service.encoder()
+    if _LINES in request.headers.get("accept", ""):
+        return _Acknowledging(request, service)
+    upsert = Upsert(service)
+    with service.upserts.place():
+        try:
+            async for _ in upsert.run(request):
+                pass
+        except LexVLAError as error:
+            problem = problem_of(error)
+            if problem is None:
+                raise
+            problem.extra.update(upsert.report())
+            raise problem from error
+        except Problem as problem:
+            problem.extra.update(upsert.report())
+            raise
+    return JSONResponse(upsert.report())
+
+
+class _Acknowledging(Response):
+    """Answer with a line for each commit, while the body is still coming."""
+
+    media_type = _LINES
+
+    def __init__(self, request: Request, service: Service) -> None:
+        super().__init__(b"")
+        del self.headers["content-length"]
+        self._request, self._service = request, service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._service.upserts.place():
+            start = {"status": self.status_code, "headers": self.raw_headers}
+            await send({"type": "http.response.start", **start})
+            async for line in self._lines():
+                data = json.dumps(line).encode() + b"\n"
+                await send({"type": "http.response.body", "body": data, "more_body": True})
+            await send({"type": "http.response.body", "body": b""})
+
+    async def _lines(self) -> AsyncIterator[dict[str, Any]]:
+        upsert, told = Upsert(self._service), 0
+        problem: Problem | None = None
+        try:
+            async for last in upsert.run(self._request):
+                new = upsert.errors[told:]
+                told += len(new)
+                yield {"line": last, "indexed": upsert.indexed, "errors": new}
+        except LexVLAError as error:
+            problem = problem_of(error)
+            if problem is None:
+                raise
+        except Problem as error:
+            problem = error
+        if problem is not None:
+            yield {"problem": json.loads(problem.body(self._request.scope))}
+        yield {"done": problem is None, "indexed": upsert.indexed, "rejected": upsert.rejected}
+
+
+@router.get("/{document_id}", response_model=StoredDocument, dependencies=[READ])
+async def get(document_id: str, service: Serving) -> JSONResponse:
+    """Show what the index keeps of a document. A slash in an id must come as %2F."""
+    document, _ = await service.run(lambda: service.fetch(unquote(document_id)))
+    return JSONResponse(
+        {
+            "id": document.id,
+            "uri": document.uri,
+            "text": document.text,
+            "metadata": dict(document.metadata),
+        }
+    )
+
+
+@router.delete("/{document_id}", response_model=Deleted, dependencies=[WRITE])
+async def delete(document_id: str, service: Serving) -> JSONResponse:
+    """Delete a document."""
+    name = unquote(document_id)
+    with service.upserts.place():
+        deleted = await service.write(lambda: service.writer.delete([name]))
+    if not deleted:
+        raise Problem("not-found", f"the index has no document {name!r}")
+    return JSONResponse({"deleted": deleted})
+
+
+@router.get("/{document_id}/words", response_model=Words, dependencies=[READ])
+async def words(
+    document_id: str,
+    service: Serving,
+    top_k: Annotated[int, Parameter(ge=1, le=1000)] = 16,
+) -> JSONResponse:
+    """Show a document's strongest words, and the patches that they were read from."""
+
+    def read() -> dict[str, Any]:
+        document, encoding = service.fetch(unquote(document_id))
+        return {"id": document.id, "words": service.words(encoding, top_k)}
+
+    return JSONResponse(await service.run(read))
+
+
+@router.get("/{document_id}/image", response_class=Response, responses=_JPEG, dependencies=[READ])
+async def image(
+    document_id: str,
+    service: Serving,
+    size: Annotated[int, Parameter(ge=16, le=2048)] = 512,
+) -> Response:
+    """Show a document's picture, no side longer than this, if it lies in the server's folder."""
+
+    def draw() -> bytes:
+        document, _ = service.fetch(unquote(document_id))
+        picture = _picture(service, document)
+        picture.thumbnail((size, size), Image.Resampling.LANCZOS)
+        data = io.BytesIO()
+        picture.save(data, "JPEG", quality=88)
+        return data.getvalue()
+
+    return _cacheable(await service.run(draw), "image/jpeg")
+
+
+@router.get(
+    "/{document_id}/heatmap/{word}", response_class=Response, responses=_PNG, dependencies=[READ]
+)
+async def word_heatmap(document_id: str, word: str, service: Serving) -> Response:
+    """Show where in a document's picture a word was read from."""
+
+    def draw() -> bytes:
+        document, encoding = service.fetch(unquote(document_id))
+        picture = _picture(service, document)
+        weights = word_map(service.encoder(), picture, unquote(word), encoding)
+        data = io.BytesIO()
+        heatmap(picture, weights).save(data, "PNG")
+        return data.getvalue()
+
+    return _cacheable(await service.run(draw), "image/png")
+
+
+def _cacheable(data: bytes, kind: str) -> Response:
+    return Response(data, media_type=kind, headers={"Cache-Control": "private, max-age=600"})
+
+
+def _picture(service: Service, document: Document) -> Image.Image:
+    """Open a document's picture, if it lies in the folder that may be shown."""
+    folder = service.settings.images
+    if folder is None:
+        raise Problem("not-found", "this server shows no pictures; start it with --images")
+    absent = Problem("not-found", f"there is no picture of {document.id!r} to show")
+    if not document.uri or "\0" in document.uri:
+        raise absent
+    root = folder.resolve()
+    try:
+        # Resolved first: neither ".." nor a link leads out of the folder.
+        path = (root / Path(document.uri)).resolve()
+        if not path.is_relative_to(root):
+            path = Path(document.uri).resolve()
+        if not path.is_relative_to(root) or not path.is_file():
+            raise absent
+        return open_image(path, document.id, service.limits.pixels)
+    except (OSError, RuntimeError, InputError) as error:
+        raise absent from error

@@ -1,0 +1,73 @@
+"""Images by their addresses, from hosts that the server was told to allow."""
+
+from __future__ import annotations
+
+import asyncio
+
+import httpx2
+
+from lexvla_search.api.problems import Problem
+
+__all__ = ["Fetcher"]
+
+_CONNECT_SECONDS, _TOTAL_SECONDS = 5.0, 10.0
+# As it is: what is small when compressed may be large.
+_HEADERS = {"Accept": "image/*", "Accept-Encoding": "identity"}
+
+
+class Fetcher:
+    """Fetch images. Redirects are not followed, wherever they lead.
+
+    Args:
+        hosts: Which may be asked: a name, with ``:port`` if it is not the usual one.
+        most: Bytes of an image.
+    """
+
+    def __init__(self, hosts: tuple[str, ...], most: int) -> None:
+        self._hosts = frozenset(host.lower() for host in hosts)
+        self._most = most
+
+    async def fetch(self, address: str) -> bytes:
+        """Return the bytes at an address.
+
+        Raises:
+            Problem: The host is not allowed, does not answer in time, or answers anything else
+                than a file of the allowed size.
+        """
+        self._check(address)
+        try:
+            async with (
+                asyncio.timeout(_TOTAL_SECONDS),
+                # Without the environment: no proxy, and no passwords of a .netrc.
+                httpx2.AsyncClient(trust_env=False, timeout=_CONNECT_SECONDS) as client,
+                client.stream("GET", address, headers=_HEADERS) as response,
+            ):
+                if response.status_code != 200:
+                    raise _refused(f"its host answered {response.status_code}, not 200")
+                body = bytearray()
+                async for chunk in response.aiter_raw():
+                    body += chunk
+                    if len(body) > self._most:
+                        raise _refused(f"is larger than {self._most:,} bytes")
+                return bytes(body)
+        except TimeoutError as error:
+            raise _refused("its host does not answer in time") from error
+        except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError) as error:
+            raise _refused(f"cannot be fetched ({type(error).__name__})") from error
+
+    def _check(self, address: str) -> None:
+        if not self._hosts:
+            raise _refused("this server fetches no images; send the image itself")
+        try:
+            url = httpx2.URL(address)
+        except (httpx2.InvalidURL, ValueError) as error:
+            raise _refused("is no address") from error
+        if url.scheme not in ("http", "https") or url.userinfo:
+            raise _refused("must start with http:// or https://, and hold no password")
+        host = url.host.lower() if url.port is None else f"{url.host.lower()}:{url.port}"
+        if host not in self._hosts:
+            raise _refused(f"the host {host!r} is not among those that this server may ask")
+
+
+def _refused(rule: str) -> Problem:
+    return Problem("invalid", f"image_url: {rule}", [{"field": "image_url", "detail": rule}])

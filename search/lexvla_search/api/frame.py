@@ -1,0 +1,160 @@
+"""What is around every request: its id, its log line, its figures, and answers to failures."""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+import time
+from collections.abc import Mapping
+from urllib.parse import unquote_to_bytes
+
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from lexvla_search.api.limits import Admission
+from lexvla_search.api.metrics import Metrics
+from lexvla_search.api.problems import Problem, problem_response
+
+__all__ = ["Frame"]
+
+logger = logging.getLogger("lexvla_search.api.access")
+
+_SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_DOCUMENTS = b"/v1/documents/"
+_GONE = 499  # what logs and figures say of a client that left
+_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+
+
+class Frame:
+    """Wrap an application.
+
+    A request's ``X-Request-ID`` is kept if it is up to 64 letters, digits, dots, dashes and
+    underscores; else one is made. Answers bear it. A document's id is one part of the path: a
+    slash in it must come as ``%2F``, and stays so until the route has been found.
+
+    Args:
+        app: The application.
+        metrics: Gets the figures.
+        hosts: What the ``Host`` header may name; ``None`` for anything.
+        admission: Of reading requests: where it has no place, they are turned away unread.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        hosts: tuple[str, ...] | None,
+        admission: Admission,
+    ) -> None:
+        self._app = app
+        self._admission = admission
+        self._metrics = metrics
+        self._hosts = hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started, status, begun = time.perf_counter(), _GONE, False
+        scope["lexvla.request_id"] = _request_id(scope)
+        scope["lexvla.log"] = {}
+        # As HTTP has it, HEAD is answered wherever GET is; a copy, as servers look at their own.
+        inner = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
+
+        async def answer(message: Message) -> None:
+            nonlocal status, begun
+            if message["type"] == "http.response.start":
+                status, begun = message["status"], True
+                extra = {**_HEADERS, "X-Request-ID": scope["lexvla.request_id"]}
+                there = {name.lower() for name, _ in message["headers"]}
+                message["headers"] = [
+                    *message["headers"],
+                    *(
+                        (name.lower().encode(), value.encode())
+                        for name, value in extra.items()
+                        if name.lower().encode() not in there
+                    ),
+                ]
+            if message["type"] == "http.response.body" and inner is not scope:
+                message = {**message, "body": b""}
+            await send(message)
+
+        self._metrics.inside.inc()
+        try:
+            self._check_host(scope)
+            if scope["path"].startswith("/v1/") and inner["method"] in ("GET", "POST"):
+                self._admission.check()
+            _mark_slashes(inner)
+            await self._app(inner, receive, answer)
+        except Problem as problem:
+            await problem_response(scope, problem)(scope, receive, answer)
+        except ClientDisconnect:
+            status = _GONE
+        except Exception:
+            fields = {"request_id": scope["lexvla.request_id"]}
+            logger.exception("a request failed", extra={"fields": fields})
+            status = 500
+            if not begun:
+                failure = Problem("internal", "the server's log tells more, under the request's id")
+                await problem_response(scope, failure)(scope, receive, answer)
+        finally:
+            self._metrics.inside.dec()
+            self._note({**inner, "method": scope["method"]}, status, time.perf_counter() - started)
+
+    def _check_host(self, scope: Scope) -> None:
+        if self._hosts is None:
+            return
+        host = dict(scope["headers"]).get(b"host", b"").decode("latin-1").lower()
+        if re.sub(r":[0-9]*\Z", "", host) not in self._hosts:
+            raise Problem("wrong-host", f"without keys, this is only {' or '.join(self._hosts)}")
+
+    def _note(self, scope: Scope, status: int, seconds: float) -> None:
+        # The route, not the path: paths hold ids and words, and there are endlessly many.
+        route = getattr(scope.get("route"), "path", "") or "(none)"
+        method = scope["method"] if scope["method"].isalpha() else "(other)"
+        if route == "(none)" and method not in ("GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS"):
+            method = "(other)"
+        self._metrics.requests.labels(method, route, str(status)).inc()
+        self._metrics.seconds.labels(route).observe(seconds)
+        fields: Mapping[str, object] = {
+            "request_id": scope["lexvla.request_id"],
+            "method": method,
+            "route": route,
+            "status": status,
+            "ms": round(seconds * 1000, 2),
+            **scope["lexvla.log"],
+        }
+        logger.info("request", extra={"fields": fields})
+
+
+def _request_id(scope: Scope) -> str:
+    for name, value in scope["headers"]:
+        if name == b"x-request-id":
+            given: str = value.decode("latin-1")
+            if _SANE_ID.fullmatch(given):
+                return given
+    return secrets.token_hex(8)
+
+
+def _mark_slashes(scope: Scope) -> None:
+    raw = scope.get("raw_path") or b""
+    if not raw.startswith(_DOCUMENTS):
+        return
+    parts = []
+    for part in raw.split(b"?")[0].split(b"/"):
+        try:
+            text = unquote_to_bytes(part).decode()
+        except UnicodeDecodeError as error:
+            raise Problem("bad-request", "the path is no valid UTF-8") from error
+        parts.append(text.replace("%", "%25").replace("/", "%2F"))
+    scope["path"] = "/".join(parts)

@@ -1,0 +1,353 @@
+"""What requests and answers hold."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StringConstraints,
+    Tag,
+    model_validator,
+)
+
+from lexvla_indexer.base import Leg
+from lexvla_search.fusion import Normalization
+from lexvla_search.query import MAX_TEXT_LENGTH
+
+__all__ = [
+    "Answer",
+    "DocumentLine",
+    "EncodeRequest",
+    "Encoded",
+    "ExplainRequest",
+    "Explained",
+    "Facts",
+    "HitModel",
+    "ProblemModel",
+    "SearchRequest",
+    "StoredDocument",
+    "Upserted",
+    "Words",
+]
+
+Word = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+Weight = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
+Side = Annotated[float, Field(ge=0, le=1 << 24, allow_inf_nan=False)]
+Base64 = Annotated[str, Field(json_schema_extra={"contentEncoding": "base64"})]
+Url = Annotated[str, StringConstraints(min_length=1, max_length=2048)]
+MetadataValue = str | int | Annotated[float, Field(allow_inf_nan=False)] | bool | list[str]
+
+
+class _Request(BaseModel):
+    # Strict: "5" is no number; an unknown field is a mistake, and is named.
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class FusionSettings(_Request):
+    """A fusion and what is not its default: ``constant`` of rrf, ``normalization`` of weighted."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "name": "weighted",
+                    "weights": {"lexical": 0.3, "dense": 0.7},
+                    "normalization": "raw",
+                }
+            ]
+        }
+    )
+
+    name: Literal["rrf", "weighted"]
+    weights: dict[Leg, Annotated[float, Field(ge=0, le=1e6)]] | None = None
+    normalization: Normalization | None = None
+    constant: Annotated[float, Field(ge=0, le=1e6)] | None = None
+    depth: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Candidates of each leg; at most as many as the server's limit of k."
+    )
+
+
+FusionName = Literal["rrf", "weighted", "lexical", "codes", "dense"]
+# Told apart by type, so that an error is of the one that was meant.
+AnyFusion = Annotated[
+    Annotated[FusionName, Tag("name")] | Annotated[FusionSettings, Tag("settings")],
+    Discriminator(lambda value: "name" if isinstance(value, str) else "settings"),
+]
+
+
+class SearchRequest(_Request):
+    """A query: a text, an image, weighted words, or a mix of them."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"text": "red heart", "k": 5, "explain": True},
+                {
+                    "text": "cat",
+                    "ban": ["face"],
+                    "boost": {"red": 2.0},
+                    "filter": "group = animals",
+                },
+                {"terms": {"red": 1.0, "heart": 0.5}, "legs": ["lexical"]},
+            ]
+        }
+    )
+
+    text: Annotated[str, StringConstraints(max_length=MAX_TEXT_LENGTH)] | None = None
+    image: Base64 | None = Field(None, description="The bytes of an image file.")
+    image_url: Url | None = Field(
+        None, description="Fetched only from hosts that the server was told to allow."
+    )
+    region: Annotated[list[Side], Field(min_length=4, max_length=4)] | None = Field(
+        None, description="x, y, width and height of a part of the image, in its pixels."
+    )
+    terms: dict[Word, Weight] | None = Field(None, description="Words of the query, by weight.")
+    boost: dict[Word, Weight] | None = Field(None, description="Words, by the factor of each.")
+    ban: list[Word] | None = Field(None, description="No hit shows these among its words.")
+    require: list[Word] | None = Field(None, description="Every hit shows these.")
+    filter: str | None = Field(None, description="Such as `year >= 2020 and tag = cat`.")
+    legs: Annotated[list[Leg], Field(min_length=1, max_length=3)] | None = None
+    fusion: AnyFusion | None = None
+    k: Annotated[int, Field(ge=1)] = 10
+    offset: Annotated[int, Field(ge=0)] = 0
+    min_score: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    explain: bool = Field(False, description="Take each score apart.")
+
+    @model_validator(mode="after")
+    def _asks_for_something(self) -> SearchRequest:
+        if self.image is not None and self.image_url is not None:
+            raise ValueError("give either image or image_url")
+        return self
+
+
+class ExplainRequest(SearchRequest):
+    """A query, and the id of the document to explain."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"text": "red heart", "id": "2764"}]})
+
+    id: Annotated[str, StringConstraints(min_length=1, max_length=512)]
+
+
+class EncodeRequest(_Request):
+    """Texts or images to encode. In a multipart body, the images are the parts ``image``."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"texts": ["red heart"], "top_k": 5}]}
+    )
+
+    texts: (
+        list[Annotated[str, StringConstraints(min_length=1, max_length=MAX_TEXT_LENGTH)]] | None
+    ) = None
+    images: list[Base64] | None = Field(None, description="The bytes of image files.")
+    top_k: Annotated[int, Field(ge=1, le=1000)] = 16
+    dense: bool = Field(False, description="Give the dense vectors too.")
+
+
+class DocumentLine(_Request):
+    """One line of an upsert. A document is encoded by its image; one without, by its text."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"id": "n1", "text": "a red heart", "metadata": {"year": 2024}}]
+        }
+    )
+
+    id: str
+    text: str = ""
+    image: Base64 | None = None
+    image_url: Url | None = None
+    uri: str = ""
+    metadata: dict[str, MetadataValue] = {}
+
+    @model_validator(mode="after")
+    def _has_content(self) -> DocumentLine:
+        images = (self.image is not None) + (self.image_url is not None)
+        if images > 1:
+            raise ValueError("give either image or image_url")
+        if not images and not self.text.strip():
+            raise ValueError("a document needs a text, an image or an image_url")
+        return self
+
+
+class _Answer(BaseModel):
+    pass
+
+
+class WordWeight(_Answer):
+    """A word and its weight."""
+
+    word: str
+    weight: float
+
+
+class PatchedWord(WordWeight):
+    """A word with the patch of the image that it was read from, counted row by row."""
+
+    patch: int | None = None
+
+
+class StoredDocument(_Answer):
+    """What the index keeps of a document beside its vectors."""
+
+    id: str
+    uri: str
+    text: str
+    metadata: dict[str, Any]
+
+
+class LegModel(_Answer):
+    """What one leg alone gave a hit."""
+
+    score: float
+    rank: int | None
+
+
+class HitModel(_Answer):
+    """A hit; the parts of the explanation sum to its score."""
+
+    id: str
+    score: float
+    rank: int | None
+    lexical: LegModel | None
+    codes: LegModel | None
+    dense: LegModel | None
+    document: StoredDocument
+    explanation: dict[str, Any] | None
+
+
+class QueryModel(_Answer):
+    """How a query was understood."""
+
+    description: str
+    words: list[WordWeight]
+    legs: list[str]
+    fusion: str
+
+
+class Took(_Answer):
+    """Milliseconds that the parts of an answer took, waiting included."""
+
+    encode: float
+    search: float
+    total: float
+
+
+class Answer(_Answer):
+    """Hits, best first."""
+
+    query: QueryModel
+    hits: list[HitModel]
+    took_ms: Took
+    request_id: str
+
+
+class Explained(_Answer):
+    """One hit in full."""
+
+    hit: HitModel
+
+
+class EncodedItem(_Answer):
+    """The strongest words of a text or an image."""
+
+    words: list[PatchedWord]
+    dense: list[float] | None = None
+
+
+class Encoded(_Answer):
+    """The items, in the order of the request."""
+
+    items: list[EncodedItem]
+
+
+class LineError(_Answer):
+    """Why a line of an upsert was left out."""
+
+    line: int
+    id: str | None
+    detail: str
+
+
+class Upserted(_Answer):
+    """What became of an upsert. What is counted as indexed is committed."""
+
+    indexed: int
+    rejected: int
+    errors: list[LineError]
+
+
+class Deleted(_Answer):
+    """How many documents were deleted."""
+
+    deleted: int
+
+
+class Words(_Answer):
+    """The strongest words of a document."""
+
+    id: str
+    words: list[PatchedWord]
+
+
+class Completions(_Answer):
+    """Words of the vocabulary."""
+
+    words: list[str]
+
+
+class VocabularyModel(_Answer):
+    """The terms of the lexical vectors."""
+
+    size: int
+    sha256: str
+
+
+class Facts(_Answer):
+    """What is served."""
+
+    count: int
+    model: str | None
+    vocabulary: VocabularyModel
+    legs: dict[str, int]
+    fusion: str
+    writable: bool
+    images: bool
+    limits: dict[str, float]
+
+
+class Health(_Answer):
+    """That the server runs."""
+
+    status: str
+
+
+class ProblemModel(_Answer):
+    """Problem details as of RFC 9457."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "type": "urn:problem-type:lexvla:invalid",
+                    "title": "The request breaks a rule",
+                    "status": 422,
+                    "detail": "colour: there is no such field",
+                    "instance": "/v1/search",
+                    "request_id": "5f0c0d6e9a3b4c55",
+                    "errors": [{"field": "colour", "detail": "there is no such field"}],
+                }
+            ]
+        }
+    )
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    request_id: str
+    errors: list[dict[str, str]] | None = None

@@ -1,0 +1,193 @@
+"""Routes that search, explain and encode."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from fastapi import APIRouter
+from PIL import Image
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+
+from lexvla.images import open_image
+from lexvla_search.api.access import READ, Serving
+from lexvla_search.api.bodies import body_schema, decode, receive
+from lexvla_search.api.models import (
+    Answer,
+    Encoded,
+    EncodeRequest,
+    Explained,
+    ExplainRequest,
+    FusionSettings,
+    SearchRequest,
+)
+from lexvla_search.api.problems import Problem
+from lexvla_search.api.service import Service
+from lexvla_search.fusion import fusion_from_dict
+from lexvla_search.query import Query
+
+__all__ = ["router"]
+
+router = APIRouter(prefix="/v1", dependencies=[READ])
+
+_SHOWN_WORDS = 32  # of a query
+_GROUP_PIXELS = 25_000_000  # of images that are open at a time for one call of the model
+_FILE = {"type": "string", "format": "binary"}
+_ONE = _FILE
+_MANY = {"type": "array", "items": _FILE, "minItems": 1}
+
+
+@router.post("/search", response_model=Answer, openapi_extra=body_schema("SearchRequest", _ONE))
+async def search(request: Request, service: Serving) -> JSONResponse:
+    """Find documents."""
+    started = time.perf_counter()
+    async with receive(request, SearchRequest, service) as (asked, files):
+        image = await _image(service, asked, files)
+        _note(request, service, asked)
+        answer = await service.run(lambda: _search(service, asked, image))
+    answer["took_ms"]["total"] = _milliseconds(time.perf_counter() - started)
+    answer["request_id"] = request.scope["lexvla.request_id"]
+    return JSONResponse(answer)
+
+
+@router.post(
+    "/explain", response_model=Explained, openapi_extra=body_schema("ExplainRequest", _ONE)
+)
+async def explain(request: Request, service: Serving) -> JSONResponse:
+    """Take the score of one document apart, found or not."""
+    async with receive(request, ExplainRequest, service) as (asked, files):
+        image = await _image(service, asked, files)
+        _note(request, service, asked)
+        return JSONResponse(await service.run(lambda: _explain(service, asked, image)))
+
+
+@router.post("/encode", response_model=Encoded, openapi_extra=body_schema("EncodeRequest", _MANY))
+async def encode(request: Request, service: Serving) -> JSONResponse:
+    """Turn texts or images into weighted words."""
+    async with receive(request, EncodeRequest, service) as (asked, files):
+        given = [decode(image, f"images.{i}") for i, image in enumerate(asked.images or ())]
+        images = given + files
+        texts = asked.texts or []
+        if bool(images) == bool(texts):
+            raise Problem("invalid", "give either texts or images")
+        if len(images or texts) > service.limits.items:
+            raise Problem("invalid", f"at most {service.limits.items} items at a time")
+        answer = await service.run(lambda: _encode(service, asked, texts, images))
+    return JSONResponse(answer)
+
+
+async def _image(service: Service, asked: SearchRequest, files: list[bytes]) -> bytes | None:
+    """Return the query's image, from wherever it comes."""
+    _check(service, asked)
+    given = len(files) + (asked.image is not None) + (asked.image_url is not None)
+    if given > 1:
+        raise Problem("invalid", "give one image: a part, image or image_url")
+    if asked.image is not None:
+        return decode(asked.image, "image")
+    if asked.image_url is not None:
+        return await service.fetcher.fetch(asked.image_url)
+    return files[0] if files else None
+
+
+def _check(service: Service, asked: SearchRequest) -> None:
+    limits = service.limits
+    for name, most in (("k", limits.k), ("offset", limits.offset)):
+        if getattr(asked, name) > most:
+            rule = f"must be at most {most:,}"
+            raise Problem("invalid", f"{name}: {rule}", [{"field": name, "detail": rule}])
+    if isinstance(asked.fusion, FusionSettings) and (asked.fusion.depth or 0) > limits.k:
+        rule = f"must be at most {limits.k:,}"
+        raise Problem(
+            "invalid", f"fusion.depth: {rule}", [{"field": "fusion.depth", "detail": rule}]
+        )
+    for name in ("terms", "boost", "ban", "require"):
+        if len(getattr(asked, name) or ()) > limits.words:
+            rule = f"must be at most {limits.words:,} words"
+            raise Problem("invalid", f"{name}: {rule}", [{"field": name, "detail": rule}])
+
+
+def _note(request: Request, service: Service, asked: SearchRequest) -> None:
+    if service.settings.log_queries:
+        request.scope["lexvla.log"]["query"] = asked.model_dump(
+            exclude={"image"}, exclude_defaults=True
+        )
+
+
+def _query(service: Service, asked: SearchRequest, image: bytes | None) -> Query:
+    given = asked.model_dump(
+        exclude={"image", "image_url", "explain", "id"}, exclude_none=True, exclude_defaults=True
+    )
+    for name in ("region", "legs", "ban", "require"):
+        if name in given:
+            given[name] = tuple(given[name])
+    if isinstance(given.get("fusion"), dict):
+        given["fusion"] = fusion_from_dict(given["fusion"])
+    if image is not None:
+        given["image"] = open_image(image, "the query's image", service.limits.pixels)
+    return Query(**given)
+
+
+def _search(service: Service, asked: SearchRequest, image: bytes | None) -> dict[str, Any]:
+    query = _query(service, asked, image)
+    service.look_for_fusion()
+    try:
+        answer = service.searcher.answer(query, explain=asked.explain)
+    except KeyError as error:
+        raise Problem("unavailable", "documents are being deleted; try again") from error
+    took = {"encode": answer.encode_seconds, "search": answer.search_seconds}
+    for stage, seconds in took.items():
+        service.metrics.stages.labels(stage).observe(seconds)
+    words = answer.words[:_SHOWN_WORDS]
+    return {
+        "query": {
+            "description": query.describe(),
+            "words": [{"word": word, "weight": float(weight)} for word, weight in words],
+            "legs": list(answer.legs),
+            "fusion": str(answer.fusion),
+        },
+        "hits": [hit.to_dict() for hit in answer.hits],
+        "took_ms": {stage: _milliseconds(seconds) for stage, seconds in took.items()},
+    }
+
+
+def _explain(service: Service, asked: ExplainRequest, image: bytes | None) -> dict[str, Any]:
+    query = _query(service, asked, image)
+    service.look_for_fusion()
+    service.fetch(asked.id)
+    return {"hit": service.searcher.explain(query, asked.id).to_dict()}
+
+
+def _encode(
+    service: Service, asked: EncodeRequest, texts: list[str], images: list[bytes]
+) -> dict[str, Any]:
+    model = service.encoder()
+    if texts:
+        rows = list(model.encode_text(texts))
+    else:
+        groups = _opened(images, service.limits.pixels)
+        rows = [row for group in groups for row in model.encode_image(group)]
+    items = []
+    for row in rows:
+        item: dict[str, Any] = {"words": service.words(row, asked.top_k)}
+        if asked.dense and row.dense is not None:
+            item["dense"] = [float(value) for value in row.dense[0]]
+        items.append(item)
+    return {"items": items}
+
+
+def _opened(images: list[bytes], most: int) -> Iterator[list[Image.Image]]:
+    """Open images in groups: files may be small, and their pixels many."""
+    group: list[Image.Image] = []
+    for i, data in enumerate(images):
+        group.append(open_image(data, f"image {i}", most))
+        if sum(image.width * image.height for image in group) >= _GROUP_PIXELS:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _milliseconds(seconds: float) -> float:
+    return round(seconds * 1000, 3)

@@ -1,0 +1,214 @@
+"""What all requests of one process share: the index, the model, threads and limits."""
+
+from __future__ import annotations
+
+import asyncio
+import bisect
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
+from typing import Any, TypeVar
+
+from lexvla.encoding import Encoder, Encoding
+from lexvla.errors import IndexCorruptError, IndexVersionError, UnsupportedError
+from lexvla_indexer import Document, Index, open_index
+from lexvla_search.api.batcher import Batcher, Overdue, before
+from lexvla_search.api.fetching import Fetcher
+from lexvla_search.api.keys import Keys
+from lexvla_search.api.limits import Admission, Intake
+from lexvla_search.api.metrics import Metrics
+from lexvla_search.api.problems import Problem
+from lexvla_search.api.settings import Settings
+from lexvla_search.api.writing import IndexWriter
+from lexvla_search.fitting import load_fusion
+from lexvla_search.fusion import DEFAULT_FUSION
+from lexvla_search.searcher import Searcher
+
+__all__ = ["Service"]
+
+logger = logging.getLogger(__name__)
+
+FUSION_SECONDS = 2.0  # between two looks for a fusion that was fitted meanwhile
+
+Made = TypeVar("Made")
+
+
+class Service:
+    """Hold one open index and one model for many requests.
+
+    Args:
+        settings: See there.
+        model: Encodes queries and documents; ``None`` leaves plain words to search by.
+        metrics: Gets the figures.
+
+    Raises:
+        IndexCorruptError: There is no index, or it is damaged.
+        LexVLAError: The file of keys cannot be read.
+        VocabularyMismatchError: The index is of another model.
+    """
+
+    def __init__(self, settings: Settings, model: Encoder | None, metrics: Metrics) -> None:
+        self.settings = settings
+        self.limits = limits = settings.limits
+        self.metrics = metrics
+        self.keys = None if settings.keys is None else Keys(settings.keys)
+        self.index: Index = open_index(settings.index)
+        self.model = None if model is None else Batcher(model, self._observe)
+        self.searcher = Searcher(self.model, self.index)
+        self._looked = time.monotonic()
+        self.writer = IndexWriter(settings.index, self.searcher.model, limits.writer_seconds)
+        self.admission = Admission(limits.concurrency, "requests")
+        self.upserts = Admission(limits.upserts, "upserts")
+        self.intake = Intake(limits)
+        self.fetcher = Fetcher(settings.image_hosts, limits.body_bytes)
+        self._threads = ThreadPoolExecutor(limits.threads, "search")
+        self._writing = ThreadPoolExecutor(1, "write")
+
+    def _observe(self, call: str, items: int, waiting: int) -> None:
+        self.metrics.batches.labels(call).observe(items)
+        self.metrics.model_queue.set(waiting)
+
+    async def run(self, work: Callable[[], Made]) -> Made:
+        """Do some work in a thread, if there is a place for it and its turn comes in time.
+
+        Raises:
+            Problem: Too many requests are being answered, or this one would be answered late.
+        """
+        deadline = time.monotonic() + self.limits.wait_seconds
+
+        def in_time() -> Made:
+            with before(deadline):
+                return work()
+
+        with self.admission.place():
+            running = self._submit(in_time)
+            waiting = asyncio.wrap_future(running)
+            await asyncio.wait([waiting], timeout=self.limits.wait_seconds)
+            if running.cancel():  # no thread has begun it, and none will
+                raise self._late()
+            try:
+                return await waiting
+            except Overdue as error:
+                raise self._late() from error
+
+    async def work(self, work: Callable[[], Made]) -> Made:
+        """Do some work in a thread, for a request that has its place."""
+        return await asyncio.wrap_future(self._submit(work))
+
+    def _submit(self, work: Callable[[], Made]) -> Future[Made]:
+        asked = time.perf_counter()
+
+        def timed() -> Made:
+            self.metrics.stages.labels("wait").observe(time.perf_counter() - asked)
+            return work()
+
+        return self._threads.submit(timed)
+
+    def _late(self) -> Problem:
+        seconds = f"{self.limits.wait_seconds:g} seconds"
+        return Problem("busy", f"its turn did not come within {seconds}; try again")
+
+    async def write(self, work: Callable[[], Made]) -> Made:
+        """Do some work in the thread that writes."""
+
+        def timed() -> Made:
+            started = time.perf_counter()
+            try:
+                return work()
+            finally:
+                self.metrics.stages.labels("commit").observe(time.perf_counter() - started)
+
+        return await asyncio.get_running_loop().run_in_executor(self._writing, timed)
+
+    def encoder(self) -> Batcher:
+        """Return the model.
+
+        Raises:
+            UnsupportedError: There is none.
+        """
+        if self.model is None:
+            raise UnsupportedError("this server runs without a model: it can only search by words")
+        return self.model
+
+    def fetch(self, name: str) -> tuple[Document, Encoding]:
+        """Return a document of the newest commit with its vectors.
+
+        Raises:
+            Problem: There is none of this id.
+        """
+        self.index.count()  # moves this thread to the newest commit
+        try:
+            (document,), encoding = self.index.fetch([name])
+        except KeyError as error:
+            raise Problem("not-found", f"the index has no document {name!r}") from error
+        return document, encoding
+
+    def words(self, encoding: Encoding, top_k: int) -> list[dict[str, Any]]:
+        """Return the strongest words of one row, with their patches."""
+        weights, columns = encoding.lexical.data, encoding.lexical.indices
+        vocabulary = self.index.vocabulary
+        best = (-weights).argsort(kind="stable")[:top_k].tolist()
+        patches = None if encoding.patches is None else encoding.patches.tolist()
+        return [
+            {
+                "word": vocabulary.word(int(columns[i])),
+                "weight": float(weights[i]),
+                "patch": None if patches is None or patches[i] < 0 else patches[i],
+            }
+            for i in best
+        ]
+
+    def complete(self, prefix: str, most: int) -> list[str]:
+        """Return words of the vocabulary that start with a prefix, the shortest first."""
+        forms = self._words
+        key = prefix.casefold()
+        start = bisect.bisect_left(forms, (key, ""))
+        end = bisect.bisect_left(forms, (key + "\U0010ffff", ""), start)
+        return sorted((word for _, word in forms[start:end]), key=lambda word: (len(word), word))[
+            :most
+        ]
+
+    @cached_property
+    def _words(self) -> list[tuple[str, str]]:
+        vocabulary = self.index.vocabulary
+        words = {vocabulary.word(i) for i in range(len(vocabulary))}
+        return sorted((word.casefold(), word) for word in words)
+
+    @cached_property
+    def _legs(self) -> dict[str, int]:
+        return dict(self.index.info().get("legs") or {})
+
+    def legs(self) -> dict[str, int]:
+        """Return the index's legs with their widths; empty while nothing was ever put into it."""
+        legs = self._legs
+        if not legs:
+            del self._legs  # to ask again
+        return legs
+
+    def fusion(self) -> str:
+        """Say how the legs' answers become one list where a query does not say."""
+        fusion = self.searcher.fusion
+        if fusion is None and len(self.legs()) == 1:
+            return next(iter(self.legs()))
+        return str(fusion or DEFAULT_FUSION)
+
+    def look_for_fusion(self) -> None:
+        """Take over the fusion that was fitted for the index meanwhile, if one was."""
+        now = time.monotonic()
+        if now < self._looked + FUSION_SECONDS:
+            return
+        self._looked = now
+        try:
+            self.searcher.fusion = load_fusion(self.index)
+        except (IndexCorruptError, IndexVersionError) as error:
+            logger.warning("the fusion stays as it was: %s", error)
+
+    def close(self) -> None:
+        """Finish what was begun, and give up the index."""
+        self._threads.shutdown()
+        self._writing.shutdown()
+        if self.model is not None:
+            self.model.close()
+        self.index.close()

@@ -1,0 +1,76 @@
+"""What a server is started with: where its data is, and its limits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+__all__ = ["LOOPBACK_HOSTS", "Limits", "Settings"]
+
+LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
+_MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bound what one request, and all of them together, may take.
+
+    Attributes:
+        body_bytes: Of a request's body, of one line of an upsert, and of a fetched image.
+        upsert_bytes: Of all lines of one upsert together; they are read as a stream.
+        received_bytes: Of all bodies that are in memory at one time.
+        body_seconds: For a body to come; an upsert's may pause for as long.
+        pixels: Of an image, width times height.
+        k: Hits of one search.
+        offset: Hits that a search may skip.
+        words: Terms, boosts, banned and required words of a query, each.
+        items: Texts or images of one call of ``/v1/encode``.
+        concurrency: Requests that are worked on or wait for that; more are answered with 429.
+        upserts: The same for upserts.
+        wait_seconds: That a request may wait for a thread and for the model, counted from when all
+            of it is there; one whose turn has not come by then is answered with 429.
+        threads: That search, besides the one of the model.
+        writer_seconds: To wait for another process that writes to the index.
+        shutdown_seconds: To finish what was begun, at the end.
+    """
+
+    body_bytes: int = 16 * _MIB
+    upsert_bytes: int = 1024 * _MIB
+    received_bytes: int = 256 * _MIB
+    body_seconds: float = 20.0
+    pixels: int = 25_000_000
+    k: int = 1000
+    offset: int = 10_000
+    words: int = 256
+    items: int = 64
+    concurrency: int = 32
+    upserts: int = 4
+    wait_seconds: float = 5.0
+    threads: int = 8
+    writer_seconds: float = 10.0
+    shutdown_seconds: float = 30.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Say what one server serves, and to whom.
+
+    Attributes:
+        index: The address of the index.
+        keys: A file of `lexvla_search.api.keys`; ``None`` lets everybody do everything.
+        images: A folder; pictures of documents are shown if they lie in it.
+        image_hosts: Hosts, each with ``:port`` if it is no usual one, that an ``image_url`` may
+            name; without any, none is fetched.
+        hosts: What the ``Host`` header may name, or ``None`` for anything. Without keys this
+            keeps a web page elsewhere from reaching the server by a name of its own.
+        log_queries: Write what people look for into the log.
+        limits: See there.
+    """
+
+    index: str
+    keys: Path | None = None
+    images: Path | None = None
+    image_hosts: tuple[str, ...] = ()
+    hosts: tuple[str, ...] | None = LOOPBACK_HOSTS
+    log_queries: bool = False
+    limits: Limits = field(default_factory=Limits)

@@ -1,0 +1,162 @@
+"""Documents from a stream of lines into the index, batch by batch."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from PIL import Image
+from pydantic import ValidationError
+from starlette.requests import Request
+
+from lexvla.encoding import Encoding
+from lexvla.errors import InputError
+from lexvla.images import open_image
+from lexvla_indexer import Document
+from lexvla_search.api.bodies import decode
+from lexvla_search.api.models import DocumentLine
+from lexvla_search.api.problems import Problem, invalid
+from lexvla_search.api.service import Service
+
+__all__ = ["Upsert"]
+
+_BATCH_LINES = 64  # of one commit
+_BATCH_PIXELS = 50_000_000
+_MOST_ERRORS = 1000  # that one answer lists
+_LONGEST_ID = 512  # characters of an id that it names
+
+
+@dataclass
+class _Item:
+    line: int
+    document: Document
+    image: Image.Image | None
+
+
+@dataclass
+class Upsert:
+    """Take in documents, and commit them in batches.
+
+    Attributes:
+        service: The service.
+        indexed: Lines that are committed.
+        rejected: Lines that were left out.
+        errors: Why, each with its line; the first thousand.
+    """
+
+    service: Service
+    indexed: int = 0
+    rejected: int = 0
+    errors: list[dict[str, Any]] = field(default_factory=list)
+
+    async def run(self, request: Request) -> AsyncIterator[int]:
+        """Read the lines of a body. Yield the number of the last line after each commit.
+
+        Raises:
+            Problem: The body breaks a limit, or the writer is busy. What was committed stays.
+        """
+        batch: dict[str, _Item] = {}
+        lines = pixels = last = 0
+        async for number, line in self.service.intake.lines(request):
+            item = await self._read(number, line)
+            last = number
+            if item is None:
+                continue
+            lines += 1
+            batch[item.document.id] = item  # of two lines with one id, the last counts
+            pixels += 0 if item.image is None else item.image.width * item.image.height
+            if lines >= _BATCH_LINES or pixels >= _BATCH_PIXELS:
+                await self._store(list(batch.values()), lines)
+                batch, lines, pixels = {}, 0, 0
+                yield last
+        if batch:
+            await self._store(list(batch.values()), lines)
+        yield last
+
+    def report(self) -> dict[str, Any]:
+        """Return what became of the lines until now."""
+        return {"indexed": self.indexed, "rejected": self.rejected, "errors": self.errors}
+
+    def _reject(self, line: int, name: str | None, detail: str) -> None:
+        self.rejected += 1
+        if len(self.errors) < _MOST_ERRORS:
+            short = None if name is None else name[:_LONGEST_ID]
+            self.errors.append({"line": line, "id": short, "detail": detail})
+
+    async def _read(self, number: int, line: bytes) -> _Item | None:
+        """Read one line; reject it and return ``None`` if it is bad."""
+        name: str | None = None
+        try:
+            parsed = DocumentLine.model_validate_json(line)
+            name = parsed.id
+            document = Document(parsed.id, parsed.uri, parsed.text, parsed.metadata)
+            data = None
+            if parsed.image is not None:
+                data = decode(parsed.image, "image")
+            elif parsed.image_url is not None:
+                data = await self.service.fetcher.fetch(parsed.image_url)
+            image = None if data is None else await self.service.work(lambda: self._open(data))
+        except ValidationError as error:
+            self._reject(number, _name_in(line), invalid(error, "line").detail)
+        except InputError as error:
+            self._reject(number, name, error.rule)
+        except Problem as problem:
+            self._reject(number, name, problem.detail)
+        else:
+            return _Item(number, document, image)
+        return None
+
+    def _open(self, data: bytes) -> Image.Image:
+        return open_image(data, "image", self.service.limits.pixels)
+
+    async def _store(self, items: list[_Item], lines: int) -> None:
+        parts = await self.service.work(lambda: self._encode(items))
+        stored = {document.id for documents, _ in parts for document in documents}
+        if stored:
+            # Shielded: a commit that has begun is finished, whatever becomes of the request.
+            try:
+                await asyncio.shield(self.service.write(lambda: self.service.writer.put(parts)))
+            except OSError as error:  # the disk is full, or may not be written to
+                raise Problem("not-stored", error.strerror or str(error)) from error
+        count = lines - (len(items) - len(stored))
+        self.indexed += count
+        self.service.metrics.indexed.inc(count)
+
+    def _encode(self, items: list[_Item]) -> list[tuple[list[Document], Encoding]]:
+        """Return the vectors of images in groups, and those of texts; reject what has none."""
+        model = self.service.encoder()
+        parts: list[tuple[list[Document], Encoding]] = []
+        pictures = [item for item in items if item.image is not None]
+        texts = [item for item in items if item.image is None]
+        # Few at a time: queries go through the model between them.
+        groups = [pictures[i : i + 8] for i in range(0, len(pictures), 8)] + [texts]
+        for group in filter(None, groups):
+            try:
+                parts.append(_encoded(model, group))
+            except InputError:
+                for item in group:
+                    try:
+                        parts.append(_encoded(model, [item]))
+                    except InputError as error:
+                        self._reject(item.line, item.document.id, error.rule)
+        return parts
+
+
+def _name_in(line: bytes) -> str | None:
+    """Return the id of a line that is bad otherwise, if it has one."""
+    try:
+        name = json.loads(line)["id"]
+        name.encode()  # half a character cannot be told in an answer
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return None
+    return str(name)
+
+
+def _encoded(model: Any, group: list[_Item]) -> tuple[list[Document], Encoding]:
+    documents = [item.document for item in group]
+    if group[0].image is not None:
+        return documents, model.encode_image([item.image for item in group])
+    return documents, model.encode_text([item.document.text for item in group])

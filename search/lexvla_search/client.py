@@ -1,0 +1,273 @@
+"""A client of the REST API."""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TypedDict
+from urllib.parse import quote
+
+from lexvla.errors import LexVLAError, OptionalDependencyError
+
+if TYPE_CHECKING:
+    import httpx2
+
+__all__ = ["ApiError", "Client", "Document", "Hit", "SearchAnswer", "UpsertAnswer", "Word"]
+
+_RETRIED = (429, 503)
+_LONGEST_PAUSE = 10.0  # seconds between attempts
+
+
+class Document(TypedDict):
+    """What the index keeps of a document beside its vectors."""
+
+    id: str
+    uri: str
+    text: str
+    metadata: dict[str, Any]
+
+
+class Hit(TypedDict):
+    """A hit as `lexvla_search.Hit.to_dict` gives it."""
+
+    id: str
+    score: float
+    rank: int | None
+    lexical: dict[str, Any] | None
+    codes: dict[str, Any] | None
+    dense: dict[str, Any] | None
+    document: Document
+    explanation: dict[str, Any] | None
+
+
+class SearchAnswer(TypedDict):
+    """Hits, and how the query was understood."""
+
+    query: dict[str, Any]
+    hits: list[Hit]
+    took_ms: dict[str, float]
+    request_id: str
+
+
+class UpsertAnswer(TypedDict):
+    """What became of an upsert."""
+
+    indexed: int
+    rejected: int
+    errors: list[dict[str, Any]]
+
+
+class Word(TypedDict):
+    """A word with its weight, and the patch that it was read from."""
+
+    word: str
+    weight: float
+    patch: int | None
+
+
+class ApiError(LexVLAError):
+    """The server answered with a problem.
+
+    Attributes:
+        status: The HTTP status; 0 if there was no answer.
+        problem: The problem's members, as of RFC 9457.
+    """
+
+    def __init__(self, status: int, problem: Mapping[str, Any]) -> None:
+        self.status = status
+        self.problem = dict(problem)
+        title, detail = problem.get("title", f"status {status}"), problem.get("detail", "")
+        super().__init__(f"{title}: {detail}" if detail else str(title))
+
+
+class Client:
+    """Ask a server of ``lexvla serve``.
+
+    Args:
+        url: Where the server is, such as ``http://127.0.0.1:8080``.
+        key: An API key, if the server wants one.
+        timeout: Seconds to wait for an answer.
+        retries: How often to ask again when the server is busy, after the time that it names.
+
+    Raises:
+        OptionalDependencyError: The extra ``serve`` is not installed.
+    """
+
+    def __init__(
+        self, url: str, key: str | None = None, timeout: float = 60.0, retries: int = 5
+    ) -> None:
+        try:
+            import httpx2
+        except ModuleNotFoundError as error:
+            raise OptionalDependencyError("httpx2", "serve") from error
+        headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+        self._retries = retries
+        self._failures = httpx2.HTTPError
+        self._http = httpx2.Client(base_url=url, headers=headers, timeout=timeout)
+
+    def search(
+        self, text: str | None = None, *, image: bytes | str | Path | None = None, **query: Any
+    ) -> SearchAnswer:
+        """Find documents.
+
+        Args:
+            text: Words to look for.
+            image: The bytes of an image file, or its path.
+            query: The rest, as docs/api.md lists it: ``boost``, ``ban``, ``filter``, ``k``, ...
+
+        Raises:
+            ApiError: The server answered with a problem, or did not answer.
+        """
+        answer: SearchAnswer = self._post("/v1/search", _asked(text, query), image)
+        return answer
+
+    def explain(
+        self,
+        id: str,  # noqa: A002 - the public word for it
+        text: str | None = None,
+        *,
+        image: bytes | str | Path | None = None,
+        **query: Any,
+    ) -> Hit:
+        """Take the score of one document apart; see `search`."""
+        asked = {**_asked(text, query), "id": id}
+        hit: Hit = self._post("/v1/explain", asked, image)["hit"]
+        return hit
+
+    def encode(
+        self, texts: Sequence[str] = (), images: Sequence[bytes] = (), **options: Any
+    ) -> list[dict[str, Any]]:
+        """Return the words of texts, or of image files; see `search` for errors."""
+        if images:
+            parts: list[tuple[str, Any]] = [("query", (None, json.dumps(options)))]
+            parts += [("image", (f"{i}", data)) for i, data in enumerate(images)]
+            made = self._send("POST", "/v1/encode", files=parts).json()
+        else:
+            made = self._send("POST", "/v1/encode", json={"texts": list(texts), **options}).json()
+        items: list[dict[str, Any]] = made["items"]
+        return items
+
+    def upsert(self, documents: Iterable[Mapping[str, Any]]) -> UpsertAnswer:
+        """Add or replace documents; what is counted as indexed is committed.
+
+        They are sent as they come, so there may be any number. Each has an ``id``, and a ``text``,
+        an ``image`` (bytes of an image file) or an ``image_url``; ``uri`` and ``metadata`` are
+        optional. A server that is busy is not asked again: what was sent is gone.
+
+        Raises:
+            ApiError: See `search`. Its problem tells how many documents are committed.
+        """
+
+        def lines() -> Iterator[bytes]:
+            for document in documents:
+                yield json.dumps(_line(document)).encode() + b"\n"
+
+        headers = {"Content-Type": "application/x-ndjson"}
+        answer: UpsertAnswer = self._send(
+            "PUT", "/v1/documents", retry=False, content=lines(), headers=headers
+        ).json()
+        return answer
+
+    def get(self, id: str) -> Document:  # noqa: A002 - the public word for it
+        """Return what the index keeps of a document; see `search` for errors."""
+        document: Document = self._send("GET", _path(id)).json()
+        return document
+
+    def delete(self, id: str) -> None:  # noqa: A002 - the public word for it
+        """Delete a document; see `search` for errors."""
+        self._send("DELETE", _path(id))
+
+    def words(self, id: str, top_k: int = 16) -> list[Word]:  # noqa: A002 - the public word for it
+        """Return a document's strongest words; see `search` for errors."""
+        words: list[Word] = self._send("GET", f"{_path(id)}/words", params={"top_k": top_k}).json()[
+            "words"
+        ]
+        return words
+
+    def image(self, id: str, size: int = 512) -> bytes:  # noqa: A002 - the public word for it
+        """Return a document's picture as JPEG; see `search` for errors."""
+        return self._send("GET", f"{_path(id)}/image", params={"size": size}).content
+
+    def heatmap(self, id: str, word: str) -> bytes:  # noqa: A002 - the public word for it
+        """Return where a word was read from, as PNG; see `search` for errors."""
+        return self._send("GET", f"{_path(id)}/heatmap/{quote(word, safe='')}").content
+
+    def complete(self, prefix: str) -> list[str]:
+        """Return words of the vocabulary that start so; see `search` for errors."""
+        words: list[str] = self._send("GET", "/v1/words", params={"prefix": prefix}).json()["words"]
+        return words
+
+    def index(self) -> dict[str, Any]:
+        """Return what is served; see `search` for errors."""
+        facts: dict[str, Any] = self._send("GET", "/v1/index").json()
+        return facts
+
+    def close(self) -> None:
+        """Give up the connections."""
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _post(self, path: str, asked: Mapping[str, Any], image: bytes | str | Path | None) -> Any:
+        if image is None:
+            return self._send("POST", path, json=asked).json()
+        data = image if isinstance(image, bytes) else Path(image).read_bytes()
+        parts = {"query": (None, json.dumps(asked)), "image": ("image", data)}
+        return self._send("POST", path, files=parts).json()
+
+    def _send(self, method: str, path: str, retry: bool = True, **given: Any) -> httpx2.Response:
+        for attempt in range(self._retries + 1):
+            try:
+                response = self._http.request(method, path, **given)
+            except self._failures as error:
+                problem = {"title": "The server does not answer", "detail": str(error)}
+                raise ApiError(0, problem) from error
+            if response.is_success:
+                return response
+            if not retry or response.status_code not in _RETRIED or attempt == self._retries:
+                break
+            time.sleep(_pause(response))
+        raise ApiError(response.status_code, _problem(response))
+
+
+def _asked(text: str | None, query: Mapping[str, Any]) -> dict[str, Any]:
+    return {**query} if text is None else {"text": text, **query}
+
+
+def _path(name: str) -> str:
+    # A part of dots alone would be taken for a way up.
+    part = quote(name, safe="") if name.strip(".") else "%2E" * len(name)
+    return f"/v1/documents/{part}"
+
+
+def _line(document: Mapping[str, Any]) -> dict[str, Any]:
+    image = document.get("image")
+    if not isinstance(image, bytes):
+        return dict(document)
+    return {**document, "image": base64.b64encode(image).decode()}
+
+
+def _pause(response: httpx2.Response) -> float:
+    named = response.headers.get("retry-after", "1")
+    return min(float(named) if named.isdecimal() else 1.0, _LONGEST_PAUSE)
+
+
+def _problem(response: httpx2.Response) -> dict[str, Any]:
+    try:
+        problem = response.json()
+    except ValueError:
+        return {"title": f"status {response.status_code}"}
+    return problem if isinstance(problem, dict) else {}

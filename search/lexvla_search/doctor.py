@@ -1,0 +1,189 @@
+"""``lexvla doctor``: what this machine can run, and how to get the rest."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+import sqlite3
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from lexvla.errors import EngineUnavailableError
+from lexvla_indexer.jdk import GET as JAVA_GET
+from lexvla_indexer.jdk import find_jdk, installed_jdks, java_home
+from lexvla_search.console import print_columns, print_json
+
+__all__ = ["Check", "run"]
+
+MIN_PYTHON = (3, 11)
+MIN_SQLITE = (3, 35, 0)
+LUCENE = "indexes lucene:DIR"
+ELASTIC = "indexes elasticsearch+http(s)://..."
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that LexVLA can use.
+
+    Attributes:
+        name: What it is.
+        ok: Whether it is here and new enough.
+        required: Whether the base cannot work without it.
+        found: The version or place found; empty if none.
+        gives: What it is for.
+        get: How to get it; empty where it is here.
+    """
+
+    name: str
+    ok: bool
+    required: bool
+    found: str
+    gives: str
+    get: str
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print all checks. Fail only where the base cannot work."""
+    checks = [check() for check in _CHECKS]
+    healthy = all(check.ok for check in checks if check.required)
+    if args.json:
+        print_json({"ok": healthy, "checks": [asdict(check) for check in checks]})
+    else:
+        print_columns(
+            (_mark(check), check.name, check.found or "not found", check.gives) for check in checks
+        )
+        missing = [(check.name, check.get) for check in checks if not check.ok]
+        if missing:
+            print("\nTo get the rest:")
+            print_columns(missing, indent="  ")
+        print("\n" + ("Search and indexing work." if healthy else "Search does not work yet."))
+    return 0 if healthy else 1
+
+
+def _mark(check: Check) -> str:
+    if check.ok:
+        return "ok"
+    return "MISSING" if check.required else "-"
+
+
+def _check(name: str, ok: bool, found: str, gives: str, get: str, required: bool = False) -> Check:
+    return Check(name, ok, required, found, gives, "" if ok else get)
+
+
+def _python() -> Check:
+    found = ".".join(map(str, sys.version_info[:3]))
+    ok = sys.version_info >= MIN_PYTHON
+    return _check("Python", ok, found, "everything", "install Python 3.11 or newer", True)
+
+
+def _sqlite() -> Check:
+    found = sqlite3.sqlite_version
+    ok = tuple(map(int, found.split("."))) >= MIN_SQLITE
+    needed = ".".join(map(str, MIN_SQLITE))
+    return _check("SQLite", ok, found, "indexes", f"a Python built with SQLite {needed}", True)
+
+
+def _package(
+    name: str, package: str, gives: str, get: str, required: bool = False
+) -> Callable[[], Check]:
+    def check() -> Check:
+        try:
+            found = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found = ""
+        return _check(name, bool(found), found, gives, get, required)
+
+    return check
+
+
+def _model() -> Check:
+    spec = importlib.util.find_spec("lexvla")
+    places = (spec.submodule_search_locations or []) if spec else []
+    weights = [file for place in places for file in Path(place).glob("pretrained/**/*.safetensors")]
+    found = str(weights[0].parent) if weights else ""
+    get = "pip install --force-reinstall lexvla, or name one with --model"
+    return _check("default model", bool(weights), found, "search without --model", get, True)
+
+
+def _cuda() -> Check:
+    get = "an NVIDIA GPU with its driver, and a torch built for CUDA (https://pytorch.org)"
+    try:
+        torch = importlib.import_module("torch")
+    except (ImportError, OSError):  # OSError: a shared library that does not load
+        return _check("CUDA", False, "", "LexVLA.from_pretrained(..., device='cuda')", get)
+    ok = bool(torch.cuda.is_available())
+    found = f"{torch.version.cuda}, {torch.cuda.get_device_name()}" if ok else ""
+    return _check("CUDA", ok, found, "LexVLA.from_pretrained(..., device='cuda')", get)
+
+
+def _java() -> Check:
+    gives, named = LUCENE, java_home()
+    ignored = f"; JAVA_HOME has {named.version}" if named and not named.is_suitable else ""
+    if os.environ.get("JAVA_HOME") and named is None:
+        ignored = "; JAVA_HOME has none"
+    try:
+        jdk = find_jdk()
+    except EngineUnavailableError:
+        newest = max(installed_jdks(), key=lambda jdk: jdk.numbers, default=None)
+        found = (newest.version if newest else "none") + ignored
+        return _check("JDK", False, found if newest or ignored else "", gives, JAVA_GET)
+    return _check("JDK", True, f"{jdk.version} at {jdk.home}{ignored}", gives, JAVA_GET)
+
+
+def _elastic() -> Check:
+    get = "pip install 'lexvla[elasticsearch]'"
+    try:
+        found = importlib.metadata.version("elasticsearch")
+    except importlib.metadata.PackageNotFoundError:
+        found = ""
+    # One of major 9 does not speak to servers of 8; one of 8 speaks to both.
+    return _check("Elasticsearch client", found.startswith("8."), found, ELASTIC, get)
+
+
+_CHECKS: tuple[Callable[[], Check], ...] = (
+    _python,
+    _sqlite,
+    _package("torch", "torch", "models", "pip install torch", required=True),
+    _package("transformers", "transformers", "models", "pip install transformers", required=True),
+    _model,
+    _cuda,
+    _package(
+        "bitsandbytes",
+        "bitsandbytes",
+        "pretrained language models in 4 or 8 bits",
+        "pip install 'lexvla[gpu]'",
+    ),
+    _package("peft", "peft", "LoRA on pretrained language models", "pip install 'lexvla[gpu]'"),
+    _package(
+        "Matplotlib", "matplotlib", "plots of lexvla sparsity", "pip install 'lexvla[evaluation]'"
+    ),
+    _package(
+        "pycocotools",
+        "pycocotools",
+        "annotations for lexvla patchdis",
+        "pip install 'lexvla[evaluation]'",
+    ),
+    _package(
+        "Numba",
+        "numba",
+        "compiled search loops, several times faster on large indexes",
+        "pip install 'lexvla[fast]'",
+    ),
+    _package(
+        "faiss",
+        "faiss-cpu",
+        "inverted lists for dense legs of 100,000 rows or more",
+        "pip install 'lexvla[fast]'",
+    ),
+    _package(
+        "FastAPI", "fastapi", "lexvla serve, the page and the API", "pip install 'lexvla[serve]'"
+    ),
+    _java,
+    _package("Pyserini", "pyserini", LUCENE, "pip install 'lexvla[pyserini]'"),
+    _elastic,
+)

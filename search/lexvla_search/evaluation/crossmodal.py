@@ -1,0 +1,249 @@
+"""Recall between captions and images, between images of a class, and zero-shot classification.
+
+All by the full matrix of scores. Ties count against: what is right ranks behind all that is wrong
+and has its score. What shares no word is not found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from scipy import sparse
+from tqdm import tqdm
+
+from lexvla.encoding import Encoder, Encoding
+from lexvla.errors import UnsupportedError
+from lexvla_search.evaluation.sparsity import keep_heaviest
+
+__all__ = [
+    "ClassFigures",
+    "MatchedLeg",
+    "PairFigures",
+    "class_recall",
+    "encode_images",
+    "encode_texts",
+    "paired_recall_any",
+    "scores_of",
+    "zero_shot",
+]
+
+MatchedLeg = Literal["lexical", "dense", "both"]
+_BLOCK = 256  # rows of scores in memory at one time
+
+
+@dataclass(frozen=True)
+class PairFigures:
+    """Recall between captions and images.
+
+    Attributes:
+        text_to_image: R@k of finding a caption's image.
+        image_to_text: R@k of finding any of an image's captions.
+        rsum: The sum of all of them, in percent.
+    """
+
+    text_to_image: dict[int, float]
+    image_to_text: dict[int, float]
+    rsum: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values that JSON can hold."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class ClassFigures:
+    """Zero-shot classification.
+
+    Attributes:
+        accuracy: Share of images whose class is among the first k, by k.
+        per_class: Mean over the classes of their shares for k = 1.
+    """
+
+    accuracy: dict[int, float]
+    per_class: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values that JSON can hold."""
+        return asdict(self)
+
+
+def scores_of(queries: Encoding, items: Encoding, leg: MatchedLeg) -> np.ndarray:
+    """Return (queries, items) float32 dot products; ``-inf`` where no word is shared.
+
+    ``both`` adds up words and dense vectors, and there nothing is ``-inf``.
+
+    Raises:
+        UnsupportedError: An encoding has no dense vectors.
+    """
+    scores = np.zeros((len(queries), len(items)), np.float32)
+    if leg != "dense":
+        # Sparse by dense: each sum runs over a query's words in order, so equal items tie.
+        for at in range(0, len(items), _BLOCK):
+            part = items.lexical[at : at + _BLOCK].toarray().T
+            scores[:, at : at + _BLOCK] = queries.lexical @ part
+    if leg == "lexical":
+        scores[scores == 0] = -np.inf
+        return scores
+    if queries.dense is None or items.dense is None:
+        raise UnsupportedError("the model gives no dense vectors")
+    scores += queries.dense @ items.dense.T
+    return scores
+
+
+def paired_recall_any(
+    texts: Encoding,
+    images: Encoding,
+    image_of: Sequence[int],
+    leg: MatchedLeg = "lexical",
+    ks: Sequence[int] = (1, 5, 10),
+) -> PairFigures:
+    """Return recall in both directions; of an image's captions, any one that is found counts.
+
+    Args:
+        texts: All captions.
+        images: All images; each has a caption.
+        image_of: The number of each caption's image.
+        leg: By what to compare.
+        ks: The depths.
+
+    Raises:
+        UnsupportedError: An encoding has no dense vectors.
+        ValueError: Captions and images do not pair up.
+    """
+    owner = np.asarray(image_of, dtype=int)
+    if len(owner) != len(texts) or {*owner.tolist()} != {*range(len(images))}:
+        raise ValueError("each caption must have one of the images, and each image a caption")
+    text_places = np.empty(len(texts))
+    best = np.full(len(images), -np.inf, np.float32)  # of each image's own captions
+    blocks = [slice(at, at + _BLOCK) for at in range(0, len(texts), _BLOCK)]
+    for block in blocks:
+        scores = scores_of(texts[block], images, leg)
+        own = scores[np.arange(len(scores)), owner[block]]
+        places = (scores >= own[:, None]).sum(axis=1)
+        text_places[block] = np.where(np.isneginf(own), np.inf, places)
+        np.maximum.at(best, owner[block], own)
+    before = np.zeros(len(images))  # captions of others that are not behind the best own one
+    for block in blocks:
+        scores = scores_of(texts[block], images, leg)
+        scores[np.arange(len(scores)), owner[block]] = -np.inf
+        before += (scores >= best).sum(axis=0)
+    image_places = np.where(np.isneginf(best), np.inf, before + 1)
+    forth = {k: float(np.mean(text_places <= k)) for k in ks}
+    back = {k: float(np.mean(image_places <= k)) for k in ks}
+    return PairFigures(forth, back, 100 * (sum(forth.values()) + sum(back.values())))
+
+
+def class_recall(
+    queries: Encoding,
+    labels: Sequence[str],
+    gallery: Encoding | None = None,
+    gallery_labels: Sequence[str] = (),
+    leg: MatchedLeg = "lexical",
+    ks: Sequence[int] = (1, 2, 4, 8),
+) -> dict[int, float]:
+    """Return, for each k, the share of images with one of their class among the k nearest.
+
+    An image whose class nothing else has counts as not found.
+
+    Args:
+        queries: The images that are asked with.
+        labels: The class of each.
+        gallery: The images that are searched; ``None`` for the same without the one asked with.
+        gallery_labels: The class of each.
+        leg: By what to compare.
+        ks: The depths.
+
+    Raises:
+        UnsupportedError: An encoding has no dense vectors.
+        ValueError: The numbers of labels differ, or there are no images.
+    """
+    items = queries if gallery is None else gallery
+    theirs = np.asarray(labels if gallery is None else gallery_labels)
+    own = np.asarray(labels)
+    if len(own) != len(queries) or len(theirs) != len(items) or not len(own):
+        raise ValueError(f"{len(own)} and {len(theirs)} labels do not fit the images")
+    places = np.empty(len(queries))
+    for at in range(0, len(queries), _BLOCK):
+        scores = scores_of(queries[at : at + _BLOCK], items, leg)
+        rows = np.arange(len(scores))
+        if gallery is None:
+            scores[rows, at + rows] = -np.inf
+        same = own[at : at + _BLOCK, None] == theirs
+        if gallery is None:
+            same[rows, at + rows] = False
+        best = np.where(same, scores, -np.inf).max(axis=1)
+        ahead = ((scores >= best[:, None]) & ~same).sum(axis=1)
+        places[at : at + _BLOCK] = np.where(np.isneginf(best), np.inf, ahead + 1)
+    return {k: float(np.mean(places <= k)) for k in ks}
+
+
+def zero_shot(
+    images: Encoding,
+    labels: Sequence[str],
+    names: Encoding,
+    name_labels: Sequence[str],
+    leg: MatchedLeg = "lexical",
+    ks: Sequence[int] = (1, 5),
+) -> ClassFigures:
+    """Classify images by the nearest class name.
+
+    Args:
+        images: What to classify.
+        labels: The class of each.
+        names: The encoded class names.
+        name_labels: The class of each name, each once.
+        leg: By what to compare.
+        ks: The depths.
+
+    Raises:
+        UnsupportedError: An encoding has no dense vectors.
+        ValueError: The numbers of labels differ, a class comes twice or has no name.
+    """
+    columns = {label: column for column, label in enumerate(name_labels)}
+    if len(columns) != len(names) or len(labels) != len(images) or not {*labels} <= columns.keys():
+        raise ValueError("each image must have one of the classes, and each class one name")
+    own_at = np.array([columns[label] for label in labels])
+    places = np.empty(len(labels))
+    for at in range(0, len(labels), _BLOCK):
+        scores = scores_of(images[at : at + _BLOCK], names, leg)
+        own = scores[np.arange(len(scores)), own_at[at : at + _BLOCK]]
+        found = (scores >= own[:, None]).sum(axis=1)
+        places[at : at + _BLOCK] = np.where(np.isneginf(own), np.inf, found)
+    right = places <= 1
+    shares = [float(right[own_at == column].mean()) for column in np.unique(own_at)]
+    return ClassFigures({k: float(np.mean(places <= k)) for k in ks}, float(np.mean(shares)))
+
+
+def encode_images(
+    model: Encoder, paths: Sequence[Path], batch_size: int = 64, active: int | None = None
+) -> Encoding:
+    """Encode images, and keep only so many words of each. Progress is shown on a terminal.
+
+    Raises:
+        InputError: An image cannot be read.
+    """
+    return _encode(model.encode_image, list(paths), batch_size, active, " batches of images")
+
+
+def encode_texts(
+    model: Encoder, texts: Sequence[str], batch_size: int = 64, active: int | None = None
+) -> Encoding:
+    """Encode texts, and keep only so many words of each. Progress is shown on a terminal."""
+    return _encode(model.encode_text, list(texts), batch_size, active, " batches of texts")
+
+
+def _encode(
+    encode: Any, items: Sequence[Any], size: int, active: int | None, unit: str
+) -> Encoding:
+    parts = []
+    for at in tqdm(range(0, len(items), size), unit=unit, disable=None):
+        part = encode(items[at : at + size])
+        lexical: sparse.csr_array = part.lexical
+        if active is not None:
+            lexical = keep_heaviest(lexical, active)
+        parts.append(Encoding(lexical, dense=part.dense))  # patches are of no use here
+    return Encoding.concat(parts)

@@ -1,0 +1,393 @@
+"""Test sets of the field as their authors publish them: who is asked for, and what counts as right.
+
+Every reader holds what it reads against the published counts, so that a wrong file, an incomplete
+download or another split is noticed before hours of encoding. A test, or another version of the
+data, passes its own counts, or ``None`` for any.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lexvla.data.karpathy import read_karpathy
+from lexvla.errors import GatheredInputError, InputError
+from lexvla_indexer.sources import IMAGE_SUFFIXES
+
+__all__ = [
+    "CLASSIFIED",
+    "PAIRED",
+    "RETRIEVED",
+    "CaptionedImages",
+    "Counts",
+    "LabelledImages",
+    "export_captions",
+    "read_captions",
+    "read_cars",
+    "read_cub",
+    "read_folders",
+    "read_inat",
+    "read_inshop",
+    "read_sop",
+]
+
+
+class Counts(NamedTuple):
+    """How large a test set is.
+
+    Attributes:
+        images: Those that are asked with.
+        classes: How many classes these have; of captioned images, how many captions.
+        gallery: Those that are searched, where they are others.
+    """
+
+    images: int
+    classes: int
+    gallery: int | None = None
+
+
+# Karpathy's test splits: images and captions, five of each image.
+PAIRED = {"flickr30k": Counts(1_000, 5_000), "coco": Counts(5_000, 25_000)}
+# Image to image: classes that training does not see. Cars has 16,185 images, of which the first 98
+# classes (8,054) are for training; its 8,041 test images are those of classification.
+RETRIEVED = {
+    "cub": Counts(5_924, 100),
+    "cars": Counts(8_131, 98),
+    "sop": Counts(60_502, 11_316),
+    "inshop": Counts(14_218, 3_985, 12_612),
+    "inat": Counts(136_093, 2_452),  # of iNaturalist 2018, as Smooth-AP split it
+}
+# Classification: test images of all classes.
+CLASSIFIED = {"cub": Counts(5_794, 200), "cars": Counts(8_041, 196)}
+
+
+@dataclass(frozen=True)
+class CaptionedImages:
+    """Images with captions.
+
+    Attributes:
+        images: Paths.
+        texts: All captions, image by image.
+        image_of: The number of each caption's image.
+    """
+
+    images: tuple[Path, ...]
+    texts: tuple[str, ...]
+    image_of: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """Images with classes.
+
+    Attributes:
+        images: Paths of those that are asked with.
+        labels: The class of each.
+        gallery: Paths of those that are searched; empty if they are the same, and each image is
+            then searched for among the others.
+        gallery_labels: The class of each.
+        class_names: Words for each class, by label, where the data has words.
+    """
+
+    images: tuple[Path, ...]
+    labels: tuple[str, ...]
+    gallery: tuple[Path, ...] = ()
+    gallery_labels: tuple[str, ...] = ()
+    class_names: Mapping[str, str] = field(default_factory=dict)
+
+
+def read_captions(
+    path: str | Path,
+    images: str | Path | None = None,
+    split: str = "test",
+    counts: Counts | None = None,
+) -> CaptionedImages:
+    """Read a split of ``dataset_flickr30k.json`` or ``dataset_coco.json``: five captions an image.
+
+    Args:
+        path: Karpathy's file.
+        images: The folder of the images; see `lexvla.data.karpathy.read_karpathy`.
+        split: Its name.
+        counts: Of images and captions; a member of `PAIRED`.
+
+    Raises:
+        InputError: The file cannot be read, images are missing, or the counts are others.
+    """
+    pairs = read_karpathy(path, images, split, captions=5)
+    if pairs.rejects:
+        first = pairs.rejects[0]
+        rule = f"{len(pairs.rejects):,} images are missing; the first is {first.id}: {first.rule}"
+        raise InputError(str(path), rule)
+    rows = [pairs[i] for i in range(len(pairs))]
+    found = CaptionedImages(
+        tuple(Path(str(row.image)) for row in rows),
+        tuple(text for row in rows for text in row.texts),
+        tuple(i for i, row in enumerate(rows) for _ in row.texts),
+    )
+    if counts is not None:
+        _expect(path, "images", len(found.images), counts.images)
+        _expect(path, "captions", len(found.texts), counts.classes)
+    return found
+
+
+def export_captions(data: CaptionedImages, folder: str | Path) -> tuple[Path, Path, Path]:
+    """Write ``manifest.jsonl``, ``captions.tsv`` and ``captions.qrels`` into a folder.
+
+    They are for `lexvla index` and `lexvla evaluate`: an image's id is its file's name, a
+    caption's that name, ``#`` and its number.
+
+    Raises:
+        OSError: A file cannot be written.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    manifest, captions, qrels = [], [], []
+    for path in data.images:
+        line = {"id": path.name, "image": str(path.absolute())}
+        manifest.append(json.dumps(line, ensure_ascii=False) + "\n")
+    seen: Counter[int] = Counter()
+    for text, image in zip(data.texts, data.image_of, strict=True):
+        name = data.images[image].name
+        captions.append(f"{name}#{seen[image]}\t{' '.join(text.split())}\n")
+        qrels.append(f"{name}#{seen[image]} 0 {name} 1\n")
+        seen[image] += 1
+    files = folder / "manifest.jsonl", folder / "captions.tsv", folder / "captions.qrels"
+    for file, rows in zip(files, (manifest, captions, qrels), strict=True):
+        file.write_text("".join(rows), encoding="utf-8", newline="\n")
+    return files
+
+
+def read_cub(
+    folder: str | Path,
+    images: str | Path | None = None,
+    classify: bool = False,
+    counts: Counts | None = None,
+) -> LabelledImages:
+    """Read CUB-200-2011: classes 101 to 200, or to classify, the test images of all classes.
+
+    Args:
+        folder: ``CUB_200_2011``, with ``images.txt``, ``image_class_labels.txt``, ``classes.txt``
+            and ``train_test_split.txt``.
+        images: By default its folder ``images``.
+        classify: Which of the two.
+        counts: A member of `RETRIEVED` or `CLASSIFIED`.
+
+    Raises:
+        GatheredInputError: Lines are of another form.
+        InputError: A file cannot be read, images are missing, or the counts are others.
+    """
+    folder = Path(folder)
+    top = folder / "images" if images is None else Path(images)
+    paths = dict(_columns(folder / "images.txt", 2))
+    labels = dict(_columns(folder / "image_class_labels.txt", 2))
+    names = dict(_columns(folder / "classes.txt", 2))
+    training = dict(_columns(folder / "train_test_split.txt", 2)) if classify else {}
+    for label in (*labels.values(), *names):
+        if not label.isdecimal():
+            raise InputError(str(folder), f"a class must be a number, not {label!r}")
+    chosen = [
+        number
+        for number in paths
+        if (training.get(number) == "0" if classify else int(labels.get(number, "0")) > 100)
+    ]
+    if lacking := [number for number in chosen if labels.get(number) not in names]:
+        raise InputError(str(folder), f"the image {lacking[0]} has no class")
+    words = {
+        label: name.partition(".")[2].replace("_", " ")
+        for label, name in names.items()
+        if classify or int(label) > 100
+    }
+    found = LabelledImages(
+        tuple(top / paths[number] for number in chosen),
+        tuple(labels[number] for number in chosen),
+        class_names=words,
+    )
+    return _checked(folder, found, counts)
+
+
+def read_cars(
+    path: str | Path,
+    images: str | Path | None = None,
+    classify: bool = False,
+    counts: Counts | None = None,
+) -> LabelledImages:
+    """Read Cars196: classes 99 to 196, or to classify, the test images of all classes.
+
+    Args:
+        path: ``cars_annos.mat``.
+        images: The folder that holds ``car_ims``; by default the file's own.
+        classify: Which of the two.
+        counts: A member of `RETRIEVED` or `CLASSIFIED`.
+
+    Raises:
+        InputError: The file cannot be read, images are missing, or the counts are others.
+    """
+    from scipy.io.matlab import MatReadError, loadmat
+
+    path = Path(path)
+    top = path.parent if images is None else Path(images)
+    try:
+        content = loadmat(path, squeeze_me=True)
+        rows = content["annotations"].reshape(-1)
+        names = [str(name) for name in content["class_names"].reshape(-1)]
+        entries = [
+            (str(row["relative_im_path"]), int(row["class"]), bool(row["test"])) for row in rows
+        ]
+    except (MatReadError, zlib.error, OSError, LookupError, TypeError, ValueError) as error:
+        raise InputError(str(path), f"is no readable cars_annos.mat ({error})") from error
+    chosen = [one for one in entries if (one[2] if classify else one[1] > 98)]
+    found = LabelledImages(
+        tuple(top / name for name, _, _ in chosen),
+        tuple(str(label) for _, label, _ in chosen),
+        class_names={str(i): name for i, name in enumerate(names, start=1) if classify or i > 98},
+    )
+    return _checked(path, found, counts)
+
+
+def read_sop(
+    folder: str | Path, images: str | Path | None = None, counts: Counts | None = None
+) -> LabelledImages:
+    """Read the test set of Stanford Online Products.
+
+    Args:
+        folder: ``Stanford_Online_Products``, with ``Ebay_test.txt``.
+        images: By default the same folder.
+        counts: A member of `RETRIEVED`.
+
+    Raises:
+        GatheredInputError: Lines are of another form.
+        InputError: The file cannot be read, images are missing, or the counts are others.
+    """
+    folder = Path(folder)
+    top = folder if images is None else Path(images)
+    rows = list(_columns(folder / "Ebay_test.txt", 4, skip=1))
+    found = LabelledImages(tuple(top / row[3] for row in rows), tuple(row[1] for row in rows))
+    return _checked(folder, found, counts)
+
+
+def read_inshop(
+    folder: str | Path, images: str | Path | None = None, counts: Counts | None = None
+) -> LabelledImages:
+    """Read queries and gallery of DeepFashion's In-Shop Clothes Retrieval.
+
+    Args:
+        folder: Holds ``list_eval_partition.txt``, or ``Eval`` with this file in it.
+        images: The folder that holds ``img``; by default the same.
+        counts: A member of `RETRIEVED`.
+
+    Raises:
+        GatheredInputError: Lines are of another form.
+        InputError: The file cannot be read, images are missing, or the counts are others.
+    """
+    folder = Path(folder)
+    top = folder if images is None else Path(images)
+    list_ = folder / "list_eval_partition.txt"
+    if not list_.is_file():
+        list_ = folder / "Eval" / "list_eval_partition.txt"
+    rows = list(_columns(list_, 3, skip=2))
+    queries = [row for row in rows if row[2] == "query"]
+    gallery = [row for row in rows if row[2] == "gallery"]
+    if not gallery:
+        raise InputError(str(list_), "has no gallery")
+    found = LabelledImages(
+        tuple(top / row[0] for row in queries),
+        tuple(row[1] for row in queries),
+        tuple(top / row[0] for row in gallery),
+        tuple(row[1] for row in gallery),
+    )
+    return _checked(list_, found, counts)
+
+
+def read_inat(
+    folder: str | Path, images: str | Path | None = None, counts: Counts | None = None
+) -> LabelledImages:
+    """Read the test set of iNaturalist 2018 as Smooth-AP split it by species.
+
+    Args:
+        folder: Holds ``Inat_dataset_splits/Inaturalist_test_set1.txt``.
+        images: The folder that holds ``train_val2018``; by default the same.
+        counts: A member of `RETRIEVED`.
+
+    Raises:
+        GatheredInputError: Lines are of another form.
+        InputError: The file cannot be read, images are missing, or the counts are others.
+    """
+    folder = Path(folder)
+    top = folder if images is None else Path(images)
+    list_ = folder / "Inat_dataset_splits" / "Inaturalist_test_set1.txt"
+    paths = [Path(row[0]) for row in _columns(list_, 1)]
+    if short := next((path for path in paths if len(path.parts) < 3), None):
+        raise InputError(str(list_), f"{str(short)!r} is no path of a group, a species and a file")
+    found = LabelledImages(
+        tuple(top / path for path in paths), tuple("/".join(path.parts[-3:-1]) for path in paths)
+    )
+    return _checked(list_, found, counts)
+
+
+def read_folders(folder: str | Path) -> LabelledImages:
+    """Read a folder with a folder of images for each class, whose name is the class's.
+
+    Raises:
+        InputError: There is no such folder, or there are no images in folders of it.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(str(folder), "no such folder")
+    paths = [
+        path
+        for path in sorted(folder.glob("*/*"))
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+    ]
+    labels = tuple(path.parent.name for path in paths)
+    names = {label: label.replace("_", " ") for label in labels}
+    found = LabelledImages(tuple(paths), labels, class_names=names)
+    return _checked(folder, found, None)
+
+
+def _columns(path: Path, number: int, skip: int = 0) -> Iterator[tuple[Any, ...]]:
+    """Yield the fields of each line."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(str(path), f"cannot be read ({error})") from error
+    errors = []
+    rows = []
+    for at, line in enumerate(lines[skip:], start=skip + 1):
+        if not line.strip():
+            continue
+        # In-Shop pads its columns; no path or class of these sets has spaces.
+        fields = tuple(line.split())
+        if len(fields) == number:
+            rows.append(fields)
+        else:
+            rule = f"must have {number} fields, not {len(fields)}"
+            errors.append(InputError(f"{path}:{at}", rule))
+    if errors:
+        raise GatheredInputError(errors)
+    yield from rows
+
+
+def _checked(path: str | Path, found: LabelledImages, counts: Counts | None) -> LabelledImages:
+    if not found.images:
+        raise InputError(str(path), "has no test images")
+    if counts is not None:
+        _expect(path, "images", len(found.images), counts.images)
+        _expect(path, "classes", len(set(found.labels)), counts.classes)
+        if counts.gallery is not None:
+            _expect(path, "gallery images", len(found.gallery), counts.gallery)
+    missing = [path for path in (*found.images, *found.gallery) if not path.is_file()]
+    if missing:
+        rule = f"{len(missing):,} images are missing; the first is {missing[0]}"
+        raise InputError(str(path), rule)
+    return found
+
+
+def _expect(path: str | Path, what: str, found: int, published: int) -> None:
+    if found != published:
+        rule = f"the test set has {found:,} {what}; {published:,} are published"
+        raise InputError(str(path), rule)

@@ -1,0 +1,298 @@
+"""Runs of a searcher over many queries, by several legs and fusions, and what they need first."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tqdm import tqdm
+
+from lexvla.encoding import Encoder, Encoding
+from lexvla.errors import GatheredInputError, InputError
+from lexvla.images import ImageSource, open_image
+from lexvla_indexer.base import Index, Leg
+from lexvla_search.evaluation.sparsity import keep_heaviest
+from lexvla_search.evaluation.trec import Qrels, Read, Run, falling
+from lexvla_search.fusion import FUSIONS, LEGS
+from lexvla_search.query import Query
+from lexvla_search.searcher import Searcher
+
+__all__ = [
+    "KEPT",
+    "Beforehand",
+    "Retrieved",
+    "System",
+    "check_judgements",
+    "cut_queries",
+    "group_queries",
+    "retrieve",
+    "systems",
+]
+
+KEPT = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+
+
+@dataclass(frozen=True)
+class System:
+    """One way to search: by which legs, and how their answers become one list.
+
+    Attributes:
+        legs: ``None`` for all that query and index have.
+        fusion: A name of `lexvla_search.fusion.FUSIONS`, or ``None`` for the searcher's own choice.
+    """
+
+    legs: tuple[Leg, ...] | None = None
+    fusion: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Such as ``lexical+dense rrf``; without spaces, it is the tag of the system's run."""
+        parts = ("+".join(self.legs or ()), self.fusion or "")
+        return " ".join(part for part in parts if part) or "default"
+
+    @property
+    def tag(self) -> str:
+        """The name in characters that are fit for files and runs."""
+        return self.name.replace(" ", "-")
+
+
+class Beforehand:
+    """Encode many queries in batches, and none twice: several systems ask the same.
+
+    Another thing that the model can do is passed on to it.
+
+    Args:
+        model: The encoder.
+        batch_size: Items in one pass.
+    """
+
+    def __init__(self, model: Encoder, batch_size: int = 64) -> None:
+        self._model = model
+        self._batch_size = batch_size
+        self._rows: dict[Any, Encoding] = {}
+        self.name, self.vocabulary = model.name, model.vocabulary
+
+    def encode_text(self, texts: Sequence[str]) -> Encoding:
+        """Return one row for each text."""
+        return self._encode(self._model.encode_text, texts, texts)
+
+    def encode_image(self, images: Sequence[ImageSource]) -> Encoding:
+        """Return one row for each image."""
+        opened = [open_image(image) for image in images]
+        keys = [(image.size, hashlib.sha256(image.tobytes()).digest()) for image in opened]
+        return self._encode(self._model.encode_image, opened, keys)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def _encode(
+        self, encode: Callable[..., Encoding], items: Sequence[Any], keys: Sequence[Any]
+    ) -> Encoding:
+        pairs = zip(keys, items, strict=True)
+        new = {key: item for key, item in pairs if key not in self._rows}
+        for at in range(0, len(new), self._batch_size):
+            part = [*new][at : at + self._batch_size]
+            for key, row in zip(part, encode([new[key] for key in part]), strict=True):
+                self._rows[key] = row
+        return Encoding.concat([self._rows[key] for key in keys])
+
+
+class Retrieved(NamedTuple):
+    """A run, and why some queries could not be asked.
+
+    Attributes:
+        run: Scores that fall strictly in the order of the hits; a query without hits has none.
+        unanswered: Those without hits; the reason, or an empty text where nothing matched.
+    """
+
+    run: Run
+    unanswered: dict[str, str]
+
+
+def systems(legs: Sequence[str] = (), fusions: Sequence[str] = ()) -> list[System]:
+    """Return every combination once. A leg alone needs no fusion, so it is one system.
+
+    Args:
+        legs: Each one or more names of legs with commas between, such as ``lexical,dense``.
+        fusions: Names of `lexvla_search.fusion.FUSIONS`; a leg's name means this leg alone.
+
+    Raises:
+        InputError: A name is unknown.
+    """
+    sets: list[tuple[Leg, ...] | None] = []
+    for text in legs:
+        names = text.split(",")
+        for name in names:
+            if name not in LEGS:
+                raise InputError(name, f"a leg must be one of {', '.join(LEGS)}")
+        sets.append(tuple(leg for leg in LEGS if leg in names))
+    for name in fusions:
+        if name not in FUSIONS:
+            raise InputError(name, f"a fusion must be one of {', '.join(FUSIONS)}")
+    found = []
+    fusing: list[str | None] = [*fusions] or [None]
+    for chosen, fusion in product(sets or [None], fusing):
+        if fusion in LEGS:
+            found.append(System((fusion,)))
+        elif chosen is not None and len(chosen) == 1:
+            found.append(System(chosen))
+        else:
+            found.append(System(chosen, fusion))
+    return list(dict.fromkeys(found))
+
+
+def check_judgements(queries: Read[Query], qrels: Read[dict[str, int]], index: Index) -> None:
+    """Refuse judgements that do not go with these queries and this index.
+
+    Raises:
+        GatheredInputError: A judged query or document is unknown, or a query has no relevant
+            document. Each is named with its file and line.
+        UnsupportedError: The index cannot tell which ids it has.
+    """
+    documents = list(dict.fromkeys(document for _, document in qrels.where))
+    known = index.fingerprints(documents)
+    errors = []
+    for (query, document), where in qrels.where.items():
+        if query not in queries.values:
+            errors.append(InputError(where, f"there is no query {query!r}"))
+        if document not in known:
+            errors.append(InputError(where, f"the index has no document {document!r}"))
+    for query, where in queries.where.items():
+        if not any(relevance > 0 for relevance in qrels.values.get(query, {}).values()):
+            rule = f"the judgements have no relevant document for the query {query!r}"
+            errors.append(InputError(where, rule))
+    if errors:
+        raise GatheredInputError(errors)
+
+
+def retrieve(
+    searcher: Searcher,
+    queries: Mapping[str, Query],
+    depth: int,
+    system: System = System(),
+    show_progress_bar: bool | None = False,
+) -> Retrieved:
+    """Ask all queries.
+
+    A query that holds no word which the model knows is not answered. The order of equal scores,
+    by id, is kept by making the scores fall; see `lexvla_search.evaluation.trec.falling`.
+
+    Args:
+        searcher: Answers them.
+        queries: By id.
+        depth: How many hits to keep of each.
+        system: By what to search.
+        show_progress_bar: On stderr; ``None`` shows it if that is a terminal.
+
+    Raises:
+        GatheredInputError: Images of queries cannot be read.
+        UnsupportedError: The model or the index lacks a leg of the system.
+    """
+    run: Run = {}
+    unanswered: dict[str, str] = {}
+    errors: list[InputError] = []
+    off = None if show_progress_bar is None else not show_progress_bar
+    for name, query in tqdm(queries.items(), desc=system.name, unit=" queries", disable=off):
+        asked = replace(query, legs=system.legs, fusion=system.fusion, k=depth)
+        try:
+            hits = searcher.search(asked)
+        except InputError as error:
+            errors += _unreadable(query, error)
+            unanswered[name] = f"{error.item!r} {error.rule}"
+            continue
+        if hits:
+            run[name] = falling((hit.id, hit.score) for hit in hits)
+        else:
+            unanswered[name] = ""
+    if errors:
+        raise GatheredInputError(errors)
+    return Retrieved(run, unanswered)
+
+
+def cut_queries(
+    searcher: Searcher,
+    queries: Mapping[str, Query],
+    depth: int,
+    kept: Sequence[int] = KEPT,
+) -> dict[int, tuple[float, Run]]:
+    """Search by the words alone, with only the heaviest words of each query.
+
+    Args:
+        searcher: Its model encodes the queries, and its index answers them. Bans and requirements
+            do not hold; filters do.
+        queries: By id.
+        depth: How many hits to keep of each.
+        kept: Numbers of words. Those above the longest query's are left out but for the first.
+
+    Returns:
+        By the number: the mean number of words that are left, and the run.
+    """
+    rows = {}
+    for name, query in queries.items():
+        try:
+            rows[name] = query.resolve(searcher.model)
+        except InputError:
+            continue
+    most = max((row.lexical.nnz for row in rows.values()), default=0)
+    last = next((k for k in kept if k >= most), kept[-1])
+    found = {}
+    for words in (k for k in kept if k <= last):
+        run: Run = {}
+        total = 0
+        for name, row in rows.items():
+            cut = replace(row, lexical=keep_heaviest(row.lexical, words), codes=None, dense=None)
+            total += cut.lexical.nnz
+            if cut.lexical.nnz:
+                chosen = queries[name].filter
+                (hits,) = searcher.index.search(cut, depth, "lexical", filter=chosen)
+                run[name] = falling(zip(hits.ids, hits.scores.tolist(), strict=True))
+        found[words] = total / max(1, len(rows)), run
+    return found
+
+
+def group_queries(qrels: Qrels, index: Index, field: str) -> dict[str, list[str]]:
+    """Sort queries by a metadata field of their relevant documents.
+
+    A query whose relevant documents have several values is in the group of each.
+
+    Raises:
+        InputError: No relevant document has the field.
+        KeyError: The index lacks a document.
+    """
+    relevant = {
+        query: [name for name, relevance in judged.items() if relevance > 0]
+        for query, judged in qrels.items()
+    }
+    names = list(dict.fromkeys(name for row in relevant.values() for name in row))
+    values = {
+        document.id: _values(document.metadata.get(field))
+        for document in index.fetch(names).documents
+    }
+    groups: dict[str, list[str]] = {}
+    for query, row in relevant.items():
+        for value in dict.fromkeys(value for name in row for value in values[name]):
+            groups.setdefault(value, []).append(query)
+    if not groups:
+        raise InputError(field, "no relevant document has this metadata field")
+    return dict(sorted(groups.items()))
+
+
+def _values(held: object) -> Iterable[str]:
+    if held is None:
+        return ()
+    return held if isinstance(held, list) else (str(held),)
+
+
+def _unreadable(query: Query, error: InputError) -> list[InputError]:
+    """Return the error if it is that of the image: without one the whole run would be a lie."""
+    if not isinstance(query.image, str | Path):
+        return []
+    try:
+        open_image(query.image)
+    except InputError:
+        return [error]
+    return []

@@ -1,0 +1,319 @@
+"""Queries, relevance judgements (qrels) and runs: TREC's files, read and written.
+
+Fields are separated by white space; where ids hold spaces, by single tabs. Windows line ends, a
+byte order mark and blank lines do no harm. All that is wrong with a file is found and raised
+together, as one `GatheredInputError` that names the file and the line of each.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import numpy as np
+
+from lexvla.errors import FilterSyntaxError, GatheredInputError, InputError
+from lexvla_indexer.base import check_id
+from lexvla_indexer.sources import Unlisted, open_source
+from lexvla_search.query import Query
+
+__all__ = [
+    "Qrels",
+    "Read",
+    "Run",
+    "falling",
+    "read_qrels",
+    "read_qrels_lines",
+    "read_queries",
+    "read_queries_lines",
+    "read_run",
+    "write_run",
+]
+
+Qrels = dict[str, dict[str, int]]
+Run = dict[str, dict[str, float]]
+
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
+# What a line of a query file may say of its query; the rest of `Query` is for `lexvla evaluate`.
+_ASKED = ("text", "image", "region", "terms", "boost", "ban", "require", "filter")
+_SUFFIXES = (".jsonl", ".ndjson")
+
+_T = TypeVar("_T")
+
+
+class Read(NamedTuple, Generic[_T]):
+    """What was read, and where each of its parts stands, such as ``qrels.txt:12``.
+
+    Attributes:
+        values: By id.
+        where: The same keys; of qrels, the pairs of query and document.
+    """
+
+    values: dict[str, _T]
+    where: dict[Any, str]
+
+
+def read_queries(path: str | Path) -> dict[str, Query]:
+    """Read queries by id, in the order of the file.
+
+    A ``.jsonl`` file has an object on a line: ``id`` and what `Query` has of text, image (a path
+    from the file's folder), region, terms, boost, ban, require and filter. A folder is one of
+    images: each is a query, and its id is the path under the folder. Any other file has lines of
+    an id, a tab and a text.
+
+    Raises:
+        InputError: There is no such file or folder, or it has no queries.
+        GatheredInputError: A line is no query, or an id comes twice.
+    """
+    return read_queries_lines(path).values
+
+
+def read_queries_lines(path: str | Path) -> Read[Query]:
+    """Read queries, and where each stands. See `read_queries`."""
+    path = Path(path)
+    if path.is_dir():
+        entries = _image_queries(path)
+    elif path.suffix.lower() in _SUFFIXES:
+        entries = _parsed(path, lambda line: _json_query(line, path.parent))
+    else:
+        entries = _parsed(path, _tsv_query)
+    found: Read[Query] = Read({}, {})
+    errors: list[InputError] = []
+    for where, entry in entries:
+        if isinstance(entry, InputError):
+            errors.append(entry)
+            continue
+        name, query = entry
+        if name in found.values:
+            rule = f"the query {name!r} was there before, at {found.where[name]}"
+            errors.append(InputError(where, rule))
+            continue
+        found.values[name] = query
+        found.where[name] = where
+    _raise_all(errors)
+    if not found.values:
+        raise InputError(str(path), "has no queries")
+    return found
+
+
+def read_qrels(path: str | Path) -> Qrels:
+    """Read judgements: lines of query, iteration (not used), document and relevance.
+
+    The relevance is a whole number; documents of 0 and less are not relevant.
+
+    Raises:
+        InputError: There is no such file, or it has no lines.
+        GatheredInputError: A line is no judgement, or judges what one before it judged.
+    """
+    return read_qrels_lines(path).values
+
+
+def read_qrels_lines(path: str | Path) -> Read[dict[str, int]]:
+    """Read judgements, and where each pair of query and document stands. See `read_qrels`."""
+    return _read_pairs(Path(path), _judgement, "judgements")
+
+
+def read_run(path: str | Path) -> Run:
+    """Read a run: lines of query, ``Q0``, document, rank (not used), score and tag.
+
+    Raises:
+        InputError: There is no such file, or it has no lines.
+        GatheredInputError: A line has another form, a score that is not finite, or a document
+            that its query has already.
+    """
+    # Runs have millions of lines: where each stands is not kept.
+    return _read_pairs(Path(path), _retrieved, "lines", places=False).values
+
+
+def write_run(path: str | Path, run: Mapping[str, Mapping[str, float]], tag: str) -> None:
+    """Write a run that every tool puts in one order: by score, equal ones by id ascending.
+
+    Tools read scores as float32 and order equal ones in ways of their own, so a score that does
+    not fall below the one before it is written as the next lower float32.
+
+    Args:
+        path: The file to write.
+        run: Scores by document, by query.
+        tag: Names the system; without spaces.
+
+    Raises:
+        GatheredInputError: An id or the tag is empty or has white space, or a score is not finite.
+    """
+    errors = [_no_field(path, "tag", tag)] if _is_split(tag) else []
+    lines: list[str] = []
+    for query, scores in run.items():
+        if _is_split(query):
+            errors.append(_no_field(path, "query id", query))
+        for document, score in scores.items():
+            if _is_split(document):
+                errors.append(_no_field(path, "document id", document))
+            if not abs(score) <= _FLOAT32_MAX:
+                rule = f"the score of {document!r} for {query!r} is {score}, no finite float32"
+                errors.append(InputError(str(path), rule))
+        if errors:
+            continue
+        ordered = sorted(scores.items(), key=lambda pair: (-pair[1], pair[0]))
+        for rank, (document, score) in enumerate(falling(ordered).items(), start=1):
+            lines.append(f"{query} Q0 {document} {rank} {score:.9g} {tag}\n")
+    _raise_all(errors)
+    Path(path).write_text("".join(lines), encoding="utf-8", newline="\n")
+
+
+def falling(hits: Iterable[tuple[str, float]]) -> dict[str, float]:
+    """Return hits, best first, with scores that fall strictly, as float32 too.
+
+    A score that does not lie below the one before it becomes the next lower float32. So the order
+    of equal scores survives tools that have their own, such as trec_eval: by id descending.
+
+    Example:
+        >>> falling([("a", 2.0), ("b", 1.0), ("c", 1.0)])
+        {'a': 2.0, 'b': 1.0, 'c': 0.9999999403953552}
+    """
+    lowest, last = np.float32(-np.inf), np.float32(np.inf)
+    scores = {}
+    for name, score in hits:
+        exact = np.float32(score)
+        last = exact if exact < last else np.nextafter(last, lowest)
+        scores[name] = float(last)
+    return scores
+
+
+def _read_pairs(
+    path: Path, parse: Callable[[str], tuple[str, str, _T]], what: str, places: bool = True
+) -> Read[dict[str, _T]]:
+    found: Read[dict[str, _T]] = Read({}, {})
+    errors: list[InputError] = []
+    for where, entry in _parsed(path, parse):
+        if isinstance(entry, InputError):
+            errors.append(entry)
+            continue
+        query, document, value = entry
+        row = found.values.setdefault(query, {})
+        if document in row:
+            before = found.where.get((query, document))
+            rule = f"{document!r} was there before for query {query!r}"
+            errors.append(InputError(where, f"{rule}, at {before}" if before else rule))
+            continue
+        row[document] = value
+        if places:
+            found.where[query, document] = where
+    _raise_all(errors)
+    if not found.values:
+        raise InputError(str(path), f"has no {what}")
+    return found
+
+
+def _parsed(path: Path, parse: Callable[[str], _T]) -> Iterator[tuple[str, _T | InputError]]:
+    """Yield what each line says, or what is wrong with it."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(str(path), f"cannot be read ({error.strerror})") from error
+    for number, line in enumerate(content.split(b"\n"), start=1):
+        where = f"{path}:{number}"
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8").removesuffix("\r")
+            if text.strip():
+                yield where, parse(text)
+        except UnicodeDecodeError:
+            yield where, InputError(where, "is no UTF-8 text")
+        except (InputError, FilterSyntaxError) as error:
+            yield where, InputError(where, _one_line(error))
+
+
+def _split(line: str, names: Sequence[str]) -> list[str]:
+    parts = line.split()
+    if len(parts) != len(names):
+        parts = [part.strip() for part in line.split("\t")]
+    if len(parts) != len(names) or not all(parts):
+        form = ", ".join(names)
+        rule = f"must have {len(names)} fields ({form}), not {len(line.split())}"
+        raise InputError(line, f"{rule}; where ids hold spaces, tabs must separate the fields")
+    return parts
+
+
+def _judgement(line: str) -> tuple[str, str, int]:
+    query, _, document, relevance = _split(line, ("query", "iteration", "document", "relevance"))
+    try:
+        return query, document, int(relevance)
+    except ValueError as error:
+        raise InputError(relevance, "the relevance must be a whole number") from error
+
+
+def _retrieved(line: str) -> tuple[str, str, float]:
+    names = ("query", "Q0", "document", "rank", "score", "tag")
+    query, _, document, _, written, _ = _split(line, names)
+    try:
+        score = float(written)
+    except ValueError:
+        score = math.nan
+    if not math.isfinite(score):
+        raise InputError(written, "the score must be a finite number")
+    return query, document, score
+
+
+def _tsv_query(line: str) -> tuple[str, Query]:
+    name, tab, text = line.partition("\t")
+    if not tab:
+        raise InputError(line, "must be an id, a tab and a text")
+    return _checked(name.strip()), Query(text=" ".join(text.split()))
+
+
+def _json_query(line: str, folder: Path) -> tuple[str, Query]:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise InputError(line, f"is no JSON ({error})") from error
+    if not isinstance(record, dict):
+        raise InputError(line, "must be a JSON object")
+    name = _checked(record.pop("id", None))
+    known = {field.name for field in fields(Query)}.intersection(_ASKED)
+    if unknown := sorted(record.keys() - known):
+        rule = (
+            f"has unknown fields: {', '.join(unknown)}; there are: id, {', '.join(sorted(known))}"
+        )
+        raise InputError(name, rule)
+    if "image" in record:
+        if not isinstance(record["image"], str):
+            raise InputError(name, "the image must be a path")
+        record["image"] = folder / record["image"]
+    if isinstance(record.get("region"), list):
+        record["region"] = tuple(record["region"])
+    return name, Query(**record)
+
+
+def _image_queries(folder: Path) -> Iterator[tuple[str, tuple[str, Query] | InputError]]:
+    for item in open_source(folder).entries():
+        if isinstance(item, Unlisted):
+            where = item.reject.where
+            yield where, InputError(where, item.reject.rule)
+        else:
+            yield item.where, (item.document.id, Query(image=item.image))
+
+
+def _checked(name: object) -> str:
+    if name is None:
+        raise InputError("the line", "has no id")
+    return check_id(name)
+
+
+def _is_split(name: str) -> bool:
+    return len(name.split()) != 1 or name.split()[0] != name
+
+
+def _no_field(path: str | Path, what: str, name: str) -> InputError:
+    rule = f"the {what} {name!r} is empty or has white space, which runs cannot hold"
+    return InputError(str(path), rule)
+
+
+def _one_line(error: InputError | FilterSyntaxError) -> str:
+    return f"{error.item!r} {error.rule}" if isinstance(error, InputError) else str(error)
+
+
+def _raise_all(errors: Sequence[InputError]) -> None:
+    if errors:
+        raise GatheredInputError(errors)

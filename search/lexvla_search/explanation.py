@@ -1,0 +1,264 @@
+"""Why an item was found: parts that sum to its score."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from lexvla.encoding import Encoding
+from lexvla.vocabulary import Vocabulary
+from lexvla_indexer.base import Leg
+
+__all__ = ["Explanation", "LegPart", "TermMatch"]
+
+
+@dataclass(frozen=True)
+class TermMatch:
+    """One word that query and item share.
+
+    Attributes:
+        term: The piece as the vocabulary writes it.
+        word: The term as people see it.
+        query_weight: Its weight in the query.
+        document_weight: Its weight in the item, as the index keeps it.
+        product: The two multiplied: what it adds to the lexical leg's score.
+        patch: The patch of the item's image that the word was read from, or ``None``.
+        share: What it adds to the hit's score; ``None`` where that is the product.
+    """
+
+    term: str
+    word: str
+    query_weight: float
+    document_weight: float
+    product: float
+    patch: int | None = None
+    share: float | None = None
+
+    @property
+    def part(self) -> float:
+        """What the word adds to the hit's score."""
+        return self.product if self.share is None else self.share
+
+
+@dataclass(frozen=True)
+class LegPart:
+    """What one leg adds to the hit's score.
+
+    Attributes:
+        leg: Its name.
+        score: The leg's own score of the item; ``None`` if it did not find the item.
+        rank: The item's place in the leg's own list, from 1; ``None`` if it is not on it.
+        part: What the fusion makes of that: what the leg adds.
+    """
+
+    leg: Leg
+    score: float | None
+    rank: int | None
+    part: float
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Take a score apart, whatever engine and fusion made it.
+
+    The legs' parts sum to the score. The lexical leg's part is shared out over the shared words in
+    proportion to their products, so the words' parts sum to it.
+
+    Attributes:
+        matches: The shared words, the greatest product first.
+        score: The hit's score; `total` gives it again from the parts.
+        parts: What each leg adds; empty where the words' products are all there is.
+        fusion: How the legs' answers became one list.
+    """
+
+    matches: tuple[TermMatch, ...]
+    score: float
+    parts: tuple[LegPart, ...] = ()
+    fusion: str = "lexical"
+
+    @classmethod
+    def of(
+        cls,
+        query: Encoding,
+        document: Encoding,
+        vocabulary: Vocabulary,
+        score: float | None = None,
+        parts: Sequence[LegPart] = (),
+        fusion: str = "lexical",
+    ) -> Explanation:
+        """Explain one document's score for one query, both encodings of one row.
+
+        Args:
+            query: The query as it was searched by.
+            document: The document as the index keeps it.
+            vocabulary: Names the columns.
+            score: The hit's score; without it, the sum of the parts.
+            parts: What each leg adds; without them, the words' products are the parts.
+            fusion: How the legs' answers became one list.
+        """
+        shared, at_query, at_document = np.intersect1d(
+            query.lexical.indices, document.lexical.indices, return_indices=True
+        )
+        query_weights = query.lexical.data[at_query].astype(float)
+        document_weights = document.lexical.data[at_document].astype(float)
+        products = query_weights * document_weights
+        patches = None if document.patches is None else document.patches[at_document]
+        rate = _rate(products, parts)
+        matches = tuple(
+            TermMatch(
+                vocabulary.terms[shared[i]],
+                vocabulary.word(int(shared[i])),
+                float(query_weights[i]),
+                float(document_weights[i]),
+                float(products[i]),
+                None if patches is None or patches[i] < 0 else int(patches[i]),
+                None if rate is None else float(products[i]) * rate,
+            )
+            for i in np.argsort(-products, kind="stable")
+        )
+        made = cls(matches, 0.0, tuple(parts), fusion)
+        return cls(matches, made.total() if score is None else score, tuple(parts), fusion)
+
+    def total(self) -> float:
+        """Return the sum of all parts."""
+        if self.parts:
+            return math.fsum(part.part for part in self.parts)
+        return math.fsum(match.part for match in self.matches)
+
+    @property
+    def difference(self) -> float:
+        """Return what the engine's lexical score has over the sum of the words' products.
+
+        An engine that scores by integers (Lucene) or by rounded weights (Elasticsearch) is a
+        little off the products of the stored weights. The words' parts carry that difference,
+        each in proportion to its product. Of the embedded engine it is the rounding of sums.
+        """
+        for part in self.parts:
+            if part.leg == "lexical" and part.score is not None:
+                return part.score - math.fsum(match.product for match in self.matches)
+        return 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values that JSON can hold."""
+        matches = []
+        for match in self.matches:
+            values = asdict(match)
+            del values["share"]
+            matches.append({**values, "part": match.part})
+        return {
+            "score": self.score,
+            "fusion": self.fusion,
+            "parts": [asdict(part) for part in self.parts],
+            "matches": matches,
+            "difference": self.difference,
+        }
+
+    def summary(self, top: int = 4) -> str:
+        """Return the strongest words, the other legs, and what each adds, on one line."""
+        shown = [f"{match.word} {match.part:.3f}" for match in self.matches[:top]]
+        rest = math.fsum(match.part for match in self.matches[top:])
+        if len(self.matches) > top:
+            shown.append(f"+{len(self.matches) - top} more {rest:.3f}")
+        others = [part for part in self.parts if part.leg != "lexical"]
+        return "  ".join([*shown, *(f"[{part.leg}] {part.part:.3f}" for part in others)])
+
+    def table(self, top: int | None = None) -> str:
+        """Render the strongest words, or all, and the legs, with the sum of all under them."""
+        if not self.matches and not self._fused:
+            return "no word in common: score 0"
+        lines = _align(self._word_rows(top)) if self.matches else ["no word in common"]
+        if self._fused:
+            lines += ["", *_align(self._leg_rows())]
+        return "\n".join(lines)
+
+    def picture(
+        self,
+        image: Image.Image | None = None,
+        grid: tuple[int, int] | None = None,
+        weights: np.ndarray | None = None,
+    ) -> Image.Image:
+        """Draw the query's words as bars, beside the image with the patches that carried them.
+
+        Args:
+            image: The item's image; without it there are bars only.
+            grid: Rows and columns of the patches that the index names; without it, and without
+                weights, the image is drawn as it is.
+            weights: A finer map of where the words were read, as
+                `lexvla_search.heatmap.match_map` gives.
+        """
+        from lexvla_search.picture import draw
+
+        return draw(self, image, grid, weights)
+
+    def __str__(self) -> str:
+        """Render all parts."""
+        return self.table()
+
+    @property
+    def _fused(self) -> bool:
+        """Whether there is more to say than the words' products."""
+        return len(self.parts) > 1 or any(part.leg != "lexical" for part in self.parts)
+
+    def _word_rows(self, top: int | None) -> list[tuple[str, ...]]:
+        rows: list[tuple[str, ...]] = [("word", "query", "item", "product", "part", "patch")]
+        rows += [
+            (
+                match.word,
+                f"{match.query_weight:.4f}",
+                f"{match.document_weight:.4f}",
+                f"{match.product:.4f}",
+                f"{match.part:.4f}",
+                "-" if match.patch is None else str(match.patch),
+            )
+            for match in self.matches[:top]
+        ]
+        rest = self.matches[len(rows) - 1 :]
+        if rest:
+            rows.append((f"+{len(rest)} more", "", "", *_sums(rest), ""))
+        rows.append(("sum", "", "", *_sums(self.matches), ""))
+        if self._fused:
+            return rows
+        return [(*row[:4], row[5]) for row in rows]
+
+    def _leg_rows(self) -> list[tuple[str, ...]]:
+        rows: list[tuple[str, ...]] = [("leg", "score", "rank", "part")]
+        rows += [
+            (
+                part.leg,
+                "-" if part.score is None else f"{part.score:.4f}",
+                "-" if part.rank is None else str(part.rank),
+                f"{part.part:.4f}",
+            )
+            for part in self.parts
+        ]
+        rows.append((self.fusion, "", "", f"{self.total():.4f}"))
+        return rows
+
+
+def _rate(products: np.ndarray, parts: Sequence[LegPart]) -> float | None:
+    """Return what a product of 1 adds to the hit's score, or ``None`` where that is 1."""
+    total = math.fsum(products.tolist())
+    for part in parts:
+        if part.leg == "lexical" and total > 0:
+            return part.part / total
+    return 0.0 if parts else None
+
+
+def _sums(matches: Sequence[TermMatch]) -> tuple[str, str]:
+    products = math.fsum(match.product for match in matches)
+    return f"{products:.4f}", f"{math.fsum(match.part for match in matches):.4f}"
+
+
+def _align(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = []
+    for first, *others in rows:
+        cells = [first.ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        lines.append("  ".join(cells).rstrip())
+    return lines

@@ -1,0 +1,330 @@
+"""A fusion learned from judged queries, and kept with its index."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+import numpy as np
+from tqdm import tqdm
+
+from lexvla.errors import IndexCorruptError, IndexVersionError, InputError, UnsupportedError
+from lexvla_indexer.base import Index, Leg
+from lexvla_search.fusion import (
+    Fusion,
+    LegAnswer,
+    Normalization,
+    ReciprocalRank,
+    Weighted,
+    fusion_from_dict,
+)
+from lexvla_search.query import Query
+
+if TYPE_CHECKING:
+    from lexvla_search.searcher import Searcher
+
+__all__ = ["FittedFusion", "fit_fusion", "load_fusion", "save_fusion"]
+
+FILE, NOTE = "fusion.json", "fusion"
+LEAST_QUERIES = 4  # with something relevant: two to learn from, two to test on
+STEPS = {2: 20, 3: 10}  # into how many the weights' sum of 1 is cut, by the number of legs
+_FORMAT_VERSION = 1
+_NORMALIZATIONS: tuple[Normalization, ...] = ("minmax", "zscore", "raw")
+
+Answers = Mapping[Leg, LegAnswer]
+Judged = Mapping[str, int]
+Measure = Callable[[Sequence[str], Judged], float]
+
+
+@dataclass(frozen=True)
+class FittedFusion:
+    """The fusion that was best on half of the queries, and what it is worth on the other half.
+
+    Attributes:
+        fusion: The best one.
+        measure: By which measure.
+        learned_on: How many queries it was chosen on.
+        tested_on: How many other queries the values are from.
+        value: The measure's mean over those.
+        others: The same of each leg alone, of rrf and of the default.
+        gain: What `value` has over the default.
+        errors: Queries that could not be asked; they count 0.
+    """
+
+    fusion: Fusion
+    measure: str
+    learned_on: int
+    tested_on: int
+    value: float
+    others: dict[str, float]
+    errors: tuple[InputError, ...] = ()
+
+    @property
+    def gain(self) -> float:
+        """What the fusion has over the default on the queries that it was not chosen on."""
+        return self.value - self.others["default"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values that JSON can hold."""
+        return {
+            "fusion": self.fusion.to_dict(),
+            "measure": self.measure,
+            "learned_on": self.learned_on,
+            "tested_on": self.tested_on,
+            "value": self.value,
+            "others": self.others,
+            "gain": self.gain,
+            "errors": [str(error) for error in self.errors],
+        }
+
+    def __str__(self) -> str:
+        lines = [
+            f"learned on {self.learned_on:,} queries, measured on {self.tested_on:,} others:",
+            *(f"  {value:.4f}  {name}" for name, value in self.others.items()),
+            f"  {self.value:.4f}  {self.fusion}",
+            f"gain over the default: {self.gain:+.4f} {self.measure}",
+            *(f"counts 0: {error}" for error in self.errors),
+        ]
+        return "\n".join(lines)
+
+
+def fit_fusion(
+    searcher: Searcher,
+    queries: Mapping[str, Query | str],
+    qrels: Mapping[str, Judged],
+    measure: str = "nDCG@10",
+    show_progress_bar: bool | None = False,
+) -> FittedFusion:
+    """Learn how to weigh the legs from queries whose relevant documents are known.
+
+    The search: all weights that sum to 1, in steps of 0.05 for two legs and of 0.1 for three, with
+    each normalisation of scores. The best mean of the measure on one half of the queries wins; of
+    equal ones that with the most even weights. The halves are drawn by a hash of the queries' ids,
+    so that they are the same every time. A query counts only if something is relevant to it.
+
+    Args:
+        searcher: Has the model and the index.
+        queries: By id; their own legs and fusions do not count.
+        qrels: Relevance by document, by query; above 0 is relevant.
+        measure: ``R@k``, ``nDCG@k`` or ``RR@k``, as trec_eval defines them.
+        show_progress_bar: ``None`` shows it if stderr is a terminal.
+
+    Raises:
+        InputError: There are fewer than four judged queries, or the measure is unknown.
+        UnsupportedError: Query and index have one leg only.
+    """
+    value_of = _measure(measure)
+    judged = [name for name in queries if any(value > 0 for value in qrels.get(name, {}).values())]
+    if len(judged) < LEAST_QUERIES:
+        rule = f"at least {LEAST_QUERIES} queries must have a relevant document, not {len(judged)}"
+        raise InputError("the judgements", rule)
+    judged.sort(key=lambda name: hashlib.sha256(name.encode()).digest())
+    disable = None if show_progress_bar is None else not show_progress_bar
+    answers: dict[str, Answers] = {}
+    errors: list[InputError] = []
+    for name in tqdm(judged, desc="queries", disable=disable):
+        query = queries[name]
+        query = Query(text=query) if isinstance(query, str) else query
+        try:
+            answers[name] = searcher.leg_answers(replace(query, legs=None, fusion=None))
+        except InputError as error:
+            errors.append(error)
+    legs = _common_legs(answers.values())
+    learn, test = judged[::2], judged[1::2]
+    answered = [name for name in learn if name in answers]
+    fusion = _best(
+        [answers[name] for name in answered],
+        [qrels[name] for name in answered],
+        legs,
+        value_of,
+        int(measure.partition("@")[2]),
+    )
+
+    def tested(fusion: Fusion) -> float:
+        total = 0.0
+        for name in test:
+            if name in answers:
+                own = {leg: answers[name][leg] for leg in legs}
+                total += value_of([one.id for one in fusion.fuse(own)], qrels[name])
+        return total / len(test)
+
+    # A leg's own order, without the candidates that it did not find.
+    others: dict[str, Fusion] = {leg: ReciprocalRank(weights={leg: 1.0}) for leg in legs}
+    # Codes are not asked beside other legs unless somebody says so.
+    unasked = [leg for leg in legs if leg != "codes"] or legs
+    default = Weighted(dict.fromkeys(unasked, 1.0))
+    others |= {"rrf": ReciprocalRank(), "default": default}
+    return FittedFusion(
+        fusion,
+        measure,
+        len(learn),
+        len(test),
+        tested(fusion),
+        {name: tested(other) for name, other in others.items()},
+        tuple(errors),
+    )
+
+
+class KeepsNotes(Protocol):
+    """What an index on a server offers instead of a directory."""
+
+    def read_meta(self, name: str) -> Any:
+        """Return what was kept by that name; ``None`` if there is nothing."""
+        ...
+
+    def write_meta(self, name: str, value: Any) -> None:
+        """Keep a small JSON value."""
+        ...
+
+
+def save_fusion(index: Index, fusion: Fusion, facts: dict[str, Any] | None = None) -> None:
+    """Keep a fusion with an index, as the one of queries that name none.
+
+    Args:
+        index: Has a directory, or keeps notes itself.
+        fusion: Replaces the one that is there.
+        facts: JSON values about how it was found, kept beside it.
+
+    Raises:
+        OSError: The file cannot be written.
+        UnsupportedError: The index can keep nothing.
+    """
+    data = {"format_version": _FORMAT_VERSION, "fusion": fusion.to_dict(), "facts": facts or {}}
+    if index.directory is None:
+        _notes(index).write_meta(NOTE, data)
+        return
+    path = index.directory / FILE
+    beside = path.with_name(f"{FILE}.{os.getpid()}.tmp")
+    try:
+        with beside.open("w", encoding="utf-8") as file:
+            json.dump(data, file, indent=2, allow_nan=False)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def load_fusion(index: Index) -> Fusion | None:
+    """Return the fusion that is kept with an index, or ``None``.
+
+    Raises:
+        IndexCorruptError: It cannot be read.
+        IndexVersionError: A newer program wrote it.
+    """
+    place: object = index.directory / FILE if index.directory else f"the note {NOTE!r}"
+    try:
+        if index.directory is not None:
+            data = json.loads((index.directory / FILE).read_text(encoding="utf-8"))
+        else:
+            data = _notes(index).read_meta(NOTE) if hasattr(index, "read_meta") else None
+            if data is None:
+                return None
+        version, settings = int(data["format_version"]), data["fusion"]
+        if version > _FORMAT_VERSION:
+            raise IndexVersionError(f"{place}: fusion format {version} is newer than this program")
+        return fusion_from_dict(settings)
+    except FileNotFoundError:
+        return None
+    except (InputError, KeyError, TypeError, ValueError) as error:
+        raise IndexCorruptError(f"{place}: no readable fusion ({error})") from error
+
+
+def _notes(index: object) -> KeepsNotes:
+    if not hasattr(index, "write_meta"):
+        raise UnsupportedError("this index keeps no fusion; give it with each query")
+    return cast(KeepsNotes, index)
+
+
+def _common_legs(answers: Iterable[Answers]) -> tuple[Leg, ...]:
+    """Return the legs that all queries could be asked by."""
+    found = [set(own) for own in answers]
+    common = set.intersection(*found) if found else set()
+    if len(common) < 2:
+        raise UnsupportedError(
+            "there is nothing to weigh: queries and index must have two legs, not "
+            + (" and ".join(sorted(common)) or "none")
+        )
+    return tuple(leg for leg in ("lexical", "codes", "dense") if leg in common)
+
+
+def _best(
+    answers: Sequence[Answers],
+    qrels: Sequence[Judged],
+    legs: Sequence[Leg],
+    value_of: Measure,
+    depth: int,
+) -> Weighted:
+    """Return the weights and the normalisation with the greatest mean of the measure.
+
+    Args:
+        answers: Of each query.
+        qrels: Of the same queries.
+        legs: Which of them to weigh.
+        value_of: The measure.
+        depth: How many of the best documents it looks at.
+    """
+    grid = _simplex(len(legs))
+    best: tuple[float, float] = (-1.0, 0.0)
+    chosen = Weighted()
+    for normalization in _NORMALIZATIONS:
+        totals = np.zeros(len(grid))
+        each = Weighted(dict.fromkeys(legs, 1.0), normalization)
+        for own, judged in zip(answers, qrels, strict=True):
+            parts = each.parts({leg: own[leg] for leg in legs})
+            names = sorted(parts)
+            table = np.array([[parts[name][leg] for leg in legs] for name in names])
+            scores = table.reshape(-1, len(legs)) @ grid.T
+            # Names are sorted, so that a stable sort puts equal scores in the order of ids.
+            for point, order in enumerate(np.argsort(-scores, axis=0, kind="stable").T):
+                totals[point] += value_of([names[i] for i in order[:depth].tolist()], judged)
+        evenness = -np.abs(grid - 1 / len(legs)).sum(axis=1)
+        for point in range(len(grid)):
+            value = (round(float(totals[point]), 9), round(float(evenness[point]), 9))
+            if value > best:
+                best = value
+                weights = dict(zip(legs, grid[point].tolist(), strict=True))
+                chosen = Weighted(weights, normalization)
+    return chosen
+
+
+def _simplex(legs: int) -> np.ndarray:
+    """Return all weights of at least 0 that sum to 1, in even steps: (n, legs)."""
+    steps = STEPS[legs]
+    points = [p for p in product(range(steps + 1), repeat=legs) if sum(p) == steps]
+    return np.array(points) / steps
+
+
+def _measure(name: str) -> Measure:
+    form = re.fullmatch(r"(R|nDCG|RR)@([1-9][0-9]{0,4})", name)
+    if form is None:
+        raise InputError(name, "is no measure to fit by; such are R@1, nDCG@10 and RR@10")
+    kind, depth = form[1], int(form[2])
+    value_of = {"R": _recall, "nDCG": _ndcg, "RR": _reciprocal}[kind]
+    return lambda ranked, judged: value_of(ranked[:depth], judged, depth)
+
+
+def _recall(ranked: Sequence[str], judged: Judged, depth: int) -> float:
+    relevant = {name for name, value in judged.items() if value > 0}
+    return len(relevant.intersection(ranked)) / len(relevant)
+
+
+def _ndcg(ranked: Sequence[str], judged: Judged, depth: int) -> float:
+    gains = [max(judged.get(name, 0), 0) for name in ranked]
+    ideal = sorted((value for value in judged.values() if value > 0), reverse=True)[:depth]
+    return _discounted(gains) / _discounted(ideal)
+
+
+def _discounted(gains: Sequence[int]) -> float:
+    return math.fsum(gain / math.log2(rank + 1) for rank, gain in enumerate(gains, 1) if gain)
+
+
+def _reciprocal(ranked: Sequence[str], judged: Judged, depth: int) -> float:
+    return next((1 / r for r, name in enumerate(ranked, 1) if judged.get(name, 0) > 0), 0.0)

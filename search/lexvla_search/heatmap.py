@@ -1,0 +1,194 @@
+"""Pictures of where in an image the matched words were read from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from lexvla.encoding import Encoding
+from lexvla.errors import InputError, UnsupportedError
+from lexvla_search.explanation import Explanation
+
+__all__ = ["heatmap", "match_map", "patch_map", "word_map"]
+
+MIN_SIDE, MAX_SIDE = 384, 1024  # the longer side of the picture, in pixels
+GLOW = 0.8  # how far the strongest patch is covered by its colour
+SHADE = 0.48  # the brightness left where nothing glows
+SPREAD = 0.55  # how far a patch shines, as the width of a Gaussian in patches
+_MARGIN, _FONT_SIZE = 8, 15
+
+# Dark red over orange to pale yellow: strength reads as brightness too, for the colour-blind.
+_STOPS = np.array([0.0, 0.4, 0.75, 1.0])
+_COLOURS = np.array([[110, 0, 10], [214, 40, 15], [252, 146, 32], [255, 238, 140]], dtype=float)
+
+
+def patch_map(patches: Iterable[tuple[int, float]], grid: tuple[int, int]) -> np.ndarray:
+    """Lay weights of patches over the grid; weights of one patch add up.
+
+    Args:
+        patches: Pairs of patch number, counted row by row, and weight.
+        grid: Rows and columns of patches.
+
+    Raises:
+        ValueError: A patch lies outside the grid.
+    """
+    rows, columns = grid
+    weights = np.zeros(rows * columns)
+    for patch, weight in patches:
+        if not 0 <= patch < len(weights):
+            raise ValueError(f"patch {patch} lies outside a grid of {rows} x {columns}")
+        weights[patch] += weight
+    return weights.reshape(rows, columns)
+
+
+def match_map(model: Any, image: Image.Image, explanation: Explanation) -> np.ndarray:
+    """Return where all matched words were read from, each by what it adds to the score.
+
+    A model with a ``heatmaps`` or ``heatmap`` method maps each word over the whole image; for
+    another model, each word lies on the one patch that the index keeps.
+
+    Raises:
+        InputError: Nothing matched, or the index keeps no patches of the matches.
+        UnsupportedError: The model has neither maps nor a patch grid.
+    """
+    matches = explanation.matches
+    columns = [model.vocabulary.id(match.term) for match in matches]
+    maps = _maps(model, image, columns) if matches else None
+    if maps is not None:
+        return np.sum(
+            [_contrast(m) * match.product for m, match in zip(maps, matches, strict=True)], axis=0
+        )
+    placed = [(m.patch, m.product) for m in explanation.matches if m.patch is not None]
+    if not placed:
+        raise InputError("heat map", "no matched word has a place in the image")
+    return patch_map(placed, _grid(model))
+
+
+def word_map(model: Any, image: Image.Image, word: str, document: Encoding) -> np.ndarray:
+    """Return where one word was read from, whether a query asks for it or not.
+
+    Raises:
+        InputError: The vocabulary has no such word, or the document has no patch of it.
+        UnsupportedError: The model has neither maps nor a patch grid.
+    """
+    column = model.vocabulary.find(word)
+    if column is None:
+        raise InputError(word, "the vocabulary has no such word")
+    maps = _maps(model, image, [column])
+    if maps is not None:
+        return _contrast(maps[0])
+    at = np.flatnonzero(document.lexical.indices == column)
+    if document.patches is None or not len(at):
+        raise InputError(word, "the word has no place in the image")
+    return patch_map([(int(document.patches[at[0]]), 1.0)], _grid(model))
+
+
+def heatmap(image: Image.Image, weights: np.ndarray, caption: str = "") -> Image.Image:
+    """Draw an image whose patches glow by their weights, with a caption under it.
+
+    Args:
+        image: The picture that the patches were cut from.
+        weights: One weight of at least 0 for each patch, as (rows, columns) over the whole image.
+        caption: Text for the strip under the picture; without it there is no strip.
+
+    Returns:
+        An RGB picture whose longer side, without the strip, is 384 to 1,024 pixels.
+
+    Raises:
+        ValueError: The weights are no table, or hold a value that is negative or not finite.
+    """
+    weights = np.asarray(weights, dtype=np.float32)
+    if weights.ndim != 2 or weights.size == 0:
+        raise ValueError(f"weights must have rows and columns, not the shape {weights.shape}")
+    if not np.isfinite(weights).all() or weights.min() < 0:
+        raise ValueError("weights must be finite and at least 0")
+    picture = _fit(image.convert("RGB"))
+    strength = _upsample(weights, picture.size)[..., None]
+    base = np.asarray(picture, dtype=float)
+    grey = base.mean(axis=2, keepdims=True)
+    shaded = (0.5 * base + 0.5 * grey) * SHADE
+    cover = GLOW * strength**1.25  # a soft edge, and a middle that still shows the picture
+    lit = shaded + (base - shaded) * np.sqrt(strength)
+    pixels = lit * (1 - cover) + _colour(strength[..., 0]) * cover
+    glowing = Image.fromarray(np.clip(np.rint(pixels), 0, 255).astype(np.uint8))
+    return _with_caption(glowing, caption) if caption else glowing
+
+
+def _maps(model: Any, image: Image.Image, columns: list[int]) -> Sequence[np.ndarray] | None:
+    """Return a map for each column of a vector, by one pass of the model where it can do so."""
+    if callable(getattr(model, "heatmaps", None)):
+        maps: np.ndarray = model.heatmaps(image, columns)
+        return list(maps)
+    if callable(getattr(model, "heatmap", None)):
+        return [model.heatmap(image, model.vocabulary.word(column)) for column in columns]
+    return None
+
+
+def _grid(model: Any) -> tuple[int, int]:
+    grid = getattr(model, "patch_grid", None)
+    if grid is None:
+        raise UnsupportedError(f"the model {model.name!r} does not say where its patches lie")
+    rows, columns = grid
+    return int(rows), int(columns)
+
+
+def _contrast(weights: np.ndarray) -> np.ndarray:
+    # A model's weights lie above 0 everywhere; a place shows by what it has over the mean.
+    weights = np.asarray(weights, dtype=float)
+    above = np.maximum(weights - weights.mean(), 0)
+    return above / (above.max() or 1.0)
+
+
+def _fit(image: Image.Image) -> Image.Image:
+    longer = max(image.size)
+    scale = min(max(longer, MIN_SIDE), MAX_SIDE) / longer
+    width, height = (max(1, round(side * scale)) for side in image.size)
+    return image.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def _upsample(weights: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    # Gaussians rather than bicubic: they neither overshoot nor show the square of their support.
+    width, height = size
+    large = _spread(height, weights.shape[0]) @ weights @ _spread(width, weights.shape[1]).T
+    return large / max(float(large.max()), np.finfo(np.float32).tiny)
+
+
+def _spread(pixels: int, patches: int) -> np.ndarray:
+    at_pixels = (np.arange(pixels) + 0.5) / pixels * patches
+    at_patches = np.arange(patches) + 0.5
+    nearness = np.exp(-0.5 * ((at_pixels[:, None] - at_patches) / SPREAD) ** 2)
+    return nearness / nearness.sum(axis=1, keepdims=True)
+
+
+def _colour(strength: np.ndarray) -> np.ndarray:
+    channels = [np.interp(strength, _STOPS, _COLOURS[:, i]) for i in range(3)]
+    return np.stack(channels, axis=-1)
+
+
+def _with_caption(picture: Image.Image, caption: str) -> Image.Image:
+    font = ImageFont.load_default(_FONT_SIZE)
+    lines = _wrap(caption, font, picture.width - 2 * _MARGIN)
+    line_height = _FONT_SIZE + 5
+    strip = 2 * _MARGIN + line_height * len(lines)
+    canvas = Image.new("RGB", (picture.width, picture.height + strip), (24, 20, 20))
+    canvas.paste(picture, (0, 0))
+    draw = ImageDraw.Draw(canvas)
+    for number, line in enumerate(lines):
+        top = picture.height + _MARGIN + number * line_height
+        draw.text((_MARGIN, top), line, font=font, fill=(250, 236, 214))
+    return canvas
+
+
+def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float) -> list[str]:
+    lines: list[str] = []
+    # Two spaces part a word-and-number pair from the next, so that a line never breaks inside one.
+    for piece in text.split("  "):
+        joined = f"{lines[-1]}   {piece}" if lines else piece
+        if lines and font.getlength(joined) <= width:
+            lines[-1] = joined
+        else:
+            lines.append(piece)
+    return lines

@@ -1,0 +1,80 @@
+"""An explanation as a picture: words as bars, and the image with the patches they came from."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from lexvla_search.heatmap import heatmap, patch_map
+
+if TYPE_CHECKING:
+    from lexvla_search.explanation import Explanation
+
+__all__ = ["draw"]
+
+MAX_BARS = 12  # words; the others are one bar together
+_WIDTH, _ROW, _MARGIN, _FONT = 420, 26, 14, 15
+_LABEL = 150  # pixels for the words
+_GROUND, _INK, _BAR, _LEG = (24, 20, 20), (250, 236, 214), (214, 90, 30), (96, 140, 190)
+
+
+def draw(
+    explanation: Explanation,
+    image: Image.Image | None = None,
+    grid: tuple[int, int] | None = None,
+    weights: np.ndarray | None = None,
+) -> Image.Image:
+    """Draw what each word and leg adds as bars, beside the image; see `Explanation.picture`."""
+    bars = _bars(explanation)
+    if image is None:
+        return bars
+    if weights is None and grid is not None:
+        placed = [
+            (match.patch, max(match.part, 0.0))
+            for match in explanation.matches
+            if match.patch is not None
+        ]
+        weights = patch_map(placed, grid) if placed else None
+    # Without weights the image is shown as it is, at the size that a heat map has.
+    plain = np.zeros((1, 1)) if weights is None else weights
+    shown = heatmap(image, plain)
+    if weights is None:
+        shown = image.convert("RGB").resize(shown.size, Image.Resampling.BICUBIC)
+    canvas = Image.new("RGB", (bars.width + shown.width, max(bars.height, shown.height)), _GROUND)
+    canvas.paste(shown, (0, 0))
+    canvas.paste(bars, (shown.width, 0))
+    return canvas
+
+
+def _bars(explanation: Explanation) -> Image.Image:
+    rows = [(m.word, m.part, _BAR) for m in explanation.matches[:MAX_BARS]]
+    rest = explanation.matches[MAX_BARS:]
+    if rest:
+        rows.append((f"+{len(rest)} more", float(sum(m.part for m in rest)), _BAR))
+    rows += [
+        (f"[{part.leg}]", part.part, _LEG)
+        for part in explanation.parts
+        if part.leg != "lexical" or not explanation.matches
+    ]
+    height = 2 * _MARGIN + _ROW * (len(rows) + 1)
+    canvas = Image.new("RGB", (_WIDTH, height), _GROUND)
+    pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(_FONT)
+    longest = max((abs(part) for _, part, _ in rows), default=0.0) or 1.0
+    room = _WIDTH - _LABEL - 2 * _MARGIN - 60
+    for number, (name, part, colour) in enumerate(rows):
+        top = _MARGIN + number * _ROW
+        pen.text((_MARGIN, top), _fit(name, font), font=font, fill=_INK)
+        left, length = _MARGIN + _LABEL, abs(part) / longest * room
+        pen.rectangle((left, top + 4, left + length, top + _ROW - 8), fill=colour)
+        pen.text((left + length + 6, top), f"{part:.3f}", font=font, fill=_INK)
+    said = f"score {explanation.score:.3f}"
+    pen.text((_MARGIN, _MARGIN + len(rows) * _ROW), said, font=font, fill=_INK)
+    return canvas
+
+
+def _fit(name: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    while len(name) > 1 and font.getlength(name) > _LABEL - 8:
+        name = name[:-2] + "\u2026"
+    return name

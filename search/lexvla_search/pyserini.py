@@ -1,0 +1,230 @@
+"""Pyserini with queries of this project's models: a query encoder, topics, and its commands.
+
+    python -m lexvla_search.pyserini search.lucene --impact --encoder lexvla --topics FILE ...
+
+runs a command of Pyserini in a process that is made ready for it, with ``lexvla`` (the default
+model) and ``lexvla:PATH`` as names of encoders. See docs/pyserini.md.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import os
+import runpy
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+
+from lexvla.encoding import Encoder
+from lexvla.errors import InputError, LexVLAError
+from lexvla_indexer.jdk import find_jdk
+from lexvla_indexer.lucene.jvm import java_class, start_java
+from lexvla_indexer.lucene.scoring import query_weights
+from lexvla_search.console import note
+from lexvla_search.query import Query
+
+__all__ = ["QUERY_SCALE", "LexVLAQueryEncoder", "main", "write_topics"]
+
+# A weight of 1 in a query. With impacts up to 255, sums of up to 1,024 words of a unit vector
+# stay below 2^24, up to which Lucene's float32 holds all whole numbers.
+QUERY_SCALE = 2048
+
+_NAME = "lexvla"
+_PACKAGE = "pyserini"
+_SEARCH = "search.lucene"
+_MOST_CLAUSES = 2**31 - 1  # Lucene refuses queries of over 1,024 words else
+_REFUSED = ("ban", "require", "filter")
+_BATCH = 64
+
+
+class LexVLAQueryEncoder:
+    """Give Pyserini's `LuceneImpactSearcher` a query's words with whole numbers as weights.
+
+    ::
+
+        with pyserini_imports():
+            from pyserini.search.lucene import LuceneImpactSearcher
+        searcher = LuceneImpactSearcher("photos.lucene", LexVLAQueryEncoder(model), min_idf=-1)
+        searcher.search("red heart", k=10)
+        searcher.search(Query(image="cat.png"), k=10)
+
+    A weight w becomes round(w x 2048), at least 1; less than 2048 where the sums of a long query
+    of great weights would be above what Lucene adds exactly. A document's score over 2048 and
+    over the index's own scale is the dot product. A text without known words finds nothing.
+
+    Args:
+        model: Encodes the queries; that of the index.
+    """
+
+    def __init__(self, model: Encoder) -> None:
+        self._model = model
+
+    def encode(self, query: str | Query, **_: object) -> dict[str, int]:
+        """Return the query's terms with their weights.
+
+        Raises:
+            InputError: The query cannot be encoded, or has a condition that Pyserini's search
+                does not know: a ban, a requirement or a filter.
+        """
+        if isinstance(query, str):
+            row = self._model.encode_text([query]).lexical
+        else:
+            if refused := [name for name in _REFUSED if getattr(query, name)]:
+                rule = f"Pyserini cannot search by {', '.join(refused)}"
+                raise InputError(query.describe(), rule)
+            row = query.resolve(self._model).lexical
+        return _integers(row, self._model.vocabulary.terms)
+
+
+def write_topics(path: str | Path, queries: Mapping[str, Query], model: Encoder) -> int:
+    """Write queries as one file that is both topics and encoder for Pyserini's search command.
+
+    A line has ``id``; ``title``, which Pyserini asks by; ``contents``, the same, by which it finds
+    ``vector``, the words with the weights that `LexVLAQueryEncoder` gives. The title is the text
+    of a query of text alone, and else its id.
+
+    Args:
+        path: The file to write, ``.jsonl``; it comes into being whole or not at all.
+        queries: By id, as `lexvla_search.evaluation.trec.read_queries` reads them.
+        model: Encodes the queries.
+
+    Returns:
+        How many of the queries have no words: they find nothing.
+
+    Raises:
+        InputError: As `LexVLAQueryEncoder.encode`, or two queries would have the same title.
+    """
+    path, wordless = Path(path), 0
+    vectors: dict[str, dict[str, int]] = {}
+    lines = []
+    for name, title, vector in _topics(queries, model):
+        if vectors.setdefault(title, vector) != vector:
+            raise InputError(title, "is the text of one query and the id of another")
+        wordless += not vector
+        line = {"id": name, "title": title, "contents": title, "vector": vector}
+        lines.append(json.dumps(line, ensure_ascii=False) + "\n")
+    new = path.with_name(f"{path.name}.part")
+    new.write_text("".join(lines), encoding="utf-8", newline="\n")
+    new.replace(path)
+    return wordless
+
+
+def _topics(
+    queries: Mapping[str, Query], model: Encoder
+) -> Iterator[tuple[str, str, dict[str, int]]]:
+    encoder, terms = LexVLAQueryEncoder(model), model.vocabulary.terms
+    names = list(queries)
+    for start in range(0, len(names), _BATCH):
+        batch = names[start : start + _BATCH]
+        texts = {name: queries[name].text or "" for name in batch if _is_text(queries[name])}
+        rows = model.encode_text(list(texts.values())).lexical if texts else None
+        at = {name: row for row, name in enumerate(texts)}
+        for name in batch:
+            if rows is not None and name in at:
+                yield name, texts[name].strip(), _integers(rows[[at[name]]], terms)
+            else:
+                yield name, name, encoder.encode(queries[name])
+
+
+def _is_text(query: Query) -> bool:
+    others = (query.terms, query.boost, *(getattr(query, name) for name in _REFUSED))
+    return query.image is None and query.has_text and not any(others)
+
+
+def _integers(row: sparse.csr_array, terms: Sequence[str]) -> dict[str, int]:
+    if not row.nnz:
+        return {}
+    scale = min(float(QUERY_SCALE), query_weights(row).scale)
+    whole = np.maximum(np.rint(row.data.astype(np.float64) * scale), 1).astype(np.int64)
+    names = (terms[column] for column in row.indices.tolist())
+    return dict(zip(names, whole.tolist(), strict=True))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command of Pyserini: ``search.lucene``, ``index.lucene``, ``eval.trec_eval``, ...
+
+    The process gets the Java that Lucene indexes would use, and its ``java`` first on ``PATH``;
+    a placeholder for the key that Pyserini 1.6 asks for when it is imported; queries of any
+    number of words; and, for ``search.lucene --impact``, ``--min-idf -1`` unless the arguments
+    say otherwise: at Pyserini's 0, words that every document has are dropped from queries.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or given[0].startswith("-"):
+        note(
+            "usage: python -m lexvla_search.pyserini COMMAND ARGUMENT..., "
+            "such as: search.lucene --help"
+        )
+        return 0 if given in (["-h"], ["--help"]) else 2
+    command = given[0].removeprefix(f"{_PACKAGE}.")
+    try:
+        _prepare()
+        module = f"{_PACKAGE}.{command}"
+        if not _is_module(module):
+            note(f"lexvla_search.pyserini: error: Pyserini has no command {command}")
+            return 2
+        if command == _SEARCH:
+            _name_encoder()
+            given += _min_idf(given)
+        before, sys.argv = sys.argv, [module, *given[1:]]
+        try:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+        finally:
+            sys.argv = before
+    except LexVLAError as error:
+        note(f"lexvla_search.pyserini: error: {error}")
+        return 1
+    return 0
+
+
+def _prepare() -> None:
+    start_java()
+    java_class("org.apache.lucene.search.IndexSearcher").setMaxClauseCount(_MOST_CLAUSES)
+    home = find_jdk().home
+    os.environ["OPENAI_API_KEY"] = os.environ.get("OPENAI_API_KEY") or "unused"
+    os.environ["JAVA_HOME"] = str(home)
+    # trec_eval starts a java of its own, the first on the path.
+    os.environ["PATH"] = os.pathsep.join([str(home / "bin"), os.environ.get("PATH", os.defpath)])
+
+
+def _is_module(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:  # the package before the last dot
+        return False
+
+
+def _min_idf(given: Sequence[str]) -> list[str]:
+    if "--impact" not in given or any(part.split("=")[0] == "--min-idf" for part in given):
+        return []
+    note("lexvla_search.pyserini: --min-idf -1, so that words of every document count too")
+    return ["--min-idf", "-1"]
+
+
+def _name_encoder() -> None:
+    """Let Pyserini's searcher know our encoders by name, beside its own."""
+    from lexvla_search.commands import load_model
+
+    searcher = importlib.import_module("pyserini.search.lucene").LuceneImpactSearcher
+    others: Callable[[str | None], Any] = searcher._init_query_encoder_from_str
+
+    def named(encoder: str | None) -> Any:
+        name, _, path = (encoder or "").partition(":")
+        if name == _NAME:
+            return LexVLAQueryEncoder(load_model(path or None))
+        found = others(encoder)
+        if found is None:
+            rule = "is no file of encoded queries, and no encoder that Pyserini or lexvla knows"
+            raise InputError(str(encoder), rule)
+        return found
+
+    searcher._init_query_encoder_from_str = staticmethod(named)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
