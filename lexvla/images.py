@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 import io
+import re
 import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile
@@ -21,23 +22,34 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from lexvla.errors import InputError
 
-__all__ = ["FORMATS", "MAX_PIXELS", "ImageSource", "open_image"]
+__all__ = ["FORMATS", "IMAGE_SUFFIXES", "MAX_PIXELS", "ImageSource", "open_image"]
 
 ImageSource = str | Path | bytes | Image.Image | np.ndarray
 
-FORMATS: Final = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_PIXELS: Final = 50_000_000
 
-_MAGIC_LENGTH = 12
-_READERS: Final[dict[str, Callable[[BinaryIO], ImageFile.ImageFile]]] = {
-    "PNG": PngImageFile,
-    "JPEG": JpegImageFile,
-    "WEBP": WebPImageFile,
-    "GIF": GifImageFile,
-    "BMP": BmpImageFile,
-    "TIFF": TiffImageFile,
+
+class _Format(NamedTuple):
+    suffixes: tuple[str, ...]
+    magic: re.Pattern[bytes]
+    reader: Callable[[BinaryIO], ImageFile.ImageFile]
+
+
+def _format(suffixes: str, magic: bytes, reader: type[ImageFile.ImageFile]) -> _Format:
+    return _Format(tuple(suffixes.split()), re.compile(magic, re.DOTALL), reader)
+
+
+FORMATS: Final = {
+    "JPEG": _format(".jpg .jpeg", rb"\xff\xd8\xff", JpegImageFile),
+    "PNG": _format(".png", rb"\x89PNG\r\n\x1a\n", PngImageFile),
+    "WEBP": _format(".webp", rb"RIFF.{4}WEBP", WebPImageFile),
+    "GIF": _format(".gif", rb"GIF8[79]a", GifImageFile),
+    "BMP": _format(".bmp", rb"BM", BmpImageFile),
+    "TIFF": _format(".tif .tiff", rb"II[*+]\0|MM\0[*+]", TiffImageFile),
 }
-_TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+IMAGE_SUFFIXES: Final = tuple(suffix for kind in FORMATS.values() for suffix in kind.suffixes)
+
+_MAGIC_LENGTH = 12
 # PIL's readers raise all of these, and no type of their own, for bytes that are not as they expect.
 _DECODE_ERRORS = (
     OSError,
@@ -116,14 +128,14 @@ def _from_file(file: BinaryIO, name: str, max_pixels: int) -> Image.Image:
     magic = file.read(_MAGIC_LENGTH)
     if not magic:
         raise InputError(name, "the file is empty")
-    kind = _kind(magic)
+    kind = next((kind for kind, each in FORMATS.items() if each.magic.match(magic)), None)
     if kind is None:
         raise InputError(name, f"is no image of a known format ({', '.join(FORMATS)})")
     file.seek(0)
     # The reader is called by name, not through Image.open: that one tries formats that run other
     # programs, and warns of large images before we can refuse them.
     try:
-        image = _READERS[kind](file)
+        image = FORMATS[kind].reader(file)
     except Image.DecompressionBombError as error:
         raise InputError(name, f"has too many pixels ({error})") from error
     except _DECODE_ERRORS as error:
@@ -134,20 +146,6 @@ def _from_file(file: BinaryIO, name: str, max_pixels: int) -> Image.Image:
     except _DECODE_ERRORS as error:
         raise InputError(name, f"the {kind} file is damaged or truncated ({error})") from error
     return _to_rgb(_upright(image), name)
-
-
-def _kind(magic: bytes) -> str | None:
-    if magic.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "PNG"
-    if magic.startswith(b"\xff\xd8\xff"):
-        return "JPEG"
-    if magic.startswith(b"RIFF") and magic[8:12] == b"WEBP":
-        return "WEBP"
-    if magic.startswith((b"GIF87a", b"GIF89a")):
-        return "GIF"
-    if magic.startswith(_TIFF_MAGIC):
-        return "TIFF"
-    return "BMP" if magic.startswith(b"BM") else None
 
 
 def _from_image(image: Image.Image, name: str, max_pixels: int) -> Image.Image:

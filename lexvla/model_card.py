@@ -45,7 +45,7 @@ def model_card(model: LexVLA) -> str:
     backbones = [name for name in (config.text_model, config.vision_model) if name]
     lines = "".join(f"  - {json.dumps(name)}\n" for name in backbones)
     lora = f", LoRA of rank {config.lora_rank}" if config.lora_rank else ""
-    bits = f", {config.quantization}" if config.quantization != "none" else ""
+    bits = f", {config.quantization} quantisation" if config.quantization != "none" else ""
     text = f"`{config.text_model or type_name(model.text_tower.language_model)}`{bits}{lora}"
     vision = f"`{config.vision_model or type_name(model.image_tower.vision_model)}`"
     dense = f"width {config.dense_width}, {config.codebook_size:,} codes"
@@ -53,9 +53,7 @@ def model_card(model: LexVLA) -> str:
         base_models=f"base_model:\n{lines}" if backbones else "",
         name=config.model_name,
         vision=f"{vision}, {config.image_side} px, patches of {config.patch_size} px",
-        text=f"{text}, {config.quantization} quantisation"
-        if config.quantization != "none"
-        else text,
+        text=text,
         words=len(model.vocabulary),
         vocabulary=model.vocabulary.sha256[:12],
         trained=sum(p.numel() for p in model.parameters() if p.requires_grad),

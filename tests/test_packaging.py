@@ -1,4 +1,4 @@
-"""The shape of the packages: what imports what, what is public, how long files are."""
+"""The shape of the packages: what imports what and what is public."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CI = ("elasticsearch", "train", "gpu", "evaluation", "fast", "serve", "dev", "py
 # What `lexvla_indexer` may use of `lexvla`: data types and files, never the model.
 DATA_MODULES = {
     *("lexvla.encoding", "lexvla.errors", "lexvla.images", "lexvla.vocabulary"),
-    "lexvla.data.webdataset_shards",
+    *("lexvla.data.webdataset_shards", "lexvla.lazy_exports", "lexvla.version"),
 }
 # `python -m lexvla` is the command, which is of another package.
 COMMAND = FOLDERS["lexvla"] / "__main__.py"

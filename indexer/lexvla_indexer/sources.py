@@ -13,13 +13,11 @@ from typing import Any
 
 from lexvla.data.webdataset_shards import WebDatasetShards
 from lexvla.errors import InputError
+from lexvla.images import IMAGE_SUFFIXES
 from lexvla_indexer.base import Document, check_id
 
-__all__ = ["IMAGE_SUFFIXES", "Item", "Reject", "Source", "Unlisted", "open_source"]
+__all__ = ["Item", "Reject", "Source", "Unlisted", "open_source"]
 
-IMAGE_SUFFIXES = frozenset(
-    {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"},
-)
 MANIFEST_SUFFIXES = frozenset({".jsonl", ".ndjson"})
 SHARD_SUFFIX = ".tar"
 

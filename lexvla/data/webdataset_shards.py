@@ -25,11 +25,11 @@ from lexvla.data.pairs import (
     matching,
 )
 from lexvla.errors import InputError
+from lexvla.images import IMAGE_SUFFIXES
 
 __all__ = ["WebDatasetShards", "expand_braces"]
 
 MAX_SHARDS = 1_000_000
-_IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _MEMBER = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)")  # WebDataset's key and extension
@@ -114,7 +114,7 @@ class WebDatasetShards:
         return partial(self._read, path, item, parts)
 
     def _read(self, path: Path, item: str, parts: dict[str, Place]) -> Pair:
-        image = next((kind for kind in _IMAGES if kind in parts), None)
+        image = next((kind[1:] for kind in IMAGE_SUFFIXES if kind[1:] in parts), None)
         if image is None:
             raise InputError(item, f"has no image; it has {', '.join(parts)}")
         text_key, label_key, class_path_key = self._keys

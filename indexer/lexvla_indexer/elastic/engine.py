@@ -12,13 +12,14 @@ import numpy as np
 
 from lexvla.encoding import Encoding
 from lexvla.errors import LexVLAError, UnsupportedError, VocabularyMismatchError
+from lexvla.version import program_version
 from lexvla.vocabulary import Vocabulary
 from lexvla_indexer.base import Document, Fetched, Leg, Results
 from lexvla_indexer.elastic.answers import ElasticExplanation
 from lexvla_indexer.elastic.changes import Changes
 from lexvla_indexer.elastic.connection import Place, connect
 from lexvla_indexer.elastic.following import following
-from lexvla_indexer.elastic.layout import Meta, program_version
+from lexvla_indexer.elastic.layout import Meta
 from lexvla_indexer.elastic.reader import Reader
 from lexvla_indexer.elastic.requests import WINDOW, console_text, search_body
 from lexvla_indexer.elastic.store import Store

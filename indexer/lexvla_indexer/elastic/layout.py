@@ -22,7 +22,6 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from scipy import sparse
@@ -43,7 +42,6 @@ __all__ = [
     "document_of",
     "leg_fields",
     "mappings",
-    "program_version",
     "settings",
     "sources",
 ]
@@ -109,14 +107,6 @@ class Meta:
         except (KeyError, TypeError, ValueError) as error:
             rule = "is no index of lexvla, or its _meta is damaged"
             raise IndexCorruptError(f"{place}: {rule}") from error
-
-
-def program_version() -> str:
-    """Return the version of this program, as new indexes keep it."""
-    try:
-        return version("lexvla")
-    except PackageNotFoundError:  # run from a checkout
-        return "unknown"
 
 
 def settings(shards: int) -> dict[str, Any]:

@@ -14,12 +14,12 @@ import os
 import shutil
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO
 
 from lexvla.encoding import Encoding
 from lexvla.errors import IndexCorruptError, IndexLockedError, ModelError
+from lexvla.version import program_version
 from lexvla.vocabulary import Vocabulary
 from lexvla_indexer.embedded.arrays import fsync, naming
 from lexvla_indexer.embedded.manifest import Entry, Manifest
@@ -77,7 +77,7 @@ class Store:
         meta = {
             "vocabulary_sha256": "" if vocabulary is None else vocabulary.sha256,
             "model": model,
-            "writer_version": _program_version(),
+            "writer_version": program_version(),
         }
         Manifest.create(new, meta)
         _publish(new, self._manifest)
@@ -191,10 +191,3 @@ def _publish(new: Path, path: Path) -> None:
     """Give a finished file or directory its name, durably."""
     new.replace(path)
     fsync(path.parent)
-
-
-def _program_version() -> str:
-    try:
-        return version("lexvla")
-    except PackageNotFoundError:  # run from a checkout
-        return "unknown"

@@ -13,6 +13,7 @@ from scipy import sparse
 
 from lexvla.encoding import Encoding
 from lexvla.errors import UnsupportedError, VocabularyMismatchError
+from lexvla.version import program_version
 from lexvla.vocabulary import Vocabulary
 from lexvla_indexer.base import Document, Fetched, Leg, Results
 from lexvla_indexer.impacts import ImpactQuantizer
@@ -24,7 +25,7 @@ from lexvla_indexer.lucene.fields import FIELD_OF, unpack
 from lexvla_indexer.lucene.jvm import java_class, java_errors, start_java
 from lexvla_indexer.lucene.reader import Snapshot
 from lexvla_indexer.lucene.scoring import LuceneExplanation
-from lexvla_indexer.lucene.state import State, program_version
+from lexvla_indexer.lucene.state import State
 from lexvla_indexer.lucene.store import Store
 
 __all__ = ["LuceneIndex"]

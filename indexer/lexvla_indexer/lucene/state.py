@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from lexvla.errors import IndexCorruptError, IndexVersionError
 from lexvla_indexer.impacts import ImpactQuantizer
 from lexvla_indexer.legs import widths_of
 
-__all__ = ["FORMAT_VERSION", "KEY", "LegState", "State", "program_version"]
+__all__ = ["FORMAT_VERSION", "KEY", "LegState", "State"]
 
 FORMAT_VERSION = 1
 KEY = "lexvla"
@@ -127,11 +126,3 @@ class State:
             return cls(**values, legs=legs)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise IndexCorruptError(f"{place}: the commit's own data is damaged") from error
-
-
-def program_version() -> str:
-    """Return the version of this program, as new indexes keep it."""
-    try:
-        return version("lexvla")
-    except PackageNotFoundError:  # run from a checkout
-        return "unknown"

@@ -1,0 +1,17 @@
+from lexvla_search.explanation import Explanation as Explanation
+from lexvla_search.explanation import LegPart as LegPart
+from lexvla_search.explanation import TermMatch as TermMatch
+from lexvla_search.fitting import FittedFusion as FittedFusion
+from lexvla_search.fitting import fit_fusion as fit_fusion
+from lexvla_search.fitting import load_fusion as load_fusion
+from lexvla_search.fitting import save_fusion as save_fusion
+from lexvla_search.fusion import Fusion as Fusion
+from lexvla_search.fusion import ReciprocalRank as ReciprocalRank
+from lexvla_search.fusion import Weighted as Weighted
+from lexvla_search.heatmap import heatmap as heatmap
+from lexvla_search.heatmap import patch_map as patch_map
+from lexvla_search.query import Query as Query
+from lexvla_search.searcher import Answer as Answer
+from lexvla_search.searcher import Hit as Hit
+from lexvla_search.searcher import LegScore as LegScore
+from lexvla_search.searcher import Searcher as Searcher
