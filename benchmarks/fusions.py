@@ -20,7 +20,7 @@ from lexvla import LexVLA
 from lexvla.data.demo_corpus import DemoItem, load_demo_corpus
 from lexvla.errors import InputError
 from lexvla_indexer import Document, Index, open_index
-from lexvla_indexer.base import Leg
+from lexvla_indexer.legs import Leg
 from lexvla_search import Fusion, Query, ReciprocalRank, Searcher, Weighted
 from lexvla_search.commands import load_model
 from lexvla_search.evaluation.measures import measure

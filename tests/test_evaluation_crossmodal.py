@@ -16,7 +16,7 @@ from scipy.io import savemat
 
 from lexvla.encoding import Encoding
 from lexvla.errors import GatheredInputError, InputError, UnsupportedError
-from lexvla_indexer.sources import open_source
+from lexvla_indexer.sources import open_item_source
 from lexvla_search import Query
 from lexvla_search.evaluation.crossmodal import (
     class_recall,
@@ -168,7 +168,7 @@ def test_captions_of_karpathys_file_are_five_of_each_test_image(tmp_path: Path) 
     made = export_captions(found, tmp_path / "made")
     assert list(read_queries(made[1]).items())[5] == ("c.png#0", Query(text="c.png 0"))
     assert read_qrels(made[2])["c.png#4"] == {"c.png": 1}
-    items = list(open_source(made[0]).entries())
+    items = list(open_item_source(made[0]).entries())
     assert [(item.document.id, item.image) for item in items] == [
         (path.name, path) for path in found.images
     ]

@@ -31,7 +31,7 @@ from lexvla.encoding import Encoding
 from lexvla.errors import IndexLockedError, IndexVersionError, InputError, VocabularyMismatchError
 from lexvla.vocabulary import Vocabulary
 from lexvla_indexer import Document, EmbeddedIndex, open_index
-from lexvla_indexer.base import MAX_ID_BYTES
+from lexvla_indexer.document import MAX_ID_BYTES
 from postings_fakes import WAYS, searching
 
 FORK = multiprocessing.get_context("fork")

@@ -1,12 +1,12 @@
 from lexvla_indexer.address import open_index as open_index
-from lexvla_indexer.base import Document as Document
 from lexvla_indexer.base import Fetched as Fetched
 from lexvla_indexer.base import Index as Index
 from lexvla_indexer.base import Results as Results
+from lexvla_indexer.document import Document as Document
 from lexvla_indexer.elastic import ElasticIndex as ElasticIndex
 from lexvla_indexer.embedded import EmbeddedIndex as EmbeddedIndex
 from lexvla_indexer.filters import Filter as Filter
 from lexvla_indexer.lucene import LuceneIndex as LuceneIndex
-from lexvla_indexer.pipeline import Reject as Reject
-from lexvla_indexer.pipeline import Report as Report
 from lexvla_indexer.pipeline import index_source as index_source
+from lexvla_indexer.report import Reject as Reject
+from lexvla_indexer.report import Report as Report

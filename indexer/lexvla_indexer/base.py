@@ -2,87 +2,21 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, Self, runtime_checkable
+from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
 import numpy as np
 
 from lexvla.encoding import Encoder, Encoding
-from lexvla.errors import InputError, VocabularyMismatchError
+from lexvla.errors import VocabularyMismatchError
 from lexvla.vocabulary import Vocabulary
+from lexvla_indexer.document import Document
+from lexvla_indexer.legs import Leg
 
-__all__ = ["Document", "Fetched", "Index", "Leg", "Results", "check_id", "check_match"]
+__all__ = ["Fetched", "Index", "Results", "check_match"]
 
 _REMEDY = "search with that model, or index the items anew"
-
-Leg = Literal["lexical", "codes", "dense"]
-MetadataValue = str | int | float | bool | list[str]
-
-MAX_ID_BYTES = 512
-
-
-def check_id(name: object) -> str:
-    """Return a document id that is fit for every engine.
-
-    Raises:
-        InputError: The id is no string, is empty, holds a control character, or is over 512 bytes
-            as UTF-8 (the limit of Elasticsearch).
-    """
-    if not isinstance(name, str):
-        raise InputError(repr(name), "an id must be a string")
-    if not name:
-        raise InputError(name, "an id must not be empty")
-    if any(ord(c) < 32 or ord(c) == 127 for c in name):
-        raise InputError(name, "an id must not hold control characters such as a newline")
-    try:
-        size = len(name.encode())
-    except UnicodeEncodeError as error:
-        raise InputError(repr(name), "an id must be valid Unicode") from error
-    if size > MAX_ID_BYTES:
-        raise InputError(name, f"an id must be at most {MAX_ID_BYTES} bytes, not {size}")
-    return name
-
-
-@dataclass(frozen=True)
-class Document:
-    """Describe one item: what a hit shows beside its score.
-
-    Args:
-        id: Names the item in its index; see `check_id`.
-        uri: Where the item lies: a path or an address; may be empty.
-        text: The item's own text; may be empty.
-        metadata: Flat values to filter by and to show: str, number, bool or list of str.
-        fingerprint: What the item's source looked like when it was encoded, for an ingest that
-            resumes; may be empty.
-
-    Raises:
-        InputError: The id, the text or a metadata value breaks its rule.
-    """
-
-    id: str
-    uri: str = ""
-    text: str = ""
-    metadata: Mapping[str, MetadataValue] = field(default_factory=dict)
-    fingerprint: str = ""
-
-    def __post_init__(self) -> None:
-        check_id(self.id)
-        for key, value in self.metadata.items():
-            is_list = isinstance(value, list) and all(isinstance(v, str) for v in value)
-            if not is_list and not isinstance(value, str | int | float | bool):
-                rule = f"metadata {key!r} must be a string, number, boolean or list of strings"
-                raise InputError(self.id, rule)
-        values = [self.uri, self.text, dict(self.metadata)]
-        try:
-            json.dumps(values, ensure_ascii=False, allow_nan=False).encode()
-        except UnicodeEncodeError as error:
-            rule = "its address, text and metadata must be valid Unicode"
-            raise InputError(self.id, rule) from error
-        except ValueError as error:
-            raise InputError(self.id, "metadata numbers must be finite") from error
 
 
 class Results(NamedTuple):

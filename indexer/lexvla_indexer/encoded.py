@@ -16,12 +16,13 @@ from tqdm import tqdm
 from lexvla.encoding import Encoder, Encoding
 from lexvla.errors import InputError, LexVLAError, VocabularyMismatchError
 from lexvla.vocabulary import Vocabulary
-from lexvla_indexer.base import Document, Index
-from lexvla_indexer.embedded.staging import stack
+from lexvla_indexer.base import Index
+from lexvla_indexer.document import Document
+from lexvla_indexer.legs import stack
 from lexvla_indexer.loading import in_shard
 from lexvla_indexer.pipeline import IndexSink, Ingest, take_writer_lock
-from lexvla_indexer.report import RejectLog, Report
-from lexvla_indexer.sources import Reject, open_source
+from lexvla_indexer.report import Reject, RejectLog, Report
+from lexvla_indexer.sources import open_item_source
 
 __all__ = ["Encoded", "Origin", "encode_source", "index_encoded", "read_origins"]
 
@@ -105,13 +106,13 @@ def encode_source(
     """Encode the items of a source without an index; see `index_source`.
 
     Args:
-        source: See `open_source`.
+        source: See `open_item_source`.
         encoder: Makes the vectors.
         rejects_path: Where to list what is left out.
         batch_size: The most items to encode at once.
         shard: ``(i, n)``, i from 1: only the items whose ids hash to part i of n. The parts are
             the same on every machine and in every order of the source.
-        text_field: See `open_source`.
+        text_field: See `open_item_source`.
         show_progress_bar: Show progress on stderr; by default if that is a terminal.
 
     Raises:
@@ -120,7 +121,7 @@ def encode_source(
     """
     report = Report()
     sink = _Collection(report)
-    opened = open_source(source, text_field)
+    opened = open_item_source(source, text_field)
     ingest = Ingest(opened, encoder, sink, report, batch_size, show_progress_bar, shard)
     with RejectLog(None if rejects_path is None else Path(rejects_path), report) as rejects:
         ingest.run(rejects)

@@ -17,7 +17,7 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from lexvla_indexer.base import Document
+from lexvla_indexer.document import Document
 from lexvla_indexer.filters import ATTRIBUTES, Comparison, Value, kind_of
 
 __all__ = ["LONGEST", "Span", "digits", "span", "terms_equal", "terms_of", "typed_term"]

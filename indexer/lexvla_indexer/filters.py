@@ -24,12 +24,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, cast
+from typing import Any, Literal, NoReturn, cast
 
 from lexvla.errors import FilterSyntaxError
-
-if TYPE_CHECKING:
-    from lexvla_indexer.base import Document, MetadataValue
+from lexvla_indexer.document import Document, MetadataValue
 
 __all__ = [
     "ATTRIBUTES",

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from lexvla_indexer.base import Document
+from lexvla_indexer.document import Document
 from lexvla_indexer.loading import source_of
 
 __all__ = ["Ledger"]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import get_args
+from collections.abc import Mapping, Sequence
+from typing import Literal, get_args
 
 import numpy as np
 from scipy import sparse
@@ -11,9 +11,10 @@ from scipy import sparse
 from lexvla.encoding import Encoding
 from lexvla.errors import UnsupportedError, VocabularyMismatchError
 from lexvla.vocabulary import Vocabulary
-from lexvla_indexer.base import Leg
 
-__all__ = ["check_added", "check_asked", "no_rows", "widths_of"]
+__all__ = ["Leg", "check_added", "check_asked", "no_rows", "stack", "widths_of"]
+
+Leg = Literal["lexical", "codes", "dense"]
 
 
 def widths_of(encoding: Encoding) -> dict[str, int]:
@@ -89,3 +90,15 @@ def _check_width(place: object, leg: str, expected: int, width: int) -> None:
     if width != expected:
         rule = f"{leg} has {expected} columns in the index, {width} here"
         raise VocabularyMismatchError(f"{place}: {rule}")
+
+
+def stack(parts: Sequence[Encoding]) -> Encoding:
+    """Stack encodings that may differ in one thing: where some have patches, the rest get -1."""
+    if any(part.patches is not None for part in parts):
+        parts = [part if part.patches is not None else _without_patches(part) for part in parts]
+    return Encoding.concat(parts)
+
+
+def _without_patches(part: Encoding) -> Encoding:
+    missing = np.full(part.lexical.nnz, -1, np.int16)
+    return Encoding(part.lexical, missing, part.codes, part.dense)

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from lexvla.errors import InputError
-from lexvla_indexer.base import Document
-from lexvla_indexer.sources import Item
+from lexvla_indexer.document import Document
+from lexvla_indexer.sources import Listed
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -48,7 +48,7 @@ class Loaded:
     error: InputError | None = None
 
 
-def load(item: Item, known: str | None, source: str, model: str) -> Loaded:
+def load(item: Listed, known: str | None, source: str, model: str) -> Loaded:
     """Read an item's image, and decode it if the content is new.
 
     A fingerprint is the source's key and a hash of the content: the bytes of the image, address,

@@ -15,13 +15,14 @@ from tqdm import tqdm
 
 from lexvla.encoding import Encoder, Encoding
 from lexvla.errors import InputError, UnsupportedError, VocabularyMismatchError
-from lexvla_indexer.base import Document, Index, check_match
+from lexvla_indexer.base import Index, check_match
+from lexvla_indexer.document import Document
 from lexvla_indexer.ledger import Ledger
 from lexvla_indexer.loading import Loaded, in_order, in_shard, load, source_of
-from lexvla_indexer.report import RejectLog, Report
-from lexvla_indexer.sources import Item, Reject, Source, Unlisted, open_source
+from lexvla_indexer.report import Reject, RejectLog, Report
+from lexvla_indexer.sources import ItemSource, Listed, Unlisted, open_item_source
 
-__all__ = ["IndexSink", "Ingest", "Reject", "Report", "Sink", "index_source", "take_writer_lock"]
+__all__ = ["IndexSink", "Ingest", "Sink", "index_source", "take_writer_lock"]
 
 _REJECTS = "rejected.jsonl"
 _LEDGER = "sources.sqlite"
@@ -44,7 +45,7 @@ def index_source(
     text_field: str | None = None,
     prune: bool = False,
 ) -> Report:
-    """Encode the items of a source and store them; see `open_source` for what there is.
+    """Encode the items of a source and store them; see `open_item_source` for what there is.
 
     An item with an image is encoded by its image, one without by its text. Bad items are left
     out, reported, and written to ``rejected.jsonl`` in the index directory, one JSON object a
@@ -67,7 +68,7 @@ def index_source(
         resume: Skip items that the index has from the same encoder and that are unchanged: by
             the bytes of the image, address, text and metadata.
         show_progress_bar: Show progress on stderr; by default if that is a terminal.
-        text_field: See `open_source`.
+        text_field: See `open_item_source`.
         prune: Delete what is gone from the source.
 
     Raises:
@@ -80,7 +81,7 @@ def index_source(
     if not len(index.vocabulary):
         raise VocabularyMismatchError("the index was made without a vocabulary, and is empty")
     check_match(encoder, index)
-    opened = open_source(source, text_field)
+    opened = open_item_source(source, text_field)
     if prune and index.directory is None:
         raise UnsupportedError("only an index in a directory knows what came from which source")
     report = Report()
@@ -236,7 +237,7 @@ class Ingest:
 
     def __init__(
         self,
-        source: Source,
+        source: ItemSource,
         encoder: Encoder,
         sink: Sink,
         report: Report,
@@ -292,14 +293,14 @@ class Ingest:
             self._sink.finish()
         self._report.ignored = self._source.ignored
 
-    def _jobs(self) -> Iterator[tuple[Item, str | None]]:
+    def _jobs(self) -> Iterator[tuple[Listed, str | None]]:
         items = self._items()
         while chunk := list(islice(items, self._batch_size)):
             known = self._sink.known([item.document.id for item in chunk])
             for item in chunk:
                 yield item, known.get(item.document.id)
 
-    def _items(self) -> Iterator[Item]:
+    def _items(self) -> Iterator[Listed]:
         """Give the items of this shard whose id is new; reject the others."""
         for entry in self._source.entries():
             if isinstance(entry, Unlisted):
@@ -319,7 +320,7 @@ class Ingest:
             else:
                 self._bar.update()
 
-    def _load(self, job: tuple[Item, str | None]) -> Loaded:
+    def _load(self, job: tuple[Listed, str | None]) -> Loaded:
         item, known = job
         return load(item, known, self._source.key, self._encoder.name)
 

@@ -8,9 +8,22 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TextIO
 
-from lexvla_indexer.sources import Reject
+__all__ = ["Reject", "RejectLog", "Report"]
 
-__all__ = ["RejectLog", "Report"]
+
+@dataclass(frozen=True)
+class Reject:
+    """Tell why an item was left out.
+
+    Attributes:
+        item: The item's id, or what else names it.
+        rule: The rule that it breaks.
+        where: The file, or the manifest's path and line number.
+    """
+
+    item: str
+    rule: str
+    where: str
 
 
 @dataclass

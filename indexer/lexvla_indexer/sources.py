@@ -14,31 +14,17 @@ from typing import Any
 from lexvla.data.webdataset_shards import WebDatasetShards
 from lexvla.errors import InputError
 from lexvla.images import IMAGE_SUFFIXES
-from lexvla_indexer.base import Document, check_id
+from lexvla_indexer.document import Document, check_id
+from lexvla_indexer.report import Reject
 
-__all__ = ["Item", "Reject", "Source", "Unlisted", "open_source"]
+__all__ = ["ItemSource", "Listed", "Unlisted", "open_item_source"]
 
 MANIFEST_SUFFIXES = frozenset({".jsonl", ".ndjson"})
 SHARD_SUFFIX = ".tar"
 
 
 @dataclass(frozen=True)
-class Reject:
-    """Tell why an item was left out.
-
-    Attributes:
-        item: The item's id, or what else names it.
-        rule: The rule that it breaks.
-        where: The file, or the manifest's path and line number.
-    """
-
-    item: str
-    rule: str
-    where: str
-
-
-@dataclass(frozen=True)
-class Item:
+class Listed:
     """Describe one item to encode: its image if it has one, its text if not.
 
     Attributes:
@@ -65,7 +51,7 @@ class Unlisted:
     id: str | None
 
 
-class Source(ABC):
+class ItemSource(ABC):
     """List items one by one, without decoding their images.
 
     Attributes:
@@ -83,7 +69,7 @@ class Source(ABC):
         return hashlib.sha256(os.fsencode(self.name)).hexdigest()[:16]
 
     @abstractmethod
-    def entries(self) -> Iterator[Item | Unlisted]:
+    def entries(self) -> Iterator[Listed | Unlisted]:
         """Give all that there is, every time in the same order."""
 
     def count(self) -> int:
@@ -91,7 +77,7 @@ class Source(ABC):
         return sum(1 for _ in self.entries())
 
 
-def open_source(source: str | Path, text_field: str | None = None) -> Source:
+def open_item_source(source: str | Path, text_field: str | None = None) -> ItemSource:
     """Find out what a source is.
 
     A folder gives one item for each image file under it, in the order of their names: the id is
@@ -124,12 +110,12 @@ def open_source(source: str | Path, text_field: str | None = None) -> Source:
     return _Manifest(path, text_field or "text")
 
 
-class _Folder(Source):
+class _Folder(ItemSource):
     def __init__(self, path: Path) -> None:
         super().__init__(str(path))
         self._top = path
 
-    def entries(self) -> Iterator[Item | Unlisted]:
+    def entries(self) -> Iterator[Listed | Unlisted]:
         self.ignored = 0
         hidden: list[Unlisted] = []
 
@@ -150,27 +136,27 @@ class _Folder(Source):
                     self.ignored += 1
         yield from hidden
 
-    def _entry(self, path: Path) -> Item | Unlisted:
+    def _entry(self, path: Path) -> Listed | Unlisted:
         name = path.relative_to(self._top).as_posix()
         try:
-            return Item(Document(name, uri=str(path)), path, str(path))
+            return Listed(Document(name, uri=str(path)), path, str(path))
         except InputError as error:
             return Unlisted(Reject(error.item, error.rule, str(path)), name)
 
 
-class _Manifest(Source):
+class _Manifest(ItemSource):
     def __init__(self, path: Path, text_field: str) -> None:
         super().__init__(str(path))
         self._path = path
         self._text_field = text_field
 
-    def entries(self) -> Iterator[Item | Unlisted]:
+    def entries(self) -> Iterator[Listed | Unlisted]:
         with self._path.open("rb") as file:
             for number, line in enumerate(file, start=1):
                 if line.strip():
                     yield self._entry(line, f"line {number}", f"{self._path}:{number}")
 
-    def _entry(self, line: bytes, name: str, where: str) -> Item | Unlisted:
+    def _entry(self, line: bytes, name: str, where: str) -> Listed | Unlisted:
         known = None
         try:
             record = _record(line, name)
@@ -181,7 +167,7 @@ class _Manifest(Source):
             if not image and not text.strip():
                 raise InputError(name, f"has neither an image nor a text (in {self._text_field!r})")
             path = self._path.parent / image if image else None
-            return Item(Document(name, str(path or ""), text, metadata), path, where)
+            return Listed(Document(name, str(path or ""), text, metadata), path, where)
         except InputError as error:
             return Unlisted(Reject(error.item, error.rule, where), known)
 
@@ -208,12 +194,12 @@ def _field(record: dict[str, Any], key: str, kind: type[Any], name: str) -> Any:
     return value
 
 
-class _Shards(Source):
+class _Shards(ItemSource):
     def __init__(self, pattern: Path, text_key: str) -> None:
         super().__init__(str(pattern))
         self._shards = WebDatasetShards(pattern, text_key)
 
-    def entries(self) -> Iterator[Item | Unlisted]:
+    def entries(self) -> Iterator[Listed | Unlisted]:
         for number, path in enumerate(self._shards.paths):
             for record in self._shards.read_shard(number):
                 try:
@@ -231,7 +217,7 @@ class _Shards(Source):
                     reject = Reject(error.item, error.rule, str(path))
                     yield Unlisted(reject, None if whole else error.item)
                 else:
-                    yield Item(document, pair.image, str(path))
+                    yield Listed(document, pair.image, str(path))
 
     def count(self) -> int:
         # Headers alone: a record's files are read when it is called.

@@ -8,7 +8,9 @@ import numpy as np
 from scipy import sparse
 
 from lexvla.encoding import Encoding
-from lexvla_indexer.base import Document, Index, Leg, Results
+from lexvla_indexer.base import Index, Results
+from lexvla_indexer.document import Document
+from lexvla_indexer.legs import Leg
 from lexvla_search.fusion import LegAnswer
 from lexvla_search.words import Constraints
 

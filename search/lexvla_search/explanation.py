@@ -12,7 +12,7 @@ from PIL import Image
 
 from lexvla.encoding import Encoding
 from lexvla.vocabulary import Vocabulary
-from lexvla_indexer.base import Leg
+from lexvla_indexer.legs import Leg
 
 __all__ = ["Explanation", "LegPart", "TermMatch"]
 

@@ -16,7 +16,8 @@ import numpy as np
 from tqdm import tqdm
 
 from lexvla.errors import IndexCorruptError, IndexVersionError, InputError, UnsupportedError
-from lexvla_indexer.base import Index, Leg
+from lexvla_indexer.base import Index
+from lexvla_indexer.legs import Leg
 from lexvla_search.fusion import (
     Fusion,
     LegAnswer,

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, ClassVar, Literal, NamedTuple, Self, cast, get_args
 
 from lexvla.errors import InputError
-from lexvla_indexer.base import Leg
+from lexvla_indexer.legs import Leg
 
 __all__ = [
     "DEFAULT_FUSION",

@@ -12,7 +12,7 @@ from lexvla_indexer.encoded import Encoded, encode_source, index_encoded, read_o
 from lexvla_indexer.impacts import ImpactQuantizer
 from lexvla_indexer.pipeline import index_source
 from lexvla_indexer.report import Report
-from lexvla_indexer.sources import open_source
+from lexvla_indexer.sources import open_item_source
 from lexvla_search import commands
 from lexvla_search.console import UsageError, note, print_json
 
@@ -27,7 +27,7 @@ def index(args: argparse.Namespace) -> int:
     if (args.source is None) == (args.from_encoded is None):
         raise UsageError("needs either a SOURCE or --from-encoded FILE...")
     if args.from_encoded is None:
-        open_source(args.source, args.text_field)  # before an empty index is made for nothing
+        open_item_source(args.source, args.text_field)  # before an empty index is made for nothing
         model = commands.load_model(args.model, args.device, True)
         vocabulary, name = model.vocabulary, model.name
     else:
@@ -78,7 +78,7 @@ def encode(args: argparse.Namespace) -> int:
         raise UsageError(f"--out must name a file that ends in {_VECTORS} or {_LINES}")
     if Path(args.source).suffix.lower() == _QUERIES:
         return _encode_queries(args, out)
-    open_source(args.source, args.text_field)
+    open_item_source(args.source, args.text_field)
     model = commands.load_model(args.model, args.device)
     # Anserini takes every .json and .jsonl of a folder for vectors.
     rejects = ".rejected" if out.suffix == _LINES else ".rejected.jsonl"

@@ -16,8 +16,8 @@ from lexvla.encoding import Encoder, Encoding
 from lexvla.errors import InputError
 from lexvla.images import ImageSource, open_image
 from lexvla.text_normalisation import normalise_text
-from lexvla_indexer.base import Leg
 from lexvla_indexer.filters import Filter
+from lexvla_indexer.legs import Leg
 from lexvla_search.fusion import LEGS, MAX_HITS, Fusion, named_fusion
 from lexvla_search.words import Constraints, column_of, columns_of, strongest
 

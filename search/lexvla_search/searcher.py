@@ -9,7 +9,9 @@ from typing import Any, TypeVar
 
 from lexvla.encoding import Encoder, Encoding
 from lexvla.errors import InputError, UnsupportedError
-from lexvla_indexer.base import Document, Index, Leg, check_match
+from lexvla_indexer.base import Index, check_match
+from lexvla_indexer.document import Document
+from lexvla_indexer.legs import Leg
 from lexvla_search.candidates import Candidates
 from lexvla_search.explanation import Explanation, LegPart
 from lexvla_search.fitting import load_fusion

@@ -14,7 +14,7 @@ from lexvla_search.commands import load_model
 from lexvla_search.console import UsageError, note, print_json, print_numbers
 
 if TYPE_CHECKING:
-    from lexvla_indexer.sources import Reject
+    from lexvla_indexer.report import Reject
     from lexvla_search.evaluation.patchdis import PatchDisFigures
     from lexvla_search.evaluation.sparsity import SparsityFigures, SparsityPoint
 
@@ -87,13 +87,14 @@ def _read_pairs(
 ) -> tuple[list[Path | bytes], list[str], list[int]]:
     """Return the readable images, each once, the texts, and the number of each text's image."""
     from lexvla.images import open_image
-    from lexvla_indexer.sources import Reject, Unlisted, open_source
+    from lexvla_indexer.report import Reject
+    from lexvla_indexer.sources import Unlisted, open_item_source
 
     numbers: dict[Path | bytes, int | str] = {}  # of an image that cannot be read, the reason
     images: list[Path | bytes] = []
     texts: list[str] = []
     image_of: list[int] = []
-    for item in open_source(source).entries():
+    for item in open_item_source(source).entries():
         if isinstance(item, Unlisted):
             rejects.append(item.reject)
             continue

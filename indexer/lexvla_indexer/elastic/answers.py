@@ -14,10 +14,11 @@ import numpy as np
 
 from lexvla.encoding import Encoding
 from lexvla.errors import LexVLAError
-from lexvla_indexer.base import Leg, Results
+from lexvla_indexer.base import Results
 from lexvla_indexer.elastic.connection import Place, elastic_errors, refusal
 from lexvla_indexer.elastic.layout import FIELD_OF, ID, SHOWN
 from lexvla_indexer.elastic.requests import WINDOW, named_terms, search_body
+from lexvla_indexer.legs import Leg
 
 if TYPE_CHECKING:
     from elasticsearch import Elasticsearch

@@ -9,13 +9,13 @@ from typing import Any
 from lexvla.encoding import Encoding
 from lexvla.errors import EngineUnavailableError, UnsupportedError, VocabularyMismatchError
 from lexvla.vocabulary import Vocabulary
-from lexvla_indexer.base import Document
+from lexvla_indexer.document import Document
 from lexvla_indexer.elastic.connection import elastic_errors, found_documents, whole
 from lexvla_indexer.elastic.layout import FLAT, FLAT_DOCUMENTS, GRAPH, ID
 from lexvla_indexer.elastic.store import Store
 from lexvla_indexer.elastic.writer import check_rows, check_terms, load, patiently
-from lexvla_indexer.embedded.staging import Staging
 from lexvla_indexer.legs import widths_of
+from lexvla_indexer.staging import Staging
 
 __all__ = ["Changes"]
 

@@ -14,7 +14,8 @@ from lexvla.encoding import Encoding
 from lexvla.errors import LexVLAError, UnsupportedError, VocabularyMismatchError
 from lexvla.version import program_version
 from lexvla.vocabulary import Vocabulary
-from lexvla_indexer.base import Document, Fetched, Leg, Results
+from lexvla_indexer.base import Fetched, Results
+from lexvla_indexer.document import Document
 from lexvla_indexer.elastic.answers import ElasticExplanation
 from lexvla_indexer.elastic.changes import Changes
 from lexvla_indexer.elastic.connection import Place, connect
@@ -23,7 +24,7 @@ from lexvla_indexer.elastic.layout import Meta
 from lexvla_indexer.elastic.reader import Reader
 from lexvla_indexer.elastic.requests import WINDOW, console_text, search_body
 from lexvla_indexer.elastic.store import Store
-from lexvla_indexer.legs import check_added
+from lexvla_indexer.legs import Leg, check_added
 
 __all__ = ["ElasticIndex"]
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lexvla.encoding import Encoding
 from lexvla.errors import UnsupportedError
-from lexvla_indexer.base import Leg
 from lexvla_indexer.elastic.requests import WINDOW
+from lexvla_indexer.legs import Leg
 
 if TYPE_CHECKING:
     from lexvla_indexer.elastic.engine import ElasticIndex

@@ -28,8 +28,9 @@ from scipy import sparse
 
 from lexvla.encoding import Encoding
 from lexvla.errors import IndexCorruptError, IndexVersionError
-from lexvla_indexer.base import Document, Leg
+from lexvla_indexer.document import Document
 from lexvla_indexer.filter_terms import terms_of
+from lexvla_indexer.legs import Leg
 from lexvla_indexer.packed_rows import pack
 
 __all__ = [

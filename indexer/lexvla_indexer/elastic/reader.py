@@ -12,7 +12,7 @@ from scipy import sparse
 from lexvla.encoding import Encoding
 from lexvla.errors import UnsupportedError
 from lexvla.vocabulary import Vocabulary
-from lexvla_indexer.base import Fetched, Leg, Results
+from lexvla_indexer.base import Fetched, Results
 from lexvla_indexer.elastic.answers import Answers, ElasticExplanation, results
 from lexvla_indexer.elastic.connection import elastic_errors, found_documents, whole
 from lexvla_indexer.elastic.facts import facts
@@ -22,7 +22,7 @@ from lexvla_indexer.elastic.selection import selection
 from lexvla_indexer.elastic.store import Store
 from lexvla_indexer.filter_terms import typed_term
 from lexvla_indexer.filters import Comparison, Filter
-from lexvla_indexer.legs import check_asked, no_rows, widths_of
+from lexvla_indexer.legs import Leg, check_asked, no_rows, widths_of
 from lexvla_indexer.packed_rows import unpack
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from lexvla.encoding import Encoding
-from lexvla_indexer.base import Leg
 from lexvla_indexer.elastic.layout import FIELD_OF, FLAT, ID, Meta
+from lexvla_indexer.legs import Leg
 
 __all__ = [
     "CANDIDATES",

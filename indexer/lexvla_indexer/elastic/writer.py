@@ -12,7 +12,7 @@ import numpy as np
 from lexvla.encoding import Encoding
 from lexvla.errors import EngineUnavailableError, InputError, UnsupportedError
 from lexvla.vocabulary import Vocabulary
-from lexvla_indexer.base import Document
+from lexvla_indexer.document import Document
 from lexvla_indexer.elastic.connection import Place, elastic_errors, may_pass
 from lexvla_indexer.elastic.layout import sources
 

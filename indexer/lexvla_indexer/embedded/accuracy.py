@@ -8,8 +8,8 @@ import numpy as np
 
 from lexvla.encoding import Encoding
 from lexvla.errors import OptionalDependencyError
-from lexvla_indexer.base import Leg
 from lexvla_indexer.embedded.reader import Snapshot
+from lexvla_indexer.legs import Leg
 
 __all__ = ["accuracy"]
 

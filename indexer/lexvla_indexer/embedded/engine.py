@@ -13,14 +13,14 @@ import numpy as np
 from lexvla.encoding import Encoding
 from lexvla.errors import IndexCorruptError, VocabularyMismatchError
 from lexvla.vocabulary import Vocabulary
-from lexvla_indexer.base import Document, Fetched, Leg, Results
+from lexvla_indexer.base import Fetched, Results
+from lexvla_indexer.document import Document
 from lexvla_indexer.embedded.accuracy import accuracy
 from lexvla_indexer.embedded.manifest import FORMAT_VERSION, Manifest, Place
 from lexvla_indexer.embedded.reader import Reader, SegmentCache, Snapshot
-from lexvla_indexer.embedded.staging import stack
 from lexvla_indexer.embedded.store import Store
 from lexvla_indexer.embedded.writer import Writer
-from lexvla_indexer.legs import check_added, check_asked, no_rows
+from lexvla_indexer.legs import Leg, check_added, check_asked, no_rows, stack
 
 __all__ = ["EmbeddedIndex"]
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lexvla.errors import IndexCorruptError, IndexVersionError, InputError
-from lexvla_indexer.base import Document
+from lexvla_indexer.document import Document
 from lexvla_indexer.embedded.selection import condition
 from lexvla_indexer.filters import Filter
 

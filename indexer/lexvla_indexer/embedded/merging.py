@@ -9,7 +9,7 @@ import numpy as np
 from lexvla.encoding import Encoding
 from lexvla.errors import IndexCorruptError
 from lexvla_indexer.embedded.segment import Segment
-from lexvla_indexer.embedded.staging import stack
+from lexvla_indexer.legs import stack
 
 __all__ = ["SEGMENT_ROWS", "due", "live_rows", "merged"]
 

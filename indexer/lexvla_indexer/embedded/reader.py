@@ -13,11 +13,12 @@ import numpy as np
 
 from lexvla.encoding import Encoding
 from lexvla.errors import IndexCorruptError, UnsupportedError
-from lexvla_indexer.base import Leg, Results
+from lexvla_indexer.base import Results
 from lexvla_indexer.embedded.manifest import Manifest, State
 from lexvla_indexer.embedded.segment import Segment
 from lexvla_indexer.embedded.store import Store
 from lexvla_indexer.filters import Filter
+from lexvla_indexer.legs import Leg
 
 __all__ = ["Masks", "Reader", "SegmentCache", "Snapshot"]
 

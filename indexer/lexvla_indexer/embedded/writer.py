@@ -10,13 +10,13 @@ import numpy as np
 
 from lexvla.encoding import Encoding
 from lexvla.vocabulary import Vocabulary
-from lexvla_indexer.base import Document
+from lexvla_indexer.document import Document
 from lexvla_indexer.embedded.manifest import Entry, State
 from lexvla_indexer.embedded.merging import SEGMENT_ROWS, due, live_rows, merged
 from lexvla_indexer.embedded.reader import SegmentCache
-from lexvla_indexer.embedded.staging import Staging
 from lexvla_indexer.embedded.store import Store
 from lexvla_indexer.legs import widths_of
+from lexvla_indexer.staging import Staging
 
 __all__ = ["Writer"]
 

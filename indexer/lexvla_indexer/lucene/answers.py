@@ -9,8 +9,9 @@ import numpy as np
 from scipy import sparse
 
 from lexvla.vocabulary import Vocabulary
-from lexvla_indexer.base import Leg, Results
+from lexvla_indexer.base import Results
 from lexvla_indexer.impacts import ImpactQuantizer
+from lexvla_indexer.legs import Leg
 from lexvla_indexer.lucene.fields import FIELD_OF, ID, impact_terms
 from lexvla_indexer.lucene.reader import Snapshot, escaped
 from lexvla_indexer.lucene.scoring import LuceneExplanation, error_bound, explained, query_weights

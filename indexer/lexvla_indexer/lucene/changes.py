@@ -8,8 +8,7 @@ from dataclasses import replace
 
 from lexvla.encoding import Encoding
 from lexvla.vocabulary import Vocabulary
-from lexvla_indexer.base import Document
-from lexvla_indexer.embedded.staging import Staging
+from lexvla_indexer.document import Document
 from lexvla_indexer.impacts import ImpactQuantizer
 from lexvla_indexer.lucene.fields import impact_terms
 from lexvla_indexer.lucene.jvm import java_errors
@@ -17,6 +16,7 @@ from lexvla_indexer.lucene.reader import Snapshot
 from lexvla_indexer.lucene.state import State
 from lexvla_indexer.lucene.store import Store
 from lexvla_indexer.lucene.writer import Writer
+from lexvla_indexer.staging import Staging
 
 __all__ = ["Changes"]
 

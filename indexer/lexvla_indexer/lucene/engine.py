@@ -15,9 +15,10 @@ from lexvla.encoding import Encoding
 from lexvla.errors import UnsupportedError, VocabularyMismatchError
 from lexvla.version import program_version
 from lexvla.vocabulary import Vocabulary
-from lexvla_indexer.base import Document, Fetched, Leg, Results
+from lexvla_indexer.base import Fetched, Results
+from lexvla_indexer.document import Document
 from lexvla_indexer.impacts import ImpactQuantizer
-from lexvla_indexer.legs import check_added, check_asked, no_rows, widths_of
+from lexvla_indexer.legs import Leg, check_added, check_asked, no_rows, widths_of
 from lexvla_indexer.lucene.answers import Answers, Words
 from lexvla_indexer.lucene.changes import Changes
 from lexvla_indexer.lucene.facts import facts

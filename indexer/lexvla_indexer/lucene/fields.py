@@ -18,7 +18,8 @@ from typing import Any
 
 from lexvla.errors import UnsupportedError
 from lexvla.vocabulary import Vocabulary
-from lexvla_indexer.base import Document, Leg
+from lexvla_indexer.document import Document
+from lexvla_indexer.legs import Leg
 from lexvla_indexer.lucene.jvm import java_class
 from lexvla_indexer.packed_rows import pack, unpack
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from functools import cache, cached_property
 from typing import Any
 
-from lexvla_indexer.base import Document
+from lexvla_indexer.document import Document
 from lexvla_indexer.filters import Filter
 from lexvla_indexer.lucene.fields import FINGERPRINT, ID, LEXICAL, RAW, VECTORS, document_of
 from lexvla_indexer.lucene.jvm import java_cast, java_class, java_exception

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable
 from functools import cache
 from typing import Any
 
-from lexvla_indexer.base import Document
+from lexvla_indexer.document import Document
 from lexvla_indexer.filter_terms import LONGEST, digits, span, terms_equal, terms_of, typed_term
 from lexvla_indexer.filters import And, Comparison, Filter, In, Not, Or, Value
 from lexvla_indexer.lucene.fields import END, FILTER, ID

@@ -8,7 +8,7 @@ from operator import add
 from scipy import sparse
 
 from lexvla.encoding import Encoding
-from lexvla_indexer.base import Document
+from lexvla_indexer.document import Document
 from lexvla_indexer.lucene.fields import (
     END,
     ID,

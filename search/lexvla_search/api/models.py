@@ -14,7 +14,7 @@ from pydantic import (
     model_validator,
 )
 
-from lexvla_indexer.base import Leg
+from lexvla_indexer.legs import Leg
 from lexvla_search.fusion import Normalization
 from lexvla_search.query import MAX_TEXT_LENGTH
 

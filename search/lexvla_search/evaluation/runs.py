@@ -14,7 +14,8 @@ from tqdm import tqdm
 from lexvla.encoding import Encoder, Encoding
 from lexvla.errors import GatheredInputError, InputError
 from lexvla.images import ImageSource, open_image
-from lexvla_indexer.base import Index, Leg
+from lexvla_indexer.base import Index
+from lexvla_indexer.legs import Leg
 from lexvla_search.evaluation.sparsity import keep_heaviest
 from lexvla_search.evaluation.trec import Qrels, Read, Run, falling
 from lexvla_search.fusion import FUSIONS, LEGS

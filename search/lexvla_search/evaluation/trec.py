@@ -17,8 +17,8 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import numpy as np
 
 from lexvla.errors import FilterSyntaxError, GatheredInputError, InputError
-from lexvla_indexer.base import check_id
-from lexvla_indexer.sources import Unlisted, open_source
+from lexvla_indexer.document import check_id
+from lexvla_indexer.sources import Unlisted, open_item_source
 from lexvla_search.query import Query
 
 __all__ = [
@@ -287,7 +287,7 @@ def _json_query(line: str, folder: Path) -> tuple[str, Query]:
 
 
 def _image_queries(folder: Path) -> Iterator[tuple[str, tuple[str, Query] | InputError]]:
-    for item in open_source(folder).entries():
+    for item in open_item_source(folder).entries():
         if isinstance(item, Unlisted):
             where = item.reject.where
             yield where, InputError(where, item.reject.rule)

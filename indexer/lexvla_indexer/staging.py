@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 
-import numpy as np
-
 from lexvla.encoding import Encoding
 from lexvla.errors import InputError
-from lexvla_indexer.base import Document
-from lexvla_indexer.legs import widths_of
+from lexvla_indexer.document import Document
+from lexvla_indexer.legs import stack, widths_of
 
-__all__ = ["Staging", "stack"]
+__all__ = ["Staging"]
 
 
 class Staging:
@@ -76,15 +74,3 @@ class Staging:
         if order != list(range(len(names))):
             encoding = encoding[order]
         return [self.documents[names[i]] for i in order], encoding
-
-
-def stack(parts: Sequence[Encoding]) -> Encoding:
-    """Stack encodings that may differ in one thing: where some have patches, the rest get -1."""
-    if any(part.patches is not None for part in parts):
-        parts = [part if part.patches is not None else _without_patches(part) for part in parts]
-    return Encoding.concat(parts)
-
-
-def _without_patches(part: Encoding) -> Encoding:
-    missing = np.full(part.lexical.nnz, -1, np.int16)
-    return Encoding(part.lexical, missing, part.codes, part.dense)
