@@ -72,7 +72,7 @@ def compare(
     runs: dict[str, dict[str, dict[str, float]]] = {name: {} for name in FUSIONS}
     for query, text in queries.items():
         try:
-            answers = searcher.leg_answers(Query(text=text))
+            answers = searcher.leg_rankings(Query(text=text))
         except InputError:  # no word that the model knows: unanswered, and counts 0
             continue
         for name, fusion in FUSIONS.items():

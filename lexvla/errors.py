@@ -15,6 +15,7 @@ __all__ = [
     "LexVLAError",
     "ModelError",
     "OptionalDependencyError",
+    "UnknownDocumentError",
     "UnsupportedError",
     "VocabularyMismatchError",
 ]
@@ -42,6 +43,15 @@ class GatheredInputError(InputError):
         super().__init__(errors[0].item, errors[0].rule)
         self.errors = tuple(errors)
         self.args = ("\n".join(map(str, errors)),)
+
+
+class UnknownDocumentError(InputError, KeyError):
+    """An index has no document of this id; it may have been deleted meanwhile."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name, "the index has no such id")
+
+    __str__ = Exception.__str__  # KeyError's own puts quotes around the message
 
 
 class VocabularyMismatchError(LexVLAError):

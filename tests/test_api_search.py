@@ -17,10 +17,12 @@ from api_fakes import ids, png, served
 from api_fakes import text_of as base64_of
 from hybrid_fakes import RowEncoder, filled, text_of
 from lexvla.encoding import Encoding
+from lexvla.errors import UnknownDocumentError
 from lexvla.images import ImageSource
 from lexvla_indexer import open_index
 from lexvla_search import Query, ReciprocalRank, Searcher, Weighted, save_fusion
 from lexvla_search.api import Settings, create_app, search_routes, service
+from lexvla_search.candidates import Candidates
 from search_fakes import PICTURES, MappingEncoder
 
 
@@ -96,6 +98,28 @@ def test_one_document_is_explained_found_or_not(client: TestClient) -> None:
     absent = client.post("/v1/explain", json={"text": "red", "id": "nothing"})
     assert absent.status_code == 404
     assert "'nothing'" in absent.json()["detail"]
+
+
+def test_documents_that_vanish_are_told_and_other_faults_are_not_hidden(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = {"text": "red", "id": "apple"}
+    for fault, status, kind in (
+        (UnknownDocumentError("apple"), 503, "unavailable"),
+        (KeyError("apple"), 500, "internal"),
+    ):
+
+        def fail(*_: object, fault: Exception = fault, **__: object) -> None:
+            raise fault
+
+        with served(tmp_path / kind) as client:
+            monkeypatch.setattr(Candidates, "rankings", fail)
+            search = client.post("/v1/search", json={"text": "red"})
+            explain = client.post("/v1/explain", json=asked)
+            monkeypatch.undo()
+        for answer in (search, explain):
+            assert answer.status_code == status, answer.text
+            assert answer.json()["type"] == f"urn:problem-type:lexvla:{kind}"
 
 
 def test_texts_and_images_are_encoded(client: TestClient) -> None:

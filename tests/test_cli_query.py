@@ -69,7 +69,7 @@ def test_a_region(address: str, tmp_path: Path, capsys: Capture) -> None:
     ground = run(capsys, "search", "--index", address, "--image", image, "--region", "0,0,16,16")
     assert ground["hits"][0]["id"] == "flag"
     assert cli.main(["search", "--index", address, "--image", image, "--region", "0,0,65,1"]) == 1
-    assert "lies outside of the image of 64 x 64 pixels" in capsys.readouterr().err
+    assert "lies outside the image of 64 x 64 pixels" in capsys.readouterr().err
 
 
 def test_without_a_model(
@@ -162,11 +162,11 @@ def test_explain_draws_a_picture(address: str, word: str, tmp_path: Path, capsys
         (["--term", "red=inf"], "'inf' is no finite number"),
         (["--ban", " "], "a word of ban must not be blank"),
         (["--region", "1,2,3"], "'1,2,3' is no x,y,width,height"),
-        (["--region", "1,2,3,4"], "'region': goes with an image only"),
-        (["--legs", "words"], "'words': is no leg"),
-        (["--legs", ""], "'': is no leg"),
+        (["--region", "1,2,3,4"], "'region': needs an image"),
+        (["--legs", "words"], "'words': a leg must be one of"),
+        (["--legs", ""], "'': a leg must be one of"),
         (["--fusion", "best"], "invalid choice: 'best'"),
-        (["--weights", "words=1"], "'words': is no leg to weigh"),
+        (["--weights", "words=1"], "'words': a leg to weigh must be one of"),
         (["--weights", "dense=-1"], "the weight of the leg dense"),
         (["--fusion", "dense", "--weights", "dense=1"], "one leg alone takes no weights"),
         (["--offset", "-1"], "'-1' is no whole number of at least 0"),
@@ -188,7 +188,7 @@ def test_wrong_usage(arguments: list[str], complaint: str, capsys: Capture) -> N
         (["--ban", "zebra"], "'zebra': the vocabulary has no such word"),
         (["--boost", "zebra=2"], "'zebra': the vocabulary has no such word"),
         (["--ban", "red"], "nothing to look for is left without these words"),
-        (["--ban", "green", "--require", "green"], "'green': is banned, and is in require too"),
+        (["--ban", "green", "--require", "green"], "'green': is banned, but is in require too"),
         (["--legs", "dense"], "the query has no dense leg"),
         (["--fusion", "codes"], "the query has no codes leg"),
         (["--weights", "lexical=1,dense=1"], "the query has no dense leg"),

@@ -13,6 +13,7 @@ import elastic_fakes
 from lexvla.errors import IndexCorruptError, IndexVersionError
 from lexvla_indexer import open_index
 from lexvla_search import Query, ReciprocalRank, Searcher, cli, load_fusion, save_fusion
+from lexvla_search.encoded_query import encode_query
 from search_fakes import PICTURES, FakeEncoder, build_index, save_pictures
 
 pytestmark = pytest.mark.elasticsearch
@@ -47,7 +48,7 @@ def test_search_and_explain(address: str, capsys: Capture, tmp_path: Path) -> No
     hit = run(capsys, "explain", hits[0]["id"], "red blue", "--index", address)["hit"]
     assert (hit["rank"], hit["score"]) == (1, hits[0]["score"])
     with open_index(address) as index:
-        query = Query("red blue").resolve(FakeEncoder())
+        query = encode_query(Query("red blue"), FakeEncoder()).encoding
         explanation = index.explain(query, hit["id"])
         assert explanation.score == pytest.approx(hit["score"], rel=1e-6)
         words = {match["term"] for match in hit["explanation"]["matches"]}
@@ -104,7 +105,9 @@ def test_the_query_that_is_sent(address: str, capsys: Capture, tmp_path: Path) -
     shown = run(capsys, "search", "red", "--index", address, "--show-query", "-k", "3")
     with open_index(address) as index:
         body = shown["requests"]["lexical"]
-        assert body == index.requests(Query("red").resolve(FakeEncoder()), 3)["lexical"]
+        assert (
+            body == index.requests(encode_query(Query("red"), FakeEncoder()).encoding, 3)["lexical"]
+        )
         answer = index._client.search(index=index._place.name, body=body)
     hits = run(capsys, "search", "red", "--index", address, "-k", "3")["hits"]
     assert [hit["_id"] for hit in answer["hits"]["hits"]] == [hit["id"] for hit in hits]

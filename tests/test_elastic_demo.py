@@ -12,6 +12,7 @@ from lexvla import LexVLA
 from lexvla.data.demo_corpus import extract_demo_corpus
 from lexvla_indexer import index_source, open_index
 from lexvla_search import Query, Searcher
+from lexvla_search.encoded_query import encode_query
 
 pytestmark = [pytest.mark.elasticsearch, pytest.mark.slow]
 
@@ -44,7 +45,7 @@ def test_the_demo_s_hits(tmp_path: Path) -> None:
         cut = stored.encoding.lexical.astype(np.float64)
         cut.data = elastic_fakes.stored(stored.encoding.lexical.data).astype(np.float64)
         for text in QUERIES:
-            query = Query(text).resolve(model)
+            query = encode_query(Query(text), model).encoding
             sums = (cut @ query.lexical.astype(np.float64).T).toarray()[:, 0]
             foretold = dict(zip(ids, sums.tolist(), strict=True))
             (results,) = elastic.search(query, 1000)

@@ -10,6 +10,7 @@ import pytest
 
 from lexvla_indexer import open_index
 from lexvla_search import Query, Searcher, cli
+from lexvla_search.encoded_query import encode_query
 from search_fakes import PICTURES, FakeEncoder, build_index, save_pictures
 
 pytestmark = pytest.mark.java
@@ -45,7 +46,7 @@ def test_search_and_explain(address: str, capsys: Capture, tmp_path: Path) -> No
     total = sum(match["product"] for match in hit["explanation"]["matches"])
     assert total == pytest.approx(expected[0].score)
     with open_index(address) as index:
-        query = Query("red blue").resolve(FakeEncoder())
+        query = encode_query(Query("red blue"), FakeEncoder()).encoding
         assert abs(total - hit["score"]) <= index.bound(query)[0]
         explanation = index.explain(query, hit["id"])
         assert explanation.score == pytest.approx(hit["score"])

@@ -13,7 +13,7 @@ from lexvla.errors import InputError
 from lexvla_search.fusion import (
     DEFAULT_FUSION,
     FUSIONS,
-    LegAnswer,
+    LegRanking,
     ReciprocalRank,
     Weighted,
     fusion_from_dict,
@@ -22,8 +22,8 @@ from lexvla_search.fusion import (
 
 # The dense leg did not find b, the lexical leg neither c nor d; all are scored by both.
 ANSWERS = {
-    "lexical": LegAnswer({"a": 1, "b": 2}, {"a": 0.8, "b": 0.4, "c": 0.0, "d": 0.0}),
-    "dense": LegAnswer({"c": 1, "a": 2, "d": 3}, {"c": 0.9, "a": 0.6, "d": 0.3, "b": -0.3}),
+    "lexical": LegRanking({"a": 1, "b": 2}, {"a": 0.8, "b": 0.4, "c": 0.0, "d": 0.0}),
+    "dense": LegRanking({"c": 1, "a": 2, "d": 3}, {"c": 0.9, "a": 0.6, "d": 0.3, "b": -0.3}),
 }
 
 
@@ -85,7 +85,7 @@ def test_z_scores() -> None:
 
 
 def test_equal_scores_of_a_leg() -> None:
-    same = {"lexical": LegAnswer({"b": 1, "a": 2}, {"a": 0.1, "b": 0.1})}
+    same = {"lexical": LegRanking({"b": 1, "a": 2}, {"a": 0.1, "b": 0.1})}
     assert fused(Weighted({"lexical": 1.0}, "minmax"), same) == [("a", 1.0), ("b", 1.0)]
     assert fused(Weighted({"lexical": 1.0}, "zscore"), same) == [("a", 0.0), ("b", 0.0)]
 
@@ -105,14 +105,14 @@ def test_without_weights_legs_count_alike() -> None:
 
 def test_equal_scores_stand_by_id() -> None:
     answers = {
-        "lexical": LegAnswer({"z": 1, "y": 2}, {}),
-        "dense": LegAnswer({"y": 1, "z": 2}, {}),
+        "lexical": LegRanking({"z": 1, "y": 2}, {}),
+        "dense": LegRanking({"y": 1, "z": 2}, {}),
     }
     assert [name for name, _ in fused(ReciprocalRank(), answers)] == ["y", "z"]
 
 
 def test_nothing_found() -> None:
-    empty = {"lexical": LegAnswer({}, {}), "dense": LegAnswer({}, {})}
+    empty = {"lexical": LegRanking({}, {}), "dense": LegRanking({}, {})}
     for fusion in (ReciprocalRank(), *(Weighted(None, n) for n in ("raw", "minmax", "zscore"))):
         assert fusion.fuse(empty) == []
 
@@ -126,7 +126,7 @@ def test_parts_sum_and_order_is_total(lexical, dense, one, other, name) -> None:
     answers = {}
     for leg, own in (("lexical", lexical), ("dense", dense)):
         found = sorted((n for n in own if own[n] > 0), key=lambda n: (-own[n], n))
-        answers[leg] = LegAnswer(
+        answers[leg] = LegRanking(
             {n: rank for rank, n in enumerate(found, 1)}, {n: own.get(n, 0.0) for n in names}
         )
     found = named_fusion(name, {"lexical": one, "dense": other}).fuse(answers)
@@ -155,7 +155,7 @@ def test_bad_settings() -> None:
         Weighted({"lexical": 0.0})
     with pytest.raises(InputError, match="one must be above 0"):
         ReciprocalRank(weights={})
-    with pytest.raises(InputError, match="'colour': is no leg to weigh; there are lexical"):
+    with pytest.raises(InputError, match="'colour': a leg to weigh must be one of lexical"):
         Weighted({"colour": 1.0})
     with pytest.raises(InputError, match="must be numbers by leg"):
         Weighted([0.5, 0.5])
@@ -189,7 +189,7 @@ def test_round_trip(fusion) -> None:
 def test_from_a_few_settings() -> None:
     assert fusion_from_dict({"name": "rrf"}) == ReciprocalRank()
     assert fusion_from_dict({"name": "dense"}) == named_fusion("dense")
-    with pytest.raises(InputError, match="'power': is no setting of the fusion 'rrf'"):
+    with pytest.raises(InputError, match="'power': is not a setting of the fusion 'rrf'"):
         fusion_from_dict({"name": "rrf", "power": 2})
     with pytest.raises(InputError, match="a fusion must be one of"):
         fusion_from_dict({"weights": {"dense": 1.0}})

@@ -27,6 +27,7 @@ from indexer_fakes import LEGS, VOCABULARY, WORDS, random_rows
 from lexvla.errors import InputError, UnsupportedError
 from lexvla_indexer.base import Index
 from lexvla_search import Query, ReciprocalRank, Searcher, Weighted, save_fusion
+from lexvla_search.encoded_query import encode_query
 from lexvla_search.fusion import DEFAULT_FUSION, named_fusion
 
 ROWS = random_rows(np.random.default_rng(7), 60)
@@ -79,7 +80,7 @@ def test_hits_are_those_of_the_formulas(index, row, fused, banned, required, k, 
         hits = Searcher(RowEncoder(), index).search(query, explain=True)
     seen = [shown(document, 2) for document in ROWS]
     kept = [own.isdisjoint(banned) and own.issuperset(required) for own in seen]
-    encoded = query.resolve(RowEncoder())
+    encoded = encode_query(query, RowEncoder()).encoding
     assert not set(encoded.lexical.indices) & set(banned)
     lists, scores = leg_lists(ROWS, encoded, list(own), DEPTH, kept)
     if isinstance(fusion, ReciprocalRank):

@@ -14,8 +14,9 @@ from lexvla.encoding import Encoding
 from lexvla.errors import FilterSyntaxError, InputError, UnsupportedError
 from lexvla.vocabulary import Vocabulary
 from lexvla_search import Query
+from lexvla_search.encoded_query import Constraints, encode_query
 from lexvla_search.query import MAX_TEXT_LENGTH
-from lexvla_search.words import Constraints, PlainWords
+from lexvla_search.words import PlainWords
 from search_fakes import FakeEncoder, spot
 
 
@@ -49,26 +50,27 @@ def test_filter() -> None:
 
 
 def test_text() -> None:
-    encoding = Query(text="red heart").resolve(FakeEncoder())
+    encoding = encode_query(Query(text="red heart"), FakeEncoder()).encoding
     assert len(encoding) == 1
     assert encoding.lexical.toarray()[0].tolist() == [1, 0, 0, 0, 0, 0]
 
 
 def test_no_known_word() -> None:
     with pytest.raises(InputError, match="'zebra': no word of the query is in the vocabulary"):
-        Query(text="zebra").resolve(FakeEncoder())
+        encode_query(Query(text="zebra"), FakeEncoder())
 
 
 def test_image_by_path_and_in_memory(tmp_path: Path) -> None:
     image = spot("red", (1, 2))
     image.save(tmp_path / "red.png")
-    in_memory = Query(image=image).resolve(FakeEncoder())
+    in_memory = encode_query(Query(image=image), FakeEncoder()).encoding
     for source in (tmp_path / "red.png", str(tmp_path / "red.png")):
-        encoding = Query(image=source).resolve(FakeEncoder())
+        encoding = encode_query(Query(image=source), FakeEncoder()).encoding
         assert (encoding.lexical != in_memory.lexical).nnz == 0
     # Blank text beside an image is no text: forms send it.
     assert (
-        Query(text=" ", image=image).resolve(FakeEncoder()).lexical != in_memory.lexical
+        encode_query(Query(text=" ", image=image), FakeEncoder()).encoding.lexical
+        != in_memory.lexical
     ).nnz == 0
 
 
@@ -76,13 +78,13 @@ def test_bad_image(tmp_path: Path) -> None:
     (tmp_path / "bad.png").write_bytes(b"no image")
     for name in ("bad.png", "missing.png"):
         with pytest.raises(InputError, match=name):
-            Query(image=tmp_path / name).resolve(FakeEncoder())
+            encode_query(Query(image=tmp_path / name), FakeEncoder())
 
 
 def test_text_and_image_weigh_the_same() -> None:
     encoder = FakeEncoder()
     image = spot("blue", (0, 0), ground="blue")
-    encoding = Query(text="red", image=image).resolve(encoder)
+    encoding = encode_query(Query(text="red", image=image), encoder).encoding
     text = encoder.encode_text(["red"]).lexical.toarray()[0]
     picture = encoder.encode_image([image]).lexical.toarray()[0]
     total = text + picture
@@ -101,13 +103,13 @@ def test_text_and_image_weigh_the_same_whatever_their_length() -> None:
             return encoding
 
     image = spot("blue", (0, 0), ground="blue")
-    plain = Query(text="red", image=image).resolve(FakeEncoder()).lexical.toarray()
-    short = Query(text="red", image=image).resolve(Sparser()).lexical.toarray()
+    plain = encode_query(Query(text="red", image=image), FakeEncoder()).encoding.lexical.toarray()
+    short = encode_query(Query(text="red", image=image), Sparser()).encoding.lexical.toarray()
     assert short == pytest.approx(plain, abs=1e-6)
 
 
 def vector(query: Query, encoder: FakeEncoder | None = None) -> list[float]:
-    return query.resolve(encoder or FakeEncoder()).lexical.toarray()[0].tolist()
+    return encode_query(query, encoder or FakeEncoder()).encoding.lexical.toarray()[0].tolist()
 
 
 def near(*values: float) -> object:
@@ -135,13 +137,13 @@ class Coarse(FakeEncoder):
 def test_a_region_that_is_too_small_is_named() -> None:
     query = Query(image=spot("red", (1, 2)), region=(1, 2, 3, 40))
     with pytest.raises(InputError, match=r"region \(1.0, 2.0, 3.0, 40.0\) .*smaller than a patch"):
-        query.resolve(Coarse())
+        encode_query(query, Coarse())
 
 
 @pytest.mark.parametrize("region", [(0, 0, 65, 1), (60, 0, 5, 1), (0, 63.5, 1, 1)])
 def test_a_region_outside_of_the_image(region: tuple[float, ...]) -> None:
-    with pytest.raises(InputError, match=r"region \(.*lies outside of the image of 64 x 64"):
-        Query(image=spot("red", (1, 2)), region=region).resolve(FakeEncoder())
+    with pytest.raises(InputError, match=r"region \(.*lies outside the image of 64 x 64"):
+        encode_query(Query(image=spot("red", (1, 2)), region=region), FakeEncoder())
 
 
 @pytest.mark.parametrize(
@@ -163,9 +165,9 @@ def test_no_region(region: object) -> None:
 
 def test_regions_without_size_place_or_image() -> None:
     for region in ((-1, 0, 2, 2), (0, 0, 0, 5), (0, 0, 5, -5)):
-        with pytest.raises(InputError, match="a place of at least 0 and a size above 0"):
+        with pytest.raises(InputError, match="its corner must be at least 0 and its size above 0"):
             Query(image="x.png", region=region)
-    with pytest.raises(InputError, match="'region': goes with an image only"):
+    with pytest.raises(InputError, match="'region': needs an image"):
         Query(text="red", region=(0, 0, 1, 1))
 
 
@@ -208,29 +210,31 @@ def test_bans_strike_words_from_the_query() -> None:
     plain = vector(Query(text="red green"))
     assert vector(Query(text="red green", ban=["Red"])) == near(0, plain[1])
     with pytest.raises(InputError, match="'red': nothing to look for is left without these words"):
-        Query(text="red", ban=["red"]).resolve(FakeEncoder())
+        encode_query(Query(text="red", ban=["red"]), FakeEncoder())
 
 
 def test_all_terms_of_a_word_are_banned() -> None:
     encoder = FakeEncoder()
     encoder.vocabulary = Vocabulary(["\u2581face", "face", "\u2581Face", "\u2581cat"])
     query = Query(terms={"cat": 1.0}, ban=["face"], require=["cat"])
-    assert query.constraints(encoder) == Constraints(frozenset({0, 1, 2}), (frozenset({3}),))
+    assert encode_query(query, encoder).constraints == Constraints(
+        frozenset({0, 1, 2}), (frozenset({3}),)
+    )
     assert vector(Query(terms={"face": 1}), encoder) == [1, 0, 0, 0]
 
 
 def test_what_is_banned_is_not_asked_for() -> None:
     for other in ({"terms": {"red": 1.0}}, {"boost": {"red": 2.0}}, {"require": ["red"]}):
         query = Query(text="green", ban=["RED"], **other)
-        with pytest.raises(InputError, match=f"'RED': is banned, and is in {next(iter(other))}"):
-            query.resolve(FakeEncoder())
+        with pytest.raises(InputError, match=f"'RED': is banned, but is in {next(iter(other))}"):
+            encode_query(query, FakeEncoder())
 
 
 @pytest.mark.parametrize("name", ["terms", "boost", "ban", "require"])
 def test_unknown_words(name: str) -> None:
     words = {"zebra": 1.0} if name in ("terms", "boost") else ["zebra"]
     with pytest.raises(InputError, match="'zebra': the vocabulary has no such word"):
-        Query(text="red", **{name: words}).resolve(FakeEncoder())
+        encode_query(Query(text="red", **{name: words}), FakeEncoder())
 
 
 @pytest.mark.parametrize("weight", [0, -1, math.nan, math.inf, 1e-7, 1e7, "2", True, None])
@@ -272,7 +276,7 @@ def test_bad_mappings() -> None:
         ({"min_score": "1"}, "'min_score': must be a finite number"),
         ({"legs": ()}, "legs must be a list of some of lexical, codes, dense"),
         ({"legs": "dense"}, "legs must be a list"),
-        ({"legs": ("sparse",)}, "'sparse': is no leg; there are lexical, codes, dense"),
+        ({"legs": ("sparse",)}, "'sparse': a leg must be one of lexical, codes, dense"),
         ({"fusion": "best"}, "'best': a fusion must be one of rrf, weighted"),
         ({"fusion": 7}, "'7': a fusion must be a name or a Fusion"),
         ({"fusion": "dense", "legs": ("lexical",)}, "'dense': the fusion weighs this leg"),
@@ -301,16 +305,18 @@ def test_text_and_image_in_all_legs() -> None:
         return sparse.csr_array(np.array([row], np.float32))
 
     image = spot("blue", (0, 0))
-    both = Query(text="red", image=image).resolve(AllLegs())
+    both = encode_query(Query(text="red", image=image), AllLegs()).encoding
     assert both.codes.toarray().tolist() == [[0.5, 0, 0.5]]
     assert both.dense[0] == pytest.approx([math.sqrt(0.5)] * 2)
-    with_terms = Query(text="red", terms={"green": 1}).resolve(AllLegs())
+    with_terms = encode_query(Query(text="red", terms={"green": 1}), AllLegs()).encoding
     assert with_terms.dense.tolist() == [[3, 0]]
-    terms = Query(terms={"green": 1}).resolve(AllLegs())
+    terms = encode_query(Query(terms={"green": 1}), AllLegs()).encoding
     assert (terms.codes, terms.dense) == (None, None)
     # What has no known word can still be asked for by its dense vector, if that is what is asked.
-    assert Query(text="zebra", legs=("dense",)).resolve(AllLegs()).dense.tolist() == [[3, 0]]
-    banned = Query(text="red", ban=["red"]).resolve(AllLegs())
+    assert encode_query(
+        Query(text="zebra", legs=("dense",)), AllLegs()
+    ).encoding.dense.tolist() == [[3, 0]]
+    banned = encode_query(Query(text="red", ban=["red"]), AllLegs()).encoding
     assert (banned.lexical.nnz, banned.dense.tolist()) == (0, [[3, 0]])
 
 
@@ -357,7 +363,7 @@ class TestPlainWords:
         twice = vector(Query(text="red red zebra green"), words)
         assert twice == near(2 / math.sqrt(5), 1 / math.sqrt(5))
         with pytest.raises(InputError, match="'zebra': no word of the query is in the vocabulary"):
-            Query(text="zebra").resolve(words)
+            encode_query(Query(text="zebra"), words)
 
     def test_rows_of_the_codebook(self) -> None:
         class Codebook(FakeEncoder):
@@ -373,4 +379,4 @@ class TestPlainWords:
     def test_images_need_a_model(self) -> None:
         words = PlainWords(FakeEncoder().vocabulary)
         with pytest.raises(UnsupportedError, match="an image needs a model"):
-            Query(image=spot("red", (1, 2))).resolve(words)
+            encode_query(Query(image=spot("red", (1, 2))), words)

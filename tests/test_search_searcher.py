@@ -12,6 +12,7 @@ from lexvla.errors import InputError, VocabularyMismatchError
 from lexvla_indexer import open_index
 from lexvla_indexer.base import Index
 from lexvla_search import LegScore, Query, Searcher
+from lexvla_search.encoded_query import encode_query
 from search_fakes import PICTURES, FakeEncoder, build_index
 
 
@@ -24,7 +25,7 @@ def index(tmp_path: Path) -> Iterator[Index]:
 def expected(query: Query) -> list[tuple[str, float]]:
     encoder = FakeEncoder()
     items = encoder.encode_image(list(PICTURES.values()))
-    scores = (query.resolve(encoder).lexical @ items.lexical.T).toarray()[0]
+    scores = (encode_query(query, encoder).encoding.lexical @ items.lexical.T).toarray()[0]
     found = [(name, float(s)) for name, s in zip(PICTURES, scores, strict=True) if s > 0]
     return sorted(found, key=lambda pair: (-pair[1], pair[0]))
 

@@ -11,6 +11,7 @@ from lexvla.errors import InputError
 from lexvla.text_normalisation import normalise_text
 from lexvla.vocabulary import Vocabulary
 from lexvla_search import Query
+from lexvla_search.encoded_query import encode_query
 from lexvla_search.words import PlainWords, column_of, columns_of
 from model_fakes import tiny_model
 from search_fakes import FakeEncoder
@@ -126,8 +127,10 @@ def test_queries_take_words_as_people_type_them() -> None:
         text="red green", ban=["green"], require=["red"], boost={"red": 2.0}, terms={"blue": 1.0}
     )
     encoder = FakeEncoder()
-    assert query.constraints(encoder) == plain.constraints(encoder)
-    typed, expected = (each.resolve(encoder).lexical.toarray() for each in (query, plain))
+    assert encode_query(query, encoder).constraints == encode_query(plain, encoder).constraints
+    typed, expected = (
+        encode_query(each, encoder).encoding.lexical.toarray() for each in (query, plain)
+    )
     assert (typed == expected).all()
     row = PlainWords(encoder.vocabulary).encode_text(["r\u00aded"]).lexical
     assert row.indices.tolist() == [0]
@@ -136,7 +139,7 @@ def test_queries_take_words_as_people_type_them() -> None:
 def test_errors_name_the_users_own_text() -> None:
     encoder = FakeEncoder()
     with pytest.raises(InputError) as caught:
-        Query(text="ze\u00adbra").resolve(encoder)
+        encode_query(Query(text="ze\u00adbra"), encoder)
     assert caught.value.item == "ze\u00adbra"
     with pytest.raises(InputError) as caught:
         columns_of(encoder.vocabulary, "\u201czebra\u201d")

@@ -88,7 +88,7 @@ class Index(Protocol):
         """Return documents with their stored vectors.
 
         Raises:
-            KeyError: The index has no such id.
+            UnknownDocumentError: The index has no such id.
         """
         ...
 
@@ -96,7 +96,7 @@ class Index(Protocol):
         """Return documents' stored vectors alone, which takes less time than `fetch`.
 
         Raises:
-            KeyError: The index has no such id.
+            UnknownDocumentError: The index has no such id.
         """
         ...
 

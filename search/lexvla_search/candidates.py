@@ -1,162 +1,123 @@
-"""The documents that the legs find for one query, with their stored vectors."""
+"""The documents that each leg finds for one query, with their scores by every leg."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from scipy import sparse
 
 from lexvla.encoding import Encoding
 from lexvla_indexer.base import Index, Results
-from lexvla_indexer.document import Document
 from lexvla_indexer.legs import Leg
-from lexvla_search.fusion import LegAnswer
-from lexvla_search.words import Constraints
+from lexvla_search.encoded_query import EncodedQuery
+from lexvla_search.fusion import LegRanking
 
 __all__ = ["Candidates", "leg_scores"]
 
-_DEEPER = 4  # times as many hits of a leg to look at, where constraints leave too few
+_DEEPER = 4  # how many times deeper to look where constraints leave too few hits
 _FEW = 10_000  # documents with a required word: so few are listed before the legs are asked
 
 
 class Candidates:
-    """Ask an index's legs for documents that a query may find.
+    """Collect what an index's legs find for a query.
 
     Args:
         index: Where to look.
-        query: One row.
-        filter: Which documents may be candidates.
-        constraints: What their strongest words must be.
+        query: What to look for.
     """
 
-    def __init__(
-        self,
-        index: Index,
-        query: Encoding,
-        filter: str | None = None,  # noqa: A002 - the public word for it
-        constraints: Constraints | None = None,
-    ) -> None:
-        self.query = query
+    def __init__(self, index: Index, query: EncodedQuery) -> None:
         self._index = index
-        self._filter = filter
-        self._constraints = constraints or Constraints(frozenset(), ())
-        self._parts: list[Encoding] = []
-        self._places: dict[str, tuple[int, int]] = {}  # which part, and which row of it
-        self._documents: dict[str, Document] = {}
+        self._query = query
+        self._parts: list[Encoding] = []  # stored vectors, as they were read
+        self._rows: dict[str, tuple[int, int]] = {}  # which part, and which row of it
         self._allowed: dict[str, bool] = {}
         self._found: dict[Leg, Results] = {}
-        self._bearers: set[str] | None = None  # where not None, all documents of required words
+        self._bearers: set[str] | None = None  # all documents that have the required words
 
     @property
     def legs(self) -> tuple[Leg, ...]:
-        """Those that were asked."""
+        """The legs that were asked."""
         return tuple(self._found)
 
     def ask(self, leg: Leg, depth: int) -> None:
-        """Find the leg's best documents, as many as ``depth``, that meet filter and constraints.
+        """Find the leg's best documents that meet filter and constraints, at most ``depth``.
 
         Raises:
             UnsupportedError: The index cannot search by the leg.
         """
-        self._found[leg] = self._best(leg, depth)
+        asked = depth
+        while True:
+            query = self._query
+            (results,) = self._index.search(query.encoding, asked, leg, query.filter)
+            if not query.constraints:
+                break
+            allowed = self._allow(results.ids)
+            kept = [row for row, is_allowed in enumerate(allowed) if is_allowed][:depth]
+            if len(kept) == depth or len(results.ids) < asked:
+                results = Results([results.ids[row] for row in kept], results.scores[kept])
+                break
+            asked *= _DEEPER
+        self._found[leg] = results
 
-    def answers(
-        self, legs: Iterable[Leg], rescore: bool, also: str | None = None
-    ) -> dict[Leg, LegAnswer]:
-        """Return what the legs say of all candidates.
+    def rankings(self, rescore: bool, also: str | None = None) -> dict[Leg, LegRanking]:
+        """Return each leg's ranking of the candidates.
 
         Args:
-            legs: Of those that were asked.
-            rescore: Score by each leg the candidates that only others found.
-            also: The id of a document to score as though it were a candidate.
+            rescore: Also score by each leg the candidates that only other legs found.
+            also: A document to score as though it were a candidate.
+
+        Raises:
+            UnknownDocumentError: A candidate was deleted meanwhile.
         """
-        chosen = {leg: self._found[leg] for leg in legs}
-        answers = {}
-        names = dict.fromkeys(name for found in chosen.values() for name in found.ids)
+        names = dict.fromkeys(name for found in self._found.values() for name in found.ids)
         if also is not None:
             names[also] = None
         if rescore:
-            self.load(list(names))
-        for leg, found in chosen.items():
+            self._read(list(names))
+        rankings = {}
+        for leg, found in self._found.items():
             scores = dict(zip(found.ids, map(float, found.scores), strict=True))
             ranks = {name: rank for rank, name in enumerate(found.ids, 1)}
             if rescore:
                 missing = [name for name in names if name not in scores]
                 scores.update(zip(missing, self._scores(leg, missing), strict=True))
-            answers[leg] = LegAnswer(ranks, scores)
-        return answers
+            rankings[leg] = LegRanking(ranks, scores)
+        return rankings
 
-    def load(self, names: Sequence[str]) -> None:
-        """Read the vectors of documents that were not read yet, in one go.
-
-        Raises:
-            KeyError: The index has one of them no more.
-        """
-        if new := [name for name in dict.fromkeys(names) if name not in self._places]:
-            self._keep(new, self._index.vectors(new))
-
-    def load_documents(self, names: Sequence[str]) -> None:
-        """Fetch documents, with the vectors of those whose were not read yet.
-
-        Raises:
-            KeyError: The index has one of them no more.
-        """
-        if new := [name for name in dict.fromkeys(names) if name not in self._documents]:
-            fetched = self._index.fetch(new)
-            self._documents.update(zip(new, fetched.documents, strict=True))
-            self._keep(new, fetched.encoding)
-
-    def _keep(self, names: Sequence[str], rows: Encoding) -> None:
-        for row, name in enumerate(names):
-            self._places.setdefault(name, (len(self._parts), row))
-        self._parts.append(rows)
-
-    def document(self, name: str) -> Document:
-        """Return a document that was loaded."""
-        return self._documents[name]
-
-    def vectors(self, name: str) -> Encoding:
-        """Return the stored vectors of a document whose were read."""
-        part, row = self._places[name]
-        return self._parts[part][row]
-
-    def _best(self, leg: Leg, depth: int) -> Results:
-        asked = depth
-        while True:
-            (results,) = self._index.search(self.query, asked, leg, self._filter)
-            if not self._constraints:
-                return results
-            allowed = self._allow(results.ids)
-            kept = [i for i, is_allowed in enumerate(allowed) if is_allowed][:depth]
-            if len(kept) == depth or len(results.ids) < asked:
-                return Results([results.ids[i] for i in kept], results.scores[kept])
-            asked *= _DEEPER
+    def _read(self, names: Sequence[str]) -> None:
+        """Read the vectors of documents that were not read yet."""
+        if new := [name for name in names if name not in self._rows]:
+            self._parts.append(self._index.vectors(new))
+            part = len(self._parts) - 1
+            self._rows.update((name, (part, row)) for row, name in enumerate(new))
 
     def _allow(self, names: Sequence[str]) -> list[bool]:
-        """Say which documents meet the constraints, by their stored words."""
+        """Return which documents meet the constraints, by their stored words."""
         bearers = self._list_bearers()
         new = [name for name in names if name not in self._allowed]
         if bearers is not None:
             self._allowed.update((name, False) for name in new if name not in bearers)
             new = [name for name in new if name in bearers]
-        self.load(new)
+        self._read(new)
         for name in new:
-            part, row = self._places[name]
+            part, row = self._rows[name]
             lexical = self._parts[part].lexical
             span = slice(lexical.indptr[row], lexical.indptr[row + 1])
-            self._allowed[name] = self._constraints.allow(lexical.indices[span], lexical.data[span])
+            columns, weights = lexical.indices[span], lexical.data[span]
+            self._allowed[name] = self._query.constraints.allow(columns, weights)
         return [self._allowed[name] for name in names]
 
     def _list_bearers(self) -> set[str] | None:
         """Return all documents that have a word of each requirement, if they are few."""
-        if self._bearers is not None or not self._constraints.required:
+        if self._bearers is not None:
             return self._bearers
-        for columns in self._constraints.required:
-            row = np.zeros((1, self.query.lexical.shape[1]), np.float32)
+        for columns in self._query.constraints.required:
+            row = np.zeros((1, self._query.encoding.lexical.shape[1]), np.float32)
             row[0, list(columns)] = 1
             word = Encoding(sparse.csr_array(row))
-            (results,) = self._index.search(word, _FEW, "lexical", self._filter)
+            (results,) = self._index.search(word, _FEW, "lexical", self._query.filter)
             if len(results.ids) < _FEW:
                 names = set(results.ids)
                 self._bearers = names if self._bearers is None else self._bearers & names
@@ -166,9 +127,9 @@ class Candidates:
         by_part: dict[int, np.ndarray] = {}
         scores = []
         for name in names:
-            part, row = self._places[name]
+            part, row = self._rows[name]
             if part not in by_part:
-                by_part[part] = leg_scores(leg, self.query, self._parts[part])
+                by_part[part] = leg_scores(leg, self._query.encoding, self._parts[part])
             scores.append(float(by_part[part][row]))
         return scores
 
@@ -177,9 +138,6 @@ def leg_scores(leg: Leg, query: Encoding, stored: Encoding) -> np.ndarray:
     """Return the leg's dot products of one query with stored rows: (rows) float64.
 
     Products of float32 weights are exact in float64; they are added up in column order.
-
-    Raises:
-        ValueError: Query or rows lack the leg.
     """
     asked, rows = getattr(query, leg), getattr(stored, leg)
     if asked is None or rows is None:

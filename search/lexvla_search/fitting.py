@@ -20,7 +20,7 @@ from lexvla_indexer.base import Index
 from lexvla_indexer.legs import Leg
 from lexvla_search.fusion import (
     Fusion,
-    LegAnswer,
+    LegRanking,
     Normalization,
     ReciprocalRank,
     Weighted,
@@ -39,7 +39,7 @@ STEPS = {2: 20, 3: 10}  # into how many the weights' sum of 1 is cut, by the num
 _FORMAT_VERSION = 1
 _NORMALIZATIONS: tuple[Normalization, ...] = ("minmax", "zscore", "raw")
 
-Answers = Mapping[Leg, LegAnswer]
+Answers = Mapping[Leg, LegRanking]
 Judged = Mapping[str, int]
 Measure = Callable[[Sequence[str], Judged], float]
 
@@ -134,7 +134,7 @@ def fit_fusion(
         query = queries[name]
         query = Query(text=query) if isinstance(query, str) else query
         try:
-            answers[name] = searcher.leg_answers(replace(query, legs=None, fusion=None))
+            answers[name] = searcher.leg_rankings(replace(query, legs=None, fusion=None))
         except InputError as error:
             errors.append(error)
     legs = _common_legs(answers.values())

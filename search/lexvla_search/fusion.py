@@ -1,8 +1,8 @@
-"""Several legs' answers as one list: by reciprocal ranks, or by weighted scores.
+"""Several legs' rankings as one list: by reciprocal ranks, or by weighted scores.
 
-A fusion sees the candidates: the documents that one leg at least found among its best, ``depth`` of
-them. It gives each candidate a part by each leg; the parts sum to the score. Candidates come out by
-score descending, equal scores by id ascending.
+A fusion sees the candidates: the documents among the ``depth`` best of at least one leg. It gives
+each candidate a part for each leg; the parts sum to the score. Candidates are ordered by score
+descending, equal scores by id ascending.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = [
     "MAX_HITS",
     "Fused",
     "Fusion",
-    "LegAnswer",
+    "LegRanking",
     "Normalization",
     "ReciprocalRank",
     "Weighted",
@@ -31,22 +31,24 @@ __all__ = [
     "named_fusion",
 ]
 
+FusionKind = Literal["rrf", "weighted"]
+FusionName = Literal[FusionKind, Leg]
 Normalization = Literal["raw", "minmax", "zscore"]
 Parts = dict[str, dict[Leg, float]]
 
 LEGS: tuple[Leg, ...] = get_args(Leg)
-FUSIONS = ("rrf", "weighted", *LEGS)
-MAX_HITS = 10_000  # how far down an answer may reach, by k, offset or depth
-DEPTH = 100  # of each leg's list; `Searcher` asks for more where the hits asked for lie deeper
+FUSIONS: tuple[FusionName, ...] = get_args(FusionName)
+MAX_HITS = 10_000  # how deep a result may reach, by k, offset or depth
+DEPTH = 100  # of each leg's list; `Searcher` goes deeper if k and offset do
 RANK_CONSTANT = 60.0  # of the paper on reciprocal rank fusion
 
 
 @dataclass(frozen=True)
-class LegAnswer:
-    """What one leg says of the candidates.
+class LegRanking:
+    """The candidates as one leg ranks them.
 
     Attributes:
-        ranks: Places, from 1, of those that it found.
+        ranks: Ranks, from 1, of those that it found.
         scores: Its scores of these; for a fusion that `rescores`, of all candidates.
     """
 
@@ -63,11 +65,11 @@ class Fused(NamedTuple):
 
 
 class Fusion(ABC):
-    """Make one list of several legs' answers. A fusion never changes.
+    """Make one list of several legs' rankings; immutable.
 
     Attributes:
-        weights: What each leg counts; a leg of weight 0 is not asked. ``None`` counts all legs
-            that query and index have alike.
+        weights: What each leg counts; a leg of weight 0 is not asked. ``None`` gives equal weight
+            to all legs that query and index have.
         depth: How many candidates to take from each leg.
         rescores: Whether each leg must score all candidates, not just those that it found.
     """
@@ -78,8 +80,8 @@ class Fusion(ABC):
 
     @property
     @abstractmethod
-    def name(self) -> str:
-        """One of `FUSIONS`."""
+    def name(self) -> FusionName:
+        """One of `FUSIONS`; a leg's name if that leg counts alone, as it is."""
 
     @property
     def legs(self) -> tuple[Leg, ...] | None:
@@ -96,18 +98,18 @@ class Fusion(ABC):
         return replace(cast(Any, self), weights=kept)
 
     @abstractmethod
-    def parts(self, answers: Mapping[Leg, LegAnswer]) -> Parts:
+    def parts(self, rankings: Mapping[Leg, LegRanking]) -> Parts:
         """Return what each leg adds to each candidate's score."""
 
-    def fuse(self, answers: Mapping[Leg, LegAnswer]) -> list[Fused]:
+    def fuse(self, rankings: Mapping[Leg, LegRanking]) -> list[Fused]:
         """Return all candidates, best first; equal scores by id.
 
         Args:
-            answers: By leg. The fusion's legs must be among them; others do not count.
+            rankings: By leg; legs that the fusion does not weigh are ignored.
         """
         fused = [
             Fused(name, math.fsum(parts.values()), parts)
-            for name, parts in self.parts(answers).items()
+            for name, parts in self.parts(rankings).items()
         ]
         return sorted(fused, key=lambda one: (-one.score, one.id))
 
@@ -125,17 +127,16 @@ class Fusion(ABC):
 class ReciprocalRank(Fusion):
     """Add up weight / (constant + rank) over the legs that found a document.
 
-    Ranks count from 1. A leg that did not find a document within its depth adds nothing. The
-    scores of the legs do not matter, so that they need no common scale.
+    Ranks count from 1. A leg that did not find a document within its depth adds nothing. Scores
+    do not matter, so legs need no common scale.
 
     Args:
-        constant: How little the first places stand out; 60 in the paper.
+        constant: The greater, the less the first ranks stand out; 60 in the paper.
         weights: By leg; ``None`` counts each leg 1.
-        depth: How many candidates to take from each leg.
+        depth: How many candidates to take from each leg, from 1 to 10,000.
 
     Raises:
-        InputError: The constant is below 0, a weight is below 0 or not finite, none is above 0,
-            a leg is unknown, or the depth is not from 1 to 10,000.
+        InputError: A value breaks its rule.
 
     References:
         Cormack, Clarke, Buettcher: Reciprocal Rank Fusion outperforms Condorcet and individual
@@ -152,15 +153,15 @@ class ReciprocalRank(Fusion):
         _check(self)
 
     @property
-    def name(self) -> str:
+    def name(self) -> FusionName:
         """One of `FUSIONS`."""
         return "rrf"
 
-    def parts(self, answers: Mapping[Leg, LegAnswer]) -> Parts:
+    def parts(self, rankings: Mapping[Leg, LegRanking]) -> Parts:
         """Return what each leg adds to each candidate's score."""
         parts: Parts = {}
-        for leg, weight in _weighed(self, answers).items():
-            for name, rank in answers[leg].ranks.items():
+        for leg, weight in _weighed(self, rankings).items():
+            for name, rank in rankings[leg].ranks.items():
                 parts.setdefault(name, {})[leg] = weight / (self.constant + rank)
         return parts
 
@@ -173,18 +174,17 @@ class ReciprocalRank(Fusion):
 
 @dataclass(frozen=True)
 class Weighted(Fusion):
-    """Add up weight times score over all legs, each candidate scored by each leg.
+    """Add up weight times score over all legs; each leg scores each candidate.
 
     Args:
         weights: By leg; ``None`` counts each of n legs 1/n.
-        normalization: ``minmax`` maps the candidates' scores of a leg to 0 to 1 (all to 1, where
-            they are equal), ``zscore`` takes from them their mean and divides by their standard
-            deviation (all are 0, where they are equal), ``raw`` takes them as they are.
-        depth: How many candidates to take from each leg.
+        normalization: ``minmax`` maps a leg's scores of the candidates to 0 to 1 (equal scores to
+            1), ``zscore`` subtracts their mean and divides by their standard deviation (equal
+            scores give 0), ``raw`` takes them as they are.
+        depth: How many candidates to take from each leg, from 1 to 10,000.
 
     Raises:
-        InputError: A weight is below 0 or not finite, none is above 0, a leg or the normalisation
-            is unknown, or the depth is not from 1 to 10,000.
+        InputError: A value breaks its rule.
     """
 
     weights: Mapping[Leg, float] | None = None
@@ -199,18 +199,18 @@ class Weighted(Fusion):
         _check(self)
 
     @property
-    def name(self) -> str:
-        """One of `FUSIONS`: the leg's name where a single leg counts as it is."""
+    def name(self) -> FusionName:
+        """One of `FUSIONS`."""
         legs = self.legs
         if legs is not None and len(legs) == 1 and self.normalization == "raw":
             return legs[0]
         return "weighted"
 
-    def parts(self, answers: Mapping[Leg, LegAnswer]) -> Parts:
+    def parts(self, rankings: Mapping[Leg, LegRanking]) -> Parts:
         """Return what each leg adds to each candidate's score."""
         parts: Parts = {}
-        for leg, weight in _weighed(self, answers).items():
-            scores = answers[leg].scores
+        for leg, weight in _weighed(self, rankings).items():
+            scores = rankings[leg].scores
             for name, value in _NORMALIZED[self.normalization](scores).items():
                 parts.setdefault(name, {})[leg] = weight * value
         return parts
@@ -260,13 +260,13 @@ def fusion_from_dict(settings: Mapping[str, Any]) -> Fusion:
     known = [field.name for field in fields(kind)]
     for setting in own:
         if setting not in known:
-            rule = f"is no setting of the fusion {name!r}; it has {', '.join(known)}"
+            rule = f"is not a setting of the fusion {name!r}; it has {', '.join(known)}"
             raise InputError(str(setting), rule)
     return kind(**own)
 
 
-def _weighed(fusion: Fusion, answers: Mapping[Leg, LegAnswer]) -> dict[Leg, float]:
-    weights = {leg: fusion._weight_of(leg, len(answers)) for leg in LEGS if leg in answers}
+def _weighed(fusion: Fusion, rankings: Mapping[Leg, LegRanking]) -> dict[Leg, float]:
+    weights = {leg: fusion._weight_of(leg, len(rankings)) for leg in LEGS if leg in rankings}
     return {leg: weight for leg, weight in weights.items() if weight > 0}
 
 
@@ -312,7 +312,7 @@ def _check(fusion: Fusion) -> None:
         raise InputError(repr(fusion.weights), "weights of a fusion must be numbers by leg")
     for leg, weight in fusion.weights.items():
         if leg not in LEGS:
-            raise InputError(str(leg), f"is no leg to weigh; there are {', '.join(LEGS)}")
+            raise InputError(str(leg), f"a leg to weigh must be one of {', '.join(LEGS)}")
         _check_number(f"the weight of the leg {leg}", weight)
     if not any(weight > 0 for weight in fusion.weights.values()):
         raise InputError("weights of a fusion", "one must be above 0")
@@ -324,5 +324,5 @@ def _check_number(name: str, value: object) -> None:
         raise InputError(name, f"must be a finite number of at least 0, not {value!r}")
 
 
-# On the demo's drawings within half a point of the best that need no fitting; see docs/search.md.
+# Within half a point of the best fusion without fitting on the demo's drawings; docs/search.md.
 DEFAULT_FUSION: Fusion = Weighted()

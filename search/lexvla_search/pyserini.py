@@ -27,6 +27,7 @@ from lexvla_indexer.jdk import find_jdk
 from lexvla_indexer.lucene.jvm import java_class, start_java
 from lexvla_indexer.lucene.scoring import query_weights
 from lexvla_search.console import note
+from lexvla_search.encoded_query import encode_query
 from lexvla_search.query import Query
 
 __all__ = ["QUERY_SCALE", "LexVLAQueryEncoder", "main", "write_topics"]
@@ -78,7 +79,7 @@ class LexVLAQueryEncoder:
             if refused := [name for name in _REFUSED if getattr(query, name)]:
                 rule = f"Pyserini cannot search by {', '.join(refused)}"
                 raise InputError(query.describe(), rule)
-            row = query.resolve(self._model).lexical
+            row = encode_query(query, self._model).encoding.lexical
         return _integers(row, self._model.vocabulary.terms)
 
 

@@ -14,6 +14,7 @@ from lexvla_indexer import open_index
 from lexvla_indexer.base import Index
 from lexvla_search import commands
 from lexvla_search.console import UsageError, note, print_columns, print_json
+from lexvla_search.encoded_query import encode_query
 from lexvla_search.explanation import Explanation
 from lexvla_search.fusion import named_fusion
 from lexvla_search.heatmap import heatmap, match_map, word_map
@@ -133,7 +134,7 @@ def _show_query(args: argparse.Namespace, query: Query, searcher: Searcher) -> i
     index = searcher.index
     if not isinstance(index, ElasticIndex):
         raise UnsupportedError("--show-query is for Elasticsearch: other engines get no request")
-    encoded = query.resolve(searcher.model)
+    encoded = encode_query(query, searcher.model).encoding
     requests = index.requests(encoded, query.offset + query.k, query.legs, query.filter)
     if args.json:
         print_json({"index": args.index, "requests": requests})

@@ -1,18 +1,19 @@
-"""Encode a query, retrieve by each leg, fuse the answers, explain the hits."""
+"""Encode a query, rank by each leg, fuse the rankings, explain the hits."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
 
 from lexvla.encoding import Encoder, Encoding
-from lexvla.errors import InputError, UnsupportedError
+from lexvla.errors import UnknownDocumentError, UnsupportedError
 from lexvla_indexer.base import Index, check_match
 from lexvla_indexer.document import Document
 from lexvla_indexer.legs import Leg
 from lexvla_search.candidates import Candidates
+from lexvla_search.encoded_query import EncodedQuery, encode_query
 from lexvla_search.explanation import Explanation, LegPart
 from lexvla_search.fitting import load_fusion
 from lexvla_search.fusion import (
@@ -20,23 +21,23 @@ from lexvla_search.fusion import (
     LEGS,
     Fused,
     Fusion,
-    LegAnswer,
+    LegRanking,
     Weighted,
     named_fusion,
 )
-from lexvla_search.query import Query, check_place
+from lexvla_search.query import Query, check_page
 from lexvla_search.words import PlainWords
 
 __all__ = ["Answer", "Hit", "LegScore", "Searcher"]
 
-EXPLAIN_DEPTH = 1000  # how far down `Searcher.explain` looks for an item's rank
+EXPLAIN_DEPTH = 1000  # how deep `Searcher.explain` looks for a document's rank
 T = TypeVar("T")
 _ATTEMPTS = 3  # to answer from one commit while a writer deletes
 
 
 @dataclass(frozen=True)
 class LegScore:
-    """What one leg alone gave an item; no rank where it was not among the leg's candidates."""
+    """What one leg alone gave a document; no rank if it was not among the leg's candidates."""
 
     score: float
     rank: int | None
@@ -44,17 +45,17 @@ class LegScore:
 
 @dataclass(frozen=True)
 class Hit:
-    """One answer to a query.
+    """One document found for a query.
 
     Attributes:
-        id: Names the document.
+        id: The document's id.
         score: What hits are ordered by.
-        rank: Place in the answer, from 1; ``None`` where the item was not retrieved.
+        rank: From 1; ``None`` if the document was not found.
         lexical: The lexical leg's own score and rank, or ``None``.
         codes: The same for the codes leg.
         dense: The same for the dense leg.
         document: What the index keeps beside the vectors.
-        explanation: The score's parts, if they were asked for.
+        explanation: The score's parts, if asked for.
     """
 
     id: str
@@ -68,12 +69,12 @@ class Hit:
 
     @property
     def label(self) -> str:
-        """Return the best short name for people: label, else text, else uri, else id."""
+        """The best short name for people: label, else text, else uri, else id."""
         document = self.document
         return str(document.metadata.get("label") or document.text or document.uri or self.id)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values that JSON can hold."""
+        """Return plain values for JSON."""
         legs = {name: getattr(self, name) for name in LEGS}
         return {
             "id": self.id,
@@ -98,8 +99,8 @@ class Answer:
         hits: Best first.
         encoding: The query as one row.
         words: The query's words with their weights, heaviest first.
-        legs: Those that were asked.
-        fusion: What made one list of their answers.
+        legs: The legs that were asked.
+        fusion: What fused their rankings.
         encode_seconds: How long encoding the query took.
         search_seconds: How long the rest took.
     """
@@ -116,17 +117,17 @@ class Answer:
 class Searcher:
     """Answer queries from one index with one model.
 
-    A search asks the index once for each leg, for the candidates, reads their vectors where the
-    fusion scores them by every leg, and fetches the documents of its hits. Bans
-    and requirements are held against the stored words of the candidates, exactly; where they
-    leave too few, the leg is asked for more, to the end of the index.
+    A search asks the index once for each leg, reads the candidates' vectors if the fusion scores
+    them by every leg, and fetches the documents of its hits. Bans and requirements are checked
+    against the stored words of the candidates, exactly; where too few are left, the leg is asked
+    for more, to the end of the index.
 
     Args:
         model: Encodes the queries. ``None`` searches by the plain words of texts and by terms.
-        index: Was filled by the same model.
+        index: Filled by the same model.
 
     Attributes:
-        fusion: The fusion of queries that name none, if one was fitted for the index.
+        fusion: The fusion fitted for the index, used by queries that name none.
 
     Raises:
         IndexCorruptError: The index's fusion cannot be read.
@@ -162,157 +163,151 @@ class Searcher:
         return [self.search(query, k, explain) for query in queries]
 
     def answer(self, query: Query, k: int | None = None, explain: bool = False) -> Answer:
-        """Return what `search` does, and how it was found.
-
-        Raises:
-            InputError: As `search`.
-            UnsupportedError: As `search`.
-        """
+        """Return the hits of a query, and how they were found; see `search`."""
         if k is not None:
-            check_place(k, query.offset)
+            check_page(k, query.offset)
             query = replace(query, k=k)
         started = time.perf_counter()
-        encoded = query.resolve(self.model)
-        words = self._words(encoded)
+        encoded = encode_query(query, self.model)
         encoded_at = time.perf_counter()
-        run, hits = self._read(lambda: self._hits(query, encoded, explain))
+        ranked, hits = _retried(lambda: self._search(query, encoded, explain))
         ended = time.perf_counter()
         seconds = encoded_at - started, ended - encoded_at
-        return Answer(hits, encoded, words, run.legs, run.fusion, *seconds)
+        legs = tuple(ranked.rankings)
+        return Answer(hits, encoded.encoding, encoded.words, legs, ranked.fusion, *seconds)
 
-    def leg_answers(self, query: Query) -> dict[Leg, LegAnswer]:
-        """Return what each leg says of all candidates of a query, each candidate by each leg.
+    def explain(self, query: Query, id: str) -> Hit:  # noqa: A002 - the public word for it
+        """Return one document's hit with its explanation, found or not.
 
-        Raises:
-            InputError: As `search`.
-            UnsupportedError: As `search`.
-        """
-        encoded = query.resolve(self.model)
-
-        def answers() -> dict[Leg, LegAnswer]:
-            run = self._run(replace(query, fusion=Weighted()), encoded)
-            run.fuse()
-            return run.answers
-
-        return self._read(answers)
-
-    def query_words(self, query: Query, top_k: int | None = None) -> list[tuple[str, float]]:
-        """Return the words that a query searches by with their weights, heaviest first.
+        The score is that of `search` for the documents that it finds; another document is scored
+        as though it were a candidate. The rank is ``None`` if the document is not among the best
+        of any leg, or is excluded by filter, bans or requirements.
 
         Raises:
             InputError: The query cannot be encoded.
-        """
-        return self._words(query.resolve(self.model))[:top_k]
-
-    def explain(self, query: Query, id: str) -> Hit:  # noqa: A002 - the public word for it
-        """Return one item's hit with its explanation, retrieved or not.
-
-        The score is that of `search` for the items that it finds; another item is scored as
-        though it were among the candidates. The rank is ``None`` where the item is not: it is not
-        among the best of any leg, or is kept out by filter, bans or requirements.
-
-        Raises:
-            InputError: The index has no such id, or the query cannot be encoded.
+            UnknownDocumentError: The index has no such id.
             UnsupportedError: As `search`.
         """
-        try:
-            self.index.fetch([id])
-        except KeyError as error:
-            raise InputError(id, "the index has no such id") from error
-        encoded = query.resolve(self.model)
-        return self._read(lambda: self._hit_of(query, encoded, id))
+        self.index.fetch([id])
+        encoded = encode_query(query, self.model)
+        return _retried(lambda: self._explain(query, encoded, id))
 
-    def _read(self, answer: Callable[[], T]) -> T:
-        """Answer again where a writer deleted a candidate between two reads."""
-        for _ in range(_ATTEMPTS - 1):
-            try:
-                return answer()
-            except KeyError:
-                continue
-        return answer()
+    def leg_rankings(self, query: Query) -> dict[Leg, LegRanking]:
+        """Return how each leg ranks and scores all candidates of a query; see `search`."""
+        query = replace(query, fusion=Weighted())
+        encoded = encode_query(query, self.model)
+        return _retried(lambda: self._candidates(query, encoded)[0].rankings(rescore=True))
 
-    def _hits(self, query: Query, encoded: Encoding, explain: bool) -> tuple[_Run, list[Hit]]:
-        run = self._run(query, encoded)
-        fused = run.fuse()
+    def query_words(self, query: Query, top_k: int | None = None) -> list[tuple[str, float]]:
+        """Return the words that a query searches by with their weights, heaviest first."""
+        return encode_query(query, self.model).words[:top_k]
+
+    def _search(
+        self, query: Query, encoded: EncodedQuery, explain: bool
+    ) -> tuple[_Ranked, list[Hit]]:
+        candidates, fusion = self._candidates(query, encoded)
+        rankings = candidates.rankings(fusion.rescores and len(candidates.legs) > 1)
+        ranked = _Ranked(encoded.encoding, rankings, fusion)
+        fused = fusion.fuse(rankings)
         if query.min_score is not None:
             fused = [one for one in fused if one.score >= query.min_score]
         page = fused[query.offset : query.offset + query.k]
-        run.candidates.load_documents([one.id for one in page])
-        places = enumerate(page, query.offset + 1)
-        return run, [self._hit(run, one, rank, explain) for rank, one in places]
+        if not page:
+            return ranked, []
+        found = self.index.fetch([one.id for one in page])
+        rows = enumerate(zip(page, found.documents, strict=True))
+        return ranked, [
+            self._hit(
+                ranked,
+                one,
+                query.offset + row + 1,
+                document,
+                found.encoding[row] if explain else None,
+            )
+            for row, (one, document) in rows
+        ]
 
-    def _hit_of(self, query: Query, encoded: Encoding, name: str) -> Hit:
-        run = self._run(query, encoded, EXPLAIN_DEPTH)
-        ranks = {one.id: rank for rank, one in enumerate(run.fuse(), 1)}
-        run.candidates.load_documents([name])
-        named = {one.id: one for one in run.fuse(name)}
+    def _explain(self, query: Query, encoded: EncodedQuery, name: str) -> Hit:
+        candidates, fusion = self._candidates(query, encoded, EXPLAIN_DEPTH)
+        found = fusion.fuse(candidates.rankings(fusion.rescores and len(candidates.legs) > 1))
+        ranks = {one.id: rank for rank, one in enumerate(found, 1)}
+        rankings = candidates.rankings(fusion.rescores, also=name)
+        named = {one.id: one for one in fusion.fuse(rankings)}
         # A leg that did not find it may add nothing.
         fused = named.get(name) or Fused(name, 0.0, {})
-        return self._hit(run, fused, ranks.get(name), True)
+        (document,), vectors = self.index.fetch([name])
+        ranked = _Ranked(encoded.encoding, rankings, fusion)
+        return self._hit(ranked, fused, ranks.get(name), document, vectors)
 
-    def _run(self, query: Query, encoded: Encoding, single_depth: int = 1) -> _Run:
-        """Ask the legs.
+    def _candidates(
+        self, query: Query, encoded: EncodedQuery, single_depth: int = 1
+    ) -> tuple[Candidates, Fusion]:
+        """Ask the legs, and choose the fusion of those that could be asked.
 
         Args:
             query: What is asked for.
             encoded: The same as vectors.
-            single_depth: How far down to look at the least, where a single leg is asked.
+            single_depth: The least depth to look at if a single leg is asked.
         """
-        candidates = Candidates(self.index, encoded, query.filter, query.constraints(self.model))
-        fusion = query.fusion if isinstance(query.fusion, Fusion) else None
-        wanted = query.legs or (fusion.legs if fusion else None)
-        given = [leg for leg in LEGS if getattr(encoded, leg) is not None]
-        for leg in wanted or ():
+        given = [leg for leg in LEGS if getattr(encoded.encoding, leg) is not None]
+        asked = query.chosen_fusion
+        named = query.legs or (asked.legs if asked else None)
+        for leg in named or ():
             if leg not in given:
                 raise UnsupportedError(f"the query has no {leg} leg: its encoder gives none")
-        chosen = fusion or self._fitted(wanted or given)
-        planned = chosen or DEFAULT_FUSION
-        legs = [leg for leg in planned.legs or wanted or given if leg in (wanted or given)]
-        alone = len(legs) == 1 and (fusion is None or fusion.name in LEGS)
-        depth = max(single_depth if alone else planned.depth, query.k + query.offset)
-        asked: list[Leg] = []
-        # Codes cost other legs more than they tell (docs/search.md): they are asked by name alone.
-        either = not (chosen or wanted)
-        for leg in sorted(legs, key=lambda leg: either and leg == "codes"):
-            if either and leg == "codes" and asked:
-                continue
+        fusion = asked or self._fitted(named or given)
+        if fusion is None:
+            fusion = DEFAULT_FUSION
+            # Codes cost other legs more than they add (docs/search.md): they are asked by name.
+            given = [leg for leg in given if leg != "codes" or named]
+        legs = [leg for leg in fusion.legs or named or given if leg in (named or given)]
+        alone = len(legs) == 1 and (asked is None or asked.name in LEGS)
+        depth = max(single_depth if alone else fusion.depth, query.k + query.offset)
+        candidates = Candidates(self.index, encoded)
+        for leg in legs:
             try:
                 candidates.ask(leg, depth)
-                asked.append(leg)
             except UnsupportedError:
-                if wanted or leg == "lexical":
+                if named or leg == "lexical":
                     raise
-        asked.sort(key=LEGS.index)
-        if fusion is None:
-            planned = planned.over(asked) if len(asked) > 1 else named_fusion(asked[0])
-        return _Run(candidates, tuple(asked), planned)
+        legs = list(candidates.legs)
+        if asked is None:
+            fusion = fusion.over(legs) if len(legs) > 1 else named_fusion(legs[0])
+        return candidates, fusion
 
     def _fitted(self, legs: Sequence[Leg]) -> Fusion | None:
-        """Return the index's own fusion, if it weighs all of these legs or some of them."""
+        """Return the index's own fusion if it weighs any of these legs."""
         fusion = self.fusion
         if fusion is None or fusion.legs is None:
             return fusion
         return fusion if set(fusion.legs) & set(legs) else None
 
-    def _hit(self, run: _Run, fused: Fused, rank: int | None, explain: bool) -> Hit:
+    def _hit(
+        self,
+        ranked: _Ranked,
+        fused: Fused,
+        rank: int | None,
+        document: Document,
+        vectors: Encoding | None,
+    ) -> Hit:
+        """Return a hit; explained if its stored vectors are given."""
         parts = []
         scores: dict[Leg, LegScore | None] = dict.fromkeys(LEGS)
-        for leg, answer in run.answers.items():
-            score, place = answer.scores.get(fused.id), answer.ranks.get(fused.id)
+        for leg, ranking in ranked.rankings.items():
+            score, place = ranking.scores.get(fused.id), ranking.ranks.get(fused.id)
             parts.append(LegPart(leg, score, place, fused.parts.get(leg, 0.0)))
-            if score is not None and (place is not None or run.fusion.rescores):
+            if score is not None and (place is not None or ranked.fusion.rescores):
                 scores[leg] = LegScore(score, place)
-        candidates, explanation = run.candidates, None
-        if explain:
+        explanation = None
+        if vectors is not None:
             explanation = Explanation.of(
-                candidates.query,
-                candidates.vectors(fused.id),
+                ranked.query,
+                vectors,
                 self.index.vocabulary,
                 fused.score,
                 parts,
-                str(run.fusion),
+                str(ranked.fusion),
             )
-        document = candidates.document(fused.id)
         return Hit(
             id=fused.id,
             score=fused.score,
@@ -324,22 +319,21 @@ class Searcher:
             explanation=explanation,
         )
 
-    def _words(self, encoded: Encoding) -> list[tuple[str, float]]:
-        row = encoded.lexical
-        order = (-row.data).argsort(kind="stable").tolist()
-        word = self.model.vocabulary.word
-        return [(word(int(row.indices[i])), float(row.data[i])) for i in order]
+
+@dataclass(frozen=True)
+class _Ranked:
+    """A query, the rankings of the legs that were asked, and what fuses them."""
+
+    query: Encoding
+    rankings: Mapping[Leg, LegRanking]
+    fusion: Fusion
 
 
-class _Run:
-    """Candidates of the legs that could be asked, and the fusion for them."""
-
-    def __init__(self, candidates: Candidates, legs: tuple[Leg, ...], fusion: Fusion) -> None:
-        self.candidates, self.legs, self.fusion = candidates, legs, fusion
-        self.answers: dict[Leg, LegAnswer] = {}
-
-    def fuse(self, also: str | None = None) -> list[Fused]:
-        """Return all candidates as the fusion ranks them; see `Candidates.answers`."""
-        rescore = self.fusion.rescores and (len(self.legs) > 1 or also is not None)
-        self.answers = self.candidates.answers(self.legs, rescore, also)
-        return self.fusion.fuse(self.answers)
+def _retried(answer: Callable[[], T]) -> T:
+    """Answer again if a writer deleted a candidate between two reads."""
+    for _ in range(_ATTEMPTS - 1):
+        try:
+            return answer()
+        except UnknownDocumentError:
+            continue
+    return answer()

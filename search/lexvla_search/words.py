@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,13 +17,13 @@ from lexvla.errors import InputError, UnsupportedError
 from lexvla.text_normalisation import normalise_text
 from lexvla.vocabulary import Vocabulary
 
-__all__ = ["SHOWN_WORDS", "Constraints", "PlainWords", "column_of", "columns_of", "strongest"]
+__all__ = ["SHOWN_WORDS", "PlainWords", "column_of", "columns_of", "strongest"]
 
-SHOWN_WORDS = 16  # a document's strongest words: those that people are shown, ban and require
+SHOWN_WORDS = 16  # a document's strongest words, which people see, ban and require
 
 
 def columns_of(vocabulary: Vocabulary, word: str) -> frozenset[int]:
-    """Return all columns that people see as this word, in any case and any way of typing it.
+    """Return all columns that people see as this word, however it is typed.
 
     A vocabulary may hold ``face`` as a word and as a piece of words; both read as "face".
 
@@ -38,17 +37,13 @@ def columns_of(vocabulary: Vocabulary, word: str) -> frozenset[int]:
 
 
 def column_of(vocabulary: Vocabulary, word: str) -> int:
-    """Return the one column that a word as people type it stands for.
-
-    Raises:
-        InputError: The vocabulary has no such word.
-    """
+    """Return the one column that a word as people type it stands for; see `columns_of`."""
     column = vocabulary.find(word.strip())
     return min(columns_of(vocabulary, word)) if column is None else column
 
 
 def strongest(columns: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return the columns of the 16 greatest weights, the greatest first; of equal ones the first.
+    """Return the columns of the 16 greatest weights, greatest first; equal weights by column.
 
     Args:
         columns: (n) int, sorted.
@@ -57,34 +52,12 @@ def strongest(columns: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return columns[np.argsort(-weights, kind="stable")[:SHOWN_WORDS]]
 
 
-@dataclass(frozen=True)
-class Constraints:
-    """What the strongest words of a hit must be.
-
-    Attributes:
-        banned: Columns of which none may be among them.
-        required: Sets of columns of each of which one must be among them.
-    """
-
-    banned: frozenset[int]
-    required: tuple[frozenset[int], ...]
-
-    def __bool__(self) -> bool:
-        return bool(self.banned or self.required)
-
-    def allow(self, columns: np.ndarray, weights: np.ndarray) -> bool:
-        """Say whether a document of these words may be a hit."""
-        shown = strongest(columns, weights).tolist()
-        kept = self.banned.isdisjoint(shown)
-        return kept and all(not columns.isdisjoint(shown) for columns in self.required)
-
-
 class PlainWords:
     """Encode texts without a model: the words that the vocabulary has, each of weight 1.
 
     Args:
-        vocabulary: Has the words.
-        encoder: Gives a word its row of the codebook instead, if it has ``encode_words``.
+        vocabulary: The known words.
+        encoder: If it has ``encode_words``, a word becomes its row of the codebook instead.
     """
 
     def __init__(self, vocabulary: Vocabulary, encoder: Encoder | None = None) -> None:
@@ -93,16 +66,12 @@ class PlainWords:
         self._encode_words: Any = getattr(encoder, "encode_words", None)
 
     def encode_text(self, texts: Sequence[str]) -> Encoding:
-        """Return the sum of each text's words as a unit row; an empty one where none is known."""
+        """Return the sum of each text's words as a unit row, empty if none of them is known."""
         rows = [self._row(text) for text in texts]
         return Encoding(sparse.csr_array(sparse.vstack(rows, format="csr", dtype=np.float32)))
 
     def encode_image(self, images: Sequence[Image.Image | str | Path]) -> Encoding:
-        """Refuse: pixels need a model.
-
-        Raises:
-            UnsupportedError: Always.
-        """
+        """Raise `UnsupportedError`: pixels need a model."""
         raise UnsupportedError("a query without a model reads words only; an image needs a model")
 
     def _row(self, text: str) -> sparse.csr_array:

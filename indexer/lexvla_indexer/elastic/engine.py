@@ -240,7 +240,7 @@ class ElasticIndex:
         """Return a document's score for one query, taken apart by the server, term by term.
 
         Raises:
-            KeyError: The index has no such id.
+            UnknownDocumentError: The index has no such id.
             UnsupportedError: As `search`; and for the dense leg, which has no terms.
             ValueError: There is no leg of that name, or not one row.
             VocabularyMismatchError: The leg has another width in the index.
@@ -303,7 +303,7 @@ class ElasticIndex:
         """Return documents with their stored vectors, in the order of the ids.
 
         Raises:
-            KeyError: The index has no such id.
+            UnknownDocumentError: The index has no such id.
         """
         return self._reading(lambda reader: reader.fetch(ids))
 
@@ -311,7 +311,7 @@ class ElasticIndex:
         """Return documents' stored vectors alone, in the order of the ids.
 
         Raises:
-            KeyError: The index has no such id.
+            UnknownDocumentError: The index has no such id.
         """
         return self._reading(lambda reader: reader.vectors(ids))
 

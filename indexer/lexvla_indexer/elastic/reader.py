@@ -10,7 +10,7 @@ import numpy as np
 from scipy import sparse
 
 from lexvla.encoding import Encoding
-from lexvla.errors import UnsupportedError
+from lexvla.errors import UnknownDocumentError, UnsupportedError
 from lexvla.vocabulary import Vocabulary
 from lexvla_indexer.base import Fetched, Results
 from lexvla_indexer.elastic.answers import Answers, ElasticExplanation, results
@@ -125,7 +125,7 @@ class Reader:
         """Take one document's score for one query apart.
 
         Raises:
-            KeyError: The index has no such id.
+            UnknownDocumentError: The index has no such id.
         """
         if len(query) != 1:
             raise ValueError(f"one query is explained, not {len(query)}")
@@ -147,7 +147,7 @@ class Reader:
         """Return documents with their stored vectors, in the order of the ids.
 
         Raises:
-            KeyError: The index has no such id.
+            UnknownDocumentError: The index has no such id.
         """
         found = self._sources(ids, [*SHOWN, "vectors"])
         documents = [document_of(name, found[name]) for name in ids]
@@ -157,7 +157,7 @@ class Reader:
         """Return documents' stored vectors alone, in the order of the ids.
 
         Raises:
-            KeyError: The index has no such id.
+            UnknownDocumentError: The index has no such id.
         """
         return self._unpacked(ids, self._sources(ids, ["vectors"]))
 
@@ -176,7 +176,7 @@ class Reader:
                 )
             for each in found_documents(self._place, answer.body):
                 if not each.get("found"):
-                    raise KeyError(each["_id"])
+                    raise UnknownDocumentError(each["_id"])
                 found[each["_id"]] = each["_source"]
         return found
 

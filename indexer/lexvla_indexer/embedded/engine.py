@@ -11,7 +11,7 @@ from weakref import WeakSet
 import numpy as np
 
 from lexvla.encoding import Encoding
-from lexvla.errors import IndexCorruptError, VocabularyMismatchError
+from lexvla.errors import IndexCorruptError, UnknownDocumentError, VocabularyMismatchError
 from lexvla.vocabulary import Vocabulary
 from lexvla_indexer.base import Fetched, Results
 from lexvla_indexer.document import Document
@@ -205,7 +205,7 @@ class EmbeddedIndex:
 
         Raises:
             IndexCorruptError: The manifest and the segments do not fit, or a row is damaged.
-            KeyError: The index has no such id.
+            UnknownDocumentError: The index has no such id.
             OSError: A file cannot be read; the error names it.
         """
         snapshot, found = self._look_up(ids, Manifest.find)
@@ -217,7 +217,7 @@ class EmbeddedIndex:
 
         Raises:
             IndexCorruptError: As `fetch`, as all that follow.
-            KeyError: See there.
+            UnknownDocumentError: The index has no such id.
             OSError: See there.
         """
         snapshot, places = self._look_up(ids, Manifest.places)
@@ -233,7 +233,7 @@ class EmbeddedIndex:
             snapshot, found = self._refresh(), ask(reader.manifest, ids)
         for name in ids:
             if name not in found:
-                raise KeyError(name)
+                raise UnknownDocumentError(name)
         return snapshot, found
 
     def _stored(

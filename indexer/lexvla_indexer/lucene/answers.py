@@ -84,9 +84,9 @@ class Answers:
         """Take one document's score for one row apart.
 
         Raises:
-            KeyError: There is no such document.
+            UnknownDocumentError: There is no such document.
         """
-        number, _ = self._snapshot.places([name])[name]
+        number, _ = self._snapshot.known_places([name])[name]
         if not row.nnz:
             return LuceneExplanation(name, 0.0, (), "")
         weights, scale = query_weights(row, self._longest)

@@ -12,7 +12,7 @@ import numpy as np
 from scipy import sparse
 
 from lexvla.encoding import Encoding
-from lexvla.errors import UnsupportedError, VocabularyMismatchError
+from lexvla.errors import UnknownDocumentError, UnsupportedError, VocabularyMismatchError
 from lexvla.version import program_version
 from lexvla.vocabulary import Vocabulary
 from lexvla_indexer.base import Fetched, Results
@@ -236,7 +236,7 @@ class LuceneIndex:
         """Return a document's score for one query as Lucene explains it, term by term.
 
         Raises:
-            KeyError: The index has no such id.
+            UnknownDocumentError: The index has no such id.
             UnsupportedError: As `search`.
             ValueError: There is no leg of that name, or not one row.
             VocabularyMismatchError: The leg has another width in the index.
@@ -251,7 +251,7 @@ class LuceneIndex:
         """Return documents with their stored vectors, in the order of the ids.
 
         Raises:
-            KeyError: The index has no such id.
+            UnknownDocumentError: The index has no such id.
             UnsupportedError: Anserini built the index: it keeps no vectors.
         """
         return self._look_up(lambda snapshot: self._fetch(snapshot, ids))
@@ -260,7 +260,7 @@ class LuceneIndex:
         """Return documents' stored vectors alone, in the order of the ids.
 
         Raises:
-            KeyError: The index has no such id.
+            UnknownDocumentError: The index has no such id.
             UnsupportedError: As `fetch`.
         """
         return self._look_up(lambda at: self._rows(self._check_ours(at), at.vectors_of(ids)))
@@ -269,7 +269,7 @@ class LuceneIndex:
         try:
             with self._held(newest=False) as snapshot, java_errors(self._path):
                 return ask(snapshot)
-        except KeyError:
+        except UnknownDocumentError:
             with self._held() as snapshot, java_errors(self._path):
                 return ask(snapshot)
 

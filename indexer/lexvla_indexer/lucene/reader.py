@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from functools import cache, cached_property
 from typing import Any
 
+from lexvla.errors import UnknownDocumentError
 from lexvla_indexer.document import Document
 from lexvla_indexer.filters import Filter
 from lexvla_indexer.lucene.fields import FINGERPRINT, ID, LEXICAL, RAW, VECTORS, document_of
@@ -143,6 +144,18 @@ class Snapshot:
             return {}
         return self._places(any_of(ID, set(ids)), len(set(ids)))
 
+    def known_places(self, ids: Sequence[str]) -> dict[str, tuple[int, str]]:
+        """Return what `places` does, of documents that must be there.
+
+        Raises:
+            UnknownDocumentError: There is no such document.
+        """
+        places = self.places(ids)
+        for name in ids:
+            if name not in places:
+                raise UnknownDocumentError(name)
+        return places
+
     def _places(self, query: Any, count: int) -> dict[str, tuple[int, str]]:
         hits = self._run(query, self._by_id, count, _ALL)
         return {_text(hit["fields"][0]): (hit["doc"], _text(hit["fields"][1])) for hit in hits}
@@ -164,9 +177,9 @@ class Snapshot:
         """Return documents of ours, with the vectors by `lexvla_indexer.lucene.fields.pack`.
 
         Raises:
-            KeyError: There is no such document.
+            UnknownDocumentError: There is no such document.
         """
-        places = self.places(ids)
+        places = self.known_places(ids)
         found = []
         for name in ids:
             number, fingerprint = places[name]
@@ -179,9 +192,9 @@ class Snapshot:
         """Return the vectors of documents of ours, as `stored` does.
 
         Raises:
-            KeyError: There is no such document.
+            UnknownDocumentError: There is no such document.
         """
-        places = self.places(ids)
+        places = self.known_places(ids)
         return [self.vectors(places[name][0]) for name in ids]
 
     def choose(self, text: str) -> Any:

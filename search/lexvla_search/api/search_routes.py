@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from fastapi import APIRouter
@@ -11,6 +12,7 @@ from PIL import Image
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
+from lexvla.errors import UnknownDocumentError
 from lexvla.images import open_image
 from lexvla_search.api.access import READ, Serving
 from lexvla_search.api.bodies import body_schema, decode, receive
@@ -132,10 +134,8 @@ def _query(service: Service, asked: SearchRequest, image: bytes | None) -> Query
 def _search(service: Service, asked: SearchRequest, image: bytes | None) -> dict[str, Any]:
     query = _query(service, asked, image)
     service.look_for_fusion()
-    try:
+    with _deletions():
         answer = service.searcher.answer(query, explain=asked.explain)
-    except KeyError as error:
-        raise Problem("unavailable", "documents are being deleted; try again") from error
     took = {"encode": answer.encode_seconds, "search": answer.search_seconds}
     for stage, seconds in took.items():
         service.metrics.stages.labels(stage).observe(seconds)
@@ -156,7 +156,17 @@ def _explain(service: Service, asked: ExplainRequest, image: bytes | None) -> di
     query = _query(service, asked, image)
     service.look_for_fusion()
     service.fetch(asked.id)
-    return {"hit": service.searcher.explain(query, asked.id).to_dict()}
+    with _deletions():
+        return {"hit": service.searcher.explain(query, asked.id).to_dict()}
+
+
+@contextmanager
+def _deletions() -> Iterator[None]:
+    """Answer 503 if a writer keeps deleting what is being read."""
+    try:
+        yield
+    except UnknownDocumentError as error:
+        raise Problem("unavailable", "documents are being deleted; try again") from error
 
 
 def _encode(

@@ -12,7 +12,12 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 from lexvla.encoding import Encoder, Encoding
-from lexvla.errors import IndexCorruptError, IndexVersionError, UnsupportedError
+from lexvla.errors import (
+    IndexCorruptError,
+    IndexVersionError,
+    UnknownDocumentError,
+    UnsupportedError,
+)
 from lexvla_indexer import Document, Index, open_index
 from lexvla_search.api.batcher import Batcher, Overdue, before
 from lexvla_search.api.fetching import Fetcher
@@ -141,7 +146,7 @@ class Service:
         self.index.count()  # moves this thread to the newest commit
         try:
             (document,), encoding = self.index.fetch([name])
-        except KeyError as error:
+        except UnknownDocumentError as error:
             raise Problem("not-found", f"the index has no document {name!r}") from error
         return document, encoding
 

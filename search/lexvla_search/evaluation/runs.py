@@ -16,9 +16,10 @@ from lexvla.errors import GatheredInputError, InputError
 from lexvla.images import ImageSource, open_image
 from lexvla_indexer.base import Index
 from lexvla_indexer.legs import Leg
+from lexvla_search.encoded_query import encode_query
 from lexvla_search.evaluation.sparsity import keep_heaviest
 from lexvla_search.evaluation.trec import Qrels, Read, Run, falling
-from lexvla_search.fusion import FUSIONS, LEGS
+from lexvla_search.fusion import FUSIONS, LEGS, FusionName
 from lexvla_search.query import Query
 from lexvla_search.searcher import Searcher
 
@@ -47,7 +48,7 @@ class System:
     """
 
     legs: tuple[Leg, ...] | None = None
-    fusion: str | None = None
+    fusion: FusionName | None = None
 
     @property
     def name(self) -> str:
@@ -135,7 +136,7 @@ def systems(legs: Sequence[str] = (), fusions: Sequence[str] = ()) -> list[Syste
         if name not in FUSIONS:
             raise InputError(name, f"a fusion must be one of {', '.join(FUSIONS)}")
     found = []
-    fusing: list[str | None] = [*fusions] or [None]
+    fusing: list[FusionName | None] = [name for name in fusions if name in FUSIONS] or [None]
     for chosen, fusion in product(sets or [None], fusing):
         if fusion in LEGS:
             found.append(System((fusion,)))
@@ -235,7 +236,7 @@ def cut_queries(
     rows = {}
     for name, query in queries.items():
         try:
-            rows[name] = query.resolve(searcher.model)
+            rows[name] = encode_query(query, searcher.model).encoding
         except InputError:
             continue
     most = max((row.lexical.nnz for row in rows.values()), default=0)
@@ -262,7 +263,7 @@ def group_queries(qrels: Qrels, index: Index, field: str) -> dict[str, list[str]
 
     Raises:
         InputError: No relevant document has the field.
-        KeyError: The index lacks a document.
+        UnknownDocumentError: The index lacks a document.
     """
     relevant = {
         query: [name for name, relevance in judged.items() if relevance > 0]

@@ -1,0 +1,195 @@
+"""A query as vectors, and what its hits must show."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import sparse
+
+from lexvla.encoding import Encoder, Encoding
+from lexvla.errors import InputError
+from lexvla.images import ImageSource, open_image
+from lexvla.vocabulary import Vocabulary
+from lexvla_search.query import Query, name_of_image
+from lexvla_search.words import column_of, columns_of, strongest
+
+__all__ = ["Constraints", "EncodedQuery", "encode_query"]
+
+
+@dataclass(frozen=True)
+class Constraints:
+    """What the strongest words of a hit must be.
+
+    Attributes:
+        banned: Columns none of which may be among them.
+        required: Sets of columns; one of each set must be among them.
+    """
+
+    banned: frozenset[int] = frozenset()
+    required: tuple[frozenset[int], ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.banned or self.required)
+
+    def allow(self, columns: np.ndarray, weights: np.ndarray) -> bool:
+        """Return whether a document with these words may be a hit."""
+        shown = strongest(columns, weights).tolist()
+        kept = self.banned.isdisjoint(shown)
+        return kept and all(not columns.isdisjoint(shown) for columns in self.required)
+
+
+@dataclass(frozen=True)
+class EncodedQuery:
+    """A query as one model reads it.
+
+    Attributes:
+        encoding: One row, with terms, boosts and bans applied.
+        words: The words of that row with their weights, heaviest first.
+        constraints: What the strongest words of a hit must be.
+        filter: Which documents may be hits.
+    """
+
+    encoding: Encoding
+    words: list[tuple[str, float]]
+    constraints: Constraints
+    filter: str | None
+
+
+def encode_query(query: Query, encoder: Encoder) -> EncodedQuery:
+    """Encode a query as one row.
+
+    Text, image and terms are added up as unit vectors and the sum is scaled to length 1, and so
+    are the dense vectors of text and image; codes are averaged. Terms have neither: a query of
+    terms alone has a lexical leg only.
+
+    Raises:
+        InputError: The text has no known word, the image cannot be read or does not contain the
+            region, the vocabulary lacks a word, a word is both banned and asked for, or the bans
+            leave nothing to ask for.
+        UnsupportedError: The encoder reads no images.
+    """
+    vocabulary = encoder.vocabulary
+    parts: list[Encoding] = []
+    if query.text is not None and query.has_text:
+        part = encoder.encode_text([query.text])
+        _require_words(query, part, query.text, "no word of the query is in the vocabulary")
+        parts.append(part)
+    if query.image is not None:
+        parts.append(_encode_image(query, query.image, encoder))
+    constraints = _constraints(query, vocabulary)
+    lexical = _weigh(_sum_of_words(query, parts, vocabulary), query, constraints, vocabulary)
+    encoding = Encoding(lexical, None, _mean_codes(parts), _sum_of_dense(parts))
+    if not lexical.nnz and encoding.dense is None and encoding.codes is None:
+        raise InputError(", ".join(query.ban), "nothing to look for is left without these words")
+    order = (-lexical.data).argsort(kind="stable").tolist()
+    words = [(vocabulary.word(int(lexical.indices[at])), float(lexical.data[at])) for at in order]
+    return EncodedQuery(encoding, words, constraints, query.filter)
+
+
+def _require_words(query: Query, encoding: Encoding, item: str, rule: str) -> None:
+    needed = query.legs is None or "lexical" in query.legs
+    if needed and encoding.lexical.nnz == 0:
+        raise InputError(item, rule)
+
+
+def _encode_image(query: Query, source: ImageSource, encoder: Encoder) -> Encoding:
+    name = name_of_image(source)
+    image = open_image(source, name)
+    if query.region is not None:
+        # Cut out: read in its surroundings, it is full of them (docs/search.md has figures).
+        image = image.crop(_pixels(query.region, image.size))
+        name = f"region {query.region} of {name}"
+    try:
+        part = encoder.encode_image([image])
+    except InputError as error:  # an encoder does not know the name of pixels in memory
+        raise InputError(name, error.rule) from error
+    _require_words(query, part, name, "the model reads no word from the image")
+    return part
+
+
+def _pixels(
+    region: tuple[float, float, float, float], size: tuple[int, int]
+) -> tuple[int, int, int, int]:
+    """Return the whole pixels that a region touches: left, upper, right, lower."""
+    x, y, width, height = region
+    if x + width > size[0] or y + height > size[1]:
+        rule = f"lies outside the image of {size[0]} x {size[1]} pixels"
+        raise InputError(f"region {tuple(region)}", rule)
+    return math.floor(x), math.floor(y), math.ceil(x + width), math.ceil(y + height)
+
+
+def _constraints(query: Query, vocabulary: Vocabulary) -> Constraints:
+    banned = {word: columns_of(vocabulary, word) for word in query.ban}
+    for name, words in (
+        ("terms", query.terms),
+        ("boost", query.boost),
+        ("require", query.require),
+    ):
+        wanted = frozenset[int]().union(*(columns_of(vocabulary, word) for word in words))
+        for word, columns in banned.items():
+            if not columns.isdisjoint(wanted):
+                raise InputError(word, f"is banned, but is in {name} too")
+    required = tuple(columns_of(vocabulary, word) for word in query.require)
+    return Constraints(frozenset[int]().union(*banned.values()), required)
+
+
+def _sum_of_words(
+    query: Query, parts: Sequence[Encoding], vocabulary: Vocabulary
+) -> sparse.csr_array:
+    rows = [part.lexical for part in parts]
+    if query.terms:
+        terms = np.zeros((1, len(vocabulary)))
+        for word, weight in query.terms.items():
+            terms[0, column_of(vocabulary, word)] += weight
+        rows.append(sparse.csr_array(terms))
+    elif len(rows) == 1:
+        return rows[0]
+    units = [row.astype(np.float64) / np.linalg.norm(row.data) for row in rows if row.nnz]
+    if not units:
+        return rows[0]
+    total = sum(units[1:], units[0])
+    unit = sparse.csr_array((total / np.linalg.norm(total.data)).astype(np.float32))
+    unit.eliminate_zeros()
+    unit.sort_indices()
+    return unit
+
+
+def _weigh(
+    lexical: sparse.csr_array, query: Query, constraints: Constraints, vocabulary: Vocabulary
+) -> sparse.csr_array:
+    """Apply boosts, then bans."""
+    if not query.boost and not constraints.banned:
+        return lexical
+    row = lexical.toarray().astype(np.float64)[0]
+    shown = row[strongest(lexical.indices, lexical.data)]
+    usual = float(shown.mean()) if len(shown) else 1.0
+    for word, factor in query.boost.items():
+        own = [column for column in columns_of(vocabulary, word) if row[column] > 0]
+        if own:
+            row[own] *= factor
+        else:
+            row[column_of(vocabulary, word)] = factor * usual
+    row[list(constraints.banned)] = 0
+    weighed = sparse.csr_array(row[None].astype(np.float32))
+    weighed.eliminate_zeros()  # a weight that is too small for 32 bits
+    return weighed
+
+
+def _sum_of_dense(parts: Sequence[Encoding]) -> np.ndarray | None:
+    rows = [part.dense for part in parts if part.dense is not None]
+    if len(rows) < 2:
+        return rows[0] if rows else None
+    total = np.sum([row.astype(np.float64) / (np.linalg.norm(row) or 1.0) for row in rows], axis=0)
+    return np.asarray(total / (np.linalg.norm(total) or 1.0), np.float32)
+
+
+def _mean_codes(parts: Sequence[Encoding]) -> sparse.csr_array | None:
+    rows = [part.codes for part in parts if part.codes is not None]
+    if len(rows) < 2:
+        return rows[0] if rows else None
+    mean = sparse.csr_array((sum(rows[1:], rows[0]) / len(rows)).astype(np.float32))
+    mean.sort_indices()
+    return mean
