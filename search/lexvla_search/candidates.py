@@ -8,6 +8,7 @@ import numpy as np
 from scipy import sparse
 
 from lexvla.encoding import Encoding
+from lexvla.errors import UnsupportedError
 from lexvla_indexer.base import Index, Results
 from lexvla_indexer.legs import Leg
 from lexvla_search.encoded_query import EncodedQuery
@@ -36,33 +37,26 @@ class Candidates:
         self._found: dict[Leg, Results] = {}
         self._bearers: set[str] | None = None  # all documents that have the required words
 
-    @property
-    def legs(self) -> tuple[Leg, ...]:
-        """The legs that were asked."""
-        return tuple(self._found)
+    def ask(self, legs: Sequence[Leg], depth: int, named: bool) -> None:
+        """Find each leg's best documents that meet filter and constraints, at most ``depth``.
 
-    def ask(self, leg: Leg, depth: int) -> None:
-        """Find the leg's best documents that meet filter and constraints, at most ``depth``.
+        Args:
+            legs: Which legs.
+            depth: How many documents.
+            named: Refuse legs that the index lacks, rather than leave them out.
 
         Raises:
-            UnsupportedError: The index cannot search by the leg.
+            UnsupportedError: The index cannot search by a leg.
         """
-        asked = depth
-        while True:
-            query = self._query
-            (results,) = self._index.search(query.encoding, asked, leg, query.filter)
-            if not query.constraints:
-                break
-            allowed = self._allow(results.ids)
-            kept = [row for row, is_allowed in enumerate(allowed) if is_allowed][:depth]
-            if len(kept) == depth or len(results.ids) < asked:
-                results = Results([results.ids[row] for row in kept], results.scores[kept])
-                break
-            asked *= _DEEPER
-        self._found[leg] = results
+        for leg in legs:
+            try:
+                self._found[leg] = self._best(leg, depth)
+            except UnsupportedError:
+                if named or leg == "lexical":
+                    raise
 
     def rankings(self, rescore: bool, also: str | None = None) -> dict[Leg, LegRanking]:
-        """Return each leg's ranking of the candidates.
+        """Return the ranking of the candidates by each leg that could be asked.
 
         Args:
             rescore: Also score by each leg the candidates that only other legs found.
@@ -74,17 +68,28 @@ class Candidates:
         names = dict.fromkeys(name for found in self._found.values() for name in found.ids)
         if also is not None:
             names[also] = None
-        if rescore:
-            self._read(list(names))
-        rankings = {}
+        rankings, missing = {}, {}
         for leg, found in self._found.items():
             scores = dict(zip(found.ids, map(float, found.scores), strict=True))
             ranks = {name: rank for rank, name in enumerate(found.ids, 1)}
-            if rescore:
-                missing = [name for name in names if name not in scores]
-                scores.update(zip(missing, self._scores(leg, missing), strict=True))
             rankings[leg] = LegRanking(ranks, scores)
+            missing[leg] = [name for name in names if rescore and name not in scores]
+        self._read(list(dict.fromkeys(name for names in missing.values() for name in names)))
+        for leg, unscored in missing.items():
+            rankings[leg].scores.update(zip(unscored, self._scores(leg, unscored), strict=True))
         return rankings
+
+    def _best(self, leg: Leg, depth: int) -> Results:
+        query, asked = self._query, depth
+        while True:
+            (results,) = self._index.search(query.encoding, asked, leg, query.filter)
+            if not query.constraints:
+                return results
+            allowed = self._allow(results.ids)
+            kept = [row for row, is_allowed in enumerate(allowed) if is_allowed][:depth]
+            if len(kept) == depth or len(results.ids) < asked:
+                return Results([results.ids[row] for row in kept], results.scores[kept])
+            asked *= _DEEPER
 
     def _read(self, names: Sequence[str]) -> None:
         """Read the vectors of documents that were not read yet."""

@@ -52,8 +52,8 @@ class LegRanking:
         scores: Its scores of these; for a fusion that `rescores`, of all candidates.
     """
 
-    ranks: Mapping[str, int]
-    scores: Mapping[str, float]
+    ranks: dict[str, int]
+    scores: dict[str, float]
 
 
 class Fused(NamedTuple):

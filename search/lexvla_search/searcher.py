@@ -192,11 +192,11 @@ class Searcher:
         encoded = encode_query(query, self.model)
         return _retried(lambda: self._explain(query, encoded, id))
 
-    def leg_rankings(self, query: Query) -> dict[Leg, LegRanking]:
+    def leg_rankings(self, query: Query) -> Mapping[Leg, LegRanking]:
         """Return how each leg ranks and scores all candidates of a query; see `search`."""
         query = replace(query, fusion=Weighted())
         encoded = encode_query(query, self.model)
-        return _retried(lambda: self._candidates(query, encoded)[0].rankings(rescore=True))
+        return _retried(lambda: self._rank(query, encoded)[1].rankings)
 
     def query_words(self, query: Query, top_k: int | None = None) -> list[tuple[str, float]]:
         """Return the words that a query searches by with their weights, heaviest first."""
@@ -205,44 +205,35 @@ class Searcher:
     def _search(
         self, query: Query, encoded: EncodedQuery, explain: bool
     ) -> tuple[_Ranked, list[Hit]]:
-        candidates, fusion = self._candidates(query, encoded)
-        rankings = candidates.rankings(fusion.rescores and len(candidates.legs) > 1)
-        ranked = _Ranked(encoded.encoding, rankings, fusion)
-        fused = fusion.fuse(rankings)
+        _, ranked = self._rank(query, encoded)
+        fused = ranked.fusion.fuse(ranked.rankings)
         if query.min_score is not None:
             fused = [one for one in fused if one.score >= query.min_score]
         page = fused[query.offset : query.offset + query.k]
         if not page:
             return ranked, []
         found = self.index.fetch([one.id for one in page])
-        rows = enumerate(zip(page, found.documents, strict=True))
-        return ranked, [
-            self._hit(
-                ranked,
-                one,
-                query.offset + row + 1,
-                document,
-                found.encoding[row] if explain else None,
-            )
-            for row, (one, document) in rows
-        ]
+        hits = []
+        for row, (one, document) in enumerate(zip(page, found.documents, strict=True)):
+            vectors = found.encoding[row] if explain else None
+            hits.append(self._hit(ranked, one, query.offset + row + 1, document, vectors))
+        return ranked, hits
 
     def _explain(self, query: Query, encoded: EncodedQuery, name: str) -> Hit:
-        candidates, fusion = self._candidates(query, encoded, EXPLAIN_DEPTH)
-        found = fusion.fuse(candidates.rankings(fusion.rescores and len(candidates.legs) > 1))
-        ranks = {one.id: rank for rank, one in enumerate(found, 1)}
-        rankings = candidates.rankings(fusion.rescores, also=name)
-        named = {one.id: one for one in fusion.fuse(rankings)}
-        # A leg that did not find it may add nothing.
-        fused = named.get(name) or Fused(name, 0.0, {})
+        candidates, ranked = self._rank(query, encoded, EXPLAIN_DEPTH)
+        fused = ranked.fusion.fuse(ranked.rankings)
+        ranks = {one.id: rank for rank, one in enumerate(fused, 1)}
+        ranked = replace(ranked, rankings=candidates.rankings(ranked.fusion.rescores, also=name))
+        named = {one.id: one for one in ranked.fusion.fuse(ranked.rankings)}
         (document,), vectors = self.index.fetch([name])
-        ranked = _Ranked(encoded.encoding, rankings, fusion)
-        return self._hit(ranked, fused, ranks.get(name), document, vectors)
+        # A leg that did not find it may add nothing.
+        one = named.get(name) or Fused(name, 0.0, {})
+        return self._hit(ranked, one, ranks.get(name), document, vectors)
 
-    def _candidates(
+    def _rank(
         self, query: Query, encoded: EncodedQuery, single_depth: int = 1
-    ) -> tuple[Candidates, Fusion]:
-        """Ask the legs, and choose the fusion of those that could be asked.
+    ) -> tuple[Candidates, _Ranked]:
+        """Choose legs and fusion, and let each leg rank the candidates.
 
         Args:
             query: What is asked for.
@@ -259,21 +250,17 @@ class Searcher:
         if fusion is None:
             fusion = DEFAULT_FUSION
             # Codes cost other legs more than they add (docs/search.md): they are asked by name.
-            given = [leg for leg in given if leg != "codes" or named]
+            given = [leg for leg in given if leg != "codes"]
         legs = [leg for leg in fusion.legs or named or given if leg in (named or given)]
         alone = len(legs) == 1 and (asked is None or asked.name in LEGS)
         depth = max(single_depth if alone else fusion.depth, query.k + query.offset)
         candidates = Candidates(self.index, encoded)
-        for leg in legs:
-            try:
-                candidates.ask(leg, depth)
-            except UnsupportedError:
-                if named or leg == "lexical":
-                    raise
-        legs = list(candidates.legs)
+        candidates.ask(legs, depth, named is not None)
+        rankings = candidates.rankings(fusion.rescores)
         if asked is None:
-            fusion = fusion.over(legs) if len(legs) > 1 else named_fusion(legs[0])
-        return candidates, fusion
+            first, *others = rankings
+            fusion = fusion.over(rankings) if others else named_fusion(first)
+        return candidates, _Ranked(encoded.encoding, rankings, fusion)
 
     def _fitted(self, legs: Sequence[Leg]) -> Fusion | None:
         """Return the index's own fusion if it weighs any of these legs."""
@@ -322,7 +309,7 @@ class Searcher:
 
 @dataclass(frozen=True)
 class _Ranked:
-    """A query, the rankings of the legs that were asked, and what fuses them."""
+    """A query, the rankings of the legs that could be asked, and the fusion of these."""
 
     query: Encoding
     rankings: Mapping[Leg, LegRanking]
