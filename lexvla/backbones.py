@@ -1,4 +1,4 @@
-"""Pretrained towers by name: loading, quantisation and LoRA."""
+"""Pretrained backbones by name: loading, quantisation and LoRA."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ __all__ = [
     "vision_fields",
 ]
 
-TIMM = "timm_wrapper"  # the kind of a network that transformers takes from timm
+TIMM = "timm_wrapper"  # the model type of timm networks in transformers
 
-# What transformers and the hub raise for a name that cannot be loaded: not there, gated, offline,
-# damaged, of an unknown kind, or of one that the installed packages are too old for.
+# What transformers and the hub raise for a name that is missing, gated, offline, damaged, or of a
+# kind that the installed packages do not know.
 _LOAD_ERRORS = (
     *(OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError),
 )
@@ -50,25 +50,20 @@ _LOAD_ERRORS = (
 def read_backbone_config(
     name: str, revision: str | None = None, token: str | None = None
 ) -> PretrainedConfig:
-    """Return the configuration of a hub id or folder; of an image-text model, its vision part.
-
-    Raises:
-        ModelError: It cannot be read.
-        OptionalDependencyError: It is of timm, which is missing.
-    """
+    """Return the configuration of a hub id or folder; for an image-text model, its vision part."""
     try:
         with _named(name):
             config = AutoConfig.from_pretrained(name, revision=revision or "main", token=token)
             if config.model_type == TIMM:
-                import timm  # noqa: F401 - transformers builds its networks by it
+                import timm  # noqa: F401 - transformers needs it
     except ModelError as error:
-        if isinstance(error.__cause__, ImportError):  # no other package is needed to read one
+        if isinstance(error.__cause__, ImportError):  # only timm can be missing here
             raise OptionalDependencyError("timm", "train") from error
         raise
     commit = getattr(config, "_commit_hash", None)
     config = getattr(config, "vision_config", config)
     if config.model_type == TIMM:
-        config.id2label = {}  # of the classifier, which is not loaded
+        config.id2label = {}  # the classifier is not loaded
     config._commit_hash = commit
     return config
 
@@ -76,17 +71,9 @@ def read_backbone_config(
 def vision_fields(
     name: str, vision_config: PretrainedConfig, revision: str | None, token: str | None, fine: bool
 ) -> dict[str, Any]:
-    """Return the fields of `LexVLAConfig` that follow from a vision model.
+    """Return the fields of `LexVLAConfig` that depend on a vision model.
 
-    Args:
-        name: Hub id or folder.
-        vision_config: Its configuration.
-        revision: Its branch, tag or commit.
-        token: Opens gated models of the hub.
-        fine: Whether the finer stage of a convolutional network is wanted.
-
-    Raises:
-        ModelError: Neither patch tokens nor a feature map can come from it.
+    ``fine`` asks for the finer stage of a convolutional network too.
     """
     fields: dict[str, Any] = {}
     statistics = image_statistics(name, revision, token)
@@ -113,11 +100,7 @@ def vision_fields(
 def load_tokenizer(
     name: str, revision: str | None = None, token: str | None = None
 ) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a language model.
-
-    Raises:
-        ModelError: There is none, or only one that cannot tell which characters a piece spans.
-    """
+    """Load the tokenizer of a language model."""
     with _named(name):
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision or "main", token=token)
     if not tokenizer.is_fast:
@@ -128,11 +111,7 @@ def load_tokenizer(
 def image_statistics(
     name: str, revision: str | None = None, token: str | None = None
 ) -> tuple[list[float], list[float]] | None:
-    """Return the channel means and deviations that a vision model was trained with, if it says.
-
-    Raises:
-        ModelError: They cannot be read.
-    """
+    """Return channel means and deviations that a vision model was trained with, if recorded."""
     with _named(name):
         path = cached_file(
             name,
@@ -149,19 +128,14 @@ def image_statistics(
 def load_language_model(
     config: LexVLAConfig, name: str, device: torch.device, dtype: torch.dtype, token: str | None
 ) -> Any:
-    """Load a causal language model, quantised as the configuration says.
+    """Load a causal language model with the revision and quantisation of the configuration.
 
     Args:
-        config: Names revision and quantisation.
+        config: The model's configuration.
         name: Hub id or path.
-        device: Where to load it.
-        dtype: Floating-point type of its weights, and that its quantised layers compute in.
-        token: Opens gated models of the hub; without it, huggingface_hub finds one.
-
-    Raises:
-        ModelError: It cannot be loaded, or has no output embedding.
-        OptionalDependencyError: bitsandbytes is asked for and missing.
-        UnsupportedError: bitsandbytes does not know the device.
+        device: Device to load it on.
+        dtype: Type of its weights, and compute type of quantised layers.
+        token: Hub token for gated models; by default the one huggingface_hub finds.
     """
     more: dict[str, Any] = {}
     if config.quantization != "none":
@@ -175,10 +149,10 @@ def load_language_model(
         )
     _check_complete(name, found)
     if model.get_output_embeddings() is None:
-        raise ModelError(f"{name}: has no output embedding, which the words come from")
+        raise ModelError(f"{name}: has no output embedding, which the words are taken from")
     for layer in model.modules():
-        # bitsandbytes repacks 4-bit weights for CPUs at their first use. Gradients then stop at
-        # them without a word, and the way back rounds their scales once more.
+        # bitsandbytes repacks 4-bit weights for CPUs at first use. Gradients then stop silently,
+        # and unpacking rounds the scales once more.
         if hasattr(layer, "support_avx512bf16_for_cpu"):
             layer.support_avx512bf16_for_cpu = False
     return model if config.quantization != "none" else model.to(device)
@@ -187,14 +161,9 @@ def load_language_model(
 def load_vision_model(
     config: LexVLAConfig, name: str, device: torch.device, dtype: torch.dtype, token: str | None
 ) -> Any:
-    """Load a vision transformer, or a network of timm; see `load_language_model`.
-
-    Raises:
-        ModelError: It cannot be loaded.
-        OptionalDependencyError: timm is asked for and missing.
-    """
+    """Load a vision transformer or a timm network; see `load_language_model`."""
     revision = config.vision_revision or "main"
-    # The configuration tells the class: the vision part alone of an image-text model.
+    # The configuration selects the class: of an image-text model, the vision part only.
     vision = read_backbone_config(name, revision, token)
     with _named(name):
         model, found = AutoModel.from_pretrained(
@@ -210,21 +179,16 @@ def load_vision_model(
 
 
 def _check_complete(name: str, found: dict[str, Any]) -> None:
-    """Refuse a checkpoint that leaves weights at random, which transformers only warns of."""
+    """Refuse a checkpoint that leaves weights random, of which transformers only warns."""
     for kind in ("missing", "mismatched"):
         if keys := sorted(map(str, found[f"{kind}_keys"])):
             raise ModelError(f"{name}: weights {kind}: {', '.join(keys[:3])}")
 
 
 def check_quantization(kind: str, device: torch.device) -> None:
-    """Refuse a quantisation that bitsandbytes cannot run on a device.
-
-    Raises:
-        OptionalDependencyError: bitsandbytes is missing.
-        UnsupportedError: It has no backend for the device.
-    """
+    """Raise an error if bitsandbytes cannot run on a device."""
     try:
-        import accelerate  # noqa: F401 - transformers places quantised layers by it
+        import accelerate  # noqa: F401 - transformers needs it to place quantised layers
         import bitsandbytes
     except ImportError as error:
         raise OptionalDependencyError(error.name or "bitsandbytes", "gpu") from error
@@ -246,12 +210,7 @@ def _quantization_config(config: LexVLAConfig, dtype: torch.dtype) -> BitsAndByt
 
 
 def add_lora(model: nn.Module, config: LexVLAConfig) -> Any:
-    """Wrap a language model with untrained LoRA (arXiv 2106.09685), in float32.
-
-    Raises:
-        ModelError: The model has no layer of a target's name.
-        OptionalDependencyError: PEFT is missing.
-    """
+    """Wrap a language model with untrained LoRA (arXiv 2106.09685), in float32."""
     peft = _peft()
     targets = config.lora_targets
     if not isinstance(targets, str):
@@ -277,12 +236,7 @@ def add_lora(model: nn.Module, config: LexVLAConfig) -> Any:
 
 
 def load_lora(model: nn.Module, folder: Path) -> Any:
-    """Wrap a language model with the LoRA that PEFT saved in a folder; it can be trained on.
-
-    Raises:
-        ModelError: It is missing, damaged or of another model.
-        OptionalDependencyError: PEFT is missing.
-    """
+    """Wrap a language model with the LoRA that PEFT saved in a folder; it stays trainable."""
     peft = _peft()
     with _named(str(folder)):
         return peft.PeftModel.from_pretrained(model, str(folder), is_trainable=True).eval()
@@ -302,7 +256,7 @@ def _is_linear(module: nn.Module) -> bool:
 
 @contextmanager
 def _named(name: str) -> Iterator[None]:
-    """Turn what is raised while a name is loaded into an error that tells it; say nothing else."""
+    """Turn errors of loading into a `ModelError` with the name, and silence transformers."""
     try:
         with quiet():
             yield
@@ -312,7 +266,7 @@ def _named(name: str) -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep transformers' bars and reports off stderr: what they would say of faults is raised."""
+    """Silence transformers' progress bars and reports: faults are raised as errors."""
     bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
     logging.set_verbosity_error()
@@ -325,26 +279,18 @@ def quiet() -> Iterator[None]:
 
 
 def as_device(device: str | torch.device) -> torch.device:
-    """Return a device that can be used.
-
-    Raises:
-        UnsupportedError: torch has no such device here.
-    """
+    """Return a device after checking that it can be used."""
     try:
         found = torch.device(device)
         torch.empty(0, device=found)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch's three ways
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UnsupportedError(f"device {str(device)!r} cannot be used ({reason})") from error
     return found
 
 
 def as_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
-    """Return a floating-point type by its name.
-
-    Raises:
-        ValueError: There is none of this name.
-    """
+    """Return a floating-point type by its name."""
     if dtype is None or isinstance(dtype, torch.dtype):
         return dtype
     found = getattr(torch, dtype, None)

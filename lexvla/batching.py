@@ -1,4 +1,4 @@
-"""Running a model over many items: batches, progress, gradients off."""
+"""Inference over many items: batches, progress, no gradients."""
 
 from __future__ import annotations
 
@@ -24,25 +24,21 @@ _THREADS = min(8, os.cpu_count() or 1)
 
 @contextmanager
 def inference(model: Any) -> Iterator[None]:
-    """Switch gradients and dropout off, and put the model's mode back afterwards.
-
-    Raises:
-        ModelError: The device's memory does not hold a batch.
-    """
+    """Disable gradients and dropout, and restore the model's mode afterwards."""
     was_training = model.training
     model.eval()
     try:
         with torch.inference_mode():
             yield
     except torch.OutOfMemoryError as error:
-        rule = "a batch does not fit into the device's memory: give a smaller batch_size"
+        rule = "a batch does not fit into the device's memory: use a smaller batch_size"
         raise ModelError(f"{model.config.model_name}: {rule} ({error})") from error
     finally:
         model.train(was_training)
 
 
 def split(items: Iterable[Item], size: int) -> Iterator[tuple[Item, ...]]:
-    """Cut items into tuples of ``size``, the last one of what is left."""
+    """Cut items into tuples of ``size``; the last may be shorter."""
     rest = iter(items)
     while batch := tuple(islice(rest, size)):
         yield batch
@@ -51,14 +47,9 @@ def split(items: Iterable[Item], size: int) -> Iterator[tuple[Item, ...]]:
 def batches(
     items: Iterable[Item], size: int, show_progress_bar: bool | None, unit: str
 ) -> Iterator[tuple[Item, ...]]:
-    """Cut items into batches with a progress bar on stderr; ``None`` shows it on a terminal.
-
-    Raises:
-        TypeError: There is one item in place of a list.
-        ValueError: The size is less than 1.
-    """
+    """Cut items into batches with a progress bar on stderr; ``None`` shows it on a terminal."""
     if isinstance(items, str | bytes):
-        raise TypeError(f"needs a list of {unit}, not one")
+        raise TypeError(f"expected a list of {unit}, not a single one")
     if size < 1:
         raise ValueError(f"batch_size must be at least 1, not {size}")
     off = None if show_progress_bar is None else not show_progress_bar
@@ -70,10 +61,7 @@ def batches(
 
 
 def ahead(work: Callable[[Item], Made], items: Iterable[tuple[Item, ...]]) -> Iterator[list[Made]]:
-    """Do the work on each item of each batch in threads, one batch ahead of the one asked for.
-
-    What the work raises is raised when its batch is asked for.
-    """
+    """Map ``work`` over the items of each batch in threads, one batch ahead of the consumer."""
     with ThreadPoolExecutor(_THREADS) as pool:
         waiting: deque[list[Future[Made]]] = deque()
         try:

@@ -1,4 +1,4 @@
-"""The dense codebook: a learnt dictionary that images and texts share (CODIS)."""
+"""The dense codebook: a learnt dictionary shared by images and texts (CODIS)."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ __all__ = [
 
 
 class Codebook(nn.Module):
-    """Assign dense vectors to codes, softly (Duan et al., CVPR 2022, arXiv 2203.00048).
+    """Assign dense vectors softly to codes (Duan et al., CVPR 2022, arXiv 2203.00048).
 
     Args:
         size: Number K of codes.
         width: Width of the dense vectors.
-        temperature: Divides the cosines before the softmax.
+        temperature: Temperature of the softmax over cosines.
     """
 
     def __init__(self, size: int, width: int, temperature: float) -> None:
@@ -43,14 +43,9 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def initialise(self, features: Tensor, generator: torch.Generator | None = None) -> None:
-        """Set the codes to the centres of clusters of features.
+        """Set the codes to cluster centres of (n, width) teacher vectors, n >= K.
 
-        Args:
-            features: (n, width), n >= K; the teacher's vectors of some items.
-            generator: Source of random numbers, on the features' device.
-
-        Raises:
-            ValueError: There are fewer features than codes.
+        The generator must be on the features' device.
         """
         centres, _ = spherical_kmeans(features, len(self.codes), generator=generator)
         self.codes.copy_(centres)
@@ -59,15 +54,15 @@ class Codebook(nn.Module):
     def reseed(
         self, counts: Tensor, queue: Tensor, generator: torch.Generator | None = None
     ) -> Tensor:
-        """Replace each code that no item has by a random vector of the queue.
+        """Replace each unused code by a random vector of the queue.
 
         Args:
-            counts: (K,) items per code, such as `code_counts` gives.
-            queue: (Q, width) the teacher's vectors; no row is used twice.
-            generator: Source of random numbers, on the queue's device.
+            counts: (K,) items per code, as from `code_counts`.
+            queue: (Q, width) teacher vectors; each row is used at most once.
+            generator: Random generator on the queue's device.
 
         Returns:
-            The replaced codes, long: at most Q. Clear their optimiser state.
+            Numbers of the replaced codes, at most Q; clear their optimiser state.
         """
         order = torch.randperm(len(queue), generator=generator, device=queue.device)
         empty = (counts == 0).nonzero()[: len(queue), 0]
@@ -77,25 +72,21 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def renormalise(self) -> None:
-        """Bring the codes back to unit length; call it after a step, as SwAV does."""
+        """Bring the codes back to unit length, after each step (SwAV)."""
         self.codes.copy_(functional.normalize(self.codes, dim=1))
 
 
 def top_codes(assignment: Tensor, count: int) -> sparse.csr_array:
-    """Keep the ``count`` most probable codes of each row, with their probabilities.
-
-    Args:
-        assignment: (n, K) probabilities, on any device.
-        count: Codes to keep; all K where it is larger.
+    """Keep the ``count`` most probable codes of each row of (n, K) probabilities.
 
     Returns:
-        (n, K) float32 CSR, sorted, each row summing to at most 1.
+        (n, K) float32 CSR with sorted columns; rows sum to at most 1.
     """
     rows, size = assignment.shape
     best = assignment.topk(min(count, size), dim=1)
     columns, order = best.indices.sort(dim=1)
     weights = best.values.gather(1, order).float().cpu().numpy()
-    kept = weights > 0  # a code far away may have probability 0 in 32 bits
+    kept = weights > 0  # a probability may underflow to 0
     starts = np.concatenate([[0], kept.sum(axis=1).cumsum()]).astype(np.int32)
     indices = columns.cpu().numpy().astype(np.int32)[kept]
     return sparse.csr_array((weights[kept], indices, starts), shape=(rows, size))
@@ -106,18 +97,18 @@ def sinkhorn(scores: Tensor, epsilon: float = 0.05, rounds: int = 3) -> Tensor:
     """Assign rows to codes so that every code gets an equal share (SwAV).
 
     Args:
-        scores: (N, K) cosines. N is the global batch: gather the rows of all processes first.
-        epsilon: Softness: the smaller, the closer the plan is to one code a row.
-        rounds: Times that the columns, then the rows, are scaled.
+        scores: (N, K) cosines of the global batch.
+        epsilon: Softness: the smaller, the closer to one code a row.
+        rounds: Alternations of scaling columns, then rows.
 
     Returns:
-        (N, K) float32 plan without gradient. Its rows sum to 1/N, its columns to 1/K nearly.
+        (N, K) float32 plan without gradient. Rows sum to 1/N, columns approximately to 1/K.
 
     References:
         Cuturi 2013, arXiv 1306.0895; Caron et al. 2020 (SwAV), arXiv 2006.09882.
     """
     rows, columns = scores.shape
-    plan = scores.float() / epsilon  # logarithms: exp(1 / epsilon) may be too large for a float
+    plan = scores.float() / epsilon  # in logarithms: exp(1 / epsilon) may overflow
     for _ in range(rounds):
         plan = plan - plan.logsumexp(dim=0) - math.log(columns)
         plan = plan - plan.logsumexp(dim=1, keepdim=True) - math.log(rows)
@@ -128,17 +119,15 @@ def sinkhorn(scores: Tensor, epsilon: float = 0.05, rounds: int = 3) -> Tensor:
 def ipot(cost: Tensor, beta: float = 0.5, iterations: int = 50) -> Tensor:
     """Assign rows to codes by optimal transport (IPOT), every code with an equal share.
 
-    Unlike the plan of `sinkhorn`, which stays as soft as epsilon, this one nears the optimum with
-    every iteration.
+    Unlike `sinkhorn`, whose plan stays as soft as epsilon, it converges to the optimum.
 
     Args:
-        cost: (N, K) such as one minus cosines. N is the global batch: gather the rows of all
-            processes first.
-        beta: Size of a proximal step: the smaller, the faster and the less stable.
+        cost: (N, K), such as one minus cosines, of the global batch.
+        beta: Proximal step size: smaller is faster and less stable.
         iterations: Proximal steps, each with one inner scaling.
 
     Returns:
-        (N, K) float32 plan without gradient. Its columns sum to 1/K, its rows to 1/N nearly.
+        (N, K) float32 plan without gradient. Columns sum to 1/K, rows approximately to 1/N.
 
     References:
         Xie et al. 2019, "A Fast Proximal Point Method for Computing Exact Wasserstein Distance",
@@ -163,22 +152,18 @@ def spherical_kmeans(
     rounds: int = 25,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Cluster vectors by direction.
+    """Cluster vectors by direction, initialised as in k-means++ with cosine distance.
 
-    The first centres are drawn as in k-means++, with one minus the cosine for the distance. A
-    cluster that runs empty starts anew at the vector that fits its own centre worst.
+    An empty cluster restarts at the vector that fits its own centre worst.
 
     Args:
-        vectors: (n, d), of any length but 0.
+        vectors: (n, d), non-zero.
         count: Clusters, at most n.
-        rounds: At most so many moves of the centres.
-        generator: Source of random numbers, on the vectors' device.
+        rounds: Maximum number of iterations.
+        generator: Random generator on the vectors' device.
 
     Returns:
         The float32 unit centres (count, d), and the cluster (n,) of each vector.
-
-    Raises:
-        ValueError: count is not in 1..n.
     """
     if not 1 <= count <= len(vectors):
         raise ValueError(f"{count} clusters of {len(vectors)} vectors")
@@ -200,14 +185,14 @@ def spherical_kmeans(
 
 
 def _spread(vectors: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
-    """Draw centres among unit vectors, far ones with greater probability."""
+    """Draw centres among unit vectors, distant ones with greater probability."""
     weights = torch.ones_like(vectors[:, 0])
     chosen = []
     for _ in range(count):
         chosen.append(torch.multinomial(weights, 1, generator=generator))
         distance = 1 - vectors @ vectors[chosen[-1][0]]
         weights = distance if len(chosen) == 1 else torch.minimum(weights, distance)
-        weights = weights.clamp(min=1e-9)  # all equal vectors can be drawn too
+        weights = weights.clamp(min=1e-9)  # equal vectors can be drawn too
     return vectors[torch.cat(chosen)]
 
 
@@ -217,28 +202,17 @@ def _nearest(vectors: Tensor, centres: Tensor, chunk: int = 8192) -> Tensor:
 
 @torch.no_grad()
 def code_counts(vectors: Tensor, codes: Tensor) -> Tensor:
-    """Count the vectors (n, d) whose nearest code is each of (K, d): long (K,).
-
-    Counts of several batches add up.
-    """
+    """Count the vectors (n, d) nearest to each code (K, d): long (K,)."""
     codes = functional.normalize(codes.float(), dim=1)
     return _nearest(vectors.float(), codes).bincount(minlength=len(codes))
 
 
 def usage_entropy(counts: Tensor) -> float:
-    """Return the entropy, in nats, of the use of K codes: log K where all are used alike.
-
-    Args:
-        counts: (K,) items per code; the entropy of no item at all is 0.
-    """
+    """Return the entropy in nats of (K,) counts of items per code: at most log K."""
     shares = counts.double() / counts.sum().clamp(min=1)
     return float(torch.special.entr(shares).sum())
 
 
 def count_dead_codes(counts: Tensor) -> int:
-    """Return how many of the codes no item has.
-
-    Args:
-        counts: (K,) items per code.
-    """
+    """Return how many codes are unused, from (K,) counts of items per code."""
     return int((counts == 0).sum())

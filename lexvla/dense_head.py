@@ -1,4 +1,4 @@
-"""From states to dense vectors."""
+"""Projection of states to dense vectors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an encoder makes of a batch of items."""
+"""The vectors of a batch of items."""
 
 from __future__ import annotations
 
@@ -22,26 +22,23 @@ if TYPE_CHECKING:
 __all__ = ["Encoder", "Encoding"]
 
 _FORMAT_VERSION = 1
-# Java's white space, at which Lucene's WhitespaceTokenizer splits: no spaces that do not break.
+# Java's white space, where Lucene's WhitespaceTokenizer splits; it excludes non-breaking spaces.
 _JAVA_SPACE = re.compile(
     "[\\t-\\r\\x1c-\\x20\\u1680\\u2000-\\u2006\\u2008-\\u200a\\u2028\\u2029\\u205f\\u3000]"
 )
-_LONGEST_TOKEN = 255  # of that tokenizer, in UTF-16 units
+_LONGEST_TOKEN = 255  # UTF-16 units, of the same tokenizer
 
 
-@dataclass(frozen=True, eq=False)  # arrays have no single truth value to compare by
+@dataclass(frozen=True, eq=False)  # arrays cannot be compared by ==
 class Encoding:
-    """Hold the vectors of n items. Items are rows; a slice or an index gives an `Encoding` again.
+    """The vectors of n items, one a row; indexing and slicing return an `Encoding`.
 
     Attributes:
-        lexical: (n, V) float32 CSR, values > 0, sorted column numbers; a row may be empty.
-        patches: (lexical.nnz,) int16, aligned with ``lexical.data``: the image patch that each
-            word was read from, row by row over the patch grid; ``None`` for text.
+        lexical: (n, V) float32 CSR, values > 0, sorted columns; rows may be empty.
+        patches: (lexical.nnz,) int16, aligned with ``lexical.data``: the image patch of each word,
+            counted row by row over the patch grid; ``None`` for text.
         codes: (n, K) float32 CSR of codebook weights, or ``None``.
         dense: (n, d) float32 unit rows, or ``None``.
-
-    Raises:
-        ValueError: Shapes, dtypes or values break these rules.
     """
 
     lexical: sparse.csr_array
@@ -60,7 +57,7 @@ class Encoding:
                 raise ValueError(f"{name} must be float32, not {matrix.dtype}")
             if not matrix.has_canonical_format:
                 raise ValueError(f"{name} must have sorted column numbers, each once in a row")
-            # scipy trusts columns, and reads and writes outside its arrays where they are wrong.
+            # scipy trusts columns: wrong ones read and write outside its arrays.
             if matrix.nnz and not 0 <= matrix.indices.min() <= matrix.indices.max() < width:
                 raise ValueError(f"{name} must have column numbers from 0 to {width - 1}")
             if matrix.nnz and not (np.isfinite(matrix.data).all() and matrix.data.min() > 0):
@@ -106,11 +103,7 @@ class Encoding:
 
     @classmethod
     def concat(cls, parts: Sequence[Encoding]) -> Encoding:
-        """Stack encodings. A leg that any of them lacks must be lacking in all.
-
-        Raises:
-            ValueError: No parts, or their legs differ.
-        """
+        """Stack encodings, which must have the same legs."""
         if not parts:
             raise ValueError("nothing to concatenate")
         for leg in ("patches", "codes", "dense"):
@@ -127,7 +120,7 @@ class Encoding:
         )
 
     def save(self, path: str | Path) -> None:
-        """Write all legs into one ``.npz`` file, without pickle."""
+        """Write one ``.npz`` file, without pickle."""
         arrays: dict[str, Any] = {"format_version": np.array(_FORMAT_VERSION)}
         for name in ("lexical", "codes"):
             matrix = getattr(self, name)
@@ -147,13 +140,13 @@ class Encoding:
         """Read what `save` wrote.
 
         Raises:
-            ValueError: The file is damaged, is no encoding, or was written by a newer version.
+            ValueError: The file is damaged or was written by a newer version.
         """
         try:
-            # Of a file that is no archive, np.load says to read it with pickle: bad advice.
+            # For other files, np.load advises to allow pickle.
             with Path(path).open("rb") as file:
                 if not zipfile.is_zipfile(file):
-                    raise zipfile.BadZipFile("it is no .npz archive")
+                    raise zipfile.BadZipFile("not an .npz archive")
             with np.load(path, allow_pickle=False) as archive:
                 arrays = {name: archive[name] for name in archive.files}
             version = int(arrays["format_version"])
@@ -167,7 +160,7 @@ class Encoding:
             codes = matrix("codes") if "codes_data" in arrays else None
             return cls(matrix("lexical"), arrays.get("patches"), codes, arrays.get("dense"))
         except (EOFError, KeyError, TypeError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{path}: no readable encoding ({error})") from error
+            raise ValueError(f"{path}: the encoding cannot be read ({error})") from error
 
     def to_jsonl(
         self,
@@ -182,15 +175,13 @@ class Encoding:
         Args:
             path: The file to write.
             ids: One id for each item.
-            vocabulary: Gives the terms of the columns.
+            vocabulary: The terms of the columns.
             scale: A weight w is written as round(w * scale), at least 1.
-            contents: A text for each item, that Anserini keeps as it is; empty ones by default.
+            contents: A text for each item, which Anserini stores; empty by default.
 
         Raises:
-            ValueError: The number of ids or of texts is not the number of items.
-            UnsupportedError: Anserini would split a term: it has white space, or is longer than
+            UnsupportedError: Anserini would split a term that has white space or is longer than
                 255 UTF-16 units.
-            VocabularyMismatchError: The vocabulary has not a term for each column.
         """
         if len(vocabulary) != self.lexical.shape[1]:
             columns = self.lexical.shape[1]
@@ -218,10 +209,10 @@ class Encoding:
 
 
 class Encoder(Protocol):
-    """Turn items into vectors. All that `lexvla_indexer` and `lexvla_search` know of a model.
+    """All that `lexvla_indexer` and `lexvla_search` know of a model.
 
     Attributes:
-        name: Names the model in the index that holds its vectors.
+        name: Name of the model, recorded in indexes of its vectors.
         vocabulary: The terms of the lexical columns.
     """
 
@@ -229,9 +220,9 @@ class Encoder(Protocol):
     vocabulary: Vocabulary
 
     def encode_text(self, texts: Sequence[str]) -> Encoding:
-        """Return one row for each text."""
+        """Return one row a text."""
         ...
 
     def encode_image(self, images: Sequence[Image.Image | str | Path]) -> Encoding:
-        """Return one row for each image, given as a PIL image or a path."""
+        """Return one row an image."""
         ...

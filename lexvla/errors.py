@@ -1,4 +1,4 @@
-"""Errors that LexVLA raises, as one small tree."""
+"""The errors that LexVLA raises."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ __all__ = [
 
 
 class LexVLAError(Exception):
-    """Base of every error that this project raises on purpose."""
+    """Base class of all errors of this project."""
 
 
 class InputError(LexVLAError):
-    """One item is bad. Carry the item's name and the rule that it breaks."""
+    """An item is invalid; has its name and the rule that it breaks."""
 
     def __init__(self, item: str, rule: str) -> None:
         self.item = item if len(item) <= 200 else item[:197] + "..."
@@ -35,7 +35,7 @@ class InputError(LexVLAError):
 
 
 class GatheredInputError(InputError):
-    """Several items are bad: all that were found, one on a line of the message."""
+    """Several items are invalid; the message has a line for each."""
 
     def __init__(self, errors: Sequence[InputError]) -> None:
         if not errors:
@@ -63,7 +63,7 @@ class ModelError(LexVLAError):
 
 
 class IndexCorruptError(LexVLAError):
-    """An index on disk is damaged or is no index."""
+    """An index on disk is damaged or not an index."""
 
 
 class IndexLockedError(LexVLAError):
@@ -79,7 +79,7 @@ class FilterSyntaxError(LexVLAError):
 
 
 class UnsupportedError(LexVLAError):
-    """An engine or model cannot do what was asked of it."""
+    """An engine or model does not support an operation."""
 
 
 class EngineUnavailableError(LexVLAError):
@@ -87,7 +87,7 @@ class EngineUnavailableError(LexVLAError):
 
 
 class OptionalDependencyError(LexVLAError):
-    """A package of an extra is missing. Name the package and the extra."""
+    """A package of an extra is not installed."""
 
     def __init__(self, package: str, extra: str) -> None:
         self.package = package

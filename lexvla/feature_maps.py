@@ -1,4 +1,4 @@
-"""Convolutional backbones of timm: the cells of the last feature map are the patches."""
+"""Feature maps of timm's convolutional networks, whose cells are the patches."""
 
 from __future__ import annotations
 
@@ -14,18 +14,15 @@ from lexvla.errors import ModelError
 
 __all__ = ["evaluating", "feature_map", "measure"]
 
-# What networks raise that have no map, or take images of one size only.
+# Raised by networks without a map, or with a fixed image size.
 _NO_MAP = (AttributeError, AssertionError, IndexError, KeyError, RuntimeError, TypeError)
 
 
 def feature_map(vision: Any, pixels: Tensor, fine: bool = False) -> Tensor:
     """Return the (B, C, h, w) last feature map of a `TimmWrapperModel`.
 
-    With ``fine``, each cell has the four cells of the finer stage that it covers after its own
-    channels, in the order of `torch.nn.functional.pixel_unshuffle`.
-
-    Raises:
-        ModelError: The finer map is not twice as large as the last one.
+    With ``fine``, a cell's channels are followed by those of the four cells that it covers in the
+    finer stage, in the order of `torch.nn.functional.pixel_unshuffle`.
     """
     network = vision.timm_model
     if not fine:
@@ -40,18 +37,14 @@ def feature_map(vision: Any, pixels: Tensor, fine: bool = False) -> Tensor:
 
 
 def measure(vision: Any, fine: bool = False) -> tuple[int, int]:
-    """Return the channels of a cell and the stride in pixels, by a small black image.
-
-    Raises:
-        ModelError: The network gives no feature map, or with ``fine`` none of half the stride.
-    """
+    """Return the channels of a cell and the stride in pixels, measured on a small image."""
     rule = f"{vision.config.architecture} gives no (B, C, h, w) feature map to take patches from"
     try:
         stride = int(vision.timm_model.feature_info[-1]["reduction"])
         pixels = torch.zeros(1, 3, 2 * stride, 4 * stride, dtype=vision.dtype, device=vision.device)
         with torch.no_grad(), evaluating(vision):
             shape = feature_map(vision, pixels).shape
-            # An image that is not square tells rows and columns from channels that come last.
+            # A non-square image reveals maps with the channels last.
             if shape[2:] != (2, 4):
                 sizes = f"its features have the shape {tuple(shape)} for {_size(pixels)} pixels"
                 raise ModelError(f"{rule}; {sizes}")
@@ -61,11 +54,7 @@ def measure(vision: Any, fine: bool = False) -> tuple[int, int]:
 
 
 def _finer_stage(vision: Any) -> int:
-    """Return the number of the last stage that has half the stride of the last map.
-
-    Raises:
-        ModelError: There is none.
-    """
+    """Return the last stage that has half the stride of the last map."""
     strides = [stage["reduction"] for stage in vision.timm_model.feature_info]
     found = [i for i, stride in enumerate(strides) if 2 * stride == strides[-1]]
     if not found:
@@ -80,7 +69,7 @@ def _size(map_: Tensor) -> str:
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Put a module into evaluation mode, and back afterwards."""
+    """Put a module into evaluation mode for a while."""
     was_training = module.training
     module.eval()
     try:

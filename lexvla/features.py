@@ -1,4 +1,4 @@
-"""What a forward pass gives to the losses."""
+"""Outputs of a forward pass for the losses."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ __all__ = ["Features"]
 
 
 class Features(NamedTuple):
-    """Hold the vectors of a batch of images or of texts.
+    """Vectors of a batch of images or of texts; ``None`` if not asked for.
 
     Attributes:
-        lexical: (B, V) float32 unit vectors of word weights, none of them cut.
-        dense: (B, w) float32 unit vectors, or ``None`` where they were not asked for.
-        locals: (B, L, w) float32 unit vectors of patches or tokens, or ``None``.
-        mask: (B, L) bool, which locals are real, or ``None`` where all are.
-        logits: (B, V) of the words, before elu1p, or ``None``.
+        lexical: (B, V) float32 unit vectors of word weights, not truncated.
+        dense: (B, w) float32 unit vectors.
+        locals: (B, L, w) float32 unit vectors of patches or tokens.
+        mask: (B, L) bool, which locals are real; ``None`` for all.
+        logits: (B, V) of the words, before elu1p.
     """
 
     lexical: Tensor

@@ -82,18 +82,18 @@ def open_image(
 ) -> Image.Image:
     """Return an image in mode RGB, upright, with transparency laid over white.
 
-    An animation gives its first frame. Grey of 16 bits is scaled to 8 bits. The size is checked
-    against the limit in the header, before any pixel is decoded.
+    Of an animation the first frame is read. 16-bit grey is scaled to 8 bits. The size is checked
+    in the header, before any pixel is decoded.
 
     Args:
         source: A path, the bytes of a file, a PIL image (left as it is), or a uint8 array of shape
             (height, width), (height, width, 1), (height, width, 3) or (height, width, 4).
-        name: What errors call the item; by default the path, or the kind of the source.
-        max_pixels: Refuse images of more pixels (width times height).
+        name: Name of the item in errors; by default the path, or the kind of source.
+        max_pixels: Largest width times height.
 
     Raises:
-        InputError: The source is missing, no regular file, empty, of no known format, damaged,
-            too large, or an array or image that has no clear reading as 8-bit colour.
+        InputError: The source is missing, empty, damaged, too large, of an unknown format, or has
+            no clear reading as 8-bit colour.
     """
     if isinstance(source, Image.Image):
         return _from_image(source, name or "<image>", max_pixels)
@@ -112,13 +112,13 @@ def _from_path(path: Path, name: str, max_pixels: int) -> Image.Image:
         if path.is_dir():
             raise InputError(name, "is a directory, not an image file")
         if path.exists() and not path.is_file():  # opening a pipe would wait for ever
-            raise InputError(name, "is no regular file")
+            raise InputError(name, "is not a regular file")
         with path.open("rb") as file:
             return _from_file(file, name, max_pixels)
     except FileNotFoundError as error:
         raise InputError(name, "no such file") from error
     except ValueError as error:  # a null byte in the path
-        raise InputError(name, f"is no valid path ({error})") from error
+        raise InputError(name, f"is not a valid path ({error})") from error
     except OSError as error:
         reason = error.strerror or errno.errorcode.get(error.errno or 0, "unknown reason")
         raise InputError(name, f"the file cannot be read ({reason})") from error
@@ -130,7 +130,7 @@ def _from_file(file: BinaryIO, name: str, max_pixels: int) -> Image.Image:
         raise InputError(name, "the file is empty")
     kind = next((kind for kind, each in FORMATS.items() if each.magic.match(magic)), None)
     if kind is None:
-        raise InputError(name, f"is no image of a known format ({', '.join(FORMATS)})")
+        raise InputError(name, f"is not an image of a known format ({', '.join(FORMATS)})")
     file.seek(0)
     # The reader is called by name, not through Image.open: that one tries formats that run other
     # programs, and warns of large images before we can refuse them.
@@ -152,7 +152,7 @@ def _from_image(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
     _check_size(image.size, name, max_pixels)
     # A file that PIL opened is not decoded yet, and may be of a format that we do not read.
     if isinstance(image, ImageFile.ImageFile) and image.format not in (*FORMATS, "MPO"):
-        raise InputError(name, f"{image.format} is no known format ({', '.join(FORMATS)})")
+        raise InputError(name, f"{image.format} is not a known format ({', '.join(FORMATS)})")
     try:
         image.load()
     except _DECODE_ERRORS as error:

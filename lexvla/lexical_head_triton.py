@@ -1,10 +1,10 @@
-"""The lexical head's fused kernels for CUDA; `lexvla.lexical_head` says what they compute.
+"""Fused CUDA kernels of `lexvla.lexical_head`.
 
-Of the logits only each word's maximum and its place ever leave the registers. In the gradients a
-row is gathered for each (item, word), one narrow slice of the width after the other: a slice of
-all rows fits the L2 cache, whole rows do not. No atomics: a result is the same in every run.
+Of the logits, only each word's maximum and its patch leave the registers. The gradients gather a
+row for each (item, word), one narrow slice of the width at a time: a slice of all rows fits into
+the L2 cache, whole rows do not. There are no atomics, so results are deterministic.
 
-Rows of a block that lie past the end repeat the last row in place of a mask.
+Instead of masks, rows of a block past the end repeat the last row.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from torch import Tensor
 
 __all__ = ["forward", "to_codebook", "to_patches"]
 
-# The interpreter has no clock to tune by: it takes the first configuration.
+# The interpreter cannot tune: it uses the first configuration.
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def _configs(names: str, *rows: tuple[int, ...]) -> list[triton.Config]:
-    """Return one configuration a row: the named blocks, then warps and stages."""
+    """Return one configuration a row: block sizes in the order of names, warps, stages."""
     return [
         triton.Config(dict(zip(names.split(), blocks, strict=True)), num_warps=w, num_stages=s)
         for *blocks, w, s in rows[: 1 if _INTERPRETED else None]
@@ -33,7 +33,7 @@ def _configs(names: str, *rows: tuple[int, ...]) -> list[triton.Config]:
 
 
 def _fitting(configs: Sequence[triton.Config], values: dict[str, Any], **_: Any) -> list[Any]:
-    """Leave out tiles far larger than the patches, and those too large for 32-bit states."""
+    """Drop tiles far larger than the patches, or too large for 32-bit states."""
     most = max(64, triton.next_power_of_2(values["count"]))
     wide = values["patches"].element_size() > 2
     return [
@@ -85,7 +85,7 @@ def _forward(
     BLOCK_D: tl.constexpr,
     GROUP: tl.constexpr,
 ) -> None:
-    # A group of word blocks passes all items before the next, so that both stay in the L2 cache.
+    # A group of word blocks visits all items before the next, so that both stay in the L2 cache.
     blocks = tl.cdiv(words, BLOCK_V)
     program = tl.program_id(0)
     first = program // (GROUP * items) * GROUP
@@ -115,13 +115,13 @@ def _forward(
             tile = tl.dot(a, b, tile, input_precision=PRECISION)
             left += BLOCK_D
             right += BLOCK_D
-        # A maximum passes over NaN, so it stands as infinite here and is put back at the end.
+        # A maximum ignores NaN, so NaN counts as infinite here and is restored at the end.
         wrong = tile != tile
         top, at = tl.max(tl.where(wrong, float("inf"), tile), axis=1, return_indices=True)
         broken = broken | tl.max(wrong.to(tl.int32), axis=1)
         where = tl.where(top > best, start + at, where)
         best = tl.maximum(best, top)
-    # A tie goes to the first, so a repeated last row never wins; kept inside whatever happens.
+    # Ties go to the first, so a repeated last row never wins.
     where = tl.minimum(where, count - 1)
     best = tl.where(broken > 0, float("nan"), best)
     out = item * words + word
@@ -263,8 +263,8 @@ def to_codebook(gradient: Tensor, patches: Tensor, place: Tensor) -> Tensor:
 
     Args:
         gradient: (B, V), of the logits.
-        patches: (B, P, d) states of the patches.
-        place: (B, V) int16, as `forward` gave it.
+        patches: (B, P, d) states.
+        place: (B, V) int16, from `forward`.
     """
     patches = _rows(patches)
     width = patches.shape[2]
@@ -289,9 +289,9 @@ def to_patches(gradient: Tensor, codebook: Tensor, order: Tensor, starts: Tensor
 
     Args:
         gradient: (B, V), of the logits.
-        codebook: (V, d), one row a word.
-        order: (B, V) integers, the words of each item sorted by their place.
-        starts: (B, P) integers, where in its item's order the words of each patch begin.
+        codebook: (V, d).
+        order: (B, V) integers, words of each item sorted by patch.
+        starts: (B, P) integers, position in ``order`` where the words of each patch begin.
     """
     codebook = _rows(codebook)
     words, width = codebook.shape
@@ -314,7 +314,7 @@ def to_patches(gradient: Tensor, codebook: Tensor, order: Tensor, starts: Tensor
 
 
 def _rows(states: Tensor) -> Tensor:
-    # A view that leaves out the CLS token serves as it is.
+    # A view without the CLS token needs no copy.
     return states if states.stride(-1) == 1 else states.contiguous()
 
 
@@ -323,8 +323,8 @@ def _slices(rows: int, width: int, values: dict[str, int], block: int) -> tuple[
 
 
 def _precision() -> str:
-    """Return how a product of float32 is computed: as torch's own settings say."""
+    """Return the precision of float32 products from torch's settings."""
     setting = torch.backends.cuda.matmul
-    if hasattr(setting, "fp32_precision"):  # from torch 2.9; then the older one may not be read
+    if hasattr(setting, "fp32_precision"):  # torch >= 2.9, where the older setting may not be read
         return "tf32" if setting.fp32_precision == "tf32" else "ieee"
     return "tf32" if setting.allow_tf32 else "ieee"

@@ -1,4 +1,4 @@
-"""The card of a saved model: what it is made of, in the hub's form."""
+"""The card of a saved model, in the hub's format."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ model = LexVLA.from_pretrained("{name}")  # the folder, or the hub id
 model.decode(model.encode_image(["image.png"]), top_k=8)
 ```
 
-| part | what |
+| part | details |
 |---|---|
 | image | {vision} |
 | text | {text} |
@@ -40,7 +40,7 @@ model.decode(model.encode_image(["image.png"]), top_k=8)
 
 
 def model_card(model: LexVLA) -> str:
-    """Return the card of a model as Markdown, with the hub's metadata."""
+    """Return a model's card: Markdown with the hub's metadata."""
     config = model.config
     backbones = [name for name in (config.text_model, config.vision_model) if name]
     lines = "".join(f"  - {json.dumps(name)}\n" for name in backbones)
@@ -62,5 +62,5 @@ def model_card(model: LexVLA) -> str:
 
 
 def type_name(module: object) -> str:
-    """Name a module's class."""
+    """Return the name of a module's class."""
     return type(module).__name__

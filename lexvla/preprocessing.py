@@ -1,4 +1,4 @@
-"""Images as the vision transformer takes them."""
+"""Images as input of the vision model."""
 
 from __future__ import annotations
 

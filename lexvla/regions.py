@@ -23,11 +23,10 @@ def region_patches(region: Region, size: tuple[int, int], grid: tuple[int, int])
         grid: Rows and columns of patches.
 
     Returns:
-        (n,) int64, sorted; patches count row by row.
+        (n,) sorted int64; patches count row by row.
 
     Raises:
-        InputError: The box has no area or leaves the image, or the mask has another shape or is
-            empty.
+        InputError: The region is empty, leaves the image, or has the wrong shape.
 
     Example:
         >>> region_patches((50, 0, 50, 40), (100, 100), (2, 2))

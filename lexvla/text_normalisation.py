@@ -1,4 +1,4 @@
-"""Texts as people type and paste them, brought to one way of writing."""
+"""Normalisation of texts as people type and paste them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import unicodedata
 
 __all__ = ["normalise_text"]
 
-_ACUTE = "\u00b4"  # typed as an apostrophe; NFKC makes a space and an accent of it
+_ACUTE = "\u00b4"  # typed as an apostrophe; NFKC turns it into a space and an accent
 _APOSTROPHES = "\u2018\u2019\u201a\u201b\u2032\u2035\u2039\u203a\u02b9\u02bb\u02bc"
 _QUOTES = "\u201c\u201d\u201e\u201f\u00ab\u00bb\u301d\u301e\u301f"
 _DASHES = "\u2010\u2012\u2013\u2014\u2015\u2043\u2212"
@@ -18,10 +18,10 @@ _STRAIGHT = str.maketrans(
 def normalise_text(text: str) -> str:
     r"""Return a text as it would be typed on a plain keyboard.
 
-    Format characters (category Cf) go: soft hyphens, zero-width spaces, marks of direction.
+    Format characters (category Cf) are removed: soft hyphens, zero-width spaces, direction marks.
     Quotes, apostrophes and dashes become straight ones. Compatibility forms, such as ligatures
-    and full-width letters, become the letters that they stand for (NFKC). Each run of white space
-    becomes one space, and none is left at the ends. Case and accents stay.
+    and full-width letters, become plain letters (NFKC). Runs of white space become one space, and
+    the ends are stripped. Case and accents stay.
 
     Example:
         >>> normalise_text("a\u200b woman\u2019s  \u201chat\u201d")

@@ -1,4 +1,4 @@
-"""The text side: a causal language model as lexical predictor."""
+"""The text tower: a causal language model as lexical predictor."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ __all__ = ["PrefixCache", "TextTower", "tokenize"]
 def tokenize(
     tokenizer: PreTrainedTokenizerBase, texts: list[str], prompt: str, max_text_tokens: int
 ) -> list[list[int]]:
-    """Normalise each text, put it into the prompt and return token ids, cut to the limit.
+    """Normalise each text, put it into the prompt and return token ids.
 
-    A text is cut at the character where its last allowed token ends, and the prompt is then put
-    around what is left, so the ids are always those of one whole string.
+    A text is cut at the character where its last allowed token ends, before the prompt is put
+    around it, so the ids are always those of one string.
     """
     if not texts:
         return []
@@ -35,10 +35,9 @@ def tokenize(
 
 
 class PrefixCache:
-    """Hold the keys and values of the tokens that texts begin with: the prompt and its example.
+    """Keys and values of the tokens that all texts begin with: the prompt and its example.
 
-    The model is causal, so they do not depend on what follows; they are right for as long as the
-    weights stay as they are.
+    The model is causal, so they do not depend on the rest; they are valid until weights change.
     """
 
     def __init__(self) -> None:
@@ -46,21 +45,21 @@ class PrefixCache:
         self.layers: list[tuple[Tensor, Tensor]] = []
 
     def common(self, token_ids: list[list[int]]) -> int:
-        """Count the held tokens that all sequences begin with."""
+        """Count the cached tokens that all sequences begin with."""
         held = self.ids[: _common_prefix(token_ids)]
         first = token_ids[0]
         return next((i for i, token in enumerate(held) if token != first[i]), len(held))
 
 
 class TextTower(nn.Module):
-    """Give each text the language model's last state: the one that predicts the next token.
+    """Return the language model's last state of each text, which predicts the next token.
 
-    The state is taken after the final norm, so its product with the output embedding is exactly
-    the next-token logits (LexVLA section 3.2).
+    The state follows the final norm, so its product with the output embedding is the next-token
+    logits (LexVLA section 3.2).
 
     Args:
-        config: Names the language model's kind and size.
-        language_model: The model itself; without it, one with random weights is made.
+        config: Kind and size of the language model.
+        language_model: The model; by default one with random weights.
     """
 
     def __init__(self, config: LexVLAConfig, language_model: Any = None) -> None:
@@ -74,12 +73,7 @@ class TextTower(nn.Module):
         return self.states(token_ids, cache)[0][:, -1]
 
     def by_length(self, token_ids: list[list[int]], parts: int = 4) -> Tensor:
-        """Return the (B, d) last states, of texts of like length together: less is padding.
-
-        Args:
-            token_ids: One sequence of at least one token for each text.
-            parts: Into how many groups they are split.
-        """
+        """Return (B, d) last states, computed in ``parts`` groups of similar length."""
         order = sorted(range(len(token_ids)), key=lambda row: len(token_ids[row]))
         size = -(-len(order) // parts)
         groups = [order[start : start + size] for start in range(0, len(order), size)]
@@ -89,22 +83,21 @@ class TextTower(nn.Module):
     def states(
         self, token_ids: list[list[int]], cache: PrefixCache | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Return (B, L, d) states of what follows the sequences' common beginning.
+        """Return (B, L, d) states of what follows the sequences' common prefix.
 
-        The tokens that all sequences begin with are run once for the whole batch. The rest is
-        padded on the left, so the last position is the last token of every row. The second result
-        is the (B, L) mask of real tokens.
+        The prefix is run once for the whole batch. The rest is padded on the left, so the last
+        position is the last token of every row. The second result is the (B, L) mask of real
+        tokens.
 
         Args:
-            token_ids: One sequence of at least one token for each text.
-            cache: Keeps the shared beginning from one call to the next, where weights do not
-                change in between.
+            token_ids: A non-empty sequence for each text.
+            cache: Keeps the prefix between calls, as long as weights do not change.
         """
         backbone = self.language_model.get_decoder()
         device = self.language_model.device
         cache = cache if cache is not None else PrefixCache()
         shared = cache.common(token_ids)
-        # With gradient checkpointing a language model keeps no keys and values while it trains.
+        # With gradient checkpointing, no keys and values are kept while training.
         keeps = not (backbone.training and getattr(backbone, "gradient_checkpointing", False))
         if keeps and not shared and (shared := _common_prefix(token_ids)):
             cache.ids = token_ids[0][:shared]
@@ -141,7 +134,7 @@ class TextTower(nn.Module):
 
 
 def _common_prefix(token_ids: list[list[int]]) -> int:
-    """Count the tokens that all sequences begin with, leaving each at least its last token."""
+    """Count the tokens that all sequences begin with, leaving each its last token."""
     shortest, longest = min(token_ids), max(token_ids)
     limit = min(map(len, token_ids)) - 1
     shared = 0

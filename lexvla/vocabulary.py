@@ -1,4 +1,4 @@
-"""The words of the lexical space: kept pieces of a tokenizer, in order."""
+"""The words of the lexical space: pieces of a tokenizer, in order."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from lexvla.text_normalisation import normalise_text
 
 __all__ = ["Vocabulary"]
 
-WORD_START = "\u2581"  # the mark that Llama's tokenizer puts before a piece that starts a word
-_WORD_STARTS = (WORD_START, "\u0120")  # the second is that of byte-level BPE: GPT-2, Qwen, Llama 3
+WORD_START = "\u2581"  # Llama's mark of a piece that starts a word
+_WORD_STARTS = (WORD_START, "\u0120")  # and that of byte-level BPE: GPT-2, Qwen, Llama 3
 RULES = ("letters", "all")
 _FORMAT_VERSION = 1
 
@@ -24,20 +24,17 @@ class Vocabulary:
     """Map column numbers of a lexical vector to terms and back.
 
     Args:
-        terms: The pieces as the tokenizer writes them (``▁dog``), each once.
-        token_ids: The tokenizer's id of each piece, or ``None`` where there is no tokenizer.
-
-    Raises:
-        ModelError: A term occurs twice, is empty or no text, or the two lists differ in length.
+        terms: Unique pieces as the tokenizer writes them (``▁dog``).
+        token_ids: The tokenizer's id of each piece, if there is a tokenizer.
     """
 
     def __init__(self, terms: Iterable[str], token_ids: Iterable[int] | None = None) -> None:
         self.terms: tuple[str, ...] = tuple(terms)
         self.token_ids: tuple[int, ...] | None = None if token_ids is None else tuple(token_ids)
         for term in self.terms:
-            # The hash joins terms by null characters: with one inside, two lists could share it.
+            # The hash joins terms by null characters, so a term must not hold one.
             if not isinstance(term, str) or not term or "\0" in term:
-                raise ModelError(f"vocabulary holds {term!r}, which is no term")
+                raise ModelError(f"vocabulary: {term!r} is not a valid term")
         self._ids = {term: i for i, term in enumerate(self.terms)}
         if len(self._ids) != len(self.terms):
             repeated = next(t for i, t in enumerate(self.terms) if self._ids[t] != i)
@@ -55,12 +52,9 @@ class Vocabulary:
 
         Args:
             tokenizer: A tokenizer of transformers.
-            rule: ``letters`` keeps pieces of two or more ASCII letters, the word-start mark not
-                counted; ``all`` keeps all but control pieces.
-            texts: Leave out pieces that none of these texts, such as training captions, produces.
-
-        Raises:
-            ModelError: The rule is unknown, or leaves no piece.
+            rule: ``letters`` keeps pieces of two or more ASCII letters after the word-start mark;
+                ``all`` keeps all but control pieces.
+            texts: Keep only pieces that these texts, such as training captions, produce.
         """
         if rule not in RULES:
             raise ModelError(f"unknown vocabulary rule {rule!r}: use {' or '.join(RULES)}")
@@ -92,23 +86,18 @@ class Vocabulary:
         return f"Vocabulary({len(self)} terms, sha256 {self.sha256[:12]})"
 
     def word(self, index: int) -> str:
-        """Return the word that people see for a column: the term without its word-start mark."""
+        """Return the word shown for a column: the term without its word-start mark."""
         return _bare(self.terms[index])
 
     def id(self, term: str) -> int:
-        """Return the column of a term.
-
-        Raises:
-            KeyError: The vocabulary has no such term.
-        """
+        """Return the column of a term."""
         return self._ids[term]
 
     def find(self, word: str) -> int | None:
         """Return the column of a word as people type it, or ``None``.
 
-        The piece that starts a word comes before the bare piece, and the given case before the
-        lower one: ``Dog`` looks for ``▁Dog``, ``Dog``, ``▁dog``, ``dog``. A word that is not
-        there as it was typed is looked for as `normalise_text` writes it.
+        ``Dog`` is looked up as ``▁Dog``, ``Dog``, ``▁dog``, ``dog``; then the same after
+        `normalise_text`.
         """
         plain = normalise_text(word)
         for form in (word, word.lower(), plain, plain.lower()):
@@ -119,7 +108,7 @@ class Vocabulary:
 
     @cached_property
     def sha256(self) -> str:
-        """Name the vocabulary: the hash of its terms, in order."""
+        """The hash of the terms, in order."""
         return hashlib.sha256("\0".join(self.terms).encode()).hexdigest()
 
     def save(self, path: str | Path) -> None:
@@ -147,7 +136,7 @@ class Vocabulary:
             vocabulary = cls(data["terms"], data["token_ids"])
             named = data["sha256"]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ModelError(f"{path}: no readable vocabulary ({error})") from error
+            raise ModelError(f"{path}: the vocabulary cannot be read ({error})") from error
         if vocabulary.sha256 != named:
             raise ModelError(f"{path}: the terms do not match their sha256")
         return vocabulary

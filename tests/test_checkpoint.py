@@ -17,10 +17,10 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
     data = path.read_bytes()
     for length in (0, 10, len(data) // 2, len(data) - 1):
         path.write_bytes(data[:length])
-        with pytest.raises(ModelError, match=r"checkpoint\.pt: no readable checkpoint"):
+        with pytest.raises(ModelError, match=r"checkpoint\.pt: the checkpoint cannot be read"):
             load_checkpoint(path)
     torch.save([1, 2], path)
-    with pytest.raises(ModelError, match="no checkpoint of a training run"):
+    with pytest.raises(ModelError, match="not a checkpoint of a training run"):
         load_checkpoint(path)
 
 
@@ -30,7 +30,7 @@ def test_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
             return os.mkdir, (str(tmp_path / "made"),)
 
     torch.save({"recipe": Evil()}, tmp_path / "checkpoint.pt")
-    with pytest.raises(ModelError, match="no readable checkpoint"):
+    with pytest.raises(ModelError, match="the checkpoint cannot be read"):
         load_checkpoint(tmp_path / "checkpoint.pt")
     assert not (tmp_path / "made").exists()
 

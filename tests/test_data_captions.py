@@ -87,7 +87,7 @@ CSV_ERRORS = {
     "image,text\n,a\n": "line 2: 'image' is missing",
     "image,text\nimages/00.png,a, b\n": "line 2: has more fields than the header",
     'image,text\nimages/00.png,"a"b\n': "line 2: is broken",
-    "id,image,text\n1,images/00.png,a\n1,images/00.png,b\n": "line 3: '1' the id was there before",
+    "id,image,text\n1,images/00.png,a\n1,images/00.png,b\n": "line 3: '1' the id occurs twice",
     "image,text,label\nimages/00.png,a,x\nimages/00.png,b,y\n": "line 3: 'images/00.png' the same",
     "image,text\na.png,a\nb.png,b\n": "all 2 images are missing; the first, a.png: no such file",
 }
@@ -105,9 +105,9 @@ def test_bad_csv(folder: Path, text: str) -> None:
 GOOD = '{"image": "images/00.png", "text": "a"}\n'
 JSON_ERRORS = {
     "\n": "has no records",
-    GOOD + "{": "line 2: is no JSON",
+    GOOD + "{": "line 2: is not valid JSON",
     GOOD + "[1]": "line 2: must be a JSON object",
-    "[" * 100_000: "line 1: is no JSON",
+    "[" * 100_000: "line 1: is not valid JSON",
     '{"image": 1, "text": "a"}': "line 1: 'image' must be a path",
     '{"image": "a", "text": []}': "line 1: 'a' has no text",
     '{"image": "a", "text": [" "]}': "line 1: 'a' has no text",
@@ -168,7 +168,7 @@ KARPATHY_ERRORS: list[tuple[dict[str, Any], str]] = [
     ({"sentences": [{}]}, "images[0]: '00.png' the text must be a string"),
     ({"sentences": "a"}, "images[0]: '00.png' sentences must be a list of JSON objects"),
     ({"filename": 3}, "images[0]: 'filename' must be a string"),
-    ({"filename": "01.png"}, "images[1]: '01.png' was there before"),
+    ({"filename": "01.png"}, "images[1]: '01.png' occurs twice"),
     ({"split": "val"}, "has no split 'train'; there are restval, test, val"),
 ]
 
@@ -183,7 +183,7 @@ def test_bad_karpathy(folder: Path, changes: dict[str, Any], rule: str) -> None:
 
 def test_karpathy_files_that_are_none(folder: Path) -> None:
     for text, rule in (
-        ("{", "is no readable JSON"),
+        ("{", "is not readable JSON"),
         ("[]", "must be a JSON object with a list of images"),
         ('{"images": 1}', "must be a JSON object with a list of images"),
         ('{"images": []}', "has no records"),
@@ -193,7 +193,7 @@ def test_karpathy_files_that_are_none(folder: Path) -> None:
         with pytest.raises(InputError) as caught:
             read_karpathy(write(folder, "bad.json", text))
         assert rule in caught.value.rule
-    with pytest.raises(InputError, match="is no readable JSON"):
+    with pytest.raises(InputError, match="is not readable JSON"):
         read_karpathy(folder / "no.json")
     with pytest.raises(ValueError, match="at least 1"):
         read_karpathy(folder / "no.json", captions=0)

@@ -89,16 +89,16 @@ def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
     path = write_parquet(tmp_path / "0.parquet", [0, 1, 1])
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 no more")
-    with pytest.raises(InputError, match="row 2: the id 'n1' was there before"):
+    with pytest.raises(InputError, match="row 2: the id 'n1' occurs twice"):
         table(path, tmp_path)
     for streaming in (False, True):
         rule = "no column 'words'; it has name, text, kind, image"
         with pytest.raises(InputError, match=rule):
             open_parquet(path, tmp_path, streaming=streaming, text="words")
-        with pytest.raises(InputError, match=r"no such dataset or split.*train"):
+        with pytest.raises(InputError, match=r"does not exist or cannot be read.*train"):
             load_hugging_face(path, "test", streaming=streaming, cache_dir=tmp_path / "cache")
         for name in ("no.parquet", "bad.parquet", "folder"):
-            with pytest.raises(InputError, match="no such dataset or split"):
+            with pytest.raises(InputError, match="does not exist or cannot be read"):
                 open_parquet(tmp_path / name, tmp_path, streaming=streaming)
     with pytest.raises(InputError, match="has no records"):
         HuggingFaceTable(Dataset.from_dict({"image": [], "text": []}))

@@ -94,9 +94,9 @@ def test_bad_records_do_not_stop_a_shard(tmp_path: Path) -> None:
         "a.tar/5: cannot be read (Expecting property name enclosed in",
         "a.tar/6: the .json must be a JSON object",
         "a.tar/7",
-        "a.tar/1: the key was there before in this shard",
+        "a.tar/1: the key occurs twice in this shard",
         "a.tar/8: has no caption: no .txt, and no 'caption' in a .jso",
-        "a.tar/8: the key was there before in this shard",
+        "a.tar/8: the key occurs twice in this shard",
     ]
 
 
@@ -116,8 +116,8 @@ def test_a_truncated_tar_gives_what_is_whole(tmp_path: Path) -> None:
         (11 * 512 + 3, 2, "the tar is truncated in 000001.json"),
         (7 * 512 + 3, 1, "the tar is truncated in 000001.png"),
         (6 * 512, 1, "the tar is truncated or damaged at byte 3072"),
-        (0, 0, "the tar is damaged or is no plain tar (empty file)"),
-        (100, 0, "the tar is damaged or is no plain tar (truncated header)"),
+        (0, 0, "the tar is damaged or is not a plain tar (empty file)"),
+        (100, 0, "the tar is damaged or is not a plain tar (truncated header)"),
     ):
         path.write_bytes(whole[:length])
         found = read(source(path))
@@ -147,7 +147,7 @@ def test_a_damaged_header_ends_a_shard_with_an_error(tmp_path: Path) -> None:
     assert error == "a.tar: the tar is truncated or damaged at byte 3072"
     path.write_bytes(b"\x1f\x8b" + bytes(range(256)) * 4)
     (error,) = read(source(path))
-    assert str(error).startswith("a.tar: the tar is damaged or is no plain tar")
+    assert str(error).startswith("a.tar: the tar is damaged or is not a plain tar")
 
 
 def test_names_of_shards(tmp_path: Path) -> None:
@@ -171,7 +171,7 @@ def test_names_of_shards(tmp_path: Path) -> None:
         ([tmp_path / "a", tmp_path / "a/0.tar"], "the shard is named twice"),
         (tmp_path / "a/{0..2}.tar", "no such shard"),
         (tmp_path / "c*", "no such shard"),
-        (tmp_path / "**.tar", "no such shard|no path or pattern"),
+        (tmp_path / "**.tar", "no such shard|not a valid path or pattern"),
         ([], "names no shards"),
     ):
         with pytest.raises(InputError, match=rule):

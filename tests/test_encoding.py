@@ -229,7 +229,7 @@ def test_load_refuses_other_files(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="format 2 is newer"):
         Encoding.load(newer)
     for path in (partial, array, other, half, text, empty):
-        with pytest.raises(ValueError, match="no readable encoding"):
+        with pytest.raises(ValueError, match="the encoding cannot be read"):
             Encoding.load(path)
     with pytest.raises(FileNotFoundError):
         Encoding.load(tmp_path / "missing.npz")

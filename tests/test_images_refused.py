@@ -51,12 +51,12 @@ def test_files_that_are_no_images(tmp_path: Path) -> None:
         "missing.png": "no such file",
         "": "is a directory",
         "empty.png": "is empty",
-        "text.jpg": "no image of a known format",
-        "drawing.eps": "no image of a known format",
-        "pipe": "no regular file",
+        "text.jpg": "not an image of a known format",
+        "drawing.eps": "not an image of a known format",
+        "pipe": "not a regular file",
         "text.jpg/below.png": "cannot be read",
         "n" * 300: "cannot be read",
-        "null\0byte": "no valid path",
+        "null\0byte": "not a valid path",
     }.items():
         with pytest.raises(InputError, match=rule) as caught:
             open_image(tmp_path / name)
@@ -70,7 +70,10 @@ def test_a_value_of_another_type() -> None:
 
 def test_a_lazy_image_of_another_format_is_refused() -> None:
     data = encoded(noise(), "PPM")
-    with Image.open(io.BytesIO(data)) as image, pytest.raises(InputError, match="PPM is no known"):
+    with (
+        Image.open(io.BytesIO(data)) as image,
+        pytest.raises(InputError, match="PPM is not a known"),
+    ):
         open_image(image)
 
 

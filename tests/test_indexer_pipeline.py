@@ -51,7 +51,7 @@ def test_a_folder_of_images(tmp_path, index, encoder):
     picture(top / "a" / "z.tiff", "blue")
     for hidden in (top / ".hidden" / "x.png", top / ".x.png"):
         picture(hidden)
-    (top / "notes.txt").write_text("no image")
+    (top / "notes.txt").write_text("not an image")
     report = index_source(top, index, encoder)
     assert (report.added, report.skipped, report.ignored, report.rejected) == (3, 0, 1, [])
     assert report.rejects_path == index.directory / "rejected.jsonl"
@@ -126,11 +126,11 @@ def test_bad_lines_are_rejected_and_the_rest_goes_on(tmp_path, index, encoder):
         (b'{"id": "nan", "text": "red", "metadata": {"a": NaN}}', "nan", "finite"),
         (b'{"id": "u", "text": "\\ud800"}', "u", "Unicode"),
         ({"id": "gone", "image": "gone.png"}, "gone", "no such file"),
-        ({"id": "null", "image": "a\0b.png"}, "null", "no valid path"),
+        ({"id": "null", "image": "a\0b.png"}, "null", "not a valid path"),
         ({"id": "folder", "image": "."}, "folder", "directory"),
         ({"id": "empty", "image": "empty.png"}, "empty", "empty"),
         ({"id": "cut", "image": "cut.png"}, "cut", "truncated"),
-        ({"id": "text", "image": "text.png"}, "text", "no image"),
+        ({"id": "text", "image": "text.png"}, "text", "not an image"),
         ({"id": "huge", "image": "huge.png"}, "huge", "pixels"),
     ]
     lines = [line for line, _, _ in bad]

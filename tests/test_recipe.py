@@ -257,7 +257,7 @@ def test_settings_that_do_not_fit_model_or_data(
 
 def test_drawings_need_sets_that_there_are(drawing_recipes: Recipes, tmp_path: Path) -> None:
     for styles, words in (
-        ([], "styles name no drawing set"),
+        ([], "styles must name a drawing set"),
         (["noto"], "no such drawing set; there are flat, round"),
         (None, r"\[data.options\].*'styles'"),
     ):

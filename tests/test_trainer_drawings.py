@@ -166,7 +166,7 @@ def test_another_recipe_is_refused_with_the_difference(
 def test_a_damaged_checkpoint_ends_a_resumption(drawing_recipes: Recipes, tmp_path: Path) -> None:
     recipe = drawing_recipes.write(tmp_path)
     (tmp_path / "checkpoint.pt").write_bytes(b"PK")
-    with pytest.raises(ModelError, match=r"checkpoint\.pt: no readable checkpoint"):
+    with pytest.raises(ModelError, match=r"checkpoint\.pt: the checkpoint cannot be read"):
         train(recipe, resume=True)
 
 

@@ -78,7 +78,7 @@ def test_drawings_are_a_source(drawings_folder: Path) -> None:
     assert [item.label for item in source.items] == [each[1] for each in ITEMS]
     for options, rule in (
         ({}, "'styles'"),
-        ({"styles": []}, "styles name no drawing set"),
+        ({"styles": []}, "styles must name a drawing set"),
         ({"styles": ["flat"], "size": 3}, "'size'"),
     ):
         with pytest.raises(InputError, match=rf"\[data.options\].*{rule}"):

@@ -277,7 +277,7 @@ def test_a_step_of_both_moves_every_weight() -> None:
 
 def test_sides_are_multiples_of_the_patch(recipes: Recipes, tmp_path: Path) -> None:
     run = {"sides": [16, 20], "sides_from": [0.0, 0.5]}
-    with pytest.raises(InputError, match="20 is no multiple of the patch, 8"):
+    with pytest.raises(InputError, match="20 must be a multiple of the patch, 8"):
         begin(recipes.write(tmp_path, train=run))
 
 

@@ -77,10 +77,10 @@ def test_equality_is_of_terms() -> None:
     [
         (["a", "b", "a"], None, "'a' twice"),
         (["a", "b"], [1], "2 terms but 1 token ids"),
-        (["a", ""], None, "'', which is no term"),
-        (["a\0b"], None, "no term"),
-        (["a", 3], None, "3, which is no term"),
-        ([["a"]], None, "no term"),
+        (["a", ""], None, "'' is not a valid term"),
+        (["a\0b"], None, "is not a valid term"),
+        (["a", 3], None, "3 is not a valid term"),
+        ([["a"]], None, "is not a valid term"),
     ],
 )
 def test_bad_terms_are_refused(terms: list[Any], ids: list[int] | None, message: str) -> None:
@@ -131,11 +131,11 @@ def saved(tmp_path: Path, **changes: Any) -> Path:
         ({"format_version": module._FORMAT_VERSION + 1}, "newer than this program"),
         ({"terms": ["▁a", "c"]}, "do not match their sha256"),
         ({"terms": ["▁a", "▁a"]}, "twice"),
-        ({"terms": [1, 2]}, "no term"),
-        ({"terms": 7}, "no readable vocabulary"),
-        ({"terms": ...}, "no readable vocabulary"),
-        ({"sha256": ...}, "no readable vocabulary"),
-        ({"format_version": "one"}, "no readable vocabulary"),
+        ({"terms": [1, 2]}, "is not a valid term"),
+        ({"terms": 7}, "the vocabulary cannot be read"),
+        ({"terms": ...}, "the vocabulary cannot be read"),
+        ({"sha256": ...}, "the vocabulary cannot be read"),
+        ({"format_version": "one"}, "the vocabulary cannot be read"),
         ({"token_ids": [1]}, "2 terms but 1 token ids"),
     ],
 )
@@ -148,9 +148,9 @@ def test_damaged_files_are_refused(tmp_path: Path, changes: dict[str, Any], mess
 def test_files_of_another_kind_are_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "vocabulary.json"
     path.write_bytes(content)
-    with pytest.raises(ModelError, match="no readable vocabulary"):
+    with pytest.raises(ModelError, match="the vocabulary cannot be read"):
         Vocabulary.load(path)
-    with pytest.raises(ModelError, match="no readable vocabulary"):
+    with pytest.raises(ModelError, match="the vocabulary cannot be read"):
         Vocabulary.load(tmp_path / "missing.json")
 
 

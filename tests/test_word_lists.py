@@ -57,17 +57,17 @@ def test_a_missing_file_names_what_makes_it(tmp_path: Path, read) -> None:
 @pytest.mark.parametrize(
     ("change", "rule"),
     [
-        ({"id": 7}, "id is no text"),
-        ({"label": None}, "label is no text"),
-        ({"names": "tabby"}, "names is no list of texts"),
-        ({"above": [1]}, "above is no list of texts"),
-        ({"gloss": []}, "gloss is no text"),
-        ({"words": ["tabby"]}, "words has no weights above 0"),
-        ({"words": {"tabby": "1"}}, "words has no weights above 0"),
-        ({"words": {"tabby": True}}, "words has no weights above 0"),
-        ({"words": {"tabby": 0}}, "words has no weights above 0"),
-        ({"words": {"tabby": float("nan")}}, "words has no weights above 0"),
-        ({"words": {"tabby": float("inf")}}, "words has no weights above 0"),
+        ({"id": 7}, "id must be a string"),
+        ({"label": None}, "label must be a string"),
+        ({"names": "tabby"}, "names must be a list of strings"),
+        ({"above": [1]}, "above must be a list of strings"),
+        ({"gloss": []}, "gloss must be a string"),
+        ({"words": ["tabby"]}, "words must hold weights above 0"),
+        ({"words": {"tabby": "1"}}, "words must hold weights above 0"),
+        ({"words": {"tabby": True}}, "words must hold weights above 0"),
+        ({"words": {"tabby": 0}}, "words must hold weights above 0"),
+        ({"words": {"tabby": float("nan")}}, "words must hold weights above 0"),
+        ({"words": {"tabby": float("inf")}}, "words must hold weights above 0"),
     ],
 )
 def test_a_damaged_class_is_named(tmp_path: Path, change: dict, rule: str) -> None:
@@ -81,10 +81,10 @@ def test_a_damaged_class_is_named(tmp_path: Path, change: dict, rule: str) -> No
     [
         (b'{"text": "cat", "wor', "not JSON"),
         (b'{"text": "caf\xe9", "words": {}}', "not JSON in UTF-8"),
-        (b"[1]", "no JSON object"),
+        (b"[1]", "not a JSON object"),
         (b"", "not JSON"),
-        (b'{"text": "cat"}', "words has no weights"),
-        (b'{"words": {"cat": 1}}', "text is no text"),
+        (b'{"text": "cat"}', "words must hold weights"),
+        (b'{"words": {"cat": 1}}', "text must be a string"),
     ],
 )
 def test_a_damaged_noun_is_named(tmp_path: Path, line: bytes, rule: str) -> None:

@@ -20,19 +20,18 @@ _TEXT = ("text", "caption")
 
 
 def read_captions(path: str | Path) -> PairList:
-    """Read a caption file whole; its images are not opened.
+    """Read a caption file without opening its images.
 
-    Columns or keys: ``image``, a path from the file's folder; ``text`` or ``caption``, in JSON
-    lines also a list of them; and, if wanted, ``id``, ``label`` and ``class_path``, such as
+    Columns or keys: ``image``, a path relative to the file's folder; ``text`` or ``caption``, in
+    JSON lines also a list; and optionally ``id``, ``label`` and ``class_path``, such as
     ``food/fruit``. Without an id, the image's path is the id, and lines of the same image are
     captions of one pair.
 
     Args:
-        path: Ends in .csv, .tsv, .jsonl or .ndjson, in UTF-8.
+        path: A .csv, .tsv, .jsonl or .ndjson file in UTF-8.
 
     Raises:
-        InputError: The file cannot be read, lacks a column, or has no records; a line is broken,
-            lacks image or text, or repeats an id; or all images are missing.
+        InputError: The file or a line of it is invalid, or all images are missing.
     """
     path = Path(path)
     suffix = path.suffix.lower()
@@ -60,9 +59,9 @@ def _table(file: TextIO, delimiter: str, name: str) -> Iterator[tuple[int, dict[
                 rule = f"has no column {' or '.join(needed)}; it has {', '.join(columns) or 'none'}"
                 raise InputError(name, rule)
         for row in reader:
-            # csv gives what is beyond the header's columns under None, and None for what is not.
+            # csv puts fields beyond the header under None, and None for missing ones.
             if None in row:
-                rule = "has more fields than the header; quote what holds the delimiter"
+                rule = "has more fields than the header; quote fields that contain the delimiter"
                 raise InputError(name, f"line {reader.line_num}: {rule}")
             yield reader.line_num, row
     except csv.Error as error:
@@ -76,7 +75,7 @@ def _json_lines(file: TextIO, name: str) -> Iterator[tuple[int, dict[str, Any]]]
         try:
             record = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise InputError(name, f"line {number}: is no JSON ({error})") from error
+            raise InputError(name, f"line {number}: is not valid JSON ({error})") from error
         if not isinstance(record, dict):
             raise InputError(name, f"line {number}: must be a JSON object")
         yield number, record
@@ -89,7 +88,7 @@ def _pairs(lines: Iterable[tuple[int, dict[str, Any]]], path: Path) -> Iterable[
             pair, named = _pair(record, path.parent)
             old = pairs.get(pair.id)
             if old and named:
-                raise InputError(pair.id, "the id was there before")
+                raise InputError(pair.id, "the id occurs twice")
             if old:
                 pair = _merged(old, pair)
         except InputError as error:
@@ -122,5 +121,7 @@ def _pair(record: dict[str, Any], folder: Path) -> tuple[Pair, bool]:
 
 def _merged(old: Pair, new: Pair) -> Pair:
     if (old.image, old.label, old.class_path) != (new.image, new.label, new.class_path):
-        raise InputError(new.id, "the same image had another id, label or class_path before")
+        raise InputError(
+            new.id, "the same image has another id, label or class_path on an earlier line"
+        )
     return replace(old, texts=old.texts + new.texts)

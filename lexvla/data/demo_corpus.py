@@ -1,4 +1,4 @@
-"""The demo corpus that ships with the package: 1,906 emoji and 11 photographs, with their words."""
+"""The demo corpus in the package: 1,906 emoji and 11 photographs, with their words."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ from lexvla.images import open_image
 
 __all__ = ["PHOTOGRAPHS", "DemoItem", "extract_demo_corpus", "load_demo_corpus"]
 
-PHOTOGRAPHS = "photographs"  # the group of all of them
+PHOTOGRAPHS = "photographs"  # the group of all photographs
 _ARCHIVE = "demo_corpus.zip"
 _ITEMS = "items.jsonl"
 
 
 @dataclass(frozen=True)
 class DemoItem:
-    """Hold one emoji or photograph.
+    """An emoji or a photograph.
 
     Attributes:
-        id: The code points of an emoji in lower-case hex, such as ``2764``; of a photograph, a name
-            such as ``photo-cat``.
-        label: Its name, such as ``red heart``.
-        tags: Words that people look for it by.
-        group: The key of its group, such as ``smileys-emotion``, or ``photographs``.
-        subgroup: The key of its subgroup, such as ``heart``.
-        data: The image file: of an emoji a PNG of 64 x 64 pixels, of a photograph a JPEG of at most
-            512 pixels a side.
-        license: Of a photograph: ``CC0-1.0`` or ``public domain``.
-        source: Of a photograph: who made it, and which file it comes from.
+        id: Code points of an emoji in lower-case hex, such as ``2764``, or a name such as
+            ``photo-cat``.
+        label: Name, such as ``red heart``.
+        tags: Words that people search for.
+        group: Key of the group, such as ``smileys-emotion``, or ``photographs``.
+        subgroup: Key of the subgroup, such as ``heart``.
+        data: The image file: PNG of 64 x 64 pixels for emoji, JPEG of at most 512 pixels a side
+            for photographs.
+        license: ``CC0-1.0`` or ``public domain``, for photographs.
+        source: Author and original file, for photographs.
     """
 
     id: str
@@ -54,16 +54,12 @@ class DemoItem:
 
     @cached_property
     def image(self) -> Image.Image:
-        """The image in mode RGB, over white where it is transparent."""
+        """The image in RGB, on white where transparent."""
         return open_image(self.data, name=self.id)
 
 
 def load_demo_corpus(kind: Literal["emoji", "photographs"] | None = None) -> list[DemoItem]:
-    """Return the emoji in the order of the Unicode emoji list, then the photographs.
-
-    Args:
-        kind: Return these alone. Figures of models are of the emoji alone.
-    """
+    """Return the emoji in the order of the Unicode list, then the photographs; or one ``kind``."""
     with _open_archive() as archive:
         return [
             DemoItem(
@@ -78,10 +74,10 @@ def load_demo_corpus(kind: Literal["emoji", "photographs"] | None = None) -> lis
 def extract_demo_corpus(folder: str | Path) -> Path:
     """Write the images, their notices and a manifest that `lexvla index` reads.
 
-    A line of the manifest has "id", "image" (relative to the manifest) and "metadata" (label,
-    tags, group, subgroup; of photographs also license and source), but no "text": what is found is
-    found by its pixels. Files that are there already and right stay as they are. The manifest comes
-    last, so where it is, all is.
+    The manifest's lines have "id", "image" (relative to the manifest) and "metadata" (label, tags,
+    group, subgroup; for photographs also license and source), but no "text": items are found by
+    their pixels. Files that are already right are left alone. The manifest is written last, so
+    where it exists, the folder is complete.
 
     Returns:
         The path of ``manifest.jsonl``.

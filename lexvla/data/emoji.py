@@ -1,4 +1,4 @@
-"""Emoji drawings in several styles, and texts about them: what the default model trains on."""
+"""Emoji drawings in several styles with texts: training data of the default model."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ _COLOURLESS = {"people-body", "flags", "component"}  # groups in which a colour 
 
 @dataclass(frozen=True)
 class Item:
-    """One thing that texts are about: an emoji, or a class that a vision model knows.
+    """A subject of texts: an emoji, or a class that a vision model knows.
 
     Attributes:
-        id: Its code points in hex, or the WordNet id of a class.
+        id: Code points in hex, or the WordNet id of a class.
         label: Its name.
-        tags: Words that people look for it by; of a class, its other names.
+        tags: Words that people search for; of a class, its other names.
         kinds: What it is a kind of.
-        colours: Of its drawings.
-        subgroup: The key of its subgroup.
-        gloss: A class's definition.
-        words: A class's words with their weights, 1 for those of its names.
+        colours: Colours of its drawings.
+        subgroup: Key of its subgroup.
+        gloss: Definition of a class.
+        words: Words of a class with weights, 1 for those of its names.
     """
 
     id: str
@@ -54,22 +54,19 @@ class EmojiDrawings:
     Args:
         folder: Holds ``items.jsonl`` and ``drawings.npz``.
         styles: Names of the drawing sets to use.
-        tones: Whether to use people of all skin tones, not only those drawn in none.
-        classes: A file of classes that the vision model knows, as
-            `scripts/build_training_words.py` makes it; they follow the emoji as items.
-        nouns: A file of more nouns, by the same script, for the text side alone.
+        tones: Whether to use all skin tones, not only the neutral drawings.
+        classes: A file of classes from `scripts/build_training_words.py`; they follow the emoji as
+            items.
+        nouns: A file of nouns from the same script, for the text side only.
 
     Attributes:
-        items: The emoji that the chosen sets draw, in order, then the classes.
-        drawn: How many of them are emoji.
-        nouns: The nouns, each with its words and their weights.
+        items: The emoji of the chosen sets, in order, then the classes.
+        drawn: Number of emoji among them.
+        nouns: The nouns, each with weighted words.
         pixels: (n, 64, 64, 4) uint8, straight alpha.
-        item: (n,) number of the item that each drawing is of.
-        style: (n,) number of the drawing set in ``style_names``.
+        item: (n,) item of each drawing.
+        style: (n,) drawing set of each, an index of ``style_names``.
         tone: (n,) skin tone, 0 for none.
-
-    Raises:
-        InputError: The folder lacks the files, one is damaged, or there is no such set.
     """
 
     def __init__(
@@ -94,7 +91,7 @@ class EmojiDrawings:
         ]
 
     def _load(self, folder: Path, styles: list[str], tones: bool) -> list[dict]:
-        """Read the drawings of the chosen sets and return the lines of the items they show."""
+        """Read the drawings of the chosen sets and return the lines of their items."""
         drawings, table = folder / "drawings.npz", folder / "items.jsonl"
         for path in (table, drawings):
             if not path.is_file():
@@ -107,7 +104,7 @@ class EmojiDrawings:
                     archive[key] for key in ("item", "style", "tone", "pixels")
                 )
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise InputError(str(drawings), f"no readable drawings ({error})") from error
+            raise InputError(str(drawings), f"the drawings cannot be read ({error})") from error
         for name in styles:
             if name not in names:
                 raise InputError(name, f"no such drawing set; there are {', '.join(names)}")
@@ -115,7 +112,7 @@ class EmojiDrawings:
         chosen = np.isin(style, [names.index(name) for name in styles])
         chosen &= tones | (tone == 0)
         self.pixels, self.style, self.tone = pixels[chosen], style[chosen], tone[chosen]
-        # An item that none of the chosen sets draws is left out, and the others move up.
+        # Items without a drawing in the chosen sets are left out, and the rest renumbered.
         shown, self.item = np.unique(item[chosen], return_inverse=True)
         try:
             lines = [json.loads(line) for line in table.read_text(encoding="utf-8").splitlines()]
@@ -124,23 +121,23 @@ class EmojiDrawings:
             raise InputError(str(table), f"does not fit the drawings ({error})") from error
 
     def captions(self) -> list[str]:
-        """Return every text whose words are the vocabulary's."""
+        """Return the texts whose words make the vocabulary."""
         texts = []
         for item in self.items[: self.drawn]:
             texts += [item.label, *item.tags, *item.kinds, *item.colours]
         return texts + [word for item in self.items[self.drawn :] for word in item.words]
 
     def other_texts(self) -> list[str]:
-        """Return texts whose words the text side must read, but need not give."""
+        """Return texts whose words the text side reads, but need not predict."""
         texts = [text for text, _ in self.nouns]
         for item in self.items[self.drawn :]:
             texts += [item.label, *item.tags, *item.kinds, item.gloss]
         return texts
 
     def sample_drawings(self, items: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Draw two drawings of each item, of two sets where it has them: (2, n) row numbers.
+        """Draw two drawings of each item, from two sets if it has them: (2, n) row numbers.
 
-        A third of the draws of a person take a skin tone; the rest the plain drawing.
+        Of people, a third of the draws have a skin tone.
         """
         pairs = np.empty((2, len(items)), np.int64)
         for column, item in enumerate(items):
@@ -153,7 +150,7 @@ class EmojiDrawings:
         return pairs
 
     def sample_text(self, item: Item, rng: np.random.Generator) -> str:
-        """Make one text about an item: tags, label and tags, or a phrase of kind and colour."""
+        """Return a random text about an item: tags, label and tags, or kind and colour."""
         draw = rng.random()
         tags, kinds, colours = item.tags, item.kinds, item.colours
         if item.gloss:
@@ -177,9 +174,9 @@ class EmojiDrawings:
         return (indefinite, "the ", "")[rng.integers(3)] + kind
 
     def word_weights(self, vocabulary: Vocabulary) -> np.ndarray:
-        """Return (items, V) float32: 2 for words of the label, 1 of tags, 0.5 of kind, colour.
+        """Return (items, V) float32: 2 for words of the label, 1 of tags, 0.5 of kind and colour.
 
-        Of a class, twice its words' weights.
+        For a class, twice the weights of its words.
         """
         weights = np.zeros((len(self.items), len(vocabulary)), np.float32)
         for row, item in enumerate(self.items[self.drawn :], self.drawn):
@@ -201,7 +198,7 @@ class EmojiDrawings:
         shares = np.zeros((count, len(points)), np.float32)
         plain = self.tone == 0
         for row in np.flatnonzero(plain):
-            pixels = self.pixels[row, ::2, ::2]  # a quarter of them is enough for shares
+            pixels = self.pixels[row, ::2, ::2]  # a quarter is enough
             opaque = pixels[pixels[..., 3] > 128][:, :3].astype(np.float32)
             if len(opaque):
                 nearest = ((opaque[:, None] - points) ** 2).sum(-1).argmin(1)
@@ -217,7 +214,7 @@ class EmojiDrawings:
 
 
 def content_columns(text: str, vocabulary: Vocabulary) -> list[int]:
-    """Return the columns of a text's words, each once, words such as "the" left out."""
+    """Return the sorted columns of a text's words, without stop words."""
     words = words_of(text)
     found = (vocabulary.find(word) for word in words if word not in STOP_WORDS)
     return sorted({column for column in found if column is not None})
@@ -226,14 +223,14 @@ def content_columns(text: str, vocabulary: Vocabulary) -> list[int]:
 def word_columns(
     words: Mapping[str, float], vocabulary: Vocabulary
 ) -> tuple[list[int], list[float]]:
-    """Return the columns of words, and their weights; words that have none are left out."""
+    """Return columns and weights of the words that have a column."""
     found = ((vocabulary.find(word), weight) for word, weight in words.items())
     pairs = [(column, weight) for column, weight in found if column is not None]
     return [column for column, _ in pairs], [weight for _, weight in pairs]
 
 
 def words_of(text: str) -> list[str]:
-    """Split a text into lower-case words of letters and digits, accents taken off."""
+    """Split a text into lower-case words of letters and digits, without accents."""
     decomposed = unicodedata.normalize("NFKD", text.lower())
     plain = "".join(c for c in decomposed if not unicodedata.combining(c))
     return "".join(c if c.isascii() and c.isalnum() else " " for c in plain).split()
@@ -251,7 +248,7 @@ def _class(line: ImageClass) -> Item:
 
 
 def _beginning(gloss: str) -> str:
-    """Return the first words: one long text of a batch would make all of them as long."""
+    """Return the first words: one long text would pad the whole batch."""
     return " ".join(gloss.split()[:_GLOSS_WORDS])
 
 

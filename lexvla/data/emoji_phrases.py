@@ -1,4 +1,4 @@
-"""How people name the kinds of things that the emoji subgroups hold."""
+"""Stop words, colour names, and noun phrases for the emoji subgroups."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Datasets of Hugging Face: from the hub, a folder, or parquet files; whole or streamed."""
+"""Hugging Face datasets: from the hub, a folder or parquet files; loaded or streamed."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ __all__ = ["Columns", "HuggingFaceStream", "HuggingFaceTable", "load_hugging_fac
 
 @dataclass(frozen=True)
 class Columns:
-    """Name the columns of a dataset.
+    """Column names of a dataset.
 
     Attributes:
         image: An Image feature, the bytes of a file, or a path.
-        text: A string, or a list of them.
-        id: By default, records are called by their place.
+        text: A string or a list of strings.
+        id: By default, a record is named by its row number.
         label: A string, an integer or a ClassLabel.
         class_path: A list of strings, or a string with slashes.
-        folder: What paths of images are relative to.
+        folder: Folder that image paths are relative to.
     """
 
     image: str = "image"
@@ -49,16 +49,7 @@ class Columns:
 
 
 class HuggingFaceTable:
-    """Give the records of a dataset that is on this machine, in any order.
-
-    Args:
-        dataset: A ``datasets.Dataset``.
-        columns: Their names.
-        name: What errors call it.
-
-    Raises:
-        InputError: A column is missing, an id comes twice, or there are no records.
-    """
+    """An `IndexedSource` of a ``datasets.Dataset``; ``name`` is for errors."""
 
     def __init__(
         self, dataset: Dataset, columns: Columns | None = None, name: str = "<dataset>"
@@ -74,7 +65,7 @@ class HuggingFaceTable:
         seen: set[Any] = set()
         for number, each in enumerate(names):
             if each in seen:
-                raise InputError(name, f"row {number}: the id {each!r} was there before")
+                raise InputError(name, f"row {number}: the id {each!r} occurs twice")
             seen.add(each)
         shape = [str(len(dataset)), *dataset.column_names, *map(str, names)]
         self.fingerprint = fingerprint_of(shape)
@@ -94,16 +85,7 @@ class HuggingFaceTable:
 
 
 class HuggingFaceStream:
-    """Give the records of a streamed dataset, one shard (a file, mostly) after the other.
-
-    Args:
-        dataset: A ``datasets.IterableDataset``, not shuffled.
-        columns: Their names.
-        name: What errors call it.
-
-    Raises:
-        InputError: A column is missing.
-    """
+    """A `ShardedSource` of an unshuffled ``datasets.IterableDataset``, mostly a file a shard."""
 
     def __init__(
         self, dataset: IterableDataset, columns: Columns | None = None, name: str = "<dataset>"
@@ -117,13 +99,13 @@ class HuggingFaceStream:
         self.fingerprint = fingerprint_of([str(self.shards), *(dataset.column_names or ())])
 
     def read_shard(self, number: int) -> Iterator[Record]:
-        """Give a shard's records; where it cannot be read on, its error."""
+        """Yield a shard's records; where reading fails, an error record."""
         shard = self._data.shard(num_shards=self.shards, index=number)
         try:
             for place, row in enumerate(shard):
                 yield partial(self._rows.pair, row, f"shard {number} row {place}")
         except (ConnectionError, TimeoutError):
-            raise  # not the data's fault: the run ends, and goes on where it was
+            raise  # not the data's fault: the run ends and can be resumed
         except (OSError, ValueError, RuntimeError) as error:  # what pyarrow raises
             yield bad_record(InputError(f"shard {number}", f"cannot be read on ({error})"))
 
@@ -141,7 +123,7 @@ class _Rows:
                 raise InputError(name, f"has no column {column!r}; it has {', '.join(there)}")
 
     def undecoded(self, dataset: Any) -> Any:
-        """Return the dataset with the bytes or paths of its images, and no column unused."""
+        """Return the dataset with images as bytes or paths, and without unused columns."""
         from datasets import Image
 
         columns = self.columns
@@ -177,7 +159,7 @@ class _Rows:
             return value
         if isinstance(value, str) and value:
             return Path(self.columns.folder, value)
-        raise InputError(name, "has no image" if not value else "the image is no bytes and no path")
+        raise InputError(name, "has no image" if not value else "the image must be bytes or a path")
 
 
 def load_hugging_face(
@@ -189,22 +171,21 @@ def load_hugging_face(
     revision: str | None = None,
     cache_dir: str | Path | None = None,
 ) -> HuggingFaceTable | HuggingFaceStream:
-    """Open a dataset.
+    """Load a dataset.
 
     Args:
-        name: A parquet file, a pattern of them such as ``data/*.parquet``, a folder in the hub's
-            form, or a name on the hub. Files are the split ``train``.
-        split: The split.
-        columns: See `Columns`.
-        streaming: Read the shards one after the other, without a copy on this machine.
-        config: The configuration's name, where the hub has several.
-        revision: A commit of the hub: it makes a run repeatable.
-        cache_dir: Where the copy is put.
+        name: A parquet file, a pattern such as ``data/*.parquet``, a folder in the hub's layout, or
+            a name on the hub. Parquet files are the split ``train``.
+        split: Name of the split.
+        columns: Names of the columns.
+        streaming: Read shard by shard, without a local copy.
+        config: Name of the dataset's configuration, if it has several.
+        revision: Commit on the hub, for reproducible runs.
+        cache_dir: Folder of the local copy.
 
     Raises:
         OptionalDependencyError: The ``datasets`` library is missing.
-        InputError: There is no such dataset or split, it cannot be read, a column is missing, an
-            id comes twice, or there are no records.
+        InputError: The dataset cannot be read, lacks a column or repeats an id.
     """
     try:
         import datasets
@@ -222,7 +203,7 @@ def load_hugging_face(
         loaded = datasets.load_dataset(**options)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise InputError(
-            title, f"no such dataset or split, or no readable one ({error})"
+            title, f"the dataset or split does not exist or cannot be read ({error})"
         ) from error
     if streaming:
         return HuggingFaceStream(loaded, columns, title)

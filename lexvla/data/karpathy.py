@@ -22,19 +22,18 @@ def read_karpathy(
     """Read one split of ``dataset_coco.json`` or ``dataset_flickr30k.json``.
 
     The file is ``{"images": [{"filename", "filepath", "split", "sentences": [{"raw"}]}]}``, where
-    ``filepath`` may be left out. The id of a pair is the image's file name.
+    ``filepath`` is optional. The id of a pair is the image's file name.
 
     Args:
         path: The JSON file.
-        images: The folder of the images, or of the folders that ``filepath`` names; by default
-            the file's own.
-        split: The split's name, or several joined by ``+``, such as ``train+restval``.
-        captions: At most so many of an image are used, the first ones. Papers use five.
+        images: Folder of the images, or of the folders that ``filepath`` names; by default that
+            of the file.
+        split: A split, or several joined by ``+``, such as ``train+restval``.
+        captions: Captions to use of each image, the first ones. Papers use five.
 
     Raises:
-        InputError: The file cannot be read or is of another form, there is no such split, an
-            image has no captions or comes twice, or all images are missing.
-        ValueError: ``captions`` is less than 1.
+        InputError: The file or a record of it is invalid, the split does not exist, or all images
+            are missing.
     """
     if captions < 1:
         raise ValueError(f"captions must be at least 1, not {captions}")
@@ -42,7 +41,7 @@ def read_karpathy(
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(str(path), f"is no readable JSON ({error})") from error
+        raise InputError(str(path), f"is not readable JSON ({error})") from error
     records = content.get("images") if isinstance(content, dict) else None
     if not isinstance(records, list):
         raise InputError(str(path), "must be a JSON object with a list of images")
@@ -70,7 +69,7 @@ def _pairs(
                 continue
             pair = _pair(record, folder, captions)
             if pair.id in seen:
-                raise InputError(pair.id, "was there before")
+                raise InputError(pair.id, "occurs twice")
         except InputError as error:
             raise InputError(name, f"images[{number}]: {error.item!r} {error.rule}") from error
         seen.add(pair.id)

@@ -1,10 +1,12 @@
-"""Batches of decoded pairs from any source, in an order that can be gone on with anywhere."""
+"""Resumable batches of decoded pairs from any source."""
 
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -16,28 +18,28 @@ from PIL import Image
 
 from lexvla.data.order import Cursor, Order
 from lexvla.data.pairs import IndexedSource, Pair, Record, ShardedSource, Skipped
-from lexvla.data.skips import SkipList
 from lexvla.errors import InputError
 from lexvla.images import open_image
 
 __all__ = ["Batch", "PairLoader"]
 
 STATE_VERSION = 1
+MAX_LISTED = 1000
 
 Transform = Callable[[Image.Image, np.random.Generator], Image.Image]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Hold what a step trains on; the lists are of one length.
+    """The pairs of a training step, as lists of one length.
 
     Attributes:
-        ids: The pairs' ids.
-        images: In mode RGB, each of its own size unless a transform changed that.
+        ids: Ids of the pairs.
+        images: RGB images, of different sizes unless a transform resized them.
         texts: One caption of each pair.
         captions: All captions of each pair.
-        labels: The classes, where there are classes.
-        class_paths: The classes and those above them.
+        labels: Classes, if there are classes.
+        class_paths: Classes with their ancestors.
     """
 
     ids: list[str]
@@ -59,43 +61,40 @@ class _Sample:
 
 
 class PairLoader:
-    """Give batches, epoch after epoch.
+    """Yield batches, epoch after epoch.
 
-    A pass over the loader gives what is left of the current epoch: `for batch in loader`. After
-    any batch, `state_dict` tells the place behind it, and a new loader that loads it gives the
-    batches that this one would give next. A record that cannot be read is skipped and counted,
-    and the next good ones fill its batch. Processes may so have different numbers of batches:
-    with several, train by steps, on `forever`.
+    Iterating yields the rest of the current epoch. `state_dict` returns the position after the
+    last batch; a new loader that loads it continues with the same batches. Unreadable records are
+    skipped and counted, and the next good ones fill the batch, so processes may have different
+    numbers of batches: with several, train by steps, on `forever`.
 
-    Threads decode, not processes: PIL lets other threads run meanwhile, and results in the order
-    of the records need no more than a queue, which makes going on exact.
+    Decoding uses threads, not processes: PIL releases the GIL, and a queue keeps the order of the
+    records, which makes resuming exact.
 
     Args:
-        source: See `lexvla.data`.
+        source: A source of `lexvla.data`.
         batch_size: Pairs in a batch.
-        seed: What the order, the captions and the transform follow from, 0 or more.
-        shuffle: Whether records are shuffled.
-        buffer: Of shards, so many records are read and shuffled together.
-        drop_last: Leave out the last batch of an epoch if it is not full.
-        workers: Threads that decode; with 0, images are decoded when they are asked for.
-        prefetch: So many batches are decoded ahead.
-        rank: The number of this process.
-        world_size: The number of processes. Shards are dealt out whole.
-        require_labels: Refuse data without labels, or with one alone.
-        transform: Changes each image in the threads, by a generator that follows from seed, epoch
-            and id. An `InputError` that it raises skips the record.
-        skipped_path: A JSONL file for what is skipped; with several processes ``-RANK`` is put
-            behind its name.
+        seed: Seed of the order, the captions and the transform, at least 0.
+        shuffle: Whether to shuffle records.
+        buffer: Records of a sharded source that are shuffled together.
+        drop_last: Drop an epoch's last batch if it is not full.
+        workers: Decoding threads; 0 decodes on demand.
+        prefetch: Batches to decode ahead.
+        rank: Number of this process.
+        world_size: Number of processes. Shards are not split between processes.
+        require_labels: Refuse data without labels or with a single one.
+        transform: Changes each image, in the threads, with a generator seeded by seed, epoch and
+            id. If it raises `InputError`, the record is skipped.
+        skipped_path: A JSONL file of the skipped records; with several processes, ``-RANK`` is
+            appended to its name.
 
     Attributes:
         epoch: The current epoch, from 0.
-        skipped: What was left out until now: ``count``, and the ``first`` thousand.
+        skipped: The records left out so far: ``count``, and the ``first`` thousand.
 
     Raises:
-        InputError: There are fewer records than a batch needs, fewer shards than processes, or
-            labels are required and missing or all the same. While it runs: no record of an epoch
-            can be read, or not enough for a batch.
-        ValueError: A number is out of its range.
+        InputError: There are too few records or shards, or labels are required and missing. While
+            iterating: an epoch has no readable record, or too few for a batch.
     """
 
     def __init__(
@@ -130,7 +129,7 @@ class PairLoader:
         self._transform = transform
         self._cursor = Cursor()
         self._batches = 0  # of this epoch
-        self._labels: set[str] = set()  # of this epoch; two of them are enough to know
+        self._labels: set[str] = set()  # of this epoch, at most two
         path = None if skipped_path is None else Path(skipped_path)
         if path is not None and world_size > 1:
             path = path.with_name(f"{path.stem}-{rank}{path.suffix}")
@@ -160,7 +159,7 @@ class PairLoader:
             raise InputError(self.source.name, rule)
 
     def forever(self) -> Iterator[Batch]:
-        """Give batches without end, from one epoch into the next."""
+        """Yield batches without end."""
         while True:
             yield from self
 
@@ -183,7 +182,7 @@ class PairLoader:
         self._end_epoch(skips, samples)
 
     def _give(self, samples: list[_Sample], skips: list[Skipped], cursor: Cursor) -> Batch:
-        """Make a batch, and move the state behind it."""
+        """Make a batch, and move the state past it."""
         self.skipped.add(skips)
         self.skipped.write()
         self._cursor = cursor
@@ -218,7 +217,7 @@ class PairLoader:
         self._cursor, self._batches, self._labels = Cursor(), 0, set()
 
     def _made(self) -> Generator[tuple[_Sample | InputError, Cursor]]:
-        """Give the rest of the epoch in order, read and decoded."""
+        """Yield the rest of the epoch in order, read and decoded."""
         epoch, workers = self.epoch, self._workers
         records = self._order.records(self.source, epoch, self._cursor, ahead=workers > 0)
         if not workers:
@@ -249,15 +248,12 @@ class PairLoader:
                 image = self._transform(image, np.random.default_rng(draw))
         except InputError as error:
             return error
-        # Each caption once before one comes again.
+        # Every caption is used once before any is repeated.
         text = pair.texts[(_number(self._order.seed, pair.id) + epoch) % len(pair.texts)]
         return _Sample(pair, image, text)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the place behind the last batch, as JSON values.
-
-        Each process has its own.
-        """
+        """Return the position after the last batch of this process, as JSON values."""
         return {
             "version": STATE_VERSION,
             "settings": self._settings(),
@@ -269,11 +265,7 @@ class PairLoader:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go to a place that `state_dict` returned.
-
-        Raises:
-            InputError: It is of other data or other settings, or of a newer version.
-        """
+        """Continue from a state of `state_dict`."""
         version, settings = state.get("version"), state.get("settings", {})
         if version != STATE_VERSION:
             rule = f"has version {version}, and this release reads {STATE_VERSION}"
@@ -290,6 +282,56 @@ class PairLoader:
     def _settings(self) -> dict[str, Any]:
         settings = {"source": self.source.fingerprint, "batch_size": self.batch_size}
         return settings | {"drop_last": self._drop_last} | asdict(self._order)
+
+
+class SkipList:
+    """Count skipped records.
+
+    Args:
+        path: A JSONL file for all of them. A new run overwrites it, a resumed one appends.
+
+    Attributes:
+        count: How many there were.
+        first: The first thousand.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.count = 0
+        self.first: list[Skipped] = []
+        self._path = path
+        self._waiting: list[Skipped] = []
+
+    def add(self, skips: Iterable[Skipped]) -> None:
+        """Count some records; `write` puts them into the file."""
+        for skip in skips:
+            self.count += 1
+            if len(self.first) < MAX_LISTED:
+                self.first.append(skip)
+            if self._path is not None:
+                self._waiting.append(skip)
+
+    def write(self) -> None:
+        """Append what the file lacks."""
+        if self._path is None or not self._waiting:
+            return
+        new = len(self._waiting) == self.count
+        with self._path.open("w" if new else "a", encoding="utf-8") as file:
+            file.writelines(json.dumps(skip._asdict()) + "\n" for skip in self._waiting)
+        self._waiting.clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the count and the list."""
+        return {"count": self.count, "first": [list(skip) for skip in self.first]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Return to a state; lines written after it are cut off."""
+        self.count = state["count"]
+        self.first = [Skipped(*skip) for skip in state["first"]]
+        self._waiting = []
+        if self._path is not None and self._path.exists():
+            with self._path.open("rb") as file:
+                end = sum(len(line) for line, _ in zip(file, range(self.count), strict=False))
+            os.truncate(self._path, end)
 
 
 def _number(seed: int, name: str, *more: int) -> int:

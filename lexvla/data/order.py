@@ -1,4 +1,4 @@
-"""The order in which an epoch's records come, and places in it to go on from."""
+"""The order of an epoch's records, and positions in it to resume from."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ Item = TypeVar("Item")
 
 
 class Cursor(NamedTuple):
-    """Name a place in an epoch: how many records of which block are taken.
+    """A position in an epoch: how many records of which block are taken.
 
-    A block begins at a record of a shard, both counted in the order of the epoch. For a source
-    without shards the epoch is one block.
+    A block begins at a record of a shard, both counted in the order of the epoch. Without shards,
+    the epoch is one block.
     """
 
     shard: int = 0
@@ -31,14 +31,14 @@ class Cursor(NamedTuple):
 
 @dataclass(frozen=True)
 class Order:
-    """Say what the order follows from; with it and an epoch, a `Cursor` is enough to go on.
+    """What the order depends on; with it and an epoch, a `Cursor` is enough to resume.
 
     Attributes:
-        seed: Another seed gives another order.
-        shuffle: Whether records are shuffled at all.
-        buffer: Of shards, so many records are read and shuffled together.
-        rank: The number of this process.
-        world_size: The number of processes; each gets its own records.
+        seed: Seed of the shuffle.
+        shuffle: Whether to shuffle records.
+        buffer: Records of a sharded source that are shuffled together.
+        rank: Number of this process.
+        world_size: Number of processes; each gets its own records.
     """
 
     seed: int
@@ -50,13 +50,9 @@ class Order:
     def records(
         self, source: IndexedSource | ShardedSource, epoch: int, start: Cursor, ahead: bool
     ) -> Generator[tuple[Record, Cursor]]:
-        """Give records, each with the place behind it.
+        """Yield records from a position on, each with the position after it.
 
-        Args:
-            source: Where they come from.
-            epoch: The number of the epoch.
-            start: The place to go on from.
-            ahead: Whether a thread reads the next block of a shard meanwhile.
+        With ``ahead``, a thread reads the next block of a shard meanwhile.
         """
         if not isinstance(source, ShardedSource):
             mine = self._permutation(len(source), epoch)[self.rank :: self.world_size]
@@ -69,15 +65,15 @@ class Order:
             order = self._permutation(len(block), epoch, self.rank, place.shard, place.record)
             for taken in range(start.taken, len(block)):
                 yield block[order[taken]], place._replace(taken=taken + 1)
-            start = Cursor()  # its count is of the first block alone
+            start = Cursor()  # its count applies to the first block only
 
     def _blocks(
         self, source: ShardedSource, epoch: int, start: Cursor
     ) -> Iterator[tuple[Cursor, Sequence[Record]]]:
-        """Cut the stream of shards into blocks of records, each with its beginning.
+        """Cut the stream of shards into blocks of records, each with its position.
 
-        A buffer that is emptied before it is filled again, unlike one that is topped up, can be
-        made anew from the place where it began: going on reads no earlier shard.
+        A buffer that is emptied before it is refilled, unlike one that is topped up, can be rebuilt
+        from where it began, so resuming reads no earlier shard.
         """
         mine = self._permutation(source.shards, epoch)[self.rank :: self.world_size]
         block: list[Record] = []
@@ -100,7 +96,7 @@ class Order:
 
 
 def read_ahead(items: Iterable[Item]) -> Iterator[Item]:
-    """Give items, the next one of which a thread makes meanwhile."""
+    """Yield items while a thread makes the next one."""
     rest = iter(items)
     with ThreadPoolExecutor(1) as thread:
         coming = thread.submit(next, rest, None)

@@ -1,4 +1,4 @@
-"""Image-text pairs, and what every source of them gives to the loader."""
+"""Image-text pairs and the protocols of their sources."""
 
 from __future__ import annotations
 
@@ -28,17 +28,14 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Pair:
-    """Hold one image with its texts.
+    """An image with its texts.
 
     Attributes:
         id: Unique in its source.
-        image: The file, or its path. Nothing is decoded yet.
-        texts: One or more captions, none of them blank.
-        label: The class, where there are classes.
-        class_path: The class and those above it, from the widest, such as ("food", "fruit").
-
-    Raises:
-        InputError: The id or a text is blank or no Unicode text, or there is no text.
+        image: The encoded file or its path.
+        texts: One or more captions, none blank.
+        label: The class, if there are classes.
+        class_path: The class and its ancestors, widest first, such as ("food", "fruit").
     """
 
     id: str
@@ -59,11 +56,11 @@ class Pair:
 
 
 Record = Callable[[], Pair]
-"""A pair that is read when it is called for; a bad one raises `InputError` then."""
+"""Reads a pair when called; a bad one raises `InputError` then."""
 
 
 class Skipped(NamedTuple):
-    """Tell why a record was left out, and in which epoch; -1 is when the source was opened."""
+    """Why a record was left out, and in which epoch; -1 for when the source was opened."""
 
     id: str
     rule: str
@@ -71,19 +68,19 @@ class Skipped(NamedTuple):
 
 
 class IndexedSource(Protocol):
-    """A source that gives any record by its number. Threads read it at the same time."""
+    """A source with random access; must be thread-safe."""
 
     @property
     def name(self) -> str:
-        """Return what errors call the source."""
+        """Return the source's name in errors."""
 
     @property
     def fingerprint(self) -> str:
-        """Return what changes with the records or their order."""
+        """Return a hash that changes with the records or their order."""
 
     @property
     def rejects(self) -> Sequence[Skipped]:
-        """Return what was left out when the source was opened."""
+        """Return the records left out when the source was opened."""
 
     def __len__(self) -> int: ...
 
@@ -96,33 +93,30 @@ class IndexedSource(Protocol):
 
 @runtime_checkable
 class ShardedSource(Protocol):
-    """A source that is read shard by shard, each of them from its beginning."""
+    """A source that is read shard by shard, each from its beginning."""
 
     @property
     def name(self) -> str:
-        """Return what errors call the source."""
+        """Return the source's name in errors."""
 
     @property
     def fingerprint(self) -> str:
-        """Return what changes with the shards or their order."""
+        """Return a hash that changes with the shards or their order."""
 
     @property
     def shards(self) -> int:
         """Return how many shards there are."""
 
     def read_shard(self, number: int) -> Iterator[Record]:
-        """Give a shard's records, bad ones too, every time in the same order."""
+        """Yield a shard's records, bad ones too, in the same order every time."""
 
 
 class PairList:
-    """Hold the pairs of a caption file. Those whose image is missing are left out.
+    """The pairs of a caption file, without those whose image is missing.
 
     Args:
-        name: What errors call the list: the path of the file.
-        pairs: Their ids are unique.
-
-    Raises:
-        InputError: There are no pairs, or all images are missing.
+        name: The path of the file, for errors.
+        pairs: Pairs with unique ids.
     """
 
     def __init__(self, name: str, pairs: Iterable[Pair]) -> None:
@@ -158,7 +152,7 @@ class PairList:
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except OSError:  # too long a name, or a folder that may not be entered
+    except OSError:  # a name too long, or no permission
         return False
 
 
@@ -172,16 +166,12 @@ def bad_record(error: InputError) -> Record:
 
 
 def matching(pattern: str) -> list[Path]:
-    """Return the paths that a pattern with ``*``, ``?`` or ``[...]`` matches, sorted.
-
-    Raises:
-        InputError: It is no pattern.
-    """
+    """Return the paths that a pattern with ``*``, ``?`` or ``[...]`` matches, sorted."""
     root = Path(pattern).anchor
     try:
         return sorted(Path(root).glob(pattern[len(root) :]))
     except (ValueError, NotImplementedError) as error:
-        raise InputError(pattern, f"is no path or pattern ({error})") from error
+        raise InputError(pattern, f"is not a valid path or pattern ({error})") from error
 
 
 def fingerprint_of(parts: Iterable[str]) -> str:
@@ -193,11 +183,7 @@ def fingerprint_of(parts: Iterable[str]) -> str:
 
 
 def as_texts(value: Any, name: str) -> tuple[str, ...]:
-    """Return the captions that a text or a list of texts gives.
-
-    Raises:
-        InputError: The value is neither, or is or holds a blank text.
-    """
+    """Return captions from a text or a list of texts."""
     texts = [value] if isinstance(value, str) else [] if value is None else value
     if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
         raise InputError(name, "the text must be a string or a list of strings")
@@ -207,11 +193,7 @@ def as_texts(value: Any, name: str) -> tuple[str, ...]:
 
 
 def as_label(value: Any, name: str) -> str | None:
-    """Return a label; a blank one is none.
-
-    Raises:
-        InputError: The value is neither a string nor an integer.
-    """
+    """Return a label, or None for a blank one."""
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, str | int):
@@ -220,11 +202,7 @@ def as_label(value: Any, name: str) -> str | None:
 
 
 def as_class_path(value: Any, name: str) -> tuple[str, ...]:
-    """Return the classes of ``"food/fruit"`` or ``["food", "fruit"]``.
-
-    Raises:
-        InputError: The value is neither a string nor a list of strings.
-    """
+    """Return the classes of ``"food/fruit"`` or ``["food", "fruit"]``."""
     names = value.split("/") if isinstance(value, str) else [] if value is None else value
     if not isinstance(names, list | tuple) or not all(isinstance(each, str) for each in names):
         raise InputError(name, "class_path must be a string or a list of strings")

@@ -1,4 +1,4 @@
-"""The ways in which people type what they look for: "photo of a red heart", "two dogs"."""
+"""Phrasings of searches as people type them: "photo of a red heart", "two dogs"."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import numpy as np
 
 __all__ = ["FRAMES", "phrase", "plural", "title_case", "with_article"]
 
-# {text} is the text as it is, {bare} the same without an article, {a} the bare text after "a" or
-# "an", and {plural} the bare text of several things.
+# {text} is the text, {bare} the text without an article, {a} the bare text after "a" or "an", and
+# {plural} its plural.
 FRAMES = (
     "photo of {text}",
     "photo of {a}",
@@ -47,8 +47,8 @@ FRAMES = (
     "{plural}",
 )
 _PLAIN_SHARE = 0.5
-_FRAMED_SHARE = 0.8  # of the others; the rest differ by case or a full stop alone
-_WRITTEN_SHARE = 0.3  # of the framed, that differ by case or a full stop too
+_FRAMED_SHARE = 0.8  # of the others; the rest differ in case or by a full stop only
+_WRITTEN_SHARE = 0.3  # of the framed, which also differ in case or by a full stop
 
 # fmt: off
 _SAME = frozenset({
@@ -63,7 +63,7 @@ _OES = frozenset({
 _NO_MEN = frozenset({
     "caiman", "german", "human", "norman", "ottoman", "roman", "shaman", "talisman",
 })
-# Those of whom a label says what they do: "woman running".
+# Nouns that a label puts before a verb: "woman running".
 _DOERS = frozenset({
     "adult", "boy", "cat", "chart", "child", "dog", "face", "girl", "head", "leaf", "man",
     "person", "woman",
@@ -107,7 +107,7 @@ _IRREGULAR = {
 _COMPOUNDS = ("man", "person", "child", "tooth")
 _SAME_COMPOUNDS = ("fish", "craft")
 
-# What follows names no further thing: only the words before it have a plural.
+# Only the words before this are put into the plural.
 _BREAK = re.compile(
     r"\s*[:,(]|\s(?:of|with|without|in|on|at|for|from|to|by|showing|behind|under|over)\s"
 )
@@ -119,15 +119,10 @@ _SAID_WITH_AN = re.compile(r"hour|honest|honou?r|heir")
 
 
 def phrase(text: str, rng: np.random.Generator) -> str:
-    """Return a text as people may type it: half of the time as it is.
+    """Return a random phrasing of a text with the same meaning; half of the time the text itself.
 
-    Else it stands in one of the `FRAMES`, or it is written in capitals, as a title or with a
-    capital letter in front, or a full stop ends it, or both. What is looked for stays the same:
-    words such as "photo", "show me" and "two" only frame it.
-
-    Args:
-        text: What is looked for; one that is blank stays as it is.
-        rng: Draws the way.
+    Otherwise it is put into one of the `FRAMES`, its case is changed, a full stop is added, or
+    both. Blank texts stay as they are.
     """
     if not text.strip() or rng.random() < _PLAIN_SHARE:
         return text
@@ -141,10 +136,10 @@ def phrase(text: str, rng: np.random.Generator) -> str:
 
 
 def plural(text: str) -> str:
-    """Return the English plural of what a text names, by rules and a list of irregular nouns.
+    """Return the English plural of a noun phrase, by rules and a list of irregular nouns.
 
-    The last word changes, or the last one before a preposition, a colon, a comma or a bracket; of
-    those who do something, the first. A word that ends in s and no rule knows counts as a plural.
+    The last word changes, or the last one before a preposition, colon, comma or bracket; before a
+    verb, the first. An unknown word that ends in s counts as a plural.
 
     Example:
         >>> plural("red heart"), plural("slice of pizza"), plural("woman running")
@@ -163,7 +158,7 @@ def plural(text: str) -> str:
 
 
 def with_article(text: str) -> str:
-    """Put "a" or "an" before a text, as its first word is spoken.
+    """Put "a" or "an" before a text, by how its first word is pronounced.
 
     Example:
         >>> with_article("apple"), with_article("unicorn"), with_article("x-ray")
@@ -174,7 +169,7 @@ def with_article(text: str) -> str:
 
 
 def title_case(text: str) -> str:
-    """Return a text with a capital letter in front of each word."""
+    """Capitalise the first letter of each word."""
     return " ".join(word[:1].upper() + word[1:] for word in text.split(" "))
 
 

@@ -1,8 +1,8 @@
 """Tar files in the form of WebDataset: 000001.jpg, 000001.txt, 000001.json, 000002.jpg, ..."""
 
-# The tar files are read with tarfile, not with the webdataset library: that one's shuffle has no
-# state to resume from, skips by reading the images, and drops the rest of a shard after a bad
-# member. tarfile gives each member's place, so only headers are read until an image is wanted.
+# Read with tarfile, not the webdataset library, whose shuffle cannot be resumed, which skips by
+# reading the images, and which drops the rest of a shard after a bad member. tarfile gives each
+# member's offset, so only headers are read until an image is wanted.
 
 from __future__ import annotations
 
@@ -41,17 +41,17 @@ Place = tuple[int, int]  # a member's offset and size
 class WebDatasetShards:
     """Read pairs from uncompressed tar files on this machine.
 
-    The text of a pair is its ``.txt``, or else ``text_key`` of its ``.json``; the label is its
-    ``.cls``, or ``label_key`` of its ``.json``. Its id is the shard's name and the members' key.
+    A pair's text is its ``.txt``, else a key of its ``.json``; its label is its ``.cls``, or a key
+    of its ``.json``. Its id is the shard's name and the members' key.
 
     Args:
         shards: Paths, patterns such as ``shard-{000000..000010}.tar`` or ``*.tar``, or a folder.
-        text_key: See above.
-        label_key: See above.
-        class_path_key: The key of the class path in ``.json``.
+        text_key: Key of the text in ``.json``.
+        label_key: Key of the label in ``.json``.
+        class_path_key: Key of the class path in ``.json``.
 
     Raises:
-        InputError: A shard is missing or named twice, or there is none.
+        InputError: A shard is missing or named twice, or there are none.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class WebDatasetShards:
         return len(self.paths)
 
     def read_shard(self, number: int) -> Iterator[Record]:
-        """Give a shard's records; if it is damaged, those before the damage and then its error."""
+        """Yield a shard's records; of a damaged one, those before the damage, then the error."""
         path, name = self.paths[number], self._names[number]
         seen: set[str] = set()
         key, parts = "", dict[str, Place]()
@@ -109,7 +109,7 @@ class WebDatasetShards:
     ) -> Record:
         item = f"{name}/{key}"
         if key in seen:
-            return bad_record(InputError(item, "the key was there before in this shard"))
+            return bad_record(InputError(item, "the key occurs twice in this shard"))
         seen.add(key)
         return partial(self._read, path, item, parts)
 
@@ -146,11 +146,7 @@ class WebDatasetShards:
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """Return what ``{000000..000010}`` and ``{a,b}`` stand for, in their order.
-
-    Raises:
-        InputError: They stand for more than a million names.
-    """
+    """Expand ``{000000..000010}`` and ``{a,b}`` as a shell does."""
     match = _BRACES.search(pattern)
     if match is None:
         return [pattern]
@@ -187,11 +183,7 @@ def _paths(pattern: str) -> list[Path]:
 
 
 def _members(path: Path) -> Iterator[tarfile.TarInfo]:
-    """Give the whole files of a tar.
-
-    Raises:
-        InputError: It is damaged, from here on.
-    """
+    """Yield the regular files of a tar."""
     try:
         size = path.stat().st_size
         with tarfile.open(path, "r:") as tar:
@@ -206,7 +198,9 @@ def _members(path: Path) -> Iterator[tarfile.TarInfo]:
             if _bytes(file, (end, len(_END))) != _END:
                 raise InputError(str(path), f"the tar is truncated or damaged at byte {end}")
     except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
-        raise InputError(str(path), f"the tar is damaged or is no plain tar ({error})") from error
+        raise InputError(
+            str(path), f"the tar is damaged or is not a plain tar ({error})"
+        ) from error
 
 
 def _bytes(file: BinaryIO, place: Place) -> bytes:

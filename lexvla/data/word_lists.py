@@ -1,4 +1,4 @@
-"""Read the words that the default model learns of ImageNet's classes and of common things."""
+"""Word lists that the default model learns from: ImageNet's classes and common nouns."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class ImageClass:
     """One class of ImageNet.
 
     Attributes:
-        id: "n" and the offset of its sense in WordNet 3.0.
+        id: "n" and its WordNet 3.0 offset.
         label: Its first name.
         names: All its names, in lower case.
-        above: Broader terms, the nearest first.
+        above: Broader terms, nearest first.
         gloss: Its definition.
-        words: Words and their weights, the largest first.
+        words: Words and their weights, largest first.
     """
 
     id: str
@@ -36,11 +36,7 @@ class ImageClass:
 
 
 def read_classes(path: str | Path) -> list[ImageClass]:
-    """Read classes.jsonl, in the order of a classifier's outputs.
-
-    Raises:
-        InputError: The file is missing, or a line of it is damaged.
-    """
+    """Read classes.jsonl, in the order of a classifier's outputs."""
     return [
         ImageClass(
             id=record.text("id"),
@@ -55,16 +51,12 @@ def read_classes(path: str | Path) -> list[ImageClass]:
 
 
 def read_nouns(path: str | Path) -> list[tuple[str, dict[str, float]]]:
-    """Read nouns.jsonl: each noun, and words and their weights.
-
-    Raises:
-        InputError: The file is missing, or a line of it is damaged.
-    """
+    """Read nouns.jsonl: each noun with its words and their weights."""
     return [(record.text("text"), record.weights("words")) for record in _records(Path(path))]
 
 
 class _Record:
-    """One line, whose fields are checked as they are read."""
+    """A line whose fields are checked on access."""
 
     def __init__(self, place: str, line: bytes) -> None:
         self.place = place
@@ -73,24 +65,24 @@ class _Record:
         except ValueError:
             raise InputError(place, "damaged: not JSON in UTF-8") from None
         if not isinstance(self.fields, dict):
-            raise InputError(place, "damaged: no JSON object")
+            raise InputError(place, "damaged: not a JSON object")
 
     def text(self, name: str) -> str:
         value = self.fields.get(name)
         if not isinstance(value, str):
-            raise InputError(self.place, f"damaged: {name} is no text")
+            raise InputError(self.place, f"damaged: {name} must be a string")
         return value
 
     def texts(self, name: str) -> tuple[str, ...]:
         value = self.fields.get(name)
         if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
-            raise InputError(self.place, f"damaged: {name} is no list of texts")
+            raise InputError(self.place, f"damaged: {name} must be a list of strings")
         return tuple(value)
 
     def weights(self, name: str) -> dict[str, float]:
         value = self.fields.get(name)
         if not isinstance(value, dict) or not all(map(_is_weight, value.values())):
-            raise InputError(self.place, f"damaged: {name} has no weights above 0")
+            raise InputError(self.place, f"damaged: {name} must hold weights above 0")
         return {word: float(weight) for word, weight in value.items()}
 
 

@@ -1,4 +1,4 @@
-"""Read the nouns of WordNet: senses, definitions, broader terms and base forms."""
+"""The nouns of WordNet: senses, definitions, broader terms and base forms."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lexvla.errors import InputError
 
 __all__ = ["Synset", "WordNet"]
 
-# Endings of plurals and what stands in their place, as WordNet's own morphology has them.
+# Plural endings and their replacements, from WordNet's morphy.
 _ENDINGS = (
     ("s", ""),
     ("ses", "s"),
@@ -24,22 +24,22 @@ _ENDINGS = (
     ("ies", "y"),
 )
 _QUOTED = re.compile(r'[;"]')
-# An irregular plural that is a lemma too ("teeth", "men") is read as a plural where the singular
-# has so many senses more that were counted in texts.
+# An irregular plural that is also a lemma ("teeth", "men") is a plural if the singular has this
+# many more senses tagged in texts.
 _MORE_SENSES = 2
 
 
 @dataclass(frozen=True)
 class Synset:
-    """One sense: the lemmas that share it, and what it is a kind of.
+    """A sense: the lemmas that share it, and its broader senses.
 
     Attributes:
-        offset: Eight digits. ImageNet's name of the sense is "n" and the offset of WordNet 3.0.
-        lemmas: In lower case, with spaces.
+        offset: Eight digits; ImageNet names the sense "n" and its WordNet 3.0 offset.
+        lemmas: Lower case, with spaces.
         lexname: Number of the lexicographer file, such as 5 for animals.
         hypernyms: Offsets of the next broader senses, of classes and of instances.
-        gloss: The definition, without further definitions and examples.
-        spellings: The lemmas as WordNet writes them, proper names with capitals.
+        gloss: The first definition, without examples.
+        spellings: The lemmas as WordNet writes them, proper names capitalised.
         full_gloss: Definitions and examples.
     """
 
@@ -57,9 +57,6 @@ class WordNet:
 
     Args:
         folder: Holds the three files.
-
-    Raises:
-        InputError: A file is missing, or a line of it is damaged.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -78,11 +75,7 @@ class WordNet:
             self._exceptions[plural] = tuple(bases)
 
     def synset(self, offset: str) -> Synset:
-        """Return one sense.
-
-        Raises:
-            InputError: There is no such sense.
-        """
+        """Return one sense."""
         try:
             return self._synsets[offset]
         except KeyError:
@@ -97,11 +90,11 @@ class WordNet:
         yield from self._senses
 
     def senses(self, lemma: str) -> list[Synset]:
-        """Return the senses of a lemma, the most frequent first; none of an unknown lemma."""
+        """Return the senses of a lemma, most frequent first; empty for an unknown one."""
         return [self._synsets[offset] for offset in self._senses.get(_key(lemma), ())]
 
     def base_form(self, word: str) -> str | None:
-        """Return the lemma that a word or phrase is a form of: "geese" is a form of "goose".
+        """Return the lemma that a word or phrase is a form of: "goose" for "geese".
 
         A lemma is its own base form, unless it is better known as an irregular plural.
         """
@@ -121,13 +114,7 @@ class WordNet:
         return None
 
     def ancestors(self, offset: str) -> dict[str, int]:
-        """Return the broader senses and the least number of steps to each, nearest first.
-
-        The sense itself is among them, with 0 steps.
-
-        Raises:
-            InputError: There is no such sense.
-        """
+        """Return the sense and its broader senses with their distances, nearest first."""
         depths = {self.synset(offset).offset: 0}
         waiting = deque(depths)
         while waiting:
@@ -177,7 +164,7 @@ def _key(lemma: str) -> str:
 
 
 def _synset(line: str) -> Synset:
-    """Read offset, file, "n", lemmas with their ids, pointers, a bar and the gloss."""
+    """Parse offset, file, "n", lemmas with their ids, pointers, a bar and the gloss."""
     head, bar, gloss = line.partition("|")
     fields = head.split()
     if not bar or len(fields[0]) != 8 or not fields[0].isdigit() or fields[2] != "n":
@@ -202,7 +189,7 @@ def _synset(line: str) -> Synset:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield the lines of a file and their numbers; the licence, which is indented, is left out."""
+    """Yield numbered lines of a file, without the licence, which is indented."""
     try:
         lines = path.read_bytes().splitlines()
     except OSError as error:

@@ -1,4 +1,4 @@
-"""A tree of classes, given by names, as one map of parents a level."""
+"""A class tree, given by names, as a list of parents for each level."""
 
 from __future__ import annotations
 
@@ -17,17 +17,12 @@ def class_levels(
 
     Args:
         classes: Names of the fine classes, in the order of their labels.
-        parents: Each class's parent, by name; that of a parent too where there are more levels.
-        levels: Levels in all, the fine one included.
+        parents: Parent of each class, and of each parent if there are more levels.
+        levels: Number of levels, including the fine one.
 
     Returns:
-        ``levels - 1`` lists: at [l][c] the number, on level l + 1, of the parent of class c of
-        level l. Classes of a coarse level are numbered in the order of their names.
-
-    Raises:
-        InputError: A class is named twice, has no parent or is its own ancestor, or a level has
-            one class only.
-        ValueError: There are no levels or no classes.
+        ``levels - 1`` lists: [l][c] is the parent, on level l + 1, of class c of level l. Coarse
+        classes are numbered in the order of their names.
 
     Example:
         >>> class_levels(["robin", "oak", "rook"], {"robin": "bird", "rook": "bird", "oak": "tree"})

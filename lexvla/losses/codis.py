@@ -1,4 +1,4 @@
-"""Codebook alignment: each modality predicts the codes of the other one's teacher (CODIS)."""
+"""Codebook alignment: each modality predicts the codes of the other's teacher (CODIS)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["CodisTerms", "codis_loss"]
 
 
 class CodisTerms(NamedTuple):
-    """The four scalars of CODIS's codebook loss, which is their sum."""
+    """The four scalar terms of CODIS's codebook loss."""
 
     image_transport: Tensor
     text_transport: Tensor
@@ -37,26 +37,24 @@ def codis_loss(
 ) -> CodisTerms:
     """Return the transport cost of the teachers' vectors, and the swapped predictions.
 
-    The teacher's vectors Z of a modality are assigned to the codes C by a balanced plan T, and
+    The teacher's vectors Z of a modality are assigned to the codes C by a balanced plan T, at the
     cost ``L_ot = <T, 1 - cos(Z, C)>``; the student of the other modality learns T by cross entropy
-    (L_t2p, L_i2p). No gradient reaches the teachers or goes through T: L_ot moves the codes by the
-    cost alone, the swapped terms the students and the codes.
+    (L_t2p, L_i2p). No gradient reaches the teachers or T: L_ot moves the codes only, the swapped
+    terms the students and the codes.
 
-    The plan is solved over the batch and as many rows of the queue as bring N to K/2: with fewer
-    rows than codes, equal shares for all codes are forced noise.
+    The plan is solved over the batch plus queue rows up to K/2: with fewer rows than codes, equal
+    shares for all codes would be noise.
 
     Args:
-        images: (N, d) the student's unit vectors. N is the global batch: gather the rows of all
-            processes first.
-        texts: (N, d), likewise; row i belongs to image i.
-        image_teacher: (N, d) the teacher's unit vectors of the images.
-        text_teacher: (N, d) the teacher's unit vectors of the texts.
-        codes: (K, d), such as `Codebook.codes`; normalised here.
+        images: (N, d) student's unit vectors of the global batch.
+        texts: (N, d) likewise; row i belongs to image i.
+        image_teacher: (N, d) teacher's unit vectors of the images.
+        text_teacher: (N, d) teacher's unit vectors of the texts.
+        codes: (K, d), as `Codebook.codes`; normalised here.
         temperature: Divides the students' cosines.
-        image_queue: (Q, d) earlier vectors of the image teacher; the first rows are used.
-        text_queue: (Q, d) earlier vectors of the text teacher; the first rows are used.
-        solver: Maps cosines (M, K) to a plan: `sinkhorn`, or for IPOT
-            ``lambda cosines: ipot(1 - cosines)``.
+        image_queue: (Q, d) earlier vectors of the image teacher, newest first.
+        text_queue: (Q, d) earlier vectors of the text teacher, newest first.
+        solver: Maps cosines (M, K) to a plan: `sinkhorn`, or ``lambda s: ipot(1 - s)``.
 
     References:
         Duan et al. 2022, "Multi-modal Alignment using Representation Codebook", CVPR,
@@ -83,7 +81,7 @@ def _assign(
     cosines = dot_products(torch.cat([part.detach() for part in rows]), codes)
     plan = solver(cosines.detach()).to(cosines.dtype)
     batch = plan[: len(teacher)]
-    # N * T, but for what IPOT's rows may still lack of 1/N.
+    # N * T, up to what IPOT's rows lack of 1/N.
     return (plan * (1 - cosines)).sum(), batch / batch.sum(dim=1, keepdim=True)
 
 

@@ -20,19 +20,16 @@ def cross_modal_loss(
 ) -> Tensor:
     """Return ``-mean sum q log softmax(student keys / tau)``, one direction (TCL, CMA).
 
-    ``q = alpha softmax(teacher keys / tau) + (1 - alpha) y``: the teacher may find that other keys
-    fit as well. No gradient reaches the targets or the keys.
+    ``q = alpha softmax(teacher keys / tau) + (1 - alpha) y``. No gradient reaches q or the keys.
 
     Args:
-        student: (N, d) unit vectors of one modality. N is the global batch: gather the rows of all
-            processes first.
-        teacher: (N, d) the teacher's unit vectors of the same items and modality.
-        keys: (N + Q, d) the teacher's unit vectors of the other modality: row i is item i's; then
-            the queue.
-        temperature: One for all of TCL's terms, such as `InfoNCE.temperature`.
+        student: (N, d) unit vectors of one modality, of the global batch.
+        teacher: (N, d) teacher's unit vectors of the same items and modality.
+        keys: (N + Q, d) teacher's unit vectors of the other modality, then the queue.
+        temperature: Shared by TCL's terms, as `InfoNCE.temperature`.
         alpha: Share of the teacher in the targets; see `ramped_alpha`.
-        positives: (N, N + Q) bool, the keys of the same item, which share y evenly (fine-tuning,
-            where an item has several). None: each row's own key.
+        positives: (N, N + Q) bool, keys of the same item, which share y evenly; by default each
+            row's own key.
 
     References:
         Yang et al. 2022, "Vision-Language Pre-Training with Triple Contrastive Learning",
@@ -52,8 +49,5 @@ def cross_modal_loss(
 
 
 def ramped_alpha(step: int, steps: int, alpha: float = 0.4) -> float:
-    """Return alpha's part after ``step`` of the ``steps`` that its linear ramp takes.
-
-    TCL ramps from 0 within the first epoch: early on, the teacher knows nothing.
-    """
+    """Return alpha at a step of its linear ramp; TCL ramps within the first epoch."""
     return alpha * min(step / steps, 1.0) if steps > 0 else alpha

@@ -12,12 +12,11 @@ __all__ = ["flops_penalty"]
 def flops_penalty(vectors: Tensor) -> Tensor:
     """Return ``sum_j sbar_j^2`` of a batch (LexVLA eq. 6).
 
-    sbar is the mean vector of the batch. The penalty is 1 for uniform unit vectors, and never more
-    than `overuse_penalty`, which also weighs each word by how much it is used.
+    sbar is the mean vector of the batch. The penalty is 1 for uniform unit vectors, and at most
+    `overuse_penalty`, which also weighs each word by its use.
 
     Args:
-        vectors: (N, V), non-negative, unit rows. N is the global batch: gather the rows of all
-            processes first.
+        vectors: (N, V) non-negative unit vectors of the global batch.
 
     References:
         Paria et al. 2020, "Minimizing FLOPs to Learn Efficient Sparse Representations",

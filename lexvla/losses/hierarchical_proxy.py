@@ -19,32 +19,27 @@ __all__ = ["HierarchicalProxy", "coarse_count"]
 
 
 def coarse_count(classes: int) -> int:
-    """Return the number of coarse classes: the root, for an even fan-out, within 8 and 512."""
+    """Return the number of coarse classes: the square root, between 8 and 512."""
     return min(max(round(math.sqrt(classes)), 8), 512)
 
 
 class HierarchicalProxy(nn.Module):
-    """Add proxies of coarse classes, which learn what their fine classes share.
+    """Proxies of classes and of coarse classes, which learn what their fine classes share.
 
-    The coarse classes are given as a tree, or are clusters of the fine proxies: then a coarse
-    level is silent until the first `recluster`.
+    The coarse classes are a given tree, or clusters of the fine proxies: then a coarse level adds
+    nothing before the first `recluster`.
 
     Args:
         classes: Number C of fine classes.
         width: Width d of the vectors.
-        base: The loss of every level: `ProxyAnchor`, `ProxyNCA`, or either with settings bound by
-            `functools.partial`.
-        weights: Of the levels, the fine one first.
-        parents: One list for each coarse level: at [l][c] the number of the parent of class c of
-            level l, such as `class_levels` gives. None: build the levels by clustering.
+        base: Loss of every level: `ProxyAnchor` or `ProxyNCA`, or a `functools.partial` of one.
+        weights: Weights of the levels, fine to coarse.
+        parents: A list for each coarse level, as from `class_levels`; by default levels are
+            clustered.
         least_classes: A level of fewer classes gets no coarse level above it.
 
     Attributes:
         levels: The loss of each level; ``levels[0].proxies`` are the fine ones.
-
-    Raises:
-        ValueError: Weights and parents do not fit one another, or the parents are not numbered
-            0, 1, ... without a gap, or a coarse level has one class.
 
     References:
         Yang et al. 2022, "Hierarchical Proxy-based Loss for Deep Metric Learning", WACV,
@@ -89,19 +84,18 @@ class HierarchicalProxy(nn.Module):
     def forward(self, vectors: Tensor, labels: Tensor) -> Tensor:
         """Return the weighted sum of the levels' losses.
 
-        A coarse level adds nothing before it is clustered, or where the batch has one of its
-        classes only: there is nothing to tell apart.
+        A coarse level adds nothing before it is clustered, or if the batch has only one of its
+        classes.
 
         Args:
-            vectors: (N, d) unit vectors. N is the global batch: gather the rows of all processes
-                first.
+            vectors: (N, d) unit vectors of the global batch.
             labels: (N,) long fine classes.
         """
         total = self.weights[0] * self.levels[0](vectors, labels)
         for level in range(1, len(self.levels)):
             labels = self.parents(level - 1)[labels]
             low, high = labels.min(), labels.max()
-            if low < 0 or low == high:  # all levels above are one class, or not clustered, too
+            if low < 0 or low == high:  # then so are all levels above
                 break
             total = total + self.weights[level] * self.levels[level](vectors, labels)
         return total
@@ -110,24 +104,20 @@ class HierarchicalProxy(nn.Module):
     def recluster(
         self, generator: torch.Generator | None = None, still: float = 0.999
     ) -> list[Tensor]:
-        """Cluster each level's proxies anew; the centres become the proxies of the level above.
+        """Cluster each level's proxies; the centres become the proxies of the level above.
 
-        New clusters are matched with the old ones for the largest sum of cosines (Hungarian
-        method), so that a coarse class keeps its number. Where several processes train, cluster in
-        one of them and send the others its state.
+        New clusters are matched with the old ones (Hungarian method), so that coarse classes keep
+        their numbers. With several processes, cluster in one and broadcast its state.
 
         Args:
-            generator: Source of random numbers, on the proxies' device.
-            still: A coarse proxy moved where its cosine with the old one is below this.
+            generator: Random generator on the proxies' device.
+            still: A proxy has moved if its cosine with the old one is below this.
 
         Returns:
-            For each coarse level the proxies that moved, long: clear their optimiser state.
-
-        Raises:
-            ValueError: The tree was given, so there is nothing to cluster.
+            For each coarse level the proxies that moved; clear their optimiser state.
         """
         if self.given:
-            raise ValueError("the tree was given: it is not clustered")
+            raise ValueError("a given tree is not clustered")
         moved = []
         for level, above in enumerate(list(self.levels)[1:]):
             below = _proxies(self.levels[level])

@@ -1,4 +1,4 @@
-"""Contrast with a learnable temperature."""
+"""InfoNCE with a learnable temperature."""
 
 from __future__ import annotations
 
@@ -19,11 +19,8 @@ class InfoNCE(nn.Module):
     """Pull each row towards its positives among the columns (LexVLA eq. 5, one direction).
 
     Args:
-        temperature: Where the learnable temperature starts; 1/temperature is capped at 100.
-        limits: The smallest and the largest temperature: `CLIP_LIMITS` or `TCL_LIMITS`.
-
-    Raises:
-        ValueError: The limits are no range of positive temperatures.
+        temperature: Initial value of the learnable temperature.
+        limits: Smallest and largest temperature: `CLIP_LIMITS` or `TCL_LIMITS`.
 
     References:
         Radford et al. 2021 (CLIP), arXiv 2103.00020; Yang et al. 2022 (TCL), arXiv 2202.10401.
@@ -40,7 +37,7 @@ class InfoNCE(nn.Module):
 
     @property
     def temperature(self) -> Tensor:
-        """Return the temperature inside its limits, with its gradient, for other losses."""
+        """The temperature within its limits, with its gradient, for other losses."""
         return 1 / self._scale()
 
     def _scale(self) -> Tensor:
@@ -49,10 +46,9 @@ class InfoNCE(nn.Module):
 
     @torch.no_grad()
     def clamp_temperature(self) -> None:
-        """Bring the parameter itself back inside the limits; call it after a step.
+        """Bring the parameter back within the limits; call it after a step (CLIP, TCL).
 
-        CLIP and TCL do so. Outside the limits the loss is flat in the temperature, so a parameter
-        that left them would otherwise stay there.
+        Outside the limits the loss is flat in the temperature, so the parameter would stay there.
         """
         smallest, largest = self.limits
         self.log_scale.clamp_(-math.log(largest), -math.log(smallest))
@@ -61,10 +57,9 @@ class InfoNCE(nn.Module):
         """Return the mean cross entropy of ``softmax(similarity / temperature)``.
 
         Args:
-            similarity: (N, M) dot products of N unit vectors with M. N is the global batch where
-                the rows of all processes were gathered first.
+            similarity: (N, M) dot products of unit vectors.
             targets: (N,) long, the column of each row's positive; or (N, M) float distributions
-                over the columns where several are.
+                over several.
         """
         logits = at_least_float32(similarity) * self._scale()
         if targets.is_floating_point():
@@ -76,12 +71,8 @@ class InfoNCE(nn.Module):
 
         Args:
             similarity: (N, M), as in `forward`; the second direction reads it by columns.
-            positives: (N, M) weights >= 0, above 0 where row and column belong together; each
-                row, and each column, is shared out over its positives, and one without any adds
-                nothing. None: the diagonal of a square matrix.
-
-        Raises:
-            ValueError: The matrix is not square, and no positives are given.
+            positives: (N, M) weights >= 0 of pairs that belong together, normalised by row and by
+                column; rows or columns of zeros add nothing. By default the diagonal.
         """
         rows, columns = similarity.shape
         if positives is None:
@@ -93,7 +84,7 @@ class InfoNCE(nn.Module):
 
 
 def shares(weights: Tensor) -> Tensor:
-    """Return the rows of weights (N, M) >= 0, each brought to a sum of 1; one of zeros stays."""
+    """Normalise rows of weights (N, M) >= 0 to a sum of 1; rows of zeros stay."""
     weights = at_least_float32(weights)
     total = weights.sum(dim=1, keepdim=True)
     return weights / total.where(total > 0, torch.ones_like(total))

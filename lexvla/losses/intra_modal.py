@@ -19,16 +19,14 @@ def intra_modal_loss(
 ) -> Tensor:
     """Return the cross entropy of ``softmax(student keys / tau)`` with each row's own key.
 
-    Targets are hard, without a part of the teacher's (TCL, IMC). No gradient reaches the keys.
+    Targets are hard, without a teacher's share (TCL, IMC). No gradient reaches the keys.
 
     Args:
-        student: (N, d) unit vectors of one view. N is the global batch: gather the rows of all
-            processes first.
-        keys: (N + Q, d) the teacher's unit vectors of the same modality: row i is the other view
-            of item i; then the queue.
-        temperature: One for all of TCL's terms, such as `InfoNCE.temperature`.
-        positives: (N, N + Q) bool, the keys of the same item, which share the target evenly. None:
-            each row's own key.
+        student: (N, d) unit vectors of one view, of the global batch.
+        keys: (N + Q, d) teacher's unit vectors of the other views, then the queue.
+        temperature: Shared by TCL's terms, as `InfoNCE.temperature`.
+        positives: (N, N + Q) bool, keys of the same item, which share the target evenly; by
+            default each row's own key.
 
     References:
         Yang et al. 2022 (TCL), arXiv 2202.10401.

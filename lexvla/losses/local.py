@@ -12,7 +12,7 @@ from lexvla.losses.precision import dot_products
 
 __all__ = ["local_loss", "pool_patches"]
 
-SHIFT = 1e4  # no real logit comes near: at temperature 0.001 they end at 1000
+SHIFT = 1e4  # beyond real logits, which end at 1000 at temperature 0.001
 
 
 def local_loss(
@@ -21,19 +21,18 @@ def local_loss(
     temperature: float | Tensor,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """Tell an item's own locals from all locals of the other items (TCL, LMI).
+    """Contrast an item's own locals with all locals of the other items (TCL, LMI).
 
     For item n and local l the loss is
-    ``-log e^{x_nl g_n / tau} / (e^{x_nl g_n / tau} + sum_{j != n, l'} e^{x_jl' g_n / tau})``:
-    its own other locals are no negatives. It is averaged over the real locals of each item, then
-    over the items. No gradient reaches the locals.
+    ``-log e^{x_nl g_n / tau} / (e^{x_nl g_n / tau} + sum_{j != n, l'} e^{x_jl' g_n / tau})``,
+    averaged over the real locals of each item, then over the items. The item's own other locals are
+    not negatives. No gradient reaches the locals.
 
     Args:
-        student: (N, d) unit global vectors g. N is the global batch: gather the rows of all
-            processes first.
-        locals_: (N, L, d) the teacher's locals x, such as `pool_patches` gives.
-        temperature: One for all of TCL's terms, such as `InfoNCE.temperature`.
-        mask: (N, L) bool, False for padding, which is neither a positive nor a negative.
+        student: (N, d) unit global vectors g of the global batch.
+        locals_: (N, L, d) teacher's locals x, as from `pool_patches`.
+        temperature: Shared by TCL's terms, as `InfoNCE.temperature`.
+        mask: (N, L) bool, False for padding, which is neither positive nor negative.
 
     References:
         Yang et al. 2022 (TCL), arXiv 2202.10401.
@@ -47,7 +46,7 @@ def local_loss(
     scores = scores.masked_fill(itself, -SHIFT)
     if mask is not None:
         scores = scores.masked_fill(~mask, -SHIFT)
-        # The sign is right: a pad with a huge positive logit costs nothing.
+        # Positive on purpose: padding with a huge positive logit costs nothing.
         positive = positive.masked_fill(~mask, SHIFT)
     negative = scores.flatten(1).logsumexp(dim=1, keepdim=True)
     losses = functional.softplus(negative - positive)
@@ -57,20 +56,10 @@ def local_loss(
 
 
 def pool_patches(patches: Tensor, grid: tuple[int, int] | None = None, side: int = 4) -> Tensor:
-    """Average a grid of patch vectors over ``side`` by ``side`` windows; 16 locals by default.
+    """Average patches (N, rows * columns, d) over windows to (N, side * side, d).
 
-    The means are not brought back to unit length, as in TCL.
-
-    Args:
-        patches: (N, rows * columns, d) unit vectors, row by row, without the class token.
-        grid: (rows, columns); None for a square one.
-        side: Windows in a row and in a column. They overlap where it does not divide the grid.
-
-    Returns:
-        (N, side * side, d).
-
-    Raises:
-        ValueError: The patches do not fill the grid.
+    As in TCL, the means are not normalised. Windows overlap if ``side`` does not divide the grid,
+    which is (rows, columns), by default square; patches are without the class token.
     """
     count = patches.shape[1]
     rows, columns = grid or (math.isqrt(count),) * 2

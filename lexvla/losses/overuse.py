@@ -1,4 +1,4 @@
-"""The overuse penalty: words that are active everywhere are shortcuts."""
+"""The overuse penalty, against words that are active everywhere."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ def overuse_penalty(vectors: Tensor) -> Tensor:
     words that most of the batch uses.
 
     Args:
-        vectors: (N, V), non-negative, unit rows. N is the global batch: gather the rows of all
-            processes first.
+        vectors: (N, V) non-negative unit vectors of the global batch.
     """
     mean = at_least_float32(vectors).mean(dim=0)
     return len(mean) * mean.pow(3).sum() / mean.sum()

@@ -1,4 +1,4 @@
-"""The direct lexical term: an item's own words above zero, all other words below."""
+"""The direct lexical term: logits of an item's own words above zero, others below."""
 
 from __future__ import annotations
 
@@ -14,14 +14,13 @@ __all__ = ["own_words_loss"]
 def own_words_loss(logits: Tensor, words: Tensor) -> Tensor:
     """Return ``log(1 + sum_other e^x) + log(1 + sum_own w e^-x)``, the mean over the batch.
 
-    This term is this project's addition: a model that starts from random weights needs it to
-    learn what the columns mean before the contrast takes hold. Zero as the border fits elu1p,
-    which is ``e^x`` below it and ``x + 1`` above: what the first part pushes down is the very sum
-    that fills a vector with words that nobody named.
+    An addition of this project: a model with random weights needs it to learn what the columns
+    mean before the contrast takes hold. The border of zero fits elu1p, which is ``e^x`` below and
+    ``x + 1`` above: the first part is the sum that fills a vector with unrelated words.
 
     Args:
         logits: (N, V), before elu1p.
-        words: (N, V), weights >= 0 of the item's own words, at most about 1.
+        words: (N, V) weights >= 0 of the item's own words, up to about 1.
 
     References:
         Su et al. 2022, "ZLPR: A Novel Loss for Multi-label Classification", arXiv 2208.02955.

@@ -1,4 +1,4 @@
-"""The width of the numbers inside the losses."""
+"""Floating-point precision inside the losses."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["at_least_float32", "dot_products"]
 
 
 def at_least_float32(values: Tensor) -> Tensor:
-    """Widen 16-bit floats to 32 bits, for sums of exponentials; leave wider ones as they are."""
+    """Widen 16-bit floats to 32 bits, for sums of exponentials."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 

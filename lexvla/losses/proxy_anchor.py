@@ -12,16 +12,13 @@ __all__ = ["ProxyAnchor"]
 
 
 class ProxyAnchor(nn.Module):
-    """Contrast every proxy with the batch, so that an item's pull depends on the other items.
+    """Contrast every proxy with the batch.
 
     Args:
-        classes: Number C of classes; each has one learnable proxy.
+        classes: Number C of classes, with a learnable proxy each.
         width: Width d of the vectors.
         alpha: Sharpness.
-        margin: How far above it positives, and below its negative negatives, should be.
-
-    Raises:
-        ValueError: There are no classes, or alpha is not above 0.
+        margin: Positives should exceed it, negatives be below its negative.
 
     References:
         Kim et al. 2020, "Proxy Anchor Loss for Deep Metric Learning", eq. 4, arXiv 2003.13911.
@@ -37,13 +34,10 @@ class ProxyAnchor(nn.Module):
         nn.init.kaiming_normal_(self.proxies, mode="fan_out")
 
     def forward(self, vectors: Tensor, labels: Tensor) -> Tensor:
-        """Return the sum of the proxies' mean pull and mean push.
-
-        The pull is averaged over the proxies that have an item in the batch, the push over all.
+        """Return the mean pull of proxies with an item in the batch plus the mean push of all.
 
         Args:
-            vectors: (N, d) unit vectors. N is the global batch: gather the rows of all processes
-                first.
+            vectors: (N, d) unit vectors of the global batch.
             labels: (N,) long classes.
         """
         proxies = functional.normalize(at_least_float32(self.proxies), dim=1)

@@ -12,15 +12,12 @@ __all__ = ["ProxyNCA"]
 
 
 class ProxyNCA(nn.Module):
-    """Compare every item with one learnable proxy per class.
+    """Contrast every item with a learnable proxy of each class.
 
     Args:
-        classes: Number C of classes, at least 2: one needs another to be pushed from.
+        classes: Number C of classes, at least 2.
         width: Width d of the vectors.
-        scale: Multiplies the distances: 1 in the original form, 32 where later work compares.
-
-    Raises:
-        ValueError: There are fewer than two classes.
+        scale: Multiplies the distances: 1 in the paper, 32 in later comparisons.
 
     References:
         Movshovitz-Attias et al. 2017, "No Fuss Distance Metric Learning using Proxies",
@@ -38,12 +35,11 @@ class ProxyNCA(nn.Module):
     def forward(self, vectors: Tensor, labels: Tensor) -> Tensor:
         """Return the mean of ``-log e^{-d(x, p_y)} / sum_{z != y} e^{-d(x, p_z)}``.
 
-        d is the squared Euclidean distance. The own proxy is not in the sum, so the loss may fall
-        below 0.
+        d is the squared Euclidean distance. The sum excludes the own proxy, so the loss may be
+        negative.
 
         Args:
-            vectors: (N, d) unit vectors. N is the global batch: gather the rows of all processes
-                first.
+            vectors: (N, d) unit vectors of the global batch.
             labels: (N,) long classes.
         """
         proxies = functional.normalize(at_least_float32(self.proxies), dim=1)

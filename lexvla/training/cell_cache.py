@@ -1,4 +1,4 @@
-"""What a frozen vision model makes of a few views of each drawing, computed once."""
+"""Cached outputs of a frozen vision model for a few views of each drawing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from lexvla.training.augment import augment
 __all__ = ["cache_cells"]
 
 _BATCH = 32
-_VIEW_SIDE = 80  # random views are made small, as the drawings are, and then enlarged
+_VIEW_SIDE = 80  # random views are small, like the drawings, and then enlarged
 
 
 def cache_cells(
@@ -34,22 +34,22 @@ def cache_cells(
     strength: float,
     seed: int,
 ) -> np.ndarray:
-    """Return the cells of each drawing's views, from the folder or computed into it.
+    """Return the cells of each drawing's views, computed into a folder once.
 
-    The first view is the drawing on white, as the model reads an image; the others are random.
-    A run that was stopped goes on where it was.
+    The first view is the drawing on white; the others are random. An interrupted computation is
+    resumed.
 
     Args:
-        folder: Keeps ``cells.npy``, float16, and ``cells.json``, how far it is.
-        tower: Its vision model is frozen.
-        config: Tells how the model reads images.
+        folder: Folder of ``cells.npy`` (float16) and of ``cells.json``, the progress.
+        tower: Image tower with a frozen vision model.
+        config: The model's configuration.
         pixels: (n, H, W, 4) uint8 drawings, straight alpha.
-        views: How many.
-        strength: Of the random changes; see `augment`.
-        seed: All that is random follows from it.
+        views: Number of views.
+        strength: Strength of random changes; see `augment`.
+        seed: Seed of the views.
 
     Returns:
-        (views, n, T, C) float16, mapped into memory.
+        (views, n, T, C) float16, memory-mapped.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path, note = folder / "cells.npy", folder / "cells.json"
@@ -57,7 +57,7 @@ def cache_cells(
     side, count = config.image_side, len(pixels)
     shape = (views, count, (side // config.patch_size) ** 2, config.vision_width)
     done = _done(path, note, key, shape)
-    if not done:  # of cells that are gone the note must say nothing
+    if not done:  # the note must not describe cells that are gone
         note.unlink(missing_ok=True)
     cells = np.lib.format.open_memmap(path, "r+" if done else "w+", np.float16, shape)
     make = _fast(tower, side)
@@ -77,10 +77,10 @@ def cache_cells(
 
 
 def _done(path: Path, note: Path, key: str, shape: tuple[int, ...]) -> int:
-    """Return how many views are there; none if they are of other settings, or a file is damaged."""
+    """Return how many views are done; 0 for other settings or damaged files."""
     try:
         known = json.loads(note.read_text(encoding="utf-8"))
-        # Opened for reading, a file that is shorter than its header says is refused.
+        # Refuses a file that is shorter than its header says.
         cells = np.lib.format.open_memmap(path, "r")
         if known["key"] != key or cells.shape != shape or cells.dtype != np.float16:
             return 0
@@ -120,7 +120,7 @@ def _on_white(pixels: np.ndarray) -> Image.Image:
 
 
 def _fast(tower: ImageTower, side: int) -> Callable[[Tensor], Tensor]:
-    """Return the tower's `cells` in bfloat16, the channels last: a third of the time on CPUs."""
+    """Return the tower's `cells` in bfloat16, channels last: three times as fast on CPUs."""
 
     @torch.inference_mode()
     def make(pixels: Tensor) -> Tensor:
@@ -139,7 +139,7 @@ def _key(
     strength: float,
     seed: int,
 ) -> str:
-    """Name all that the cells follow from."""
+    """Return a hash of all that the cells depend on."""
     settings = [config.image_side, config.image_mean, config.image_std, config.fine_stage]
     digest = hashlib.sha256(json.dumps([*settings, views, strength, seed]).encode())
     digest.update(np.ascontiguousarray(pixels).data)

@@ -1,4 +1,4 @@
-"""What a run does to codes and proxies beside gradient steps."""
+"""Clustering of codes and proxies during a run."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ __all__ = ["forget", "initialise_codes", "recluster_proxies", "reseed_codes"]
 
 @torch.no_grad()
 def forget(optimizer: torch.optim.Optimizer, weight: Tensor, rows: Tensor) -> None:
-    """Clear the moments of rows that were set anew: they belong to what stood there."""
+    """Clear the optimiser's moments of rows that were replaced."""
     for moment in optimizer.state.get(weight, {}).values():
         if isinstance(moment, Tensor) and moment.shape == weight.shape:
             moment[rows] = 0
 
 
 def initialise_codes(codebook: Codebook, rows: Tensor, seed: int) -> None:
-    """Set the codes to the centres of clusters of rows (n, width), the teacher's vectors."""
+    """Set the codes to cluster centres of (n, width) teacher vectors."""
     place = rows.device
     codebook.cpu().initialise(rows.cpu(), torch.Generator().manual_seed(seed))
     codebook.to(place)
@@ -29,7 +29,7 @@ def initialise_codes(codebook: Codebook, rows: Tensor, seed: int) -> None:
 def reseed_codes(
     codebook: Codebook, counts: Tensor, rows: Tensor, optimizer: torch.optim.Optimizer, seed: int
 ) -> None:
-    """Let codes that no item had start anew at some of the rows, and count from zero."""
+    """Replace unused codes by some of the rows, and reset the counts."""
     generator = torch.Generator(rows.device).manual_seed(seed)
     forget(optimizer, codebook.codes, codebook.reseed(counts, rows, generator))
     counts.zero_()
@@ -38,7 +38,7 @@ def reseed_codes(
 def recluster_proxies(
     proxies: HierarchicalProxy, optimizer: torch.optim.Optimizer, seed: int
 ) -> None:
-    """Cluster the proxies anew where no tree is given (HPL)."""
+    """Recluster proxies without a given tree (HPL)."""
     device = proxies.parents(0).device
     moved = proxies.recluster(torch.Generator(device).manual_seed(seed))
     for level, rows in zip(list(proxies.levels)[1:], moved, strict=True):

@@ -1,4 +1,4 @@
-"""The rows of all processes, so that each contrasts over the global batch."""
+"""Gathering of rows from all processes, to contrast over the global batch."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ __all__ = ["gather_rows", "share_state"]
 
 
 class _Gather(torch.autograd.Function):
-    """Every process computes the same loss of the same rows, so its own rows' gradient is at hand.
+    """Gather rows; backward returns the gradient of the process's own rows.
 
-    It is multiplied by the number of processes, by which DDP's mean over them divides again.
+    All processes compute the same loss of the same rows. The gradient is multiplied by the number
+    of processes, because DDP averages over them.
     """
 
     @staticmethod
@@ -34,9 +35,9 @@ class _Gather(torch.autograd.Function):
 
 
 def gather_rows(rows: Tensor) -> Tensor:
-    """Return the (world * N, ...) rows of all processes in their order; alone, the rows as given.
+    """Return the (world * N, ...) rows of all processes in order.
 
-    All processes must have the same N, and compute the same loss of the result.
+    All processes must have the same N and compute the same loss of the result.
     """
     if not distributed.is_initialized() or distributed.get_world_size() == 1:
         return rows
@@ -45,7 +46,7 @@ def gather_rows(rows: Tensor) -> Tensor:
 
 
 def share_state(tensors: list[Tensor]) -> None:
-    """Overwrite tensors by those of the first process; alone, leave them."""
+    """Broadcast tensors of the first process to the others."""
     if distributed.is_initialized() and distributed.get_world_size() > 1:
         for tensor in tensors:
             distributed.broadcast(tensor, 0)

@@ -1,4 +1,4 @@
-"""Contrastive batches larger than memory: the loss first, then each part's gradient anew."""
+"""Gradient caching, for contrastive batches larger than memory (GradCache)."""
 
 from __future__ import annotations
 
@@ -19,21 +19,20 @@ def cached_backward(
     backward: Callable[[Tensor], None],
     before_last: Callable[[], AbstractContextManager[object]],
 ) -> Tensor:
-    """Compute a batch's gradient part by part, as if the parts had been one batch (GradCache).
+    """Compute a batch's gradient part by part, as if the parts were one batch.
 
-    The parts go forward twice: first without a graph, for the loss of the whole batch and its
-    gradient at the features; then one by one with a graph, through which that gradient goes on.
-    Memory holds the graph of one part.
+    Every part runs forward twice: first without a graph, for the loss of the whole batch and its
+    gradient at the features; then with a graph, to backpropagate that gradient. Memory holds the
+    graph of one part.
 
     Args:
-        forwards: Give the features of each part; twice the same ones, so what is random in them
-            must be seeded anew in each call.
-        loss: Maps the features of the whole batch, concatenated, to the loss.
-        backward: Calls ``backward`` on a scalar, as accelerate's does.
+        forwards: Return the features of each part, the same in both calls: seed their randomness.
+        loss: Maps the concatenated features of the batch to the loss.
+        backward: Calls ``backward`` on a scalar, as accelerate does.
         before_last: Context of all parts but the last, such as DDP's ``no_sync``.
 
     Returns:
-        The loss, detached.
+        The detached loss.
 
     References:
         Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup",

@@ -1,4 +1,4 @@
-"""Signs that a run has gone wrong, and when to stop it."""
+"""Detection of runs that have gone wrong."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ from lexvla.errors import ModelError
 
 __all__ = ["check_health", "signs"]
 
-_FROM = 500  # step from which vectors must not have collapsed
+_FROM = 500  # steps after which vectors are checked for collapse
 _ALIKE = 0.9995  # untrained vectors come near 0.998
 
 
 def signs(vectors: Tensor) -> dict[str, float]:
-    """Return active words a vector (``words``), and how much all are one (``alike``).
+    """Return the active words of (N, V) unit vectors (``words``) and their mean's norm (``alike``).
 
-    Args:
-        vectors: (N, V) unit vectors. ``alike`` is the length of their mean: 1 if they are equal.
+    ``alike`` is 1 if all vectors are equal.
     """
     vectors = vectors.detach()
     active = (vectors > vectors.shape[1] ** -0.5).sum(1).float().mean()
@@ -27,14 +26,9 @@ def signs(vectors: Tensor) -> dict[str, float]:
 
 
 def check_health(step: int, parts: Mapping[str, float]) -> None:
-    """Stop a run whose loss is no number or whose vectors have collapsed.
+    """Raise `ModelError` if the loss is not finite or the vectors have collapsed.
 
-    Args:
-        step: Steps taken.
-        parts: ``loss``, ``gradient`` (its norm), and what `signs` returns.
-
-    Raises:
-        ModelError: That is so.
+    ``parts`` holds ``loss``, the norm ``gradient``, and the result of `signs`.
     """
     if not math.isfinite(parts["loss"]) or not math.isfinite(parts["gradient"]):
         rule = f"the loss is {parts['loss']} and the gradient {parts['gradient']}"

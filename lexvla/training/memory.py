@@ -1,4 +1,4 @@
-"""A running vector of every item's texts and images."""
+"""Running averages of every item's text and image vectors."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ __all__ = ["ItemMemory"]
 
 
 class ItemMemory:
-    """Remember items, so that a batch is compared with all of them and not only with itself.
+    """Remember items, so that a batch is contrasted with all of them.
 
     Meant for thousands of items: it holds two lexical vectors of each.
 
     Args:
-        items: How many there are.
+        items: Number of items.
         words: Size of the vocabulary.
-        dtype: Of what is remembered.
-        device: Where.
-        dense_width: Width of the dense vectors to remember too, in float32, by ``dense``, a memory
-            of its own; 0 for none.
+        dtype: Type of the vectors.
+        device: Device of the vectors.
+        dense_width: Width of dense vectors to remember too, in float32, in the memory ``dense``;
+            0 for none.
 
     References:
         Wu et al. 2018, "Unsupervised Feature Learning via Non-Parametric Instance Discrimination",
@@ -44,20 +44,20 @@ class ItemMemory:
             self.dense = ItemMemory(items, dense_width, torch.float32, device)
 
     def remember(self, items: Tensor, relevance: Tensor, image: Features, text: Features) -> None:
-        """Move the vectors of the batch's items half way to the mean of their fresh ones.
+        """Move the vectors of the batch's items half way to the mean of the new ones.
 
         Args:
             items: (N,) long.
-            relevance: (N, items): a text counts for its item by how much it means that one alone.
-            image: Of N images.
-            text: Of their texts.
+            relevance: (N, items); weighs each text by its relevance to its item.
+            image: Features of N images.
+            text: Features of their texts.
         """
         self._move(items, relevance, image.lexical, text.lexical)
         if self.dense is not None and image.dense is not None and text.dense is not None:
             self.dense._move(items, relevance, image.dense, text.dense)
 
     def remember_texts(self, items: Tensor, relevance: Tensor, texts: Tensor) -> None:
-        """Move the lexical vectors of the items' texts alone; see `remember`."""
+        """Move the lexical vectors of the texts only; see `remember`."""
         self._move(items, relevance, None, texts)
 
     @torch.no_grad()
@@ -81,7 +81,7 @@ class ItemMemory:
         return own
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take vectors that `state_dict` returned."""
+        """Load vectors of `state_dict`."""
         self.texts.copy_(state["texts"])
         self.images.copy_(state["images"])
         if self.dense is not None:

@@ -1,4 +1,4 @@
-"""What a run tells while it goes on: a progress bar, a line a step, TensorBoard."""
+"""The log of a run: a progress bar, a JSON line a step, TensorBoard."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _SHOWN = ("loss", "words", "dead")
 
 
 class RunLog:
-    """Write ``log.jsonl`` and show a bar. Steps after the checkpoint are taken, and told, again.
+    """Write ``log.jsonl`` and show a progress bar.
 
     Args:
-        folder: Where the log goes.
-        step: Steps taken; later lines of an earlier log are dropped.
+        folder: Folder of the log.
+        step: Steps taken; later lines of an existing log are dropped.
         steps: Steps of the whole run.
-        silent: Write and show nothing: for all processes but the first.
-        tensorboard: Whether to write TensorBoard's logs too.
+        silent: Write and show nothing, for all processes but the first.
+        tensorboard: Whether to write TensorBoard logs too.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class RunLog:
             self._board = _open_board(folder)
 
     def add(self, step: int, parts: Mapping[str, float]) -> None:
-        """Tell the parts of a step's loss and its signs of health."""
+        """Log the parts of a step's loss and its signs of health."""
         self._bar.update()
         self._bar.set_postfix({k: f"{parts[k]:.3g}" for k in _SHOWN if k in parts})
         if self._file is not None:
@@ -51,7 +51,7 @@ class RunLog:
                 self._board.add_scalar(name, value, step)
 
     def flush(self) -> None:
-        """Put all lines into the file, so that none is missing before a checkpoint."""
+        """Flush the file, before a checkpoint."""
         if self._file is not None:
             self._file.flush()
 

@@ -1,4 +1,4 @@
-"""Open the pairs that a recipe names."""
+"""The data sources of recipes."""
 
 from __future__ import annotations
 
@@ -28,39 +28,31 @@ _OPENERS: dict[str, Callable[..., Source]] = {
 
 
 def open_source(data: Data) -> Source:
-    """Open a source.
-
-    Raises:
-        InputError: It cannot be read, or an option is unknown or out of its range.
-    """
+    """Open the source of a recipe."""
     options = dict(data.options)
     try:
-        if isinstance(options.get("columns"), dict):  # a table of the recipe
+        if isinstance(options.get("columns"), dict):
             options["columns"] = Columns(**options["columns"])
         source = _OPENERS[data.kind](data.path, **options)
     except (TypeError, ValueError) as error:
         raise InputError(data.path, f"[data.options] {error}") from error
     if isinstance(source, EmojiDrawings) and not source.items:
-        raise InputError(data.path, "[data.options] styles name no drawing set")
+        raise InputError(data.path, "[data.options] styles must name a drawing set")
     return source
 
 
 def captions_of(source: Source) -> list[str]:
-    """Return every text of a source, for a tokenizer.
-
-    Raises:
-        InputError: It is read shard by shard, so its texts are not known beforehand.
-    """
+    """Return all texts of a source, for a tokenizer."""
     if isinstance(source, EmojiDrawings):
         return source.captions()
     if isinstance(source, ShardedSource):
-        rule = "is read in shards, and an untrained model must know all texts"
+        rule = "is read in shards, but an untrained model needs all texts beforehand"
         raise InputError(source.name, rule)
     return [text for pair in good_pairs(source) for text in pair.texts]
 
 
 def good_pairs(source: IndexedSource) -> Iterator[Pair]:
-    """Give the records that can be read; of the others the loader tells."""
+    """Yield the records that can be read; the loader reports the others."""
     for number in range(len(source)):
         try:
             yield source[number]
@@ -69,22 +61,16 @@ def good_pairs(source: IndexedSource) -> Iterator[Pair]:
 
 
 def classes_of(source: IndexedSource | ShardedSource) -> list[str]:
-    """Return the sorted classes of a source.
-
-    Raises:
-        InputError: It is read shard by shard, so its classes are not known beforehand.
-    """
+    """Return the sorted classes of a source."""
     if isinstance(source, ShardedSource):
-        raise InputError(source.name, "is read in shards, and the proxy loss must know all classes")
+        raise InputError(
+            source.name, "is read in shards, but the proxy loss needs all classes beforehand"
+        )
     return sorted(label for label in source.classes() if label is not None)
 
 
 def parents_of(source: IndexedSource, classes: list[str]) -> list[list[int]]:
-    """Return each class's parent, by the class paths of the data. Bad records are passed over.
-
-    Raises:
-        InputError: A class has no parent or several, or all have one.
-    """
+    """Return the parent of each class from the data's class paths; skip bad records."""
     parents: dict[str, str] = {}
     for pair in good_pairs(source):
         if pair.label is None:

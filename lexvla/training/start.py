@@ -1,4 +1,4 @@
-"""What a run begins with: the model, its data, and how fast its parts are trained."""
+"""The start of a run: model, feed and optimisers."""
 
 from __future__ import annotations
 
@@ -25,12 +25,7 @@ _TABLES = ("codebook", "embed_tokens", "lm_head", "memory")
 
 
 def start_model(recipe: Recipe, source: Source, device: torch.device) -> LexVLA:
-    """Load, assemble or build the model that a recipe starts from, with what its losses train.
-
-    Raises:
-        InputError: A loss needs a part that the model has not, or sizes do not go together.
-        ModelError: A model cannot be loaded.
-    """
+    """Load, assemble or build a recipe's model, and freeze what its losses do not train."""
     loss, options = recipe.loss, dict(recipe.model)
     place: dict[str, Any] = {"device": device}
     if "start" in options:
@@ -46,8 +41,8 @@ def start_model(recipe: Recipe, source: Source, device: torch.device) -> LexVLA:
     patch = model.config.patch_size
     for side in recipe.train.sides:
         if side % patch:
-            raise InputError("[train] sides", f"{side} is no multiple of the patch, {patch}")
-    if device.type == "cpu":  # the fused kernel's backward pass is far slower there
+            raise InputError("[train] sides", f"{side} must be a multiple of the patch, {patch}")
+    if device.type == "cpu":  # the fused kernel's backward pass is far slower on CPUs
         model.text_tower.language_model.set_attn_implementation("eager")
         if not model.config.has_map:
             model.image_tower.vision_model.set_attn_implementation("eager")
@@ -55,7 +50,7 @@ def start_model(recipe: Recipe, source: Source, device: torch.device) -> LexVLA:
         raise InputError("[loss]", "the dense terms need a model with a dense_width")
     if loss.codis and model.codebook is None:
         raise InputError("[loss]", "codis needs a model with a codebook_size")
-    # What no term uses gets no gradient, which DDP would wait for.
+    # DDP would wait for gradients of unused parts.
     for part, used in (
         (model.text_dense_head, loss.needs_dense),
         (model.image_dense_head, loss.needs_dense),
@@ -68,11 +63,7 @@ def start_model(recipe: Recipe, source: Source, device: torch.device) -> LexVLA:
 
 
 def open_feed(source: Source, recipe: Recipe, model: LexVLA, rank: int, world_size: int) -> Feed:
-    """Return what gives a process its batches.
-
-    Raises:
-        InputError: The source does not go with the recipe.
-    """
+    """Return the feed of a process."""
     if isinstance(source, EmojiDrawings):
         if recipe.data.views and world_size > 1:
             raise InputError("[data] views", f"are for one process, and there are {world_size}")
@@ -82,10 +73,10 @@ def open_feed(source: Source, recipe: Recipe, model: LexVLA, rank: int, world_si
 
 
 def optimizers(model: LexVLA, objective: Objective, run: Run) -> list[torch.optim.Optimizer]:
-    """Return AdamW for what is trained; and Muon for the matrices inside, if it has a rate.
+    """Return AdamW for trained weights, and Muon for inner matrices if it has a rate.
 
-    Only matrices decay. Tables of words and codes are AdamW's in either case: a step moves the
-    rows that it has seen, and Muon would move all.
+    Only matrices have weight decay. Tables of words and codes always use AdamW, which moves only
+    the rows of a step; Muon would move all.
     """
     lora: list[Tensor] = []
     inner: list[Tensor] = []

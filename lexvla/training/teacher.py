@@ -1,4 +1,4 @@
-"""The teacher: a slow copy of what is trained, and the queues of what it has seen."""
+"""The momentum teacher, and queues of its earlier vectors."""
 
 from __future__ import annotations
 
@@ -16,13 +16,10 @@ __all__ = ["FeatureQueue", "Teacher"]
 
 
 class Teacher:
-    """Run a model by an exponential moving average of its trained weights (ALBEF, TCL, CODIS).
+    """Run a model with a moving average of its trained weights (ALBEF, TCL, CODIS).
 
-    Frozen weights are the model's own, so the teacher costs the small trained parts alone.
-
-    Args:
-        model: The student.
-        decay: Share of the old average that a step keeps, 0.995 in TCL.
+    Frozen weights are shared with the student. ``decay`` is the share of the old average that a
+    step keeps, 0.995 in TCL.
     """
 
     def __init__(self, model: LexVLA, decay: float) -> None:
@@ -35,12 +32,9 @@ class Teacher:
 
     @torch.no_grad()
     def update(self, model: LexVLA, step: int | None = None) -> None:
-        """Move the average towards the student; call it before the teacher looks.
+        """Move the average towards the student.
 
-        Args:
-            model: The student.
-            step: Steps taken, for an average that forgets faster at first: where it began, at
-                random weights, is nothing to keep.
+        With ``step``, the number of steps taken, the average forgets random initial weights faster.
         """
         decay = self.decay if step is None else min(self.decay, (1 + step) / (10 + step))
         for name, weight in model.named_parameters():
@@ -58,26 +52,17 @@ class Teacher:
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take averaged weights that `state_dict` returned."""
+        """Load averaged weights of `state_dict`."""
         for name, weight in state.items():
             self.weights[name].copy_(weight)
 
 
 class FeatureQueue:
-    """Keep the last unit vectors of the teacher, first in, first out.
-
-    Args:
-        size: Vectors to keep.
-        width: Their width.
-        seed: Of the random unit vectors that it begins with.
-
-    Raises:
-        ValueError: The size is less than 1.
-    """
+    """The last ``size`` unit vectors of the teacher, initially random from ``seed``."""
 
     def __init__(self, size: int, width: int, seed: int, device: torch.device) -> None:
         if size < 1:
-            raise ValueError(f"a queue holds at least 1 vector, not {size}")
+            raise ValueError(f"size must be at least 1, not {size}")
         generator = torch.Generator().manual_seed(seed)
         rows = torch.randn(size, width, generator=generator)
         self.rows = functional.normalize(rows, dim=1).to(device)
@@ -86,15 +71,7 @@ class FeatureQueue:
 
     @torch.no_grad()
     def push(self, rows: Tensor, items: Tensor | None = None) -> None:
-        """Replace the oldest vectors by these (n, width), n at most the size.
-
-        Args:
-            rows: The vectors.
-            items: (n,) long, the items that they are of.
-
-        Raises:
-            ValueError: There are more vectors than the queue holds.
-        """
+        """Replace the oldest vectors by (n, width) rows of (n,) items, n at most the size."""
         size = len(self.rows)
         if len(rows) > size:
             raise ValueError(f"{len(rows)} vectors do not fit a queue of {size}")
@@ -104,19 +81,19 @@ class FeatureQueue:
         self.next = (self.next + len(rows)) % size
 
     def newest(self) -> Tensor:
-        """Return a copy of the vectors (size, width), the newest first."""
+        """Return a copy of the vectors (size, width), newest first."""
         return self.rows.roll(-self.next, 0).flip(0)
 
     def newest_items(self) -> Tensor:
-        """Return the items (size,) of `newest`; -1 where there is none."""
+        """Return the items (size,) of `newest`, -1 for none."""
         return self.items.roll(-self.next, 0).flip(0)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the vectors, their items and the place of the oldest."""
+        """Return the vectors, their items and the position of the oldest."""
         return {"rows": self.rows, "items": self.items, "next": self.next}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take a state that `state_dict` returned."""
+        """Load a state of `state_dict`."""
         self.rows.copy_(state["rows"])
         self.items.copy_(state["items"])
         self.next = state["next"]

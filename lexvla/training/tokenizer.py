@@ -1,4 +1,4 @@
-"""A Llama-style tokenizer in which every word of the captions is one piece."""
+"""A Llama-style tokenizer with every word of the captions as a piece."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from lexvla.vocabulary import WORD_START, Vocabulary
 __all__ = ["build_vocabulary", "train_tokenizer"]
 
 _SPECIAL = ["<unk>", "<s>", "</s>"]
-_BEHIND = 1e-3  # puts a word behind those of the captions
-_LONGEST_PIECE = 12  # characters of a piece that is no whole word
+_BEHIND = 1e-3  # ranks a word after those of the captions
+_LONGEST_PIECE = 12  # characters of a piece that is not a whole word
 
 
 def train_tokenizer(
     captions: Iterable[str], pieces_below_words: int, known_words: Iterable[str] = ()
 ) -> PreTrainedTokenizerFast:
-    """Make a unigram tokenizer: the captions' words, whole, over smaller pieces for other words.
+    """Make a unigram tokenizer of the captions' words, and of smaller pieces for other words.
 
-    Text is lower-cased and stripped of accents; words and punctuation marks are split first and
-    each gets Llama's word-start mark.
+    Text is lower-cased and stripped of accents, then split into words and punctuation marks, each
+    with Llama's word-start mark.
 
     Args:
         captions: The texts to cover.
-        pieces_below_words: How many smaller pieces to keep for words that are not covered.
-        known_words: Texts whose words are whole pieces too; those that no caption has get token
-            ids in one row, behind the captions' words.
+        pieces_below_words: Number of smaller pieces to keep.
+        known_words: Texts whose words are whole pieces too; those in no caption get consecutive
+            token ids after the captions' words.
     """
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.normalizer = normalizers.Sequence(
@@ -55,8 +55,7 @@ def train_tokenizer(
     for caption in captions:
         words.update(pieces_of(caption))
     total = sum(words.values())
-    # A whole word outscores any split of it: its score is that of one frequent piece, while a
-    # split adds up at least two, each under the penalty.
+    # A whole word outscores any split, which adds up at least two scores below the penalty.
     scores = {word: math.log((count + 1) / total) for word, count in words.items()}
     penalty = min(scores.values())
     for text in known_words:
@@ -74,10 +73,9 @@ def train_tokenizer(
 
 
 def _smaller_pieces(words: Iterable[str], number: int) -> dict[str, float]:
-    """Return the letters of the words and the parts that many words share, with their scores.
+    """Return the letters of the words and frequent parts of them, with scores.
 
-    Not `UnigramTrainer`: it adds up in no fixed order, so no two of its tokenizers are the same,
-    and a resumed run needs the very one that it began with.
+    Not `UnigramTrainer`, which is not deterministic: a resumed run needs the same tokenizer.
     """
     counts: Counter[str] = Counter()
     for word in words:
@@ -94,13 +92,7 @@ def _smaller_pieces(words: Iterable[str], number: int) -> dict[str, float]:
 def build_vocabulary(
     tokenizer: PreTrainedTokenizerFast, captions: Iterable[str], dropped: frozenset[str]
 ) -> Vocabulary:
-    """Keep the word pieces of letters and digits that the captions produce.
-
-    Args:
-        tokenizer: Gives the pieces.
-        captions: Pieces that none of them produces are left out.
-        dropped: Words to leave out: those that say nothing of an item.
-    """
+    """Keep the words of letters and digits that the captions produce, except ``dropped`` ones."""
     seen: set[int] = set()
     for ids in tokenizer(list(captions), add_special_tokens=False)["input_ids"]:
         seen.update(ids)
