@@ -72,6 +72,22 @@ def test_hits_are_those_of_the_searcher(client: TestClient, folder: Path, asked:
         assert math.isclose(math.fsum(part["part"] for part in parts), hit["score"])
 
 
+def test_hits_are_as_openapi_describes_them(client: TestClient) -> None:
+    described = client.get("/openapi.json").json()["components"]["schemas"]
+    hit = client.post("/v1/search", json={"text": "red", "explain": True}).json()["hits"][0]
+    explanation = hit["explanation"]
+    for name, value in (
+        ("Hit", hit),
+        ("Document", hit["document"]),
+        ("LegScore", hit["lexical"]),
+        ("Explanation", explanation),
+        ("LegPart", explanation["parts"][0]),
+        ("TermMatch", explanation["matches"][0]),
+    ):
+        assert described[name]["properties"].keys() == value.keys()
+        assert described[name]["required"] == list(value)
+
+
 def test_hits_carry_no_explanation_unless_asked(client: TestClient) -> None:
     answer = client.post("/v1/search", json={"text": "red"})
     assert ids(answer) == ["apple", "flag"]

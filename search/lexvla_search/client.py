@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypedDict
+from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote
 
 from lexvla.errors import LexVLAError, OptionalDependencyError
@@ -16,57 +16,12 @@ from lexvla.errors import LexVLAError, OptionalDependencyError
 if TYPE_CHECKING:
     import httpx2
 
-__all__ = ["ApiError", "Client", "Document", "Hit", "SearchAnswer", "UpsertAnswer", "Word"]
+    from lexvla_search import schema
+
+__all__ = ["ApiError", "Client"]
 
 _RETRIED = (429, 503)
 _LONGEST_PAUSE = 10.0  # seconds between attempts
-
-
-class Document(TypedDict):
-    """What the index keeps of a document beside its vectors."""
-
-    id: str
-    uri: str
-    text: str
-    metadata: dict[str, Any]
-
-
-class Hit(TypedDict):
-    """A hit as `lexvla_search.Hit.to_dict` gives it."""
-
-    id: str
-    score: float
-    rank: int | None
-    lexical: dict[str, Any] | None
-    codes: dict[str, Any] | None
-    dense: dict[str, Any] | None
-    document: Document
-    explanation: dict[str, Any] | None
-
-
-class SearchAnswer(TypedDict):
-    """Hits, and how the query was understood."""
-
-    query: dict[str, Any]
-    hits: list[Hit]
-    took_ms: dict[str, float]
-    request_id: str
-
-
-class UpsertAnswer(TypedDict):
-    """What became of an upsert."""
-
-    indexed: int
-    rejected: int
-    errors: list[dict[str, Any]]
-
-
-class Word(TypedDict):
-    """A word with its weight, and the patch that it was read from."""
-
-    word: str
-    weight: float
-    patch: int | None
 
 
 class ApiError(LexVLAError):
@@ -111,7 +66,7 @@ class Client:
 
     def search(
         self, text: str | None = None, *, image: bytes | str | Path | None = None, **query: Any
-    ) -> SearchAnswer:
+    ) -> schema.SearchAnswer:
         """Find documents.
 
         Args:
@@ -122,7 +77,7 @@ class Client:
         Raises:
             ApiError: The server answered with a problem, or did not answer.
         """
-        answer: SearchAnswer = self._post("/v1/search", _asked(text, query), image)
+        answer: schema.SearchAnswer = self._post("/v1/search", _asked(text, query), image)
         return answer
 
     def explain(
@@ -132,15 +87,15 @@ class Client:
         *,
         image: bytes | str | Path | None = None,
         **query: Any,
-    ) -> Hit:
+    ) -> schema.Hit:
         """Take the score of one document apart; see `search`."""
         asked = {**_asked(text, query), "id": id}
-        hit: Hit = self._post("/v1/explain", asked, image)["hit"]
+        hit: schema.Hit = self._post("/v1/explain", asked, image)["hit"]
         return hit
 
     def encode(
         self, texts: Sequence[str] = (), images: Sequence[bytes] = (), **options: Any
-    ) -> list[dict[str, Any]]:
+    ) -> list[schema.EncodedItem]:
         """Return the words of texts, or of image files; see `search` for errors."""
         if images:
             parts: list[tuple[str, Any]] = [("query", (None, json.dumps(options)))]
@@ -148,10 +103,10 @@ class Client:
             made = self._send("POST", "/v1/encode", files=parts).json()
         else:
             made = self._send("POST", "/v1/encode", json={"texts": list(texts), **options}).json()
-        items: list[dict[str, Any]] = made["items"]
+        items: list[schema.EncodedItem] = made["items"]
         return items
 
-    def upsert(self, documents: Iterable[Mapping[str, Any]]) -> UpsertAnswer:
+    def upsert(self, documents: Iterable[Mapping[str, Any]]) -> schema.UpsertAnswer:
         """Add or replace documents; what is counted as indexed is committed.
 
         They are sent as they come, so there may be any number. Each has an ``id``, and a ``text``,
@@ -167,25 +122,28 @@ class Client:
                 yield json.dumps(_line(document)).encode() + b"\n"
 
         headers = {"Content-Type": "application/x-ndjson"}
-        answer: UpsertAnswer = self._send(
+        answer: schema.UpsertAnswer = self._send(
             "PUT", "/v1/documents", retry=False, content=lines(), headers=headers
         ).json()
         return answer
 
-    def get(self, id: str) -> Document:  # noqa: A002 - the public word for it
+    def get(self, id: str) -> schema.Document:  # noqa: A002 - the public word for it
         """Return what the index keeps of a document; see `search` for errors."""
-        document: Document = self._send("GET", _path(id)).json()
+        document: schema.Document = self._send("GET", _path(id)).json()
         return document
 
     def delete(self, id: str) -> None:  # noqa: A002 - the public word for it
         """Delete a document; see `search` for errors."""
         self._send("DELETE", _path(id))
 
-    def words(self, id: str, top_k: int = 16) -> list[Word]:  # noqa: A002 - the public word for it
+    def words(
+        self,
+        id: str,  # noqa: A002 - the public word for it
+        top_k: int = 16,
+    ) -> list[schema.Word]:
         """Return a document's strongest words; see `search` for errors."""
-        words: list[Word] = self._send("GET", f"{_path(id)}/words", params={"top_k": top_k}).json()[
-            "words"
-        ]
+        answer = self._send("GET", f"{_path(id)}/words", params={"top_k": top_k}).json()
+        words: list[schema.Word] = answer["words"]
         return words
 
     def image(self, id: str, size: int = 512) -> bytes:  # noqa: A002 - the public word for it
@@ -201,9 +159,9 @@ class Client:
         words: list[str] = self._send("GET", "/v1/words", params={"prefix": prefix}).json()["words"]
         return words
 
-    def index(self) -> dict[str, Any]:
+    def index(self) -> schema.Facts:
         """Return what is served; see `search` for errors."""
-        facts: dict[str, Any] = self._send("GET", "/v1/index").json()
+        facts: schema.Facts = self._send("GET", "/v1/index").json()
         return facts
 
     def close(self) -> None:

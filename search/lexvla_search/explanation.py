@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -13,6 +13,9 @@ from PIL import Image
 from lexvla.encoding import Encoding
 from lexvla.vocabulary import Vocabulary
 from lexvla_indexer.legs import Leg
+
+if TYPE_CHECKING:
+    from lexvla_search import schema
 
 __all__ = ["Explanation", "LegPart", "TermMatch"]
 
@@ -143,18 +146,27 @@ class Explanation:
                 return part.score - math.fsum(match.product for match in self.matches)
         return 0.0
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values that JSON can hold."""
-        matches = []
-        for match in self.matches:
-            values = asdict(match)
-            del values["share"]
-            matches.append({**values, "part": match.part})
+    def to_dict(self) -> schema.Explanation:
+        """Return plain values for JSON."""
         return {
             "score": self.score,
             "fusion": self.fusion,
-            "parts": [asdict(part) for part in self.parts],
-            "matches": matches,
+            "parts": [
+                {"leg": part.leg, "score": part.score, "rank": part.rank, "part": part.part}
+                for part in self.parts
+            ],
+            "matches": [
+                {
+                    "term": match.term,
+                    "word": match.word,
+                    "query_weight": match.query_weight,
+                    "document_weight": match.document_weight,
+                    "product": match.product,
+                    "patch": match.patch,
+                    "part": match.part,
+                }
+                for match in self.matches
+            ],
             "difference": self.difference,
         }
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, TypeVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypeVar
 
 from lexvla.encoding import Encoder, Encoding
 from lexvla.errors import UnknownDocumentError, UnsupportedError
@@ -28,7 +28,10 @@ from lexvla_search.fusion import (
 from lexvla_search.query import Query, check_page
 from lexvla_search.words import PlainWords
 
-__all__ = ["Answer", "Hit", "LegScore", "Searcher"]
+if TYPE_CHECKING:
+    from lexvla_search import schema
+
+__all__ = ["Answer", "Hit", "LegScore", "Searcher", "document_to_dict"]
 
 EXPLAIN_DEPTH = 1000  # how deep `Searcher.explain` looks for a document's rank
 T = TypeVar("T")
@@ -41,6 +44,10 @@ class LegScore:
 
     score: float
     rank: int | None
+
+    def to_dict(self) -> schema.LegScore:
+        """Return plain values for JSON."""
+        return {"score": self.score, "rank": self.rank}
 
 
 @dataclass(frozen=True)
@@ -73,22 +80,28 @@ class Hit:
         document = self.document
         return str(document.metadata.get("label") or document.text or document.uri or self.id)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> schema.Hit:
         """Return plain values for JSON."""
-        legs = {name: getattr(self, name) for name in LEGS}
         return {
             "id": self.id,
             "score": self.score,
             "rank": self.rank,
-            **{name: None if leg is None else asdict(leg) for name, leg in legs.items()},
-            "document": {
-                "id": self.document.id,
-                "uri": self.document.uri,
-                "text": self.document.text,
-                "metadata": dict(self.document.metadata),
-            },
+            "lexical": None if self.lexical is None else self.lexical.to_dict(),
+            "codes": None if self.codes is None else self.codes.to_dict(),
+            "dense": None if self.dense is None else self.dense.to_dict(),
+            "document": document_to_dict(self.document),
             "explanation": None if self.explanation is None else self.explanation.to_dict(),
         }
+
+
+def document_to_dict(document: Document) -> schema.Document:
+    """Return what people see of a document, as plain values for JSON."""
+    return {
+        "id": document.id,
+        "uri": document.uri,
+        "text": document.text,
+        "metadata": dict(document.metadata),
+    }
 
 
 @dataclass(frozen=True)

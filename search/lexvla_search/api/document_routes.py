@@ -19,12 +19,13 @@ from starlette.types import Receive, Scope, Send
 from lexvla.errors import InputError, LexVLAError
 from lexvla.images import open_image
 from lexvla_indexer import Document
+from lexvla_search import schema
 from lexvla_search.api.access import READ, WRITE, Serving
-from lexvla_search.api.models import Deleted, StoredDocument, Upserted, Words
 from lexvla_search.api.problems import Problem, problem_of
 from lexvla_search.api.service import Service
 from lexvla_search.api.upsert import Upsert
 from lexvla_search.heatmap import heatmap, word_map
+from lexvla_search.searcher import document_to_dict
 
 __all__ = ["router"]
 
@@ -46,7 +47,9 @@ _JPEG: dict[int | str, dict[str, Any]] = {
 }
 
 
-@router.put("", response_model=Upserted, dependencies=[WRITE], openapi_extra=_LINE_SCHEMA)
+@router.put(
+    "", response_model=schema.UpsertAnswer, dependencies=[WRITE], openapi_extra=_LINE_SCHEMA
+)
 async def put(request: Request, service: Serving) -> Response:
     """Add or replace documents, one a line. What the answer counts as indexed is committed.
 
@@ -113,21 +116,14 @@ class _Acknowledging(Response):
         yield {"done": problem is None, "indexed": upsert.indexed, "rejected": upsert.rejected}
 
 
-@router.get("/{document_id}", response_model=StoredDocument, dependencies=[READ])
+@router.get("/{document_id}", response_model=schema.Document, dependencies=[READ])
 async def get(document_id: str, service: Serving) -> JSONResponse:
     """Show what the index keeps of a document. A slash in an id must come as %2F."""
     document, _ = await service.run(lambda: service.fetch(unquote(document_id)))
-    return JSONResponse(
-        {
-            "id": document.id,
-            "uri": document.uri,
-            "text": document.text,
-            "metadata": dict(document.metadata),
-        }
-    )
+    return JSONResponse(document_to_dict(document))
 
 
-@router.delete("/{document_id}", response_model=Deleted, dependencies=[WRITE])
+@router.delete("/{document_id}", response_model=schema.Deleted, dependencies=[WRITE])
 async def delete(document_id: str, service: Serving) -> JSONResponse:
     """Delete a document."""
     name = unquote(document_id)
@@ -138,7 +134,7 @@ async def delete(document_id: str, service: Serving) -> JSONResponse:
     return JSONResponse({"deleted": deleted})
 
 
-@router.get("/{document_id}/words", response_model=Words, dependencies=[READ])
+@router.get("/{document_id}/words", response_model=schema.DocumentWords, dependencies=[READ])
 async def words(
     document_id: str,
     service: Serving,
@@ -146,7 +142,7 @@ async def words(
 ) -> JSONResponse:
     """Show a document's strongest words, and the patches that they were read from."""
 
-    def read() -> dict[str, Any]:
+    def read() -> schema.DocumentWords:
         document, encoding = service.fetch(unquote(document_id))
         return {"id": document.id, "words": service.words(encoding, top_k)}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter
 from fastapi import Query as Parameter
@@ -12,8 +12,8 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import FileResponse, JSONResponse, Response
 
 from lexvla.errors import LexVLAError
+from lexvla_search import schema
 from lexvla_search.api.access import READ, Serving
-from lexvla_search.api.models import Completions, Facts, Health
 from lexvla_search.api.problems import Problem
 from lexvla_search.api.service import Service
 
@@ -25,13 +25,13 @@ _MOST_WORDS = 20
 router = APIRouter()
 
 
-@router.get("/v1/index", response_model=Facts, dependencies=[READ])
+@router.get("/v1/index", response_model=schema.Facts, dependencies=[READ])
 async def index(service: Serving) -> JSONResponse:
     """Tell what is served."""
     return JSONResponse(await service.run(lambda: _facts(service)))
 
 
-@router.get("/v1/words", response_model=Completions, dependencies=[READ])
+@router.get("/v1/words", response_model=schema.Completions, dependencies=[READ])
 async def words(
     service: Serving, prefix: Annotated[str, Parameter(min_length=1, max_length=64)]
 ) -> JSONResponse:
@@ -40,13 +40,13 @@ async def words(
     return JSONResponse({"words": found})
 
 
-@router.get("/healthz", response_model=Health)
+@router.get("/healthz", response_model=schema.Health)
 async def health() -> JSONResponse:
     """Tell that the process runs."""
     return JSONResponse({"status": "ok"})
 
 
-@router.get("/readyz", response_model=Health)
+@router.get("/readyz", response_model=schema.Health)
 async def ready(service: Serving) -> JSONResponse:
     """Tell that the index can be read."""
     try:
@@ -69,7 +69,7 @@ async def page() -> FileResponse:
     return FileResponse(STATIC / "index.html", headers={"Cache-Control": "no-cache"})
 
 
-def _facts(service: Service) -> dict[str, Any]:
+def _facts(service: Service) -> schema.Facts:
     service.look_for_fusion()
     vocabulary, limits = service.index.vocabulary, service.limits
     folder = service.index.directory

@@ -1,8 +1,8 @@
-"""What requests and answers hold."""
+"""What requests hold; for answers see `lexvla_search.schema`."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
 from pydantic import (
     BaseModel,
@@ -15,23 +15,16 @@ from pydantic import (
 )
 
 from lexvla_indexer.legs import Leg
-from lexvla_search.fusion import Normalization
+from lexvla_search.fusion import LEGS, FusionKind, FusionName, Normalization
 from lexvla_search.query import MAX_TEXT_LENGTH
 
 __all__ = [
-    "Answer",
     "DocumentLine",
     "EncodeRequest",
-    "Encoded",
     "ExplainRequest",
-    "Explained",
-    "Facts",
-    "HitModel",
+    "FusionSettings",
     "ProblemModel",
     "SearchRequest",
-    "StoredDocument",
-    "Upserted",
-    "Words",
 ]
 
 Word = Annotated[str, StringConstraints(min_length=1, max_length=256)]
@@ -62,7 +55,7 @@ class FusionSettings(_Request):
         }
     )
 
-    name: Literal["rrf", "weighted"]
+    name: FusionKind
     weights: dict[Leg, Annotated[float, Field(ge=0, le=1e6)]] | None = None
     normalization: Normalization | None = None
     constant: Annotated[float, Field(ge=0, le=1e6)] | None = None
@@ -71,7 +64,6 @@ class FusionSettings(_Request):
     )
 
 
-FusionName = Literal["rrf", "weighted", "lexical", "codes", "dense"]
 # Told apart by type, so that an error is of the one that was meant.
 AnyFusion = Annotated[
     Annotated[FusionName, Tag("name")] | Annotated[FusionSettings, Tag("settings")],
@@ -110,7 +102,7 @@ class SearchRequest(_Request):
     ban: list[Word] | None = Field(None, description="No hit shows these among its words.")
     require: list[Word] | None = Field(None, description="Every hit shows these.")
     filter: str | None = Field(None, description="Such as `year >= 2020 and tag = cat`.")
-    legs: Annotated[list[Leg], Field(min_length=1, max_length=3)] | None = None
+    legs: Annotated[list[Leg], Field(min_length=1, max_length=len(LEGS))] | None = None
     fusion: AnyFusion | None = None
     k: Annotated[int, Field(ge=1)] = 10
     offset: Annotated[int, Field(ge=0)] = 0
@@ -173,159 +165,7 @@ class DocumentLine(_Request):
         return self
 
 
-class _Answer(BaseModel):
-    pass
-
-
-class WordWeight(_Answer):
-    """A word and its weight."""
-
-    word: str
-    weight: float
-
-
-class PatchedWord(WordWeight):
-    """A word with the patch of the image that it was read from, counted row by row."""
-
-    patch: int | None = None
-
-
-class StoredDocument(_Answer):
-    """What the index keeps of a document beside its vectors."""
-
-    id: str
-    uri: str
-    text: str
-    metadata: dict[str, Any]
-
-
-class LegModel(_Answer):
-    """What one leg alone gave a hit."""
-
-    score: float
-    rank: int | None
-
-
-class HitModel(_Answer):
-    """A hit; the parts of the explanation sum to its score."""
-
-    id: str
-    score: float
-    rank: int | None
-    lexical: LegModel | None
-    codes: LegModel | None
-    dense: LegModel | None
-    document: StoredDocument
-    explanation: dict[str, Any] | None
-
-
-class QueryModel(_Answer):
-    """How a query was understood."""
-
-    description: str
-    words: list[WordWeight]
-    legs: list[str]
-    fusion: str
-
-
-class Took(_Answer):
-    """Milliseconds that the parts of an answer took, waiting included."""
-
-    encode: float
-    search: float
-    total: float
-
-
-class Answer(_Answer):
-    """Hits, best first."""
-
-    query: QueryModel
-    hits: list[HitModel]
-    took_ms: Took
-    request_id: str
-
-
-class Explained(_Answer):
-    """One hit in full."""
-
-    hit: HitModel
-
-
-class EncodedItem(_Answer):
-    """The strongest words of a text or an image."""
-
-    words: list[PatchedWord]
-    dense: list[float] | None = None
-
-
-class Encoded(_Answer):
-    """The items, in the order of the request."""
-
-    items: list[EncodedItem]
-
-
-class LineError(_Answer):
-    """Why a line of an upsert was left out."""
-
-    line: int
-    id: str | None
-    detail: str
-
-
-class Upserted(_Answer):
-    """What became of an upsert. What is counted as indexed is committed."""
-
-    indexed: int
-    rejected: int
-    errors: list[LineError]
-
-
-class Deleted(_Answer):
-    """How many documents were deleted."""
-
-    deleted: int
-
-
-class Words(_Answer):
-    """The strongest words of a document."""
-
-    id: str
-    words: list[PatchedWord]
-
-
-class Completions(_Answer):
-    """Words of the vocabulary."""
-
-    words: list[str]
-
-
-class VocabularyModel(_Answer):
-    """The terms of the lexical vectors."""
-
-    size: int
-    sha256: str
-
-
-class Facts(_Answer):
-    """What is served."""
-
-    count: int
-    model: str | None
-    vocabulary: VocabularyModel
-    legs: dict[str, int]
-    fusion: str
-    writable: bool
-    images: bool
-    limits: dict[str, float]
-
-
-class Health(_Answer):
-    """That the server runs."""
-
-    status: str
-
-
-class ProblemModel(_Answer):
+class ProblemModel(BaseModel):
     """Problem details as of RFC 9457."""
 
     model_config = ConfigDict(

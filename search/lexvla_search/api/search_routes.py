@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from fastapi import APIRouter
 from PIL import Image
@@ -14,13 +13,11 @@ from starlette.responses import JSONResponse
 
 from lexvla.errors import UnknownDocumentError
 from lexvla.images import open_image
+from lexvla_search import schema
 from lexvla_search.api.access import READ, Serving
 from lexvla_search.api.bodies import body_schema, decode, receive
 from lexvla_search.api.models import (
-    Answer,
-    Encoded,
     EncodeRequest,
-    Explained,
     ExplainRequest,
     FusionSettings,
     SearchRequest,
@@ -41,21 +38,23 @@ _ONE = _FILE
 _MANY = {"type": "array", "items": _FILE, "minItems": 1}
 
 
-@router.post("/search", response_model=Answer, openapi_extra=body_schema("SearchRequest", _ONE))
+@router.post(
+    "/search", response_model=schema.SearchAnswer, openapi_extra=body_schema("SearchRequest", _ONE)
+)
 async def search(request: Request, service: Serving) -> JSONResponse:
     """Find documents."""
     started = time.perf_counter()
     async with receive(request, SearchRequest, service) as (asked, files):
         image = await _image(service, asked, files)
         _note(request, service, asked)
-        answer = await service.run(lambda: _search(service, asked, image))
-    answer["took_ms"]["total"] = _milliseconds(time.perf_counter() - started)
-    answer["request_id"] = request.scope["lexvla.request_id"]
-    return JSONResponse(answer)
+        name = request.scope["lexvla.request_id"]
+        return JSONResponse(
+            await service.run(lambda: _search(service, asked, image, name, started))
+        )
 
 
 @router.post(
-    "/explain", response_model=Explained, openapi_extra=body_schema("ExplainRequest", _ONE)
+    "/explain", response_model=schema.Explained, openapi_extra=body_schema("ExplainRequest", _ONE)
 )
 async def explain(request: Request, service: Serving) -> JSONResponse:
     """Take the score of one document apart, found or not."""
@@ -65,7 +64,9 @@ async def explain(request: Request, service: Serving) -> JSONResponse:
         return JSONResponse(await service.run(lambda: _explain(service, asked, image)))
 
 
-@router.post("/encode", response_model=Encoded, openapi_extra=body_schema("EncodeRequest", _MANY))
+@router.post(
+    "/encode", response_model=schema.Encoded, openapi_extra=body_schema("EncodeRequest", _MANY)
+)
 async def encode(request: Request, service: Serving) -> JSONResponse:
     """Turn texts or images into weighted words."""
     async with receive(request, EncodeRequest, service) as (asked, files):
@@ -131,28 +132,34 @@ def _query(service: Service, asked: SearchRequest, image: bytes | None) -> Query
     return Query(**given)
 
 
-def _search(service: Service, asked: SearchRequest, image: bytes | None) -> dict[str, Any]:
+def _search(
+    service: Service, asked: SearchRequest, image: bytes | None, request_id: str, started: float
+) -> schema.SearchAnswer:
     query = _query(service, asked, image)
     service.look_for_fusion()
     with _deletions():
         answer = service.searcher.answer(query, explain=asked.explain)
-    took = {"encode": answer.encode_seconds, "search": answer.search_seconds}
-    for stage, seconds in took.items():
-        service.metrics.stages.labels(stage).observe(seconds)
+    service.metrics.stages.labels("encode").observe(answer.encode_seconds)
+    service.metrics.stages.labels("search").observe(answer.search_seconds)
     words = answer.words[:_SHOWN_WORDS]
     return {
         "query": {
             "description": query.describe(),
-            "words": [{"word": word, "weight": float(weight)} for word, weight in words],
+            "words": [{"word": word, "weight": weight} for word, weight in words],
             "legs": list(answer.legs),
             "fusion": str(answer.fusion),
         },
         "hits": [hit.to_dict() for hit in answer.hits],
-        "took_ms": {stage: _milliseconds(seconds) for stage, seconds in took.items()},
+        "took_ms": {
+            "encode": _milliseconds(answer.encode_seconds),
+            "search": _milliseconds(answer.search_seconds),
+            "total": _milliseconds(time.perf_counter() - started),
+        },
+        "request_id": request_id,
     }
 
 
-def _explain(service: Service, asked: ExplainRequest, image: bytes | None) -> dict[str, Any]:
+def _explain(service: Service, asked: ExplainRequest, image: bytes | None) -> schema.Explained:
     query = _query(service, asked, image)
     service.look_for_fusion()
     service.fetch(asked.id)
@@ -171,16 +178,16 @@ def _deletions() -> Iterator[None]:
 
 def _encode(
     service: Service, asked: EncodeRequest, texts: list[str], images: list[bytes]
-) -> dict[str, Any]:
+) -> schema.Encoded:
     model = service.encoder()
     if texts:
         rows = list(model.encode_text(texts))
     else:
         groups = _opened(images, service.limits.pixels)
         rows = [row for group in groups for row in model.encode_image(group)]
-    items = []
+    items: list[schema.EncodedItem] = []
     for row in rows:
-        item: dict[str, Any] = {"words": service.words(row, asked.top_k)}
+        item: schema.EncodedItem = {"words": service.words(row, asked.top_k)}
         if asked.dense and row.dense is not None:
             item["dense"] = [float(value) for value in row.dense[0]]
         items.append(item)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from lexvla.encoding import Encoder, Encoding
 from lexvla.errors import (
@@ -19,6 +19,7 @@ from lexvla.errors import (
     UnsupportedError,
 )
 from lexvla_indexer import Document, Index, open_index
+from lexvla_search import schema
 from lexvla_search.api.batcher import Batcher, Overdue, before
 from lexvla_search.api.fetching import Fetcher
 from lexvla_search.api.keys import Keys
@@ -150,7 +151,7 @@ class Service:
             raise Problem("not-found", f"the index has no document {name!r}") from error
         return document, encoding
 
-    def words(self, encoding: Encoding, top_k: int) -> list[dict[str, Any]]:
+    def words(self, encoding: Encoding, top_k: int) -> list[schema.Word]:
         """Return the strongest words of one row, with their patches."""
         weights, columns = encoding.lexical.data, encoding.lexical.indices
         vocabulary = self.index.vocabulary

@@ -16,6 +16,7 @@ from lexvla.encoding import Encoding
 from lexvla.errors import InputError
 from lexvla.images import open_image
 from lexvla_indexer import Document
+from lexvla_search import schema
 from lexvla_search.api.bodies import decode
 from lexvla_search.api.models import DocumentLine
 from lexvla_search.api.problems import Problem, invalid
@@ -50,7 +51,7 @@ class Upsert:
     service: Service
     indexed: int = 0
     rejected: int = 0
-    errors: list[dict[str, Any]] = field(default_factory=list)
+    errors: list[schema.LineError] = field(default_factory=list)
 
     async def run(self, request: Request) -> AsyncIterator[int]:
         """Read the lines of a body. Yield the number of the last line after each commit.
@@ -76,7 +77,7 @@ class Upsert:
             await self._store(list(batch.values()), lines)
         yield last
 
-    def report(self) -> dict[str, Any]:
+    def report(self) -> schema.UpsertAnswer:
         """Return what became of the lines until now."""
         return {"indexed": self.indexed, "rejected": self.rejected, "errors": self.errors}
 

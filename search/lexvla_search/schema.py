@@ -1,0 +1,216 @@
+"""What answers hold as JSON: ``to_dict``, ``--json``, the REST API, its description and its client.
+
+Type checkers hold the code that makes an answer to these shapes, and OpenAPI is made of them.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NotRequired
+
+from typing_extensions import TypedDict  # pydantic takes that of typing from Python 3.12 on
+
+from lexvla_indexer.legs import Leg
+
+__all__ = [
+    "Completions",
+    "Deleted",
+    "Document",
+    "DocumentWords",
+    "Encoded",
+    "EncodedItem",
+    "Explained",
+    "Explanation",
+    "Facts",
+    "Health",
+    "Hit",
+    "LegPart",
+    "LegScore",
+    "LineError",
+    "QueryRead",
+    "SearchAnswer",
+    "TermMatch",
+    "Took",
+    "UpsertAnswer",
+    "VocabularyFacts",
+    "WeightedWord",
+    "Word",
+]
+
+
+class Document(TypedDict):
+    """What the index keeps of a document beside its vectors."""
+
+    id: str
+    uri: str
+    text: str
+    metadata: dict[str, Any]
+
+
+class LegScore(TypedDict):
+    """What one leg alone gave a document."""
+
+    score: float
+    rank: int | None
+
+
+class TermMatch(TypedDict):
+    """A word that query and document share, and what it adds to the score."""
+
+    term: str
+    word: str
+    query_weight: float
+    document_weight: float
+    product: float
+    patch: int | None
+    part: float
+
+
+class LegPart(TypedDict):
+    """What one leg adds to the score."""
+
+    leg: Leg
+    score: float | None
+    rank: int | None
+    part: float
+
+
+class Explanation(TypedDict):
+    """A score taken apart; the legs' parts sum to it."""
+
+    score: float
+    fusion: str
+    parts: list[LegPart]
+    matches: list[TermMatch]
+    difference: float
+
+
+class Hit(TypedDict):
+    """One document found for a query."""
+
+    id: str
+    score: float
+    rank: int | None
+    lexical: LegScore | None
+    codes: LegScore | None
+    dense: LegScore | None
+    document: Document
+    explanation: Explanation | None
+
+
+class WeightedWord(TypedDict):
+    """A word and its weight."""
+
+    word: str
+    weight: float
+
+
+class Word(WeightedWord):
+    """A word with the patch of the image that it was read from, counted row by row."""
+
+    patch: int | None
+
+
+class QueryRead(TypedDict):
+    """How a query was understood."""
+
+    description: str
+    words: list[WeightedWord]
+    legs: list[Leg]
+    fusion: str
+
+
+class Took(TypedDict):
+    """Milliseconds that the parts of an answer took, waiting included."""
+
+    encode: float
+    search: float
+    total: float
+
+
+class SearchAnswer(TypedDict):
+    """Hits, best first."""
+
+    query: QueryRead
+    hits: list[Hit]
+    took_ms: Took
+    request_id: str
+
+
+class Explained(TypedDict):
+    """One hit in full."""
+
+    hit: Hit
+
+
+class EncodedItem(TypedDict):
+    """The strongest words of a text or an image."""
+
+    words: list[Word]
+    dense: NotRequired[list[float]]
+
+
+class Encoded(TypedDict):
+    """The items, in the order of the request."""
+
+    items: list[EncodedItem]
+
+
+class LineError(TypedDict):
+    """Why a line of an upsert was rejected."""
+
+    line: int
+    id: str | None
+    detail: str
+
+
+class UpsertAnswer(TypedDict):
+    """The outcome of an upsert. What is counted as indexed is committed."""
+
+    indexed: int
+    rejected: int
+    errors: list[LineError]
+
+
+class Deleted(TypedDict):
+    """How many documents were deleted."""
+
+    deleted: int
+
+
+class DocumentWords(TypedDict):
+    """The strongest words of a document."""
+
+    id: str
+    words: list[Word]
+
+
+class Completions(TypedDict):
+    """Words of the vocabulary."""
+
+    words: list[str]
+
+
+class VocabularyFacts(TypedDict):
+    """The terms of the lexical vectors."""
+
+    size: int
+    sha256: str
+
+
+class Facts(TypedDict):
+    """What is served."""
+
+    count: int
+    model: str | None
+    vocabulary: VocabularyFacts
+    legs: dict[str, int]
+    fusion: str
+    writable: bool
+    images: bool
+    limits: dict[str, float]
+
+
+class Health(TypedDict):
+    """That the server runs."""
+
+    status: str
