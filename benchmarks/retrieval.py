@@ -35,11 +35,11 @@ from lexvla.encoding import Encoding
 from lexvla_indexer import Document, Index, open_index
 from lexvla_search import Query, Searcher
 from lexvla_search.commands import load_model
+from lexvla_search.evaluation.batches import keep_heaviest
 from lexvla_search.evaluation.measures import Measured, measure
 from lexvla_search.evaluation.runs import Beforehand, System, retrieve
 from lexvla_search.evaluation.scenes import DemoScenes
 from lexvla_search.evaluation.significance import compare
-from lexvla_search.evaluation.sparsity import keep_heaviest
 from lexvla_search.evaluation.trec import Qrels, Run, falling
 
 MEASURES = ("R@1", "R@5", "R@10", "nDCG@10", "RR@10")

@@ -60,7 +60,10 @@ class MappingEncoder(FakeEncoder):
     def heatmap(self, image: ImageSource, word: str) -> np.ndarray:
         column = self.vocabulary.find(word)
         assert column is not None
-        return self._activations(image)[:, column].reshape(GRID)
+        return self.heatmaps(image, [column])[0]
+
+    def heatmaps(self, image: ImageSource, columns: list[int]) -> np.ndarray:
+        return self._activations(image).T[columns].reshape(-1, *GRID)
 
 
 def unit(rows: np.ndarray) -> np.ndarray:

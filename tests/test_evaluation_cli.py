@@ -215,7 +215,7 @@ def test_unknown_ids_and_queries_without_an_answer_are_told_at_once(
     [
         (("--legs", "lexical,colour"), "a leg must be one of"),
         (("--fusion", "magic"), "a fusion must be one of"),
-        (("--measures", "F99"), "is no measure"),
+        (("--measures", "F99"), "is not a measure"),
         (("--depth", "10001"), "10,000 hits deep"),
         (("--measures", "R@20000"), "10,000 hits deep"),
         (("--plot", "plot.pdf"), "--plot must name"),

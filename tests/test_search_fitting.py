@@ -20,7 +20,7 @@ from lexvla_search import (
     load_fusion,
     save_fusion,
 )
-from lexvla_search.fitting import _measure
+from lexvla_search.fitting import _gains, _measure
 
 # Of each query the first row is relevant: the words prefer the second, the dense vectors the first.
 ROWS = [row for word in (6, 7, 8, 9, 10, 11) for row in ({0: 1.0, word: 0.25}, {1: 1.0, word: 1.0})]
@@ -85,7 +85,7 @@ def test_too_little_to_learn_from(index: Index, tmp_path: Path) -> None:
         fit_fusion(searcher, QUERIES, few)
     with pytest.raises(InputError, match="not 0"):
         fit_fusion(searcher, QUERIES, {name: {"d00": 0} for name in QUERIES})
-    with pytest.raises(InputError, match="'MAP': is no measure to fit by"):
+    with pytest.raises(InputError, match="'MAP': is not a measure to fit by"):
         fit_fusion(searcher, QUERIES, QRELS, "MAP")
     words = RowEncoder(("lexical",))
     with (
@@ -104,7 +104,7 @@ def test_measures_are_those_of_trec_eval() -> None:
     run = {"q": {name: float(10 - i) for i, name in enumerate(ranked)}}
     for name in ("R@1", "R@3", "R@10", "nDCG@2", "nDCG@5", "nDCG@10", "RR@1", "RR@10"):
         expected = measure(run, {"q": judged}, [name]).mean[name]
-        assert _measure(name)(ranked, judged) == pytest.approx(expected)
+        assert _measure(name)(_gains(ranked, judged), judged) == pytest.approx(expected)
 
 
 def test_kept_with_the_index(index: Index) -> None:

@@ -21,12 +21,11 @@ from lexvla.data.demo_corpus import DemoItem
 from lexvla.encoding import Encoding
 from lexvla.errors import OptionalDependencyError
 from lexvla_search import cli
-from lexvla_search.evaluation import sparsity
+from lexvla_search.evaluation import crossmodal, sparsity
+from lexvla_search.evaluation.batches import keep_heaviest
 from lexvla_search.evaluation.retrieval import recall_at_k
 from lexvla_search.evaluation.sparsity import (
     evaluate_sparsity,
-    keep_heaviest,
-    paired_recall,
     plot_sparsity,
 )
 from search_fakes import FakeEncoder, save_pictures
@@ -36,6 +35,13 @@ Capture = pytest.CaptureFixture[str]
 
 def rows(*vectors: Sequence[float]) -> sparse.csr_array:
     return sparse.csr_array(np.array(vectors, dtype=np.float32))
+
+
+def paired_recall(
+    texts: sparse.csr_array, images: sparse.csr_array, image_of: Sequence[int]
+) -> tuple[dict[int, float], dict[int, float]]:
+    found = crossmodal.paired_recall_any(Encoding(texts), Encoding(images), image_of)
+    return found.text_to_image, found.image_to_text
 
 
 def test_the_heaviest_words_stay() -> None:
@@ -104,7 +110,7 @@ def test_blocks_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
     images = sparse.csr_array(random.integers(0, 3, (11, 9)).astype(np.float32))
     image_of = [*range(11), *random.integers(0, 11, 12).tolist()]
     whole = paired_recall(texts, images, image_of)
-    monkeypatch.setattr(sparsity, "_BLOCK", 4)
+    monkeypatch.setattr(crossmodal, "_BLOCK", 4)
     assert paired_recall(texts, images, image_of) == whole
 
 
@@ -186,18 +192,17 @@ def test_memory_ends_the_study(monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(model.limits) == {None, 2}
 
 
-def test_a_failure_puts_the_rule_back() -> None:
-    model = WideFake()
+def test_the_model_keeps_its_rule() -> None:
+    rules = []
 
-    def encode(images: list[Any], **_: Any) -> Encoding:
-        if model.config.sparsification == "threshold":
-            raise MemoryError
-        return Encoding(rows(*[[1, 0, 0, 0]] * len(images)))
+    class Watched(WideFake):
+        def encode_image(self, images: list[Any], **_: Any) -> Encoding:
+            rules.append((self.config.sparsification, model.config.sparsification))
+            return Encoding(rows(*[[1, 0, 0, 0]] * len(images)))
 
-    model.encode_image = encode
-    with pytest.raises(MemoryError):
-        evaluate_sparsity(model, IMAGES, TEXTS, batch_size=2)
-    assert model.config.sparsification == "mean"
+    model = Watched()
+    evaluate_sparsity(model, IMAGES, TEXTS, batch_size=2)
+    assert set(rules) == {("mean", "mean"), ("threshold", "mean")}
 
 
 def test_what_does_not_pair_up() -> None:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from lexvla.encoding import Encoding
 from lexvla.errors import InputError
 from lexvla_search.commands import load_model
 from lexvla_search.console import UsageError, note, print_json, print_numbers
+from lexvla_search.evaluation.batches import encode_in_batches
 from lexvla_search.evaluation.crossmodal import (
     class_recall,
-    encode_images,
-    encode_texts,
     paired_recall_any,
     zero_shot,
 )
@@ -98,8 +98,8 @@ def _pairs(args: argparse.Namespace) -> dict[str, Any]:
         raise UsageError(f"{args.protocol} has no classes")
     data = _captions(args)
     model = load_model(args.model, args.device)
-    texts = encode_texts(model, data.texts, args.batch_size, args.active)
-    images = encode_images(model, data.images, args.batch_size, args.active)
+    texts = _encode(args, model.encode_text, data.texts)
+    images = _encode(args, model.encode_image, data.images)
     found = paired_recall_any(texts, images, data.image_of, args.leg)
     return {
         **_head(args, model.name),
@@ -112,17 +112,23 @@ def _pairs(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def _encode(
+    args: argparse.Namespace, encode: Callable[..., Encoding], items: Sequence[Any]
+) -> Encoding:
+    return encode_in_batches(encode, items, args.batch_size, None, active=args.active)
+
+
 def _classes(args: argparse.Namespace) -> dict[str, Any]:
     data = _labelled(args)
     if args.zero_shot and not data.class_names:
         raise UsageError(f"{args.protocol} has no class names")
     model = load_model(args.model, args.device)
-    images = encode_images(model, data.images, args.batch_size, args.active)
+    images = _encode(args, model.encode_image, data.images)
     sizes = {"images": len(data.images), "classes": len({*data.labels})}
     if args.zero_shot:
         labels = list(data.class_names)
         texts = [args.prompt.replace("{}", data.class_names[label]) for label in labels]
-        names = encode_texts(model, texts, args.batch_size, args.active)
+        names = _encode(args, model.encode_text, texts)
         if empty := sum(not row.lexical.nnz for row in names):
             note(f"lexvla: {empty:,} class names have no word that the model knows")
         found = zero_shot(images, data.labels, names, labels, args.leg)
@@ -133,7 +139,7 @@ def _classes(args: argparse.Namespace) -> dict[str, Any]:
     else:
         gallery = None
         if data.gallery:
-            gallery = encode_images(model, data.gallery, args.batch_size, args.active)
+            gallery = _encode(args, model.encode_image, data.gallery)
             sizes["gallery images"] = len(data.gallery)
         ks = KS[args.protocol]
         figures = {

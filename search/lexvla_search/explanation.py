@@ -13,11 +13,15 @@ from PIL import Image
 from lexvla.encoding import Encoding
 from lexvla.vocabulary import Vocabulary
 from lexvla_indexer.legs import Leg
+from lexvla_search.heatmap import patch_map
+from lexvla_search.picture import draw
 
 if TYPE_CHECKING:
     from lexvla_search import schema
 
 __all__ = ["Explanation", "LegPart", "TermMatch"]
+
+MAX_BARS = 12  # words of a picture; the others are one bar together
 
 
 @dataclass(frozen=True)
@@ -203,9 +207,18 @@ class Explanation:
             weights: A finer map of where the words were read, as
                 `lexvla_search.heatmap.match_map` gives.
         """
-        from lexvla_search.picture import draw
-
-        return draw(self, image, grid, weights)
+        if weights is None and grid is not None:
+            placed = [(m.patch, max(m.part, 0.0)) for m in self.matches if m.patch is not None]
+            weights = patch_map(placed, grid) if placed else None
+        words = [(match.word, match.part) for match in self.matches[:MAX_BARS]]
+        if rest := self.matches[MAX_BARS:]:
+            words.append((f"+{len(rest)} more", sum(match.part for match in rest)))
+        legs = [
+            (f"[{part.leg}]", part.part)
+            for part in self.parts
+            if part.leg != "lexical" or not self.matches
+        ]
+        return draw(words, legs, self.score, image, weights)
 
     def __str__(self) -> str:
         """Render all parts."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,7 +17,9 @@ from tqdm import tqdm
 from lexvla.errors import IndexCorruptError, IndexVersionError, InputError, UnsupportedError
 from lexvla_indexer.base import Index
 from lexvla_indexer.legs import Leg
+from lexvla_search.evaluation.retrieval import dcg, recall_curve_of
 from lexvla_search.fusion import (
+    LEGS,
     Fusion,
     LegRanking,
     Normalization,
@@ -39,23 +40,23 @@ STEPS = {2: 20, 3: 10}  # into how many the weights' sum of 1 is cut, by the num
 _FORMAT_VERSION = 1
 _NORMALIZATIONS: tuple[Normalization, ...] = ("minmax", "zscore", "raw")
 
-Answers = Mapping[Leg, LegRanking]
+Rankings = Mapping[Leg, LegRanking]
 Judged = Mapping[str, int]
-Measure = Callable[[Sequence[str], Judged], float]
+# (..., k) gains of what stands at each rank, and the judgements of the query: (...) values.
+Measure = Callable[[np.ndarray, Judged], np.ndarray]
 
 
 @dataclass(frozen=True)
 class FittedFusion:
-    """The fusion that was best on half of the queries, and what it is worth on the other half.
+    """The fusion that was best on half of the queries, and its value on the other half.
 
     Attributes:
         fusion: The best one.
-        measure: By which measure.
+        measure: The measure's name.
         learned_on: How many queries it was chosen on.
         tested_on: How many other queries the values are from.
         value: The measure's mean over those.
-        others: The same of each leg alone, of rrf and of the default.
-        gain: What `value` has over the default.
+        others: The same for each leg alone, rrf and the default.
         errors: Queries that could not be asked; they count 0.
     """
 
@@ -69,11 +70,11 @@ class FittedFusion:
 
     @property
     def gain(self) -> float:
-        """What the fusion has over the default on the queries that it was not chosen on."""
+        """By how much the fusion beats the default on the test queries."""
         return self.value - self.others["default"]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values that JSON can hold."""
+        """Return plain values for JSON."""
         return {
             "fusion": self.fusion.to_dict(),
             "measure": self.measure,
@@ -105,21 +106,21 @@ def fit_fusion(
 ) -> FittedFusion:
     """Learn how to weigh the legs from queries whose relevant documents are known.
 
-    The search: all weights that sum to 1, in steps of 0.05 for two legs and of 0.1 for three, with
-    each normalisation of scores. The best mean of the measure on one half of the queries wins; of
-    equal ones that with the most even weights. The halves are drawn by a hash of the queries' ids,
-    so that they are the same every time. A query counts only if something is relevant to it.
+    The search tries all weights that sum to 1, in steps of 0.05 for two legs and of 0.1 for three,
+    with each normalisation of scores. The best mean of the measure on one half of the queries wins,
+    of equal ones that with the most even weights. The halves are drawn by a hash of the queries'
+    ids, so they are always the same. Queries without a relevant document are ignored.
 
     Args:
         searcher: Has the model and the index.
-        queries: By id; their own legs and fusions do not count.
+        queries: By id; their own legs and fusions are ignored.
         qrels: Relevance by document, by query; above 0 is relevant.
         measure: ``R@k``, ``nDCG@k`` or ``RR@k``, as trec_eval defines them.
         show_progress_bar: ``None`` shows it if stderr is a terminal.
 
     Raises:
         InputError: There are fewer than four judged queries, or the measure is unknown.
-        UnsupportedError: Query and index have one leg only.
+        UnsupportedError: Query and index have only one leg.
     """
     value_of = _measure(measure)
     judged = [name for name in queries if any(value > 0 for value in qrels.get(name, {}).values())]
@@ -128,37 +129,34 @@ def fit_fusion(
         raise InputError("the judgements", rule)
     judged.sort(key=lambda name: hashlib.sha256(name.encode()).digest())
     disable = None if show_progress_bar is None else not show_progress_bar
-    answers: dict[str, Answers] = {}
+    rankings: dict[str, Rankings] = {}
     errors: list[InputError] = []
     for name in tqdm(judged, desc="queries", disable=disable):
         query = queries[name]
         query = Query(text=query) if isinstance(query, str) else query
         try:
-            answers[name] = searcher.leg_rankings(replace(query, legs=None, fusion=None))
+            rankings[name] = searcher.leg_rankings(replace(query, legs=None, fusion=None))
         except InputError as error:
             errors.append(error)
-    legs = _common_legs(answers.values())
+    legs = _common_legs(rankings.values())
     learn, test = judged[::2], judged[1::2]
-    answered = [name for name in learn if name in answers]
+    answered = [name for name in learn if name in rankings]
     fusion = _best(
-        [answers[name] for name in answered],
-        [qrels[name] for name in answered],
-        legs,
-        value_of,
-        int(measure.partition("@")[2]),
+        [rankings[name] for name in answered], [qrels[name] for name in answered], legs, value_of
     )
 
     def tested(fusion: Fusion) -> float:
         total = 0.0
         for name in test:
-            if name in answers:
-                own = {leg: answers[name][leg] for leg in legs}
-                total += value_of([one.id for one in fusion.fuse(own)], qrels[name])
+            if name in rankings:
+                own = {leg: rankings[name][leg] for leg in legs}
+                names = [one.id for one in fusion.fuse(own)]
+                total += float(value_of(_gains(names, qrels[name]), qrels[name]))
         return total / len(test)
 
     # A leg's own order, without the candidates that it did not find.
     others: dict[str, Fusion] = {leg: ReciprocalRank(weights={leg: 1.0}) for leg in legs}
-    # Codes are not asked beside other legs unless somebody says so.
+    # Codes are asked beside other legs only by name.
     unasked = [leg for leg in legs if leg != "codes"] or legs
     default = Weighted(dict.fromkeys(unasked, 1.0))
     others |= {"rrf": ReciprocalRank(), "default": default}
@@ -244,49 +242,44 @@ def _notes(index: object) -> KeepsNotes:
     return cast(KeepsNotes, index)
 
 
-def _common_legs(answers: Iterable[Answers]) -> tuple[Leg, ...]:
+def _common_legs(rankings: Iterable[Rankings]) -> tuple[Leg, ...]:
     """Return the legs that all queries could be asked by."""
-    found = [set(own) for own in answers]
+    found = [set(own) for own in rankings]
     common = set.intersection(*found) if found else set()
     if len(common) < 2:
         raise UnsupportedError(
             "there is nothing to weigh: queries and index must have two legs, not "
             + (" and ".join(sorted(common)) or "none")
         )
-    return tuple(leg for leg in ("lexical", "codes", "dense") if leg in common)
+    return tuple(leg for leg in LEGS if leg in common)
 
 
 def _best(
-    answers: Sequence[Answers],
-    qrels: Sequence[Judged],
-    legs: Sequence[Leg],
-    value_of: Measure,
-    depth: int,
+    rankings: Sequence[Rankings], qrels: Sequence[Judged], legs: Sequence[Leg], value_of: Measure
 ) -> Weighted:
     """Return the weights and the normalisation with the greatest mean of the measure.
 
     Args:
-        answers: Of each query.
+        rankings: Of each query.
         qrels: Of the same queries.
         legs: Which of them to weigh.
         value_of: The measure.
-        depth: How many of the best documents it looks at.
     """
     grid = _simplex(len(legs))
+    evenness = -np.abs(grid - 1 / len(legs)).sum(axis=1)
     best: tuple[float, float] = (-1.0, 0.0)
     chosen = Weighted()
     for normalization in _NORMALIZATIONS:
         totals = np.zeros(len(grid))
         each = Weighted(dict.fromkeys(legs, 1.0), normalization)
-        for own, judged in zip(answers, qrels, strict=True):
+        for own, judged in zip(rankings, qrels, strict=True):
             parts = each.parts({leg: own[leg] for leg in legs})
             names = sorted(parts)
             table = np.array([[parts[name][leg] for leg in legs] for name in names])
-            scores = table.reshape(-1, len(legs)) @ grid.T
+            scores = grid @ table.reshape(-1, len(legs)).T
             # Names are sorted, so that a stable sort puts equal scores in the order of ids.
-            for point, order in enumerate(np.argsort(-scores, axis=0, kind="stable").T):
-                totals[point] += value_of([names[i] for i in order[:depth].tolist()], judged)
-        evenness = -np.abs(grid - 1 / len(legs)).sum(axis=1)
+            order = np.argsort(-scores, axis=1, kind="stable")
+            totals += value_of(_gains(names, judged)[order], judged)
         for point in range(len(grid)):
             value = (round(float(totals[point]), 9), round(float(evenness[point]), 9))
             if value > best:
@@ -303,29 +296,28 @@ def _simplex(legs: int) -> np.ndarray:
     return np.array(points) / steps
 
 
+def _gains(names: Sequence[str], judged: Judged) -> np.ndarray:
+    return np.array([max(judged.get(name, 0), 0) for name in names], float)
+
+
 def _measure(name: str) -> Measure:
     form = re.fullmatch(r"(R|nDCG|RR)@([1-9][0-9]{0,4})", name)
     if form is None:
-        raise InputError(name, "is no measure to fit by; such are R@1, nDCG@10 and RR@10")
+        rule = "is not a measure to fit by; measures are such as R@1, nDCG@10 and RR@10"
+        raise InputError(name, rule)
     kind, depth = form[1], int(form[2])
-    value_of = {"R": _recall, "nDCG": _ndcg, "RR": _reciprocal}[kind]
-    return lambda ranked, judged: value_of(ranked[:depth], judged, depth)
 
+    def value(gains: np.ndarray, judged: Judged) -> np.ndarray:
+        gains = gains[..., :depth]
+        ideal = np.array(sorted(judged.values(), reverse=True), float)
+        ideal = ideal[ideal > 0]
+        if not gains.shape[-1]:
+            return np.zeros(gains.shape[:-1])
+        if kind == "R":
+            return recall_curve_of(gains, len(ideal))[..., -1]
+        if kind == "nDCG":
+            return np.asarray(dcg(gains) / dcg(ideal[:depth]))
+        found = gains > 0
+        return np.where(found.any(axis=-1), 1 / (found.argmax(axis=-1) + 1), 0.0)
 
-def _recall(ranked: Sequence[str], judged: Judged, depth: int) -> float:
-    relevant = {name for name, value in judged.items() if value > 0}
-    return len(relevant.intersection(ranked)) / len(relevant)
-
-
-def _ndcg(ranked: Sequence[str], judged: Judged, depth: int) -> float:
-    gains = [max(judged.get(name, 0), 0) for name in ranked]
-    ideal = sorted((value for value in judged.values() if value > 0), reverse=True)[:depth]
-    return _discounted(gains) / _discounted(ideal)
-
-
-def _discounted(gains: Sequence[int]) -> float:
-    return math.fsum(gain / math.log2(rank + 1) for rank, gain in enumerate(gains, 1) if gain)
-
-
-def _reciprocal(ranked: Sequence[str], judged: Judged, depth: int) -> float:
-    return next((1 / r for r, name in enumerate(ranked, 1) if judged.get(name, 0) > 0), 0.0)
+    return value

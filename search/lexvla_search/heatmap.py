@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Protocol, cast
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from lexvla.encoding import Encoding
+from lexvla.encoding import Encoder, Encoding
 from lexvla.errors import InputError, UnsupportedError
-from lexvla_search.explanation import Explanation
 
-__all__ = ["heatmap", "match_map", "patch_map", "word_map"]
+__all__ = ["WordMapper", "heatmap", "match_map", "patch_map", "word_map"]
 
 MIN_SIDE, MAX_SIDE = 384, 1024  # the longer side of the picture, in pixels
 GLOW = 0.8  # how far the strongest patch is covered by its colour
@@ -26,14 +25,11 @@ _COLOURS = np.array([[110, 0, 10], [214, 40, 15], [252, 146, 32], [255, 238, 140
 
 
 def patch_map(patches: Iterable[tuple[int, float]], grid: tuple[int, int]) -> np.ndarray:
-    """Lay weights of patches over the grid; weights of one patch add up.
+    """Return the weights of patches as (rows, columns); weights of one patch add up.
 
     Args:
         patches: Pairs of patch number, counted row by row, and weight.
         grid: Rows and columns of patches.
-
-    Raises:
-        ValueError: A patch lies outside the grid.
     """
     rows, columns = grid
     weights = np.zeros(rows * columns)
@@ -44,11 +40,53 @@ def patch_map(patches: Iterable[tuple[int, float]], grid: tuple[int, int]) -> np
     return weights.reshape(rows, columns)
 
 
-def match_map(model: Any, image: Image.Image, explanation: Explanation) -> np.ndarray:
-    """Return where all matched words were read from, each by what it adds to the score.
+class WordMapper(Encoder, Protocol):
+    """What an encoder may offer beside `Encoder`: where in an image it reads words.
 
-    A model with a ``heatmaps`` or ``heatmap`` method maps each word over the whole image; for
-    another model, each word lies on the one patch that the index keeps.
+    Without ``heatmaps``, a word lies on the one patch that the index keeps of it, for which the
+    grid must be known.
+    """
+
+    @property
+    def patch_grid(self) -> tuple[int, int]:
+        """Rows and columns of patches; patch numbers count row by row."""
+        ...
+
+    def heatmaps(self, image: Image.Image, words: Sequence[int]) -> np.ndarray:
+        """Return a map of at least 0 for each column of a vector: (n, rows, columns)."""
+        ...
+
+
+class Match(Protocol):
+    """A word that was found in an image; see `lexvla_search.explanation.TermMatch`."""
+
+    @property
+    def term(self) -> str:
+        """The piece as the vocabulary writes it."""
+        ...
+
+    @property
+    def product(self) -> float:
+        """What it adds to the lexical leg's score."""
+        ...
+
+    @property
+    def patch(self) -> int | None:
+        """The patch that it was read from, if known."""
+        ...
+
+
+class Matched(Protocol):
+    """What has matches, such as an `lexvla_search.Explanation`."""
+
+    @property
+    def matches(self) -> Sequence[Match]:
+        """The words that query and document share."""
+        ...
+
+
+def match_map(model: Encoder, image: Image.Image, explanation: Matched) -> np.ndarray:
+    """Return where all matched words were read from, each by its product; see `WordMapper`.
 
     Raises:
         InputError: Nothing matched, or the index keeps no patches of the matches.
@@ -58,17 +96,16 @@ def match_map(model: Any, image: Image.Image, explanation: Explanation) -> np.nd
     columns = [model.vocabulary.id(match.term) for match in matches]
     maps = _maps(model, image, columns) if matches else None
     if maps is not None:
-        return np.sum(
-            [_contrast(m) * match.product for m, match in zip(maps, matches, strict=True)], axis=0
-        )
-    placed = [(m.patch, m.product) for m in explanation.matches if m.patch is not None]
+        products = [match.product for match in matches]
+        return np.sum([_contrast(m) * p for m, p in zip(maps, products, strict=True)], axis=0)
+    placed = [(match.patch, match.product) for match in matches if match.patch is not None]
     if not placed:
         raise InputError("heat map", "no matched word has a place in the image")
     return patch_map(placed, _grid(model))
 
 
-def word_map(model: Any, image: Image.Image, word: str, document: Encoding) -> np.ndarray:
-    """Return where one word was read from, whether a query asks for it or not.
+def word_map(model: Encoder, image: Image.Image, word: str, document: Encoding) -> np.ndarray:
+    """Return where one word was read from, whether or not a query asks for it.
 
     Raises:
         InputError: The vocabulary has no such word, or the document has no patch of it.
@@ -87,18 +124,15 @@ def word_map(model: Any, image: Image.Image, word: str, document: Encoding) -> n
 
 
 def heatmap(image: Image.Image, weights: np.ndarray, caption: str = "") -> Image.Image:
-    """Draw an image whose patches glow by their weights, with a caption under it.
+    """Draw an image whose patches glow by their weights.
 
     Args:
         image: The picture that the patches were cut from.
         weights: One weight of at least 0 for each patch, as (rows, columns) over the whole image.
-        caption: Text for the strip under the picture; without it there is no strip.
+        caption: Text for a strip under the picture; no strip if empty.
 
     Returns:
         An RGB picture whose longer side, without the strip, is 384 to 1,024 pixels.
-
-    Raises:
-        ValueError: The weights are no table, or hold a value that is negative or not finite.
     """
     weights = np.asarray(weights, dtype=np.float32)
     if weights.ndim != 2 or weights.size == 0:
@@ -117,22 +151,17 @@ def heatmap(image: Image.Image, weights: np.ndarray, caption: str = "") -> Image
     return _with_caption(glowing, caption) if caption else glowing
 
 
-def _maps(model: Any, image: Image.Image, columns: list[int]) -> Sequence[np.ndarray] | None:
-    """Return a map for each column of a vector, by one pass of the model where it can do so."""
-    if callable(getattr(model, "heatmaps", None)):
-        maps: np.ndarray = model.heatmaps(image, columns)
-        return list(maps)
-    if callable(getattr(model, "heatmap", None)):
-        return [model.heatmap(image, model.vocabulary.word(column)) for column in columns]
-    return None
+def _maps(model: Encoder, image: Image.Image, columns: list[int]) -> np.ndarray | None:
+    if not hasattr(model, "heatmaps"):
+        return None
+    return cast(WordMapper, model).heatmaps(image, columns)
 
 
-def _grid(model: Any) -> tuple[int, int]:
-    grid = getattr(model, "patch_grid", None)
+def _grid(model: Encoder) -> tuple[int, int]:
+    grid: tuple[int, int] | None = getattr(model, "patch_grid", None)
     if grid is None:
         raise UnsupportedError(f"the model {model.name!r} does not say where its patches lie")
-    rows, columns = grid
-    return int(rows), int(columns)
+    return grid
 
 
 def _contrast(weights: np.ndarray) -> np.ndarray:

@@ -2,44 +2,41 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from lexvla_search.heatmap import heatmap, patch_map
-
-if TYPE_CHECKING:
-    from lexvla_search.explanation import Explanation
+from lexvla_search.heatmap import heatmap
 
 __all__ = ["draw"]
 
-MAX_BARS = 12  # words; the others are one bar together
 _WIDTH, _ROW, _MARGIN, _FONT = 420, 26, 14, 15
 _LABEL = 150  # pixels for the words
 _GROUND, _INK, _BAR, _LEG = (24, 20, 20), (250, 236, 214), (214, 90, 30), (96, 140, 190)
 
 
 def draw(
-    explanation: Explanation,
+    words: Sequence[tuple[str, float]],
+    legs: Sequence[tuple[str, float]],
+    total: float,
     image: Image.Image | None = None,
-    grid: tuple[int, int] | None = None,
     weights: np.ndarray | None = None,
 ) -> Image.Image:
-    """Draw what each word and leg adds as bars, beside the image; see `Explanation.picture`."""
-    bars = _bars(explanation)
+    """Draw what each word and leg adds to a total as bars, beside the image.
+
+    Args:
+        words: Names and parts.
+        legs: The same of the legs, in another colour.
+        total: The score under the bars.
+        image: The document's image; without it there are bars only.
+        weights: What glows in the image, as `heatmap` takes it.
+    """
+    bars = _bars(words, legs, total)
     if image is None:
         return bars
-    if weights is None and grid is not None:
-        placed = [
-            (match.patch, max(match.part, 0.0))
-            for match in explanation.matches
-            if match.patch is not None
-        ]
-        weights = patch_map(placed, grid) if placed else None
     # Without weights the image is shown as it is, at the size that a heat map has.
-    plain = np.zeros((1, 1)) if weights is None else weights
-    shown = heatmap(image, plain)
+    shown = heatmap(image, np.zeros((1, 1)) if weights is None else weights)
     if weights is None:
         shown = image.convert("RGB").resize(shown.size, Image.Resampling.BICUBIC)
     canvas = Image.new("RGB", (bars.width + shown.width, max(bars.height, shown.height)), _GROUND)
@@ -48,16 +45,10 @@ def draw(
     return canvas
 
 
-def _bars(explanation: Explanation) -> Image.Image:
-    rows = [(m.word, m.part, _BAR) for m in explanation.matches[:MAX_BARS]]
-    rest = explanation.matches[MAX_BARS:]
-    if rest:
-        rows.append((f"+{len(rest)} more", float(sum(m.part for m in rest)), _BAR))
-    rows += [
-        (f"[{part.leg}]", part.part, _LEG)
-        for part in explanation.parts
-        if part.leg != "lexical" or not explanation.matches
-    ]
+def _bars(
+    words: Sequence[tuple[str, float]], legs: Sequence[tuple[str, float]], total: float
+) -> Image.Image:
+    rows = [(*word, _BAR) for word in words] + [(*leg, _LEG) for leg in legs]
     height = 2 * _MARGIN + _ROW * (len(rows) + 1)
     canvas = Image.new("RGB", (_WIDTH, height), _GROUND)
     pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(_FONT)
@@ -69,7 +60,7 @@ def _bars(explanation: Explanation) -> Image.Image:
         left, length = _MARGIN + _LABEL, abs(part) / longest * room
         pen.rectangle((left, top + 4, left + length, top + _ROW - 8), fill=colour)
         pen.text((left + length + 6, top), f"{part:.3f}", font=font, fill=_INK)
-    said = f"score {explanation.score:.3f}"
+    said = f"score {total:.3f}"
     pen.text((_MARGIN, _MARGIN + len(rows) * _ROW), said, font=font, fill=_INK)
     return canvas
 

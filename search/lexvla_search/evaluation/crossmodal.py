@@ -8,24 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from scipy import sparse
-from tqdm import tqdm
 
-from lexvla.encoding import Encoder, Encoding
+from lexvla.encoding import Encoding
 from lexvla.errors import UnsupportedError
-from lexvla_search.evaluation.sparsity import keep_heaviest
+from lexvla_search.evaluation.retrieval import ranks, within
 
 __all__ = [
     "ClassFigures",
     "MatchedLeg",
     "PairFigures",
     "class_recall",
-    "encode_images",
-    "encode_texts",
     "paired_recall_any",
     "scores_of",
     "zero_shot",
@@ -50,7 +45,7 @@ class PairFigures:
     rsum: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values that JSON can hold."""
+        """Return plain values for JSON."""
         return asdict(self)
 
 
@@ -67,14 +62,14 @@ class ClassFigures:
     per_class: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values that JSON can hold."""
+        """Return plain values for JSON."""
         return asdict(self)
 
 
 def scores_of(queries: Encoding, items: Encoding, leg: MatchedLeg) -> np.ndarray:
     """Return (queries, items) float32 dot products; ``-inf`` where no word is shared.
 
-    ``both`` adds up words and dense vectors, and there nothing is ``-inf``.
+    ``both`` adds up words and dense vectors; then nothing is ``-inf``.
 
     Raises:
         UnsupportedError: An encoding has no dense vectors.
@@ -101,18 +96,17 @@ def paired_recall_any(
     leg: MatchedLeg = "lexical",
     ks: Sequence[int] = (1, 5, 10),
 ) -> PairFigures:
-    """Return recall in both directions; of an image's captions, any one that is found counts.
+    """Return recall in both directions; for an image, its best caption counts.
 
     Args:
         texts: All captions.
         images: All images; each has a caption.
         image_of: The number of each caption's image.
-        leg: By what to compare.
+        leg: What to compare by.
         ks: The depths.
 
     Raises:
         UnsupportedError: An encoding has no dense vectors.
-        ValueError: Captions and images do not pair up.
     """
     owner = np.asarray(image_of, dtype=int)
     if len(owner) != len(texts) or {*owner.tolist()} != {*range(len(images))}:
@@ -122,18 +116,15 @@ def paired_recall_any(
     blocks = [slice(at, at + _BLOCK) for at in range(0, len(texts), _BLOCK)]
     for block in blocks:
         scores = scores_of(texts[block], images, leg)
-        own = scores[np.arange(len(scores)), owner[block]]
-        places = (scores >= own[:, None]).sum(axis=1)
-        text_places[block] = np.where(np.isneginf(own), np.inf, places)
-        np.maximum.at(best, owner[block], own)
+        text_places[block] = ranks(scores, owner[block])
+        np.maximum.at(best, owner[block], scores[np.arange(len(scores)), owner[block]])
     before = np.zeros(len(images))  # captions of others that are not behind the best own one
     for block in blocks:
         scores = scores_of(texts[block], images, leg)
         scores[np.arange(len(scores)), owner[block]] = -np.inf
         before += (scores >= best).sum(axis=0)
     image_places = np.where(np.isneginf(best), np.inf, before + 1)
-    forth = {k: float(np.mean(text_places <= k)) for k in ks}
-    back = {k: float(np.mean(image_places <= k)) for k in ks}
+    forth, back = within(text_places, ks), within(image_places, ks)
     return PairFigures(forth, back, 100 * (sum(forth.values()) + sum(back.values())))
 
 
@@ -147,19 +138,18 @@ def class_recall(
 ) -> dict[int, float]:
     """Return, for each k, the share of images with one of their class among the k nearest.
 
-    An image whose class nothing else has counts as not found.
+    An image that is alone in its class counts as not found.
 
     Args:
-        queries: The images that are asked with.
+        queries: The images to ask with.
         labels: The class of each.
-        gallery: The images that are searched; ``None`` for the same without the one asked with.
+        gallery: The images to search; ``None`` for all other queries.
         gallery_labels: The class of each.
-        leg: By what to compare.
+        leg: What to compare by.
         ks: The depths.
 
     Raises:
         UnsupportedError: An encoding has no dense vectors.
-        ValueError: The numbers of labels differ, or there are no images.
     """
     items = queries if gallery is None else gallery
     theirs = np.asarray(labels if gallery is None else gallery_labels)
@@ -178,7 +168,7 @@ def class_recall(
         best = np.where(same, scores, -np.inf).max(axis=1)
         ahead = ((scores >= best[:, None]) & ~same).sum(axis=1)
         places[at : at + _BLOCK] = np.where(np.isneginf(best), np.inf, ahead + 1)
-    return {k: float(np.mean(places <= k)) for k in ks}
+    return within(places, ks)
 
 
 def zero_shot(
@@ -196,12 +186,11 @@ def zero_shot(
         labels: The class of each.
         names: The encoded class names.
         name_labels: The class of each name, each once.
-        leg: By what to compare.
+        leg: What to compare by.
         ks: The depths.
 
     Raises:
         UnsupportedError: An encoding has no dense vectors.
-        ValueError: The numbers of labels differ, a class comes twice or has no name.
     """
     columns = {label: column for column, label in enumerate(name_labels)}
     if len(columns) != len(names) or len(labels) != len(images) or not {*labels} <= columns.keys():
@@ -210,40 +199,7 @@ def zero_shot(
     places = np.empty(len(labels))
     for at in range(0, len(labels), _BLOCK):
         scores = scores_of(images[at : at + _BLOCK], names, leg)
-        own = scores[np.arange(len(scores)), own_at[at : at + _BLOCK]]
-        found = (scores >= own[:, None]).sum(axis=1)
-        places[at : at + _BLOCK] = np.where(np.isneginf(own), np.inf, found)
+        places[at : at + _BLOCK] = ranks(scores, own_at[at : at + _BLOCK])
     right = places <= 1
     shares = [float(right[own_at == column].mean()) for column in np.unique(own_at)]
-    return ClassFigures({k: float(np.mean(places <= k)) for k in ks}, float(np.mean(shares)))
-
-
-def encode_images(
-    model: Encoder, paths: Sequence[Path], batch_size: int = 64, active: int | None = None
-) -> Encoding:
-    """Encode images, and keep only so many words of each. Progress is shown on a terminal.
-
-    Raises:
-        InputError: An image cannot be read.
-    """
-    return _encode(model.encode_image, list(paths), batch_size, active, " batches of images")
-
-
-def encode_texts(
-    model: Encoder, texts: Sequence[str], batch_size: int = 64, active: int | None = None
-) -> Encoding:
-    """Encode texts, and keep only so many words of each. Progress is shown on a terminal."""
-    return _encode(model.encode_text, list(texts), batch_size, active, " batches of texts")
-
-
-def _encode(
-    encode: Any, items: Sequence[Any], size: int, active: int | None, unit: str
-) -> Encoding:
-    parts = []
-    for at in tqdm(range(0, len(items), size), unit=unit, disable=None):
-        part = encode(items[at : at + size])
-        lexical: sparse.csr_array = part.lexical
-        if active is not None:
-            lexical = keep_heaviest(lexical, active)
-        parts.append(Encoding(lexical, dense=part.dense))  # patches are of no use here
-    return Encoding.concat(parts)
+    return ClassFigures(within(places, ks), float(np.mean(shares)))

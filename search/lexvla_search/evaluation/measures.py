@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from lexvla.errors import GatheredInputError, InputError, OptionalDependencyError
+from lexvla_search.evaluation.retrieval import recall_curve_of
 
 __all__ = ["MEASURES", "Measured", "deepest", "measure", "parse_measures", "recall_curve"]
 
@@ -35,7 +36,7 @@ def parse_measures(names: str | Iterable[str]) -> list[str]:
         names: Such as ``"R@1 nDCG@10"``, or several such texts.
 
     Raises:
-        GatheredInputError: A name is no measure, or nothing that is installed gives it.
+        GatheredInputError: A name is not a measure, or no installed package computes it.
         InputError: There are no names.
         OptionalDependencyError: ir-measures is missing.
     """
@@ -67,8 +68,8 @@ def measure(
     """Measure a run as trec_eval does with ``-c``.
 
     The mean is over the queries of the judgements: one that the run does not answer counts 0, and
-    one without judgements counts nothing. Documents stand by score, as float32; equal ones by id
-    descending, which is trec_eval's rule. Runs of this project have no equal scores; see
+    one without judgements is ignored. Documents are ordered by score, as float32, equal scores by
+    id descending: trec_eval's rule. Runs of this project have no equal scores; see
     `lexvla_search.evaluation.trec.falling`.
 
     Args:
@@ -77,7 +78,7 @@ def measure(
         measures: Names, as `parse_measures` takes them.
 
     Raises:
-        InputError: There are no judgements, a score is not finite, or a name is no measure.
+        InputError: There are no judgements, a score is not finite, or a name is not a measure.
         OptionalDependencyError: ir-measures is missing.
     """
     if not qrels:
@@ -99,7 +100,7 @@ def measure(
 def recall_curve(
     run: Mapping[str, Mapping[str, float]], qrels: Mapping[str, Mapping[str, int]], depth: int
 ) -> list[float]:
-    """Return mean R@k of a run for k from 1 to the depth. Order and mean are those of `measure`.
+    """Return mean R@k of a run for k from 1 to the depth; see `measure` for order and mean.
 
     A query without a relevant document counts 0.
 
@@ -110,12 +111,11 @@ def recall_curve(
         raise InputError("the judgements", "are empty")
     total = np.zeros(depth)
     for query, judged in qrels.items():
-        relevant = [name for name, relevance in judged.items() if relevance > 0]
-        found = _places(query, run.get(query, {}))
-        places = [len(found) - found[name] for name in relevant if name in found]
-        for place in places:
-            if place < depth:
-                total[place:] += 1 / len(relevant)
+        ordered = [*reversed(_places(query, run.get(query, {})))][:depth]
+        gains = np.zeros(depth)
+        gains[: len(ordered)] = [judged.get(name, 0) for name in ordered]
+        relevant = sum(relevance > 0 for relevance in judged.values())
+        total += recall_curve_of(gains, relevant) if relevant else 0
     return [float(value) for value in total / len(qrels)]
 
 
@@ -134,13 +134,15 @@ def _measure(name: str) -> Any:
     try:
         parsed = library.parse_measure(name)
     except (NameError, ValueError, SyntaxError) as error:
-        raise InputError(name, "is no measure; such are R@1, nDCG@10, RR, AP, P@5") from error
+        raise InputError(
+            name, "is not a measure; measures are such as R@1, nDCG@10, RR, AP, P@5"
+        ) from error
     cutoff = parsed.params.get("cutoff", 1)
     if not isinstance(cutoff, int) or cutoff < 1:
         raise InputError(name, "its cutoff must be a whole number of at least 1")
     providers = library.providers.registry.values()
     if not any(one.is_available() and one.supports(parsed) for one in providers):
-        raise InputError(name, "nothing that is installed gives this measure")
+        raise InputError(name, "no installed package computes this measure")
     return parsed
 
 

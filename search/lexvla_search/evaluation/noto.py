@@ -13,7 +13,8 @@ from scipy import sparse
 
 from lexvla.data.phrasings import plural, title_case
 from lexvla.encoding import Encoder, Encoding
-from lexvla_search.evaluation.retrieval import ndcg_at_k, precision_at_k, recall_at_k
+from lexvla_search.evaluation.batches import encode_in_batches
+from lexvla_search.evaluation.retrieval import dcg, ndcg_at_k, precision_at_k, recall_at_k
 
 __all__ = ["KS", "PHRASINGS", "NotoFigures", "NotoItem", "evaluate_noto", "tag_relevance"]
 
@@ -130,17 +131,15 @@ class NotoFigures:
 
 
 def evaluate_noto(model: Encoder, items: Sequence[NotoItem]) -> NotoFigures:
-    """Encode every image, label and tag, and measure retrieval by each leg and by their sums.
-
-    Raises:
-        ValueError: There are no items, or no tag that 3 to 60 of them bear.
-    """
-    images = _encode_images(model, items)
-    labels = _encode_texts(model, [item.label for item in items])
+    """Encode every image, label and tag, and measure retrieval by each leg and by their sums."""
+    starts = range(0, len(items), _BATCH)  # images are opened batch by batch
+    batches = ([item.image for item in items[at : at + _BATCH]] for at in starts)
+    images = Encoding.concat([model.encode_image(batch) for batch in batches])
+    labels = encode_in_batches(model.encode_text, [item.label for item in items])
     tags, relevant = tag_relevance(items)
     own = range(len(items))
     by_label = sparse.csr_array(labels.lexical @ images.lexical.T)
-    by_tag = sparse.csr_array(_encode_texts(model, tags).lexical @ images.lexical.T)
+    by_tag = sparse.csr_array(encode_in_batches(model.encode_text, tags).lexical @ images.lexical.T)
     label_to_image = recall_at_k(by_label, own, KS)
     legs: dict[str, dict[int, float]] = {}
     unused: float | None = None
@@ -194,26 +193,13 @@ def _phrasings(model: Encoder, items: Sequence[NotoItem], images: Encoding) -> d
     """Return R@1 of label to image by words for each of `PHRASINGS`."""
     found = {}
     for name, phrasing in PHRASINGS.items():
-        texts = _encode_texts(model, [phrasing(item.label) for item in items])
+        texts = encode_in_batches(model.encode_text, [phrasing(item.label) for item in items])
         by_text = sparse.csr_array(texts.lexical @ images.lexical.T)
         found[name] = recall_at_k(by_text, range(len(items)), (1,))[1]
     return found
 
 
 def _chance_ndcg(relevant: np.ndarray, k: int) -> float:
-    discounts = 1 / np.log2(np.arange(2, min(k, relevant.shape[1]) + 2))
-    bearers = relevant.sum(axis=1)
-    ideal = np.cumsum(discounts)[np.minimum(bearers, len(discounts)) - 1]
-    return float(np.mean(bearers / relevant.shape[1] * discounts.sum() / ideal))
-
-
-def _encode_images(model: Encoder, items: Sequence[NotoItem]) -> Encoding:
-    starts = range(0, len(items), _BATCH)
-    return Encoding.concat(
-        [model.encode_image([item.image for item in items[at : at + _BATCH]]) for at in starts]
-    )
-
-
-def _encode_texts(model: Encoder, texts: Sequence[str]) -> Encoding:
-    starts = range(0, len(texts), _BATCH)
-    return Encoding.concat([model.encode_text(list(texts[at : at + _BATCH])) for at in starts])
+    ideal = np.sort(relevant, axis=1)[:, ::-1][:, :k].astype(float)
+    expected = np.broadcast_to(relevant.mean(axis=1, keepdims=True), ideal.shape)
+    return float(np.mean(dcg(expected) / dcg(ideal)))

@@ -21,7 +21,8 @@ from scipy import sparse
 
 from lexvla.encoding import Encoder, Encoding
 from lexvla.errors import InputError
-from lexvla_search.evaluation.retrieval import Scores, ranks
+from lexvla_search.evaluation.batches import encode_in_batches
+from lexvla_search.evaluation.retrieval import Scores, ranks, within
 
 __all__ = [
     "KS",
@@ -266,9 +267,7 @@ def evaluate_photographs(
     if not items or not scenes:
         raise ValueError("there must be items and scenes")
     texts = [item.caption for item in items]
-    captions = Encoding.concat(
-        [model.encode_text(texts[at : at + _BATCH]) for at in range(0, len(texts), _BATCH)]
-    )
+    captions = encode_in_batches(model.encode_text, texts, _BATCH)
     near_class = np.array([names_class(text, words) for text in texts])
     white, where = _encode(model, (on_white(item.cutout) for item in items))
     there, where_there = _encode(
@@ -345,8 +344,8 @@ def _measure(
     if where is not None and images.patches is not None:
         pointing, chance = _pointing(images, images.patches, where), float(where.mean())
     return PictureFigures(
-        recall={legs: _recall(of) for legs, of in places.items()},
-        class_recall={legs: _recall(of[near_class]) for legs, of in places.items()}
+        recall={legs: within(of, KS) for legs, of in places.items()},
+        class_recall={legs: within(of[near_class], KS) for legs, of in places.items()}
         if near_class.any()
         else None,
         words_per_image=images.lexical.nnz / len(images),
@@ -365,10 +364,6 @@ def _scores(captions: Encoding, images: Encoding) -> dict[str, Scores]:
             by_codes = sparse.csr_array(captions.codes @ images.codes.T)
             scores["words, codes and dense"] = both + by_codes.toarray()
     return scores
-
-
-def _recall(places: np.ndarray) -> dict[int, float]:
-    return {k: float(np.mean(places <= k)) for k in KS}
 
 
 def _pointing(images: Encoding, patches: np.ndarray, where: np.ndarray) -> float:

@@ -1,9 +1,9 @@
-"""Measures over a matrix of scores: a row for each query, a column for each item.
+"""Measures over scores, ranks and gains, as arrays with a row for each query.
 
-In a sparse matrix an item that is not stored was not retrieved; in a dense one, an item whose
-score is ``-inf`` or ``nan``. An item that was not retrieved counts as not found, whatever k, so an
-unanswered query counts 0 and stays in the mean. Ties count against: an item ranks behind all
-others of its score, so that a constant score finds nothing.
+In a sparse matrix of scores an item that is not stored was not retrieved; in a dense one, an item
+whose score is ``-inf`` or ``nan``. Such an item counts as not found, whatever k, so an unanswered
+query counts 0 and stays in the mean. Ties count against: an item ranks behind all others with its
+score, so that a constant score finds nothing.
 """
 
 from __future__ import annotations
@@ -14,20 +14,25 @@ from typing import TypeAlias
 import numpy as np
 from scipy import sparse
 
-__all__ = ["ndcg_at_k", "precision_at_k", "ranks", "recall_at_k"]
+__all__ = [
+    "dcg",
+    "ndcg_at_k",
+    "precision_at_k",
+    "ranks",
+    "recall_at_k",
+    "recall_curve_of",
+    "within",
+]
 
 Scores: TypeAlias = np.ndarray | sparse.csr_array
 
 
-def ranks(scores: Scores, relevant_index: Sequence[int]) -> np.ndarray:
+def ranks(scores: Scores, relevant_index: Sequence[int] | np.ndarray) -> np.ndarray:
     """Return the rank of each query's one relevant item, from 1; ``inf`` if not retrieved.
 
     Args:
         scores: (queries, items).
         relevant_index: The column of each query's relevant item.
-
-    Raises:
-        ValueError: The number of queries differs, or a column is out of range.
 
     Example:
         >>> ranks(np.array([[0.5, 0.9, 0.5]]), [0])
@@ -44,6 +49,11 @@ def ranks(scores: Scores, relevant_index: Sequence[int]) -> np.ndarray:
     return np.where(np.isneginf(own[:, 0]), np.inf, places)
 
 
+def within(places: np.ndarray, ks: Sequence[int]) -> dict[int, float]:
+    """Return, for each k, the share of ranks up to k."""
+    return {k: float(np.mean(places <= k)) for k in ks}
+
+
 def recall_at_k(
     scores: Scores, relevant_index: Sequence[int], ks: Sequence[int]
 ) -> dict[int, float]:
@@ -54,9 +64,6 @@ def recall_at_k(
         relevant_index: The column of each query's relevant item.
         ks: The depths to measure at.
 
-    Raises:
-        ValueError: There are no queries, or `ranks` refuses them.
-
     Example:
         >>> recall_at_k(np.array([[0.9, 0.1], [0.8, 0.2]]), [0, 1], [1, 2])
         {1: 0.5, 2: 1.0}
@@ -64,7 +71,26 @@ def recall_at_k(
     places = ranks(scores, relevant_index)
     if not len(places):
         raise ValueError("no queries to measure")
-    return {k: float(np.mean(places <= k)) for k in ks}
+    return within(places, ks)
+
+
+def recall_curve_of(gains: np.ndarray, relevant: int) -> np.ndarray:
+    """Return recall at each depth: (..., k) shares of the relevant items that were found by then.
+
+    Args:
+        gains: (..., k) the relevance of what stands at each rank; above 0 is relevant.
+        relevant: How many items are relevant.
+    """
+    return np.cumsum(gains > 0, axis=-1) / relevant
+
+
+def dcg(gains: np.ndarray) -> np.ndarray:
+    """Return the discounted cumulative gain of ranked items: (...,) of (..., k) gains.
+
+    References:
+        Järvelin, Kekäläinen: Cumulated Gain-Based Evaluation of IR Techniques. TOIS 2002.
+    """
+    return gains @ (1 / np.log2(np.arange(2, gains.shape[-1] + 2)))
 
 
 def precision_at_k(scores: Scores, relevant: np.ndarray | sparse.csr_array, k: int) -> float:
@@ -74,35 +100,20 @@ def precision_at_k(scores: Scores, relevant: np.ndarray | sparse.csr_array, k: i
         scores: (queries, items).
         relevant: (queries, items), true where the item is relevant; at least one in each row.
         k: The depth.
-
-    Raises:
-        ValueError: The shapes differ, there are no queries, or one has nothing relevant.
     """
-    gains = _gains(scores, relevant, k)
-    return float(np.mean(gains.sum(axis=1) / k))
+    return float(np.mean(_gains(scores, _truth(relevant), k).sum(axis=1) / k))
 
 
 def ndcg_at_k(scores: Scores, relevant: np.ndarray | sparse.csr_array, k: int) -> float:
-    """Return the mean nDCG of the first k, relevance being yes or no.
-
-    Args:
-        scores: (queries, items).
-        relevant: (queries, items), true where the item is relevant; at least one in each row.
-        k: The depth.
-
-    Raises:
-        ValueError: The shapes differ, there are no queries, or one has nothing relevant.
-    """
-    gains = _gains(scores, relevant, k)
-    discounts = 1 / np.log2(np.arange(2, gains.shape[1] + 2))
-    best = np.concatenate([[0.0], np.cumsum(discounts)])
-    ideal = best[np.minimum(_truth(relevant).sum(axis=1), len(discounts))]
-    return float(np.mean(gains @ discounts / ideal))
+    """Return the mean nDCG of the first k with binary relevance; see `precision_at_k`."""
+    truth = _truth(relevant)
+    ideal = np.sort(truth, axis=1)[:, ::-1][:, :k].astype(float)
+    return float(np.mean(dcg(_gains(scores, truth, k)) / dcg(ideal)))
 
 
-def _gains(scores: Scores, relevant: np.ndarray | sparse.csr_array, k: int) -> np.ndarray:
-    """Return 1 where the item at a place of the answer is relevant: (queries, first k)."""
-    matrix, truth = _dense(scores), _truth(relevant)
+def _gains(scores: Scores, truth: np.ndarray, k: int) -> np.ndarray:
+    """Return 1 where the item at a rank is relevant: (queries, first k)."""
+    matrix = _dense(scores)
     if matrix.shape != truth.shape:
         raise ValueError(f"scores have the shape {matrix.shape}, relevance {truth.shape}")
     if k < 1:

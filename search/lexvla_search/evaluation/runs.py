@@ -17,7 +17,7 @@ from lexvla.images import ImageSource, open_image
 from lexvla_indexer.base import Index
 from lexvla_indexer.legs import Leg
 from lexvla_search.encoded_query import encode_query
-from lexvla_search.evaluation.sparsity import keep_heaviest
+from lexvla_search.evaluation.batches import keep_heaviest
 from lexvla_search.evaluation.trec import Qrels, Read, Run, falling
 from lexvla_search.fusion import FUSIONS, LEGS, FusionName
 from lexvla_search.query import Query

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from copy import copy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from scipy import sparse
-from tqdm import tqdm
 
-from lexvla.encoding import Encoder
+from lexvla.encoding import Encoder, Encoding
 from lexvla.errors import OptionalDependencyError
 from lexvla.images import ImageSource
-from lexvla_search.evaluation.retrieval import ranks
+from lexvla_search.evaluation.batches import encode_in_batches, keep_heaviest
+from lexvla_search.evaluation.crossmodal import paired_recall_any
 
 __all__ = [
     "KEPT",
@@ -23,8 +22,6 @@ __all__ = [
     "SparsityFigures",
     "SparsityPoint",
     "evaluate_sparsity",
-    "keep_heaviest",
-    "paired_recall",
     "plot_sparsity",
 ]
 
@@ -32,7 +29,6 @@ KS = (1, 5, 10)
 KEPT = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 Side = Literal["both", "images", "texts"]
 _MOST_WEIGHTS = 2**27  # that the vectors with all words may hold: 1 GiB
-_BLOCK = 512  # images whose vectors are dense in memory at one time
 
 
 @dataclass(frozen=True)
@@ -40,10 +36,10 @@ class SparsityPoint:
     """Retrieval with vectors cut to one size.
 
     Attributes:
-        kept: At most so many words of each vector; ``None`` for the model's own rule.
+        kept: The most words of each vector; ``None`` for the model's own rule.
         words_per_text: Mean number of active words of a text.
         words_per_image: Mean number of active words of an image.
-        sparsity_ratio: Share of the vocabulary that is not active, over the side that is cut.
+        sparsity_ratio: Share of the vocabulary that is inactive, over the side that is cut.
         text_to_image: R@k of finding a text's image.
         image_to_text: R@k of finding one of an image's texts.
     """
@@ -81,61 +77,8 @@ class SparsityFigures:
     own: SparsityPoint
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values that JSON can hold."""
+        """Return plain values for JSON."""
         return asdict(self)
-
-
-def keep_heaviest(vectors: sparse.csr_array, kept: int) -> sparse.csr_array:
-    """Keep the heaviest words of each vector; of equal ones, those of the lower columns.
-
-    Args:
-        vectors: (n, V) float32 CSR.
-        kept: At most so many words of each row.
-
-    Returns:
-        (n, V) float32 CSR, weights as they were.
-    """
-    # By blocks, as sorting takes several times the memory of what it sorts.
-    blocks = [_cut(vectors[at : at + _BLOCK], kept) for at in _starts(vectors.shape[0])]
-    return sparse.csr_array(sparse.vstack(blocks, format="csr"))
-
-
-def paired_recall(
-    texts: sparse.csr_array, images: sparse.csr_array, image_of: Sequence[int]
-) -> tuple[dict[int, float], dict[int, float]]:
-    """Return R@1, R@5 and R@10 of text to image, and of image to one of its texts.
-
-    Ties count against, and an image that shares no word with the text is not retrieved. The scores
-    of all pairs are in memory, at 4 bytes each.
-
-    Args:
-        texts: (t, V) vectors.
-        images: (i, V) vectors.
-        image_of: The number of each text's image; every image has a text.
-    """
-    scores = _scores(texts, images)
-    to_image = np.concatenate(
-        [
-            ranks(scores[at : at + _BLOCK], image_of[at : at + _BLOCK])
-            for at in _starts(len(image_of))
-        ]
-    )
-    # Of an image's texts the best one counts, and the others are not in its way.
-    best = [-1] * images.shape[0]
-    for text, image in enumerate(image_of):
-        if best[image] < 0 or scores[text, image] > scores[best[image], image]:
-            if best[image] >= 0:
-                scores[best[image], image] = -np.inf
-            best[image] = text
-        else:
-            scores[text, image] = -np.inf
-    to_text = np.concatenate(
-        [ranks(scores[:, at : at + _BLOCK].T, best[at : at + _BLOCK]) for at in _starts(len(best))]
-    )
-    return (
-        {k: float(np.mean(to_image <= k)) for k in KS},
-        {k: float(np.mean(to_text <= k)) for k in KS},
-    )
 
 
 def evaluate_sparsity(
@@ -150,39 +93,38 @@ def evaluate_sparsity(
 ) -> SparsityFigures:
     """Measure retrieval with the heaviest words of each vector, for rising numbers of words.
 
-    Items are encoded by the model's own rule, and once more with all words; weights are not brought
-    to unit length again after the cut. While it runs, the model's configuration is changed. Of a
-    large set, the vectors keep only so many words as 1 GiB holds, and the study ends there.
+    Items are encoded by the model's own rule, and once more with all words; weights are not scaled
+    to unit length again after the cut. For a large set, the vectors keep only as many words as fit
+    into 1 GiB, and the study ends there.
 
     Args:
-        model: The encoder. One without a ``config`` gives no more words than its rule keeps.
+        model: The encoder. One without a ``config`` gives only the words that its rule keeps.
         images: Paths or images.
         texts: At least one for each image.
         image_of: The number of each text's image; by default the i-th text has the i-th image.
         side: Cut the vectors of images, of texts, or of both.
-        kept: Numbers of words to keep; those that the vocabulary or memory has not are left out.
+        kept: Numbers of words to keep; those beyond vocabulary or memory are left out.
         batch_size: Items in one pass.
         show_progress_bar: On stderr; ``None`` shows it if that is a terminal.
 
     Raises:
         InputError: An image cannot be read.
-        ValueError: Texts and images do not pair up.
     """
     pairs = range(len(texts)) if image_of is None else image_of
     if len(pairs) != len(texts) or not texts or {*pairs} != {*range(len(images))}:
         raise ValueError("each text must have one of the images, and each image a text")
-    name, vocabulary = model.name, len(model.vocabulary)  # the name follows from the configuration
+    vocabulary = len(model.vocabulary)
     most = min(vocabulary, max(1, _MOST_WEIGHTS // (len(texts) + len(images))))
-    off = None if show_progress_bar is None else not show_progress_bar
-    own_texts = _encode(model.encode_text, texts, batch_size, off)
-    own_images = _encode(model.encode_image, images, batch_size, off)
-    with _all_words(model) as is_loose:
-        options = {"max_active_dims": most} if is_loose and most < vocabulary else {}
-        all_texts = all_images = None
-        if side != "images":
-            all_texts = _encode(model.encode_text, texts, batch_size, off, **options)
-        if side != "texts":
-            all_images = _encode(model.encode_image, images, batch_size, off, **options)
+
+    def encode(encode: Any, items: Sequence[Any], **options: Any) -> sparse.csr_array:
+        return encode_in_batches(encode, items, batch_size, show_progress_bar, **options).lexical
+
+    own_texts, own_images = encode(model.encode_text, texts), encode(model.encode_image, images)
+    loose = _with_all_words(model)
+    options = {"max_active_dims": most} if loose is not None and most < vocabulary else {}
+    whole = loose or model
+    all_texts = None if side == "images" else encode(whole.encode_text, texts, **options)
+    all_images = None if side == "texts" else encode(whole.encode_image, images, **options)
 
     def point(words: int | None) -> SparsityPoint:
         of_texts, of_images = own_texts, own_images
@@ -192,18 +134,18 @@ def evaluate_sparsity(
             of_images = keep_heaviest(all_images, words)
         cut = [of_texts] * (side != "images") + [of_images] * (side != "texts")
         active = sum(vectors.nnz for vectors in cut) / sum(vectors.shape[0] for vectors in cut)
-        to_image, to_text = paired_recall(of_texts, of_images, pairs)
+        found = paired_recall_any(Encoding(of_texts), Encoding(of_images), pairs, ks=KS)
         return SparsityPoint(
             kept=words,
             words_per_text=of_texts.nnz / len(texts),
             words_per_image=of_images.nnz / len(images),
             sparsity_ratio=1 - active / vocabulary,
-            text_to_image=to_image,
-            image_to_text=to_text,
+            text_to_image=found.text_to_image,
+            image_to_text=found.image_to_text,
         )
 
     return SparsityFigures(
-        model=name,
+        model=model.name,
         texts=len(texts),
         images=len(images),
         vocabulary=vocabulary,
@@ -258,51 +200,13 @@ def _mean_words(figures: SparsityFigures, point: SparsityPoint) -> float:
     return max((1 - point.sparsity_ratio) * figures.vocabulary, 1.0)
 
 
-@contextmanager
-def _all_words(model: Any) -> Iterator[bool]:
-    """Let a model keep all words of its vectors, and put its rule back; say whether it does."""
+def _with_all_words(model: Encoder) -> Encoder | None:
+    """Return a copy of a model that keeps all words of its vectors; ``None`` if it has no rule."""
     config = getattr(model, "config", None)
     if config is None:
-        yield False
-        return
-    before = config.sparsification, config.threshold
-    config.sparsification, config.threshold = "threshold", 0.0
-    try:
-        yield True
-    finally:
-        config.sparsification, config.threshold = before
-
-
-def _encode(
-    encode: Any, items: Sequence[Any], size: int, off: bool | None, **options: Any
-) -> sparse.csr_array:
-    starts = tqdm(range(0, len(items), size), unit=" batches", disable=off)
-    parts = [encode(list(items[at : at + size]), **options).lexical for at in starts]
-    return sparse.csr_array(sparse.vstack(parts, format="csr"))
-
-
-def _cut(vectors: sparse.csr_array, kept: int) -> sparse.csr_array:
-    counts = np.diff(vectors.indptr)
-    rows = np.repeat(np.arange(len(counts)), counts)
-    order = np.lexsort((vectors.indices, -vectors.data, rows))
-    place = np.arange(len(rows)) - np.repeat(vectors.indptr[:-1], counts)
-    chosen = np.sort(order[place < kept])
-    starts = np.concatenate([[0], np.minimum(counts, kept).cumsum()])
-    parts = vectors.data[chosen], vectors.indices[chosen], starts
-    return sparse.csr_array(parts, shape=vectors.shape)
-
-
-def _scores(texts: sparse.csr_array, images: sparse.csr_array) -> np.ndarray:
-    """Return (t, i) float32 scores, ``-inf`` where no word is shared.
-
-    Sparse by dense: each sum runs over a text's words in order, so equal vectors tie to the bit.
-    """
-    scores = np.empty((texts.shape[0], images.shape[0]), dtype=np.float32)
-    for at in _starts(images.shape[0]):
-        scores[:, at : at + _BLOCK] = texts @ images[at : at + _BLOCK].toarray().T
-    scores[scores == 0] = -np.inf
-    return scores
-
-
-def _starts(count: int) -> range:
-    return range(0, count, _BLOCK)
+        return None
+    loose: Any = copy(model)
+    loose.config = copy(config)
+    loose.config.sparsification, loose.config.threshold = "threshold", 0.0
+    made: Encoder = loose
+    return made

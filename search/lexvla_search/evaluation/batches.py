@@ -1,0 +1,72 @@
+"""Items encoded in batches, and cut to their heaviest words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+from tqdm import tqdm
+
+from lexvla.encoding import Encoding
+
+__all__ = ["encode_in_batches", "keep_heaviest"]
+
+_BLOCK = 512  # rows that are sorted at one time
+
+
+def encode_in_batches(
+    encode: Callable[..., Encoding],
+    items: Sequence[Any],
+    batch_size: int = 64,
+    show_progress_bar: bool | None = False,
+    unit: str = "batches",
+    active: int | None = None,
+    **options: Any,
+) -> Encoding:
+    """Encode items without their patches.
+
+    Args:
+        encode: A method of an encoder.
+        items: What it takes.
+        batch_size: Items in one pass.
+        show_progress_bar: On stderr; ``None`` shows it if that is a terminal.
+        unit: What the bar counts.
+        active: Keep at most this many words of each item.
+        options: More arguments of the method.
+    """
+    parts = []
+    off = None if show_progress_bar is None else not show_progress_bar
+    for at in tqdm(range(0, len(items), batch_size), unit=f" {unit}", disable=off):
+        part = encode(list(items[at : at + batch_size]), **options)
+        lexical = part.lexical if active is None else keep_heaviest(part.lexical, active)
+        parts.append(Encoding(lexical, None, part.codes, part.dense))
+    return Encoding.concat(parts)
+
+
+def keep_heaviest(vectors: sparse.csr_array, kept: int) -> sparse.csr_array:
+    """Keep the heaviest words of each vector; of equal ones, those of the lower columns.
+
+    Args:
+        vectors: (n, V) float32 CSR.
+        kept: The most words of a row to keep.
+
+    Returns:
+        (n, V) float32 CSR with unchanged weights.
+    """
+    # By blocks, as sorting takes several times the memory of what it sorts.
+    starts = range(0, vectors.shape[0], _BLOCK)
+    blocks = [_cut(vectors[at : at + _BLOCK], kept) for at in starts]
+    return sparse.csr_array(sparse.vstack(blocks, format="csr"))
+
+
+def _cut(vectors: sparse.csr_array, kept: int) -> sparse.csr_array:
+    counts = np.diff(vectors.indptr)
+    rows = np.repeat(np.arange(len(counts)), counts)
+    order = np.lexsort((vectors.indices, -vectors.data, rows))
+    place = np.arange(len(rows)) - np.repeat(vectors.indptr[:-1], counts)
+    chosen = np.sort(order[place < kept])
+    starts = np.concatenate([[0], np.minimum(counts, kept).cumsum()])
+    parts = vectors.data[chosen], vectors.indices[chosen], starts
+    return sparse.csr_array(parts, shape=vectors.shape)
