@@ -1,17 +1,16 @@
-"""Train the same small model by each of the papers' losses, and measure what each adds.
+"""Train the same small model with the losses of each paper, and measure what each adds.
 
     python scripts/build_training_drawings.py
     python benchmarks/ablation.py --out benchmarks/results/ablation.jsonl
     python benchmarks/ablation.py --out benchmarks/results/ablation.jsonl --table --plot all.svg
 
-Each row is a recipe of `recipes/ablation`. In short tries from random weights
-a contrast alone stayed at chance, so each seed has one start: the
-default model's recipe, cut to 600 steps and small views. From it all rows of the seed take the same
-number of steps on the same batches, and differ in their losses alone. All train on the drawings of
-four emoji sets; the figures are of the Noto drawings that ship with LexVLA, which none has seen.
-A line is written after each run, and runs that
-have a line are skipped, so the command goes on where it was stopped, and seeds may run side by
-side. Ties count against everywhere. Fused is the sum of both legs' cosines.
+Each row is a recipe of `recipes/ablation`. In short runs from random weights, contrast alone stayed
+at chance, so each seed has a common start: the default model's recipe, cut to 600 steps and small
+views. From it, all rows of a seed take the same number of steps on the same batches and differ only
+in their losses. They train on the drawings of four emoji sets and are measured on the Noto drawings
+that ship with LexVLA. A line is written after each run, and runs that have a line are skipped, so
+the command can be resumed, and seeds may run in parallel. Ties count as misses. Fused is the sum of
+both legs' cosines.
 """
 
 from __future__ import annotations
@@ -75,7 +74,7 @@ OVER_USED = 0.1  # of the images; a word of more of them says little
 
 
 def train(name: str, seed: int, args: argparse.Namespace) -> LexVLA:
-    """Run a recipe, and return the model; a start that is there is not trained again."""
+    """Run a recipe and return the model; an existing start is reused."""
     recipe = Recipe.load(RECIPES / f"{name}.toml")
     output = args.runs / f"{name}-{seed}"
     model = dict(recipe.model)
@@ -96,7 +95,7 @@ def train(name: str, seed: int, args: argparse.Namespace) -> LexVLA:
 
 
 def measure(model: LexVLA, drawings: EmojiDrawings, losses: Losses) -> dict[str, float]:
-    """Return the columns of the table but for time."""
+    """Return the columns of the table, except time."""
     items = load_demo_corpus("emoji")
     images = model.encode_image([item.image for item in items])
     texts = model.encode_text([item.label for item in items])
@@ -135,7 +134,7 @@ def _recalls(prefix: str, scores: np.ndarray, own: range) -> Iterator[tuple[str,
 def _other_style(
     model: LexVLA, drawings: EmojiDrawings, ids: list[str]
 ) -> tuple[Encoding, list[tuple[int, int]]]:
-    """Encode the plain drawings of the first set, and pair them with the items of these ids."""
+    """Encode the plain drawings of the first set, paired with the items of these ids."""
     rows = np.flatnonzero((drawings.style == 0) & (drawings.tone == 0))
     place = {drawings.items[drawings.item[row]].id: i for i, row in enumerate(rows)}
     images = []
@@ -154,7 +153,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def print_table(lines: Sequence[dict[str, Any]]) -> None:
-    """Print mean and standard deviation over the seeds as Markdown, in percent where shares."""
+    """Print mean and standard deviation over the seeds as Markdown; shares in percent."""
     print("| losses | seeds | " + " | ".join(COLUMNS.values()) + " |")
     print("|---|--:" + "|--:" * len(COLUMNS) + "|")
     for name, title in ROWS.items():
@@ -173,7 +172,7 @@ def _cell(values: list[float], column: str) -> str:
 
 
 def plot(lines: list[dict[str, Any]], path: str) -> None:
-    """Draw R@1 of each variant, a point a seed."""
+    """Plot R@1 of each variant, with a point for each seed."""
     import matplotlib.pyplot as plt
 
     names = [name for name in ROWS if any(line["losses"] == name for line in lines)]
@@ -222,7 +221,7 @@ def _is_done(path: Path, name: str, seed: int) -> bool:
 
 
 def run_all(args: argparse.Namespace) -> None:
-    """Train and measure every recipe and seed that has no line yet."""
+    """Train and measure every recipe and seed without a line."""
     styles = Recipe.load(RECIPES / "overuse.toml").data.options["styles"]
     drawings = EmojiDrawings(args.drawings, styles)
     for seed in args.seeds:  # a seed of all recipes, before the next

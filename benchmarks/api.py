@@ -1,13 +1,13 @@
-"""The REST API under load, beside the searcher in this process, on the same index.
+"""Measure the REST API under load, compared with the searcher in this process on the same index.
 
     python benchmarks/api.py                       # about two minutes, and the default model
     python benchmarks/api.py --soak 600            # memory over ten minutes too
     python benchmarks/api.py --out benchmarks/results/api.md
 
-For each corpus: how long a search takes in this process; how many searches a second the server
-answers to 16 clients that ask without a pause (the rate that it sustains); what searches meet that
-come by the clock, at half of that rate, at four fifths, and at twice. Times count from when a
-request was due, so that a server that falls behind shows. Server and clients share the machine.
+For each corpus: the time of a search in this process; the searches a second that the server answers
+to 16 clients without pauses (the sustained rate); and times under an open loop, at half of that
+rate, at four fifths, and at twice. Times count from when a request was due, which exposes a server
+that falls behind. Server and clients share the machine.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ HEAD = "| | searches/s | p50 ms | p95 ms | p99 ms | 200 | 429 | others | server 
 
 @contextmanager
 def serving(*options: str) -> Iterator[tuple[int, int]]:
-    """Run ``lexvla serve``; give its process id and its port."""
+    """Run ``lexvla serve``; yield its process id and port."""
     command = [sys.executable, "-m", "lexvla_search.cli", "serve", "--port", "0", *options]
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(command, stderr=log)  # noqa: S603 - our own command
@@ -66,7 +66,7 @@ def _port(process: subprocess.Popen[bytes], log: Path) -> int:
 
 
 def memory(pid: int) -> float:
-    """Return the resident memory of a process and of those that it started, in MiB."""
+    """Return the resident memory of a process and its children, in MiB."""
     total = 0
     for status in Path("/proc").glob("[0-9]*/status"):
         try:
@@ -109,7 +109,7 @@ def demo(folder: Path) -> tuple[str, list[dict[str, Any]]]:
 
 
 def in_process(searcher: Searcher, bodies: Sequence[dict[str, Any]], seconds: float) -> Outcome:
-    """Search one after the other, without a server."""
+    """Search sequentially, without a server."""
     outcome, started = Outcome(), time.perf_counter()
     while (now := time.perf_counter()) < started + seconds:
         body = bodies[len(outcome.took.get(200, ())) % len(bodies)]
@@ -130,9 +130,9 @@ def row(name: str, outcome: Outcome, mib: float | None = None) -> str:
 
 
 async def load(pid: int, port: int, requests: list[bytes], args: argparse.Namespace) -> list[str]:
-    """Ask a server at growing rates; return the lines of the table."""
+    """Query a server at growing rates; return the lines of the table."""
     loop = Loop(port, requests)
-    await loop.closed(4, min(args.seconds, 3.0))  # what is compiled and loaded at first
+    await loop.closed(4, min(args.seconds, 3.0))  # warm-up
     steady = await loop.closed(CLIENTS, args.seconds)
     lines = [row(f"server, {CLIENTS} clients", steady, memory(pid))]
     for share in SHARES:
@@ -144,7 +144,7 @@ async def load(pid: int, port: int, requests: list[bytes], args: argparse.Namesp
 
 
 async def soak(pid: int, loop: Loop, rate: float, seconds: float) -> list[str]:
-    """Ask for long, and compare the server's memory at the begin and at the end."""
+    """Query for long, and compare the server's memory at the start and at the end."""
     samples: list[float] = []
     pause = min(LONGEST_SAMPLE, seconds / 20)
 
@@ -189,7 +189,7 @@ def measure(name: str, folder: Path, args: argparse.Namespace) -> list[str]:
 
 
 def main() -> None:
-    """Run the parts that were asked for."""
+    """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--parts", nargs="+", choices=("demo", "synthetic"), default=None)
     parser.add_argument("--seconds", type=float, default=8.0, help="of each measurement")
@@ -210,7 +210,7 @@ def main() -> None:
 
 
 def machine_lines() -> list[str]:
-    """Say what was measured on, and how."""
+    """Describe the machine and the method."""
     machine = ", ".join(f"{name} {what}" for name, what in describe(torch.device("cpu")).items())
     return [
         f"{machine}; {date.today():%Y-%m-%d}.",

@@ -1,12 +1,12 @@
-"""Time searches of dense rows: the exact scan and inverted lists, and what the lists find.
+"""Time searches of dense rows by exact scan and by inverted lists, and measure the lists' recall.
 
     python benchmarks/dense.py [--rows N] [--width D] [--codes K] [--spread S]
 
-Rows lie around the centres of codes, which lie around fewer topics; some codes have far more rows
-than others. The codes of a row are read from a blurred copy of it, as a model reads codes and
-dense vectors from features by different maps. Queries are rows moved by as much as rows lie from
-their centre. Calls take turns, so that a busy machine slows all of them alike; read the ratios
-rather than the times.
+Rows are scattered around the centres of codes, and these around fewer topics; some codes have far
+more rows than others. A row's codes come from a blurred copy, because a model reads codes and dense
+vectors from features by different maps. Queries are rows moved by the distance between rows and
+centres. Calls are interleaved, so that other load slows all of them alike: compare ratios rather
+than times.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def unit(rows: np.ndarray) -> np.ndarray:
 
 
 def moved(rng: np.random.Generator, rows: np.ndarray, by: float) -> np.ndarray:
-    """Return unit rows, each moved by a random vector of about this length."""
+    """Return unit rows, each moved by a random vector of length about ``by``."""
     noise = rng.standard_normal(rows.shape, np.float32) / np.sqrt(rows.shape[1])
     return unit(rows + np.float32(by) * noise)
 
@@ -66,7 +66,7 @@ def random_rows(
 
 
 def timed(call: Callable[[], Any]) -> tuple[float, Any]:
-    """Return a call's seconds and what it returned."""
+    """Return the seconds of a call and its result."""
     started = time.perf_counter()
     result = call()
     return time.perf_counter() - started, result
@@ -93,7 +93,7 @@ def main() -> None:
 
 
 def report(leg: DenseLeg, lists: DenseLists, vectors: np.ndarray, mask: np.ndarray) -> None:
-    """Print medians of searches that take turns, and their recall."""
+    """Print medians of interleaved searches, and their recall."""
     probes = sorted({n for n in (*NPROBES, lists.nprobe) if n < lists.lists})
     for name, allowed in {"all rows": None, "a tenth of the rows": mask}.items():
         scans: list[float] = []
@@ -102,7 +102,7 @@ def report(leg: DenseLeg, lists: DenseLists, vectors: np.ndarray, mask: np.ndarr
         for number, vector in enumerate(vectors):
             seconds, (_, right) = timed(partial(leg.top, vector, K, allowed, exact=True))
             scans.append(seconds)
-            for turn in range(len(probes)):  # another one first each time: the scan fills the cache
+            for turn in range(len(probes)):  # rotate the first: the scan fills the cache
                 nprobe = probes[(number + turn) % len(probes)]
                 seconds, found = timed(partial(leg.top, vector, K, allowed, nprobe=nprobe))
                 met[nprobe] += len(np.intersect1d(right, found[1]))

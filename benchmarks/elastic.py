@@ -1,12 +1,12 @@
-"""Time the Elasticsearch engine beside the bare client, and beside the embedded engine.
+"""Compare the Elasticsearch engine with the bare client and with the embedded engine.
 
     python benchmarks/elastic.py [--documents N] [--model-documents N] [--out FILE]
 
-Asks the server that LEXVLA_ELASTICSEARCH_URL names, else starts one
-(`python scripts/elasticsearch_server.py get` gets it). The bare client sends bodies that lie ready,
-the same as this package makes: by `streaming_bulk` as it comes, by `search` and by `msearch`. It
-and we take turns, piece by piece and query by query, so that what else the machine does slows both
-alike: read the ratios. Answers are held against brute force before they are timed.
+Uses the server of LEXVLA_ELASTICSEARCH_URL, or starts one
+(`python scripts/elasticsearch_server.py get` downloads it). The bare client sends prepared bodies,
+the same as this package makes: by `streaming_bulk` with its defaults, by `search` and by `msearch`.
+Both are interleaved, batch by batch and query by query, so that other load slows both alike:
+compare ratios. Answers are checked against brute force before they are timed.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ OF_SEARCHER = "hits of the searcher"
 
 @contextmanager
 def server() -> Iterator[tuple[str, str]]:
-    """Give the address of a server, and what to say of it."""
+    """Yield the address and description of a server."""
     if named := os.environ.get(URL):
         yield named.rstrip("/"), "a server that was there"
         return
@@ -74,12 +74,12 @@ def server() -> Iterator[tuple[str, str]]:
 
 @dataclass(frozen=True)
 class Table:
-    """Documents in all three engines, and what is asked of them.
+    """Documents in all three engines.
 
     Attributes:
         stored: The documents' vectors.
-        cut: The same as the server keeps them.
-        ours: The engine that is measured.
+        cut: The same as the server stores them.
+        ours: The measured engine.
         bare: The same documents for the bare client.
         embedded: The same documents in the embedded engine.
         seconds: How long to go on with each kind of question.
@@ -93,7 +93,7 @@ class Table:
     seconds: float
 
     def truths(self, queries: sparse.csr_array, chosen: str | None = None) -> Truths:
-        """Return the true answers, by floats and by what the server keeps."""
+        """Return the true answers, by floats and by what the server stores."""
         numbers = np.arange(self.stored.shape[0])
         if chosen is not None:
             wanted = Filter.parse(chosen)
@@ -109,7 +109,7 @@ class Table:
     def searching(
         self, queries: sparse.csr_array, truths: Truths, chosen: str | None = None
     ) -> dict[str, Any]:
-        """Time single queries, perhaps with a filter."""
+        """Time single queries, with and without a filter."""
         bodies = [
             self.ours.requests(Encoding(queries[i : i + 1]), K, ("lexical",), chosen)["lexical"]
             for i in range(queries.shape[0])
@@ -168,7 +168,7 @@ class Table:
         return self._race(contenders, truths)
 
     def explaining(self, queries: sparse.csr_array, truths: Truths) -> dict[str, Any]:
-        """Time the server's own account of the best hit's score."""
+        """Time the server's explanation of the best hit's score."""
         best = {"cut": [(numbers[:1], scores[:1]) for numbers, scores in truths["cut"]]}
         asked = [Encoding(queries[i : i + 1]) for i in range(queries.shape[0])]
         names = [f"{numbers[0]:08d}" for numbers, _ in best["cut"]]
@@ -199,14 +199,14 @@ class Table:
         ours, bare, *embedded = asks.values()
         pairs_taken = turns([ours, bare], count, self.seconds)
         found = {"ratio": statistics.median(a / b for a, b in zip(*pairs_taken, strict=True))}
-        # By itself: whoever came after it would find the processor's caches full of it.
+        # Separately, because it fills the processor's caches.
         taken = [*pairs_taken, *(turns([ask], count, self.seconds)[0] for ask in embedded)]
         medians = map(statistics.median, taken)
         return found | dict(zip(asks, medians, strict=True))
 
 
 def cut(contender: Contender) -> Contender:
-    """Hold a contender against what the server keeps."""
+    """Check a contender against what the server stores."""
     return contender._replace(truth="cut", tolerance=TOLERANCE)
 
 
@@ -221,18 +221,18 @@ def _read_one(found: Any) -> Answer:
 
 
 def first_hits(answers: Any) -> Answer:
-    """Return the hits of the one search among answers."""
+    """Return the hits of the only search among answers."""
     (found,) = (answer["responses"] for answer in answers if "responses" in answer)
     return read(pairs(found[0]))
 
 
 def turns(asks: Sequence[Callable[[int], Any]], count: int, seconds: float) -> list[list[float]]:
-    """Return the seconds of each, where they answer a query one after the other.
+    """Return the seconds of calls that answer queries in turn.
 
     Args:
         asks: Each answers the query of a number.
-        count: How many queries there are.
-        seconds: How long to go on; each answers every query twice at least.
+        count: Number of queries.
+        seconds: Time limit, after every query was answered twice.
     """
     taken: list[list[float]] = [[] for _ in asks]
     end, number = time.perf_counter() + seconds, -WARM_ROUNDS
@@ -249,7 +249,7 @@ def turns(asks: Sequence[Callable[[int], Any]], count: int, seconds: float) -> l
 
 
 def load(ours: ElasticIndex, bare: Bare, stored: sparse.csr_array) -> dict[str, float]:
-    """Fill both indexes, in turns. Return documents a second of each, and how they compare."""
+    """Fill both indexes in turns; return documents a second of each, and their ratio."""
     rates: dict[str, list[float]] = {"ours": [], "bare": []}
     documents = described(0, stored.shape[0])
     for first in range(0, len(documents), PIECE):
@@ -273,7 +273,7 @@ def load(ours: ElasticIndex, bare: Bare, stored: sparse.csr_array) -> dict[str, 
 def compare(
     url: str, stored: sparse.csr_array, asked: Sequence[sparse.csr_array], seconds: float
 ) -> dict[str, Any]:
-    """Load and ask all three engines.
+    """Load and query all three engines.
 
     Args:
         url: The server's.

@@ -1,4 +1,4 @@
-"""The client of Elasticsearch alone, as one would use it without this package."""
+"""The plain client of Elasticsearch, as used without this package."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ class Request(NamedTuple):
 
 
 class Bare:
-    """Keep an index of the same form as `ElasticIndex` does, by the client alone.
+    """Maintain an index of the same form as `ElasticIndex` with the plain client.
 
     Args:
-        url: The server's.
-        index: Its name; it is deleted at the end.
-        width: How many words there are.
-        asked: The index that is searched: that of ours, so that both ask the same one.
+        url: Address of the server.
+        index: Name of the index, which is deleted at the end.
+        width: Number of words.
+        asked: Name of the searched index: that of this package, so that both search the same one.
     """
 
     def __init__(self, url: str, index: str, width: int, asked: str) -> None:
@@ -56,12 +56,12 @@ class Bare:
             self._client.indices.delete(index=self._index)
 
     def actions(self, documents: Sequence[Document], encoding: Encoding) -> list[Json]:
-        """Return what `load` sends."""
+        """Return the bulk actions of `load`."""
         bodies = map(json.loads, sources(documents, encoding, self._terms))
         return [{"_index": self._index, "_id": body[ID], "_source": body} for body in bodies]
 
     def load(self, actions: Sequence[Json]) -> None:
-        """Send documents, and show them."""
+        """Send documents and refresh."""
         for _ in streaming_bulk(self._client, actions):
             pass
         self._client.indices.refresh(index=self._index)
@@ -85,7 +85,7 @@ class Bare:
         return [pairs(each) for each in answer["responses"]]
 
     def repeat(self, requests: Sequence[Request]) -> list[Any]:
-        """Send what another client has sent, and return all answers."""
+        """Repeat the requests of another client, and return all answers."""
         send = self._client.transport.perform_request
         return [
             send(method, target, headers=headers, body=body).body
@@ -94,10 +94,7 @@ class Bare:
 
 
 def sent(index: ElasticIndex, ask: Callable[[], Any]) -> list[Request]:
-    """Return the requests that an index sends to answer a question, in their order.
-
-    Left out is the one by which it looks once a second what its alias means.
-    """
+    """Return the requests that an index sends to answer a question, except the alias lookup."""
     found: list[Request] = []
     transport = index._client.transport
     send = transport.perform_request
@@ -118,6 +115,6 @@ def pairs(answer: Any) -> list[tuple[str, float]]:
 
 
 def truncated(rows: sparse.csr_array) -> sparse.csr_array:
-    """Return rows as the server keeps them, by the first 9 significant bits of each weight."""
+    """Return rows as the server stores them, with 9 significant bits for each weight."""
     data = ((rows.data.view(np.uint32) >> 15) << 15).view(np.float32)
     return sparse.csr_array((data, rows.indices, rows.indptr), shape=rows.shape)

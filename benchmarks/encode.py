@@ -1,19 +1,18 @@
-"""Measure how many texts and images a second the encode API takes at full architecture size.
+"""Measure texts and images a second of the encode API at full architecture size.
 
     python benchmarks/encode.py --device cuda --size full
 
-The weights are random (`random_backbones`), the path is the real one: checkpoints on disk,
-`LexVLA.from_backbones`, `encode_text`, `encode_image`. Without quantisation the model is as
-`from_pretrained(merge_lora=True, dtype=...)` gives it: no LoRA beside the weights, and all in one
-type. With it LoRA stays beside, as it must.
+The weights are random (`random_backbones`), the rest is real: checkpoints on disk,
+`LexVLA.from_backbones`, `encode_text`, `encode_image`. Without quantisation, the model is as from
+`from_pretrained(merge_lora=True, dtype=...)`: LoRA is merged, and all weights have one type. With
+quantisation, LoRA cannot be merged.
 
-The prompt of every text begins with the same tokens. Three ways to run them take turns, on token
-ids that are ready: (a) in full for every text, left-padded; (b) once a batch; (c) once, and kept
-for all batches, as `encode_text` does.
+All prompts begin with the same tokens. Three ways to run these are interleaved, on prepared token
+ids: (a) in full for every text, left-padded; (b) once a batch; (c) once for all batches, as
+`encode_text` does.
 
-`flop` tells what counts as FLOP; for a text the shared prompt does not, as it is not run again.
-The measure of what the device can do is a large square matrix product, which takes turns with the
-encode method: so other work on the machine slows both.
+FLOP are counted as in `flop`, without a text's shared prompt. The peak of the device is measured by
+a large matrix product, interleaved with the encode method, so that other load slows both.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ Figures = dict[str, Any]
 
 
 def run_in_full(model: LexVLA, token_ids: list[list[int]]) -> Tensor:
-    """Return the last states of left-padded sequences, of which nothing is shared."""
+    """Return the last states of left-padded sequences, without sharing a prefix."""
     length = max(map(len, token_ids))
     ids = torch.tensor([[0] * (length - len(row)) + row for row in token_ids])
     mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in token_ids])
@@ -70,14 +69,14 @@ def measure_texts(model: LexVLA, clock: Clock, product: Product, batch: int) -> 
         return tokenize(model.tokenizer, some, config.prompt, config.max_text_tokens)
 
     ids, kept = ids_of(texts[:batch]), PrefixCache()
-    model.text_tower(ids_of(["one", "two"]), kept)  # they share the prompt and no more
+    model.text_tower(ids_of(["one", "two"]), kept)  # they share only the prompt
     prompt = len(kept.ids)
     full, each, cached = clock.medians(
         lambda: run_in_full(model, ids),
         lambda: model.text_tower(ids, PrefixCache()),
         lambda: model.text_tower(ids, kept),
     )
-    # As many batches as fit into a third of the time, so that the prompt counts for little.
+    # As many batches as fit into a third of the time, so that the prompt matters little.
     count = max(1, min(MOST_BATCHES, int(clock.seconds / 3 / cached))) if cached else 1
     chosen = texts[: count * batch]
     encode, most = clock.medians(lambda: model.encode_text(chosen, batch_size=batch), product)
@@ -124,7 +123,7 @@ def _ratio(amount: float | None, seconds: float | None) -> float | None:
 
 
 def load(args: argparse.Namespace, quantization: str, folder: Path) -> LexVLA:
-    """Load the model of a size through the loaders that everybody uses."""
+    """Load the model of a size through the public loaders."""
     dtype = getattr(torch, args.dtype)
     if args.size == "default":
         return LexVLA.from_pretrained(device=args.device, dtype=dtype)
@@ -139,14 +138,14 @@ def load(args: argparse.Namespace, quantization: str, folder: Path) -> LexVLA:
         dtype=dtype,
         **size.settings(),
     )
-    for parameter in model.parameters():  # as from_pretrained does where it is given a dtype
+    for parameter in model.parameters():  # as from_pretrained with a dtype
         if parameter.requires_grad:
             parameter.data = parameter.data.to(dtype)
     return model
 
 
 def measure(args: argparse.Namespace, show: Callable[[Figures], None]) -> Figures:
-    """Measure all that is asked for, and show what there is after every point."""
+    """Measure all points, and show the results after each."""
     device, dtype = torch.device(args.device), getattr(torch, args.dtype)
     clock = Clock(device, args.seconds)
     product = Product(device, dtype, args.matmul_side)
@@ -172,7 +171,7 @@ def measure(args: argparse.Namespace, show: Callable[[Figures], None]) -> Figure
 
 
 def to_markdown(data: Figures) -> str:
-    """Return the figures as tables; an empty place is out of memory."""
+    """Return the figures as tables; empty cells are out of memory."""
     versions = ", ".join(f"{k} {data[k]}" for k in ("torch", "transformers", "bitsandbytes"))
     lines = [f"Size `{data['size']}`, {data['dtype']}, on {data['device']}; {versions}."]
     lines[0] += " The product is of {0} x {0} matrices.".format(data["matmul_side"])

@@ -1,4 +1,4 @@
-"""Answers by brute force, and what other answers are worth beside them."""
+"""Answers by brute force, and checks of other answers against them."""
 
 from __future__ import annotations
 
@@ -13,20 +13,16 @@ from scipy import sparse
 
 _CHUNK = 20_000  # rows that are scored at a time
 
-WARM_ROUNDS = 2  # Java compiles while it runs
+WARM_ROUNDS = 2  # for Java's JIT
 
 Answer = tuple[np.ndarray, np.ndarray]  # numbers of documents, best first, and their scores
 
 
 class BruteForce:
-    """Score every document for some queries, chunk by chunk, and keep the best of each.
+    """Score all documents for some queries, chunk by chunk, and keep the best ``k`` of each.
 
-    Scores are float64. Products of float32 values, or of small integers, are exact in it; they are
-    added in column order. Of equal scores the first document counts.
-
-    Args:
-        queries: Rows of floats or whole numbers.
-        k: How many documents to keep for each.
+    Scores are float64, in which products of float32 values or small integers are exact; they are
+    added in column order. Ties go to the first document.
     """
 
     def __init__(self, queries: sparse.csr_array, k: int) -> None:
@@ -37,7 +33,7 @@ class BruteForce:
         self.answers: list[Answer] = [nothing] * queries.shape[0]
 
     def add(self, rows: sparse.csr_array) -> None:
-        """Take in the next documents."""
+        """Score the next documents."""
         for first in range(0, rows.shape[0], _CHUNK):
             chunk = rows[first : first + _CHUNK].astype(np.float64)
             scores = np.ascontiguousarray((chunk @ self._queries).T)
@@ -55,11 +51,11 @@ class BruteForce:
 
 
 class Check(NamedTuple):
-    """Compare answers with those of brute force.
+    """Comparison of answers with those of brute force.
 
     Attributes:
-        recall: The share of the best documents that was found; ties count against.
-        equal: Whether all have the same documents in the same order, and the same scores.
+        recall: Share of the best documents that was found; ties count as misses.
+        equal: Whether documents, order and scores are the same.
     """
 
     recall: float
@@ -70,10 +66,10 @@ def check(answers: Sequence[Answer], truth: Sequence[Answer], tolerance: float =
     """Compare answers to queries with the true ones.
 
     Args:
-        answers: What an engine says.
-        truth: What brute force says.
-        tolerance: By what share of itself a score may differ. Documents whose true scores differ
-            by no more may change places.
+        answers: Answers of an engine.
+        truth: Answers by brute force.
+        tolerance: Relative difference allowed in scores. Documents whose true scores differ by no
+            more may change places.
     """
     recalls, equal = [], True
     for (rows, scores), (best, exact) in zip(answers, truth, strict=True):
@@ -89,7 +85,7 @@ def _same(answer: Answer, truth: Answer, tolerance: float) -> bool:
         return False
     if not tolerance or not len(best):
         return np.array_equal(rows, best)
-    # What is not among the best may stand for the last of them, if that is where it stands.
+    # A document below the best may replace the last of them if their scores tie.
     known = dict(zip(best.tolist(), exact.tolist(), strict=True))
     true = np.array([known.get(row, exact[-1]) for row in rows.tolist()])
     return len(set(rows.tolist())) == len(rows) and bool(
@@ -98,16 +94,16 @@ def _same(answer: Answer, truth: Answer, tolerance: float) -> bool:
 
 
 class Contender(NamedTuple):
-    """Ask one engine some queries.
+    """An engine with prepared queries.
 
     Attributes:
-        name: What the table calls it.
+        name: Name in the table.
         ask: Answers the query of a number; only this is timed.
-        read: Turns what ``ask`` returns into document numbers and scores.
-        truth: Which brute force it is held against: that of ``floats`` or of ``integers``.
-        exact: Whether its answers must equal that.
-        tolerance: By what share of itself a score may differ.
-        around: Surrounds each round of questions.
+        read: Converts the result of ``ask`` into document numbers and scores.
+        truth: Brute force to compare with: ``floats`` or ``integers``.
+        exact: Whether the answers must be equal to it.
+        tolerance: Relative difference allowed in scores.
+        around: Context of each round.
     """
 
     name: str
@@ -120,21 +116,15 @@ class Contender(NamedTuple):
 
 
 class WrongAnswerError(Exception):
-    """An engine that must be exact is not."""
+    """An exact engine gave a wrong answer."""
 
 
 def race(
     contenders: Sequence[Contender], truths: dict[str, list[Answer]], seconds: float
 ) -> list[dict[str, Any]]:
-    """Check and time engines. Return a row of figures for each.
+    """Check and time engines; return a row of figures for each.
 
-    Args:
-        contenders: The engines.
-        truths: The true answers to the same queries, by `Contender.truth`.
-        seconds: How long to go on with each; see `take_turns`.
-
-    Raises:
-        WrongAnswerError: An engine's answers are not those of brute force, and must be.
+    ``truths`` are the true answers by `Contender.truth`; see `take_turns` for ``seconds``.
     """
     rows = [check_contender(contender, truths[contender.truth]) for contender in contenders]
     count = len(next(iter(truths.values())))
@@ -146,11 +136,7 @@ def race(
 
 
 def check_contender(contender: Contender, truth: Sequence[Answer]) -> dict[str, Any]:
-    """Hold the answers to the first queries against the true ones.
-
-    Raises:
-        WrongAnswerError: They must be equal, and are not.
-    """
+    """Check the answers to the first queries against the true ones."""
     with contender.around():
         answers = [contender.read(contender.ask(number)) for number in range(len(truth))]
     recall, equal = check(answers, truth, contender.tolerance)
@@ -162,14 +148,13 @@ def check_contender(contender: Contender, truth: Sequence[Answer]) -> dict[str, 
 def take_turns(
     contenders: Sequence[Contender], count: int, seconds: float, rounds: int = 5
 ) -> list[list[float]]:
-    """Return the seconds of each engine's answers. A round is all queries, one after the other.
+    """Return the seconds of each engine's answers. A round is all queries in sequence.
 
     Args:
         contenders: The engines.
-        count: How many queries there are.
-        seconds: An engine that took so long has no further round. Each has some to warm up, and two
-            that count, at least.
-        rounds: The most rounds that count.
+        count: Number of queries.
+        seconds: Time limit of an engine, after warm-up and two rounds.
+        rounds: Maximum number of timed rounds.
     """
     times: list[list[float]] = [[] for _ in contenders]
     for number in range(-WARM_ROUNDS, rounds):
@@ -192,7 +177,7 @@ def _round(contender: Contender, count: int) -> list[float]:
 
 
 def copy_speed(size: int = 1 << 28, repeats: int = 7) -> float:
-    """Return how many bytes a second one thread copies from memory to memory, at best."""
+    """Return the best memory copy speed of a thread, in bytes a second."""
     source, target = np.ones(size, np.uint8), np.zeros(size, np.uint8)
     taken = []
     for _ in range(repeats):
@@ -203,6 +188,6 @@ def copy_speed(size: int = 1 << 28, repeats: int = 7) -> float:
 
 
 def exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
-    """Return the power of the size that values grow by: a line of least squares in logarithms."""
+    """Return the exponent of growth with size, by least squares in logarithms."""
     slope, _ = np.polyfit(np.log(sizes), np.log(values), 1)
     return float(slope)

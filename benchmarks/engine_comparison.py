@@ -1,4 +1,4 @@
-"""All engines on the same vectors: what they build, and how fast they answer."""
+"""All engines on the same vectors: building and searching."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ FRESH_QUERIES = 100
 
 
 class Effort(NamedTuple):
-    """How much to do.
+    """The extent of a comparison.
 
     Attributes:
-        queries: How many queries of each length are timed.
-        seconds: How long to go on with each length and engine.
-        n_postings: Seismic's setting of that name; an index for each.
-        without: The engines to leave out: ``lucene``, ``seismic``.
-        directory: Where indexes may lie while they are measured.
+        queries: Number of timed queries of each length.
+        seconds: Time for each length and engine.
+        n_postings: Values of Seismic's setting, an index for each.
+        without: Engines to leave out: ``lucene``, ``seismic``.
+        directory: Folder of the indexes.
     """
 
     queries: int
@@ -52,14 +52,14 @@ class Effort(NamedTuple):
 def fill(
     index: Index, folder: Path, stored: sparse.csr_array, batch: int, merge: bool = False
 ) -> dict[str, Any]:
-    """Add all documents, with ids and metadata, and commit once. Return what that took.
+    """Add all documents with ids and metadata, and commit once; return times and sizes.
 
     Args:
         index: The index.
-        folder: Where it lies.
+        folder: Its folder.
         stored: The vectors.
-        batch: How many documents to add at a time.
-        merge: Whether to merge all segments afterwards; that takes time of its own.
+        batch: Documents to add at a time.
+        merge: Whether to merge all segments afterwards, timed separately.
     """
     count = stored.shape[0]
     documents = described(0, count)
@@ -77,7 +77,7 @@ def fill(
 
 
 def in_fresh_process(folder: Path, queries: sparse.csr_array) -> dict[str, Any]:
-    """Open and search an index in a process of its own. Return its times and memory."""
+    """Open and search an index in a new process; return its times and memory."""
     with tempfile.TemporaryDirectory() as temporary:
         file = Path(temporary) / "queries.npz"
         sparse.save_npz(file, queries)
@@ -91,14 +91,11 @@ def in_fresh_process(folder: Path, queries: sparse.csr_array) -> dict[str, Any]:
 def compare(
     stored: sparse.csr_array, asked: list[sparse.csr_array], effort: Effort
 ) -> Iterator[dict[str, Any]]:
-    """Yield the figures of all engines on the same vectors: first of building, then of searching.
+    """Yield the figures of all engines on the same vectors: building, then searching.
 
-    Args:
-        stored: The documents.
-        asked: Queries, those of one length together.
-        effort: How much to do.
+    ``asked`` has the queries of each length.
     """
-    kernels()  # so that small numbers of documents are searched by compiled loops too
+    kernels()  # so that few documents are searched by compiled loops too
     quantizer = ImpactQuantizer.fit(stored)
     impacts = quantizer.quantize(stored)
     builds: dict[str, dict[str, Any]] = {}
@@ -144,6 +141,6 @@ def compare(
 
 
 def note(*figures: dict[str, Any]) -> None:
-    """Say what was found, while the rest is measured."""
+    """Report results while the rest is measured."""
     for found in figures:
         print(json.dumps(found), file=sys.stderr, flush=True)

@@ -1,7 +1,7 @@
-"""The engines that take part, each asked through what it offers to Python.
+"""The compared engines, each through its Python interface.
 
-Weights of queries are integers from 1 to 255 wherever an engine takes integers only, the weights of
-documents are those of the same `ImpactQuantizer`.
+For engines of integers, query weights are integers from 1 to 255, and all document weights come
+from the same `ImpactQuantizer`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SEISMIC = {"query_cut": 10, "heap_factor": 0.8}
 
 
 def small_integers(queries: sparse.csr_array) -> sparse.csr_array:
-    """Return queries with integers from 1 to 255 for weights, the greatest of each being 255."""
+    """Return queries with integer weights from 1 to 255, the greatest of each being 255."""
     lengths = np.diff(queries.indptr)
     greatest = np.maximum.reduceat(queries.data, queries.indptr[:-1]).repeat(lengths)
     weights = np.maximum(np.rint(queries.data / greatest * 255), 1).astype(np.int32)
@@ -35,9 +35,9 @@ def small_integers(queries: sparse.csr_array) -> sparse.csr_array:
 
 
 def large_integers(queries: sparse.csr_array) -> tuple[sparse.csr_array, np.ndarray]:
-    """Return queries with the greatest integers whose scores are int32, and what scaled each.
+    """Return queries with the greatest integers whose scores are int32, and their scales.
 
-    The embedded engine's integer answers are by these weights.
+    The embedded engine's integer answers use these weights.
     """
     lengths = np.diff(queries.indptr)
     weights = queries.data.astype(np.float64)
@@ -70,7 +70,7 @@ def truths(
 
 @contextmanager
 def without_numba() -> Iterator[None]:
-    """Search as where numba is missing."""
+    """Search as without numba."""
     with (
         mock.patch("lexvla_indexer.embedded.postings.kernels", lambda *_: None),
         mock.patch("lexvla_indexer.embedded.rescoring.kernels", lambda *_: None),
@@ -80,7 +80,7 @@ def without_numba() -> Iterator[None]:
 
 
 def of_index(name: str, index: Index, queries: sparse.csr_array, **settings: Any) -> Contender:
-    """Ask an index of this package."""
+    """Return an index of this package as a contender."""
     asked = [Encoding(queries[i : i + 1]) for i in range(queries.shape[0])]
 
     def read(results: Any) -> Answer:
@@ -98,7 +98,7 @@ def of_index(name: str, index: Index, queries: sparse.csr_array, **settings: Any
 
 
 def embedded(index: Index, queries: sparse.csr_array) -> list[Contender]:
-    """Ask the embedded engine for exact answers and for those by integers, and without numba."""
+    """Return the embedded engine: exact, by integers, and both without numba."""
     exact = of_index("embedded, exact", index, queries)
     integers = of_index("embedded, integers", index, queries, exact=False)
     return [
@@ -110,7 +110,7 @@ def embedded(index: Index, queries: sparse.csr_array) -> list[Contender]:
 
 
 class ByScipy:
-    """Add up the columns of the query's words, as scipy does; of integers, held by float32."""
+    """Sum the columns of the query's words with scipy; integers are stored as float32."""
 
     def __init__(self, impacts: sparse.csr_array) -> None:
         started = time.perf_counter()
@@ -122,7 +122,7 @@ class ByScipy:
         }
 
     def contenders(self, queries: sparse.csr_array) -> list[Contender]:
-        """Return it, ready to be asked these queries."""
+        """Return the engine with prepared queries."""
         numbers = np.arange(self._columns.shape[0])
         small = small_integers(queries)
         spans = [slice(*small.indptr[i : i + 2].tolist()) for i in range(small.shape[0])]
@@ -137,7 +137,7 @@ class ByScipy:
 
 
 class BySeismic:
-    """Ask Seismic, which is approximate, by its Python package `pyseismic-lsr`."""
+    """Seismic, which is approximate, by its Python package `pyseismic-lsr`."""
 
     def __init__(self, stored: sparse.csr_array, n_postings: int, threads: int = 0) -> None:
         import seismic
@@ -155,7 +155,7 @@ class BySeismic:
         self.facts = {"build_s": time.perf_counter() - started}
 
     def contenders(self, queries: sparse.csr_array) -> list[Contender]:
-        """Return it, ready to be asked these queries."""
+        """Return the engine with prepared queries."""
         asked = []
         for i in range(queries.shape[0]):
             row = queries[i : i + 1]

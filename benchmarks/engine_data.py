@@ -1,8 +1,8 @@
-"""Vectors to time engines with: generated ones of any number, and a model's own with noise.
+"""Vectors to time engines with: generated ones, and a model's own with noise.
 
 Generated documents have topics. Half of a document's words are drawn by Zipf's law from all words,
-half from the words of its two topics, by a Zipf's law of each; weights are log-normal, and rows of
-unit length. Queries are drawn as documents are, so that their words are those that documents share.
+half from the words of its two topics, each with its own Zipf's law; weights are log-normal, and
+rows of unit length. Queries are drawn like documents, so their words are common in documents.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _COMMON, _TOPICAL = 1 << 20, 1 << 12  # entries of the tables that words are loo
 
 
 class Shape(NamedTuple):
-    """What generated vectors are like: words in all, in a document, and in each kind of query."""
+    """Numbers of words: in total, in a document, and in each kind of query."""
 
     width: int
     words: int
@@ -37,12 +37,12 @@ SHAPES = {
 
 
 class Corpus:
-    """Generate documents and queries; the same seed gives the same ones.
+    """Generate documents and queries from a seed.
 
     Args:
-        width: How many words there are.
-        words: How many a document has, on average.
-        seed: Makes another corpus.
+        width: Number of words in total.
+        words: Mean number of words in a document.
+        seed: Seed of the corpus.
     """
 
     def __init__(self, width: int, words: int, seed: int = 0) -> None:
@@ -55,7 +55,7 @@ class Corpus:
         self._draws = self._enough(rng)
 
     def _enough(self, rng: np.random.Generator) -> int:
-        """Return how many words to draw so that, drawn twice or once, so many are left."""
+        """Return how many words to draw, with duplicates, for the wanted number."""
         if self.words >= self.width // 2:
             raise ValueError(f"{self.words} of {self.width} words are too many for a document")
         draws = 8 * self.words
@@ -64,7 +64,7 @@ class Corpus:
         return int(np.searchsorted(np.cumsum(distinct), self.words)) + 1
 
     def documents(self, first: int, last: int) -> sparse.csr_array:
-        """Return documents by their numbers: unit rows, float32."""
+        """Return documents by number: float32 unit rows."""
         return sparse.csr_array(sparse.vstack(list(self._blocks(first, last)), format="csr"))
 
     def _blocks(self, first: int, last: int) -> Iterator[sparse.csr_array]:
@@ -75,7 +75,7 @@ class Corpus:
             yield rows[max(first - start, 0) : min(last - start, BLOCK)]
 
     def queries(self, count: int, words: int) -> sparse.csr_array:
-        """Return queries of so many words each: unit rows, float32."""
+        """Return queries of ``words`` words each: float32 unit rows."""
         rng = np.random.default_rng([self.seed, 2, words])
         rows = []
         for _ in range(count):
@@ -87,7 +87,7 @@ class Corpus:
         return _unit_rows(rng, np.array(rows, np.int32), self.width)
 
     def _draw(self, rng: np.random.Generator, rows: int, draws: int) -> np.ndarray:
-        """Return (rows, draws) words, some of them twice."""
+        """Return (rows, draws) words, with duplicates."""
         half = draws - draws // 2
         common = self._common[rng.integers(0, _COMMON, (rows, half), np.int32)]
         topics = rng.integers(0, TOPICS, (rows, 2))
@@ -97,7 +97,7 @@ class Corpus:
 
 
 def _by_law(words: np.ndarray, entries: int) -> np.ndarray:
-    """Return a table in which words stand as often as they are drawn: a lookup is a draw."""
+    """Return a table with words as often as they are drawn: a random lookup is a draw."""
     law = np.cumsum(1 / (np.arange(len(words)) + 10))
     places = np.searchsorted(law, (np.arange(entries) + 0.5) / entries * law[-1])
     return words[places].astype(np.int32)
@@ -112,7 +112,7 @@ def _firsts_of(drawn: np.ndarray) -> np.ndarray:
 
 
 def _unit_rows(rng: np.random.Generator, columns: np.ndarray, width: int) -> sparse.csr_array:
-    """Return rows of these words, each once, with log-normal weights of unit length."""
+    """Return unit rows of these words, without duplicates, with log-normal weights."""
     columns.sort(axis=1)
     kept = np.ones(columns.shape, np.bool_)
     np.not_equal(columns[:, 1:], columns[:, :-1], out=kept[:, 1:])
@@ -124,13 +124,13 @@ def _unit_rows(rng: np.random.Generator, columns: np.ndarray, width: int) -> spa
 
 
 def unit(weights: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    """Return float32 weights of rows, none of them empty, scaled to unit length."""
+    """Return float32 weights of non-empty rows, scaled to unit length."""
     lengths = np.sqrt(np.add.reduceat(weights.astype(np.float64) ** 2, starts[:-1]))
     return weights / lengths.astype(np.float32).repeat(np.diff(starts))
 
 
 def described(first: int, last: int) -> list[Document]:
-    """Return generated documents' ids, in the order of their numbers, and metadata."""
+    """Return generated documents with ids, ordered by number, and metadata."""
     kinds = ("photo", "drawing", "scan", "frame")
     return [
         Document(f"{n:08d}", metadata={"year": 1990 + n % 35, "kind": kinds[n % 4]})
@@ -139,13 +139,10 @@ def described(first: int, last: int) -> list[Document]:
 
 
 def model_vectors(count: int, queries: int) -> tuple[sparse.csr_array, sparse.csr_array]:
-    """Return vectors of the default model: the bundled drawings over and over, and questions.
+    """Return vectors of the default model: ``count`` noisy copies of the drawings, and queries.
 
-    Each copy of a drawing lacks about one word in ten, and its weights have log-normal noise.
-
-    Args:
-        count: How many documents.
-        queries: How many queries at the most: the labels of drawings, with their tags.
+    Each copy lacks about one word in ten, and its weights have log-normal noise. Queries are labels
+    with tags.
     """
     from lexvla import LexVLA
     from lexvla.data.demo_corpus import load_demo_corpus
@@ -159,14 +156,14 @@ def model_vectors(count: int, queries: int) -> tuple[sparse.csr_array, sparse.cs
     copies = [_copy(rng, drawings) for _ in range(-(-count // len(items)))]
     stored = sparse.vstack(copies, format="csr")[:count]
     rows = rows[np.diff(rows.indptr) > 0]
-    # The encoder left out the smallest weights; the searcher makes what is left unit again.
+    # The encoder dropped the smallest weights; the searcher normalises the rest.
     rows.data = unit(rows.data, rows.indptr)
     return sparse.csr_array(stored), rows
 
 
 def _copy(rng: np.random.Generator, rows: sparse.csr_array) -> sparse.csr_array:
     kept = rng.random(rows.nnz) > 0.1
-    kept[rows.indptr[:-1][np.diff(rows.indptr) > 0]] = True  # so that no row becomes empty
+    kept[rows.indptr[:-1][np.diff(rows.indptr) > 0]] = True  # no row becomes empty
     starts = np.concatenate([[0], np.cumsum(kept)])[rows.indptr]
     full = np.unique(starts)  # empty rows have no length to scale to
     noise = np.exp(0.3 * rng.standard_normal(int(kept.sum()), np.float32))

@@ -1,8 +1,8 @@
-"""Open an index and search it in a process of its own; print times and memory as JSON.
+"""Open and search an index in a new process; print times and memory as JSON.
 
     python benchmarks/engine_fresh.py DIRECTORY QUERIES.npz
 
-The files are in the page cache when this starts; `engines.py` runs it so.
+`engines.py` runs it with the files in the page cache.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def memory(kind: str) -> int:
 
 
 def main(directory: str, queries: str) -> None:
-    """Ask each query once."""
+    """Search each query once."""
     rows = sparse.csr_array(sparse.load_npz(queries))
     before = memory("VmRSS")
     started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""How the embedded engine's time grows with its documents, beside what memory allows."""
+"""Growth of the embedded engine's time with documents, compared with memory speed."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ SIZES = (10_000, 31_623, 100_000, 316_228, 1_000_000, 3_162_278, 10_000_000)
 
 
 class Effort(NamedTuple):
-    """How much to ask.
+    """The extent of a measurement.
 
     Attributes:
-        queries: How many queries of each length.
-        checked: How many of them are answered by brute force as well.
-        seconds: How long to go on with each length and engine.
+        queries: Number of queries of each length.
+        checked: Number of them that are checked by brute force.
+        seconds: Time for each length and engine.
     """
 
     queries: int
@@ -39,7 +39,7 @@ class Effort(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """Queries of one length, and the true answers to the first of them so far."""
+    """Queries of one length, with true answers to the first of them."""
 
     words: int
     queries: sparse.csr_array
@@ -47,13 +47,13 @@ class Asked(NamedTuple):
 
 
 class Growing:
-    """Fill an index with documents by their numbers, and know the true answers.
+    """Fill an index with documents, and keep the true answers.
 
     Args:
-        folder: Where the index lies until this is left; must not exist.
-        corpus: Generates the documents.
-        query_words: The lengths of queries.
-        effort: How much to ask.
+        folder: New folder of the index, deleted on exit.
+        corpus: Generator of documents.
+        query_words: Lengths of queries.
+        effort: Extent of the measurement.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Growing:
         shutil.rmtree(self._folder)
 
     def grow(self, size: int) -> None:
-        """Add documents up to a number, a commit for each chunk."""
+        """Add documents up to a number, with a commit for each chunk."""
         while self.documents < size:
             last = min(self.documents + CHUNK, size)
             rows = self._corpus.documents(self.documents, last)
@@ -93,11 +93,7 @@ class Growing:
             print(note, file=sys.stderr)
 
     def measure(self, speed: float) -> list[dict[str, Any]]:
-        """Check and time queries of each length.
-
-        Args:
-            speed: Bytes a second that one thread copies.
-        """
+        """Check and time queries of each length; ``speed`` is that of `copy_speed`."""
         return [self._measure(asked, speed) for asked in self._asked]
 
     def _measure(self, asked: Asked, speed: float) -> dict[str, Any]:
@@ -135,17 +131,10 @@ def grow(
     sizes: Sequence[int],
     effort: Effort,
 ) -> Iterator[dict[str, Any]]:
-    """Yield the figures of all sizes up to now, after each size.
+    """Yield the figures of all sizes so far, after each size.
 
-    Sizes up to a chunk have an index each, of one commit; the largest of these goes on to grow, by
-    a commit for each chunk.
-
-    Args:
-        directory: Where indexes may lie while they are measured.
-        corpus: Generates the documents.
-        query_words: The lengths of queries.
-        sizes: Numbers of documents, ascending.
-        effort: How much to ask.
+    Sizes up to a chunk have their own index of one commit; the largest of these grows on by a
+    commit for each chunk. ``sizes`` are ascending.
     """
     kernels()  # so that small numbers of documents are searched by compiled loops too
     speed = copy_speed()

@@ -1,4 +1,4 @@
-"""Lucene in all its forms: the engine alone, as Pyserini offers it, and by this package."""
+"""Lucene alone, through Pyserini, and through this package."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ TOLERANCE = 1e-6  # Lucene answers in float32
 
 
 class LuceneAlone:
-    """Ask Lucene's own `IndexSearcher`: queries are made beforehand in Java, hits are not read.
+    """Lucene's `IndexSearcher`, with prepared Java queries and without reading hits.
 
     Args:
         directory: A Lucene index whose term frequencies are impacts.
-        terms: The term of each column, as that index writes it.
+        terms: The index's term of each column.
     """
 
     def __init__(self, directory: Path, terms: list[str]) -> None:
@@ -44,7 +44,7 @@ class LuceneAlone:
         self.segments = reader.leaves().size()
 
     def contenders(self, queries: sparse.csr_array) -> list[Contender]:
-        """Return it, ready to be asked these queries."""
+        """Return the engine with prepared queries."""
         small = small_integers(queries)
         asked = [self._query(small[i : i + 1]) for i in range(small.shape[0])]
 
@@ -82,11 +82,11 @@ class LuceneAlone:
 
 
 class ByPyserini:
-    """Ask Pyserini's `LuceneImpactSearcher`; the query's words and weights are at hand.
+    """Pyserini's `LuceneImpactSearcher`, with given words and weights of queries.
 
     Args:
         directory: A Lucene index as Anserini writes it.
-        terms: The term of each column, as that index writes it.
+        terms: The index's term of each column.
     """
 
     def __init__(self, directory: Path, terms: list[str]) -> None:
@@ -97,11 +97,11 @@ class ByPyserini:
         self._searcher = LuceneImpactSearcher(str(directory), self)
 
     def encode(self, query: str) -> dict[str, int]:
-        """Return the weights of a query's terms, as Pyserini asks for them."""
+        """Return the weights of a query's terms for Pyserini."""
         return self._weights[query]
 
     def contenders(self, queries: sparse.csr_array) -> list[Contender]:
-        """Return it, ready to be asked these queries."""
+        """Return the engine with prepared queries."""
         small = small_integers(queries)
         names = []
         for i in range(small.shape[0]):
@@ -127,24 +127,24 @@ class ByPyserini:
 
 
 class OfThisPackage:
-    """Ask Lucene through an index of this package, whose integers have scales of their own."""
+    """Lucene through an index of this package, whose integers have their own scales."""
 
     def __init__(self, index: Index) -> None:
         self._index = index
 
     def contenders(self, queries: sparse.csr_array) -> list[Contender]:
-        """Return it, ready to be asked these queries."""
+        """Return the engine with prepared queries."""
         contender = of_index("Lucene, by this package", self._index, queries)
         return [contender._replace(exact=False)]
 
 
 def lucene_engines(index: Index, folder: Path, width: int) -> list[Any]:
-    """Return Lucene in all its forms, asked by an index of this package.
+    """Return the three ways to search an index of this package.
 
     Args:
-        index: The index, as this package opens it; its terms are column numbers.
-        folder: Where it lies.
-        width: How many columns there are.
+        index: The open index; its terms are column numbers.
+        folder: Its folder.
+        width: Number of columns.
     """
     from lexvla_indexer.lucene import pyserini_imports
 

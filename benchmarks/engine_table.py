@@ -1,4 +1,4 @@
-"""Tables, aims and the plot of what `engines.py` measured."""
+"""Tables, goals and the plot of the results of `engines.py`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Figures = dict[str, Any]
 
 
 class Aim(NamedTuple):
-    """One thing that is wanted, and whether it was found."""
+    """A goal, and whether it was reached."""
 
     text: str
     found: float
@@ -34,17 +34,17 @@ class Aim(NamedTuple):
 
 
 def at_most(text: str, found: float, wanted: float) -> Aim:
-    """Want a figure to be no greater."""
+    """Return the goal of a maximum."""
     return Aim(text, found, f"at most {wanted:.3g}", found <= wanted)
 
 
 def at_least(text: str, found: float, wanted: float) -> Aim:
-    """Want a figure to be no less."""
+    """Return the goal of a minimum."""
     return Aim(text, found, f"at least {wanted:,.0f}", found >= wanted)
 
 
 def aims(part: str, figures: Figures) -> list[Aim]:
-    """Return the aims that a part's figures tell about."""
+    """Return the goals of a part's figures."""
     if part == "growth":
         return list(_aims_of_growth(figures))
     found = list(_aims_of_searching(figures)) if part == "million" else []
@@ -189,7 +189,7 @@ def _by_words(figures: Figures) -> dict[int, list[Figures]]:
 
 
 def plot(figures: Figures, path: Path) -> None:
-    """Draw p50 over the number of documents, with the floor of memory below it."""
+    """Plot p50 over the number of documents, with the floor by memory speed."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7, 5))
@@ -213,12 +213,7 @@ def plot(figures: Figures, path: Path) -> None:
 
 
 def report(records: Sequence[Figures], figure: str) -> Iterator[str]:
-    """Yield the page of results.
-
-    Args:
-        records: The newest one of each part.
-        figure: The plot's path, as the page names it.
-    """
+    """Yield the page of results of the records of parts, with the path of the plot."""
     yield "# The engines side by side"
     yield ""
     yield (
@@ -246,13 +241,7 @@ def report(records: Sequence[Figures], figure: str) -> Iterator[str]:
 
 
 def write_report(records: Sequence[Figures], page: Path, figure: Path) -> None:
-    """Write the page of results, and the plot where growth was measured.
-
-    Args:
-        records: The record of each part.
-        page: The Markdown file.
-        figure: The plot, which the page shows.
-    """
+    """Write the Markdown page of results, and the plot if growth was measured."""
     relative = os.path.relpath(figure, page.parent)
     text = "\n".join(report(records, relative))
     page.write_text(text.rstrip() + "\n", encoding="utf-8")

@@ -1,9 +1,8 @@
-"""What queries read of an index: bytes, and the pieces of files that Linux maps for them.
+"""What queries read of an index: bytes, and the blocks of files that Linux maps for them.
 
-Linux maps the pages around one that is asked for, if it has them in memory: 64 KiB at a time. So a
-process that reads a few bytes of a large file here and there has more of it mapped than it read,
-and yet more where that memory is in larger pieces. Rows that the engine reads by place are not
-mapped.
+Linux maps the cached pages around a requested one, 64 KiB at a time, so a process that reads
+scattered bytes of a large file maps more than it reads, and even more if memory is in larger
+blocks. Rows that the engine reads with pread are not mapped.
 """
 
 from __future__ import annotations
@@ -27,11 +26,7 @@ def touched(
 ) -> dict[str, int | float]:
     """Return what queries read, each byte once: postings of their words, and rescored rows.
 
-    Args:
-        index: An index of these rows, in one segment.
-        stored: The rows.
-        postings: The segment's.
-        queries: Rows too.
+    ``index`` has the rows ``stored`` in one segment, with these ``postings``.
     """
     rescored: list[np.ndarray] = []
     mapped: list[np.ndarray] = [np.empty(0, np.int64)]
@@ -64,7 +59,7 @@ def touched(
 
 
 def pieces(firsts: np.ndarray, lasts: np.ndarray, size: int) -> int:
-    """Return how many pieces of a file hold some of these spans of entries of so many bytes."""
+    """Return how many blocks of a file overlap spans of entries of ``size`` bytes."""
     kept = lasts > firsts
     firsts, lasts = firsts[kept] * size // PIECE, (lasts[kept] * size - 1) // PIECE
     if not len(firsts):

@@ -1,14 +1,14 @@
-"""Time the search engines side by side: one process, the same vectors, checked answers.
+"""Compare the speed of search engines: one process, the same vectors, checked answers.
 
     python benchmarks/engines.py PART ... [--documents N] [--results FILE] [--directory DIR]
 
-Parts: `million` (a million documents of 125 words), `shape` (LexVLA's own: 300 words a document and
-a query), `model` (vectors of the default model), `growth` (the embedded engine up to ten million
-documents), and `report`, which writes a page and a plot of what the others have put into the
-results. A part that is in the results whole, with the same settings, is not run again.
+Parts: `million` (a million documents of 125 words), `shape` (LexVLA's: 300 words a document and a
+query), `model` (vectors of the default model), `growth` (the embedded engine up to ten million
+documents), and `report`, which writes a page and a plot of the results. A part that is complete in
+the results, with the same settings, is not run again.
 
-Every engine's answers are held against brute force before they are timed; one that must be exact
-and is not ends the run. Engines take turns, a round of all queries each, on one thread.
+Every engine's answers are checked against brute force before they are timed; a wrong answer of an
+exact engine ends the run. Engines take turns, a round of all queries each, on one thread.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ PACKAGES = ("numpy", "scipy", "numba", "pyserini", "pyjnius", "pyseismic-lsr")
 
 
 def measure(part: str, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Yield a part's figures as they become more."""
+    """Yield a part's figures as they grow."""
     count = args.documents or DOCUMENTS[part]
     shape = SHAPES.get(part, SHAPES["million"])
     if part == "growth":
@@ -66,7 +66,7 @@ def measure(part: str, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def machine() -> str:
-    """Return processor, memory, and versions."""
+    """Return processor, memory and versions."""
     from measuring import GIB, describe
     from torch import device
 
@@ -84,7 +84,7 @@ def machine() -> str:
 
 
 def settings_of(part: str, args: argparse.Namespace) -> dict[str, Any]:
-    """Return the options that change what a part measures."""
+    """Return the options that affect a part."""
     chosen: dict[str, Any] = {"documents": args.documents or DOCUMENTS[part]}
     chosen |= {"queries": args.queries, "seconds": args.seconds}
     if part == "growth":
@@ -93,7 +93,7 @@ def settings_of(part: str, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def run(part: str, args: argparse.Namespace) -> None:
-    """Measure a part; its record grows in the results whenever there is more to tell."""
+    """Measure a part, and write its growing record into the results."""
     settings = settings_of(part, args)
     records = read(args.results)
     known = records.get(part)
@@ -122,7 +122,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def write(path: Path, records: dict[str, Any]) -> None:
-    """Write the records, a line each, whole or not at all."""
+    """Write the records atomically, a line each."""
     lines = [json.dumps(records[part]) for part in DOCUMENTS if part in records]
     new = path.with_name(path.name + ".new")
     new.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")

@@ -1,7 +1,7 @@
-"""Count the FLOP of the products that one item needs.
+"""Count the FLOP of the products for an item.
 
-2 a weight and token, and 4 a width and pair of query and key that it may see. Padding, LoRA,
-norms, and unpacking quantised weights do not count.
+2 for each weight and token, and 4 x width for each pair of query and visible key. Padding, LoRA,
+norms and the unpacking of quantised weights do not count.
 """
 
 from __future__ import annotations

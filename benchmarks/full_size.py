@@ -1,13 +1,13 @@
-"""Run the paper's architecture once through all that a model does, with random weights.
+"""Run the paper's architecture through all functions of a model, with random weights.
 
     python benchmarks/full_size.py --device cuda
 
 Llama-2-7B's and DINOv2-base's shapes, the language model in NF4 with LoRA of rank 8, a vocabulary
-of 17,149 words: assemble, encode, train, save, load again. Checked are the gradients of all that
-is trained, that nothing frozen changes, what is saved, and that the loaded model encodes the same
-to the last bit. The exit code is 1 where a check fails.
+of 17,149 words: assemble, encode, train, save, load. Checked are the gradients of trained weights,
+that frozen weights do not change, the saved files, and that the loaded model encodes identically.
+The exit code is 1 if a check fails.
 
-LoRA's first matrix gets no gradient before its second has left zero, hence two steps.
+LoRA's first matrix gets no gradient until its second has left zero, hence two steps.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ PAPER_TOTAL = 109e6  # as the paper rounds it, with about 21 M of LoRA
 
 
 class Checks:
-    """Print what is checked and remember what failed."""
+    """Print checks and remember those that failed."""
 
     def __init__(self) -> None:
         self.failed: list[str] = []
 
     def __call__(self, name: str, passed: bool, more: str = "") -> None:
-        """Record one check; ``more`` is shown where it failed."""
+        """Record a check; ``more`` is shown if it failed."""
         print(f"- {'ok' if passed else 'FAILED'}: {name}{'' if passed else f' ({more})'}")
         if not passed:
             self.failed.append(name)
@@ -57,7 +57,7 @@ class Checks:
 
 @contextmanager
 def stage(name: str, device: torch.device) -> Iterator[None]:
-    """Print the name of a part of the run, and at its end what it took."""
+    """Print the name of a stage, and finally its time and memory."""
     print(f"\n## {name}\n", flush=True)
     peak = Peak(device)
     started = time.perf_counter()
@@ -68,19 +68,19 @@ def stage(name: str, device: torch.device) -> Iterator[None]:
 
 
 def part_of(name: str) -> str:
-    """Name the part of the model that a trained parameter belongs to."""
+    """Return the part of the model that a trained parameter belongs to."""
     if name == "image_codebook":
         return "image codebook"
     return "LoRA" if "lora_" in name else "projector"
 
 
 def trained(model: LexVLA) -> dict[str, torch.nn.Parameter]:
-    """Return the parameters that are trained."""
+    """Return the trained parameters."""
     return {name: part for name, part in model.named_parameters() if part.requires_grad}
 
 
 def count_parts(model: LexVLA, size_layers: int) -> dict[str, int]:
-    """Print the number of parameters of each trained part beside the paper's."""
+    """Print the parameters of each trained part and the paper's numbers."""
     counts = dict.fromkeys(PAPER, 0)
     for name, part in trained(model).items():
         counts[part_of(name)] += part.numel()
@@ -94,7 +94,7 @@ def count_parts(model: LexVLA, size_layers: int) -> dict[str, int]:
 
 
 def digests(model: LexVLA) -> dict[str, str]:
-    """Return a SHA-256 of each weight that is frozen, its quantisation constants included."""
+    """Return a SHA-256 of each frozen weight, including quantisation constants."""
     own = trained(model)
     return {
         name: hashlib.sha256(_bytes(part)).hexdigest()
@@ -134,7 +134,7 @@ def train(
 
 
 def check_gradients(check: Checks, norms: dict[str, list[float]]) -> None:
-    """Check that every trained part has a finite gradient, and that it is not zero."""
+    """Check that every trained part has a finite, non-zero gradient."""
     finite = [name for name, values in norms.items() if not np.isfinite(values).all()]
     check("every trained parameter has a finite gradient in each step", not finite, str(finite[:3]))
     zero = [name for name, values in norms.items() if not any(values)]
@@ -148,7 +148,7 @@ def check_gradients(check: Checks, norms: dict[str, list[float]]) -> None:
 
 
 def equal(one: Encoding, other: Encoding) -> bool:
-    """Tell whether two encodings are the same to the last bit."""
+    """Tell whether two encodings are identical."""
     pairs = [
         (one.lexical.data, other.lexical.data),
         (one.lexical.indices, other.lexical.indices),

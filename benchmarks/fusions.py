@@ -1,9 +1,9 @@
-"""Compare fusions on the bundled emoji, found by their pixels through a whole index.
+"""Compare fusions on the bundled emoji, found by their pixels through an index.
 
     python benchmarks/fusions.py [--model M] [--index DIR] [--json]
 
-Labels are asked for their one drawing, tags for the drawings that people gave them; both are as in
-``benchmarks/noto.py``, but that equal scores stand by id. Needs the extra ``evaluation``.
+Queries are labels, for their one drawing, and tags, for all drawings with the tag, as in
+``benchmarks/noto.py``, except that ties are ordered by id. Needs the extra ``evaluation``.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ Qrels = Mapping[str, Mapping[str, int]]
 
 @contextmanager
 def indexed(items: list[DemoItem], model: LexVLA, address: str | None) -> Iterator[Index]:
-    """Yield an open index of the drawings: that of ``lexvla demo``, or one made for this run."""
+    """Yield an open index of the drawings: a given one, or one made for this run."""
     if address is not None:
         with open_index(address) as index:
             yield index
@@ -68,7 +68,7 @@ def indexed(items: list[DemoItem], model: LexVLA, address: str | None) -> Iterat
 def compare(
     searcher: Searcher, queries: Mapping[str, str], qrels: Qrels, measures: list[str]
 ) -> dict[str, dict[str, float]]:
-    """Return each measure by fusion."""
+    """Return the measures by fusion."""
     runs: dict[str, dict[str, dict[str, float]]] = {name: {} for name in FUSIONS}
     for query, text in queries.items():
         try:
@@ -83,7 +83,7 @@ def compare(
 
 
 def milliseconds(searcher: Searcher, texts: list[str]) -> dict[str, float]:
-    """Return the median time of a search by fusion, without that of encoding the query."""
+    """Return the median time of a search by fusion, without encoding the query."""
     times: dict[str, list[float]] = {name: [] for name in FUSIONS}
     # In turns, so that whatever else the machine does meets all of them alike.
     for text in texts:

@@ -1,11 +1,11 @@
-"""Measure an ingest beside encoding the same images alone, decoded beforehand.
+"""Compare an ingest with encoding the same images, decoded beforehand.
 
     python benchmarks/ingest.py
 
-The model is the default one, the images are the bundled emoji as PNG files in a folder. Both run in
-one process and take turns: `encode_image` of all images at once, then `index_source` of the folder
-into a new index: listing, reading, hashing, decoding, encoding, storing and commits. The ratio of
-their wall times is what all that adds; the aim is at most 1.15.
+The default model encodes the bundled emoji, PNG files in a folder. Both run in turn in one process:
+`encode_image` of all images at once, then `index_source` of the folder into a new index, which
+lists, reads, hashes, decodes, encodes, stores and commits. The goal is a ratio of wall times of at
+most 1.15.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from lexvla_indexer import index_source, open_index
 
 
 def seconds(call: Callable[[], Any]) -> float:
-    """Return how long a call takes."""
+    """Return the seconds of a call."""
     started = time.perf_counter()
     call()
     return time.perf_counter() - started

@@ -1,16 +1,15 @@
-"""Kill writers and ingests of an embedded index at random moments, and look for losses.
+"""Kill writers and ingests of an embedded index at random moments, and check for losses.
 
     python benchmarks/kills.py --kills 400 --seed 1
 
-A writer makes 45 commits that are known beforehand: it adds, replaces, deletes, merges and
-compacts, and is killed (``SIGKILL``) after a random time. Then the index must open and hold one
-whole commit, not an earlier one than after the last kill: ids, scores of all legs, vectors and
-checksums. The next writer goes on from there. In the end the compacted index must equal, file for
-file, one that was made of the same documents at once. One kill in five hits an ingest of a folder
-of 150 pictures, which must end as one that was never killed.
+A writer makes 45 known commits: it adds, replaces, deletes, merges and compacts, and is killed
+(``SIGKILL``) after a random time. The index must then open and hold a complete commit, not older
+than after the last kill: ids, scores of all legs, vectors and checksums. The next writer continues
+from there. Finally, the compacted index must equal, file by file, one made of the same documents at
+once. One kill in five hits an ingest of a folder of 150 pictures, which must end as one that was
+never killed.
 
-What a killed process has written is in the system's memory and is not lost; a power cut is
-another matter, and not tried here.
+What a killed process has written is in the page cache and is not lost; power cuts are not tested.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from kill_fakes import PHASES, Kills, kill, kill_ingests, kill_writers
 
 
 def table(seed: int, *parts: Kills) -> str:
-    """Return a page of Markdown: how many kills fell where, and what was lost."""
+    """Return a Markdown page of where kills fell and what was lost."""
     phases = sum((part.phases for part in parts), parts[0].phases.__class__())
     losses = [loss for part in parts for loss in part.losses]
     lines = [
@@ -45,7 +44,7 @@ def table(seed: int, *parts: Kills) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print where the kills fell, and the losses. End with 1 if there are any."""
+    """Print where kills fell, and losses; return 1 if there are any."""
     parser = argparse.ArgumentParser(description="Kill writers of an index, and look for losses.")
     parser.add_argument("--kills", type=int, default=400, metavar="N")
     parser.add_argument("--seed", type=int, default=1, metavar="S")

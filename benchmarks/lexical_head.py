@@ -3,15 +3,15 @@
     python benchmarks/lexical_head.py [--device cpu|cuda] [--shape S ...] [--repeat N] [--json]
                                       [--out FILE]
 
-`max_over_patches` stands beside the bare matrix product (nothing else: the floor of the forward
-pass), its plain reference and the reference through torch.compile. Each repeat runs all of them in
-turn, and the medians are shown.
+`max_over_patches` is compared with the bare matrix product (the floor of the forward pass), its
+plain reference, and the reference through torch.compile. Each repeat runs all of them in turn;
+medians are shown.
 
-Extra memory is the peak less what any method holds: inputs, logits, places, and the gradients that
-are returned. On a GPU the peak is torch.cuda.max_memory_allocated. On a CPU it is the peak resident
-size of a process of its own for each figure (VmHWM, as ru_maxrss begins at the parent's), less the
-size before the run and after a small one: so it counts buffers of the matrix library, which a
-profiler of torch's allocations does not see, and not the code that a first run loads.
+Extra memory is the peak minus what any method holds: inputs, logits, places and returned gradients.
+On a GPU the peak is torch.cuda.max_memory_allocated. On a CPU it is the peak resident size of a
+separate process for each figure (VmHWM, because ru_maxrss starts at the parent's), minus the size
+after a small run: this includes buffers of the matrix library, which torch's profiler does not see,
+but not code that a first run loads.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import argparse
 import importlib.util
 import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -31,6 +30,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from measuring import processor
 from torch import Tensor
 
 from lexvla.lexical_head import max_over_patches, max_over_patches_reference
@@ -79,7 +79,7 @@ def make_inputs(shape: Shape, device: str) -> Inputs:
 
 
 def make_method(name: str) -> Callable[[Tensor, Tensor], Any]:
-    """Return the method that is called so."""
+    """Return a method by name."""
     return {
         "floor": lambda patches, codebook: torch.matmul(patches.flatten(0, 1), codebook.T),
         "reference": max_over_patches_reference,
@@ -89,7 +89,7 @@ def make_method(name: str) -> Callable[[Tensor, Tensor], Any]:
 
 
 def no_compiler(device: str) -> str | None:
-    """Say what torch.compile lacks here, if anything."""
+    """Return why torch.compile cannot be used, or None."""
     if device == "cuda" and importlib.util.find_spec("triton") is None:
         return "torch.compile needs triton"
     if not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++")):
@@ -98,7 +98,7 @@ def no_compiler(device: str) -> str | None:
 
 
 def run(method: Callable[[Tensor, Tensor], Any], inputs: Inputs, which: str) -> int:
-    """Run one pass; return the bytes of its results, which any method must hold."""
+    """Run a pass; return the bytes of its results."""
     patches, codebook, gradient = inputs
     if which == "forward":
         with torch.no_grad():
@@ -113,7 +113,7 @@ def run(method: Callable[[Tensor, Tensor], Any], inputs: Inputs, which: str) -> 
 
 
 def seconds(names: list[str], which: str, inputs: Inputs, repeat: int) -> dict[str, float]:
-    """Return each method's median time, after a run that is not counted."""
+    """Return each method's median time, after a warm-up."""
     methods = {name: make_method(name) for name in names}
     times: dict[str, list[float]] = {name: [] for name in names}
     for counted in (False, *[True] * repeat):
@@ -126,17 +126,17 @@ def seconds(names: list[str], which: str, inputs: Inputs, repeat: int) -> dict[s
 
 
 def memory(name: str, which: str, shape: str, device: str) -> dict[str, int]:
-    """Return the peak, and the extra memory, of one pass in bytes."""
+    """Return peak and extra memory of a pass in bytes."""
     if device == "cpu":
         command = [sys.executable, __file__, "--memory-of", name, which, "--shape", shape]
-        # With a fixed threshold, freed blocks go back to the system and are not counted again.
+        # With a fixed threshold, freed blocks return to the system and are not counted again.
         environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
         found = subprocess.run(  # noqa: S603
             command, env=environment, capture_output=True, text=True, check=True
         )
         return json.loads(found.stdout.splitlines()[-1])
     inputs, method = make_inputs(SHAPES[shape], device), make_method(name)
-    run(method, inputs, which)  # what tuning and compiling take is not counted
+    run(method, inputs, which)  # tuning and compiling are not counted
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     held = run(method, inputs, which)
@@ -145,7 +145,7 @@ def memory(name: str, which: str, shape: str, device: str) -> dict[str, int]:
 
 
 def memory_here(name: str, which: str, shape: str) -> dict[str, int]:
-    """Return the same of this process, which has run nothing else."""
+    """Return the same for this process, which has run nothing else."""
     method = make_method(name)
     run(method, make_inputs(SMALL, "cpu"), which)  # loads the libraries' code, and compiles
     inputs = make_inputs(SHAPES[shape], "cpu")
@@ -156,7 +156,7 @@ def memory_here(name: str, which: str, shape: str) -> dict[str, int]:
 
 
 def resident(what: str) -> int:
-    """Return a size of this process in bytes, as Linux keeps it."""
+    """Return a size in bytes from this process's status in /proc."""
     status = Path("/proc/self/status").read_text(encoding="ascii")
     (line,) = (line for line in status.splitlines() if line.startswith(f"{what}:"))
     return int(line.split()[1]) * 1024
@@ -181,7 +181,7 @@ def measure(shape: str, device: str, repeat: int) -> dict[str, Any]:
 
 
 def ratios(figures: dict[str, Any], device: str) -> list[tuple[str, float, float]]:
-    """Return what each goal is about, what was found, and the goal."""
+    """Return name, result and target of each goal."""
     forward, both = (figures[which] for which in PASSES)
 
     def of(table: dict[str, Any], other: str, what: str) -> float:
@@ -197,16 +197,8 @@ def ratios(figures: dict[str, Any], device: str) -> list[tuple[str, float, float
 
 def describe(device: str) -> str:
     """Name the machine and torch."""
-    name = torch.cuda.get_device_name() if device == "cuda" else cpu_name()
+    name = torch.cuda.get_device_name() if device == "cuda" else processor()
     return f"{name}, torch {torch.__version__}, {torch.get_num_threads()} threads"
-
-
-def cpu_name() -> str:
-    """Return the processor's name where Linux tells it."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def table(name: str, figures: dict[str, Any], device: str) -> str:

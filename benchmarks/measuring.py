@@ -1,4 +1,4 @@
-"""Time, memory, and what was measured on."""
+"""Time, memory, and descriptions of the machine."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ _STATUS = Path("/proc/self/status")
 
 
 class Clock:
-    """Time calls on a device: the median of repeats, after one that is not counted.
+    """Time calls on a device: the median of repeats, after a warm-up.
 
     Args:
-        device: Is waited for before and after each call.
-        seconds: Repeat each call for about so long; at least three times.
+        device: Device to synchronise before and after each call.
+        seconds: Approximate time for each call, with at least three repeats.
     """
 
     def __init__(self, device: torch.device, seconds: float) -> None:
         self.device, self.seconds = device, seconds
 
     def once(self, call: Callable[[], Any]) -> float | None:
-        """Return a call's seconds, or ``None`` where the device's memory does not hold it."""
+        """Return a call's seconds, or ``None`` if it runs out of device memory."""
         try:
             synchronise(self.device)
             started = time.perf_counter()
@@ -43,7 +43,7 @@ class Clock:
             return time.perf_counter() - started
         except torch.OutOfMemoryError:
             pass
-        except ModelError as error:  # what the encode methods make of it
+        except ModelError as error:  # raised by the encode methods
             if not isinstance(error.__cause__, torch.OutOfMemoryError):
                 raise
         gc.collect()
@@ -52,7 +52,7 @@ class Clock:
         return None
 
     def medians(self, *calls: Callable[[], Any]) -> list[float | None]:
-        """Return the median seconds of calls that take turns; ``None`` for out of memory."""
+        """Return median seconds of interleaved calls; ``None`` for out of memory."""
         took: list[list[float]] = [[] for _ in calls]
         fits = [self.once(call) is not None for call in calls]
         end = time.perf_counter() + self.seconds * len(calls)
@@ -69,19 +69,13 @@ class Clock:
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait until a device has done all that it was given."""
+    """Wait for a device to finish its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 class Product:
-    """Multiply two large square matrices: what the device can do at the most.
-
-    Args:
-        device: Where the matrices lie.
-        dtype: Their type.
-        side: Their side.
-    """
+    """Multiply two large square matrices, for the peak performance of a device."""
 
     def __init__(self, device: torch.device, dtype: torch.dtype, side: int) -> None:
         self.a, self.b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
@@ -93,11 +87,11 @@ class Product:
 
 
 class Peak:
-    """Watch, from its start to `gib`, the most memory in use.
+    """Record peak memory from construction to `gib`.
 
-    That is torch's tensors on a GPU. On a CPU it is what the process has for itself, read every
-    20 ms from Linux's /proc: pages of mapped checkpoints are not in it, as the system takes them
-    back at will. Elsewhere it is the process's greatest size since it began.
+    On a GPU: torch's tensors. On a CPU: the process's private memory, sampled every 20 ms from
+    Linux's /proc, without pages of mapped checkpoints. Elsewhere: the process's peak size since it
+    started.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -132,18 +126,19 @@ def _own_memory() -> int:
 
 
 def describe(device: torch.device) -> dict[str, str]:
-    """Return device and versions, as a report names them."""
+    """Return device and versions for a report."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         memory = torch.cuda.get_device_properties(device).total_memory / GIB
         name = f"{name}, {memory:.0f} GiB, CUDA {torch.version.cuda}"
     else:
-        name = f"{_processor()}, threads: {torch.get_num_threads()}"
+        name = f"{processor()}, threads: {torch.get_num_threads()}"
     packages = ("torch", "transformers", "bitsandbytes", "peft")
     return {"device": name} | {package: _version(package) for package in packages}
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Return the name of the processor."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))

@@ -1,11 +1,11 @@
-"""Measure a model on the bundled emoji, beside chance and BM25.
+"""Measure a model on the bundled emoji, compared with chance and BM25.
 
     python benchmarks/noto.py [--model M] [--json]
 
-The images are found by their pixels alone; BM25 instead reads the tags that people gave each
-emoji, so it shows what good written words would give. No word is in over half of the tag lists, so
-no idf of BM25Okapi falls below 0, where rank_bm25 departs from the formula; an item that scores 0
-shares no word with the query and counts as not retrieved. Ties count against everywhere.
+Images are found by their pixels only; BM25 reads the tags that people gave each emoji instead, so
+it shows what good written words achieve. No word is in over half of the tag lists, so no idf of
+BM25Okapi is negative, where rank_bm25 departs from the formula; an item that scores 0 counts as not
+retrieved. Ties count as misses.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from lexvla_search.evaluation.noto import KS
 
 
 def bm25_label_to_tags(items: Sequence[DemoItem]) -> dict[int, float]:
-    """Return R@k of finding each item by BM25 of its label over all items' tags."""
+    """Return R@k of each item by BM25 of its label over all items' tags."""
     engine = BM25Okapi([_words(" ".join(item.tags)) for item in items])
     scores = np.array([engine.get_scores(_words(item.label)) for item in items])
     scores[scores <= 0] = -np.inf

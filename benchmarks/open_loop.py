@@ -1,4 +1,4 @@
-"""Requests that come by the clock and not when the last answer is there, and what they met."""
+"""Load generation with requests in open and closed loops."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def request(path: str, body: bytes) -> bytes:
 
 @dataclass
 class Outcome:
-    """What became of the requests of one run.
+    """Results of the requests of a run.
 
     Attributes:
-        seconds: How long it took, to the last answer.
-        took: Seconds from when a request was due to the end of its answer, by status; 0 for no
-            answer.
+        seconds: Duration, to the last answer.
+        took: Seconds from when a request was due to the end of its answer, by status; status 0 for
+            no answer.
     """
 
     seconds: float = 0.0
@@ -35,7 +35,7 @@ class Outcome:
 
     @property
     def counts(self) -> Counter[int]:
-        """How many answers had each status."""
+        """The number of answers by status."""
         return Counter({status: len(times) for status, times in self.took.items()})
 
     @property
@@ -44,7 +44,7 @@ class Outcome:
         return len(self.took.get(200, ())) / self.seconds if self.seconds else 0.0
 
     def percentile(self, percent: float, status: int = 200) -> float:
-        """Return how long that share of the answers took at the most, in seconds."""
+        """Return a percentile of the seconds of the answers."""
         times = sorted(self.took.get(status, ()))
         if not times:
             return float("nan")
@@ -52,12 +52,12 @@ class Outcome:
 
 
 class Loop:
-    """Send requests to one port of this machine.
+    """Send requests to a port of this machine.
 
     Args:
         port: The port.
-        requests: Whole requests as bytes, sent in turn.
-        seed: Of the times at which requests come.
+        requests: Complete HTTP requests, sent in turn.
+        seed: Seed of the arrival times.
     """
 
     def __init__(self, port: int, requests: Sequence[bytes], seed: int = 0) -> None:
@@ -66,7 +66,7 @@ class Loop:
         self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
 
     async def closed(self, clients: int, seconds: float) -> Outcome:
-        """Let so many clients ask, each again when it has its answer."""
+        """Send requests from clients that each wait for their answer."""
         outcome, started = Outcome(), time.perf_counter()
 
         async def client() -> None:
@@ -77,7 +77,7 @@ class Loop:
         return self._ended(outcome, started)
 
     async def open(self, rate: float, seconds: float) -> Outcome:
-        """Send so many requests a second on average, by a Poisson process, whatever comes back."""
+        """Send requests by a Poisson process of this rate, regardless of answers."""
         outcome, started = Outcome(), time.perf_counter()
         due, waiting = started, set()
         while (due := due + self._rng.expovariate(rate)) < started + seconds:

@@ -1,13 +1,12 @@
-"""Measure a model on photographs of things, on white and in scenery, beside chance.
+"""Measure a model on photographs of things, on white and in scenery, compared with chance.
 
     python benchmarks/photographs.py [--model M] [--data DIR] [--json]
 
 The photographs are cut-outs of Debian's `tuxpaint-stamps-default`, the scenery is from
-`plasma-workspace-wallpapers`. Both are fetched once into DIR by `apt-get download`, and are no part
-of LexVLA. Each image is found by its pixels alone. Ties count against everywhere: so do other
-images of the same caption. Captions that name a class of ImageNet count apart: backbones that were
-trained on its classes know those things from photographs. JSON gives shares from 0 to 1, the table
-percent.
+`plasma-workspace-wallpapers`. Both are downloaded once into DIR by `apt-get download`; they are not
+part of LexVLA. Images are found by their pixels only. Ties count as misses, and so do other images
+with the same caption. Captions that name a class of ImageNet are also counted separately, because
+backbones trained on ImageNet know these things. JSON has shares from 0 to 1, the table percent.
 """
 
 from __future__ import annotations
@@ -41,18 +40,14 @@ PACKAGES = {"tuxpaint-stamps-default": STAMPS, "plasma-workspace-wallpapers": WA
 
 
 def get_packages(data: Path) -> None:
-    """Download and unpack the packages that the folder lacks.
-
-    Raises:
-        InputError: One is missing and cannot be had.
-    """
+    """Download and unpack missing packages."""
     for package, folder in PACKAGES.items():
         if not (data / folder).is_dir():
             _get(package, folder, data)
 
 
 def imagenet_words() -> frozenset[str]:
-    """Return the last words of the names of ImageNet's 1,000 classes."""
+    """Return the last words of the names of ImageNet's classes."""
     info = ImageNetInfo()
     return class_words(info.index_to_description(i) for i in range(info.num_classes()))
 

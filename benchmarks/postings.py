@@ -2,8 +2,8 @@
 
     python benchmarks/postings.py [--documents N] [--width V] [--words W]
 
-Documents have distinct words drawn by Zipf's law, and log-normal weights. Calls take turns, so
-that a busy machine slows all of them alike; read the ratios rather than the times.
+Documents have distinct words drawn by Zipf's law, and log-normal weights. Calls are interleaved, so
+that other load slows all of them alike: compare ratios rather than times.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
-from unittest import mock
 
 import numpy as np
+from engine_contenders import without_numba
 from scipy import sparse
 
 from lexvla_indexer.embedded.postings import Postings, best, build, kernels
@@ -31,12 +31,12 @@ QUERY_WORDS = (20, 150)
 def random_documents(
     rng: np.random.Generator, rows: int, width: int, words: int
 ) -> sparse.csr_array:
-    """Return unit float32 rows of about so many words."""
+    """Return unit float32 rows of about ``words`` words."""
     law = np.cumsum(1 / (np.arange(width) + 10))
     parts = []
     for first in range(0, rows, 10_000):
         count = min(10_000, rows - first)
-        # Words that are drawn twice count once: draw some more.
+        # Duplicates count once: draw some more.
         columns = np.searchsorted(law, rng.random((count, words * 11 // 10)) * law[-1])
         cells = np.unique(columns + np.arange(count)[:, None] * width)
         weights = np.exp(rng.normal(-2, 0.7, len(cells))).astype(np.float32)
@@ -48,7 +48,7 @@ def random_documents(
 
 
 def random_query(rng: np.random.Generator, width: int, words: int) -> sparse.csr_array:
-    """Return a unit row of so many words, drawn as those of documents."""
+    """Return a unit row of ``words`` words, drawn like documents."""
     law = 1 / (np.arange(width) + 10)
     columns = np.sort(rng.choice(width, words, replace=False, p=law / law.sum()))
     weights = np.exp(rng.normal(-2, 0.7, words)).astype(np.float32)
@@ -57,7 +57,7 @@ def random_query(rng: np.random.Generator, width: int, words: int) -> sparse.csr
 
 
 def by_scipy(columns: sparse.csc_array, query: sparse.csr_array) -> tuple[np.ndarray, np.ndarray]:
-    """Return the best rows by the columns of the query's words, as floats."""
+    """Return the best rows by float sums over the columns of the query's words."""
     picked = columns[:, query.indices]
     scores = picked @ query.data
     return best(scores, np.arange(len(scores)), K)
@@ -69,13 +69,8 @@ def by_postings(postings: Postings, query: sparse.csr_array) -> tuple[np.ndarray
     return postings.top(query.indices, weights, K)
 
 
-def without_numba() -> AbstractContextManager[Any]:
-    """Search as where numba is missing."""
-    return mock.patch.multiple("lexvla_indexer.embedded.postings", kernels=lambda *_: None)
-
-
 def timed(call: Callable[[], Any], context: AbstractContextManager[Any] | None = None) -> float:
-    """Return a call's seconds."""
+    """Return the seconds of a call."""
     with context or nullcontext():
         started = time.perf_counter()
         call()
@@ -118,7 +113,7 @@ def main() -> None:
             if compiled:
                 calls["numba"] = timed(lambda q=query: by_postings(postings, q))
                 calls["exact"] = timed(lambda q=query: exact_top(q, stored, quantizer, postings, K))
-            if number:  # the first one compiles, and reads memory for the first time
+            if number:  # the first one is a warm-up
                 for name, seconds in calls.items():
                     took[name].append(seconds)
         medians = {name: statistics.median(times) for name, times in took.items() if times}

@@ -1,10 +1,10 @@
-"""What whole numbers for weights change in search: the table of docs/pyserini.md.
+"""Measure how integer weights change search: the table of docs/pyserini.md.
 
     python benchmarks/quantization.py
 
-The default model on the Noto drawings that ship with LexVLA, which it was not trained on. Only the
-drawings' weights are rounded but in the row of queries, whose weights always count as Pyserini
-gets them from then on. Scores are summed exactly; ties count against.
+The default model is measured on the Noto drawings that ship with LexVLA, which it was not trained
+on. Except in the first row, weights of queries are integers, as for Pyserini; below the second,
+weights of drawings too. Scores are summed exactly; ties count as misses.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def encode_texts(model: LexVLA, texts: list[str]) -> sparse.csr_array:
 
 
 def settings(images: sparse.csr_array) -> Iterator[tuple[str, sparse.csr_array]]:
-    """Give each way to make whole numbers of the weights."""
+    """Yield each way to round the weights to integers."""
     for bits in BITS:
         yield f"{bits} bits", ImpactQuantizer.fit(images, bits=bits).quantize(images)
     for scale in SCALES:
@@ -43,7 +43,7 @@ def settings(images: sparse.csr_array) -> Iterator[tuple[str, sparse.csr_array]]
 
 
 def integers(rows: sparse.csr_array) -> sparse.csr_array:
-    """Return queries as `lexvla_search.pyserini.LexVLAQueryEncoder` gives them."""
+    """Return queries as from `lexvla_search.pyserini.LexVLAQueryEncoder`."""
     whole = rows.astype(np.float64)
     whole.data = np.maximum(np.rint(whole.data * QUERY_SCALE), 1)
     return whole

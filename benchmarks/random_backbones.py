@@ -1,7 +1,7 @@
-"""Backbones of any size with random weights, as checkpoints that the real loaders read.
+"""Checkpoints of backbones of any size with random weights.
 
-They stand in for Llama-2-7B and DINOv2-base, which nobody may ship: speed and memory depend on
-the architecture and not on what the weights have learnt.
+They replace Llama-2-7B and DINOv2-base, which may not be redistributed: speed and memory depend on
+the architecture only.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _OTHERS = 0x4E00  # where characters begin that are no ASCII letters
 
 @dataclass(frozen=True)
 class Size:
-    """Describe a pair of backbones; the defaults are Llama-2-7B and DINOv2-base."""
+    """Sizes of a pair of backbones, by default of Llama-2-7B and DINOv2-base."""
 
     width: int = 4096
     inner: int = 11008
@@ -57,7 +57,7 @@ class Size:
     image_size: int = 224
 
     def cut(self, layers: int) -> Size:
-        """Return the same widths with at most so many layers in each backbone."""
+        """Return a size of the same widths with fewer layers in each backbone."""
         return replace(
             self,
             layers=min(layers, self.layers),
@@ -65,7 +65,7 @@ class Size:
         )
 
     def settings(self) -> dict[str, int]:
-        """Return the fields of `LexVLAConfig` that go with the backbones."""
+        """Return the fields of `LexVLAConfig` for the backbones."""
         return {
             "image_size": self.image_size,
             "adapter_heads": self.vision_heads,
@@ -82,7 +82,7 @@ SIZES = {
 
 
 def write_backbones(size: Size, folder: Path, device: str = "cpu") -> tuple[str, str]:
-    """Write both backbones in bfloat16, unless the folder has them, and return their folders."""
+    """Write both backbones in bfloat16, unless they exist, and return their folders."""
     text, vision, done = folder / "text", folder / "vision", folder / "size.json"
     if done.exists() and json.loads(done.read_text(encoding="utf-8")) == asdict(size):
         return str(text), str(vision)
@@ -114,7 +114,7 @@ def write_backbones(size: Size, folder: Path, device: str = "cpu") -> tuple[str,
 
 
 def _write(config: PretrainedConfig, kind: type, folder: Path, device: str) -> None:
-    """Write random weights of an architecture, a layer at a time: no more is ever in memory."""
+    """Write random weights of an architecture, with one layer in memory at a time."""
     folder.mkdir(parents=True, exist_ok=True)
     with torch.device("meta"):
         model = kind.from_config(config, dtype=torch.bfloat16)
@@ -148,7 +148,7 @@ def _random(name: str, shape: torch.Size, generator: torch.Generator) -> Tensor:
 
 
 def build_tokenizer(pieces: int, words: int) -> PreTrainedTokenizerFast:
-    """Build a Llama-like tokenizer of which the rule ``letters`` keeps exactly so many words.
+    """Build a Llama-like tokenizer with an exact number of words by the rule ``letters``.
 
     Three of four words start with the word-start mark, as ``▁bada``; the rest continue another.
     """
@@ -202,7 +202,7 @@ def make_captions(vocabulary: Vocabulary, count: int, seed: int = 0) -> list[str
 
 
 def make_images(count: int, seed: int = 0) -> list[bytes]:
-    """Return JPEG files of 640 x 480 pixels, smooth as photographs are and of about their size."""
+    """Return JPEG files of 640 x 480 pixels, as smooth and large as photographs."""
     random = np.random.default_rng(seed)
     files = []
     for _ in range(count):

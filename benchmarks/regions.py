@@ -1,10 +1,10 @@
-"""Find a drawing by a box around it in a scene: read with its surroundings, or cut out.
+"""Find a drawing by a box around it in a scene, encoded with its surroundings or cut out.
 
     python benchmarks/regions.py [--model M] [--scenes N] [--json]
 
-Scenes are those of `lexvla_search.evaluation.scenes`: 2 x 2 and 3 x 3 drawings side by side. A box
-is the drawing's own cell, or one drawn by a careless hand: each edge off by up to a quarter of the
-side. Each is asked against all 1,906 drawings for the one that it is around; ties count against.
+Scenes are those of `lexvla_search.evaluation.scenes`: grids of 2 x 2 and 3 x 3 drawings. A box is
+the drawing's cell, or an inaccurate one with each edge off by up to a quarter of the side. Each box
+is searched among all 1,906 drawings; ties count as misses.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Box = tuple[int, int, int, int]
 def boxes(
     scenes: DemoScenes, careless: float, seed: int = 1
 ) -> Iterator[tuple[Image.Image, Box, int]]:
-    """Yield scenes with a box, (x, y, width, height), and the place of the drawing in it."""
+    """Yield scenes with a box, (x, y, width, height), and the number of its drawing."""
     random = np.random.default_rng(seed)
     for scene, mask in scenes:
         side = scene.width // scenes.across
@@ -55,7 +55,7 @@ def recalls(scores: np.ndarray, own: np.ndarray) -> list[float]:
 
     Args:
         scores: (queries, drawings) float.
-        own: (queries) int, the column of the one that is right.
+        own: (queries) int, the right column of each.
     """
     right = scores[np.arange(len(own)), own][:, None]
     ranks = (scores >= right).sum(1)  # a tie is a loss
@@ -63,7 +63,7 @@ def recalls(scores: np.ndarray, own: np.ndarray) -> list[float]:
 
 
 def measured(queries: Encoding, items: Encoding, own: np.ndarray) -> dict[str, list[float]]:
-    """Return the recalls of the words, of the dense vectors, and of both in equal parts."""
+    """Return the recalls of words, of dense vectors, and of their equal mixture."""
     words = (queries.lexical @ items.lexical.T).toarray()
     found = {"lexical": recalls(words, own)}
     if queries.dense is not None and items.dense is not None:
@@ -84,7 +84,7 @@ def _cut(scene: Image.Image, box: Box) -> Image.Image:
 
 
 def ways(model: LexVLA) -> dict[str, Callable[[list[Image.Image], list[Box]], Encoding]]:
-    """Return how to read a box."""
+    """Return the ways to encode a box."""
     return {
         "in its surroundings": model.encode_region,
         "cut out": lambda scenes, own: model.encode_image(list(map(_cut, scenes, own))),

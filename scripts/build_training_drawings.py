@@ -12,13 +12,12 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import subprocess
-import tarfile
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from fetch_packages import fetch_npm
 from PIL import Image
 from resvg_py import svg_to_bytes
 from tqdm import tqdm
@@ -35,24 +34,8 @@ DRAWING_SETS = {
 MIXED_TONES = 6  # two people of different skin tones; 0 is none, 1 to 5 light to dark
 
 
-def unpack(package: str, folder: Path) -> Path:
-    """Fetch one npm package and return the folder that it lies in."""
-    target = folder / package.rsplit("@", 1)[0].replace("/", "_")
-    if not target.exists():
-        done = subprocess.run(  # noqa: S603 - the names above
-            ["npm", "pack", "--silent", package],  # noqa: S607 - npm from the PATH
-            cwd=folder,
-            check=True,
-            capture_output=True,
-            text=True,
-        )
-        with tarfile.open(folder / done.stdout.strip().splitlines()[-1]) as archive:
-            archive.extractall(target, filter="data")
-    return target / "package"
-
-
 def plain(hexcode: str) -> str:
-    """Return a code point sequence as all sets agree on it: lower case, no FE0F."""
+    """Return a code point sequence in the form shared by all sets: lower case, no FE0F."""
     return hexcode.lower().replace("-fe0f", "")
 
 
@@ -70,7 +53,7 @@ def render(path: Path) -> np.ndarray:
 
 
 def variants(entry: dict) -> Iterator[tuple[str, int]]:
-    """Yield the hexcode and skin tone of an emoji and of its skin variants."""
+    """Yield hexcode and skin tone of an emoji and its variants."""
     yield plain(entry["hexcode"]), 0
     for skin in entry.get("skins", []):
         tone = skin["tone"]
@@ -87,7 +70,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         packages = arguments.packages or Path(temporary)
         packages.mkdir(parents=True, exist_ok=True)
-        english = unpack(METADATA, packages) / "en"
+        english = fetch_npm(METADATA, packages) / "en"
         messages = json.loads((english / "messages.json").read_text())
         groups = {g["order"]: g["key"] for g in messages["groups"]}
         subgroups = {g["order"]: g["key"] for g in messages["subgroups"]}
@@ -95,7 +78,7 @@ def main() -> None:
         entries = [e for e in entries if "group" in e]
         files = {}
         for name, (package, folder) in DRAWING_SETS.items():
-            root = unpack(package, packages) / folder
+            root = fetch_npm(package, packages) / folder
             files[name] = {plain(p.stem): p for p in root.iterdir() if p.suffix}
         items, pixels, item, style, tone = [], [], [], [], []
         for entry in tqdm(entries, desc="items"):

