@@ -167,26 +167,6 @@ class Table:
         ]
         return self._race(contenders, truths)
 
-    def explaining(self, queries: sparse.csr_array, truths: Truths) -> dict[str, Any]:
-        """Time the server's explanation of the best hit's score."""
-        best = {"cut": [(numbers[:1], scores[:1]) for numbers, scores in truths["cut"]]}
-        asked = [Encoding(queries[i : i + 1]) for i in range(queries.shape[0])]
-        names = [f"{numbers[0]:08d}" for numbers, _ in best["cut"]]
-
-        def explain(i: int) -> Any:
-            return self.ours.explain(asked[i], names[i])
-
-        requests = [sent(self.ours, lambda i=i: explain(i)) for i in range(len(asked))]
-
-        def parts(found: Any) -> Answer:
-            return read([(found.id, sum(each.product for each in found.products))])
-
-        contenders = [
-            cut(Contender("ours", explain, parts, "cut", True)),
-            cut(Contender("bare", self._repeat(requests), first_hits, "cut", True)),
-        ]
-        return self._race(contenders, best)
-
     def _repeat(self, requests: list[list[Request]]) -> Callable[[int], Any]:
         return lambda i: self.bare.repeat(requests[i])
 
@@ -304,8 +284,6 @@ def compare(
                 found = table.searching(queries, table.truths(queries, chosen), chosen)
                 searching[f"{words} where `{chosen}`"] = found
             searching[f"{words}, {BATCH} queries together"] = table.batches(queries, truths)
-            explained = table.explaining(queries, truths)
-            searching[f"{words}, one hit explained by the server"] = explained
             searching[f"{words}, {OF_SEARCHER}"] = table.hits(queries, truths, False)
             searching[f"{words}, {OF_SEARCHER}, explained"] = table.hits(queries, truths, True)
         about = ours.info()  # now: sizes are told ten seconds late
@@ -391,10 +369,9 @@ those of the embedded engine exactly. **Loading** is `add` and `commit`, and of 
 `streaming_bulk` as it comes, of bodies that lay ready, and a refresh. **Searching** is
 `index.search` with k = 10 on one merged segment; the bare client sends the bodies that
 `index.requests` gives, by `search`, or by `msearch` where there are several. Aims: at least 0.9
-of the bare client's documents a second, at most 1.1 of its time. *Explained by the server* is
-`index.explain` of the best hit, and *hits of the searcher* are those of `Searcher.search`, with
-documents, and explained with all their words; beside them the bare client repeats the same
-requests. No aim is set for the searcher: it does more than ask."""
+of the bare client's documents a second, at most 1.1 of its time. *Hits of the searcher* are those
+of `Searcher.search`, with documents, and explained with all their words; beside them the bare
+client repeats the same requests. No aim is set for the searcher: it does more than ask."""
 
 if __name__ == "__main__":
     main()

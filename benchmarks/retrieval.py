@@ -159,9 +159,9 @@ def built(
     finally:
         index.close()
         if address.startswith("elasticsearch"):
-            from lexvla_indexer.elastic.connection import Place, connect
+            from lexvla_indexer.elastic.connection import Address, connect
 
-            place = Place.parse(address)
+            place = Address.parse(address)
             with connect(place) as client:
                 for name in client.indices.get_alias(name=place.name).body:
                     client.indices.delete(index=name)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from lexvla_indexer import ElasticIndex
-from lexvla_indexer.elastic.connection import Place, connect
+from lexvla_indexer.elastic.connection import Address, connect
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 
@@ -93,7 +93,7 @@ def cleaned() -> Iterator[None]:
 
 
 def drop(pattern: str) -> None:
-    with connect(Place(url(), "any")) as client:
+    with connect(Address(url(), "any")) as client:
         for name in client.indices.get(index=pattern, allow_no_indices=True).body:
             client.indices.delete(index=name, ignore_unavailable=True)
 

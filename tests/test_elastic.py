@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 import elastic_fakes
-from indexer_fakes import LEGS, QUERY, VOCABULARY, documents, encode, fill
+from indexer_fakes import QUERY, VOCABULARY, documents, encode, fill
 from lexvla.encoding import Encoding
 from lexvla.errors import (
     IndexCorruptError,
@@ -19,8 +19,8 @@ from lexvla.errors import (
 )
 from lexvla.vocabulary import Vocabulary
 from lexvla_indexer import Document, ElasticIndex, open_index
-from lexvla_indexer.elastic import answers, changes, requests
-from lexvla_indexer.elastic.fused import hybrid_request, retriever_request
+from lexvla_indexer.elastic import reader as elastic_reader
+from lexvla_indexer.elastic import requests, writer
 
 pytestmark = pytest.mark.elasticsearch
 
@@ -120,51 +120,12 @@ def test_scores_are_those_of_9_significant_bits(random_index, query):
 
 @settings(max_examples=10)
 @given(query=asked())
-def test_explanations_are_the_server_s_own_parts(random_index, query):
-    index, place, vectors = random_index
-    (results,) = index.search(query, 3)
-    client = index._client
+def test_the_server_s_own_explanation_is_of_the_same_score(random_index, query):
+    index, _, _ = random_index
     body = index.requests(query)["lexical"]["query"]
-    for name, score in zip(*results, strict=True):
-        explanation = index.explain(query, name)
-        assert explanation.score == pytest.approx(score, rel=1e-6)
-        assert sum(p.product for p in explanation.products) == pytest.approx(score, rel=1e-5)
-        row = vectors[[place[name]]]
-        cut = dict(zip(row.indices.tolist(), elastic_fakes.stored(row.data), strict=True))
-        asked_for = dict(zip(query.lexical.indices.tolist(), query.lexical.data, strict=True))
-        assert {p.term for p in explanation.products} == {
-            TERMS.terms[c] for c in cut.keys() & asked_for.keys()
-        }
-        for product in explanation.products:
-            column = TERMS.id(product.term)
-            assert product.document_weight == pytest.approx(cut[column], rel=1e-6)
-            assert product.product == pytest.approx(cut[column] * asked_for[column], rel=1e-6)
-        told = client.explain(index=index._store.index, id=name, query=body)["explanation"]
+    for name, score in zip(*index.search(query, 3)[0], strict=True):
+        told = index._client.explain(index=index._store.index, id=name, query=body)["explanation"]
         assert told["value"] == pytest.approx(score, rel=1e-5)
-
-
-def test_explaining_what_shares_nothing(index):
-    fill(index, "a")
-    explanation = index.explain(encode([{1: 1.0}]), "a")
-    assert (explanation.score, explanation.products) == (0.0, ())
-    assert str(index.explain(QUERY, "a")).splitlines() == [
-        "1.000000  a, the sum of:",
-        "  1.000000 = 1.000000 x 1.000000  word0",
-    ]
-    with pytest.raises(KeyError):
-        index.explain(QUERY, "b")
-    with pytest.raises(UnsupportedError, match="no terms"):
-        index.explain(QUERY, "a", "dense")
-
-
-def test_more_named_words_than_a_request_takes(random_index, monkeypatch):
-    index, place, vectors = random_index
-    monkeypatch.setattr(answers, "CLAUSES", 7)
-    name = max(place, key=lambda name: vectors[[place[name]]].nnz)
-    row = index.fetch([name]).encoding
-    whole = index.explain(row, name)
-    assert len(whole.products) == row.lexical.nnz > 100
-    assert whole.score == pytest.approx(index.search(row, 1)[0].scores[0], rel=1e-6)
 
 
 def test_a_query_of_more_words_than_the_server_takes(random_index):
@@ -175,11 +136,11 @@ def test_a_query_of_more_words_than_the_server_takes(random_index):
         Encoding(sparse.csr_array(np.ones((1, 70_000), np.float32))),
         "lexical",
         words.terms,
-        index._store.meta,
+        index._store.state,
         10,
     )
     with pytest.raises(UnsupportedError, match="too many words"):
-        index.send(requests.search_body(body, 10))
+        index._ask(lambda reader: reader._many([body], 10))
 
 
 def test_pages_beyond_the_window(index, monkeypatch):
@@ -188,7 +149,7 @@ def test_pages_beyond_the_window(index, monkeypatch):
     index.commit()
     expected = index.search(QUERY, 90)
     for window in (7, 45, 89):
-        monkeypatch.setattr(answers, "WINDOW", window)
+        monkeypatch.setattr(elastic_reader, "WINDOW", window)
         monkeypatch.setattr(requests, "WINDOW", window)
         for k in (88, 90, 1000):
             results = index.search(QUERY, k)
@@ -198,24 +159,11 @@ def test_pages_beyond_the_window(index, monkeypatch):
         assert chosen.ids == [name for name in expected[0].ids if name < "05"]
 
 
-def test_several_legs_by_one_request(index, monkeypatch):
-    fill(index, "a", "b")
-    queries = encode([{0: 1.0}, {3: 1.0}, {1: 1.0}, {}], patches=False)
-    together = index.search_legs(queries, 5, LEGS)
-    for leg in LEGS:
-        for found, alone in zip(together[leg], index.search(queries, 5, leg), strict=True):
-            assert (found.ids, found.scores.tolist()) == (alone.ids, alone.scores.tolist())
-    sent = []
-    elastic_fakes.through(index, lambda method, target, body: sent.append(target))
-    index.search_legs(queries, 5, LEGS)
-    assert [target.partition("?")[0] for target in sent] == ["/_msearch"]
-
-
 def test_many_hits_of_many_queries_come_by_several_requests(index, monkeypatch):
     fill(index, "a", "b", "c")
     queries = encode([{0: 1.0, 3: i / 8} for i in range(10)], patches=False)
     expected = index.search(queries, 2)
-    monkeypatch.setattr(answers, "REQUEST_HITS", 7)
+    monkeypatch.setattr(elastic_reader, "REQUEST_HITS", 7)
     sent = []
     elastic_fakes.through(index, lambda method, target, body: sent.append(len(body)))
     for found, whole in zip(index.search(queries, 2), expected, strict=True):
@@ -227,7 +175,7 @@ def test_many_hits_of_many_queries_come_by_several_requests(index, monkeypatch):
 
 
 def test_a_large_dense_leg_gets_a_graph(index, monkeypatch):
-    monkeypatch.setattr(changes, "FLAT_DOCUMENTS", 50)
+    monkeypatch.setattr(writer, "FLAT_DOCUMENTS", 50)
     rng = np.random.default_rng(1)
     vectors = [{c: float(rng.uniform(0.1, 1)) for c in range(6)} for _ in range(200)]
     stored = encode(vectors)
@@ -258,27 +206,6 @@ def test_tiny_and_opposite_dense_vectors(index):
     assert index.search(nothing, 9, "dense")[0].ids == []
 
 
-def test_requests_that_the_server_fuses(index):
-    index.add(documents("abc"), encode([{0: 1.0}, {0: 0.25, 4: 1.0}, {7: 1.0}]))
-    index.commit()
-    sums = {leg: dict(zip(*index.search(QUERY, 9, leg)[0], strict=True)) for leg in LEGS}
-    request = hybrid_request(index, QUERY, 9, {"lexical": 2.0, "dense": 0.5})
-    found = dict(index.send(request))
-    for name in "ab":
-        expected = 2 * sums["lexical"][name] + sums["codes"][name]
-        exact = float(index.fetch([name]).encoding.dense[0] @ QUERY.dense[0])
-        inner = 1 + exact if exact >= 0 else 1 / (1 - exact)
-        assert found[name] == pytest.approx(expected + inner / 2, rel=1e-5)
-    with pytest.raises(UnsupportedError, match=r"lacks the module|licence"):
-        index.send(retriever_request(index, QUERY, "rrf"))
-    with pytest.raises(UnsupportedError, match="takes no weights"):
-        retriever_request(index, QUERY, "rrf", weights={"lexical": 2.0})
-    linear = retriever_request(index, QUERY, "linear", 20, {"dense": 0.3}, "id != a")
-    parts = linear["retriever"]["linear"]["retrievers"]
-    assert [part["weight"] for part in parts] == [1.0, 1.0, 0.3]
-    assert all("filter" in str(part) for part in parts)
-
-
 def test_facts_and_notes(index, tmp_path):
     fill(index, "a", "b")
     facts = index.info()
@@ -286,12 +213,12 @@ def test_facts_and_notes(index, tmp_path):
     assert facts["vocabulary_sha256"] == VOCABULARY.sha256
     assert facts["legs"] == {"lexical": 12, "codes": 4, "dense": 3}
     assert "9 significant bits" in facts["weights"]
-    index.write_meta("fusion", {"weights": {"lexical": 0.7}})
-    index.write_meta("other", [1])
+    index.write_note("fusion", {"weights": {"lexical": 0.7}})
+    index.write_note("other", [1])
     fill(index, "c")
     with open_index(elastic_fakes.address(tmp_path)) as reader:
-        assert reader.read_meta("fusion") == {"weights": {"lexical": 0.7}}
-        assert reader.read_meta("nothing") is None
+        assert reader.read_note("fusion") == {"weights": {"lexical": 0.7}}
+        assert reader.read_note("nothing") is None
         assert (reader.model, reader.vocabulary) == ("colours", VOCABULARY)
         assert reader.count() == 3
     with pytest.raises(UnsupportedError, match="checks its files itself"):

@@ -49,10 +49,8 @@ def test_search_and_explain(address: str, capsys: Capture, tmp_path: Path) -> No
     assert (hit["rank"], hit["score"]) == (1, hits[0]["score"])
     with open_index(address) as index:
         query = encode_query(Query("red blue"), FakeEncoder()).encoding
-        explanation = index.explain(query, hit["id"])
-        assert explanation.score == pytest.approx(hit["score"], rel=1e-6)
-        words = {match["term"] for match in hit["explanation"]["matches"]}
-        assert {product.term for product in explanation.products} == words
+        (own,) = index.search(query)
+        assert dict(zip(*own, strict=True))[hit["id"]] == pytest.approx(hit["score"], rel=1e-6)
 
 
 def test_filters_deletion_and_maintenance(address: str, capsys: Capture, tmp_path: Path) -> None:
@@ -92,11 +90,11 @@ def test_a_fusion_is_kept_with_the_index(address: str) -> None:
     with open_index(address) as index:
         assert load_fusion(index) == ReciprocalRank(constant=7)
         assert Searcher(FakeEncoder(), index).fusion == ReciprocalRank(constant=7)
-        assert index.read_meta("fusion")["facts"] == {"measure": "R@1"}
-        index.write_meta("fusion", {"format_version": 2, "fusion": {}})
+        assert index.read_note("fusion")["facts"] == {"measure": "R@1"}
+        index.write_note("fusion", {"format_version": 2, "fusion": {}})
         with pytest.raises(IndexVersionError, match="fusion format 2"):
             load_fusion(index)
-        index.write_meta("fusion", {"format_version": 1, "fusion": {"kind": "?"}})
+        index.write_note("fusion", {"format_version": 1, "fusion": {"kind": "?"}})
         with pytest.raises(IndexCorruptError, match="no readable fusion"):
             load_fusion(index)
 
@@ -117,7 +115,7 @@ def test_the_query_that_is_sent(address: str, capsys: Capture, tmp_path: Path) -
         pass
     where = str(tmp_path / "embedded")
     assert cli.main(["search", "red", "--index", where, "--show-query"]) == 1
-    assert "--show-query is for Elasticsearch" in capsys.readouterr().err
+    assert "is sent no requests" in capsys.readouterr().err
 
 
 def test_what_is_missing_is_one_line(capsys: Capture) -> None:

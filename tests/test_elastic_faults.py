@@ -34,7 +34,7 @@ from indexer_fakes import (
 )
 from lexvla.errors import EngineUnavailableError, FilterSyntaxError, IndexCorruptError, LexVLAError
 from lexvla_indexer import ElasticIndex, open_index
-from lexvla_indexer.elastic import connection, following, store, writer
+from lexvla_indexer.elastic import connection, layout, writer
 from lexvla_search import cli
 from search_fakes import FakeEncoder, save_pictures
 from source_tree import PYTHONPATH
@@ -58,8 +58,8 @@ def _quick(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) ->
     monkeypatch.setattr(writer, "PAUSES", (0.01, 0.02))
     monkeypatch.setattr(writer, "TRIES", 1)
     monkeypatch.setattr(writer, "SHARD_WAIT", "100ms")
-    monkeypatch.setattr(store, "_WAIT", "2s")
-    monkeypatch.setattr(following, "_SETTLING", (0.01, 0.02))
+    monkeypatch.setattr(layout, "_WAIT", "2s")
+    monkeypatch.setattr(connection, "_SETTLING", (0.01, 0.02))
     monkeypatch.setenv("ELASTIC_API_KEY", SECRET)
     caplog.set_level(logging.INFO)
     yield
@@ -102,7 +102,6 @@ def operations(index: ElasticIndex) -> list[Callable[[], Any]]:
         lambda: index.search(QUERY, filter="n > 0"),
         lambda: index.fetch(["a"]),
         lambda: index.fingerprints(["a"]),
-        lambda: index.explain(QUERY, "a"),
         lambda: index.delete(["b"]),
         index.commit,
         index.compact,
@@ -247,7 +246,7 @@ def test_tls(tmp_path, address, monkeypatch, proxy):
 
 def test_an_index_that_no_node_may_have(address, monkeypatch):
     name = address.rpartition("/")[2]
-    with elastic_fakes.connect(elastic_fakes.Place(elastic_fakes.url(), "any")) as client:
+    with elastic_fakes.connect(elastic_fakes.Address(elastic_fakes.url(), "any")) as client:
         allowed = "index.routing.allocation.require._name"
         template = {"settings": {allowed: "none"}}
         client.indices.put_index_template(name=name, index_patterns=f"{name}-*", template=template)
@@ -258,8 +257,8 @@ def test_an_index_that_no_node_may_have(address, monkeypatch):
         finally:
             client.indices.delete_index_template(name=name)
         with monkeypatch.context() as patch:  # a server that fails after the index was opened
-            patch.setattr(store.Store, "wait", lambda _: None)
-            patch.setattr(store.Store, "save_vocabulary", lambda *_: None)
+            patch.setattr(layout.Store, "wait", lambda _: None)
+            patch.setattr(layout.Store, "save_vocabulary", lambda *_: None)
             index = ElasticIndex(address, True, VOCABULARY)
         for ask in operations(index)[:-2]:
             told(EngineUnavailableError, "cannot do it now: ", ask)

@@ -19,7 +19,7 @@ from indexer_fakes import ColourEncoder
 from ingest_fakes import contents, new_index, pictures
 from lexvla.errors import LexVLAError
 from lexvla_indexer import index_source, open_index, pipeline
-from lexvla_indexer.elastic import ElasticIndex, store, writer
+from lexvla_indexer.elastic import ElasticIndex, layout, writer
 
 pytestmark = pytest.mark.elasticsearch
 
@@ -195,7 +195,7 @@ class Watcher(threading.Thread):
 def test_readers_see_the_old_index_or_the_new_while_rebuilds_are_killed(
     address, photos, proxy, expected, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(store, "_FRESH", 0.05)
+    monkeypatch.setattr(layout, "_FRESH", 0.05)
     few = pictures(tmp_path / "few", range(7))
     old, new = tuple(NAMES[:7]), tuple(NAMES)
     assert load(few, address) == 7

@@ -21,7 +21,7 @@ from ingest_fakes import contents, new_index, pictures
 from lexvla.errors import EngineUnavailableError, LexVLAError
 from lexvla_indexer import index_source, open_index, pipeline
 from lexvla_indexer.elastic import ElasticIndex, writer
-from lexvla_indexer.elastic.connection import Place, connect, elastic_errors
+from lexvla_indexer.elastic.connection import Address, connect, elastic_errors
 from lexvla_search import cli
 
 pytestmark = pytest.mark.elasticsearch
@@ -120,10 +120,10 @@ def test_the_role_of_the_container_may_do_all_that_is_needed(server, monkeypatch
         fill(index, "a", "b", "c")
         assert found(index) == found(index, k=10_001) == [(each, 1.0) for each in "abc"]
         assert index.search(QUERY, filter="n > 0", leg="dense")[0].ids == ["a", "b", "c"]
-        assert index.explain(QUERY, "a").score == 1.0
+        assert index.search(QUERY)[0].scores.tolist() == [1.0]
         assert index.delete(["b"]) == 1
         index.compact()
-        index.write_meta("fusion", {"lexical": 1})
+        index.write_note("fusion", {"lexical": 1})
         assert index.fingerprints("abc").keys() == {"a", "c"}
         assert index.info()["documents"] == 2
     for published in (False, True):
@@ -147,7 +147,7 @@ def test_a_role_that_may_only_read(server, monkeypatch):
             assert found(reader) == found(reader, k=10_001) == [("a", 1.0)]
             assert reader.search(QUERY, filter="n > 0")[0].ids == ["a"]
             assert reader.fetch(["a"]).documents == documents("a")
-            assert reader.explain(QUERY, "a").score == 1.0
+            assert reader.search(QUERY)[0].scores.tolist() == [1.0]
             assert reader.count() == 1
             assert reader.delete(["a"]) == 1
             with pytest.raises(EngineUnavailableError, match="unauthorized for user"):
@@ -166,7 +166,7 @@ def test_the_role_of_the_container_may_do_nothing_elsewhere(server, monkeypatch,
     for options in ({}, {"create": True}, {"create": True, "rebuild": True}):
         with pytest.raises(LexVLAError, match=r"not allowed|no index at"):
             open_index(address, vocabulary=VOCABULARY, **options)
-    place = Place(server.url, "photos")
+    place = Address(server.url, "photos")
     with connect(place) as client:
         for each in names:
             for ask in (

@@ -20,9 +20,8 @@ from lexvla.errors import (
 )
 from lexvla.vocabulary import Vocabulary
 from lexvla_indexer import ElasticIndex, open_index
-from lexvla_indexer.elastic import store
-from lexvla_indexer.elastic.connection import Place, refusal
-from lexvla_indexer.elastic.following import following
+from lexvla_indexer.elastic import layout
+from lexvla_indexer.elastic.connection import Address, following, refusal
 
 pytestmark = pytest.mark.elasticsearch
 
@@ -117,8 +116,8 @@ def test_settings_survive_a_rebuild(tmp_path):
     ("status", "kind"), [(503, "no_shard_available_action_exception"), (404, "index_not_found")]
 )
 def test_an_alias_that_still_means_a_closed_index_is_asked_again(monkeypatch, status, kind):
-    monkeypatch.setattr("lexvla_indexer.elastic.following._SETTLING", (0.0, 0.0, 0.0))
-    closed = refusal(Place("http://h:1", "x"), status, {"error": {"type": kind}})
+    monkeypatch.setattr("lexvla_indexer.elastic.connection._SETTLING", (0.0, 0.0, 0.0))
+    closed = refusal(Address("http://h:1", "x"), status, {"error": {"type": kind}})
     meant = ["old", "old", "old", "new"]
 
     def reader_of(_: bool) -> SimpleNamespace:
@@ -137,7 +136,8 @@ def test_an_alias_that_still_means_a_closed_index_is_asked_again(monkeypatch, st
 
 
 def test_an_index_that_is_gone_for_good_is_not_waited_for():
-    gone = refusal(Place("http://h:1", "x"), 404, {"error": {"type": "index_not_found_exception"}})
+    body = {"error": {"type": "index_not_found_exception"}}
+    gone = refusal(Address("http://h:1", "x"), 404, body)
     looked = []
 
     def found(newest: bool) -> SimpleNamespace:
@@ -169,7 +169,7 @@ def test_a_vocabulary_is_read_while_its_index_is_being_moved(tmp_path, status, k
         return left.pop() if left and request.asks("vocabulary") else None
 
     with Proxy(elastic_fakes.url(), spoil) as proxy:
-        with open_index(proxy.address(Place.parse(address).name)) as reader:
+        with open_index(proxy.address(Address.parse(address).name)) as reader:
             assert reader.search(QUERY)[0].ids == ["a"]
         assert left == []
 
@@ -179,7 +179,6 @@ READS: dict[str, Callable[[ElasticIndex], object]] = {
     "deep": lambda index: index.search(QUERY, 10_001)[0].ids,
     "filter": lambda index: index.search(QUERY, filter="year > 3")[0].ids,
     "fetch": lambda index: [each.id for each in index.fetch(["a", "b"]).documents],
-    "explain": lambda index: index.explain(QUERY, "a").id,
     "count": lambda index: index.count(),
     "info": lambda index: index.info()["documents"],
 }
@@ -187,7 +186,7 @@ READS: dict[str, Callable[[ElasticIndex], object]] = {
 
 @pytest.mark.slow
 def test_no_reader_notices_that_an_index_is_rebuilt_again_and_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "_FRESH", 0.0)
+    monkeypatch.setattr(layout, "_FRESH", 0.0)
     address = elastic_fakes.address(tmp_path)
 
     def rebuild() -> None:

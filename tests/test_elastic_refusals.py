@@ -26,10 +26,9 @@ from lexvla.errors import (
 )
 from lexvla.vocabulary import Vocabulary
 from lexvla_indexer import ElasticIndex, open_index
-from lexvla_indexer.elastic import following, writer
-from lexvla_indexer.elastic.connection import Place
-from lexvla_indexer.elastic.fused import retriever_request
-from lexvla_indexer.elastic.writer import check_terms
+from lexvla_indexer.elastic import connection, writer
+from lexvla_indexer.elastic.connection import Address
+from lexvla_indexer.legs import check_terms
 
 CLOSED = "elasticsearch+http://127.0.0.1:9/photos"  # nothing listens there
 
@@ -44,7 +43,7 @@ CLOSED = "elasticsearch+http://127.0.0.1:9/photos"  # nothing listens there
     ],
 )
 def test_addresses(address, url, name):
-    assert Place.parse(address) == (url, name)
+    assert Address.parse(address) == (url, name)
 
 
 @pytest.mark.parametrize(
@@ -81,8 +80,8 @@ def test_without_the_client(monkeypatch):
 
 def test_terms_that_are_too_long():
     with pytest.raises(UnsupportedError, match="at most 32,766 bytes"):
-        check_terms(Vocabulary(["é" * 16_384]))
-    check_terms(Vocabulary(["é" * 16_383]))
+        check_terms(["é" * 16_384], "Elasticsearch")
+    check_terms(["é" * 16_383], "Elasticsearch")
 
 
 def test_no_server():
@@ -168,14 +167,13 @@ needs_server = pytest.mark.elasticsearch
 )
 def test_what_a_server_answers(index, answer, error, says, monkeypatch):
     monkeypatch.setattr(writer, "PAUSES", ())
-    monkeypatch.setattr(following, "_SETTLING", ())
+    monkeypatch.setattr(connection, "_SETTLING", ())
     elastic_fakes.through(index, lambda method, target, body: answer)
     for ask in (
         lambda: index.count(),
         lambda: index.search(QUERY),
         lambda: index.fetch(["a"]),
         lambda: index.fingerprints(["a"]),
-        lambda: index.explain(QUERY, "a"),
         lambda: index.info(),
     ):
         with pytest.raises(error, match=says):
@@ -183,14 +181,13 @@ def test_what_a_server_answers(index, answer, error, says, monkeypatch):
 
 
 @needs_server
-def test_a_retriever_that_the_licence_does_not_cover(index):
+def test_what_the_licence_does_not_cover(index):
     fill(index, "a")
-    request = retriever_request(index, QUERY, "rrf")
-    reason = "current license is non-compliant for [Reciprocal Rank Fusion (RRF)]"
+    reason = "current license is non-compliant for [Sparse Vectors]"
     answer = elastic_fakes.error("security_exception", reason, 403)
     elastic_fakes.through(index, lambda method, target, body: answer)
-    with pytest.raises(UnsupportedError, match="Reciprocal Rank Fusion"):
-        index.send(request)
+    with pytest.raises(UnsupportedError, match=r"licence does not cover this: .*Sparse Vectors"):
+        index.search(QUERY)
 
 
 @needs_server
@@ -229,10 +226,10 @@ def test_another_vocabulary_and_other_legs(index, address):
 
 @needs_server
 def test_newer_formats_and_indices_of_others(address):
-    name = f"{Place.parse(address).name}-other"
+    name = f"{Address.parse(address).name}-other"
     with ElasticIndex(f"{address}-other", True, VOCABULARY) as index:
         client = index._client
-        changed = index._store.meta.dump()
+        changed = index._store.state.dump()
         changed["lexvla"]["format_version"] = 99
         client.indices.put_mapping(index=name, meta=changed)
         with pytest.raises(IndexVersionError, match="format 99"):
@@ -242,10 +239,10 @@ def test_newer_formats_and_indices_of_others(address):
         client.indices.put_mapping(index=name, meta={"lexvla": {"format_version": 1, "x": 2}})
         with pytest.raises(IndexCorruptError, match="_meta is damaged"):
             open_index(f"{address}-other")
-        foreign = f"{Place.parse(address).name}-foreign"
+        foreign = f"{Address.parse(address).name}-foreign"
         client.indices.create(index=foreign)
         for create in (True, False):
-            with pytest.raises(IndexCorruptError, match="no index of lexvla"):
+            with pytest.raises(IndexCorruptError, match="not an index of lexvla"):
                 open_index(f"{address}-foreign", create=create)
         client.indices.put_alias(index=foreign, name=name)
         with pytest.raises(IndexCorruptError, match="several indices"):
@@ -279,7 +276,7 @@ def test_documents_that_the_server_refuses_are_named_and_the_others_stay(address
         fill(index, "a")
 
         index.add(documents("bcde"), encode([{0: 1.0}] * 4))
-        rows = writer.sources(*index._changes.staging.rows(), VOCABULARY.terms)
+        rows = writer.sources(*index._staging.rows(), VOCABULARY.terms)
         spoiled = [
             json.dumps({**source, "unknown": 1} if source["id"] in "ce" else source)
             for source in map(json.loads, rows)
@@ -370,7 +367,7 @@ def test_an_index_whose_shards_are_on_no_server(address):
 def test_what_some_shards_count_is_not_told_of_all(index, monkeypatch, path, told):
     fill(index, "a")
     monkeypatch.setattr(writer, "PAUSES", ())
-    monkeypatch.setattr(following, "_SETTLING", ())
+    monkeypatch.setattr(connection, "_SETTLING", ())
     answer = 200, {"_shards": {"total": 3, "successful": 1, "failed": 2}, **told}
     elastic_fakes.through(index, lambda method, target, body: answer if path in target else None)
     with pytest.raises(EngineUnavailableError, match="2 of 3 shards do not answer"):

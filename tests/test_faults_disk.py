@@ -188,7 +188,7 @@ def test_small_arrays_are_not_cut_short_unseen(tmp_path):
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         index = EmbeddedIndex(tmp_path / "i.lex", create=True, vocabulary=VOCABULARY)
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-        writer = index._lock()
+        writer = index._own_writer()
         for size in range(1, 1300, 29):
             resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
             with pytest.raises(OSError, match=r"segments/00000007\.new/"):

@@ -9,8 +9,8 @@ import pytest
 
 from indexer_fakes import VOCABULARY, documents, encode, found
 from lexvla.encoding import Encoding
-from lexvla_indexer import EmbeddedIndex, open_index
-from lexvla_indexer.embedded import segment, store
+from lexvla_indexer import EmbeddedIndex, durable, open_index
+from lexvla_indexer.embedded import segment
 from lexvla_indexer.embedded.manifest import Manifest
 from step_fakes import FORK, kill_at_every_step
 
@@ -127,7 +127,7 @@ def _no_space(*_: object) -> None:
 
 def test_files_are_on_the_disk_before_the_commit_that_names_them(tmp_path, monkeypatch):
     done: list[str] = []
-    for module in (segment, store):
+    for module in (segment, durable):
         monkeypatch.setattr(module, "fsync", lambda path: done.append(f"fsync {path.name}"))
     replace, add = Path.replace, Manifest._add
 

@@ -108,9 +108,9 @@ def test_bad_lines_are_rejected_and_the_rest_goes_on(tmp_path, index, encoder):
     (folder / "text.png").write_text("hello")
     (folder / "huge.png").write_bytes(huge_png())
     bad: list[tuple[Any, str, str]] = [
-        (b"{no json", "line 2", "is no JSON"),
-        (b"[" * 100_000, "line 3", "is no JSON"),
-        (b'"\xff"', "line 4", "is no JSON"),
+        (b"{no json", "line 2", "is not JSON"),
+        (b"[" * 100_000, "line 3", "is not JSON"),
+        (b'"\xff"', "line 4", "is not JSON"),
         ([1], "line 5", "must be a JSON object"),
         ({"text": "red"}, "line 6", "has no id"),
         ({"id": 7, "text": "red"}, "7", "must be a string"),

@@ -300,7 +300,7 @@ def test_a_directory_of_other_things_is_no_place_for_an_index(tmp_path):
     (tmp_path / "photo.png").touch()
     with pytest.raises(IndexCorruptError, match=r"photo\.png"):
         open_index(tmp_path, create=True)
-    with pytest.raises(IndexCorruptError, match="no directory"):
+    with pytest.raises(IndexCorruptError, match="not a directory"):
         open_index(tmp_path / "photo.png", create=True)
     assert [f.name for f in tmp_path.iterdir()] == ["photo.png"]
 

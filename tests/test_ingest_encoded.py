@@ -136,9 +136,9 @@ def test_files_that_are_none_are_refused(photos: Path, tmp_path: Path) -> None:
     bare = tmp_path / "bare.npz"
     encode_source(photos, ColourEncoder())[0].encoding.save(bare)
     for data, complaint in (
-        (b"hello", "no .npz archive"),
-        (whole[: len(whole) // 2], "no whole file"),
-        (bare.read_bytes(), "no whole file of `lexvla encode"),
+        (b"hello", "not an .npz archive"),
+        (whole[: len(whole) // 2], "not a whole file"),
+        (bare.read_bytes(), "not a whole file of `lexvla encode"),
     ):
         (tmp_path / "bad.npz").write_bytes(data)
         with (
@@ -201,7 +201,7 @@ def test_encode_writes_lines_for_anserini(
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     assert [line["id"] for line in lines] == ["apple.png", "flag.png", "lime.png", "snow.png"]
     assert cli.main(["index", "--from-encoded", str(out), "--index", str(tmp_path / "i")]) == 1
-    assert "no .npz archive" in capsys.readouterr().err
+    assert "not an .npz archive" in capsys.readouterr().err
     assert not (tmp_path / "i").exists()
 
 

@@ -224,7 +224,7 @@ def test_no_pruning_by_a_listing_with_holes_or_without_items(tmp_path: Path) -> 
     source = manifest(tmp_path / "m", line, {"id": "b", "text": "red"})
     run(source, place)
     manifest(tmp_path / "m", line, b"no json")
-    assert "is no JSON" in run(source, place, prune=True).prune_refused
+    assert "is not JSON" in run(source, place, prune=True).prune_refused
     source.write_bytes(b"")
     assert run(source, place, prune=True).prune_refused == "the source lists no items"
     assert names(place) == ["a", "b"]

@@ -28,8 +28,8 @@ from lexvla.vocabulary import Vocabulary
 from lexvla_indexer import open_index
 from lexvla_indexer.impacts import ImpactQuantizer
 from lexvla_indexer.lucene import LuceneIndex
+from lexvla_indexer.lucene.layout import State
 from lexvla_indexer.lucene.scoring import LARGEST_SUM, query_weights
-from lexvla_indexer.lucene.state import State
 from lucene_fakes import by_integers
 
 pytestmark = pytest.mark.java
@@ -187,8 +187,6 @@ def test_terms_of_any_form(tmp_path):
             answer = found(index, Encoding(sparse.csr_array(query)))
             assert [hit for hit, _ in answer] == [name, *ids[max(i - 1, 0) : i]]
             assert answer[0][1] == pytest.approx(1, abs=1e-4)
-            parts = index.explain(Encoding(sparse.csr_array(query)), name).products
-            assert [part.term for part in parts] == [HOSTILE[i]]
 
 
 def test_a_term_longer_than_lucene_takes_is_refused(tmp_path):
@@ -197,34 +195,6 @@ def test_a_term_longer_than_lucene_takes_is_refused(tmp_path):
             index.add(documents("a"), Encoding(matrix([[1.0]])))
         index.commit()
         assert index.count() == 0
-
-
-# Explanations
-
-
-def test_an_explanation_is_the_sum_of_its_products(index):
-    index.add(documents("ab"), encode([{0: 0.75, 4: 0.5, 5: 1.0}, {1: 1.0}]))
-    index.commit()
-    for leg in ("lexical", "codes"):
-        explanation = index.explain(QUERY, "a", leg)
-        ((name, score),) = found(index, leg=leg)
-        assert explanation.id == name == "a"
-        assert explanation.score == pytest.approx(score, rel=1e-12)
-        assert sum(p.product for p in explanation.products) == pytest.approx(score, rel=1e-12)
-        for part in explanation.products:
-            assert part.product == pytest.approx(part.query_weight * part.document_weight)
-        assert "weight(" in explanation.lucene
-    first, second = index.explain(QUERY, "a").products
-    assert (first.term, second.term) == ("word0", "word4")
-    assert first.query_weight == pytest.approx(1.0, abs=1e-4)
-    assert first.document_weight == pytest.approx(0.75, abs=0.002)
-    assert str(index.explain(QUERY, "a")).splitlines()[1].endswith("x 0.749020  word0")
-    assert index.explain(QUERY, "b").score == 0
-    assert index.explain(encode([{}]), "b").products == ()
-    with pytest.raises(KeyError):
-        index.explain(QUERY, "c")
-    with pytest.raises(ValueError, match="one query"):
-        index.explain(encode([{0: 1.0}, {1: 1.0}]), "a")
 
 
 # Integers

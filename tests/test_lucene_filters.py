@@ -12,9 +12,10 @@ import filter_fakes
 from indexer_fakes import QUERY, VOCABULARY, encode
 from lexvla.errors import FilterSyntaxError
 from lexvla_indexer import Document
+from lexvla_indexer.filter_terms import LONGEST, digits, terms_of
 from lexvla_indexer.filters import Filter
 from lexvla_indexer.lucene import LuceneIndex
-from lexvla_indexer.lucene.selection import LONGEST, conditions, digits
+from lexvla_indexer.lucene.layout import END
 
 
 @given(filter_fakes.numbers, filter_fakes.numbers)
@@ -43,12 +44,13 @@ def test_digits(number, text):
 
 def test_conditions_of_a_document():
     document = Document("a", text="t", metadata={"n": [], "tag": ["x", "x"], "ok": True})
-    assert sorted(conditions(document).split("\0")) == [
+    assert sorted(END.join(terms_of(document)).split("\0")) == [
         *("id\x01\x03S", "id\x01\x03sa", "n\x01\x03S", "ok\x01\x03b1", "tag\x01\x03S"),
         *("tag\x01\x03lx", "text\x01\x03S", "text\x01\x03st", "uri\x01\x03S", "uri\x01\x03s"),
     ]
-    assert "id\x01\x03N" in conditions(Document("a", metadata={"id": 1})).split("\0")
-    assert conditions(Document("a", text="\0\x01")).endswith("text\x01\x03s\x01\x01\x01\x02")
+    assert "id\x01\x03N" in terms_of(Document("a", metadata={"id": 1}))
+    terms = list(terms_of(Document("a", text="\0\x01")))
+    assert terms[-1] == "text\x01\x03s\x01\x01\x01\x02"
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Vectors in files: encode on several machines, and put the results into one index."""
+"""Vectors in files: encoded on several machines, then put into one index."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _CHUNK = 1024  # documents to look up and to add at once
 
 @dataclass(frozen=True)
 class Origin:
-    """Tell whose vectors a file holds.
+    """Say whose vectors a file holds.
 
     Attributes:
         model: The name of the encoder.
@@ -79,7 +79,7 @@ class Encoded:
         """Read what `save` wrote.
 
         Raises:
-            InputError: The file is damaged, is no such file, or was written by a newer version.
+            InputError: The file is damaged, of another kind, or was written by a newer version.
         """
         origin = _origin(_member(path, "origin"), path)
         try:
@@ -116,7 +116,7 @@ def encode_source(
         show_progress_bar: Show progress on stderr; by default if that is a terminal.
 
     Raises:
-        InputError: The source is missing, or is none.
+        InputError: The source is missing, or of an unknown kind.
         ValueError: The batch size is below 1.
     """
     report = Report()
@@ -159,7 +159,7 @@ def read_origins(files: Sequence[str | Path]) -> Origin:
     """Return whose vectors these files hold, all of them.
 
     Raises:
-        InputError: A file is no file of `Encoded.save`.
+        InputError: A file was not written by `Encoded.save`.
         VocabularyMismatchError: They are not all of one model with one vocabulary.
     """
     first, *others = [_origin(_member(path, "origin"), path) for path in files]
@@ -186,7 +186,7 @@ def index_encoded(
 
     Raises:
         IndexLockedError: Another writer has the index.
-        InputError: A file is damaged, or is no file of `Encoded.save`.
+        InputError: A file is damaged, or was not written by `Encoded.save`.
         VocabularyMismatchError: The files or the index differ in model or vocabulary.
     """
     origin = read_origins(files)
@@ -237,14 +237,14 @@ def _check_same(name: str, origin: Origin, other_name: str, other: Origin) -> No
 def _member(path: str | Path, name: str) -> Any:
     """Read one JSON member of a file of `Encoded.save`."""
     try:
-        # Of a file that is no archive, np.load says to read it with pickle: bad advice.
+        # For other files np.load suggests pickle: bad advice.
         with Path(path).open("rb") as file:
             if not zipfile.is_zipfile(file):
-                raise zipfile.BadZipFile("it is no .npz archive")
+                raise zipfile.BadZipFile("it is not an .npz archive")
         with np.load(path, allow_pickle=False) as archive:
             return json.loads(archive[name].tobytes())
     except (EOFError, KeyError, ValueError, AttributeError, zipfile.BadZipFile) as error:
-        rule = f"is no whole file of `lexvla encode --out FILE.npz` ({error})"
+        rule = f"is not a whole file of `lexvla encode --out FILE.npz` ({error})"
         raise InputError(str(path), rule) from error
 
 

@@ -2,7 +2,7 @@
 
     year >= 2020 and not (tag in (cat, "wild cat") or draft = true)
 
-``docs/filters.md`` tells of the grammar for people. Every engine means by a filter what
+``docs/filters.md`` describes the grammar for people. In every engine a filter means what
 `Filter.matches` says:
 
 - A comparison matches values of its own type only: strings, numbers (whole or not) and booleans
@@ -73,14 +73,14 @@ class Filter(ABC):
         together, and 32 levels of parentheses and ``not``.
 
         Raises:
-            FilterSyntaxError: The text is no filter, or beyond these limits. The message names
+            FilterSyntaxError: The text is not a filter, or beyond these limits. The message names
                 the text, the column (from 1) and what was expected there.
         """
         return _Parser(text).parse()
 
     @abstractmethod
     def matches(self, document: Document) -> bool:
-        """Say whether a document is chosen."""
+        """Tell whether a document is chosen."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ class Not(Filter):
 
 
 def kind_of(value: Value) -> Kind:
-    """Return the type of a value as filters see it. A boolean is no number."""
+    """Return the type of a value as filters see it. A boolean is not a number."""
     if isinstance(value, str):
         return "string"
     return "boolean" if isinstance(value, bool) else "number"
@@ -308,7 +308,7 @@ class _Parser:
             self._fail("a number as JSON writes it, or a string in quotes")
         try:
             number = float(self._token) if form[1] or form[2] else int(self._token)
-        except ValueError:  # Python reads no whole number of over 4,300 digits
+        except ValueError:  # Python does not read whole numbers of over 4,300 digits
             number = math.inf
         if number in (math.inf, -math.inf):
             self._fail("a number nearer to 0")

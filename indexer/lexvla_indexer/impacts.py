@@ -1,4 +1,4 @@
-"""Float weights to small integers and back, with a stated error."""
+"""Float weights as small integers, with a stated error."""
 
 from __future__ import annotations
 
@@ -156,11 +156,11 @@ class ImpactQuantizer:
         return {"mean": total / max(matrix.nnz, 1), "max": most}
 
     def bound(self, query: sparse.csr_array) -> float:
-        """Return what quantising can change a document's score for this query by, at the most.
+        """Return the most that quantising can change a document's score for this query.
 
         It holds for documents whose weights lie between ``lowest`` and ``highest``, as those of
-        `fit` do. Proof: a weight that is neither clipped nor lifted to 1 moves by half a step at
-        the most (a dropped one is no more than that itself), a clipped one by ``highest - top``,
+        `fit` do. Proof: a weight that is neither clipped nor lifted to 1 moves by at most half a
+        step (a dropped one is no more than that itself), a clipped one by ``highest - top``,
         and one lifted to 1 by ``step - lowest``. Each word of a document is of one of these
         kinds, so it moves by no more than the greatest of the three, and the score by no more
         than that times the sum of the query's weights. The rest is for the rounding of floats.
@@ -243,6 +243,6 @@ def _check_settings(bits: int, percentile: float, drop_zero: bool) -> None:
 
 
 def _check_weights(matrix: sparse.csr_array) -> None:
-    # A NaN is no number above 0 either: min and max are NaN then.
+    # With a NaN among them, min and max are NaN, and neither comparison holds.
     if matrix.nnz and not (matrix.data.min() > 0 and matrix.data.max() <= _FLOAT32.max):
         raise ValueError("weights must be finite float32 numbers above 0")

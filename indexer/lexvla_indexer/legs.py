@@ -1,8 +1,8 @@
-"""What the legs of vectors and those of an index must have in common, for every engine."""
+"""The legs of vectors, and what those of an index and of its queries must have in common."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, get_args
 
 import numpy as np
@@ -12,9 +12,11 @@ from lexvla.encoding import Encoding
 from lexvla.errors import UnsupportedError, VocabularyMismatchError
 from lexvla.vocabulary import Vocabulary
 
-__all__ = ["Leg", "check_added", "check_asked", "no_rows", "stack", "widths_of"]
+__all__ = ["Leg", "check_added", "check_asked", "check_terms", "no_rows", "stack", "widths_of"]
 
 Leg = Literal["lexical", "codes", "dense"]
+
+MAX_TERM_BYTES = 32_766  # of Lucene, which Elasticsearch is built on
 
 
 def widths_of(encoding: Encoding) -> dict[str, int]:
@@ -24,7 +26,7 @@ def widths_of(encoding: Encoding) -> dict[str, int]:
 
 
 def no_rows(widths: Mapping[str, int]) -> Encoding:
-    """Return an encoding of nothing, with these legs."""
+    """Return an encoding of no items, with these legs."""
     none = {leg: sparse.csr_array((0, width), dtype=np.float32) for leg, width in widths.items()}
     dense = none.pop("dense", None)
     return Encoding(
@@ -38,11 +40,11 @@ def no_rows(widths: Mapping[str, int]) -> Encoding:
 def check_added(
     encoding: Encoding, kept: Mapping[str, int], vocabulary: Vocabulary, place: object
 ) -> None:
-    """Refuse vectors that do not fit to those of an index.
+    """Refuse vectors that do not fit an index.
 
     Args:
-        encoding: What is to come in.
-        kept: The widths of the index's legs; empty where nothing was put yet.
+        encoding: What is to be added.
+        kept: The widths of the index's legs; empty before the first vectors.
         vocabulary: The index's own; empty if it has none yet.
         place: Names the index in errors.
 
@@ -61,20 +63,25 @@ def check_added(
         raise UnsupportedError(f"the index keeps {have}; the new vectors have {come}")
 
 
-def check_asked(queries: Encoding, leg: str, kept: Mapping[str, int], place: object) -> None:
-    """Refuse a leg by which an index cannot be asked.
+def check_asked(
+    queries: Encoding, k: int, leg: str, kept: Mapping[str, int], place: object
+) -> None:
+    """Refuse a search that an index cannot answer.
 
     Args:
-        queries: What is asked.
-        leg: By which leg.
-        kept: The widths of the index's legs; empty where nothing was put yet.
+        queries: One a row.
+        k: How many documents are wanted.
+        leg: What to score by.
+        kept: The widths of the index's legs; empty before the first vectors.
         place: Names the index in errors.
 
     Raises:
         UnsupportedError: The index or the queries lack the leg.
-        ValueError: There is no leg of that name.
+        ValueError: k is below 1, or there is no leg of that name.
         VocabularyMismatchError: The leg has another width in the index.
     """
+    if k < 1:
+        raise ValueError(f"k must be at least 1, not {k}")
     if leg not in get_args(Leg):
         raise ValueError(f"no leg is called {leg!r}; there are {', '.join(get_args(Leg))}")
     if kept and leg not in kept:
@@ -84,6 +91,18 @@ def check_asked(queries: Encoding, leg: str, kept: Mapping[str, int], place: obj
         raise UnsupportedError(f"the queries have no {leg} leg")
     if kept:
         _check_width(place, leg, kept[leg], given[leg])
+
+
+def check_terms(terms: Iterable[str], engine: str) -> None:
+    """Refuse terms that Lucene cannot store.
+
+    Raises:
+        UnsupportedError: A term is longer than 32,766 bytes.
+    """
+    for term in terms:
+        if len(term) * 4 > MAX_TERM_BYTES and len(term.encode()) > MAX_TERM_BYTES:
+            rule = f"{engine} takes terms of at most {MAX_TERM_BYTES:,} bytes"
+            raise UnsupportedError(f"{rule}; the vocabulary has {term[:40]!r}...")
 
 
 def _check_width(place: object, leg: str, expected: int, width: int) -> None:

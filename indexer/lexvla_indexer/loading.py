@@ -31,7 +31,7 @@ Made = TypeVar("Made")
 
 @dataclass(frozen=True)
 class Loaded:
-    """Hold an item that is ready for the model, or tell why it is not.
+    """Hold an item that is ready for the model, or say why it is not.
 
     Attributes:
         document: With its fingerprint, unless its image cannot be read.
@@ -113,5 +113,5 @@ def _read(path: Path, name: str) -> bytes:
             return path.read_bytes()
     except (OSError, ValueError):
         pass
-    open_image(path, name)  # says by which rule the path is none
+    open_image(path, name)  # says why the path is not an image
     raise InputError(name, "the file changed while it was read")

@@ -1,4 +1,4 @@
-"""From a source into an index: parallel decoding, batches, resume, progress."""
+"""From a source into an index: parallel decoding, batches, resuming, progress."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def index_source(
 
     Raises:
         IndexLockedError: Another writer has the index.
-        InputError: The source is missing, or is none.
+        InputError: The source is missing, or of an unknown kind.
         UnsupportedError: Pruning an index that has no directory.
         ValueError: The batch size is below 1.
         VocabularyMismatchError: The index was made with another vocabulary or by another model.

@@ -1,4 +1,4 @@
-"""Where items come from: a folder of images, a manifest of lines, or tar shards."""
+"""Sources of items to index: a folder of images, a manifest of lines, or tar shards."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Listed:
 
 @dataclass(frozen=True)
 class Unlisted:
-    """Stand for what a source holds and cannot give.
+    """Stand for something that a source has and cannot give.
 
     Attributes:
         reject: What it is, and why.
@@ -55,8 +55,8 @@ class ItemSource(ABC):
     """List items one by one, without decoding their images.
 
     Attributes:
-        name: What the source is: the same name is the same source.
-        ignored: Files that the latest listing passed over, as no images by their names.
+        name: Identifies the source: the same name is the same source.
+        ignored: Files that the latest listing passed over, as their names are not of images.
     """
 
     def __init__(self, name: str) -> None:
@@ -78,7 +78,7 @@ class ItemSource(ABC):
 
 
 def open_item_source(source: str | Path, text_field: str | None = None) -> ItemSource:
-    """Find out what a source is.
+    """Open a source, whichever kind it is.
 
     A folder gives one item for each image file under it, in the order of their names: the id is
     the path under the folder, with slashes. Hidden files and folders are left out. A manifest is
@@ -93,7 +93,7 @@ def open_item_source(source: str | Path, text_field: str | None = None) -> ItemS
             of the ``.json`` files in shards, by default ``caption``.
 
     Raises:
-        InputError: The source is missing or is none of these, or a folder is to have a text field.
+        InputError: The source is missing or of another kind, or a folder is given a text field.
     """
     path = Path(source).absolute()
     if path.is_dir():
@@ -176,7 +176,7 @@ def _record(line: bytes, name: str) -> dict[str, Any]:
     try:
         record = json.loads(line.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        raise InputError(name, f"is no JSON ({error})") from error
+        raise InputError(name, f"is not JSON ({error})") from error
     if not isinstance(record, dict):
         raise InputError(name, "must be a JSON object")
     if "id" not in record:

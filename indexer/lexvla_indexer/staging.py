@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 
 from lexvla.encoding import Encoding
@@ -14,13 +14,25 @@ __all__ = ["Staging"]
 
 
 class Staging:
-    """Collect documents and deletions; of two documents with one id the later stays."""
+    """Collect documents and deletions; of two documents with one id the later stays.
+
+    Attributes:
+        documents: Those that come in, by id.
+        deleted: The ids of the index that were deleted, some of which may come in again.
+    """
 
     def __init__(self) -> None:
-        self.deleted: set[str] = set()
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget everything: it is committed."""
         self.documents: dict[str, Document] = {}
+        self.deleted: set[str] = set()
         self._batches: list[Encoding] = []
         self._places: dict[str, tuple[int, int]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self.documents or self.deleted)
 
     def add(self, documents: Sequence[Document], encoding: Encoding) -> None:
         """Take in a batch.
@@ -37,8 +49,25 @@ class Staging:
         self._places |= places
         self.documents |= {document.id: document for document in documents}
 
-    def __bool__(self) -> bool:
-        return bool(self.documents or self.deleted)
+    def delete(self, ids: Iterable[str], committed: Iterable[str]) -> int:
+        """Drop documents that came in, and those of the index. Return how many there were.
+
+        Args:
+            ids: Those to delete.
+            committed: Those of them that the index has.
+        """
+        there = set(committed) - self.deleted
+        count = 0
+        for name in set(ids):
+            self._places.pop(name, None)
+            count += self.documents.pop(name, None) is not None or name in there
+        self.deleted |= there
+        return count
+
+    @property
+    def removed(self) -> set[str]:
+        """The ids whose rows in the index are deleted or replaced."""
+        return self.deleted | self.documents.keys()
 
     def fingerprints(self, committed: Mapping[str, str], ids: Sequence[str]) -> dict[str, str]:
         """Return the fingerprints of ids as they will be, given those that are committed."""
@@ -46,18 +75,13 @@ class Staging:
         staged = self.documents
         return kept | {name: staged[name].fingerprint for name in ids if name in staged}
 
-    def discard(self, name: str) -> bool:
-        """Drop a document that was taken in. Return whether there was one."""
-        self._places.pop(name, None)
-        return self.documents.pop(name, None) is not None
-
     @property
     def widths(self) -> dict[str, int]:
-        """The legs that were taken in and their widths; empty before the first batch."""
+        """The legs that came in and their widths; empty before the first batch."""
         return widths_of(self._batches[0]) if self._batches else {}
 
     def rows(self) -> tuple[list[Document], Encoding]:
-        """Return the documents by ascending id, with their vectors."""
+        """Return the documents by ascending id, with their vectors. There is at least one."""
         names: list[str] = []
         parts = []
         places = sorted((place, name) for name, place in self._places.items())

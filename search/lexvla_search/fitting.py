@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm import tqdm
@@ -34,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FittedFusion", "fit_fusion", "load_fusion", "save_fusion"]
 
-FILE, NOTE = "fusion.json", "fusion"
+NOTE = "fusion"
 LEAST_QUERIES = 4  # with something relevant: two to learn from, two to test on
 STEPS = {2: 20, 3: 10}  # into how many the weights' sum of 1 is cut, by the number of legs
 _FORMAT_VERSION = 1
@@ -171,44 +169,19 @@ def fit_fusion(
     )
 
 
-class KeepsNotes(Protocol):
-    """What an index on a server offers instead of a directory."""
-
-    def read_meta(self, name: str) -> Any:
-        """Return what was kept by that name; ``None`` if there is nothing."""
-        ...
-
-    def write_meta(self, name: str, value: Any) -> None:
-        """Keep a small JSON value."""
-        ...
-
-
 def save_fusion(index: Index, fusion: Fusion, facts: dict[str, Any] | None = None) -> None:
     """Keep a fusion with an index, as the one of queries that name none.
 
     Args:
-        index: Has a directory, or keeps notes itself.
-        fusion: Replaces the one that is there.
+        index: Keeps it, in place of the one that is there.
+        fusion: The fusion.
         facts: JSON values about how it was found, kept beside it.
 
     Raises:
         OSError: The file cannot be written.
-        UnsupportedError: The index can keep nothing.
     """
     data = {"format_version": _FORMAT_VERSION, "fusion": fusion.to_dict(), "facts": facts or {}}
-    if index.directory is None:
-        _notes(index).write_meta(NOTE, data)
-        return
-    path = index.directory / FILE
-    beside = path.with_name(f"{FILE}.{os.getpid()}.tmp")
-    try:
-        with beside.open("w", encoding="utf-8") as file:
-            json.dump(data, file, indent=2, allow_nan=False)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    index.write_note(NOTE, data)
 
 
 def load_fusion(index: Index) -> Fusion | None:
@@ -218,28 +191,16 @@ def load_fusion(index: Index) -> Fusion | None:
         IndexCorruptError: It cannot be read.
         IndexVersionError: A newer program wrote it.
     """
-    place: object = index.directory / FILE if index.directory else f"the note {NOTE!r}"
+    data = index.read_note(NOTE)
+    if data is None:
+        return None
     try:
-        if index.directory is not None:
-            data = json.loads((index.directory / FILE).read_text(encoding="utf-8"))
-        else:
-            data = _notes(index).read_meta(NOTE) if hasattr(index, "read_meta") else None
-            if data is None:
-                return None
         version, settings = int(data["format_version"]), data["fusion"]
         if version > _FORMAT_VERSION:
-            raise IndexVersionError(f"{place}: fusion format {version} is newer than this program")
+            raise IndexVersionError(f"{index}: fusion format {version} is newer than this program")
         return fusion_from_dict(settings)
-    except FileNotFoundError:
-        return None
     except (InputError, KeyError, TypeError, ValueError) as error:
-        raise IndexCorruptError(f"{place}: no readable fusion ({error})") from error
-
-
-def _notes(index: object) -> KeepsNotes:
-    if not hasattr(index, "write_meta"):
-        raise UnsupportedError("this index keeps no fusion; give it with each query")
-    return cast(KeepsNotes, index)
+        raise IndexCorruptError(f"{index}: no readable fusion ({error})") from error
 
 
 def _common_legs(rankings: Iterable[Rankings]) -> tuple[Leg, ...]:

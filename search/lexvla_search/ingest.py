@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from lexvla_indexer import open_index
-from lexvla_indexer.base import Index
 from lexvla_indexer.encoded import Encoded, encode_source, index_encoded, read_origins
 from lexvla_indexer.impacts import ImpactQuantizer
 from lexvla_indexer.pipeline import index_source
@@ -53,7 +52,7 @@ def index(args: argparse.Namespace) -> int:
             report = index_encoded(args.from_encoded, target, resume=args.resume)
         code = _code(report, args, "added")
         if args.rebuild and code == 0:
-            _publish(target)
+            target.publish()
         count = target.count()
     counts = _counts(report, "unchanged")
     if args.json:
@@ -61,14 +60,6 @@ def index(args: argparse.Namespace) -> int:
     else:
         print(f"{_shown(counts)}; {count:,} in the index")
     return code
-
-
-def _publish(target: Index) -> None:
-    """Let readers see a rebuilt index instead of the old one."""
-    from lexvla_indexer.elastic import ElasticIndex
-
-    if isinstance(target, ElasticIndex):
-        target.publish()
 
 
 def encode(args: argparse.Namespace) -> int:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from lexvla.errors import InputError, UnsupportedError
+from lexvla.errors import InputError
 from lexvla.images import open_image
 from lexvla_indexer import open_index
 from lexvla_indexer.base import Index
@@ -129,11 +129,7 @@ def described(query: Query, answer: Answer | None = None) -> dict[str, Any]:
 
 def _show_query(args: argparse.Namespace, query: Query, searcher: Searcher) -> int:
     """Print the request of each leg; bans, requirements and fusion come after the answers."""
-    from lexvla_indexer.elastic import ElasticIndex
-
     index = searcher.index
-    if not isinstance(index, ElasticIndex):
-        raise UnsupportedError("--show-query is for Elasticsearch: other engines get no request")
     encoded = encode_query(query, searcher.model).encoding
     requests = index.requests(encoded, query.offset + query.k, query.legs, query.filter)
     if args.json:

@@ -1,13 +1,14 @@
-"""Addresses of Elasticsearch indexes, the client, and its errors as ours."""
+"""Addresses of Elasticsearch indexes, the client, its errors as ours, and aliases that move."""
 
 from __future__ import annotations
 
 import importlib
 import os
 import re
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from lexvla.errors import (
@@ -24,14 +25,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SCHEME",
-    "Place",
+    "Address",
     "connect",
     "elastic_errors",
+    "following",
     "found_documents",
-    "may_be_moved",
     "may_pass",
     "refusal",
-    "was_answered",
     "whole",
 ]
 
@@ -44,6 +44,9 @@ _SECRETS = "ELASTIC_API_KEY, or ELASTIC_USERNAME and ELASTIC_PASSWORD"
 _TIMEOUT = 60.0  # seconds for one request
 _PASSING = (408, 429, 502, 503, 504)  # of HTTP: it may work later
 _PRODUCT = "Elasticsearch"
+# Seconds until an alias that is being moved is asked again. A server closes the shards of a
+# deleted index before it says that the alias means another; on a slow disk that takes a while.
+_SETTLING = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
 
 
 class _PassingError(EngineUnavailableError):
@@ -58,7 +61,7 @@ class _GoneError(IndexCorruptError):
     """There is no such index."""
 
 
-class Place(NamedTuple):
+class Address(NamedTuple):
     """Where an index is.
 
     Attributes:
@@ -74,7 +77,7 @@ class Place(NamedTuple):
         return f"{SCHEME}{self.url}/{self.name}"
 
     @classmethod
-    def parse(cls, address: str) -> Place:
+    def parse(cls, address: str) -> Address:
         """Read ``elasticsearch+http(s)://host:9200/name``.
 
         Raises:
@@ -98,7 +101,7 @@ class Place(NamedTuple):
         return cls(f"{parts.scheme}://{shown}:{port}{prefix}", name)
 
 
-def connect(place: Place) -> Elasticsearch:
+def connect(address: Address) -> Elasticsearch:
     """Make a client, with what the environment tells of credentials and certificates.
 
     ``ELASTIC_API_KEY``, or ``ELASTIC_USERNAME`` and ``ELASTIC_PASSWORD``; ``ELASTIC_CA_CERTS``, a
@@ -118,17 +121,17 @@ def connect(place: Place) -> Elasticsearch:
         settings["api_key"] = key
     elif user:
         settings["basic_auth"] = (user, os.environ.get("ELASTIC_PASSWORD", ""))
-    if place.url.startswith("https:"):
+    if address.url.startswith("https:"):
         if certificates := os.environ.get("ELASTIC_CA_CERTS"):
             settings["ca_certs"] = certificates
         if fingerprint := os.environ.get("ELASTIC_CERT_FINGERPRINT"):
             settings["ssl_assert_fingerprint"] = fingerprint
     try:
         client: Elasticsearch = library.Elasticsearch(
-            place.url, request_timeout=_TIMEOUT, max_retries=2, retry_on_timeout=True, **settings
+            address.url, request_timeout=_TIMEOUT, max_retries=2, retry_on_timeout=True, **settings
         )
     except (ValueError, OSError) as error:
-        raise EngineUnavailableError(f"{place}: {error}") from error
+        raise EngineUnavailableError(f"{address}: {error}") from error
     _check_answers(client)
     return client
 
@@ -155,7 +158,7 @@ def _check_answers(client: Elasticsearch) -> None:
 
 
 @contextmanager
-def elastic_errors(place: Place) -> Iterator[None]:
+def elastic_errors(address: Address) -> Iterator[None]:
     """Raise the client's errors as ours.
 
     Raises:
@@ -170,18 +173,18 @@ def elastic_errors(place: Place) -> Iterator[None]:
         yield
     except elasticsearch.UnsupportedProductError as error:
         rule = "what answers there is not Elasticsearch (this engine does not speak to OpenSearch)"
-        raise EngineUnavailableError(f"{place}: {rule}") from error
+        raise EngineUnavailableError(f"{address}: {rule}") from error
     except elasticsearch.ApiError as error:
-        raise refusal(place, error.status_code, error.body) from error
+        raise refusal(address, error.status_code, error.body) from error
     except elasticsearch.SSLError as error:
         cause, get = _root(error), "does the server speak plain http?"
         if "certificate" in cause.lower() or "fingerprint" in cause.lower():
             get = "name its authority by ELASTIC_CA_CERTS, or set ELASTIC_CERT_FINGERPRINT"
         elif "No such file" in cause:
             get = "ELASTIC_CA_CERTS must name a file of certificates"
-        raise EngineUnavailableError(f"{place}: no TLS: {cause}; {get}") from error
+        raise EngineUnavailableError(f"{address}: no TLS: {cause}; {get}") from error
     except elasticsearch.TransportError as error:
-        raise _PassingError(f"{place}: no server answers: {_root(error)}") from error
+        raise _PassingError(f"{address}: no server answers: {_root(error)}") from error
 
 
 def may_pass(error: BaseException) -> bool:
@@ -189,7 +192,44 @@ def may_pass(error: BaseException) -> bool:
     return isinstance(error, _PassingError)
 
 
-def may_be_moved(error: BaseException) -> bool:
+class _Found(Protocol):
+    """What is asked, of one index."""
+
+    @property
+    def index(self) -> str: ...
+
+
+S = TypeVar("S", bound=_Found)
+T = TypeVar("T")
+
+
+def following(found: Callable[[bool], S], ask: Callable[[S], T]) -> T:
+    """Ask the index that an alias means; again if it was replaced meanwhile.
+
+    An index that is being deleted has no shards first, and is not found then. For a moment before,
+    the server still says that the alias means it.
+
+    Args:
+        found: Gives what to ask; if told so, of what is certainly the newest index.
+        ask: What to ask.
+    """
+    asked, waits = found(False), iter(_SETTLING)
+    while True:
+        try:
+            return ask(asked)
+        except (EngineUnavailableError, IndexCorruptError) as error:
+            if not _was_answered(error):
+                raise
+            newest = found(True)
+            if newest.index == asked.index:
+                wait = next(waits, None)
+                if wait is None or not _may_be_moved(error):
+                    raise
+                time.sleep(wait)
+            asked = newest
+
+
+def _may_be_moved(error: BaseException) -> bool:
     """Tell whether one of our errors, of an answer, may be that the index is being deleted.
 
     Its shards go before the server says that it is not there; of these it says that they cannot
@@ -198,18 +238,18 @@ def may_be_moved(error: BaseException) -> bool:
     return isinstance(error, _GoneError | _ShardError)
 
 
-def was_answered(error: BaseException) -> bool:
+def _was_answered(error: BaseException) -> bool:
     """Tell whether one of our errors comes from an answer, not from a server that gave none."""
     import elasticsearch
 
     return not isinstance(error.__cause__, elasticsearch.TransportError)
 
 
-def refusal(place: Place, status: int, body: Any) -> LexVLAError:
+def refusal(address: Address, status: int, body: Any) -> LexVLAError:
     """Return the error that an answer of the server means.
 
     Args:
-        place: Of the index.
+        address: Of the index.
         status: Of HTTP.
         body: What came with it.
     """
@@ -217,8 +257,10 @@ def refusal(place: Place, status: int, body: Any) -> LexVLAError:
     said = ": ".join(part for part in (kind, reason) if part) or f"HTTP {status}"
     if status in (401, 403) and "block" not in kind:
         if "license" in reason or "license" in kind:
-            return UnsupportedError(f"{place}: the server's licence does not cover this: {reason}")
-        return EngineUnavailableError(f"{place}: not allowed; set {_SECRETS}. It says: {said}")
+            return UnsupportedError(
+                f"{address}: the server's licence does not cover this: {reason}"
+            )
+        return EngineUnavailableError(f"{address}: not allowed; set {_SECRETS}. It says: {said}")
     if "compatible-with" in reason or "media_type_header" in kind:
         import elasticsearch
 
@@ -229,26 +271,24 @@ def refusal(place: Place, status: int, body: Any) -> LexVLAError:
             f"major version, {major} and {major + 1}, and this is another; pip install "
             "'lexvla[elasticsearch]' gets the client for servers 8 and 9"
         )
-        return EngineUnavailableError(f"{place}: {rule}. It says: {said}")
-    if "unknown retriever" in reason:
-        return UnsupportedError(f"{place}: the server lacks the module for it: {reason}")
+        return EngineUnavailableError(f"{address}: {rule}. It says: {said}")
     if "maxClauseCount" in reason or "too_many" in kind:
-        return UnsupportedError(f"{place}: the query has too many words for the server: {reason}")
+        return UnsupportedError(f"{address}: the query has too many words for the server: {reason}")
     if status == 404 and "index_not_found" in kind:
         return _GoneError(
-            f"no index at {place}; make one with: lexvla index SOURCE --index {place}"
+            f"no index at {address}; make one with: lexvla index SOURCE --index {address}"
         )
-    cannot = f"{place}: the server cannot do it now: {said}"
+    cannot = f"{address}: the server cannot do it now: {said}"
     if status == 503 or "search_context_missing" in kind:
         return _ShardError(cannot)
     if status in _PASSING:
         return _PassingError(cannot)
     if status >= 500 or "block" in kind:
         return EngineUnavailableError(cannot)
-    return LexVLAError(f"{place}: the server refuses: {said}")
+    return LexVLAError(f"{address}: the server refuses: {said}")
 
 
-def whole(place: Place, answer: Mapping[str, Any]) -> Mapping[str, Any]:
+def whole(address: Address, answer: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return an answer that all shards have a part in.
 
     Raises:
@@ -259,11 +299,11 @@ def whole(place: Place, answer: Mapping[str, Any]) -> Mapping[str, Any]:
         reason = (
             f"{shards['total'] - shards['successful']} of {shards['total']} shards do not answer"
         )
-        raise refusal(place, 503, {"error": {"type": "", "reason": reason}})
+        raise refusal(address, 503, {"error": {"type": "", "reason": reason}})
     return answer
 
 
-def found_documents(place: Place, answer: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def found_documents(address: Address, answer: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Return the documents of a multi-get; one that cannot be read is not one that is not there.
 
     Raises:
@@ -274,7 +314,7 @@ def found_documents(place: Place, answer: Mapping[str, Any]) -> list[Mapping[str
     for each in documents:
         if "error" in each:
             status = 404 if _cause(each)[0] == "index_not_found_exception" else 503
-            raise refusal(place, status, each)
+            raise refusal(address, status, each)
     return documents
 
 

@@ -1,4 +1,4 @@
-"""What an index of ours is on the server: fields, settings, and what it says of itself.
+"""What the server stores: an index's fields, how it describes itself, and the alias before it.
 
     id            the id, also as ``_id``: orders ties
     lex           sparse_vector: the words; terms as the vocabulary writes them
@@ -10,41 +10,46 @@
     fingerprint   the same
     vectors       the exact rows of all legs, base64 of `lexvla_indexer.packed_rows`: the
                   server keeps the weights of ``lex`` and ``codes`` with 9 significant bits
-    vocabulary    of one document that is no item: the terms of the lexical columns
+    vocabulary    of one document that is not an item: the terms of the lexical columns
 
 ``lex``, ``codes``, ``dense`` and ``filter`` are indexed and not kept in ``_source``.
 """
 
 from __future__ import annotations
 
-import base64
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from functools import cache
-from typing import Any
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
-from scipy import sparse
-
-from lexvla.encoding import Encoding
-from lexvla.errors import IndexCorruptError, IndexVersionError
+from lexvla.errors import EngineUnavailableError, IndexCorruptError, IndexVersionError
+from lexvla.version import program_version
+from lexvla.vocabulary import Vocabulary
 from lexvla_indexer.document import Document
-from lexvla_indexer.filter_terms import terms_of
+from lexvla_indexer.elastic.connection import Address, elastic_errors, following, refusal
 from lexvla_indexer.legs import Leg
-from lexvla_indexer.packed_rows import pack
+
+if TYPE_CHECKING:
+    from elasticsearch import Elasticsearch
 
 __all__ = [
     "FIELD_OF",
     "FILTER",
+    "FLAT",
+    "FLAT_DOCUMENTS",
+    "FORMAT_VERSION",
+    "GRAPH",
     "ID",
     "SHOWN",
     "VOCABULARY_ID",
-    "Meta",
+    "State",
+    "Store",
     "document_of",
     "leg_fields",
     "mappings",
     "settings",
-    "sources",
 ]
 
 FORMAT_VERSION = 1
@@ -53,21 +58,26 @@ KEY = "lexvla"
 ID, FILTER = "id", "filter"
 FIELD_OF: dict[Leg, str] = {"lexical": "lex", "codes": "codes", "dense": "dense"}
 SHOWN = ("text", "uri", "metadata", "fingerprint")
-VOCABULARY_ID = "\x1fvocabulary"  # no id of an item has such a character
+VOCABULARY_ID = "\x1fvocabulary"  # ids of items have no such character
 
 # Up to so many documents the dense leg is searched exactly, by looking at each.
 FLAT_DOCUMENTS = 100_000
 FLAT, GRAPH = "flat", "int8_hnsw"
 
-NUMBER = "%.9g"
+# Each index has an alias of its own to be written by. With "require_alias" the server refuses
+# writes to an index that was deleted meanwhile; else it would make a new one for them.
+_WRITE = "-write"
 
-_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+_WAIT = "30s"  # for an index that is just coming up
+_FRESH = 1.0  # seconds for which the alias is not looked up again
+_REPLICAS = ("number_of_replicas", "auto_expand_replicas")
+
 _KEPT = {"type": "keyword", "index": False, "doc_values": False}
 
 
 @dataclass(frozen=True)
-class Meta:
-    """What an index says of itself, in ``_meta`` of its mapping.
+class State:
+    """Describe an index, in ``_meta`` of its mapping.
 
     Attributes:
         model: The name of the model whose vectors these are, if it was given.
@@ -82,7 +92,7 @@ class Meta:
     vocabulary_sha256: str = ""
     widths: Mapping[str, int] = field(default_factory=dict)
     dense: str = FLAT
-    writer_version: str = ""
+    writer_version: str = field(default_factory=program_version)
     notes: Mapping[str, Any] = field(default_factory=dict)
 
     def dump(self) -> dict[str, Any]:
@@ -90,11 +100,11 @@ class Meta:
         return {KEY: {"format_version": FORMAT_VERSION, **asdict(self)}}
 
     @classmethod
-    def load(cls, place: object, found: Mapping[str, Any]) -> Meta:
+    def load(cls, place: object, found: Mapping[str, Any]) -> State:
         """Read what `dump` made.
 
         Raises:
-            IndexCorruptError: It is not of that form: the index is not ours.
+            IndexCorruptError: It has another form: the index is not ours.
             IndexVersionError: A newer program wrote it.
         """
         try:
@@ -106,14 +116,14 @@ class Meta:
             widths = {leg: values["widths"][leg] for leg in FIELD_OF if leg in values["widths"]}
             return cls(**{**values, "widths": widths})
         except (KeyError, TypeError, ValueError) as error:
-            rule = "is no index of lexvla, or its _meta is damaged"
+            rule = "is not an index of lexvla, or its _meta is damaged"
             raise IndexCorruptError(f"{place}: {rule}") from error
 
 
 def settings(shards: int) -> dict[str, Any]:
     """Return the settings of a new index.
 
-    It is refreshed by commits only: else readers would see parts of them.
+    Commits alone refresh it: otherwise readers would see parts of them.
     """
     return {
         "number_of_shards": shards,
@@ -122,77 +132,284 @@ def settings(shards: int) -> dict[str, Any]:
     }
 
 
-def mappings(meta: Meta) -> dict[str, Any]:
+def mappings(state: State) -> dict[str, Any]:
     """Return the mapping of a new index."""
     return {
         "dynamic": "strict",
-        "_meta": meta.dump(),
+        "_meta": state.dump(),
         "_source": {"excludes": [*FIELD_OF.values(), FILTER]},
         "properties": {
             ID: {"type": "keyword"},
             FILTER: {"type": "keyword", "doc_values": False},
             **dict.fromkeys((*SHOWN, "vocabulary"), _KEPT),
             "vectors": {"type": "binary"},
-            **leg_fields(meta),
+            **leg_fields(state),
         },
     }
 
 
-def leg_fields(meta: Meta) -> dict[str, Any]:
+def leg_fields(state: State) -> dict[str, Any]:
     """Return the mapping's fields of the legs that an index has."""
     fields: dict[str, Any] = {FIELD_OF["lexical"]: {"type": "sparse_vector"}}
-    if "codes" in meta.widths:
+    if "codes" in state.widths:
         fields[FIELD_OF["codes"]] = {"type": "sparse_vector"}
-    if "dense" in meta.widths:
+    if "dense" in state.widths:
         fields[FIELD_OF["dense"]] = {
             "type": "dense_vector",
-            "dims": meta.widths["dense"],
+            "dims": state.widths["dense"],
             # Not dot_product: that refuses vectors of no unit length, such as that of no words.
             "similarity": "max_inner_product",
-            "index_options": {"type": meta.dense},
+            "index_options": {"type": state.dense},
         }
     return fields
 
 
-def sources(
-    documents: Sequence[Document], encoding: Encoding, terms: Sequence[str]
-) -> Iterator[str]:
-    """Give documents as the server takes them: JSON.
-
-    Args:
-        documents: What is kept beside the vectors.
-        encoding: A row for each.
-        terms: Those of the lexical columns.
-    """
-    # A row is written by one format for all its numbers. 9 digits tell all float32 numbers apart;
-    # the json module would write the 17 of a float64, which takes it and the server longer.
-    of_word = cache(lambda column: _json(terms[column]).replace("%", "%%") + f":{NUMBER}")
-    legs: list[tuple[Leg, sparse.csr_array, Callable[[int], str]]]
-    legs = [("lexical", encoding.lexical, of_word)]
-    if encoding.codes is not None:
-        legs.append(("codes", encoding.codes, f'"{{}}":{NUMBER}'.format))
-    for row, (document, vectors) in enumerate(zip(documents, pack(encoding), strict=True)):
-        made = {
-            ID: document.id,
-            FILTER: list(terms_of(document)),
-            "text": document.text,
-            "uri": document.uri,
-            "metadata": json.dumps(dict(document.metadata)),
-            "fingerprint": document.fingerprint,
-            "vectors": base64.b64encode(vectors).decode(),
-        }
-        parts = [_json(made)[1:-1]]
-        for leg, matrix, of_column in legs:
-            span = slice(*matrix.indptr[row : row + 2].tolist())
-            form = ",".join(map(of_column, matrix.indices[span].tolist()))
-            parts.append(f'"{FIELD_OF[leg]}":{{{form % tuple(matrix.data[span].tolist())}}}')
-        if encoding.dense is not None:
-            form = ",".join([NUMBER] * encoding.dense.shape[1])
-            parts.append(f'"{FIELD_OF["dense"]}":[{form % tuple(encoding.dense[row].tolist())}]')
-        yield f"{{{','.join(parts)}}}"
-
-
 def document_of(name: str, source: Mapping[str, Any]) -> Document:
-    """Return the document that `sources` wrote."""
+    """Return a document from what is kept of it."""
     text, uri, metadata, fingerprint = (source[each] for each in SHOWN)
     return Document(name, uri, text, json.loads(metadata), fingerprint)
+
+
+@dataclass(frozen=True)
+class _Found:
+    index: str
+    vocabulary_sha256: str
+
+
+class Store:
+    """Find the index that an alias means now, and change what it says of itself.
+
+    Args:
+        client: Of the server.
+        address: Where the index is.
+
+    Attributes:
+        index: The name of the index that is read and written.
+        state: What it says of itself.
+    """
+
+    def __init__(self, client: Elasticsearch, address: Address) -> None:
+        self.client = client
+        self.address = address
+        self.index = ""
+        self.state = State()
+        self._checked = 0.0
+        self._is_being_built = False
+
+    def find(self) -> bool:
+        """Move to the index that the alias means. Return whether there is one.
+
+        Raises:
+            IndexCorruptError: It is not ours, or the alias means several.
+            IndexVersionError: A newer program wrote it.
+        """
+        with elastic_errors(self.address):
+            found = self.client.indices.get_mapping(
+                index=self._name, ignore_unavailable=True, allow_no_indices=True
+            ).body
+        if not found:
+            return False
+        if len(found) > 1:
+            names = ", ".join(sorted(found))
+            raise IndexCorruptError(f"{self.address}: the alias means several indices: {names}")
+        ((self.index, described),) = found.items()
+        self.state = State.load(self.address, described["mappings"].get("_meta", {}))
+        self._checked = time.monotonic()
+        return True
+
+    @property
+    def target(self) -> str:
+        """The alias to write the index by."""
+        return self.index + _WRITE
+
+    @property
+    def _name(self) -> str:
+        return self.index if self._is_being_built else self.address.name
+
+    def refresh(self) -> None:
+        """Look again what the alias means, if that was a while ago or nothing was there."""
+        if not self.state.widths or time.monotonic() - self._checked > _FRESH:
+            self.check()
+
+    def check(self) -> None:
+        """Look again what the alias means.
+
+        Raises:
+            IndexCorruptError: There is no index any more.
+        """
+        if not self.find():
+            made = f"lexvla index SOURCE --index {self.address}"
+            raise IndexCorruptError(f"no index at {self.address}; make one with: {made}")
+
+    def wait(self) -> None:
+        """Wait until the index can be searched.
+
+        Raises:
+            EngineUnavailableError: Some of its shards are on no server.
+        """
+        client = self.client.options(ignore_status=408)
+        with elastic_errors(self.address):
+            health = client.cluster.health(
+                index=self._name, level="indices", wait_for_status="yellow", timeout=_WAIT
+            )
+            shards = sum(each["number_of_shards"] for each in health.get("indices", {}).values())
+            if not health["timed_out"] and health["active_primary_shards"] < shards:
+                # Those of an index that was just made count as yellow before they are there.
+                health = client.cluster.health(
+                    index=self._name, wait_for_active_shards=shards, timeout=_WAIT
+                )
+        if health["timed_out"] or health["status"] == "red":
+            missing = health["unassigned_shards"]
+            rule = f"its health is {health['status']}: {missing} of its shards are on no server"
+            raise EngineUnavailableError(f"{self.address}: {rule}")
+
+    def make(self, state: State, shards: int) -> None:
+        """Make an index with its alias; if another program just did, take that one."""
+        import elasticsearch
+
+        with elastic_errors(self.address):
+            name = self._next()
+            try:
+                self.client.indices.create(
+                    index=name,
+                    settings=settings(shards),
+                    mappings=mappings(state),
+                    aliases={self.address.name: {}, name + _WRITE: {}},
+                    wait_for_active_shards=0,  # `wait` does
+                )
+            except elasticsearch.BadRequestError as error:
+                if error.error != "resource_already_exists_exception":
+                    raise
+        self.check()
+
+    def begin_rebuild(self, state: State, shards: int | None) -> None:
+        """Make an index that the alias does not mean yet, and move to it.
+
+        What an earlier rebuild left unfinished is deleted.
+        """
+        old = self.index if self.find() else None
+        wanted = settings(shards or 1)
+        with elastic_errors(self.address):
+            if old is not None:
+                kept = self.client.indices.get_settings(index=old).body[old]["settings"]["index"]
+                if shards is None:
+                    wanted["number_of_shards"] = kept["number_of_shards"]
+            # Before the others are deleted: one that still writes to its own must not find this.
+            self.index = self._next()
+            for name, found in self._numbered().items():
+                described = found["mappings"].get("_meta", {})
+                if self.address.name not in found["aliases"] and KEY in described:
+                    self.client.indices.delete(index=name)
+            # Not tried again: if the answer is lost, this index is another program's, or seems so.
+            self.client.options(max_retries=0).indices.create(
+                index=self.index,
+                # Copies are made once it is full: each document is indexed once only so.
+                settings={**wanted, "auto_expand_replicas": False, "number_of_replicas": 0},
+                mappings=mappings(state),
+                aliases={self.target: {}},
+                wait_for_active_shards=0,
+            )
+        self._is_being_built = True
+        self.check()
+
+    def publish(self) -> None:
+        """Give the alias to the index that was built, and delete the one before, in one step."""
+        import elasticsearch
+
+        with elastic_errors(self.address):
+            alias = self.address.name
+            # As it was before, if there was one.
+            old = [name for name in self._meant() if name != self.index]
+            replicas: dict[str, Any] = {"auto_expand_replicas": "0-1"}
+            for name in old:
+                kept = self.client.indices.get_settings(index=name).body[name]["settings"]["index"]
+                replicas = {each: kept[each] for each in _REPLICAS if each in kept}
+            if str(replicas.get("auto_expand_replicas", "false")) != "false":
+                replicas.pop("number_of_replicas", None)
+            self.client.indices.put_settings(index=self.index, settings=replicas)
+            actions: list[Mapping[str, Any]] = [{"remove_index": {"index": name}} for name in old]
+            actions.append({"add": {"index": self.index, "alias": alias}})
+            try:
+                self.client.indices.update_aliases(actions=actions)
+            except (elasticsearch.TransportError, elasticsearch.ApiError):
+                # It may have been done, and the answer lost; then the old index is not found.
+                if self.index not in self._meant():
+                    raise
+        self._is_being_built = False
+
+    def abandon(self) -> None:
+        """Delete the index that is being built, if there is one."""
+        if self._is_being_built:
+            with elastic_errors(self.address):
+                # It has the alias if the answer to that was lost.
+                if self.index not in self._meant():
+                    self.client.indices.delete(index=self.index, ignore_unavailable=True)
+            self._is_being_built = False
+
+    def _meant(self) -> list[str]:
+        """Return the indices that the alias means."""
+        if not self.client.indices.exists_alias(name=self.address.name):
+            return []
+        return list(self.client.indices.get_alias(name=self.address.name).body)
+
+    def _numbered(self) -> dict[str, Any]:
+        """Return all indices that are, were or will be behind the alias."""
+        form = re.compile(re.escape(self.address.name) + r"-\d{6}")
+        found = self.client.indices.get(index=f"{self.address.name}-*", allow_no_indices=True).body
+        return {name: described for name, described in found.items() if form.fullmatch(name)}
+
+    def _next(self) -> str:
+        with elastic_errors(self.address):
+            taken = [int(name.rpartition("-")[2]) for name in self._numbered()]
+        return f"{self.address.name}-{max(taken, default=0) + 1:06}"
+
+    def describe(self, **changes: Any) -> None:
+        """Change what the index says of itself, and add the fields of new legs."""
+        state = replace(self.state, **changes)
+        with elastic_errors(self.address):
+            self.client.indices.put_mapping(
+                index=self.index, meta=state.dump(), properties=leg_fields(state)
+            )
+        self.state = state
+
+    def load_vocabulary(self) -> Vocabulary:
+        """Read the terms of the lexical columns.
+
+        Raises:
+            IndexCorruptError: They are missing, or not those that the index names.
+        """
+
+        def found(newest: bool) -> _Found:
+            if newest:
+                self.check()
+            return _Found(self.index, self.state.vocabulary_sha256)
+
+        return following(found, self._vocabulary_of)
+
+    def _vocabulary_of(self, found: _Found) -> Vocabulary:
+        if not found.vocabulary_sha256:
+            return Vocabulary(())
+        with elastic_errors(self.address):
+            client = self.client.options(ignore_status=404)
+            answer = client.get(index=found.index, id=VOCABULARY_ID)
+        if "error" in answer:  # not that the document is not there, but that the index is not
+            raise refusal(self.address, 404, answer.body)
+        if answer.get("found"):
+            stored = json.loads(answer["_source"]["vocabulary"])
+            vocabulary = Vocabulary(stored["terms"], stored["token_ids"])
+            if vocabulary.sha256 == found.vocabulary_sha256:
+                return vocabulary
+        rule = "has lost the vocabulary that it was made with"
+        raise IndexCorruptError(f"{self.address}: {rule}")
+
+    def save_vocabulary(self, vocabulary: Vocabulary) -> None:
+        """Keep the terms of the lexical columns, before anything that needs them."""
+        text = json.dumps({"terms": vocabulary.terms, "token_ids": vocabulary.token_ids})
+        with elastic_errors(self.address):
+            self.client.index(
+                index=self.target,
+                id=VOCABULARY_ID,
+                document={"vocabulary": text},
+                require_alias=True,
+            )
+        self.describe(vocabulary_sha256=vocabulary.sha256)

@@ -1,10 +1,13 @@
-"""What an index answers: searches by legs, documents with their rows, counts."""
+"""One index of a server, as it is now: searches by legs, documents with their rows, facts."""
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, get_args
+import json
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from itertools import islice
+from typing import Any, get_args
 
 import numpy as np
 from scipy import sparse
@@ -13,34 +16,47 @@ from lexvla.encoding import Encoding
 from lexvla.errors import UnknownDocumentError, UnsupportedError
 from lexvla.vocabulary import Vocabulary
 from lexvla_indexer.base import Fetched, Results
-from lexvla_indexer.elastic.answers import Answers, ElasticExplanation, results
-from lexvla_indexer.elastic.connection import elastic_errors, found_documents, whole
-from lexvla_indexer.elastic.facts import facts
-from lexvla_indexer.elastic.layout import FILTER, ID, SHOWN, document_of
-from lexvla_indexer.elastic.requests import WINDOW, dense_scale, leg_query
+from lexvla_indexer.elastic.connection import elastic_errors, found_documents, refusal, whole
+from lexvla_indexer.elastic.layout import (
+    FILTER,
+    FLAT,
+    FLAT_DOCUMENTS,
+    FORMAT_VERSION,
+    ID,
+    SHOWN,
+    Store,
+    document_of,
+)
+from lexvla_indexer.elastic.requests import (
+    CANDIDATES,
+    WINDOW,
+    dense_scale,
+    leg_query,
+    search_body,
+)
 from lexvla_indexer.elastic.selection import selection
-from lexvla_indexer.elastic.store import Store
 from lexvla_indexer.filter_terms import typed_term
 from lexvla_indexer.filters import Comparison, Filter
-from lexvla_indexer.legs import Leg, check_asked, no_rows, widths_of
+from lexvla_indexer.legs import Leg, check_asked, widths_of
 from lexvla_indexer.packed_rows import unpack
-
-if TYPE_CHECKING:
-    from elasticsearch import Elasticsearch
 
 __all__ = ["Reader"]
 
 Json = dict[str, Any]
 
-TRUNCATION = 2.0**-8  # what cutting a weight to 9 significant bits takes off, relative, at the most
+TRUNCATION = 2.0**-8  # the most, relative, that cutting a weight to 9 bits takes off
 FETCHED = 500  # documents of a request: their rows take some kilobytes each
+REQUEST_BYTES = 16 * 1024 * 1024  # of several searches together
+REQUEST_HITS = 100_000  # of their answers together
+PIT_TIME = "2m"
+_HITS = "hits.hits._id,hits.hits._score,hits.hits.sort,pit_id"
+_MANY = "responses.hits.hits._id,responses.hits.hits._score,responses.error,responses.status"
 
 
 class Reader:
-    """Ask the index that a store has found.
+    """Answer from the index that a store has found.
 
     Args:
-        client: Of the server.
         store: Has found an index.
         vocabulary: The terms of the lexical columns.
 
@@ -48,44 +64,42 @@ class Reader:
         index: The name of that index.
     """
 
-    def __init__(self, client: Elasticsearch, store: Store, vocabulary: Vocabulary) -> None:
-        self._client = client
-        self._place = store.place
+    def __init__(self, store: Store, vocabulary: Vocabulary) -> None:
         self.index = store.index
-        self._meta = store.meta
+        self._client = store.client
+        self._address = store.address
+        self._state = store.state
         self._vocabulary = vocabulary
-        self._answers = Answers(client, store.place, store.index)
 
     def search(
         self,
         queries: Encoding,
         k: int,
-        legs: Sequence[Leg],
+        leg: Leg,
         filter: str | None,  # noqa: A002 - the public word for it
-    ) -> dict[Leg, list[Results]]:
-        """Return the k best for each query and leg, by one request for all."""
-        if k < 1:
-            raise ValueError(f"k must be at least 1, not {k}")
-        asked: list[Json] = []
-        places: list[tuple[Leg, int, float | None]] = []
+    ) -> list[Results]:
+        """Return the k best for each query, by one request for all."""
+        check_asked(queries, k, leg, self._state.widths, self._address)
         chosen = self._chosen(filter)
-        for leg in legs:
-            self.check_leg(queries, leg, k)
-            for row in range(len(queries)):
-                made = leg_query(queries, leg, self._vocabulary.terms, self._meta, k, chosen, row)
-                if made is not None:
-                    places.append((leg, row, self._scale(queries, row, leg)))
-                    asked.append(made)
-        none = Results([], np.empty(0))
-        found: dict[Leg, list[Results]] = {leg: [none] * len(queries) for leg in legs}
-        answered = self._answers.many(asked, min(k, WINDOW) if "dense" in legs else k)
-        for (leg, row, scale), hits in zip(places, answered, strict=True):
-            found[leg][row] = results(hits, scale)
+        self._check_depth(k, leg)
+        found = [Results([], np.empty(0))] * len(queries)
+        asked, rows = [], []
+        for row in range(len(queries)):
+            made = leg_query(queries, leg, self._vocabulary.terms, self._state, k, chosen, row)
+            if made is not None:
+                asked.append(made)
+                rows.append(row)
+        answers = self._many(asked, min(k, WINDOW) if leg == "dense" else k)
+        for row, hits in zip(rows, answers, strict=True):
+            scale = None
+            if leg == "dense" and queries.dense is not None:
+                scale = dense_scale(queries.dense[row], self._state)
+            found[row] = _results(hits, scale)
         return found
 
     def bound(self, queries: Encoding, leg: Leg) -> np.ndarray:
         """Return how far each query's scores can be from the exact dot products, float64."""
-        best = self.search(queries, 1, [leg], None)[leg]
+        best = self.search(queries, 1, leg, None)
         top = np.array([found.scores[0] if found.ids else 0.0 for found in best])
         if leg == "dense":
             return top * 1e-5 + np.linalg.norm(np.asarray(queries.dense), axis=1) * 1e-6
@@ -94,79 +108,159 @@ class Reader:
         words = np.diff(sparse.csr_array(rows).indptr)
         return top * (TRUNCATION / (1 - TRUNCATION) + (words + 2) * 2.0**-23)
 
-    def queries(
+    def requests(
         self,
         query: Encoding,
         k: int,
-        legs: Sequence[Leg],
+        legs: Sequence[Leg] | None,
         filter: str | None,  # noqa: A002
     ) -> dict[Leg, Json]:
-        """Return the query of each leg, as the server takes it, of one row."""
-        if k < 1:
-            raise ValueError(f"k must be at least 1, not {k}")
+        """Return the request of each leg of one query, as the server takes it."""
         if len(query) != 1:
             raise ValueError(f"one query makes a request, not {len(query)}")
+        if legs is None:
+            shared = self._state.widths.keys() & widths_of(query).keys()
+            legs = [leg for leg in get_args(Leg) if leg in shared]
         chosen = self._chosen(filter)
         made: dict[Leg, Json] = {}
         for leg in legs:
-            self.check_leg(query, leg, k)
-            one = leg_query(query, leg, self._vocabulary.terms, self._meta, k, chosen)
+            check_asked(query, k, leg, self._state.widths, self._address)
+            self._check_depth(k, leg)
+            one = leg_query(query, leg, self._vocabulary.terms, self._state, k, chosen)
             if one is not None:
-                made[leg] = one
+                made[leg] = search_body(one, min(k, WINDOW))
         return made
 
-    def shared_legs(self, query: Encoding) -> list[Leg]:
-        """Return the legs that a query and the index both have."""
-        return [
-            leg for leg in get_args(Leg) if leg in self._meta.widths and leg in widths_of(query)
-        ]
-
-    def explain(self, query: Encoding, name: str, leg: Leg) -> ElasticExplanation:
-        """Take one document's score for one query apart.
-
-        Raises:
-            UnknownDocumentError: The index has no such id.
-        """
-        if len(query) != 1:
-            raise ValueError(f"one query is explained, not {len(query)}")
-        self.check_leg(query, leg, 1)
-        if leg == "dense":
-            raise UnsupportedError("the dense leg has no terms to explain a score by")
-        stored = self.vectors([name])
-        return self._answers.explain(query, leg, name, self._vocabulary.terms, stored)
-
-    def send(self, request: Mapping[str, Any]) -> list[tuple[str, float]]:
-        """Send a whole request. Return ids with the server's scores."""
-        with elastic_errors(self._place):
-            answer = self._client.search(
-                index=self.index, body=dict(request), allow_partial_search_results=False
-            )
-        return [(hit["_id"], float(hit["_score"])) for hit in answer["hits"]["hits"]]
-
     def fetch(self, ids: Sequence[str]) -> Fetched:
-        """Return documents with their stored vectors, in the order of the ids.
-
-        Raises:
-            UnknownDocumentError: The index has no such id.
-        """
+        """Return documents with their stored vectors."""
         found = self._sources(ids, [*SHOWN, "vectors"])
         documents = [document_of(name, found[name]) for name in ids]
         return Fetched(documents, self._unpacked(ids, found))
 
     def vectors(self, ids: Sequence[str]) -> Encoding:
-        """Return documents' stored vectors alone, in the order of the ids.
-
-        Raises:
-            UnknownDocumentError: The index has no such id.
-        """
+        """Return documents' stored vectors alone."""
         return self._unpacked(ids, self._sources(ids, ["vectors"]))
+
+    def count(self) -> int:
+        """Return the number of searchable documents."""
+        with elastic_errors(self._address):
+            answer = self._client.count(index=self.index, query={"exists": {"field": ID}})
+        return int(whole(self._address, answer.body)["count"])
+
+    def info(self) -> Json:
+        """Return counts, size in bytes, health, versions, and how exact scores are."""
+        with elastic_errors(self._address):
+            health = self._client.cluster.health(index=self.index)
+            stats = self._client.indices.stats(
+                index=self.index, metric=["docs", "store", "segments"]
+            )
+            kept = self._client.indices.get_settings(index=self.index, human=True).body
+        primaries = whole(self._address, stats.body)["_all"]["primaries"]
+        settings = kept[self.index]["settings"]["index"]
+        state = self._state
+        found: Json = {
+            "engine": "elasticsearch",
+            "documents": self.count(),
+            "index": self.index,
+            "health": health["status"],
+            "shards": int(settings["number_of_shards"]),
+            "replicas": int(settings["number_of_replicas"]),
+            "segments": primaries["segments"]["count"],
+            "deleted_rows": primaries["docs"]["deleted"],
+            "bytes": primaries["store"]["size_in_bytes"],
+            "legs": dict(state.widths),
+            "searched_legs": list(state.widths),
+            "weights": "9 significant bits, cut off: scores are up to 0.4% low",
+            "notes": sorted(state.notes),
+            "format_version": FORMAT_VERSION,
+            "writer_version": state.writer_version,
+            "elasticsearch_version": str(settings["version"].get("created_string", "")),
+        }
+        if "dense" in state.widths:
+            exact = f"exact, up to {FLAT_DOCUMENTS:,} documents"
+            graph = f"approximate: {state.dense}, of each shard's {CANDIDATES:,} candidates or k"
+            found["dense_search"] = exact if state.dense == FLAT else graph
+        return found
+
+    def _check_depth(self, k: int, leg: Leg) -> None:
+        if leg == "dense" and k > WINDOW and self.count() > WINDOW:
+            rule = f"Elasticsearch gives at most {WINDOW:,} hits by dense vectors, not {k:,}"
+            raise UnsupportedError(f"{self._address}: {rule}")
+
+    def _many(self, queries: Sequence[Json], k: int) -> list[list[tuple[str, float]]]:
+        """Return the k best ids with scores for each query, best first, equal ones by id."""
+        if k > WINDOW:
+            return [self._deep(query, k) for query in queries]
+        found: list[list[tuple[str, float]]] = []
+        header = json.dumps({"index": self.index, "allow_partial_search_results": False})
+        for batch in _batches((search_body(query, k) for query in queries), REQUEST_HITS // k):
+            # As text: their length is known from it, and the client sends it as it is.
+            searches: Any = [part for body in batch for part in (header, body)]
+            with elastic_errors(self._address):
+                answered = self._client.msearch(searches=searches, filter_path=_MANY)
+            for each in answered["responses"]:
+                if "error" in each:
+                    raise refusal(self._address, each.get("status", 500), each)
+                hits = each.get("hits", {}).get("hits", [])
+                found.append([(hit["_id"], hit["_score"]) for hit in hits])
+        return found
+
+    def _deep(self, query: Json, k: int) -> list[tuple[str, float]]:
+        with closing(self._pages(query)) as hits:
+            return list(islice(hits, k))
+
+    def _pages(self, query: Json, source: bool = False) -> Generator[tuple[str, Any]]:
+        """Give all hits of a query from one moment's view of the index.
+
+        Args:
+            query: What to find.
+            source: Give what is kept of each instead of its score; such hits come by id.
+        """
+        with elastic_errors(self._address):
+            opened = self._client.open_point_in_time(index=self.index, keep_alive=PIT_TIME)
+            pit, after = opened["id"], None
+            try:
+                while True:
+                    body = {
+                        **search_body(query, WINDOW),
+                        "pit": {"id": pit, "keep_alive": PIT_TIME},
+                    }
+                    path = _HITS
+                    if source:
+                        body |= {"sort": [{ID: "asc"}], "_source": list(SHOWN), "size": 1000}
+                        path = f"{_HITS},hits.hits._source"
+                    if after is not None:
+                        body["search_after"] = after
+                    answer = self._client.search(
+                        body=body, filter_path=path, allow_partial_search_results=False
+                    )
+                    pit = answer.get("pit_id", pit)
+                    hits = answer.get("hits", {}).get("hits", [])
+                    for hit in hits:
+                        yield hit["_id"], hit["_source"] if source else hit["_score"]
+                    if len(hits) < body["size"]:
+                        return
+                    after = hits[-1]["sort"]
+            finally:
+                self._client.options(ignore_status=404).close_point_in_time(id=pit)
+
+    def _chosen(self, text: str | None) -> Json | None:
+        return None if text is None else selection(Filter.parse(text), self._matching)
+
+    def _matching(self, part: Filter) -> Collection[str]:
+        """Return the ids of documents that match a range which terms cannot decide."""
+        if not isinstance(part, Comparison):
+            raise TypeError(f"not a range: {part!r}")
+        typed = {"term": {FILTER: typed_term(part.field, part.value)}}
+        pages = self._pages(typed, source=True)
+        return [name for name, source in pages if part.matches(document_of(name, source))]
 
     def _sources(self, ids: Sequence[str], fields: list[str]) -> dict[str, Json]:
         """Return what is kept of documents in some fields."""
         found: dict[str, Json] = {}
         names = list(dict.fromkeys(ids))
         for start in range(0, len(names), FETCHED):
-            with elastic_errors(self._place):
+            with elastic_errors(self._address):
                 # Not realtime: what searches do not see yet is not there.
                 answer = self._client.mget(
                     index=self.index,
@@ -174,54 +268,47 @@ class Reader:
                     realtime=False,
                     source_includes=fields,
                 )
-            for each in found_documents(self._place, answer.body):
+            for each in found_documents(self._address, answer.body):
                 if not each.get("found"):
                     raise UnknownDocumentError(each["_id"])
                 found[each["_id"]] = each["_source"]
         return found
 
     def _unpacked(self, ids: Sequence[str], sources: Mapping[str, Json]) -> Encoding:
-        widths = self._meta.widths
-        if not ids:
-            return no_rows(dict(widths) or {"lexical": len(self._vocabulary)})
-        return unpack([base64.b64decode(sources[name]["vectors"]) for name in ids], widths)
+        rows = [base64.b64decode(sources[name]["vectors"]) for name in ids]
+        return unpack(rows, self._state.widths)
 
-    def count(self) -> int:
-        """Return the number of searchable documents."""
-        with elastic_errors(self._place):
-            answer = self._client.count(index=self.index, query={"exists": {"field": ID}})
-        return int(whole(self._place, answer.body)["count"])
 
-    def info(self) -> Json:
-        """Describe the index: counts, size in bytes, health, vocabulary and model."""
-        counts = {"documents": self.count(), "vocabulary_size": len(self._vocabulary)}
-        return counts | facts(self._client, self._place, self.index, self._meta)
+def _results(hits: Sequence[tuple[str, float]], scale: float | None = None) -> Results:
+    """Return hits as results: those with a score above 0.
 
-    def check_leg(self, queries: Encoding, leg: Leg, k: int) -> None:
-        """Refuse a leg that cannot be asked for.
+    Args:
+        hits: Ids with the server's scores, best first.
+        scale: What a dense query was multiplied by; its scores are 1 + the inner product.
+    """
+    # The server's numbers are float32, written as short as they can be.
+    scores = np.array([score for _, score in hits], np.float32).astype(np.float64)
+    if scale is not None:
+        scores = (scores - 1) / scale
+    count = int(np.count_nonzero(scores > 0))
+    return Results([name for name, _ in hits[:count]], scores[:count])
 
-        Raises:
-            UnsupportedError: The index or the queries lack it, or k is too large for it.
-            ValueError: There is no leg of that name.
-            VocabularyMismatchError: It has another width in the index.
-        """
-        check_asked(queries, leg, self._meta.widths, self._place)
-        if leg == "dense" and k > WINDOW and self.count() > WINDOW:
-            rule = f"Elasticsearch gives at most {WINDOW:,} hits by dense vectors, not {k:,}"
-            raise UnsupportedError(f"{self._place}: {rule}")
 
-    def _scale(self, queries: Encoding, row: int, leg: Leg) -> float | None:
-        if leg != "dense" or queries.dense is None:
-            return None
-        return dense_scale(queries.dense[row], self._meta)
+def _batches(bodies: Iterable[Json], most: int) -> Iterator[list[str]]:
+    """Give searches as text, grouped into requests that are not too large.
 
-    def _chosen(self, text: str | None) -> Json | None:
-        return None if text is None else selection(Filter.parse(text), self._matching)
-
-    def _matching(self, part: Filter) -> Collection[str]:
-        """Return the ids of documents that match a range which terms cannot tell of."""
-        if not isinstance(part, Comparison):
-            raise TypeError(f"no range: {part!r}")
-        typed = {"term": {FILTER: typed_term(part.field, part.value)}}
-        pages = self._answers.pages(typed, source=True)
-        return [name for name, source in pages if part.matches(document_of(name, source))]
+    Args:
+        bodies: The searches.
+        most: How many may be in one request; one at least is.
+    """
+    batch: list[str] = []
+    size = 0
+    for body in bodies:
+        text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
+        if batch and (size + len(text) > REQUEST_BYTES or len(batch) >= most):
+            yield batch
+            batch, size = [], 0
+        batch.append(text)
+        size += len(text)
+    if batch:
+        yield batch

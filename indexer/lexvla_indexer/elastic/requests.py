@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from lexvla.encoding import Encoding
-from lexvla_indexer.elastic.layout import FIELD_OF, FLAT, ID, Meta
+from lexvla_indexer.elastic.layout import FIELD_OF, FLAT, ID, State
 from lexvla_indexer.legs import Leg
 
 __all__ = [
@@ -53,7 +53,7 @@ def named_terms(
     return {str(c): w for c, w in zip(columns, weights, strict=True)}
 
 
-def dense_scale(query: np.ndarray, meta: Meta) -> float:
+def dense_scale(query: np.ndarray, state: State) -> float:
     """Return what a dense query is multiplied by, a power of 2.
 
     The server's score is 1 + the inner product, in float32: of a small product, little would be
@@ -61,21 +61,21 @@ def dense_scale(query: np.ndarray, meta: Meta) -> float:
     scaled like these, and must keep their length.
     """
     size = float(np.linalg.norm(query))
-    if meta.dense != FLAT or not size:
+    if state.dense != FLAT or not size:
         return 1.0
     return math.ldexp(1.0, 20 - math.frexp(size)[1])
 
 
-def candidates(k: int, meta: Meta) -> int:
+def candidates(k: int, state: State) -> int:
     """Return how many neighbours each shard is asked for: all it can give, if that is exact."""
-    return WINDOW if meta.dense == FLAT else min(max(k, CANDIDATES), WINDOW)
+    return WINDOW if state.dense == FLAT else min(max(k, CANDIDATES), WINDOW)
 
 
 def leg_query(
     queries: Encoding,
     leg: Leg,
     terms: Sequence[str],
-    meta: Meta,
+    state: State,
     k: int,
     chosen: Json | None = None,
     row: int = 0,
@@ -86,7 +86,7 @@ def leg_query(
         queries: Some rows.
         leg: Which.
         terms: Those of the lexical columns.
-        meta: Tells how the dense leg is searched.
+        state: Tells how the dense leg is searched.
         k: How many hits are wanted.
         chosen: The query of a filter.
         row: The query's. It is not cut out of the rows: that takes longer than all the rest.
@@ -95,14 +95,14 @@ def leg_query(
         vector = None if queries.dense is None else queries.dense[row]
         if vector is None or not vector.any():
             return None
-        wanted = candidates(k, meta)
+        wanted = candidates(k, state)
         neighbours: Json = {
             "field": FIELD_OF[leg],
-            "query_vector": (vector * np.float32(dense_scale(vector, meta))).tolist(),
+            "query_vector": (vector * np.float32(dense_scale(vector, state))).tolist(),
             "k": wanted,
             "num_candidates": wanted,
         }
-        if meta.dense != FLAT:
+        if state.dense != FLAT:
             neighbours["rescore_vector"] = {"oversample": 2.0}
         if chosen is not None:
             neighbours["filter"] = chosen

@@ -66,7 +66,7 @@ def _query(filter: Filter, select: Select) -> tuple[Json, int]:  # noqa: A002
     if isinstance(filter, In):
         return any_of(FILTER, terms_equal(filter.field, filter.values)), 2
     if not isinstance(filter, Comparison):
-        raise TypeError(f"no filter: {filter!r}")
+        raise TypeError(f"not a filter: {filter!r}")
     return _comparison(filter, select), 2
 
 

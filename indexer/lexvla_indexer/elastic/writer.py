@@ -1,29 +1,47 @@
-"""Changes on their way to the server: in bulks, again and again until it took them."""
+"""The writer: what is staged goes to the server, again and again until it is taken."""
 
 from __future__ import annotations
 
+import base64
+import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache, partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 import numpy as np
+from scipy import sparse
 
 from lexvla.encoding import Encoding
-from lexvla.errors import EngineUnavailableError, InputError, UnsupportedError
+from lexvla.errors import (
+    EngineUnavailableError,
+    InputError,
+    UnsupportedError,
+    VocabularyMismatchError,
+)
 from lexvla.vocabulary import Vocabulary
 from lexvla_indexer.document import Document
-from lexvla_indexer.elastic.connection import Place, elastic_errors, may_pass
-from lexvla_indexer.elastic.layout import sources
+from lexvla_indexer.elastic.connection import (
+    Address,
+    elastic_errors,
+    found_documents,
+    may_pass,
+    whole,
+)
+from lexvla_indexer.elastic.layout import FIELD_OF, FILTER, FLAT, FLAT_DOCUMENTS, GRAPH, ID, Store
+from lexvla_indexer.filter_terms import terms_of
+from lexvla_indexer.legs import Leg, widths_of
+from lexvla_indexer.packed_rows import pack
+from lexvla_indexer.staging import Staging
 
 if TYPE_CHECKING:
     from elasticsearch import Elasticsearch
 
-__all__ = ["PAUSES", "check_rows", "check_terms", "load", "patiently"]
+__all__ = ["PAUSES", "Writer", "check_rows", "patiently", "sources"]
 
 T = TypeVar("T")
 
-MAX_TERM_BYTES = 32_766  # of Lucene
 MAX_DIMENSIONS = 4096  # of dense_vector
 UNAVAILABLE = 503  # of HTTP: no shard takes it
 LEAST_WEIGHT = float(np.finfo(np.float32).smallest_normal)  # the server refuses smaller ones
@@ -34,6 +52,12 @@ BULK_BYTES = 10 * 1024 * 1024
 TRIES = 8  # of documents that the server is too busy for
 SHARD_WAIT = "10s"  # for shards that are just coming up, within a request
 PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)  # seconds between tries to reach the server
+LOOKED_UP = 1000  # ids of a request
+MERGE_SECONDS = 24 * 3600
+
+NUMBER = "%.9g"
+
+_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 Action = tuple[dict[str, Any], str | None]  # what to do with which document, and it as JSON
 
@@ -52,23 +76,114 @@ class Refused(NamedTuple):
     reason: str
 
 
-def check_terms(vocabulary: Vocabulary) -> None:
-    """Refuse a vocabulary with a term that the server cannot keep.
+class Writer:
+    """Change the index that a store has found. For one thread at a time.
 
-    Raises:
-        UnsupportedError: A term is too long.
+    Args:
+        store: Has found an index.
+        rebuilds: Whether that index is being built, to be published when it is full.
     """
-    for term in vocabulary.terms:
-        if len(term) * 4 > MAX_TERM_BYTES and len(term.encode()) > MAX_TERM_BYTES:
-            rule = f"Elasticsearch takes terms of at most {MAX_TERM_BYTES:,} bytes"
-            raise UnsupportedError(f"{rule}; the vocabulary has {term[:40]!r}...")
+
+    def __init__(self, store: Store, rebuilds: bool) -> None:
+        self._store = store
+        self._client = store.client
+        self._address = store.address
+        self._built: set[str] | None = set() if rebuilds else None
+
+    def fingerprints(self, ids: Sequence[str]) -> dict[str, str]:
+        """Return the fingerprint of each id that is there, shown or not."""
+        found: dict[str, str] = {}
+        for start in range(0, len(ids), LOOKED_UP):
+            names = list(ids[start : start + LOOKED_UP])
+            for each in patiently(partial(self._look_up, names)):
+                if each.get("found"):
+                    found[each["_id"]] = each["_source"]["fingerprint"]
+        return found
+
+    def _look_up(self, names: list[str]) -> list[Mapping[str, Any]]:
+        with elastic_errors(self._address):
+            answer = self._client.mget(
+                index=self._store.index, ids=names, source_includes=["fingerprint"]
+            )
+        return found_documents(self._address, answer.body)
+
+    def commit(self, staging: Staging, vocabulary: Vocabulary) -> None:
+        """Send all that is staged, and show it.
+
+        Args:
+            staging: What to commit; empty afterwards.
+            vocabulary: The terms of the lexical columns.
+        """
+        store = self._store
+        if staging:
+            patiently(store.check)
+            rows = staging.rows() if staging.documents else None
+            if rows is not None:
+                made = rows[1]
+                patiently(lambda: self._describe(made, vocabulary))
+            deleted = staging.deleted - staging.documents.keys()
+            _load(self._client, self._address, store.target, deleted, rows, vocabulary.terms)
+            if self._built is not None:
+                self._built = (self._built - deleted) | staging.documents.keys()
+        # Also where nothing is staged: a commit that was cut short may have sent something.
+        patiently(self._refresh)
+        has_grown = bool(staging.documents)
+        staging.clear()
+        is_flat = "dense" in store.state.widths and store.state.dense == FLAT
+        if has_grown and is_flat and self._count() > FLAT_DOCUMENTS:
+            store.describe(dense=GRAPH)
+
+    def publish(self) -> None:
+        """Compare the count, and give the alias to the index that was built.
+
+        Raises:
+            EngineUnavailableError: The server does not have all that was sent.
+            UnsupportedError: Nothing is being built.
+        """
+        if self._built is None:
+            raise UnsupportedError(f"{self._address}: was not opened to be rebuilt")
+        count = self._count()
+        if count != len(self._built):
+            rule = f"the server has {count:,} of {len(self._built):,} documents that were sent"
+            raise EngineUnavailableError(f"{self._address}: {rule}; the old index stays")
+        self._store.publish()
+        self._built = None
+
+    def compact(self) -> None:
+        """Merge each shard to one segment."""
+        with elastic_errors(self._address):
+            patient = self._client.options(request_timeout=MERGE_SECONDS)
+            patient.indices.forcemerge(index=self._store.index, max_num_segments=1)
+            self._client.indices.refresh(index=self._store.index)
+
+    def _refresh(self) -> None:
+        with elastic_errors(self._address):
+            whole(self._address, self._client.indices.refresh(index=self._store.index).body)
+
+    def _describe(self, encoding: Encoding, vocabulary: Vocabulary) -> None:
+        """Write down what the new rows need to be read, before they come."""
+        state, widths = self._store.state, widths_of(encoding)
+        if state.vocabulary_sha256 not in ("", vocabulary.sha256) or (
+            state.widths and dict(state.widths) != widths
+        ):
+            rule = "another program has made it anew, for other vectors than those that are staged"
+            raise VocabularyMismatchError(f"{self._address}: {rule}")
+        if not state.vocabulary_sha256:
+            self._store.save_vocabulary(vocabulary)
+        if not state.widths:
+            self._store.describe(widths=widths)
+
+    def _count(self) -> int:
+        with elastic_errors(self._address):
+            answer = self._client.count(index=self._store.index, query={"exists": {"field": ID}})
+        return int(whole(self._address, answer.body)["count"])
 
 
 def check_rows(documents: Sequence[Document], encoding: Encoding) -> None:
-    """Refuse rows that the server would refuse. `Encoding` has seen to all but these.
+    """Refuse rows that the server would refuse, as far as `Encoding` has not.
 
     Raises:
-        InputError: A weight is so small that it is no normal float32 number.
+        InputError: A weight is too small to be a normal float32 number.
         UnsupportedError: Dense vectors have too many numbers.
     """
     for matrix in (encoding.lexical, encoding.codes):
@@ -82,9 +197,9 @@ def check_rows(documents: Sequence[Document], encoding: Encoding) -> None:
         raise UnsupportedError(f"{rule}, not {encoding.dense.shape[1]:,}")
 
 
-def load(
+def _load(
     client: Elasticsearch,
-    place: Place,
+    address: Address,
     index: str,
     deleted: Iterable[str],
     rows: tuple[Sequence[Document], Encoding] | None,
@@ -97,7 +212,7 @@ def load(
 
     Args:
         client: Of the server.
-        place: The address.
+        address: The index's, for messages.
         index: The alias to write by.
         deleted: Ids.
         rows: Documents with their vectors.
@@ -110,7 +225,7 @@ def load(
     refused: list[Refused] = []
     actions = _actions(index, deleted, rows, terms)
     while piece := list(islice(actions, PIECE)):
-        refused += _send(client, place, piece)
+        refused += _send(client, address, piece)
     if not refused:
         return
     first = refused[0]
@@ -118,7 +233,7 @@ def load(
     more = f" (and {len(refused) - 1:,} more: {names})" if names else ""
     if first.status == 400:
         raise InputError(first.id, f"Elasticsearch refuses it: {first.reason}{more}")
-    raise EngineUnavailableError(f"{place}: {first.id!r} was not taken: {first.reason}{more}")
+    raise EngineUnavailableError(f"{address}: {first.id!r} was not taken: {first.reason}{more}")
 
 
 def _actions(
@@ -151,11 +266,11 @@ def patiently(ask: Callable[[], T]) -> T:
     return ask()
 
 
-def _send(client: Elasticsearch, place: Place, piece: list[Action]) -> list[Refused]:
+def _send(client: Elasticsearch, address: Address, piece: list[Action]) -> list[Refused]:
     """Send some actions until the server answered for all of them."""
 
     def send() -> list[Refused]:
-        with elastic_errors(place):
+        with elastic_errors(address):
             return _send_once(client, piece)
 
     for pause in PAUSES:
@@ -197,3 +312,41 @@ def _reason(error: Any) -> str:
     cause = error.get("caused_by") or {}
     parts = (error.get("reason"), cause.get("reason"))
     return ": ".join(" ".join(str(part).split())[:300] for part in parts if part)
+
+
+def sources(
+    documents: Sequence[Document], encoding: Encoding, terms: Sequence[str]
+) -> Iterator[str]:
+    """Give documents as the server takes them: JSON.
+
+    Args:
+        documents: What is kept beside the vectors.
+        encoding: A row for each.
+        terms: Those of the lexical columns.
+    """
+    # A row is written by one format for all its numbers. 9 digits tell all float32 numbers apart;
+    # the json module would write the 17 of a float64, which takes it and the server longer.
+    of_word = cache(lambda column: _json(terms[column]).replace("%", "%%") + f":{NUMBER}")
+    legs: list[tuple[Leg, sparse.csr_array, Callable[[int], str]]]
+    legs = [("lexical", encoding.lexical, of_word)]
+    if encoding.codes is not None:
+        legs.append(("codes", encoding.codes, f'"{{}}":{NUMBER}'.format))
+    for row, (document, vectors) in enumerate(zip(documents, pack(encoding), strict=True)):
+        made = {
+            ID: document.id,
+            FILTER: list(terms_of(document)),
+            "text": document.text,
+            "uri": document.uri,
+            "metadata": json.dumps(dict(document.metadata)),
+            "fingerprint": document.fingerprint,
+            "vectors": base64.b64encode(vectors).decode(),
+        }
+        parts = [_json(made)[1:-1]]
+        for leg, matrix, of_column in legs:
+            span = slice(*matrix.indptr[row : row + 2].tolist())
+            form = ",".join(map(of_column, matrix.indices[span].tolist()))
+            parts.append(f'"{FIELD_OF[leg]}":{{{form % tuple(matrix.data[span].tolist())}}}')
+        if encoding.dense is not None:
+            form = ",".join([NUMBER] * encoding.dense.shape[1])
+            parts.append(f'"{FIELD_OF["dense"]}":[{form % tuple(encoding.dense[row].tolist())}]')
+        yield f"{{{','.join(parts)}}}"

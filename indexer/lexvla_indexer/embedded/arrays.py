@@ -1,20 +1,19 @@
-"""The ``.npy`` files of a segment: written, mapped into memory, forced to the disk, summed up."""
+"""The ``.npy`` files of a segment: written, mapped into memory, summed up."""
 
 from __future__ import annotations
 
-import os
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from tokenize import TokenError
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from lexvla.errors import IndexCorruptError
+from lexvla_indexer.durable import writing
 
-__all__ = ["Mark", "demand", "fsync", "mark", "naming", "open_array", "save_array", "writing"]
+__all__ = ["Mark", "demand", "mark", "open_array", "save_array"]
 
 _CHUNK = 1 << 24  # bytes that are read at a time
 _TRIES = 5  # of reading a header
@@ -25,30 +24,6 @@ class Mark(NamedTuple):
 
     size: int
     crc32: int
-
-
-@contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Name a file in what the system says of it, such as that the disk is full.
-
-    Raises:
-        OSError: What was raised within, of the same kind.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[BinaryIO]:
-    """Open a file to write it whole.
-
-    Raises:
-        OSError: It cannot be written; the error names it.
-    """
-    with naming(path), path.open("wb") as file:
-        yield file
 
 
 def save_array(path: Path, array: np.ndarray) -> None:
@@ -121,13 +96,3 @@ def mark(path: Path) -> Mark:
         while chunk := file.read(_CHUNK):
             size, total = size + len(chunk), zlib.crc32(chunk, total)
     return Mark(size, total)
-
-
-def fsync(path: Path) -> None:
-    """Force a file, or the entries of a directory, to the disk."""
-    with naming(path):
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

@@ -29,7 +29,8 @@ import numpy as np
 from scipy import sparse
 
 from lexvla.errors import IndexCorruptError, OptionalDependencyError
-from lexvla_indexer.embedded.arrays import demand, open_array, save_array, writing
+from lexvla_indexer.durable import writing
+from lexvla_indexer.embedded.arrays import demand, open_array, save_array
 
 __all__ = ["LISTED_ROWS", "DenseLists", "longest_of", "wants_lists", "write_lists"]
 

@@ -99,10 +99,10 @@ def retrieve(
     Args:
         rows: How many rows there are.
         blocks: See `lexvla_indexer.embedded.postings.Postings`, as for the next four.
-        terms: See there.
-        starts: See there.
-        ids: See there.
-        impacts: See there.
+        terms: As ``blocks``.
+        starts: As ``blocks``.
+        ids: As ``blocks``.
+        impacts: As ``blocks``.
         wanted: The query's terms.
         weights: Their weights.
         margin: How far below the k-th best.

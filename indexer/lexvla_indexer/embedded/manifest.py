@@ -34,7 +34,7 @@ CREATE TABLE documents (
 );
 """
 _BUSY_SECONDS = 30
-# What SQLite says of a damaged file; all else (disk full, no permission, ...) is no damage.
+# What SQLite says of a damaged file; anything else (disk full, no permission, ...) is not damage.
 _DAMAGE = ("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_ERROR", "SQLITE_IOERR_SHORT_READ")
 
 
@@ -92,7 +92,7 @@ class Manifest:
         writable: Whether `commit` and `compact` will be called.
 
     Raises:
-        IndexCorruptError: The file is damaged, or is no manifest.
+        IndexCorruptError: The file is damaged, or is not a manifest.
         IndexVersionError: A newer version of the format was used to write it.
     """
 

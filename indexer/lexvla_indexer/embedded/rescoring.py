@@ -38,7 +38,7 @@ def exact_top(
     Args:
         query: One row, float32 above 0.
         forward: (rows, width) float32 above 0: the rows, sorted columns.
-        quantizer: Fitted on these rows.
+        quantizer: Was fitted to these rows.
         postings: Built from ``quantizer.quantize(forward)``.
         k: The most rows to return.
         allowed: (rows) bool: which rows may be found; ``None`` for all.
@@ -76,11 +76,11 @@ def integer_top(
     query to some 2^23 steps adds to that.
 
     Args:
-        query: As for `exact_top`, as all that follow.
-        quantizer: See there.
-        postings: See there.
-        k: See there.
-        allowed: See there.
+        query: As for `exact_top`, like all the others.
+        quantizer: As for `exact_top`.
+        postings: As for `exact_top`.
+        k: As for `exact_top`.
+        allowed: As for `exact_top`.
 
     Raises:
         ValueError: As for `exact_top`.

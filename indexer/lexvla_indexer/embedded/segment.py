@@ -32,15 +32,8 @@ import numpy as np
 
 from lexvla.encoding import Encoding
 from lexvla.errors import IndexCorruptError
-from lexvla_indexer.embedded.arrays import (
-    Mark,
-    demand,
-    fsync,
-    mark,
-    open_array,
-    save_array,
-    writing,
-)
+from lexvla_indexer.durable import fsync, writing
+from lexvla_indexer.embedded.arrays import Mark, demand, mark, open_array, save_array
 from lexvla_indexer.embedded.dense import DenseLeg
 from lexvla_indexer.embedded.dense_lists import DenseLists, wants_lists, write_lists
 from lexvla_indexer.embedded.sparse_leg import SparseLeg, write_leg
@@ -197,7 +190,7 @@ class Segment:
         """Return the ids of rows.
 
         Raises:
-            IndexCorruptError: A row is not there, or its id is no text.
+            IndexCorruptError: A row is not there, or its id is not text.
         """
         try:
             starts, stops = self._id_start[rows].tolist(), self._id_start[rows + 1].tolist()

@@ -17,7 +17,8 @@ import numpy as np
 from scipy import sparse
 
 from lexvla.errors import IndexCorruptError
-from lexvla_indexer.embedded.arrays import naming, open_array
+from lexvla_indexer.durable import naming
+from lexvla_indexer.embedded.arrays import open_array
 from lexvla_indexer.embedded.postings import kernels
 
 __all__ = ["Rows", "StoredArray", "StoredRows"]

@@ -1,4 +1,4 @@
-"""The one writer of an index: stages changes, commits them, and merges segments."""
+"""The one writer of an index: commits what is staged, and merges segments."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import numpy as np
 from lexvla.encoding import Encoding
 from lexvla.vocabulary import Vocabulary
 from lexvla_indexer.document import Document
+from lexvla_indexer.embedded.layout import Store
 from lexvla_indexer.embedded.manifest import Entry, State
 from lexvla_indexer.embedded.merging import SEGMENT_ROWS, due, live_rows, merged
 from lexvla_indexer.embedded.reader import SegmentCache
-from lexvla_indexer.embedded.store import Store
 from lexvla_indexer.legs import widths_of
 from lexvla_indexer.staging import Staging
 
@@ -23,9 +23,6 @@ __all__ = ["Writer"]
 
 class Writer:
     """Change an index. For one thread at a time.
-
-    Attributes:
-        staging: What was taken in and is not committed yet.
 
     Args:
         store: The files of the index; locked, and freed of what a crash has left.
@@ -38,29 +35,15 @@ class Writer:
     def __init__(self, store: Store, cache: SegmentCache) -> None:
         self._store = store
         self._cache = cache
-        self.staging = Staging()
         store.lock()
         self._manifest = store.manifest(writable=True)
         store.sweep(self._manifest.state().segments)
 
-    @property
-    def widths(self) -> dict[str, int]:
-        """The legs of the index and their widths; empty before the first vectors."""
-        return self._manifest.state().widths or self.staging.widths
-
-    def delete(self, ids: Sequence[str]) -> int:
-        """Stage deletions. Return how many of the ids were there."""
-        committed = self._manifest.fingerprints(ids).keys() - self.staging.deleted
-        count = 0
-        for name in set(ids):
-            count += self.staging.discard(name) or name in committed
-        self.staging.deleted |= committed
-        return count
-
-    def commit(self, vocabulary: Vocabulary) -> None:
+    def commit(self, staging: Staging, vocabulary: Vocabulary) -> None:
         """Make all that is staged durable and visible, or nothing of it; then merge what is due.
 
         Args:
+            staging: What to commit; empty afterwards.
             vocabulary: The terms of the lexical columns.
 
         Raises:
@@ -72,42 +55,38 @@ class Writer:
         rows: list[int] = []
         parts: Iterable[tuple[list[str], Encoding]] = ()
         meta: dict[str, str | dict[str, int]] = {}
-        if self.staging.documents:
-            documents, encoding = self.staging.rows()
+        if staging.documents:
+            documents, encoding = staging.rows()
             rows = _cut(len(documents))
             parts = _parts([document.id for document in documents], encoding, rows)
             meta["widths"] = widths_of(encoding)
             if state.vocabulary_sha256 != vocabulary.sha256:
                 self._store.save_vocabulary(vocabulary)
                 meta["vocabulary_sha256"] = vocabulary.sha256
-        removed = self.staging.deleted | self.staging.documents.keys()
         numbered = dict(enumerate(rows, state.next_segment))
         # Files are written while documents go into SQLite.
         with self._clean(), ThreadPoolExecutor(1) as pool:
             writing = pool.submit(self._write, state, parts)
-            self._manifest.commit(numbered, documents, removed, meta, lambda: writing.result()[0])
-        self.staging = Staging()
+            self._manifest.commit(
+                numbered, documents, staging.removed, meta, lambda: writing.result()[0]
+            )
+        staging.clear()
         while numbers := self._due():
             self._merge(numbers)
 
-    def compact(self, vocabulary: Vocabulary) -> None:
-        """Commit, then merge all segments and give up the space of deleted rows.
-
-        Args:
-            vocabulary: The terms of the lexical columns.
+    def compact(self) -> None:
+        """Merge all segments and free the space of deleted rows.
 
         Raises:
             IndexCorruptError: A file of a segment is damaged.
         """
-        if self.staging:
-            self.commit(vocabulary)
         state = self._manifest.state()
         if not self._is_compact(state):
             self._merge(list(state.segments))
         self._manifest.shrink()
 
     def close(self) -> None:
-        """Drop what is staged, and let another writer come."""
+        """Let another writer come."""
         self._manifest.close()
         self._store.unlock()
 

@@ -54,7 +54,7 @@ _ERRORS = {
 def start_java() -> None:
     """Start the virtual machine with Anserini's classes, unless it runs.
 
-    Its heap is what Java chooses, a quarter of the memory at the most; ``JAVA_TOOL_OPTIONS``,
+    Its heap is what Java chooses, at most a quarter of the memory; ``JAVA_TOOL_OPTIONS``,
     such as ``-Xmx8g``, changes that. It leaves the signals of the process alone.
 
     Raises:

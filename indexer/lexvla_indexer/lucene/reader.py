@@ -1,48 +1,79 @@
-"""One commit of a Lucene index, open for searches."""
+"""One commit of a Lucene index, open to answer."""
 
 from __future__ import annotations
 
 import base64
 import json
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import cache, cached_property
+from collections.abc import Collection, Iterator, Sequence
+from functools import cache, cached_property, lru_cache
 from typing import Any
 
-from lexvla.errors import UnknownDocumentError
-from lexvla_indexer.document import Document
-from lexvla_indexer.filters import Filter
-from lexvla_indexer.lucene.fields import FINGERPRINT, ID, LEXICAL, RAW, VECTORS, document_of
-from lexvla_indexer.lucene.jvm import java_cast, java_class, java_exception
-from lexvla_indexer.lucene.selection import add_clause, any_of, selection
-from lexvla_indexer.lucene.state import KEY, State
+import numpy as np
+from scipy import sparse
 
-__all__ = ["Snapshot", "escaped"]
+from lexvla.encoding import Encoding
+from lexvla.errors import UnknownDocumentError, UnsupportedError
+from lexvla.vocabulary import Vocabulary
+from lexvla_indexer.accuracy import DEPTH, SAMPLED_QUERIES, SAMPLED_ROWS, overlap, spread
+from lexvla_indexer.base import Fetched, Results
+from lexvla_indexer.filters import Filter
+from lexvla_indexer.impacts import ImpactQuantizer
+from lexvla_indexer.legs import Leg, check_asked
+from lexvla_indexer.lucene.jvm import java_cast, java_class, java_errors, java_exception
+from lexvla_indexer.lucene.layout import (
+    FIELD_OF,
+    FINGERPRINT,
+    FORMAT_VERSION,
+    ID,
+    KEY,
+    LEXICAL,
+    RAW,
+    VECTORS,
+    LegState,
+    State,
+    Store,
+    document_of,
+    impact_terms,
+)
+from lexvla_indexer.lucene.scoring import error_bound, query_weights
+from lexvla_indexer.lucene.selection import any_of, narrowed, selection
+from lexvla_indexer.packed_rows import unpack
+
+__all__ = ["Reader"]
 
 _SEARCH = "org.apache.lucene.search."
 _PATH = "org/apache/lucene/search/"
+_INDEX = "org/apache/lucene/index/"
+_DIRECTORY_READER = "org.apache.lucene.index.DirectoryReader"
 _ALL = 2**31 - 1
 # Lucene's skipping of documents that cannot be among the best pays for short queries only: at
 # 1,000 words of 32,000 it takes half as long again as scoring all that match.
 SKIPPING_WORDS = 64
 _NEEDS_ESCAPE = re.compile(r"[^\w]|_")
 _KEYWORDS = ("AND", "OR", "NOT")
+_OF_NUMBER = "(I)Lorg/apache/lucene/document/Document;"
 
 
-class Snapshot:
-    """Search and read one commit.
+class Reader:
+    """Answer from one commit.
 
     Args:
-        place: The directory, for messages.
-        reader: An open DirectoryReader; this object closes it.
+        store: The directory.
+        java: An open DirectoryReader; this object closes it.
+
+    Attributes:
+        vocabulary: The terms of the lexical columns.
+        quantizer: How the words' weights became integers in an index of Anserini, if known.
     """
 
-    def __init__(self, place: object, reader: Any) -> None:
-        self.reader = reader
-        self._place = place
+    def __init__(self, store: Store, java: Any) -> None:
+        self.vocabulary = Vocabulary(())
+        self.quantizer: ImpactQuantizer | None = None
+        self._store = store
+        self._java = java
         self._searcher = java_class(f"{_SEARCH}IndexSearcher")(
-            reader, signature="(Lorg/apache/lucene/index/IndexReader;)V"
+            java, signature=f"(L{_INDEX}IndexReader;)V"
         )
         similarity = java_class("io.anserini.search.similarity.ImpactSimilarity")
         self._searcher.setSimilarity(similarity())
@@ -54,111 +85,219 @@ class Snapshot:
         self._by_id = sort(by_id, sort_field(FINGERPRINT, by_bytes))
         self._chosen: tuple[str, Any] | None = None
 
+    @classmethod
+    def open(cls, store: Store) -> Reader:
+        """Open the newest commit.
+
+        Raises:
+            IndexCorruptError: There is no index, or it is damaged.
+            IndexVersionError: Another version of Lucene wrote it.
+        """
+        store.check()
+        with java_errors(store.path):
+            java = java_class(_DIRECTORY_READER).open(
+                store.directory(),
+                signature=f"(Lorg/apache/lucene/store/Directory;)L{_INDEX}DirectoryReader;",
+            )
+            return cls(store, java)
+
+    def newer(self) -> Reader:
+        """Return the newest commit: this object, if it is that."""
+        # Lucene would read its newest file each time, which takes longer than some searches.
+        if self._store.newest() == self.commit:
+            return self
+        with java_errors(self._store.path):
+            java = java_class(_DIRECTORY_READER).openIfChanged(
+                self._java, signature=f"(L{_INDEX}DirectoryReader;)L{_INDEX}DirectoryReader;"
+            )
+        return self if java is None else Reader(self._store, java)
+
+    def hold(self) -> None:
+        """Keep it open until one more `close`."""
+        self._java.incRef()
+
+    def close(self) -> None:
+        """Give it up; others who hold it may finish."""
+        self._java.decRef()
+
     @cached_property
     def state(self) -> State | None:
         """What the commit says of itself; ``None`` if another program wrote it."""
-        data = self.reader.getIndexCommit().getUserData().get(KEY)
-        return None if data is None else State.load(self._place, data)
+        data = self._java.getIndexCommit().getUserData().get(KEY)
+        return None if data is None else State.load(self._store.path, data)
+
+    def ours(self) -> State:
+        """Return what the commit says of itself.
+
+        Raises:
+            UnsupportedError: Another program wrote it.
+        """
+        if self.state is None:
+            rule = "another program built this index: it can be searched by its words only"
+            raise UnsupportedError(f"{self._store.path}: {rule}")
+        return self.state
 
     @cached_property
-    def generation(self) -> int:
-        """Which commit of the directory this is."""
-        return int(self.reader.getIndexCommit().getGeneration())
+    def commit(self) -> int:
+        """The number of the commit."""
+        return int(self._java.getIndexCommit().getGeneration())
 
     @property
     def rows(self) -> int:
         """The number of documents, deleted ones included."""
-        return int(self.reader.maxDoc())
-
-    @property
-    def count(self) -> int:
-        """The number of documents."""
-        return int(self.reader.numDocs())
+        return int(self._java.maxDoc())
 
     @property
     def segments(self) -> int:
         """The number of segments."""
-        return int(self.reader.leaves().size())
+        return int(self._java.leaves().size())
 
-    def mean_words(self) -> float:
-        """Return the mean number of words of a row, deleted ones included."""
-        return self.reader.getSumDocFreq(LEXICAL) / self.rows if self.rows else 0.0
+    def count(self) -> int:
+        """Return the number of documents."""
+        return int(self._java.numDocs())
 
     def damage(self) -> Iterator[str]:
         """Read all files. Give a line for each segment that is damaged."""
         thrown = java_exception()
         for number in range(self.segments):
             try:
-                self.reader.leaves().get(number).reader().checkIntegrity()
+                self._java.leaves().get(number).reader().checkIntegrity()
             except thrown as error:
-                yield f"{self._place}: {error.innermessage}"
+                yield f"{self._store.path}: {error.innermessage}"
 
-    @contextmanager
-    def held(self) -> Iterator[Snapshot]:
-        """Keep it open for a while, whoever closes it."""
-        self.reader.incRef()
-        try:
-            yield self
-        finally:
-            self.reader.decRef()
+    def search(
+        self,
+        queries: Encoding,
+        k: int,
+        leg: Leg,
+        filter: str | None,  # noqa: A002 - the public word for it
+    ) -> list[Results]:
+        """Return the k best documents for each query, by integer scores."""
+        rows, known = self._asked(queries, k, leg)
+        chosen = None
+        if filter is not None:
+            self.ours()
+            chosen = self._choose(filter)
+        return [self._top(rows[[i]], k, leg, known, chosen) for i in range(len(queries))]
 
-    def close(self) -> None:
-        """Give it up; those who hold it may finish."""
-        self.reader.decRef()
+    def bound(self, queries: Encoding, leg: Leg) -> np.ndarray:
+        """Return how far each query's scores can be from the exact dot products, float64."""
+        rows, known = self._asked(queries, 1, leg)
+        longest, quantizer = known
+        bounds = []
+        for i in range(len(queries)):
+            row = rows[[i]]
+            bounds.append(error_bound(row, query_weights(row, longest), quantizer))
+        return np.array(bounds)
 
-    def query(self, field: str, terms: Sequence[str], weights: Sequence[int]) -> Any:
-        """Return a query for any of some terms. It crosses over to Java in one piece.
-
-        Args:
-            field: The field that has them.
-            terms: At least one, as they stand in the index.
-            weights: One for each, above 0.
-        """
-        # A parser for each query: it is not for several threads, and costs little.
-        parser = java_class("org.apache.lucene.queryparser.classic.QueryParser")(field, _whole())
-        pairs = zip(terms, weights, strict=True)
-        return parser.parse(" ".join(f"{term}^{weight}" for term, weight in pairs))
-
-    def top(self, query: Any, words: int, k: int, chosen: Any = None) -> list[tuple[str, float]]:
-        """Return ids and scores of the k best documents, best first, equal ones by id.
-
-        Args:
-            query: What `query` made.
-            words: How many words it has.
-            k: The most documents to return.
-            chosen: A query for the documents that may be returned; ``None`` for all.
-        """
-        if chosen is not None:
-            occurs = java_class(f"{_SEARCH}BooleanClause$Occur")
-            builder = java_class(f"{_SEARCH}BooleanQuery$Builder")()
-            add_clause(builder, query, occurs.MUST)
-            add_clause(builder, chosen, occurs.FILTER)
-            query = builder.build()
-        is_long = words > SKIPPING_WORDS
-        hits = self._run(query, self._by_score, k, _ALL if is_long else max(k, 1000))
-        return [(_text(hit["fields"][1]), hit["fields"][0]) for hit in hits]
-
-    def places(self, ids: Collection[str]) -> dict[str, tuple[int, str]]:
-        """Return the number and the fingerprint of each of these documents that is there."""
-        if not ids:
-            return {}
-        return self._places(any_of(ID, set(ids)), len(set(ids)))
-
-    def known_places(self, ids: Sequence[str]) -> dict[str, tuple[int, str]]:
-        """Return what `places` does, of documents that must be there.
-
-        Raises:
-            UnknownDocumentError: There is no such document.
-        """
-        places = self.places(ids)
+    def fetch(self, ids: Sequence[str]) -> Fetched:
+        """Return documents of ours with their stored vectors."""
+        widths, places = self.ours().widths, self._known_places(ids)
+        documents, packed = [], []
         for name in ids:
-            if name not in places:
-                raise UnknownDocumentError(name)
-        return places
+            number, fingerprint = places[name]
+            stored = self._stored(number)
+            documents.append(document_of(stored.get(RAW), fingerprint))
+            packed.append(_bytes(stored.getBinaryValue(VECTORS)))
+        return Fetched(documents, unpack(packed, widths))
 
-    def _places(self, query: Any, count: int) -> dict[str, tuple[int, str]]:
-        hits = self._run(query, self._by_id, count, _ALL)
-        return {_text(hit["fields"][0]): (hit["doc"], _text(hit["fields"][1])) for hit in hits}
+    def vectors(self, ids: Sequence[str]) -> Encoding:
+        """Return the stored vectors of documents of ours."""
+        widths, places = self.ours().widths, self._known_places(ids)
+        return self._unpacked([places[name][0] for name in ids], widths)
+
+    def fingerprints(self, ids: Collection[str]) -> dict[str, str]:
+        """Return the fingerprint of each of these documents that is there."""
+        return {name: place[1] for name, place in self._places_of(ids).items()}
+
+    def info(self) -> dict[str, Any]:
+        """Describe the commit.
+
+        ``legs`` are those that are kept, and ``searched_legs`` those of them that can be searched.
+        ``quantization`` has for each leg with weights: ``bits``; ``scale``, the integer of a weight
+        of 1; ``top``, the weight that the greatest integer stands for. For an index of ours also:
+        ``clipped``, how many weights were above it; ``mean_error`` and ``max_error`` of a weight,
+        over all that were ever committed; ``rows``, how many were sampled; and ``overlap@10``, the
+        mean share of the 10 best of these by exact scores that are among the 10 best by integers,
+        with some of them as queries.
+        """
+        state, rows = self.state, self.rows
+        widths = {"lexical": len(self.vocabulary)} if state is None else dict(state.widths)
+        quantization: dict[str, Any] = {}
+        if state is not None:
+            quantization = self._accuracy(state)
+        elif self.quantizer is not None:
+            quantization = {"lexical": _scale(self.quantizer)}
+        words = self._java.getSumDocFreq(LEXICAL)  # of deleted rows too
+        return {
+            "engine": "lucene",
+            "documents": self.count(),
+            "segments": self.segments,
+            "deleted_rows": rows - self.count(),
+            "bytes": self._store.size(),
+            "mean_active_words": words / rows if rows else 0.0,
+            "legs": widths,
+            "searched_legs": [leg for leg in widths if leg in FIELD_OF],
+            **({"quantization": quantization} if state or quantization else {}),
+            "commit": self.commit,
+            "format_version": FORMAT_VERSION if state else None,
+            "writer_version": state.writer_version if state else "another program",
+            "lucene_version": str(java_class("org.apache.lucene.util.Version").LATEST.toString()),
+        }
+
+    def _accuracy(self, state: State) -> dict[str, Any]:
+        bits = java_class("org.apache.lucene.index.MultiBits").getLiveDocs(self._java)
+        sampled = spread(np.arange(self.rows), SAMPLED_ROWS).tolist()
+        live = [number for number in sampled if bits is None or bits.get(number)]
+        if not live:
+            return {}
+        sample = self._unpacked(live, state.widths)
+        rows = {"lexical": sample.lexical, "codes": sample.codes}
+        return {leg: _facts(kept, rows[leg]) for leg, kept in state.legs.items()}
+
+    def _asked(
+        self, queries: Encoding, k: int, leg: Leg
+    ) -> tuple[sparse.csr_array, tuple[float | None, ImpactQuantizer | None]]:
+        """Return the queries' rows of a leg, and the greatest length and quantiser of documents."""
+        if leg == "dense":
+            rule = "Lucene indexes store dense vectors and do not search them"
+            raise UnsupportedError(f"{rule}: use the legs {' and '.join(FIELD_OF)}")
+        if self.state is None and not len(self.vocabulary):
+            get = "give one, or save it there as vocabulary.json"
+            raise UnsupportedError(f"{self._store.path} names no vocabulary; {get}")
+        widths = {"lexical": len(self.vocabulary)} if self.state is None else self.state.widths
+        check_asked(queries, k, leg, widths, self._store.path)
+        rows = queries.lexical if leg == "lexical" else queries.codes
+        kept = None if self.state is None else self.state.legs.get(leg)
+        return rows, (None, self.quantizer) if kept is None else (kept.longest, kept.quantizer)
+
+    def _top(
+        self,
+        row: sparse.csr_array,
+        k: int,
+        leg: Leg,
+        known: tuple[float | None, ImpactQuantizer | None],
+        chosen: Any,
+    ) -> Results:
+        """Return the k best documents for one row, of those that a query of Lucene chooses."""
+        if not row.nnz or not self.count():
+            return Results([], np.empty(0))
+        longest, quantizer = known
+        weights, scale = query_weights(row, longest)
+        is_lexical = leg == "lexical"
+        terms = _escaped(self.vocabulary) if is_lexical else _column_numbers(row.shape[1])
+        pairs = zip(row.indices.tolist(), weights.tolist(), strict=True)
+        # Text crosses over to Java in one piece. A parser is not for several threads, and cheap.
+        parser = java_class("org.apache.lucene.queryparser.classic.QueryParser")
+        text = " ".join(f"{terms[column]}^{weight}" for column, weight in pairs)
+        query = parser(FIELD_OF[leg], _whole()).parse(text)
+        if chosen is not None:
+            query = narrowed(query, chosen)
+        is_long = row.nnz > SKIPPING_WORDS
+        hits = self._run(query, self._by_score, k, _ALL if is_long else max(k, 1000))
+        scores = np.array([hit["fields"][0] for hit in hits], np.float64)
+        step = 1.0 if quantizer is None else quantizer.step
+        return Results([_text(hit["fields"][1]) for hit in hits], scores * (step / scale))
 
     def _run(self, query: Any, sort: Any, k: int, threshold: int) -> list[dict[str, Any]]:
         collector = java_class(f"{_SEARCH}TopFieldCollector").create(
@@ -173,36 +312,23 @@ class Snapshot:
         hits: list[dict[str, Any]] = json.loads(text)["scoreDocs"]
         return hits
 
-    def stored(self, ids: Sequence[str]) -> list[tuple[Document, bytes]]:
-        """Return documents of ours, with the vectors by `lexvla_indexer.lucene.fields.pack`.
+    def _places_of(self, ids: Collection[str]) -> dict[str, tuple[int, str]]:
+        """Return the number and the fingerprint of each of these documents that is there."""
+        return self._places(any_of(ID, set(ids)), len(set(ids))) if ids else {}
 
-        Raises:
-            UnknownDocumentError: There is no such document.
-        """
-        places = self.known_places(ids)
-        found = []
+    def _known_places(self, ids: Collection[str]) -> dict[str, tuple[int, str]]:
+        places = self._places_of(ids)
         for name in ids:
-            number, fingerprint = places[name]
-            stored = self._stored(number)
-            vectors = _bytes(stored.getBinaryValue(VECTORS))
-            found.append((document_of(stored.get(RAW), fingerprint), vectors))
-        return found
+            if name not in places:
+                raise UnknownDocumentError(name)
+        return places
 
-    def vectors_of(self, ids: Sequence[str]) -> list[bytes]:
-        """Return the vectors of documents of ours, as `stored` does.
+    def _places(self, query: Any, count: int) -> dict[str, tuple[int, str]]:
+        hits = self._run(query, self._by_id, count, _ALL)
+        return {_text(hit["fields"][0]): (hit["doc"], _text(hit["fields"][1])) for hit in hits}
 
-        Raises:
-            UnknownDocumentError: There is no such document.
-        """
-        places = self.known_places(ids)
-        return [self.vectors(places[name][0]) for name in ids]
-
-    def choose(self, text: str) -> Any:
-        """Return a filter as a query of Lucene.
-
-        Raises:
-            FilterSyntaxError: It cannot be read.
-        """
+    def _choose(self, text: str) -> Any:
+        """Return a filter as a query of Lucene."""
         # A search over several legs asks with the same one for each.
         if self._chosen is None or self._chosen[0] != text:
             self._chosen = text, selection(Filter.parse(text), self._matching)
@@ -217,28 +343,54 @@ class Snapshot:
             if part.matches(document_of(self._stored(number).get(RAW), fingerprint))
         ]
 
-    def vectors(self, number: int) -> bytes:
-        """Return a document's vectors as `lexvla_indexer.lucene.fields.pack` wrote them."""
-        return _bytes(self._stored(number).getBinaryValue(VECTORS))
+    def _unpacked(self, numbers: Sequence[int], widths: Any) -> Encoding:
+        stored = (self._stored(number).getBinaryValue(VECTORS) for number in numbers)
+        return unpack([_bytes(value) for value in stored], widths)
 
     def _stored(self, number: int) -> Any:
-        return self.reader.storedFields().document(number, signature=_OF_NUMBER)
-
-    def live(self, numbers: Iterable[int]) -> list[int]:
-        """Return those numbers of rows that are not deleted."""
-        bits = java_class("org.apache.lucene.index.MultiBits").getLiveDocs(self.reader)
-        return [int(n) for n in numbers if bits is None or bits.get(int(n))]
-
-    def explain(self, query: Any, number: int) -> tuple[dict[str, Any], str]:
-        """Return Lucene's own explanation of a document's score, as plain values and as text."""
-        explanation = self._searcher.explain(
-            query, number, signature=f"(L{_PATH}Query;I)L{_PATH}Explanation;"
-        )
-        found: dict[str, Any] = json.loads(_json_writer().writeValueAsString(explanation))
-        return found, str(explanation.toString())
+        return self._java.storedFields().document(number, signature=_OF_NUMBER)
 
 
-_OF_NUMBER = "(I)Lorg/apache/lucene/document/Document;"
+def _facts(leg: LegState, rows: sparse.csr_array) -> dict[str, Any]:
+    quantizer = leg.quantizer
+    asked = spread(np.arange(rows.shape[0]), SAMPLED_QUERIES)
+    impacts = quantizer.quantize(rows).astype(np.float64)
+    exact = (rows.astype(np.float64) @ rows[asked].astype(np.float64).T).toarray()
+    found = (impacts @ impacts[asked].T).toarray()
+    return {
+        **_scale(quantizer),
+        "clipped": leg.clipped,
+        "mean_error": leg.total_error / max(leg.weights, 1),
+        "max_error": leg.max_error,
+        "rows": rows.shape[0],
+        f"overlap@{DEPTH}": overlap(map(_best, exact.T), map(_best, found.T)),
+    }
+
+
+def _scale(quantizer: ImpactQuantizer) -> dict[str, Any]:
+    return {"bits": quantizer.bits, "scale": quantizer.scale, "top": quantizer.top}
+
+
+def _best(scores: np.ndarray) -> set[int]:
+    order = np.argsort(-scores, kind="stable")[:DEPTH]
+    return {int(row) for row in order if scores[row] > 0}
+
+
+@lru_cache(maxsize=4)
+def _escaped(vocabulary: Vocabulary) -> list[str]:
+    """Return the terms as Lucene's query parser reads them."""
+
+    def escape(term: str) -> str:
+        if term in _KEYWORDS:
+            return f"\\{term}"
+        return _NEEDS_ESCAPE.sub(lambda match: f"\\{match[0]}", term)
+
+    return [escape(term) for term in impact_terms(vocabulary)]
+
+
+@lru_cache(maxsize=4)
+def _column_numbers(width: int) -> list[str]:
+    return [str(column) for column in range(width)]
 
 
 @cache
@@ -250,13 +402,6 @@ def _whole() -> Any:
 @cache
 def _json_writer() -> Any:
     return java_class("com.fasterxml.jackson.databind.ObjectMapper")()
-
-
-def escaped(term: str) -> str:
-    """Return a term as Lucene's query parser reads it."""
-    if term in _KEYWORDS:
-        return f"\\{term}"
-    return _NEEDS_ESCAPE.sub(lambda match: f"\\{match[0]}", term)
 
 
 def _text(value: dict[str, Any] | None) -> str:

@@ -1,27 +1,17 @@
-"""Weights of queries as integers, what rounding changes, and scores taken apart."""
+"""Weights of queries as integers, and how far rounding changes scores."""
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from scipy import sparse
 
-from lexvla.errors import LexVLAError, UnsupportedError
+from lexvla.errors import UnsupportedError
 from lexvla_indexer.impacts import ImpactQuantizer
 
-__all__ = [
-    "LuceneExplanation",
-    "Product",
-    "QueryWeights",
-    "error_bound",
-    "explained",
-    "query_weights",
-]
+__all__ = ["QueryWeights", "error_bound", "query_weights"]
 
 # Lucene's scores are float32, which has all whole numbers up to 2^24. With impacts of at most 255
 # a sum is exact if the query's integers add up to no more than the second number.
@@ -66,7 +56,7 @@ def query_weights(query: sparse.csr_array, longest: float | None = None) -> Quer
 def error_bound(
     query: sparse.csr_array, integers: QueryWeights, quantizer: ImpactQuantizer | None
 ) -> float:
-    """Return what whole numbers can change a document's score for a query by, at the most.
+    """Return the most that whole numbers can change a document's score for a query.
 
     Args:
         query: One row.
@@ -80,99 +70,3 @@ def error_bound(
         return rounding * 255
     highest = max(quantizer.highest, quantizer.top)
     return highest * rounding + (quantizer.bound(kept) if kept.nnz else 0.0)
-
-
-class Product(NamedTuple):
-    """What one term adds to a score: its weights, as the index's integers say, and their product.
-
-    Attributes:
-        term: As the vocabulary writes it; of a code, its column number.
-        query_weight: The integer of the query, in the units of the query's weights.
-        document_weight: The impact, in the units of the documents' weights.
-        product: The two multiplied.
-    """
-
-    term: str
-    query_weight: float
-    document_weight: float
-    product: float
-
-
-@dataclass(frozen=True)
-class LuceneExplanation:
-    """A score as Lucene makes it.
-
-    Attributes:
-        id: The document.
-        score: Lucene's score, in the units of a dot product; 0 if no term is shared.
-        products: Those that `score` is the sum of, the greatest first.
-        lucene: Lucene's own explanation, as it prints it. Of each term, Anserini's similarity
-            tells the impact there, without the query's weight.
-    """
-
-    id: str
-    score: float
-    products: tuple[Product, ...]
-    lucene: str
-
-    def __str__(self) -> str:
-        """Render the sum, a term a line."""
-        rows = [
-            f"{p.product:.6f} = {p.query_weight:.6f} x {p.document_weight:.6f}  {p.term}"
-            for p in self.products
-        ]
-        return "\n".join([f"{self.score:.6f}  {self.id}, the sum of:", *(f"  {r}" for r in rows)])
-
-
-_WEIGHT = re.compile(r"weight\((?:contents|codes):(.*) in \d+\) \[[^]]*\], result of:", re.DOTALL)
-
-
-def explained(
-    name: str,
-    score: float,
-    tree: Mapping[str, Any],
-    text: str,
-    weights: Mapping[str, int],
-    terms: Mapping[str, str],
-    units: tuple[float, float],
-) -> LuceneExplanation:
-    """Return Lucene's explanation with what each term adds.
-
-    Args:
-        name: The document's id.
-        score: What Lucene's search gives it, as a whole number; 0 if it is not found.
-        tree: Lucene's explanation as plain values.
-        text: The same as Lucene prints it.
-        weights: The query's integer of each term, as it stands in the index.
-        terms: The same terms as the vocabulary writes them.
-        units: The weights that the integer 1 stands for, of the query and of the documents.
-
-    Raises:
-        LexVLAError: The terms do not add up to Lucene's score.
-    """
-    impacts = dict(_impacts(tree)) if tree["match"] else {}
-    whole = sum(weights[term] * impact for term, impact in impacts.items())
-    if whole != score:
-        raise LexVLAError(f"Lucene's score of {name!r} is {score}, and its terms add up to {whole}")
-    of_query, of_document = units
-    products = [
-        Product(
-            terms[term],
-            weights[term] * of_query,
-            impact * of_document,
-            weights[term] * impact * of_query * of_document,
-        )
-        for term, impact in impacts.items()
-    ]
-    products.sort(key=lambda product: -product.product)
-    total = math.fsum(product.product for product in products)
-    return LuceneExplanation(name, total, tuple(products), text)
-
-
-def _impacts(tree: Mapping[str, Any]) -> list[tuple[str, int]]:
-    """Return each term that matches, with its impact."""
-    named = _WEIGHT.fullmatch(tree["description"])
-    if named is not None:
-        return [(named[1], int(tree["value"]))]
-    parts: Sequence[Mapping[str, Any]] = tree["details"]
-    return [found for part in parts for found in _impacts(part)]

@@ -11,22 +11,16 @@ from collections.abc import Callable, Collection, Iterable
 from functools import cache
 from typing import Any
 
-from lexvla_indexer.document import Document
-from lexvla_indexer.filter_terms import LONGEST, digits, span, terms_equal, terms_of, typed_term
+from lexvla_indexer.filter_terms import span, terms_equal, typed_term
 from lexvla_indexer.filters import And, Comparison, Filter, In, Not, Or, Value
-from lexvla_indexer.lucene.fields import END, FILTER, ID
 from lexvla_indexer.lucene.jvm import java_class
+from lexvla_indexer.lucene.layout import FILTER, ID
 
-__all__ = ["LONGEST", "any_of", "conditions", "digits", "selection"]
+__all__ = ["any_of", "narrowed", "selection"]
 
 _SEARCH = "org.apache.lucene.search."
 
 Select = Callable[[Filter], Collection[str]]
-
-
-def conditions(document: Document) -> str:
-    """Return the terms of a document, one null character between two."""
-    return END.join(terms_of(document))
 
 
 def selection(filter: Filter, select: Select) -> Any:  # noqa: A002 - the public word for it
@@ -46,7 +40,7 @@ def selection(filter: Filter, select: Select) -> Any:  # noqa: A002 - the public
     if isinstance(filter, In):
         return any_of(FILTER, terms_equal(filter.field, filter.values))
     if not isinstance(filter, Comparison):
-        raise TypeError(f"no filter: {filter!r}")
+        raise TypeError(f"not a filter: {filter!r}")
     if filter.operator == "=":
         return any_of(FILTER, terms_equal(filter.field, [filter.value]))
     if filter.operator == "!=":
@@ -66,6 +60,11 @@ def any_of(field: str, terms: Collection[str]) -> Any:
     values = _reader_of_terms().readValue(json.dumps(listed))
     signature = "(Ljava/lang/String;Ljava/util/Collection;)V"
     return java_class(f"{_SEARCH}TermInSetQuery")(field, values, signature=signature)
+
+
+def narrowed(query: Any, chosen: Any) -> Any:
+    """Return a query with only those hits that another query chooses."""
+    return _boolean([("MUST", query), ("FILTER", chosen)])
 
 
 @cache
@@ -103,13 +102,8 @@ def _without(query: Any, but: Any) -> Any:
 def _boolean(parts: Iterable[tuple[str, Any]]) -> Any:
     occurs = java_class(f"{_SEARCH}BooleanClause$Occur")
     builder = java_class(f"{_SEARCH}BooleanQuery$Builder")()
-    for name, query in parts:
-        add_clause(builder, query, getattr(occurs, name))
-    return builder.build()
-
-
-def add_clause(builder: Any, query: Any, occurs: Any) -> None:
-    """Add a query to those of a boolean one."""
     path = "org/apache/lucene/search/"
-    result = f"L{path}BooleanQuery$Builder;"
-    builder.add(query, occurs, signature=f"(L{path}Query;L{path}BooleanClause$Occur;){result}")
+    signature = f"(L{path}Query;L{path}BooleanClause$Occur;)L{path}BooleanQuery$Builder;"
+    for name, query in parts:
+        builder.add(query, getattr(occurs, name), signature=signature)
+    return builder.build()

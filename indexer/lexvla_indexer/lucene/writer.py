@@ -1,79 +1,161 @@
-"""Lucene's writer: documents into impacts, deletions, commits and merges."""
+"""The one writer of a Lucene index: documents into impacts, deletions, commits and merges."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from operator import add
+from typing import Any
 
 from scipy import sparse
 
 from lexvla.encoding import Encoding
+from lexvla.vocabulary import Vocabulary
 from lexvla_indexer.document import Document
-from lexvla_indexer.lucene.fields import (
+from lexvla_indexer.filter_terms import terms_of
+from lexvla_indexer.impacts import ImpactQuantizer
+from lexvla_indexer.lucene.jvm import java_class, java_errors
+from lexvla_indexer.lucene.layout import (
+    CODES,
     END,
+    FILTER,
+    FINGERPRINT,
     ID,
     IMPACT,
-    LuceneDocument,
-    analyzer,
-    pack,
+    KEY,
+    LEXICAL,
+    RAW,
+    VECTORS,
+    State,
+    Store,
+    impact_terms,
+    raw_of,
 )
-from lexvla_indexer.lucene.jvm import java_class, java_errors
-from lexvla_indexer.lucene.selection import any_of, conditions
-from lexvla_indexer.lucene.state import KEY, State
-from lexvla_indexer.lucene.store import Store
+from lexvla_indexer.lucene.selection import any_of
+from lexvla_indexer.packed_rows import pack
+from lexvla_indexer.staging import Staging
 
 __all__ = ["Writer"]
 
 _BUFFER_MIB = 128.0  # of new postings, until they are written as a segment
 _INDEX = "org.apache.lucene.index."
+_DOCUMENT = "org.apache.lucene.document."
 _IMPACTS = [f"{IMPACT}{impact}" for impact in range(256)]
 
 
 class Writer:
-    """Lucene's writer, which holds the lock of the directory.
+    """Change a directory, whose lock it holds. For one thread at a time.
 
     Args:
         store: The directory.
+        quantizer: How the words' weights become integers, if no commit has decided that.
 
     Raises:
         IndexCorruptError: The index is damaged.
-        IndexLockedError: Another writer has the index.
+        IndexLockedError: Another writer has it.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, quantizer: ImpactQuantizer | None) -> None:
         self._store = store
+        self._quantizer = quantizer
+        self._java: Any = self._open()
+
+    def begin(self, state: State, vocabulary: Vocabulary | None) -> None:
+        """Make a new index, with nothing in it."""
+        if vocabulary is not None:
+            self._store.save_vocabulary(vocabulary)
+            state = replace(state, vocabulary_sha256=vocabulary.sha256)
+        with self._undoing():
+            self._commit(state)
+
+    def commit(
+        self, staging: Staging, state: State, vocabulary: Vocabulary, is_empty: bool
+    ) -> None:
+        """Make all that is staged durable and visible, or nothing of it.
+
+        Args:
+            staging: What to commit; empty afterwards.
+            state: What the newest commit says of itself.
+            vocabulary: The terms of the lexical columns.
+            is_empty: Whether the index has no rows yet.
+        """
+        if staging.documents and state.vocabulary_sha256 != vocabulary.sha256:
+            self._store.save_vocabulary(vocabulary)
+            state = replace(state, vocabulary_sha256=vocabulary.sha256)
+        with self._undoing():
+            if not is_empty:
+                self._delete(staging.removed)
+            if staging.documents:
+                documents, encoding = staging.rows()
+                given = {} if self._quantizer is None else {"lexical": self._quantizer}
+                known = state.legs.keys()
+                state = state.with_rows(encoding, given)
+                if state.legs.keys() != known:  # the scale of a leg was fixed, once for all
+                    self._store.save_quantizers(state.quantizers)
+                self._add(documents, encoding, state, impact_terms(vocabulary))
+            self._commit(state)
+        staging.clear()
+
+    def merge(self, state: State) -> None:
+        """Merge all segments into one, without the deleted rows."""
+        with self._undoing():
+            self._java.forceMerge(1, signature="(I)V")
+            self._commit(state)
+            self._java.deleteUnusedFiles()
+
+    def close(self) -> None:
+        """Give up what is not committed, and the lock."""
+        java, self._java = self._java, None
+        if java is not None:
+            with java_errors(self._store.path):
+                java.rollback()
+
+    def _open(self) -> Any:
         settings = java_class(f"{_INDEX}IndexWriterConfig")(
-            analyzer(), signature="(Lorg/apache/lucene/analysis/Analyzer;)V"
+            _analyzer(), signature="(Lorg/apache/lucene/analysis/Analyzer;)V"
         )
         similarity = java_class("io.anserini.search.similarity.ImpactSimilarity")
         settings.setSimilarity(similarity())
         settings.setRAMBufferSizeMB(_BUFFER_MIB)
         settings.setCommitOnClose(False)
         settings.setUseCompoundFile(False)
-        with java_errors(store.path):
-            self.java = java_class(f"{_INDEX}IndexWriter")(store.directory(), settings)
-
-    def delete(self, ids: Collection[str]) -> None:
-        """Delete documents, from what was added before too."""
-        # One query for all; each term alone would have to cross over to Java.
         with java_errors(self._store.path):
-            self.java.updateDocuments(
-                any_of(ID, ids),
-                java_class("java.util.ArrayList")(),
-                signature="(Lorg/apache/lucene/search/Query;Ljava/lang/Iterable;)J",
-            )
+            return java_class(f"{_INDEX}IndexWriter")(self._store.directory(), settings)
 
-    def add(
-        self,
-        documents: Sequence[Document],
-        encoding: Encoding,
-        state: State,
-        terms: Sequence[str],
+    @contextmanager
+    def _undoing(self) -> Iterator[None]:
+        """Undo what is begun here if anything fails, so that it can be tried again."""
+        if self._java is None:  # the last one was undone
+            self._java = self._open()
+        try:
+            with java_errors(self._store.path):
+                yield
+        except BaseException:
+            self.close()
+            raise
+
+    def _commit(self, state: State) -> None:
+        data = java_class("java.util.HashMap")()
+        data.put(KEY, state.dump())
+        self._java.setLiveCommitData(data.entrySet(), signature="(Ljava/lang/Iterable;)V")
+        self._java.commit()
+
+    def _delete(self, ids: Collection[str]) -> None:
+        # One query for all; each term alone would have to cross over to Java.
+        self._java.updateDocuments(
+            any_of(ID, ids),
+            java_class("java.util.ArrayList")(),
+            signature="(Lorg/apache/lucene/search/Query;Ljava/lang/Iterable;)J",
+        )
+
+    def _add(
+        self, documents: Sequence[Document], encoding: Encoding, state: State, terms: Sequence[str]
     ) -> None:
-        """Add documents.
+        """Add documents, none of which is in the index.
 
         Args:
-            documents: None of which is in the index.
+            documents: The documents.
             encoding: A row for each.
             state: Has the quantisers of the legs.
             terms: Those of the lexical columns, as they stand in the index.
@@ -81,38 +163,12 @@ class Writer:
         lexical = _Texts(encoding.lexical, state, "lexical", terms)
         codes = None
         if encoding.codes is not None:
-            codes = _Texts(
-                encoding.codes, state, "codes", [str(i) for i in range(encoding.codes.shape[1])]
-            )
-        made = LuceneDocument(codes is not None)
+            numbers = [str(column) for column in range(encoding.codes.shape[1])]
+            codes = _Texts(encoding.codes, state, "codes", numbers)
+        made = _LuceneDocument(codes is not None)
         for row, (document, vectors) in enumerate(zip(documents, pack(encoding), strict=True)):
-            shown = conditions(document)
-            made.fill(document, lexical[row], codes[row] if codes else "", shown, vectors)
-            self.java.addDocument(made.java)
-
-    def commit(self, state: State) -> None:
-        """Make all changes durable and visible, or none of them."""
-        with java_errors(self._store.path):
-            self._describe(state)
-            self.java.commit()
-
-    def merge(self, state: State) -> None:
-        """Merge all segments into one, without the deleted rows."""
-        with java_errors(self._store.path):
-            self.java.forceMerge(1, signature="(I)V")
-            self._describe(state)
-            self.java.commit()
-            self.java.deleteUnusedFiles()
-
-    def _describe(self, state: State) -> None:
-        data = java_class("java.util.HashMap")()
-        data.put(KEY, state.dump())
-        self.java.setLiveCommitData(data.entrySet(), signature="(Ljava/lang/Iterable;)V")
-
-    def close(self) -> None:
-        """Give up what is not committed, and the lock."""
-        with java_errors(self._store.path):
-            self.java.rollback()
+            made.fill(document, lexical[row], codes[row] if codes else "", vectors)
+            self._java.addDocument(made.java)
 
 
 class _Texts:
@@ -131,3 +187,74 @@ class _Texts:
         words = map(self._terms.__getitem__, self._impacts.indices[span].tolist())
         impacts = map(_IMPACTS.__getitem__, self._impacts.data[span].tolist())
         return END.join(map(add, words, impacts))
+
+
+class _LuceneDocument:
+    """One document of Lucene, filled again and again: making each anew takes twice the time."""
+
+    def __init__(self, has_codes: bool) -> None:
+        self._bytes = java_class("org.apache.lucene.util.BytesRef")
+        store = f"L{_DOCUMENT.replace('.', '/')}Field$Store;"
+        self._id = java_class(f"{_DOCUMENT}StringField")(
+            ID,
+            "",
+            java_class(f"{_DOCUMENT}Field$Store").YES,
+            signature=f"(Ljava/lang/String;Ljava/lang/String;{store})V",
+        )
+        binary, none = java_class(f"{_DOCUMENT}BinaryDocValuesField"), self._bytes(b"")
+        self._order, self._fingerprint = binary(ID, none), binary(FINGERPRINT, none)
+        options = java_class(f"{_INDEX}IndexOptions")
+        self._lexical = _text_field(LEXICAL, options.DOCS_AND_FREQS)
+        self._codes = _text_field(CODES, options.DOCS_AND_FREQS) if has_codes else None
+        self._filter = _text_field(FILTER, options.DOCS)
+        stored = java_class(f"{_DOCUMENT}StoredField")
+        self._raw = stored(RAW, "", signature="(Ljava/lang/String;Ljava/lang/String;)V")
+        self._vectors = stored(VECTORS, b"", signature="(Ljava/lang/String;[B)V")
+        fields = (self._id, self._order, self._fingerprint, self._lexical, self._codes)
+        self.java = java_class(f"{_DOCUMENT}Document")()
+        for field in (*fields, self._filter, self._raw, self._vectors):
+            if field is not None:
+                self.java.add(field)
+
+    def fill(self, document: Document, lexical: str, codes: str, vectors: bytes) -> None:
+        """Make it a document, from texts of terms with impacts and what `pack` gave."""
+        self._id.setStringValue(document.id)
+        self._order.setBytesValue(self._bytes(document.id.encode()))
+        self._fingerprint.setBytesValue(self._bytes(document.fingerprint.encode()))
+        self._lexical.setStringValue(lexical)
+        if self._codes is not None:
+            self._codes.setStringValue(codes)
+        self._filter.setStringValue(END.join(terms_of(document)))
+        self._raw.setStringValue(raw_of(document))
+        self._vectors.setBytesValue(vectors)
+
+
+def _text_field(name: str, options: Any) -> Any:
+    kind = java_class(f"{_DOCUMENT}FieldType")()
+    kind.setIndexOptions(options)
+    kind.setTokenized(True)
+    kind.setOmitNorms(True)
+    kind.freeze()
+    path = _INDEX.replace(".", "/")
+    signature = f"(Ljava/lang/String;Ljava/lang/CharSequence;L{path}IndexableFieldType;)V"
+    text = java_class("java.lang.String")("")
+    return java_class(f"{_DOCUMENT}Field")(name, text, kind, signature=signature)
+
+
+def _analyzer() -> Any:
+    """Return what reads our fields: terms with impacts, and the plain terms of filters."""
+    custom = java_class("org.apache.lucene.analysis.custom.CustomAnalyzer")
+    impacts = custom.builder().withTokenizer("simplePatternSplit", _map(pattern=END))
+    impacts = impacts.addTokenFilter("delimitedTermFrequency", _map(delimiter=IMPACT)).build()
+    plain = custom.builder().withTokenizer("simplePatternSplit", _map(pattern=END)).build()
+    of_field = java_class("java.util.HashMap")()
+    of_field.put(FILTER, plain)
+    wrapper = "org.apache.lucene.analysis.miscellaneous.PerFieldAnalyzerWrapper"
+    return java_class(wrapper)(impacts, of_field)
+
+
+def _map(**values: str) -> Any:
+    made = java_class("java.util.HashMap")()
+    for name, value in values.items():
+        made.put(name, value)
+    return made

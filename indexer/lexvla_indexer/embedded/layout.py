@@ -1,4 +1,4 @@
-"""The files of an index directory: making it, its writer's lock, its segments and vocabulary.
+"""What an index directory stores: its files, and the lock of its one writer.
 
 manifest.sqlite    documents, deletions and live segments; with it, the directory is an index
 vocabulary.json    the terms of the lexical columns
@@ -21,7 +21,7 @@ from lexvla.encoding import Encoding
 from lexvla.errors import IndexCorruptError, IndexLockedError, ModelError
 from lexvla.version import program_version
 from lexvla.vocabulary import Vocabulary
-from lexvla_indexer.embedded.arrays import fsync, naming
+from lexvla_indexer.durable import NEW, fsync, naming, publish
 from lexvla_indexer.embedded.manifest import Entry, Manifest
 from lexvla_indexer.embedded.segment import Segment, write_segment
 
@@ -29,7 +29,6 @@ __all__ = ["Store"]
 
 logger = logging.getLogger(__name__)
 
-_NEW = ".new"  # ends the name of what is being written, until it is whole
 # What a directory may hold if making an index in it was cut short.
 _BEGUN = ("lock", "segments", "vocabulary.json", "manifest.sqlite.new")
 
@@ -58,10 +57,10 @@ class Store:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
-            raise IndexCorruptError(f"{self.path}: is no directory") from error
+            raise IndexCorruptError(f"{self.path}: is not a directory") from error
         foreign = [f.name for f in self.path.iterdir() if not f.name.startswith(_BEGUN)]
         if foreign and not self._manifest.exists():
-            rule = f"is no index, and holds other files ({min(foreign)}); give a new directory"
+            rule = f"is not an index, and holds other files ({min(foreign)}); give a new directory"
             raise IndexCorruptError(f"{self.path}: {rule}")
         self.lock()
         if self._manifest.exists():
@@ -71,7 +70,7 @@ class Store:
             raise IndexCorruptError(f"{self._manifest}: missing, but there are segments")
         if vocabulary is not None:
             self.save_vocabulary(vocabulary)
-        new = self._manifest.with_name(self._manifest.name + _NEW)
+        new = self._manifest.with_name(self._manifest.name + NEW)
         for leftover in self.path.glob(f"{new.name}*"):
             leftover.unlink()
         meta = {
@@ -80,17 +79,17 @@ class Store:
             "writer_version": program_version(),
         }
         Manifest.create(new, meta)
-        _publish(new, self._manifest)
+        publish(new, self._manifest)
         fsync(self.path.parent)
 
-    def lock(self) -> bool:
-        """Become the one writer. Return whether that is new.
+    def lock(self) -> None:
+        """Become the one writer, unless this object is that already.
 
         Raises:
             IndexLockedError: Another writer has the index.
         """
         if self._lock is not None:
-            return False
+            return
         file = (self.path / "lock").open("a")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -98,7 +97,6 @@ class Store:
             file.close()
             raise IndexLockedError(f"{self.path}: another writer has this index") from error
         self._lock = file
-        return True
 
     def unlock(self) -> None:
         """Let another writer come."""
@@ -135,20 +133,20 @@ class Store:
 
     def save_vocabulary(self, vocabulary: Vocabulary) -> None:
         """Write the vocabulary, whole or not at all."""
-        new = self._vocabulary.with_name(self._vocabulary.name + _NEW)
+        new = self._vocabulary.with_name(self._vocabulary.name + NEW)
         with naming(new):
             vocabulary.save(new)
         fsync(new)
-        _publish(new, self._vocabulary)
+        publish(new, self._vocabulary)
 
     def write_segment(self, number: int, ids: Sequence[str], encoding: Encoding) -> Entry:
         """Write a segment, whole or not at all; the commit that has the entry makes it live."""
         folder = self._folder(number)
-        new = folder.with_name(folder.name + _NEW)
+        new = folder.with_name(folder.name + NEW)
         for leftover in (new, folder):  # of a commit that failed, when the disk was full
             shutil.rmtree(leftover, ignore_errors=True)
         checksum = write_segment(new, ids, encoding)
-        _publish(new, folder)
+        publish(new, folder)
         return Entry(len(ids), checksum)
 
     def segment(self, number: int, entry: Entry, widths: Mapping[str, int]) -> Segment:
@@ -167,7 +165,7 @@ class Store:
         self._segments.mkdir(exist_ok=True)  # a copy of an empty index may lack it
         names = {self._folder(number).name for number in live}
         leftovers = [f for f in self._segments.iterdir() if f.name not in names]
-        for path in (*leftovers, *self.path.glob(f"{self._vocabulary.name}{_NEW}")):
+        for path in (*leftovers, *self.path.glob(f"{self._vocabulary.name}{NEW}")):
             logger.info("removing %s, which is in no commit", path)
             if path.is_dir():
                 shutil.rmtree(path)
@@ -185,9 +183,3 @@ class Store:
 
     def _folder(self, number: int) -> Path:
         return self._segments / f"{number:08d}"
-
-
-def _publish(new: Path, path: Path) -> None:
-    """Give a finished file or directory its name, durably."""
-    new.replace(path)
-    fsync(path.parent)

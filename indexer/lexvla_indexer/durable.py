@@ -1,0 +1,45 @@
+"""Files that are on the disk whole, or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+__all__ = ["NEW", "fsync", "naming", "publish", "writing"]
+
+NEW = ".new"  # ends the name of what is being written
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Name a file in the errors of the system, such as that the disk is full."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[BinaryIO]:
+    """Open a file to write it whole; an `OSError` names it."""
+    with naming(path), path.open("wb") as file:
+        yield file
+
+
+def fsync(path: Path) -> None:
+    """Force a file, or the entries of a directory, to the disk."""
+    with naming(path):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def publish(new: Path, path: Path) -> None:
+    """Give a finished file or directory its name, durably."""
+    new.replace(path)
+    fsync(path.parent)

@@ -1,0 +1,326 @@
+"""What a Lucene index stores: its directory, its documents' fields, and how it describes itself.
+
+    vocabulary.json      the terms of the lexical columns
+    quantization.json    how weights became integers, for people and other programs; an index of
+                         ours says so in its commits too, and goes by these. Its least and greatest
+                         weights are those of the commit that fixed the scale
+    the other files      are Lucene's; ``write.lock`` is locked by the one writer
+
+A document has the fields of Anserini, and what explanations and filters need:
+
+    id            the id: a string, stored, and its UTF-8 as a binary value that orders ties
+    contents      the lexical vector: terms as the vocabulary writes them, frequencies as impacts
+    codes         the codes: column numbers as terms, frequencies as impacts
+    filter        the terms of `lexvla_indexer.filter_terms`
+    fingerprint   a binary value
+    raw           stored: id, text (as ``contents``), uri and metadata as JSON
+    vectors       stored: the exact rows of all legs; see `lexvla_indexer.packed_rows`
+
+An index that Anserini's own indexer built has ``id`` and ``contents``, and perhaps ``raw``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+
+from lexvla.encoding import Encoding
+from lexvla.errors import IndexCorruptError, IndexVersionError, ModelError
+from lexvla.version import program_version
+from lexvla.vocabulary import Vocabulary
+from lexvla_indexer.document import Document
+from lexvla_indexer.durable import NEW, fsync, publish
+from lexvla_indexer.impacts import ImpactQuantizer
+from lexvla_indexer.legs import Leg, widths_of
+from lexvla_indexer.lucene.jvm import java_class, java_errors
+
+__all__ = [
+    "CODES",
+    "END",
+    "FIELD_OF",
+    "FILTER",
+    "FINGERPRINT",
+    "FORMAT_VERSION",
+    "ID",
+    "IMPACT",
+    "KEY",
+    "LEXICAL",
+    "RAW",
+    "VECTORS",
+    "LegState",
+    "State",
+    "Store",
+    "document_of",
+    "impact_terms",
+    "raw_of",
+]
+
+FORMAT_VERSION = 1
+KEY = "lexvla"  # of our own data in Lucene's commits
+
+ID, LEXICAL, CODES, FILTER = "id", "contents", "codes", "filter"
+FINGERPRINT, RAW, VECTORS = "fingerprint", "raw", "vectors"
+FIELD_OF: dict[Leg, str] = {"lexical": LEXICAL, "codes": CODES}
+
+# A null character ends a term, and \x01 stands before its impact. A vocabulary has no null
+# characters; the others are so rare that nearly all terms stand in the index as they are.
+END, IMPACT = "\0", "\x01"
+_SAFE = str.maketrans({"\x01": "\x02\x02", "\x02": "\x02\x03"})
+
+_VOCABULARY = "vocabulary.json"
+_QUANTIZATION = "quantization.json"
+# What a directory may hold if making an index in it was cut short.
+_BEGUN = ("write.lock", _VOCABULARY, _QUANTIZATION, "_", "segments", "pending_segments")
+
+
+@dataclass(frozen=True)
+class LegState:
+    """How one leg's weights became integers, and how far that changed them.
+
+    All counts are over every document ever committed, including those deleted since.
+
+    Attributes:
+        quantizer: Its bound holds for all of them.
+        longest: The greatest length of a document's impacts as a vector.
+        weights: How many weights there are.
+        total_error: The sum of their changes.
+        max_error: The greatest such change.
+        clipped: How many weights were above what the greatest integer stands for.
+    """
+
+    quantizer: ImpactQuantizer
+    longest: float = 0.0
+    weights: int = 0
+    total_error: float = 0.0
+    max_error: float = 0.0
+    clipped: int = 0
+
+    def with_rows(self, rows: sparse.csr_array) -> LegState:
+        """Return it with the error of more rows, and a quantiser whose bound holds for them."""
+        if not rows.nnz:
+            return self
+        error, old = self.quantizer.error(rows), self.quantizer
+        lowest, highest = float(rows.data.min()), float(rows.data.max())
+        quantizer = replace(old, lowest=min(old.lowest, lowest), highest=max(old.highest, highest))
+        impacts = old.quantize(rows).astype(np.float64)
+        length = float(np.sqrt(impacts.multiply(impacts).sum(axis=1).max()))
+        return LegState(
+            quantizer,
+            max(self.longest, length),
+            self.weights + rows.nnz,
+            self.total_error + error["mean"] * rows.nnz,
+            max(self.max_error, error["max"]),
+            self.clipped + int((rows.data > old.top).sum()),
+        )
+
+
+@dataclass(frozen=True)
+class State:
+    """Describe a commit of ours, in its user data.
+
+    Attributes:
+        model: The name of the model whose vectors these are, if it was given.
+        vocabulary_sha256: Names the vocabulary; empty before the first vectors, if none was given.
+        widths: The legs and their numbers of columns; empty before the first vectors.
+        legs: The searched legs that have weights.
+        writer_version: The version of the program that made the index.
+    """
+
+    model: str | None = None
+    vocabulary_sha256: str = ""
+    widths: Mapping[str, int] = field(default_factory=dict)
+    legs: Mapping[str, LegState] = field(default_factory=dict)
+    writer_version: str = field(default_factory=program_version)
+
+    @property
+    def quantizers(self) -> dict[str, ImpactQuantizer]:
+        """How each leg's weights became integers."""
+        return {name: leg.quantizer for name, leg in self.legs.items()}
+
+    def with_rows(self, encoding: Encoding, given: Mapping[str, ImpactQuantizer]) -> State:
+        """Return it with more rows: their widths, the legs' quantisers and errors.
+
+        Args:
+            encoding: The rows.
+            given: Quantisers for legs that have none yet; others are fitted to these rows.
+        """
+        legs = dict(self.legs)
+        for leg, rows in (("lexical", encoding.lexical), ("codes", encoding.codes)):
+            if rows is None or not rows.nnz:
+                continue
+            if leg not in legs:
+                legs[leg] = LegState(given.get(leg) or ImpactQuantizer.fit(rows))
+            legs[leg] = legs[leg].with_rows(rows)
+        return replace(self, widths=widths_of(encoding), legs=legs)
+
+    def dump(self) -> str:
+        """Return it as JSON."""
+        return json.dumps({"format_version": FORMAT_VERSION, **asdict(self)})
+
+    @classmethod
+    def load(cls, place: object, text: str) -> State:
+        """Read what `dump` wrote.
+
+        Raises:
+            IndexCorruptError: It has another form.
+            IndexVersionError: A newer program wrote it.
+        """
+        try:
+            values: dict[str, Any] = json.loads(text)
+            found = values.pop("format_version")
+            if found > FORMAT_VERSION:
+                rule = f"format {found} is newer than this program, which reads {FORMAT_VERSION}"
+                raise IndexVersionError(f"{place}: {rule}")
+            legs = {
+                leg: LegState(ImpactQuantizer.from_dict(stored.pop("quantizer")), **stored)
+                for leg, stored in values.pop("legs").items()
+            }
+            return cls(**values, legs=legs)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise IndexCorruptError(f"{place}: the commit's own data is damaged") from error
+
+
+def impact_terms(vocabulary: Vocabulary) -> list[str]:
+    """Return the terms as they stand in the index."""
+    return [term.translate(_SAFE) for term in vocabulary.terms]
+
+
+def raw_of(document: Document) -> str:
+    """Return what is stored of a document beside its vectors, as ASCII JSON."""
+    stored = {
+        "id": document.id,
+        "contents": document.text,
+        "uri": document.uri,
+        "metadata": dict(document.metadata),
+    }
+    return json.dumps(stored)
+
+
+def document_of(raw: str, fingerprint: str) -> Document:
+    """Return the document that `raw_of` wrote."""
+    stored = json.loads(raw)
+    text, uri, metadata = stored["contents"], stored["uri"], stored["metadata"]
+    return Document(stored["id"], uri, text, metadata, fingerprint)
+
+
+class Store:
+    """Make, find and describe the files of one directory.
+
+    Args:
+        path: The directory, which need not exist yet.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._vocabulary = path / _VOCABULARY
+        self._quantization = path / _QUANTIZATION
+        self._directory: Any = None
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is an index."""
+        return any(self.path.glob("segments_*"))
+
+    def make(self) -> None:
+        """Make the directory.
+
+        Raises:
+            IndexCorruptError: The path is a file, or a directory that holds other things.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise IndexCorruptError(f"{self.path}: is not a directory") from error
+        names = [file.name for file in self.path.iterdir()]
+        foreign = [name for name in names if not name.startswith(_BEGUN)]
+        if foreign and not self.exists:
+            rule = f"is not a Lucene index, and holds other files ({min(foreign)})"
+            raise IndexCorruptError(f"{self.path}: {rule}; give a new directory")
+
+    def check(self) -> None:
+        """Refuse a directory without an index.
+
+        Raises:
+            IndexCorruptError: There is none.
+        """
+        if not self.exists:
+            made = f"lexvla index SOURCE --index lucene:{self.path}"
+            raise IndexCorruptError(f"no Lucene index at {self.path}; make one with: {made}")
+
+    def newest(self) -> int:
+        """Return the number of the newest commit, by which its file is named."""
+        names = (file.name for file in self.path.glob("segments_*"))
+        return max((int(name.rpartition("_")[2], 36) for name in names), default=0)
+
+    def directory(self) -> Any:
+        """Return Lucene's object for the directory. Java must run."""
+        if self._directory is None:
+            folder = java_class("java.nio.file.Paths").get(os.fspath(self.path.absolute()))
+            with java_errors(self.path):
+                self._directory = java_class("org.apache.lucene.store.FSDirectory").open(
+                    folder, signature="(Ljava/nio/file/Path;)Lorg/apache/lucene/store/FSDirectory;"
+                )
+        return self._directory
+
+    def close(self) -> None:
+        """Give up Lucene's object for the directory."""
+        if self._directory is not None:
+            self._directory.close()
+            self._directory = None
+
+    def load_vocabulary(self, sha256: str | None = None) -> Vocabulary | None:
+        """Read the vocabulary; return ``None`` if there is none and none is named.
+
+        Args:
+            sha256: The hash that the commit names.
+
+        Raises:
+            IndexCorruptError: The file is missing, damaged, or another one.
+        """
+        if sha256 is None and not self._vocabulary.exists():
+            return None
+        try:
+            vocabulary = Vocabulary.load(self._vocabulary)
+        except ModelError as error:
+            raise IndexCorruptError(str(error)) from error
+        if sha256 not in (None, vocabulary.sha256):
+            raise IndexCorruptError(f"{self._vocabulary}: is not the vocabulary of this index")
+        return vocabulary
+
+    def save_vocabulary(self, vocabulary: Vocabulary) -> None:
+        """Write the vocabulary durably, whole or not at all."""
+        new = self._vocabulary.with_name(_VOCABULARY + NEW)
+        vocabulary.save(new)
+        fsync(new)
+        publish(new, self._vocabulary)
+
+    def load_quantizers(self) -> dict[str, ImpactQuantizer]:
+        """Read how each leg's weights became integers; return nothing if there is no such file.
+
+        Raises:
+            IndexCorruptError: The file is damaged.
+        """
+        if not self._quantization.exists():
+            return {}
+        try:
+            return ImpactQuantizer.load(self._quantization)
+        except ValueError as error:
+            raise IndexCorruptError(str(error)) from error
+
+    def save_quantizers(self, legs: Mapping[str, ImpactQuantizer]) -> None:
+        """Write how the legs' weights became integers, durably, whole or not at all."""
+        new = self._quantization.with_name(_QUANTIZATION + NEW)
+        ImpactQuantizer.save(new, legs)
+        fsync(new)
+        publish(new, self._quantization)
+
+    def size(self) -> int:
+        """Return the bytes of all files together."""
+        return sum(file.stat().st_size for file in self.path.iterdir() if file.is_file())
