@@ -15,7 +15,8 @@ from scipy import sparse
 
 from lexvla.encoding import Encoding
 from lexvla_indexer import Document, ElasticIndex
-from lexvla_indexer.elastic.layout import ID, Meta, mappings, settings, sources
+from lexvla_indexer.elastic.layout import ID, State, mappings, settings
+from lexvla_indexer.elastic.writer import sources
 
 Json = dict[str, Any]
 HITS = "hits.hits._id,hits.hits._score"
@@ -45,7 +46,7 @@ class Bare:
         self._index, self.asked = index, asked
         self._terms = list(map(str, range(width)))
         self._client.indices.create(
-            index=index, settings=settings(1), mappings=mappings(Meta(widths={"lexical": width}))
+            index=index, settings=settings(1), mappings=mappings(State(widths={"lexical": width}))
         )
 
     def __enter__(self) -> Self:
