@@ -22,7 +22,6 @@ from lexvla.errors import InputError
 from lexvla_indexer import Document, Index, open_index
 from lexvla_indexer.legs import Leg
 from lexvla_search import Fusion, Query, ReciprocalRank, Searcher, Weighted
-from lexvla_search.commands import load_model
 from lexvla_search.evaluation.measures import measure
 from lexvla_search.evaluation.noto import tag_relevance
 
@@ -100,7 +99,7 @@ def main() -> None:
     parser.add_argument("--index", metavar="DIR", help="the index of lexvla demo, by that model")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     args = parser.parse_args()
-    items, model = load_demo_corpus("emoji"), load_model(args.model)
+    items, model = load_demo_corpus("emoji"), LexVLA.from_pretrained(args.model)
     tags, relevant = tag_relevance(items)
     labels = {item.id: item.label for item in items}
     own = {item.id: {item.id: 1} for item in items}

@@ -20,8 +20,8 @@ from collections.abc import Sequence
 import numpy as np
 from rank_bm25 import BM25Okapi
 
+from lexvla import LexVLA
 from lexvla.data.demo_corpus import DemoItem, load_demo_corpus
-from lexvla_search.commands import load_model
 from lexvla_search.evaluation import NotoFigures, evaluate_noto, recall_at_k
 from lexvla_search.evaluation.noto import KS
 
@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     args = parser.parse_args()
     items = load_demo_corpus("emoji")
-    model = load_model(args.model)
+    model = LexVLA.from_pretrained(args.model)
     started = time.perf_counter()
     figures = evaluate_noto(model, items)
     seconds = time.perf_counter() - started

@@ -22,8 +22,8 @@ from pathlib import Path
 
 from timm.data.imagenet_info import ImageNetInfo
 
+from lexvla import LexVLA
 from lexvla.errors import InputError
-from lexvla_search.commands import load_model
 from lexvla_search.evaluation.photographs import (
     KS,
     PhotographFigures,
@@ -88,7 +88,7 @@ def main() -> None:
         items, scenes = read_photographs(args.data / STAMPS), read_scenery(args.data / WALLPAPERS)
     except InputError as error:
         sys.exit(str(error))
-    model = load_model(args.model)
+    model = LexVLA.from_pretrained(args.model)
     started = time.perf_counter()
     figures = evaluate_photographs(model, items, scenes, imagenet_words())
     seconds = time.perf_counter() - started

@@ -20,7 +20,6 @@ from PIL import Image
 from lexvla import LexVLA
 from lexvla.data.demo_corpus import load_demo_corpus
 from lexvla.encoding import Encoding
-from lexvla_search.commands import load_model
 from lexvla_search.evaluation.patchdis import BACKGROUND
 from lexvla_search.evaluation.scenes import DemoScenes
 
@@ -98,7 +97,7 @@ def main() -> None:
     parser.add_argument("--scenes", metavar="N", type=int, default=200, help="of each kind")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     args = parser.parse_args()
-    corpus, model = load_demo_corpus("emoji"), load_model(args.model)
+    corpus, model = load_demo_corpus("emoji"), LexVLA.from_pretrained(args.model)
     items = model.encode_image([item.image for item in corpus])
     column = {item.id: i for i, item in enumerate(corpus)}
     rows = []

@@ -30,11 +30,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from rank_bm25 import BM25Okapi
 
+from lexvla import LexVLA
 from lexvla.data.demo_corpus import DemoItem, load_demo_corpus
 from lexvla.encoding import Encoding
 from lexvla_indexer import Document, Index, open_index
 from lexvla_search import Query, Searcher
-from lexvla_search.commands import load_model
 from lexvla_search.evaluation.batches import keep_heaviest
 from lexvla_search.evaluation.measures import Measured, measure
 from lexvla_search.evaluation.runs import Beforehand, System, retrieve
@@ -286,7 +286,7 @@ def row(first: str, cells: Sequence[str]) -> str:
 def report(arguments: argparse.Namespace, folder: Path) -> Iterator[str]:
     """Yield the lines of the results."""
     items = load_demo_corpus("emoji")
-    model = load_model(arguments.model)
+    model = LexVLA.from_pretrained(arguments.model)
     encoder = Beforehand(model)
     started = time.perf_counter()
     kinds = [Kind(own, own) for own in ask_all(items, encoder, arguments.scenes)]

@@ -96,7 +96,7 @@ def test_a_fusion_of_three_legs_is_fitted_kept_and_used(
     filled(address, rows, encoder).close()
     with TestClient(create_app(Settings(address), encoder), URL) as client:
         assert client.get("/v1/index").json()["fusion"] == str(Weighted())
-        monkeypatch.setattr("lexvla_search.commands.load_model", lambda *_: encoder)
+        monkeypatch.setattr("lexvla_search.cli.arguments.load_model", lambda *_: encoder)
         (tmp_path / "q.tsv").write_text(
             "".join(f"q{i}\t{text_of(row)}\n" for i, row in enumerate(rows))
         )

@@ -25,7 +25,8 @@ from api_fakes import new_index
 from api_server import request, status_of, talk
 from lexvla.errors import OptionalDependencyError
 from lexvla_indexer import open_index
-from lexvla_search import cli, demo, serve
+from lexvla_search import cli
+from lexvla_search.cli import demo, serve
 from search_fakes import FakeEncoder
 
 
@@ -33,7 +34,7 @@ from search_fakes import FakeEncoder
 def command(*options: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """Run the command; give its process and its port."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "lexvla_search.cli", "serve", "--no-model", "--port", "0", *options],
+        [sys.executable, "-m", "lexvla", "serve", "--no-model", "--port", "0", *options],
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": PYTHONPATH},
@@ -92,8 +93,8 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         calls.append({"settings": settings, **given})
         return 0
 
-    monkeypatch.setattr("lexvla_search.serve.serve", note)
-    monkeypatch.setattr("lexvla_search.serve.load_model", lambda *_: FakeEncoder())
+    monkeypatch.setattr("lexvla_search.cli.serve.serve", note)
+    monkeypatch.setattr("lexvla_search.cli.arguments.load_model", lambda *_: FakeEncoder())
     return calls
 
 
@@ -120,7 +121,6 @@ def test_the_demo_opens_the_page_on_its_own_pictures(
     tmp_path: Path, started: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home = tmp_path / "demo.lex"
-    monkeypatch.setattr(demo, "load_model", lambda *_: FakeEncoder())
     monkeypatch.setattr(demo, "_prepare", lambda *_, **__: None)
     assert cli.main(["demo", "--serve", "--index", str(home)]) == 0
     (call,) = started

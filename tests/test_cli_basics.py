@@ -17,11 +17,6 @@ from lexvla.errors import InputError
 from lexvla_search import cli
 from source_tree import PYTHONPATH
 
-COMMANDS = (
-    *("demo", "index", "encode", "search", "explain", "delete", "compact", "info"),
-    *("patchdis", "sparsity", "train", "serve", "api-key", "doctor"),
-)
-
 
 def run_python(code: str, **options: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": PYTHONPATH, **options}
@@ -43,20 +38,21 @@ def test_help_imports_nothing_heavy() -> None:
     )
     done = run_python(code)
     assert done.returncode == 0, done.stderr
-    for name in COMMANDS:
-        assert f"    {name} " in done.stdout
+    for name in cli.COMMANDS:
+        assert f"    {name}" in done.stdout
 
 
-def test_studies_import_what_they_need_when_they_need_it() -> None:
+def test_commands_import_what_they_need_when_they_need_it() -> None:
+    modules = (f"lexvla_search.cli.{name.replace('-', '_')}" for name in cli.COMMANDS)
     code = (
-        "import sys, lexvla_search.evaluation, lexvla_search.studies\n"
+        f"import sys, lexvla_search.evaluation, {', '.join(modules)}\n"
         "heavy = {'torch', 'transformers', 'matplotlib', 'pycocotools'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
     assert run_python(code).stderr == ""
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", cli.COMMANDS)
 def test_each_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([name, "--help"]) == 0
     assert f"usage: lexvla {name}" in capsys.readouterr().out
@@ -73,16 +69,28 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         ([], "COMMAND"),
         (["fly"], "invalid choice: 'fly'"),
         (["search", "red"], "--index"),
-        (["search", "red", "--index", "x.lex", "-k", "0"], "'0' is no whole number of at least 1"),
-        (["search", "red", "--index", "x.lex", "-k", "-3"], "'-3' is no whole number"),
-        (["search", "red", "--index", "x.lex", "-k", "ten"], "'ten' is no whole number"),
+        (
+            ["search", "red", "--index", "x.lex", "-k", "0"],
+            "must be a whole number of at least 1, not '0'",
+        ),
+        (
+            ["search", "red", "--index", "x.lex", "-k", "-3"],
+            "must be a whole number of at least 1, not '-3'",
+        ),
+        (
+            ["search", "red", "--index", "x.lex", "-k", "ten"],
+            "must be a whole number of at least 1, not 'ten'",
+        ),
         (["search", "red", "--index", "x.lex", "--wings"], "unrecognized arguments: --wings"),
         (["search", "--index", "x.lex"], "a query must have a text or an image"),
         (["search", "  ", "--index", "x.lex"], "a query must have a text or an image"),
         (["search", "a" * 5000, "--index", "x.lex"], "at most 4,096 characters, not 5,000"),
         (["explain", "apple", "--index", "x.lex"], "a query must have a text or an image"),
         (["explain", "a", "b", "--index", "x.lex", "--word", "b"], "--word needs --heatmap"),
-        (["index", "photos", "--index", "x.lex", "--batch-size", "0"], "'0' is no whole number"),
+        (
+            ["index", "photos", "--index", "x.lex", "--batch-size", "0"],
+            "must be a whole number of at least 1, not '0'",
+        ),
         (["index", "--index", "x.lex"], "either a SOURCE or --from-encoded"),
         (["index", "a", "--from-encoded", "b.npz", "--index", "x.lex"], "either a SOURCE or"),
         (
@@ -90,9 +98,9 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
             "--prune does not go with --from-encoded",
         ),
         (["encode", "photos", "--out", "x.csv"], "a file that ends in .npz or .jsonl"),
-        (["encode", "photos", "--out", "x.npz", "--shard", "0/2"], "'0/2' is no part I/N"),
-        (["encode", "photos", "--out", "x.npz", "--shard", "3/2"], "'3/2' is no part I/N"),
-        (["encode", "photos", "--out", "x.npz", "--shard", "2"], "'2' is no part I/N"),
+        (["encode", "photos", "--out", "x.npz", "--shard", "0/2"], "such as 1/4, not '0/2'"),
+        (["encode", "photos", "--out", "x.npz", "--shard", "3/2"], "such as 1/4, not '3/2'"),
+        (["encode", "photos", "--out", "x.npz", "--shard", "2"], "such as 1/4, not '2'"),
         (["delete", "--index", "x.lex"], "ID"),
         (["info", "--index", ""], "--index: must not be empty"),
         (["demo", "--index", " "], "--index: must not be empty"),
@@ -143,7 +151,7 @@ def test_failures_end_in_one_line(
     def fail(_: object) -> int:
         raise raised
 
-    monkeypatch.setattr("lexvla_search.commands.info", fail)
+    monkeypatch.setattr("lexvla_search.cli.info.run", fail)
     assert cli.main(["info", "--index", "x.lex"]) == code
     assert capsys.readouterr().err.endswith(said)
 
@@ -152,19 +160,19 @@ def test_a_bug_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_: object) -> int:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("lexvla_search.commands.info", fail)
+    monkeypatch.setattr("lexvla_search.cli.info.run", fail)
     with pytest.raises(ZeroDivisionError):
         cli.main(["info", "--index", "x.lex"])
 
 
 def test_the_reader_may_go_away() -> None:
     code = (
-        "import os, sys, lexvla_search.commands as commands\n"
+        "import os, sys, lexvla_search.cli.info as info\n"
         "from lexvla_search.cli import main\n"
         "def chatter(args):\n"
         "    for _ in range(100_000): print('line')\n"
         "    return 0\n"
-        "commands.info = chatter\n"
+        "info.run = chatter\n"
         "raise SystemExit(main(['info', '--index', 'x.lex']))"
     )
     process = subprocess.Popen(
@@ -187,7 +195,7 @@ def test_the_reader_may_go_away() -> None:
 def test_names_that_are_no_text_can_be_printed() -> None:
     code = (
         "from lexvla_search.cli import _let_output_hold_any_name as prepare\n"
-        "from lexvla_search.console import print_json\n"
+        "from lexvla_search.cli.console import print_json\n"
         "prepare(); print_json({'uri': 'caf\\u00e9 \\udcff'})"
     )
     for encoding in ("utf-8", "ascii"):

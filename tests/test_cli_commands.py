@@ -26,8 +26,7 @@ def model(monkeypatch: pytest.MonkeyPatch) -> FakeEncoder:
 
 
 def use(monkeypatch: pytest.MonkeyPatch, encoder: FakeEncoder) -> None:
-    for module in ("commands", "demo"):
-        monkeypatch.setattr(f"lexvla_search.{module}.load_model", lambda *_: encoder)
+    monkeypatch.setattr("lexvla_search.cli.arguments.load_model", lambda *_: encoder)
 
 
 @pytest.fixture
@@ -314,9 +313,9 @@ class TestDemo:
             (target / "manifest.jsonl").write_text("\n".join(lines))
             return target / "manifest.jsonl"
 
-        monkeypatch.setattr("lexvla_search.demo.load_demo_corpus", lambda: items)
-        monkeypatch.setattr("lexvla_search.demo.extract_demo_corpus", extract)
-        monkeypatch.setattr("lexvla_search.demo.QUERIES", ("red", "blue red"))
+        monkeypatch.setattr("lexvla_search.cli.demo.load_demo_corpus", lambda: items)
+        monkeypatch.setattr("lexvla_search.cli.demo.extract_demo_corpus", extract)
+        monkeypatch.setattr("lexvla_search.cli.demo.QUERIES", ("red", "blue red"))
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
         monkeypatch.setattr("sys.argv", ["lexvla"])
 
@@ -382,7 +381,7 @@ class TestDemo:
 
     def test_it_leaves_other_indexes_alone(self, address: str, capsys: Capture) -> None:
         assert cli.main(["demo", "--index", address]) == 2
-        assert "is no index of the demo" in capsys.readouterr().err
+        assert "is not an index of the demo" in capsys.readouterr().err
         assert run(capsys, "info", "--index", address)["documents"] == 4
 
 
@@ -391,11 +390,11 @@ def test_model_and_device_are_passed_on(
 ) -> None:
     seen: list[tuple[object, ...]] = []
     monkeypatch.setattr(
-        "lexvla_search.commands.load_model", lambda *asked: seen.append(asked) or model
+        "lexvla_search.cli.arguments.load_model", lambda *asked: seen.append(asked) or model
     )
     assert cli.main(["search", "red", "--index", address, "--device", "cuda:1"]) == 0
     assert cli.main(["search", "red", "--index", address, "--model", "mine"]) == 0
-    assert seen == [(None, "cuda:1"), ("mine", "cpu")]
+    assert seen == [(None, "cuda:1", False), ("mine", "cpu", False)]
 
 
 def test_indexing_asks_the_model_what_it_knows(
@@ -403,7 +402,7 @@ def test_indexing_asks_the_model_what_it_knows(
 ) -> None:
     seen: list[tuple[object, ...]] = []
     monkeypatch.setattr(
-        "lexvla_search.commands.load_model", lambda *asked: seen.append(asked) or model
+        "lexvla_search.cli.arguments.load_model", lambda *asked: seen.append(asked) or model
     )
     folder = save_pictures(tmp_path / "photos")
     assert cli.main(["index", str(folder), "--index", str(tmp_path / "new.lex")]) == 0

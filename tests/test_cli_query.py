@@ -34,7 +34,7 @@ def hybrid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def use(monkeypatch: pytest.MonkeyPatch, encoder: Any) -> None:
-    monkeypatch.setattr("lexvla_search.commands.load_model", lambda *_: encoder)
+    monkeypatch.setattr("lexvla_search.cli.arguments.load_model", lambda *_: encoder)
 
 
 def run(capsys: Capture, *arguments: str) -> Any:
@@ -75,7 +75,7 @@ def test_a_region(address: str, tmp_path: Path, capsys: Capture) -> None:
 def test_without_a_model(
     address: str, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lexvla_search.commands.load_model", None)
+    monkeypatch.setattr("lexvla_search.cli.arguments.load_model", None)
     assert ids(capsys, address, "a RED thing", "--no-model") == ["apple", "flag"]
     assert ids(capsys, address, "--term", "green=1", "--no-model") == ["lime"]
     hit = run(capsys, "explain", "apple", "red", "--index", address, "--no-model")["hit"]
@@ -155,13 +155,13 @@ def test_explain_draws_a_picture(address: str, word: str, tmp_path: Path, capsys
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["--boost", "red"], "'red' is no word with a weight, such as red=2"),
-        (["--boost", "red=x"], "'x' is no finite number"),
+        (["--boost", "red"], "must be a word with a weight, such as red=2, not 'red'"),
+        (["--boost", "red=x"], "must be a finite number, not 'x'"),
         (["--boost", "red=0"], "'red': a factor of boost must be a number"),
-        (["--term", "=2"], "'=2' is no word with a weight"),
-        (["--term", "red=inf"], "'inf' is no finite number"),
+        (["--term", "=2"], "must be a word with a weight, such as red=2, not '=2'"),
+        (["--term", "red=inf"], "must be a finite number, not 'inf'"),
         (["--ban", " "], "a word of ban must not be blank"),
-        (["--region", "1,2,3"], "'1,2,3' is no x,y,width,height"),
+        (["--region", "1,2,3"], "must be x,y,width,height, not '1,2,3'"),
         (["--region", "1,2,3,4"], "'region': needs an image"),
         (["--legs", "words"], "'words': a leg must be one of"),
         (["--legs", ""], "'': a leg must be one of"),
@@ -169,10 +169,10 @@ def test_explain_draws_a_picture(address: str, word: str, tmp_path: Path, capsys
         (["--weights", "words=1"], "'words': a leg to weigh must be one of"),
         (["--weights", "dense=-1"], "the weight of the leg dense"),
         (["--fusion", "dense", "--weights", "dense=1"], "one leg alone takes no weights"),
-        (["--offset", "-1"], "'-1' is no whole number of at least 0"),
+        (["--offset", "-1"], "must be a whole number of at least 0, not '-1'"),
         (["--offset", "10000"], "at most 10,000 together"),
         (["-k", "10001"], "at most 10,000 together"),
-        (["--min-score", "nan"], "'nan' is no finite number"),
+        (["--min-score", "nan"], "must be a finite number, not 'nan'"),
     ],
 )
 def test_wrong_usage(arguments: list[str], complaint: str, capsys: Capture) -> None:

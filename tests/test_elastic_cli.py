@@ -24,8 +24,7 @@ Capture = pytest.CaptureFixture[str]
 @pytest.fixture
 def address(tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Return an Elasticsearch index that `lexvla index` made of four pictures."""
-    for module in ("commands", "demo"):
-        monkeypatch.setattr(f"lexvla_search.{module}.load_model", lambda *_: FakeEncoder())
+    monkeypatch.setattr("lexvla_search.cli.arguments.load_model", lambda *_: FakeEncoder())
     with elastic_fakes.cleaned():
         place = elastic_fakes.address(tmp_path)
         assert cli.main(["index", str(save_pictures(tmp_path / "photos")), "--index", place]) == 0

@@ -317,8 +317,7 @@ def test_two_hundred_thousand_ids_in_a_filter_and_one_too_many(index, proxy):
 
 @pytest.fixture
 def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    for module in ("commands", "demo"):
-        monkeypatch.setattr(f"lexvla_search.{module}.load_model", lambda *_: FakeEncoder())
+    monkeypatch.setattr("lexvla_search.cli.arguments.load_model", lambda *_: FakeEncoder())
     return str(save_pictures(tmp_path / "photos"))
 
 
@@ -349,7 +348,7 @@ def test_another_vocabulary(address, photos, monkeypatch, capsys, proxy):
     assert cli.main(["index", photos, "--index", address]) == 0
     capsys.readouterr()
     other = FakeEncoder("other", ("red", "pink"))
-    monkeypatch.setattr("lexvla_search.commands.load_model", lambda *_: other)
+    monkeypatch.setattr("lexvla_search.cli.arguments.load_model", lambda *_: other)
     sent = proxy.count("_bulk")
     assert "was made with" in failed(capsys, "index", photos, "--index", address)
     assert "the model 'other' has vocabulary" in failed(capsys, "search", "red", "--index", address)
@@ -377,7 +376,7 @@ def test_no_traceback_in_a_terminal():
     with down() as url:
         address = f"elasticsearch+{url}/photos"
         done = subprocess.run(
-            [sys.executable, "-m", "lexvla_search.cli", "info", "--index", address],
+            [sys.executable, "-m", "lexvla", "info", "--index", address],
             env={**os.environ, "PYTHONPATH": PYTHONPATH, "ELASTIC_API_KEY": SECRET},
             capture_output=True,
             text=True,

@@ -14,11 +14,9 @@ from scipy import sparse
 from lexvla.encoding import Encoding
 from lexvla.errors import InputError
 from lexvla_indexer import Document, open_index
-from lexvla_search import Query, Searcher, cli, cli_evaluate
-from lexvla_search.crossmodal import KS
-from lexvla_search.evaluation.protocols import PAIRED, RETRIEVED
+from lexvla_search import Query, Searcher, cli
+from lexvla_search.evaluation.protocols import DEPTHS, PAIRED, PROTOCOLS, RETRIEVED
 from lexvla_search.evaluation.runs import Beforehand, System, cut_queries, retrieve, systems
-from lexvla_search.evaluation.significance import TESTS
 from lexvla_search.evaluation.trec import read_run
 from search_fakes import FakeEncoder, unit
 
@@ -55,8 +53,7 @@ class DenseEncoder(FakeEncoder):
 @pytest.fixture(autouse=True)
 def model(monkeypatch: pytest.MonkeyPatch) -> FakeEncoder:
     encoder = DenseEncoder()
-    for module in ("evaluate", "crossmodal"):
-        monkeypatch.setattr(f"lexvla_search.{module}.load_model", lambda *_: encoder)
+    monkeypatch.setattr("lexvla_search.cli.arguments.load_model", lambda *_: encoder)
     return encoder
 
 
@@ -171,7 +168,7 @@ def test_people_see_a_table(files: dict[str, str], capsys: Capture) -> None:
     base = ("--baseline", files["baseline"], "--test", "t", "--group", "kind")
     assert evaluate(files, *SYSTEMS[:3], *R15, *base) == 0
     out, err = capsys.readouterr()
-    assert "4 queries, 100 hits of each; equal scores stand by id" in out
+    assert "4 queries, 100 hits of each; equal scores are ordered by id" in out
     assert [
         line.split() for line in out.splitlines() if line.startswith(("lexical ", "baseline "))
     ][:2] == [["lexical", "0.5000", "0.5000"], ["baseline", "0.2500", "0.2500"]]
@@ -218,7 +215,7 @@ def test_unknown_ids_and_queries_without_an_answer_are_told_at_once(
         (("--measures", "F99"), "is not a measure"),
         (("--depth", "10001"), "10,000 hits deep"),
         (("--measures", "R@20000"), "10,000 hits deep"),
-        (("--plot", "plot.pdf"), "--plot must name"),
+        (("--plot", "plot.pdf"), "--plot: must name"),
     ],
 )
 def test_wrong_usage(
@@ -298,8 +295,7 @@ def test_queries_are_encoded_in_batches_and_once(model: FakeEncoder) -> None:
 
 
 def test_the_arguments_offer_what_there_is() -> None:
-    assert cli_evaluate.TESTS == TESTS
-    assert {*cli_evaluate.PROTOCOLS} == {*PAIRED, *RETRIEVED, "folders"} == {*PAIRED, *KS}
+    assert {*PROTOCOLS} == {*PAIRED, *RETRIEVED, "folders"} == {*PAIRED, *DEPTHS}
 
 
 def test_crossmodal_over_folders(tmp_path: Path, capsys: Capture) -> None:

@@ -154,7 +154,7 @@ def test_files_that_are_none_are_refused(photos: Path, tmp_path: Path) -> None:
 @pytest.fixture
 def model(monkeypatch: pytest.MonkeyPatch) -> FakeEncoder:
     encoder = FakeEncoder()
-    monkeypatch.setattr("lexvla_search.commands.load_model", lambda *_: encoder)
+    monkeypatch.setattr("lexvla_search.cli.arguments.load_model", lambda *_: encoder)
     return encoder
 
 
@@ -178,7 +178,7 @@ def test_encode_and_index_give_what_index_gives(
     direct, merged = str(tmp_path / "a.lex"), str(tmp_path / "b.lex")
     run(capsys, "index", folder, "--index", direct)
     with monkeypatch.context() as patch:
-        patch.setattr("lexvla_search.commands.load_model", None)  # merging needs no model
+        patch.setattr("lexvla_search.cli.arguments.load_model", None)  # merging needs no model
         assert run(capsys, "index", "--from-encoded", *files, "--index", merged)["documents"] == 4
     answers = [run(capsys, "search", "red", "--index", place) for place in (direct, merged)]
     assert answers[0] == answers[1]
@@ -220,7 +220,7 @@ def test_exit_codes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     manifest(tmp_path / "m", b"no json", {"id": "a", "text": "red"})
     holes = ["index", str(tmp_path / "m" / "items.jsonl"), "--index", place, "--prune"]
     assert cli.main(holes) == 0
-    assert "pruned nothing, as the listing is not full: 'line 1'" in capsys.readouterr().err
+    assert "pruned nothing, because the listing is incomplete: 'line 1'" in capsys.readouterr().err
     assert cli.main([*holes, "--strict"]) == 1
     for path in folder.glob("*.png"):
         path.write_bytes(b"no image")

@@ -10,7 +10,7 @@ import pytest
 from lexvla.errors import EngineUnavailableError
 from lexvla_indexer import jdk
 from lexvla_indexer.jdk import Jdk, find_jdk, installed_jdks
-from lexvla_search.doctor import _java
+from lexvla_search.cli.doctor import _java
 
 Make = Callable[..., Path]
 

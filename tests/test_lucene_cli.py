@@ -21,8 +21,7 @@ Capture = pytest.CaptureFixture[str]
 @pytest.fixture
 def address(tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> str:
     """Return a Lucene index that `lexvla index` made of four pictures."""
-    for module in ("commands", "demo"):
-        monkeypatch.setattr(f"lexvla_search.{module}.load_model", lambda *_: FakeEncoder())
+    monkeypatch.setattr("lexvla_search.cli.arguments.load_model", lambda *_: FakeEncoder())
     place = f"lucene:{tmp_path / 'photos.lucene'}"
     assert cli.main(["index", str(save_pictures(tmp_path / "photos")), "--index", place]) == 0
     assert capsys.readouterr().out == "4 added; 4 in the index\n"

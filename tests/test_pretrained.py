@@ -11,7 +11,7 @@ import yaml
 import lexvla
 from lexvla import LexVLA
 from lexvla.data.demo_corpus import load_demo_corpus
-from lexvla_search.commands import load_model
+from lexvla_search.cli.arguments import load_model
 from lexvla_search.evaluation import NotoFigures, evaluate_noto
 
 FOLDER = Path(lexvla.__file__).parent / "pretrained"

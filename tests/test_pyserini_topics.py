@@ -121,7 +121,7 @@ def test_a_title_names_one_vector(tmp_path: Path):
 
 @pytest.fixture
 def model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lexvla_search.commands.load_model", lambda *_: FakeEncoder())
+    monkeypatch.setattr("lexvla_search.cli.arguments.load_model", lambda *_: FakeEncoder())
 
 
 @pytest.mark.usefixtures("model")

@@ -165,7 +165,7 @@ def test_without_pycocotools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 class TestCommand:
     @pytest.fixture(autouse=True)
     def model(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("lexvla_search.studies.load_model", lambda *_: PatchFake())
+        monkeypatch.setattr("lexvla_search.cli.arguments.load_model", lambda *_: PatchFake())
 
     def test_annotations(self, tmp_path: Path, capsys: Capture) -> None:
         red = {"segmentation": [box(0, 0, 4, 2)]}

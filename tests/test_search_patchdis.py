@@ -222,11 +222,11 @@ def test_classes_are_dealt_out_like_cards() -> None:
 class TestCommand:
     @pytest.fixture(autouse=True)
     def model(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("lexvla_search.studies.load_model", lambda *_: PatchFake())
+        monkeypatch.setattr("lexvla_search.cli.arguments.load_model", lambda *_: PatchFake())
 
     def test_demo_scenes(self, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
         items = [drawing(name, name) for name in ("red", "blue", "yellow", "white")]
-        monkeypatch.setattr("lexvla_search.studies.load_demo_corpus", lambda _: items)
+        monkeypatch.setattr("lexvla_search.cli.patchdis.load_demo_corpus", lambda _: items)
         assert cli.main(["patchdis", "--json"]) == 0
         data = json.loads(capsys.readouterr().out)
         assert (data["images"], data["classes"]) == (400, 4)

@@ -233,7 +233,7 @@ def test_the_plot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 class TestCommand:
     @pytest.fixture(autouse=True)
     def model(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-        monkeypatch.setattr("lexvla_search.studies.load_model", lambda *_: FakeEncoder())
+        monkeypatch.setattr("lexvla_search.cli.arguments.load_model", lambda *_: FakeEncoder())
         yield
 
     def manifest(self, folder: Path, *lines: dict[str, Any]) -> str:
@@ -282,7 +282,7 @@ class TestCommand:
             DemoItem(name, label, (), "g", "s", (folder / f"{name}.png").read_bytes())
             for name, label in (("apple", "red black"), ("lime", "green"), ("snow", "white"))
         ]
-        monkeypatch.setattr("lexvla_search.studies.load_demo_corpus", lambda _: items)
+        monkeypatch.setattr("lexvla_search.cli.sparsity.load_demo_corpus", lambda _: items)
         assert cli.main(["sparsity", "--json"]) == 0
         data = json.loads(capsys.readouterr().out)
         assert data["own"]["text_to_image"]["1"] == 1

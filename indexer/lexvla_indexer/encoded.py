@@ -18,6 +18,7 @@ from lexvla.errors import InputError, LexVLAError, VocabularyMismatchError
 from lexvla.vocabulary import Vocabulary
 from lexvla_indexer.base import Index
 from lexvla_indexer.document import Document
+from lexvla_indexer.impacts import ImpactQuantizer
 from lexvla_indexer.legs import stack
 from lexvla_indexer.loading import in_shard
 from lexvla_indexer.pipeline import IndexSink, Ingest, take_writer_lock
@@ -27,6 +28,7 @@ from lexvla_indexer.sources import open_item_source
 __all__ = ["Encoded", "Origin", "encode_source", "index_encoded", "read_origins"]
 
 _FORMAT_VERSION = 1
+_COLLECTION_SCALE = 100  # of a weight of 1, in lines for Anserini
 _CHUNK = 1024  # documents to look up and to add at once
 
 
@@ -91,6 +93,22 @@ class Encoded:
             rule = f"is damaged ({len(documents)} documents with {len(encoding)} vectors)"
             raise InputError(str(path), rule)
         return cls(origin, documents, encoding)
+
+    def save_collection(self, path: str | Path) -> None:
+        """Write the words as Anserini reads them, a line for each document.
+
+        Beside the file, with more suffixes, are the vocabulary and the quantization, without which
+        an index of it cannot be understood.
+        """
+        path = Path(path)
+        new = path.with_name(f"{path.name}.part")
+        vocabulary = self.origin.vocabulary
+        ids, texts = [each.id for each in self.documents], [each.text for each in self.documents]
+        self.encoding.to_jsonl(new, ids, vocabulary, _COLLECTION_SCALE, texts)
+        vocabulary.save(path.with_name(f"{path.name}.vocabulary"))
+        quantizer = ImpactQuantizer.of_scale(_COLLECTION_SCALE, self.encoding.lexical)
+        ImpactQuantizer.save(path.with_name(f"{path.name}.quantization"), {"lexical": quantizer})
+        new.replace(path)
 
 
 def encode_source(

@@ -26,7 +26,7 @@ from lexvla.errors import InputError, LexVLAError
 from lexvla_indexer.jdk import find_jdk
 from lexvla_indexer.lucene.jvm import java_class, start_java
 from lexvla_indexer.lucene.scoring import query_weights
-from lexvla_search.console import note
+from lexvla_search.cli.console import note
 from lexvla_search.encoded_query import encode_query
 from lexvla_search.query import Query
 
@@ -209,7 +209,7 @@ def _min_idf(given: Sequence[str]) -> list[str]:
 
 def _name_encoder() -> None:
     """Let Pyserini's searcher know our encoders by name, beside its own."""
-    from lexvla_search.commands import load_model
+    from lexvla import LexVLA
 
     searcher = importlib.import_module("pyserini.search.lucene").LuceneImpactSearcher
     others: Callable[[str | None], Any] = searcher._init_query_encoder_from_str
@@ -217,7 +217,7 @@ def _name_encoder() -> None:
     def named(encoder: str | None) -> Any:
         name, _, path = (encoder or "").partition(":")
         if name == _NAME:
-            return LexVLAQueryEncoder(load_model(path or None))
+            return LexVLAQueryEncoder(LexVLA.from_pretrained(path or None))
         found = others(encoder)
         if found is None:
             rule = "is no file of encoded queries, and no encoder that Pyserini or lexvla knows"

@@ -13,6 +13,7 @@ from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 
 from lexvla.encoding import Encoder
+from lexvla.version import program_version
 from lexvla_search.api import document_routes, index_routes, search_routes
 from lexvla_search.api.frame import Frame
 from lexvla_search.api.metrics import Metrics
@@ -26,7 +27,6 @@ from lexvla_search.api.models import (
 from lexvla_search.api.problems import MEDIA_TYPE, handle_errors
 from lexvla_search.api.service import Service
 from lexvla_search.api.settings import Settings
-from lexvla_search.commands import version
 
 __all__ = ["create_app"]
 
@@ -64,7 +64,7 @@ def create_app(settings: Settings, model: Encoder | None) -> FastAPI:
 
     app = FastAPI(
         title="LexVLA",
-        version=version(),
+        version=program_version(),
         summary="Explainable search of images by words",
         lifespan=lifespan,
         # These pages load scripts from elsewhere.

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import ipaddress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-__all__ = ["LOOPBACK_HOSTS", "Limits", "Settings"]
+__all__ = ["LOOPBACK_HOSTS", "Limits", "Settings", "bracketed", "is_loopback"]
 
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 _MIB = 1 << 20
@@ -64,7 +65,7 @@ class Settings:
         hosts: What the ``Host`` header may name, or ``None`` for anything. Without keys this
             keeps a web page elsewhere from reaching the server by a name of its own.
         log_queries: Write what people look for into the log.
-        limits: See there.
+        limits: What requests may take.
     """
 
     index: str
@@ -74,3 +75,18 @@ class Settings:
     hosts: tuple[str, ...] | None = LOOPBACK_HOSTS
     log_queries: bool = False
     limits: Limits = field(default_factory=Limits)
+
+
+def is_loopback(host: str) -> bool:
+    """Say whether only this machine can reach what listens at the host."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def bracketed(host: str) -> str:
+    """Return a host as a URL has it: an IPv6 address in brackets."""
+    return f"[{host.strip('[]')}]" if ":" in host else host

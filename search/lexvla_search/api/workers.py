@@ -17,7 +17,9 @@ from typing import Any
 
 import uvicorn
 
-__all__ = ["run_one", "run_several"]
+from lexvla.errors import LexVLAError
+
+__all__ = ["BACKLOG", "listen", "run_one", "run_several"]
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +27,29 @@ _SPAWN = multiprocessing.get_context("spawn")
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _STEADY = 10.0  # seconds: a process that ends sooner would end again
 
+BACKLOG = 2048  # connections that wait to be taken
+
 Make = Callable[[], Any]
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket that takes connections, which wait until a process serves them.
+
+    Raises:
+        LexVLAError: The port is taken, or the address is not of this machine.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # The protocol by name: asyncio sends small packets at once (TCP_NODELAY) for such sockets only.
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host.strip("[]"), port))
+        listening.listen(BACKLOG)
+    except OSError as error:
+        listening.close()
+        raise LexVLAError(f"cannot listen at {host} port {port}: {error.strerror}") from error
+    listening.set_inheritable(True)
+    return listening
 
 
 def run_one(make: Make, options: Mapping[str, Any], listening: socket.socket) -> bool:

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lexvla.errors import OptionalDependencyError
+from lexvla.errors import InputError, OptionalDependencyError
 
-__all__ = ["plot_evaluation"]
+__all__ = ["check_plot", "plot_evaluation"]
 
 # Okabe and Ito's colours, which most eyes can tell apart.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
+
+
+def check_plot(path: str | Path) -> None:
+    """Refuse a plot that could not be drawn, before anything takes time.
+
+    Raises:
+        InputError: The plot's folder does not exist.
+        OptionalDependencyError: matplotlib is missing.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        raise OptionalDependencyError("matplotlib", "evaluation")
+    if not Path(path).absolute().parent.is_dir():
+        raise InputError(str(path), "its folder does not exist")
 
 
 def plot_evaluation(

@@ -21,7 +21,9 @@ from lexvla.images import IMAGE_SUFFIXES
 
 __all__ = [
     "CLASSIFIED",
+    "DEPTHS",
     "PAIRED",
+    "PROTOCOLS",
     "RETRIEVED",
     "CaptionedImages",
     "Counts",
@@ -33,6 +35,7 @@ __all__ = [
     "read_folders",
     "read_inat",
     "read_inshop",
+    "read_labelled",
     "read_sop",
 ]
 
@@ -64,6 +67,16 @@ RETRIEVED = {
 }
 # Classification: test images of all classes.
 CLASSIFIED = {"cub": Counts(5_794, 200), "cars": Counts(8_041, 196)}
+# Image to image: the depths that papers print.
+DEPTHS = {
+    "cub": (1, 2, 4, 8),
+    "cars": (1, 2, 4, 8),
+    "sop": (1, 10, 100, 1000),
+    "inshop": (1, 10, 20, 30),
+    "inat": (1, 4, 16, 32),
+    "folders": (1, 5, 10),
+}
+PROTOCOLS = (*PAIRED, *DEPTHS)
 
 
 @dataclass(frozen=True)
@@ -160,6 +173,43 @@ def export_captions(data: CaptionedImages, folder: str | Path) -> tuple[Path, Pa
     for file, rows in zip(files, (manifest, captions, qrels), strict=True):
         file.write_text("".join(rows), encoding="utf-8", newline="\n")
     return files
+
+
+def read_labelled(
+    protocol: str,
+    data: str | Path,
+    images: str | Path | None = None,
+    classify: bool = False,
+    check_counts: bool = True,
+) -> LabelledImages:
+    """Read the data of one of `DEPTHS`.
+
+    Args:
+        protocol: Its name.
+        data: Its file or folder; see the reader of its name.
+        images: The folder of the images, if elsewhere.
+        classify: Whether for classification, where that has other images.
+        check_counts: Whether there must be as many images and classes as are published.
+
+    Raises:
+        GatheredInputError: Lines are of another form.
+        InputError: A file cannot be read, images are missing, or the counts are others.
+    """
+    published = (CLASSIFIED if classify else RETRIEVED).get(protocol)
+    counts = published if check_counts else None
+    if protocol == "cub":
+        return read_cub(data, images, classify, counts)
+    if protocol == "cars":
+        return read_cars(data, images, classify, counts)
+    if protocol == "sop":
+        return read_sop(data, images, counts)
+    if protocol == "inshop":
+        return read_inshop(data, images, counts)
+    if protocol == "inat":
+        return read_inat(data, images, counts)
+    if images is not None:
+        raise InputError(str(images), "folders has its images in DATA")
+    return read_folders(data)
 
 
 def read_cub(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import shlex
 import shutil
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,16 +14,14 @@ from lexvla.data.demo_corpus import PHOTOGRAPHS, extract_demo_corpus, load_demo_
 from lexvla.errors import IndexCorruptError, LexVLAError, VocabularyMismatchError
 from lexvla_indexer import open_index
 from lexvla_indexer.base import Index, check_match
-from lexvla_search.commands import load_model
-from lexvla_search.console import UsageError, note, print_columns, print_json
+from lexvla_search.cli.arguments import JsonOptions, ModelOptions, flag, not_empty, option
+from lexvla_search.cli.console import UsageError, note, print_columns, print_json
+from lexvla_search.cli.search import hit_rows
 from lexvla_search.query import Query
-from lexvla_search.query_commands import hit_rows
 from lexvla_search.searcher import Searcher
 
 if TYPE_CHECKING:
     from lexvla import LexVLA
-
-__all__ = ["QUERIES", "run"]
 
 QUERIES = (
     "red heart",
@@ -40,22 +38,30 @@ _FILTER = "group=photographs"
 _HITS = 5
 
 
-def run(args: argparse.Namespace) -> int:
+@dataclass(frozen=True)
+class Options(ModelOptions, JsonOptions):
+    """Where the demo keeps its index, and whether to open its page."""
+
+    index: str | None = option("keep the demo's index here", type=not_empty, metavar="DIR")
+    serve: bool = flag("open the page on it")
+
+
+def run(options: Options) -> int:
     """Build the demo's index where there is none, and print explained hits."""
-    home = _cache_home() / "demo.lex" if args.index is None else Path(args.index)
-    if args.index is not None and ":" in args.index:
+    home = _cache_home() / "demo.lex" if options.index is None else Path(options.index)
+    if options.index is not None and ":" in options.index:
         raise UsageError("the demo keeps its index in a folder, not behind another address")
-    model = load_model(args.model, args.device)
-    _prepare(home, model, may_replace=args.index is None)
-    if args.serve:
-        return _serve(home, args)
+    model = options.load_model()
+    _prepare(home, model, may_replace=options.index is None)
+    if options.serve:
+        return _serve(home, options)
     with open_index(str(home)) as source:
         searcher = Searcher(model, source)
         answers = {
             text: searcher.search(Query(text=text, filter=_filter(text)), k=_HITS, explain=True)
             for text in QUERIES
         }
-    if args.json:
+    if options.json:
         results = [
             {
                 "query": {"text": text, "image": None, "filter": _filter(text)},
@@ -79,12 +85,12 @@ def _filter(text: str) -> str | None:
     return _FILTER if text in OF_PHOTOGRAPHS else None
 
 
-def _serve(home: Path, args: argparse.Namespace) -> int:
+def _serve(home: Path, options: Options) -> int:
     from lexvla_search.api.settings import Settings
-    from lexvla_search.serve import serve
+    from lexvla_search.cli.serve import serve
 
     settings = Settings(str(home), images=home.with_name(home.name + ".images"))
-    return serve(settings, model=args.model, device=args.device)
+    return serve(settings, model=options.model, device=options.device)
 
 
 def _cache_home() -> Path:
@@ -101,7 +107,7 @@ def _prepare(home: Path, model: LexVLA, may_replace: bool) -> None:
     wanted, photographs = len(items), sum(item.group == PHOTOGRAPHS for item in items)
     if home.exists() and any(home.iterdir()):
         if not may_replace and not (images / "manifest.jsonl").is_file():
-            raise UsageError(f"{home} exists and is no index of the demo; name another folder")
+            raise UsageError(f"{home} exists and is not an index of the demo; name another folder")
         try:
             with open_index(str(home)) as source:
                 check_match(model, source)

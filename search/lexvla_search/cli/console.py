@@ -1,15 +1,24 @@
-"""What the commands share: messages, JSON and tables."""
+"""What commands print: messages, JSON and tables."""
 
 from __future__ import annotations
 
 import json
+import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from lexvla.errors import LexVLAError
 
-__all__ = ["UsageError", "note", "print_columns", "print_json", "print_numbers"]
+__all__ = [
+    "UsageError",
+    "note",
+    "one_line",
+    "print_columns",
+    "print_facts",
+    "print_json",
+    "print_numbers",
+]
 
 
 class UsageError(LexVLAError):
@@ -17,7 +26,7 @@ class UsageError(LexVLAError):
 
 
 def note(message: str) -> None:
-    """Tell people something that is no result: on stderr."""
+    """Tell people something that is not part of the result, on stderr."""
     print(message, file=sys.stderr, flush=True)
 
 
@@ -40,9 +49,31 @@ def print_columns(rows: Iterable[Sequence[str]], indent: str = "") -> None:
 
 
 def print_numbers(rows: Sequence[Sequence[str]]) -> None:
-    """Print a table whose columns, but the first, are numbers under their heads."""
+    """Print a table with a head; all columns but the first are numbers, aligned right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     print_columns(
         (row[0], *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)))
         for row in rows
     )
+
+
+def print_facts(facts: Mapping[str, Any]) -> None:
+    """Print named values, nested ones as ``outer.inner``."""
+    print_columns(
+        (name, f"{value:,}" if type(value) is int else str(value)) for name, value in _flat(facts)
+    )
+
+
+def one_line(text: str, width: int = 36) -> str:
+    """Shorten a text to what a table has room for."""
+    # A document's text may be long, and hold line breaks or codes that steer a terminal.
+    plain = re.sub(r"[\s\x00-\x1f\x7f-\x9f]+", " ", text).strip()
+    return plain if len(plain) <= width else plain[: width - 1] + "\u2026"
+
+
+def _flat(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value

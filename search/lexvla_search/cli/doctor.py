@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import importlib.metadata
 import importlib.util
@@ -16,14 +15,18 @@ from pathlib import Path
 from lexvla.errors import EngineUnavailableError
 from lexvla_indexer.jdk import GET as JAVA_GET
 from lexvla_indexer.jdk import find_jdk, installed_jdks, java_home
-from lexvla_search.console import print_columns, print_json
-
-__all__ = ["Check", "run"]
+from lexvla_search.cli.arguments import JsonOptions
+from lexvla_search.cli.console import print_columns, print_json
 
 MIN_PYTHON = (3, 11)
 MIN_SQLITE = (3, 35, 0)
 LUCENE = "indexes lucene:DIR"
 ELASTIC = "indexes elasticsearch+http(s)://..."
+
+
+@dataclass(frozen=True)
+class Options(JsonOptions):
+    """How to print the checks."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +50,11 @@ class Check:
     get: str
 
 
-def run(args: argparse.Namespace) -> int:
+def run(options: Options) -> int:
     """Print all checks. Fail only where the base cannot work."""
     checks = [check() for check in _CHECKS]
     healthy = all(check.ok for check in checks if check.required)
-    if args.json:
+    if options.json:
         print_json({"ok": healthy, "checks": [asdict(check) for check in checks]})
     else:
         print_columns(

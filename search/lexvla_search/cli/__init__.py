@@ -1,0 +1,114 @@
+"""The ``lexvla`` command: each subcommand is the module of this folder that has its name.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage (an unknown option, ``-k 0``, a query with neither text
+nor image), 130 interrupted, 141 the reader of the output went away.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from lexvla.errors import GatheredInputError, LexVLAError
+from lexvla_search.cli.console import UsageError, note
+
+__all__ = ["COMMANDS", "main"]
+
+DONE, FAILED, USAGE, INTERRUPTED, NO_READER = 0, 1, 2, 130, 141
+
+# The summaries are here so that --help imports none of the commands.
+COMMANDS = {
+    "demo": "search the bundled images, with explanations",
+    "index": "put images and texts into an index",
+    "encode": "write the vectors of a source, or of queries (.tsv), to a file",
+    "search": "find images by text, image and words",
+    "explain": "break one item's score down",
+    "fit-fusion": "learn how to weight an index's legs",
+    "delete": "delete items from an index",
+    "compact": "reclaim the space of deleted items",
+    "info": "print an index's counts, sizes and model",
+    "patchdis": "measure how well patches are classified by class names",
+    "sparsity": "measure retrieval against the number of active words",
+    "evaluate": "measure search against known answers",
+    "crossmodal": "measure a model by the field's protocols",
+    "train": "train a model",
+    "serve": "serve the page and the REST API",
+    "api-key": "make or revoke a key for lexvla serve",
+    "doctor": "show what this machine can run",
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(USAGE, f"lexvla: error: {message} (try: {self.prog} --help)\n")
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        from lexvla.version import program_version
+
+        print(f"lexvla {program_version()}")
+        parser.exit()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    try:
+        _let_output_hold_any_name()
+        command, options = _parse(sys.argv[1:] if arguments is None else arguments)
+        code: int = command.run(options)
+        sys.stdout.flush()
+        return code
+    except SystemExit as stop:  # argparse: 0 after --help, 2 after wrong usage
+        return int(stop.code or 0)
+    except UsageError as error:
+        note(f"lexvla: error: {error}")
+        return USAGE
+    except BrokenPipeError:
+        # Else Python complains once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return NO_READER
+    except KeyboardInterrupt:
+        note("lexvla: interrupted")
+        return INTERRUPTED
+    except (LexVLAError, OSError) as error:
+        for one in error.errors if isinstance(error, GatheredInputError) else (error,):
+            note(f"lexvla: error: {' '.join(str(one).split())}")
+        return FAILED
+
+
+def _parse(arguments: Sequence[str]) -> tuple[Any, Any]:
+    """Return the module of the command that is named, and its options."""
+    parser = _Parser(prog="lexvla", description="Explainable image search by words.")
+    parser.add_argument(
+        "--version",
+        action=_Version,
+        nargs=0,
+        default=argparse.SUPPRESS,
+        help="print the version and exit",
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    named = next((argument for argument in arguments if argument in COMMANDS), "")
+    module: Any = None
+    for name, summary in COMMANDS.items():
+        command = commands.add_parser(name, help=summary, description=summary)
+        if name == named:
+            from lexvla_search.cli.arguments import add_arguments
+
+            module = importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
+            add_arguments(command, module.Options)
+    given = vars(parser.parse_args(arguments))
+    del given["command"]
+    return module, module.Options(**given)
+
+
+def _let_output_hold_any_name() -> None:
+    # A file's name may hold bytes that are not valid text; printing it must not fail.
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="backslashreplace")

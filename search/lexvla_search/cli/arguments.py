@@ -1,0 +1,154 @@
+"""How a command declares its options, and those that several commands share.
+
+A command's options are a dataclass. Its fields say how argparse reads them::
+
+    @dataclass(frozen=True)
+    class Options(IndexOptions, JsonOptions):
+        ids: list[str] = positional("the items' ids", metavar="ID", nargs="+")
+        dry_run: bool = flag("delete nothing")
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+from lexvla.errors import LexVLAError
+from lexvla_search.cli.console import note
+
+if TYPE_CHECKING:
+    from lexvla import LexVLA
+
+__all__ = [
+    "IndexOptions",
+    "JsonOptions",
+    "ModelOptions",
+    "add_arguments",
+    "flag",
+    "load_model",
+    "not_empty",
+    "option",
+    "plot_file",
+    "positional",
+    "positive",
+]
+
+PLOTS = (".png", ".svg")
+
+
+def positional(what: str, **settings: Any) -> Any:
+    """Declare an argument without a name; the settings are those of `add_argument`."""
+    return field(metadata={"positional": True, "help": what, **settings})
+
+
+def option(what: str, **settings: Any) -> Any:
+    """Declare an option named like its field; the settings are those of `add_argument`.
+
+    ``group`` puts it under a heading of its own in the help.
+    """
+    return field(metadata={"help": what, **settings})
+
+
+def flag(what: str) -> Any:
+    """Declare an option that is on when it is given."""
+    return option(what, action="store_true")
+
+
+def add_arguments(parser: argparse.ArgumentParser, options: type) -> None:
+    """Add the arguments that a dataclass declares: its own first, then those of its bases."""
+    declared = {each.name: dict(each.metadata) for each in fields(options)}
+    groups: dict[str, Any] = {}
+    for kind in options.__mro__:
+        for name in inspect.get_annotations(kind):
+            settings = declared.pop(name, None)
+            if settings is None:
+                continue
+            target: Any = parser
+            if group := settings.pop("group", None):
+                target = groups.get(group) or parser.add_argument_group(group)
+                groups[group] = target
+            flags = name if settings.pop("positional", False) else _flag_of(name)
+            target.add_argument(flags, **settings)
+
+
+def _flag_of(name: str) -> str:
+    return f"-{name}" if len(name) == 1 else f"--{name.replace('_', '-')}"
+
+
+def not_empty(text: str) -> str:
+    """Read a text that must not be empty."""
+    # An unset shell variable gives an empty path, which would mean the current folder.
+    if not text.strip():
+        raise argparse.ArgumentTypeError("must not be empty")
+    return text
+
+
+def positive(text: str) -> int:
+    """Read a whole number of at least 1."""
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text!r}")
+    return number
+
+
+def plot_file(text: str) -> str:
+    """Read the name of a picture that a plot is drawn into."""
+    if not text.lower().endswith(PLOTS):
+        raise argparse.ArgumentTypeError(f"must name a file that ends in {' or '.join(PLOTS)}")
+    return text
+
+
+@dataclass(frozen=True)
+class IndexOptions:
+    """Which index a command works on."""
+
+    index: str = option(
+        "where the index is, such as photos.lex", type=not_empty, required=True, metavar="ADDRESS"
+    )
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which model a command uses."""
+
+    model: str | None = option("a saved model (default: the bundled one)", metavar="M")
+    device: str = option("where it runs: cpu, cuda, ...", default="cpu", metavar="D")
+
+    def load_model(self, introduce: bool = False) -> LexVLA:
+        """Load it; see the function `load_model`."""
+        return load_model(self.model, self.device, introduce)
+
+
+@dataclass(frozen=True)
+class JsonOptions:
+    """How a command prints its result."""
+
+    json: bool = flag("print the result as JSON")
+
+
+def load_model(path: str | None, device: str = "cpu", introduce: bool = False) -> LexVLA:
+    """Load a saved model, or the default one, onto a device.
+
+    Args:
+        path: Its folder or hub id; ``None`` for the default one.
+        device: Where it is put.
+        introduce: Whether to tell people what it knows, if it says.
+
+    Raises:
+        UnsupportedError: torch has no such device here.
+        LexVLAError: A package that models need is missing or broken.
+        ModelError: There is no complete model at the path.
+    """
+    try:
+        from lexvla import LexVLA
+    except ImportError as error:
+        raise LexVLAError(f"models cannot be loaded ({error}); see: lexvla doctor") from error
+    model = LexVLA.from_pretrained(path, device=device)
+    if introduce and model.config.knowledge:
+        note(f"lexvla: {model.config.model_name} {model.config.knowledge}")
+    return model

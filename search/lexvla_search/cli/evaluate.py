@@ -1,0 +1,189 @@
+"""``lexvla evaluate``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from lexvla.errors import GatheredInputError, InputError, UnsupportedError
+from lexvla_indexer import open_index
+from lexvla_search.cli.arguments import (
+    IndexOptions,
+    JsonOptions,
+    ModelOptions,
+    option,
+    plot_file,
+    positive,
+)
+from lexvla_search.cli.console import UsageError, note, print_json, print_numbers
+from lexvla_search.evaluation.figures import check_plot
+from lexvla_search.evaluation.measures import MEASURES, deepest, parse_measures
+from lexvla_search.evaluation.runs import System, check_judgements, systems
+from lexvla_search.evaluation.search import TIES, SearchFigures, evaluate_search
+from lexvla_search.evaluation.significance import TESTS, Test
+from lexvla_search.evaluation.trec import (
+    Read,
+    Run,
+    read_qrels_lines,
+    read_queries_lines,
+    read_run,
+)
+from lexvla_search.fusion import MAX_HITS
+from lexvla_search.query import Query
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Options(IndexOptions, ModelOptions, JsonOptions):
+    """What to measure, how, and what to write."""
+
+    queries: str = option(
+        "lines of id, tab, text; or .jsonl; or a folder of images", required=True, metavar="Q"
+    )
+    qrels: str = option("TREC judgements", required=True, metavar="R")
+    measures: list[str] | None = option("such as 'R@1 nDCG@10 RR'", nargs="+", metavar="M")
+    legs: list[str] | None = option(
+        "one system each, such as lexical lexical,dense", nargs="+", metavar="L"
+    )
+    fusion: list[str] | None = option(
+        "one system each: rrf, weighted, or a leg's name", nargs="+", metavar="F"
+    )
+    depth: int = option("hits of each query (100)", type=positive, default=100, metavar="N")
+    run: str | None = option("write the run; with several systems, one file each", metavar="FILE")
+    baseline: str | None = option("test each system against this run", metavar="FILE")
+    test: Test = option(f"which significance test ({TESTS[0]})", choices=TESTS, default=TESTS[0])
+    per_query: str | None = option("write every value as .tsv", metavar="FILE")
+    group: str | None = option("R@1 by a field of the relevant documents", metavar="FIELD")
+    plot: str | None = option("draw recall, as .png or .svg", type=plot_file, metavar="FILE")
+
+
+class _Inputs(NamedTuple):
+    queries: Read[Query]
+    qrels: Read[dict[str, int]]
+    baseline: Run | None
+
+
+def run(options: Options) -> int:
+    """Print the measures of each system, and write what was asked for."""
+    chosen, measures, depth = _plan(options)
+    inputs = _read(options)
+    with open_index(options.index) as index:
+        try:
+            check_judgements(inputs.queries, inputs.qrels, index)
+        except UnsupportedError as error:
+            note(f"lexvla: cannot check whether the index has the judged documents: {error}")
+        figures = evaluate_search(
+            options.load_model(),
+            index,
+            inputs.queries.values,
+            inputs.qrels.values,
+            chosen,
+            measures,
+            depth,
+            inputs.baseline,
+            options.test,
+            options.group,
+            cut=options.plot is not None,
+            show_progress_bar=None,
+        )
+    runs = figures.write_runs(options.run) if options.run else {}
+    if options.per_query:
+        figures.write_per_query(options.per_query)
+    if options.plot:
+        figures.plot(options.plot)
+    if options.json:
+        data = figures.to_dict()
+        for system in data["systems"]:
+            system["run"] = runs.get(system["name"])
+        print_json({"index": options.index, **data})
+        return 0
+    print(f"{options.index}: {figures.queries:,} queries, {depth:,} hits of each; {TIES}\n")
+    print_numbers(
+        [
+            ("", *measures),
+            *((name, *(f"{one.mean[m]:.4f}" for m in measures)) for name, one in figures.rows),
+        ]
+    )
+    _print_significance(figures)
+    _print_groups(figures)
+    _note_unanswered(figures)
+    for path in (*runs.values(), options.per_query, options.plot):
+        if path:
+            note(f"lexvla: wrote {path}")
+    return 0
+
+
+def _plan(options: Options) -> tuple[list[System], list[str], int]:
+    """Return the systems, the measures and the depth."""
+    try:
+        chosen = systems(options.legs or (), options.fusion or ())
+        measures = parse_measures(options.measures or MEASURES)
+    except InputError as error:
+        raise UsageError(str(error)) from error
+    depth = max(options.depth, deepest(measures))
+    if depth > MAX_HITS:
+        raise UsageError(f"searches reach {MAX_HITS:,} hits deep, not {depth:,}")
+    if options.plot:
+        check_plot(options.plot)  # before the searches
+    for path in (options.run, options.per_query):
+        if path and not Path(path).absolute().parent.is_dir():
+            raise InputError(path, "its folder does not exist")
+    return chosen, measures, depth
+
+
+def _read(options: Options) -> _Inputs:
+    """Read all files, and report the errors in any of them together."""
+    errors: list[InputError] = []
+
+    def gather(read: Callable[[str], _T], path: str) -> _T | None:
+        try:
+            return read(path)
+        except GatheredInputError as error:
+            errors.extend(error.errors)
+        except InputError as error:
+            errors.append(error)
+        return None
+
+    queries = gather(read_queries_lines, options.queries)
+    qrels = gather(read_qrels_lines, options.qrels)
+    baseline = gather(read_run, options.baseline) if options.baseline else None
+    if errors or queries is None or qrels is None:
+        raise GatheredInputError(errors)
+    return _Inputs(queries, qrels, baseline)
+
+
+def _print_significance(figures: SearchFigures) -> None:
+    if figures.baseline is None:
+        return
+    how = "paired t-test" if figures.test == "t" else "paired randomisation test"
+    print(f"\nminus the baseline; p of a two-sided {how}, and Holm's correction over the systems\n")
+    rows: list[tuple[str, ...]] = [("", "measure", "difference", "p", "Holm")]
+    for name, by_system in figures.significance.items():
+        for system, one in by_system.items():
+            rows.append(
+                (system, name, f"{one.difference:+.4f}", f"{one.p:.4g}", f"{one.corrected:.4g}")
+            )
+    print_numbers(rows)
+
+
+def _print_groups(figures: SearchFigures) -> None:
+    if not figures.groups:
+        return
+    print("\nR@1 by group\n")
+    rows: list[tuple[str, ...]] = [("", "queries", *figures.by_group)]
+    for name, members in figures.groups.items():
+        values = (f"{row[name]:.4f}" for row in figures.by_group.values())
+        rows.append((name, f"{len(members):,}", *values))
+    print_numbers(rows)
+
+
+def _note_unanswered(figures: SearchFigures) -> None:
+    for system, one in figures.found.items():
+        if one.unanswered:
+            first, reason = next(iter(one.unanswered.items()))
+            why = f" ({reason})" if reason else ""
+            many = f"{len(one.unanswered):,} of {figures.queries:,} queries have no hits"
+            note(f"lexvla: {system.name}: {many} and count 0; the first is {first!r}{why}")

@@ -1,0 +1,93 @@
+"""``lexvla index``."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+
+from lexvla_indexer import open_index
+from lexvla_indexer.encoded import index_encoded, read_origins
+from lexvla_indexer.pipeline import index_source
+from lexvla_indexer.sources import open_item_source
+from lexvla_search.cli.arguments import (
+    IndexOptions,
+    JsonOptions,
+    ModelOptions,
+    flag,
+    not_empty,
+    option,
+    positional,
+)
+from lexvla_search.cli.console import UsageError, print_json
+from lexvla_search.cli.source import (
+    SOURCE,
+    SourceOptions,
+    counts,
+    exit_code,
+    in_words,
+    rejects_file,
+)
+
+
+@dataclass(frozen=True)
+class Options(SourceOptions, IndexOptions, ModelOptions, JsonOptions):
+    """What to put into an index, and how."""
+
+    source: str | None = positional(SOURCE, metavar="SOURCE", nargs="?", type=not_empty)
+    from_encoded: list[str] | None = option(
+        "use vectors that lexvla encode wrote instead", nargs="+", metavar="FILE"
+    )
+    resume: bool = option(
+        "skip items that are in the index unchanged (the default)",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+    )
+    prune: bool = flag("delete items that the source no longer has")
+    rebuild: bool = flag(
+        "fill a new index, and swap it for the old one at the end (Elasticsearch only)"
+    )
+
+
+def run(options: Options) -> int:
+    """Put a source, or files of vectors, into an index."""
+    source, files = options.source, options.from_encoded or []
+    if (source is None) == (not files):
+        raise UsageError("needs either a SOURCE or --from-encoded FILE...")
+    if source is not None:
+        open_item_source(source, options.text_field)  # before an empty index is made for nothing
+        model = options.load_model(introduce=True)
+        vocabulary, name = model.vocabulary, model.name
+    else:
+        for given in ("model", "text_field", "prune"):
+            if getattr(options, given):
+                raise UsageError(f"--{given.replace('_', '-')} does not go with --from-encoded")
+        origin = read_origins(files)
+        vocabulary, name = origin.vocabulary, origin.model
+    with open_index(
+        options.index, create=True, vocabulary=vocabulary, model=name, rebuild=options.rebuild
+    ) as target:
+        if source is None:
+            report = index_encoded(files, target, resume=options.resume)
+        else:
+            report = index_source(
+                source,
+                target,
+                model,
+                batch_size=options.batch_size,
+                resume=options.resume,
+                text_field=options.text_field,
+                prune=options.prune,
+            )
+        failure = ""
+        if not (report.added or report.skipped):
+            failure = f"nothing in {source or ' '.join(files)} could be added"
+        code = exit_code(report, options.strict, failure)
+        if options.rebuild and code == 0:
+            target.publish()
+        count = target.count()
+    numbers = counts(report, "unchanged")
+    if options.json:
+        print_json({"index": options.index, **numbers, **rejects_file(report), "documents": count})
+    else:
+        print(f"{in_words(numbers)}; {count:,} in the index")
+    return code

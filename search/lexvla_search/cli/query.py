@@ -1,0 +1,123 @@
+"""What ``lexvla search`` and ``lexvla explain`` share: how a query is given and shown."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lexvla.errors import InputError
+from lexvla_indexer.legs import Leg
+from lexvla_search.cli.arguments import ModelOptions, flag, option, positional
+from lexvla_search.cli.console import UsageError
+from lexvla_search.fusion import FUSIONS, LEGS, Fusion, FusionName, named_fusion
+from lexvla_search.query import Query
+from lexvla_search.searcher import Answer
+
+if TYPE_CHECKING:
+    from lexvla import LexVLA
+
+
+def finite(text: str) -> float:
+    """Read a finite number."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"must be a finite number, not {text!r}")
+    return value
+
+
+def _weighted(text: str) -> tuple[str, float]:
+    word, sign, weight = text.rpartition("=")
+    if not sign or not word.strip():
+        raise argparse.ArgumentTypeError(
+            f"must be a word with a weight, such as red=2, not {text!r}"
+        )
+    return word, finite(weight)
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(","))
+
+
+def _weights(text: str) -> dict[str, float]:
+    return dict(_weighted(part) for part in _listed(text))
+
+
+def _region(text: str) -> tuple[float, ...]:
+    values = tuple(finite(part) for part in text.split(","))
+    if len(values) != 4:
+        raise argparse.ArgumentTypeError(f"must be x,y,width,height, not {text!r}")
+    return values
+
+
+def _words(what: str, metavar: str, kind: Any = str) -> Any:
+    return option(what, action="append", default=[], type=kind, metavar=metavar)
+
+
+@dataclass(frozen=True)
+class QueryOptions(ModelOptions):
+    """What to look for."""
+
+    text: str | None = positional("what to look for", metavar="TEXT", nargs="?")
+    image: str | None = option("look for images like this one", metavar="FILE")
+    region: tuple[float, float, float, float] | None = option(
+        "... like this part of it, in pixels", type=_region, metavar="X,Y,W,H"
+    )
+    term: list[tuple[str, float]] = _words("add a word to the query as it is", "WORD=W", _weighted)
+    boost: list[tuple[str, float]] = _words(
+        "multiply a word's weight in the query", "WORD=F", _weighted
+    )
+    ban: list[str] = _words("drop a word from the query, and hits that show it", "WORD")
+    require: list[str] = _words("only hits that show this word", "WORD")
+    filter: str | None = option("such as 'year>=2020 and tag=cat'", metavar="F")
+    legs: tuple[Leg, ...] | None = option(
+        f"of {', '.join(LEGS)} (default: all but codes)", type=_listed, metavar="L,L"
+    )
+    fusion: FusionName | None = option("how to merge the legs' lists", choices=FUSIONS)
+    weights: dict[Leg, float] | None = option(
+        "such as lexical=0.7,dense=0.3", type=_weights, metavar="L=W,.."
+    )
+    no_model: bool = flag("load no model: plain words, each of weight 1")
+
+    def query(self, **hits: Any) -> Query:
+        """Return the query; `hits` are its settings of which hits to return.
+
+        Raises:
+            UsageError: It breaks a rule of queries.
+        """
+        try:
+            fusion: FusionName | Fusion | None = self.fusion
+            if self.weights is not None:
+                fusion = named_fusion(self.fusion or "weighted", self.weights)
+            return Query(
+                text=self.text,
+                image=self.image,
+                region=self.region,
+                terms=dict(self.term),
+                boost=dict(self.boost),
+                ban=self.ban,
+                require=self.require,
+                filter=self.filter,
+                legs=self.legs,
+                fusion=fusion,
+                **hits,
+            )
+        except InputError as error:
+            raise UsageError(str(error)) from error
+
+    def encoder(self) -> LexVLA | None:
+        """Load the model, unless the query is to go without."""
+        return None if self.no_model else self.load_model()
+
+
+def described(query: Query, answer: Answer | None = None) -> dict[str, Any]:
+    """Return a query for programs; with its answer, also the words, legs and fusion it came to."""
+    data = {"description": query.describe(), **query.to_dict()}
+    if answer is None:
+        return data
+    words = [{"word": word, "weight": weight} for word, weight in answer.words]
+    return {**data, "words": words, "legs": list(answer.legs), "fusion": str(answer.fusion)}

@@ -1,0 +1,85 @@
+"""``lexvla search``."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+
+from lexvla_indexer import open_index
+from lexvla_search.cli.arguments import IndexOptions, JsonOptions, flag, option, positive
+from lexvla_search.cli.console import note, one_line, print_columns, print_json
+from lexvla_search.cli.query import QueryOptions, described, finite
+from lexvla_search.encoded_query import encode_query
+from lexvla_search.query import Query
+from lexvla_search.searcher import Hit, Searcher
+
+TABLE_ROWS = 20  # of one hit among several; `explain` and --json give all
+
+
+def _offset(text: str) -> int:
+    if not (text.isascii() and text.isdecimal()):
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 0, not {text!r}")
+    return int(text)
+
+
+@dataclass(frozen=True)
+class Options(QueryOptions, IndexOptions, JsonOptions):
+    """What to look for, and which hits to return."""
+
+    k: int = option("how many hits (10)", type=positive, default=10, metavar="N")
+    offset: int = option("skip the first N hits", type=_offset, default=0, metavar="N")
+    min_score: float | None = option("leave out lower scores", type=finite, metavar="S")
+    explain: bool = flag("show the parts of each score")
+    show_query: bool = flag("print the request to Elasticsearch without sending it")
+
+
+def run(options: Options) -> int:
+    """Print the best hits of a query."""
+    query = options.query(k=options.k, offset=options.offset, min_score=options.min_score)
+    with open_index(options.index) as source:
+        searcher = Searcher(options.encoder(), source)
+        if options.show_query:
+            return _show_query(options, query, searcher)
+        # People always see the strongest words; programs get the explanation when they ask.
+        answer = searcher.answer(query, explain=options.explain or not options.json)
+    hits = answer.hits
+    if options.json:
+        hit_data = [hit.to_dict() for hit in hits]
+        print_json({"query": described(query, answer), "hits": hit_data})
+        return 0
+    if not hits:
+        note("lexvla: no hits")
+    if options.explain:
+        for hit in hits:
+            print(f"{hit.rank}. {one_line(hit.label)}  {hit.id}  score {hit.score:.4f}")
+            print(hit.explanation.table(TABLE_ROWS) if hit.explanation else "", end="\n\n")
+    else:
+        print_columns(hit_rows(hits))
+    return 0
+
+
+def hit_rows(hits: list[Hit]) -> list[tuple[str, ...]]:
+    """Return hits as rows of a table: rank, score, label, id and the strongest words."""
+    digits = max((len(str(hit.rank)) for hit in hits), default=1)
+    return [
+        (
+            f"{hit.rank:>{digits}}",
+            f"{hit.score:.3f}",
+            one_line(hit.label),
+            hit.id,
+            hit.explanation.summary() if hit.explanation else "",
+        )
+        for hit in hits
+    ]
+
+
+def _show_query(options: Options, query: Query, searcher: Searcher) -> int:
+    """Print the request of each leg; bans, requirements and fusion come after the answers."""
+    index = searcher.index
+    encoded = encode_query(query, searcher.model).encoding
+    requests = index.requests(encoded, query.offset + query.k, query.legs, query.filter)
+    if options.json:
+        print_json({"index": options.index, "requests": requests})
+    else:
+        print(index.show(requests))
+    return 0

@@ -1,0 +1,63 @@
+"""What ``lexvla index`` and ``encode`` share: how to read a source, and what to tell of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from lexvla_indexer.report import Report
+from lexvla_search.cli.arguments import flag, not_empty, option, positive
+from lexvla_search.cli.console import note
+
+SOURCE = "a folder of images, a JSONL manifest, or the path or pattern of .tar shards"
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """How to read a source."""
+
+    text_field: str | None = option("which field is the text", type=not_empty, metavar="F")
+    batch_size: int = option("items in one pass (64)", type=positive, default=64, metavar="N")
+    strict: bool = flag("fail if any item was left out")
+
+
+def counts(report: Report, skipped: str) -> dict[str, int]:
+    """Return the counts of a report; `skipped` is what to call the items that were skipped."""
+    return {
+        "added": report.added,
+        skipped: report.skipped,
+        "pruned": report.pruned,
+        "rejected": len(report.rejected),
+        "ignored": report.ignored,
+        "wordless": report.empty,
+    }
+
+
+def in_words(numbers: dict[str, int]) -> str:
+    """Return counts as a line of text, without zeros."""
+    return ", ".join(f"{n:,} {name}" for name, n in numbers.items() if n or name == "added")
+
+
+def rejects_file(report: Report) -> dict[str, Any]:
+    """Return where the rejected items are listed, for programs."""
+    listed = report.rejects_path if report.rejected else None
+    return {"rejects_file": None if listed is None else str(listed)}
+
+
+def exit_code(report: Report, strict: bool, failure: str) -> int:
+    """Tell people what was left out, and return the exit code.
+
+    Args:
+        report: Of the items.
+        strict: Whether it is a failure that something was left out.
+        failure: Why the command failed as a whole; empty if it did not.
+    """
+    if report.rejected:
+        first = report.rejected[0]
+        where = report.rejects_path or "no file, as the index has no directory"
+        note(f"lexvla: rejected {first.item!r}: {first.rule}; all are in {where}")
+    if report.prune_refused:
+        note(f"lexvla: pruned nothing, because the listing is incomplete: {report.prune_refused}")
+    if failure:
+        note(f"lexvla: error: {failure}")
+    return 1 if failure or (strict and (report.rejected or report.prune_refused)) else 0
