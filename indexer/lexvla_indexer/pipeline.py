@@ -17,6 +17,7 @@ from lexvla.encoding import Encoder, Encoding
 from lexvla.errors import InputError, UnsupportedError, VocabularyMismatchError
 from lexvla_indexer.base import Index, check_match
 from lexvla_indexer.document import Document
+from lexvla_indexer.isolating import isolate
 from lexvla_indexer.ledger import Ledger
 from lexvla_indexer.loading import Loaded, in_order, in_shard, load, source_of
 from lexvla_indexer.report import Reject, RejectLog, Report
@@ -357,7 +358,7 @@ def _pixels(batch: list[Loaded]) -> int:
 def _run(encoder: Encoder, batch: list[Loaded]) -> _Encoded:
     """Encode a batch; if the model refuses an item, find out which."""
 
-    def encode(some: list[Loaded]) -> Encoding:
+    def encode(some: Sequence[Loaded]) -> Encoding:
         images: list[Any] = [each.image for each in some if each.image is not None]
         return (
             encoder.encode_image(images)
@@ -365,15 +366,11 @@ def _run(encoder: Encoder, batch: list[Loaded]) -> _Encoded:
             else encoder.encode_text([each.document.text for each in some])
         )
 
-    try:
-        return _Encoded([each.document for each in batch], encode(batch), [])
-    except InputError:
-        pass
     documents, parts, rejects = [], [], []
-    for each in batch:
-        try:
-            parts.append(encode([each]))
-            documents.append(each.document)
-        except InputError as error:
-            rejects.append(Reject(each.document.id, error.rule, each.where))
+    for group, made in isolate(encode, batch):
+        if isinstance(made, InputError):
+            rejects += [Reject(each.document.id, made.rule, each.where) for each in group]
+        else:
+            documents += [each.document for each in group]
+            parts.append(made)
     return _Encoded(documents, Encoding.concat(parts) if parts else None, rejects)

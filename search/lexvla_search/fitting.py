@@ -178,7 +178,7 @@ def save_fusion(index: Index, fusion: Fusion, facts: dict[str, Any] | None = Non
         facts: JSON values about how it was found, kept beside it.
 
     Raises:
-        OSError: The file cannot be written.
+        UnsupportedError: The index cannot keep notes.
     """
     data = {"format_version": _FORMAT_VERSION, "fusion": fusion.to_dict(), "facts": facts or {}}
     index.write_note(NOTE, data)

@@ -13,6 +13,7 @@ from typing import Any
 
 from lexvla.encoding import Encoder, Encoding
 from lexvla.errors import LexVLAError
+from lexvla_indexer.isolating import isolate
 
 __all__ = ["Batcher", "Overdue", "before"]
 
@@ -158,30 +159,27 @@ class Batcher:
             return jobs
 
     def _answer(self, jobs: list[_Job]) -> None:
-        first = jobs[0]
-        if len(jobs) == 1:
-            self._answer_one(first)
-            return
-        try:
-            encoding = first.call([item for job in jobs for item in job.items or ()])
-        except LexVLAError:
-            # One bad item must not fail the others.
-            for job in jobs:
-                self._answer_one(job)
-            return
-        except BaseException as error:  # noqa: BLE001 - it is raised where the call was made
-            for job in jobs:
-                job.answer.set_exception(error)
-            return
-        start = 0
-        for job in jobs:
-            end = start + len(job.items or ())
-            job.answer.set_result(encoding[start:end])
-            start = end
+        """Run jobs, whose items go through the model together, and hand out the results."""
 
-    @staticmethod
-    def _answer_one(job: _Job) -> None:
+        def call(some: Sequence[_Job]) -> Any:
+            first = some[0]
+            if first.items is None:
+                return first.call()
+            return first.call([item for job in some for item in job.items or ()])
+
         try:
-            job.answer.set_result(job.call() if job.items is None else job.call(job.items))
+            for group, made in isolate(call, jobs, LexVLAError):
+                start = 0
+                for job in group:
+                    if isinstance(made, LexVLAError):
+                        job.answer.set_exception(made)
+                    elif len(group) == 1:
+                        job.answer.set_result(made)
+                    else:
+                        end = start + len(job.items or ())
+                        job.answer.set_result(made[start:end])
+                        start = end
         except BaseException as error:  # noqa: BLE001 - it is raised where the call was made
-            job.answer.set_exception(error)
+            for job in jobs:
+                if not job.answer.done():
+                    job.answer.set_exception(error)

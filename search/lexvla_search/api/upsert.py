@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from PIL import Image
 from pydantic import ValidationError
 from starlette.requests import Request
 
-from lexvla.encoding import Encoding
+from lexvla.encoding import Encoder, Encoding
 from lexvla.errors import InputError
 from lexvla.images import open_image
 from lexvla_indexer import Document
+from lexvla_indexer.isolating import isolate
 from lexvla_search import schema
 from lexvla_search.api.bodies import decode
 from lexvla_search.api.models import DocumentLine
@@ -134,15 +134,13 @@ class Upsert:
         texts = [item for item in items if item.image is None]
         # Few at a time: queries go through the model between them.
         groups = [pictures[i : i + 8] for i in range(0, len(pictures), 8)] + [texts]
-        for group in filter(None, groups):
-            try:
-                parts.append(_encoded(model, group))
-            except InputError:
-                for item in group:
-                    try:
-                        parts.append(_encoded(model, [item]))
-                    except InputError as error:
-                        self._reject(item.line, item.document.id, error.rule)
+        for batch in groups:
+            for group, made in isolate(lambda some: _encoded(model, some), batch):
+                if isinstance(made, InputError):
+                    for item in group:
+                        self._reject(item.line, item.document.id, made.rule)
+                else:
+                    parts.append(([item.document for item in group], made))
         return parts
 
 
@@ -156,8 +154,9 @@ def _name_in(line: bytes) -> str | None:
     return str(name)
 
 
-def _encoded(model: Any, group: list[_Item]) -> tuple[list[Document], Encoding]:
-    documents = [item.document for item in group]
-    if group[0].image is not None:
-        return documents, model.encode_image([item.image for item in group])
-    return documents, model.encode_text([item.document.text for item in group])
+def _encoded(model: Encoder, group: Sequence[_Item]) -> Encoding:
+    """Encode documents that all have images, or all have none."""
+    images = [item.image for item in group if item.image is not None]
+    if images:
+        return model.encode_image(images)
+    return model.encode_text([item.document.text for item in group])

@@ -44,7 +44,6 @@ def plot_evaluation(
 
     Raises:
         OptionalDependencyError: matplotlib is missing.
-        OSError: The file cannot be written.
     """
     try:
         from matplotlib import rc_context

@@ -183,9 +183,6 @@ def mean_iou(counts: np.ndarray) -> float:
 
     Args:
         counts: (3, classes), the sum of what `count_overlap` gives for each image.
-
-    Raises:
-        ValueError: No class occurs.
     """
     occurs = counts[2] > 0
     if not occurs.any():
@@ -220,7 +217,6 @@ def evaluate_patchdis(
 
     Raises:
         InputError: The model cannot read an image, or no patch is of a class.
-        ValueError: A mask has another size than its image, or unknown numbers.
     """
     off = None if show_progress_bar is None else not show_progress_bar
     scenes = tqdm(scenes, unit=" images", disable=off)

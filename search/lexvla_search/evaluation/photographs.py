@@ -260,9 +260,6 @@ def evaluate_photographs(
         items: The things.
         scenes: Square pictures of scenery.
         words: The last words of classes, see `class_words`.
-
-    Raises:
-        ValueError: There are no items, or no scenes.
     """
     if not items or not scenes:
         raise ValueError("there must be items and scenes")

@@ -1,8 +1,9 @@
-"""Test sets of the field as their authors publish them: who is asked for, and what counts as right.
+"""Test sets of the field as their authors publish them.
 
-Every reader holds what it reads against the published counts, so that a wrong file, an incomplete
+Every reader compares what it reads with the published counts, so that a wrong file, an incomplete
 download or another split is noticed before hours of encoding. A test, or another version of the
-data, passes its own counts, or ``None`` for any.
+data, passes its own counts, or ``None`` for any. All readers raise `InputError` if a file cannot be
+read, images are missing or the counts differ, and `GatheredInputError` if lines have another form.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,9 +45,9 @@ class Counts(NamedTuple):
     """How large a test set is.
 
     Attributes:
-        images: Those that are asked with.
+        images: How many images to ask with.
         classes: How many classes these have; of captioned images, how many captions.
-        gallery: Those that are searched, where they are others.
+        gallery: How many other images to search, if any.
     """
 
     images: int
@@ -99,12 +100,12 @@ class LabelledImages:
     """Images with classes.
 
     Attributes:
-        images: Paths of those that are asked with.
+        images: Paths of the images to ask with.
         labels: The class of each.
-        gallery: Paths of those that are searched; empty if they are the same, and each image is
-            then searched for among the others.
+        gallery: Paths of the images to search; if empty, each image is searched for among the
+            others.
         gallery_labels: The class of each.
-        class_names: Words for each class, by label, where the data has words.
+        class_names: Words for each class, by label, if the data has them.
     """
 
     images: tuple[Path, ...]
@@ -127,9 +128,6 @@ def read_captions(
         images: The folder of the images; see `lexvla.data.karpathy.read_karpathy`.
         split: Its name.
         counts: Of images and captions; a member of `PAIRED`.
-
-    Raises:
-        InputError: The file cannot be read, images are missing, or the counts are others.
     """
     pairs = read_karpathy(path, images, split, captions=5)
     if pairs.rejects:
@@ -153,9 +151,6 @@ def export_captions(data: CaptionedImages, folder: str | Path) -> tuple[Path, Pa
 
     They are for `lexvla index` and `lexvla evaluate`: an image's id is its file's name, a
     caption's that name, ``#`` and its number.
-
-    Raises:
-        OSError: A file cannot be written.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -224,15 +219,10 @@ def read_cub(
         folder: ``CUB_200_2011``, with ``images.txt``, ``image_class_labels.txt``, ``classes.txt``
             and ``train_test_split.txt``.
         images: By default its folder ``images``.
-        classify: Which of the two.
+        classify: Whether to classify.
         counts: A member of `RETRIEVED` or `CLASSIFIED`.
-
-    Raises:
-        GatheredInputError: Lines are of another form.
-        InputError: A file cannot be read, images are missing, or the counts are others.
     """
     folder = Path(folder)
-    top = folder / "images" if images is None else Path(images)
     paths = dict(_columns(folder / "images.txt", 2))
     labels = dict(_columns(folder / "image_class_labels.txt", 2))
     names = dict(_columns(folder / "classes.txt", 2))
@@ -240,24 +230,13 @@ def read_cub(
     for label in (*labels.values(), *names):
         if not label.isdecimal():
             raise InputError(str(folder), f"a class must be a number, not {label!r}")
-    chosen = [
-        number
-        for number in paths
-        if (training.get(number) == "0" if classify else int(labels.get(number, "0")) > 100)
+    entries = [
+        (path, int(labels.get(number, "0")), training.get(number) == "0")
+        for number, path in paths.items()
     ]
-    if lacking := [number for number in chosen if labels.get(number) not in names]:
-        raise InputError(str(folder), f"the image {lacking[0]} has no class")
-    words = {
-        label: name.partition(".")[2].replace("_", " ")
-        for label, name in names.items()
-        if classify or int(label) > 100
-    }
-    found = LabelledImages(
-        tuple(top / paths[number] for number in chosen),
-        tuple(labels[number] for number in chosen),
-        class_names=words,
-    )
-    return _checked(folder, found, counts)
+    words = {int(label): name.partition(".")[2].replace("_", " ") for label, name in names.items()}
+    top = folder / "images" if images is None else Path(images)
+    return _halved(folder, top, entries, words, 100, classify, counts)
 
 
 def read_cars(
@@ -271,16 +250,12 @@ def read_cars(
     Args:
         path: ``cars_annos.mat``.
         images: The folder that holds ``car_ims``; by default the file's own.
-        classify: Which of the two.
+        classify: Whether to classify.
         counts: A member of `RETRIEVED` or `CLASSIFIED`.
-
-    Raises:
-        InputError: The file cannot be read, images are missing, or the counts are others.
     """
     from scipy.io.matlab import MatReadError, loadmat
 
     path = Path(path)
-    top = path.parent if images is None else Path(images)
     try:
         content = loadmat(path, squeeze_me=True)
         rows = content["annotations"].reshape(-1)
@@ -289,14 +264,40 @@ def read_cars(
             (str(row["relative_im_path"]), int(row["class"]), bool(row["test"])) for row in rows
         ]
     except (MatReadError, zlib.error, OSError, LookupError, TypeError, ValueError) as error:
-        raise InputError(str(path), f"is no readable cars_annos.mat ({error})") from error
-    chosen = [one for one in entries if (one[2] if classify else one[1] > 98)]
+        raise InputError(str(path), f"is not a readable cars_annos.mat ({error})") from error
+    top = path.parent if images is None else Path(images)
+    return _halved(path, top, entries, dict(enumerate(names, 1)), 98, classify, counts)
+
+
+def _halved(
+    source: Path,
+    top: Path,
+    entries: Sequence[tuple[str, int, bool]],
+    names: Mapping[int, str],
+    trained: int,
+    classify: bool,
+    counts: Counts | None,
+) -> LabelledImages:
+    """Choose the classes that training does not see, or to classify, the test images of all.
+
+    Args:
+        source: Named in errors.
+        top: The folder of the images.
+        entries: Of each image: its path, class, and whether it is a test image.
+        names: Words for each class.
+        trained: The last class that training sees.
+        classify: Whether to classify.
+        counts: What is published.
+    """
+    chosen = [each for each in entries if (each[2] if classify else each[1] > trained)]
+    if lacking := [path for path, label, _ in chosen if label not in names]:
+        raise InputError(str(source), f"the image {lacking[0]} has no class")
     found = LabelledImages(
-        tuple(top / name for name, _, _ in chosen),
+        tuple(top / path for path, _, _ in chosen),
         tuple(str(label) for _, label, _ in chosen),
-        class_names={str(i): name for i, name in enumerate(names, start=1) if classify or i > 98},
+        class_names={str(i): name for i, name in names.items() if classify or i > trained},
     )
-    return _checked(path, found, counts)
+    return _checked(source, found, counts)
 
 
 def read_sop(
@@ -308,10 +309,6 @@ def read_sop(
         folder: ``Stanford_Online_Products``, with ``Ebay_test.txt``.
         images: By default the same folder.
         counts: A member of `RETRIEVED`.
-
-    Raises:
-        GatheredInputError: Lines are of another form.
-        InputError: The file cannot be read, images are missing, or the counts are others.
     """
     folder = Path(folder)
     top = folder if images is None else Path(images)
@@ -329,10 +326,6 @@ def read_inshop(
         folder: Holds ``list_eval_partition.txt``, or ``Eval`` with this file in it.
         images: The folder that holds ``img``; by default the same.
         counts: A member of `RETRIEVED`.
-
-    Raises:
-        GatheredInputError: Lines are of another form.
-        InputError: The file cannot be read, images are missing, or the counts are others.
     """
     folder = Path(folder)
     top = folder if images is None else Path(images)
@@ -362,17 +355,15 @@ def read_inat(
         folder: Holds ``Inat_dataset_splits/Inaturalist_test_set1.txt``.
         images: The folder that holds ``train_val2018``; by default the same.
         counts: A member of `RETRIEVED`.
-
-    Raises:
-        GatheredInputError: Lines are of another form.
-        InputError: The file cannot be read, images are missing, or the counts are others.
     """
     folder = Path(folder)
     top = folder if images is None else Path(images)
     list_ = folder / "Inat_dataset_splits" / "Inaturalist_test_set1.txt"
     paths = [Path(row[0]) for row in _columns(list_, 1)]
     if short := next((path for path in paths if len(path.parts) < 3), None):
-        raise InputError(str(list_), f"{str(short)!r} is no path of a group, a species and a file")
+        raise InputError(
+            str(list_), f"{str(short)!r} is not a path of a group, a species and a file"
+        )
     found = LabelledImages(
         tuple(top / path for path in paths), tuple("/".join(path.parts[-3:-1]) for path in paths)
     )
@@ -380,11 +371,7 @@ def read_inat(
 
 
 def read_folders(folder: str | Path) -> LabelledImages:
-    """Read a folder with a folder of images for each class, whose name is the class's.
-
-    Raises:
-        InputError: There is no such folder, or there are no images in folders of it.
-    """
+    """Read a folder with a folder of images for each class, whose name is the class's."""
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(str(folder), "no such folder")

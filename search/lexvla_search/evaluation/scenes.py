@@ -31,9 +31,6 @@ class DemoScenes:
         count: How many scenes.
         seed: Of the shuffle.
         across: Drawings along a side: 2 makes scenes of 2 x 2.
-
-    Raises:
-        ValueError: Too few items for a scene have a label of one word.
     """
 
     items: Sequence[DemoItem]

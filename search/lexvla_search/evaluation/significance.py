@@ -45,9 +45,6 @@ def paired_randomisation(
         rounds: How many random ways.
         seed: Of the random numbers.
 
-    Raises:
-        ValueError: The numbers of values differ, or there are none.
-
     References:
         Smucker, Allan, Carterette: A Comparison of Statistical Significance Tests for Information
         Retrieval Evaluation. CIKM 2007.
@@ -73,9 +70,6 @@ def paired_t(first: Sequence[float], second: Sequence[float]) -> float:
     """Return the two-sided p of Student's paired t-test.
 
     Systems that are equal on every query give 1; a difference that is the same everywhere, 0.
-
-    Raises:
-        ValueError: The numbers of values differ, or there are fewer than two.
     """
     from scipy import stats  # here, as it takes most of a second to load
 
@@ -114,9 +108,6 @@ def compare(
         systems: Each system's value of one measure, by query.
         baseline: The baseline's, of the same queries.
         test: Which test.
-
-    Raises:
-        ValueError: A system was measured on other queries, or the test refuses.
     """
     found: list[tuple[float, float]] = []
     for name, values in systems.items():

@@ -161,7 +161,6 @@ def plot_sparsity(figures: SparsityFigures, path: str | Path) -> None:
 
     Raises:
         OptionalDependencyError: matplotlib is missing.
-        OSError: The file cannot be written.
     """
     try:
         from matplotlib import rc_context
