@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 from tqdm import tqdm
@@ -26,9 +26,6 @@ from lexvla_search.fusion import (
     fusion_from_dict,
 )
 from lexvla_search.query import Query
-
-if TYPE_CHECKING:
-    from lexvla_search.searcher import Searcher
 
 __all__ = ["FittedFusion", "fit_fusion", "load_fusion", "save_fusion"]
 
@@ -95,8 +92,16 @@ class FittedFusion:
         return "\n".join(lines)
 
 
+class RanksByLeg(Protocol):
+    """What fitting needs of a `lexvla_search.Searcher`."""
+
+    def leg_rankings(self, query: Query) -> Rankings:
+        """Return how each leg ranks and scores all candidates of a query."""
+        ...
+
+
 def fit_fusion(
-    searcher: Searcher,
+    searcher: RanksByLeg,
     queries: Mapping[str, Query | str],
     qrels: Mapping[str, Judged],
     measure: str = "nDCG@10",
