@@ -80,7 +80,7 @@ def problem(answer: Any, status: int) -> dict[str, Any]:
         ({}, "must have a text or an image"),
         ({"text": "red", "region": [0, 0, 1, 1]}, "region"),
         ({"text": "red", "filter": "year >>"}, "year >>"),
-        ({"image": "%%"}, "image: is no valid base64"),
+        ({"image": "%%"}, "image: is not valid base64"),
         ({"image": ""}, "empty"),
         ({"image": text_of(b"GIF89a")}, "GIF"),
         ({"image": text_of(png(PICTURES["snow"])), "region": [60, 60, 9, 9]}, "region"),
@@ -113,7 +113,7 @@ def test_weights_must_be_finite(client: TestClient, field: str, number: str) -> 
 )
 def test_what_is_no_json_is_refused(client: TestClient, data: bytes) -> None:
     told = problem(client.post("/v1/search", content=data, headers=JSON), 400)
-    assert "no valid JSON" in told["detail"]
+    assert "not valid JSON" in told["detail"]
 
 
 def test_half_a_character_in_a_document_is_refused(client: TestClient) -> None:

@@ -184,4 +184,4 @@ def test_encoders_that_nobody_knows_are_named(place, tmp_path, capsys, monkeypat
     given = ["--topics", str(tmp_path / "q.tsv"), "--index", str(place), "--encoder", "nobody"]
     given += ["--output", str(tmp_path / "run")]
     assert main(["search.lucene", "--impact", *given]) == 1
-    assert "'nobody': is no file of encoded queries" in capsys.readouterr().err
+    assert "'nobody': is neither a file of encoded queries" in capsys.readouterr().err

@@ -148,7 +148,7 @@ def test_bad_files(more: dict[str, Any], complaint: str, tmp_path: Path) -> None
 
 
 def test_no_json(tmp_path: Path) -> None:
-    for content, complaint in (("{", "is no JSON"), ("[]", "is no COCO file")):
+    for content, complaint in (("{", "is not JSON"), ("[]", "is no COCO file")):
         (tmp_path / "x.json").write_text(content)
         with pytest.raises(InputError, match=complaint):
             read_coco(tmp_path / "x.json", tmp_path)

@@ -40,13 +40,13 @@ class ApiError(LexVLAError):
 
 
 class Client:
-    """Ask a server of ``lexvla serve``.
+    """Talk to a server of ``lexvla serve``.
 
     Args:
         url: Where the server is, such as ``http://127.0.0.1:8080``.
-        key: An API key, if the server wants one.
+        key: An API key, if the server needs one.
         timeout: Seconds to wait for an answer.
-        retries: How often to ask again when the server is busy, after the time that it names.
+        retries: How often to retry when the server is busy, after the time that it names.
 
     Raises:
         OptionalDependencyError: The extra ``serve`` is not installed.
@@ -109,12 +109,12 @@ class Client:
     def upsert(self, documents: Iterable[Mapping[str, Any]]) -> schema.UpsertAnswer:
         """Add or replace documents; what is counted as indexed is committed.
 
-        They are sent as they come, so there may be any number. Each has an ``id``, and a ``text``,
-        an ``image`` (bytes of an image file) or an ``image_url``; ``uri`` and ``metadata`` are
-        optional. A server that is busy is not asked again: what was sent is gone.
+        They are streamed, so there may be any number. Each has an ``id``, and a ``text``, an
+        ``image`` (bytes of an image file) or an ``image_url``; ``uri`` and ``metadata`` are
+        optional. A busy server is not asked again, as the stream cannot be sent twice.
 
         Raises:
-            ApiError: See `search`. Its problem tells how many documents are committed.
+            ApiError: See `search`. Its problem says how many documents are committed.
         """
 
         def lines() -> Iterator[bytes]:
@@ -155,7 +155,7 @@ class Client:
         return self._send("GET", f"{_path(id)}/heatmap/{quote(word, safe='')}").content
 
     def complete(self, prefix: str) -> list[str]:
-        """Return words of the vocabulary that start so; see `search` for errors."""
+        """Return words of the vocabulary with this prefix; see `search` for errors."""
         words: list[str] = self._send("GET", "/v1/words", params={"prefix": prefix}).json()["words"]
         return words
 
@@ -165,7 +165,7 @@ class Client:
         return facts
 
     def close(self) -> None:
-        """Give up the connections."""
+        """Close the connections."""
         self._http.close()
 
     def __enter__(self) -> Self:
@@ -206,7 +206,7 @@ def _asked(text: str | None, query: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _path(name: str) -> str:
-    # A part of dots alone would be taken for a way up.
+    # A part of dots alone would be read as a parent folder.
     part = quote(name, safe="") if name.strip(".") else "%2E" * len(name)
     return f"/v1/documents/{part}"
 

@@ -26,7 +26,7 @@ MAX_BARS = 12  # words of a picture; the others are one bar together
 
 @dataclass(frozen=True)
 class TermMatch:
-    """One word that query and item share.
+    """A word that query and document share.
 
     Attributes:
         term: The piece as the vocabulary writes it.
@@ -35,7 +35,7 @@ class TermMatch:
         document_weight: Its weight in the item, as the index keeps it.
         product: The two multiplied: what it adds to the lexical leg's score.
         patch: The patch of the item's image that the word was read from, or ``None``.
-        share: What it adds to the hit's score; ``None`` where that is the product.
+        share: What it adds to the hit's score; ``None`` if that is the product.
     """
 
     term: str
@@ -58,9 +58,9 @@ class LegPart:
 
     Attributes:
         leg: Its name.
-        score: The leg's own score of the item; ``None`` if it did not find the item.
-        rank: The item's place in the leg's own list, from 1; ``None`` if it is not on it.
-        part: What the fusion makes of that: what the leg adds.
+        score: The leg's own score; ``None`` if it did not find the document.
+        rank: The rank in the leg's own list, from 1; ``None`` if it is not on it.
+        part: What the leg adds to the score after fusion.
     """
 
     leg: Leg
@@ -71,7 +71,7 @@ class LegPart:
 
 @dataclass(frozen=True)
 class Explanation:
-    """Take a score apart, whatever engine and fusion made it.
+    """A score taken apart, for any engine and fusion.
 
     The legs' parts sum to the score. The lexical leg's part is shared out over the shared words in
     proportion to their products, so the words' parts sum to it.
@@ -79,8 +79,8 @@ class Explanation:
     Attributes:
         matches: The shared words, the greatest product first.
         score: The hit's score; `total` gives it again from the parts.
-        parts: What each leg adds; empty where the words' products are all there is.
-        fusion: How the legs' answers became one list.
+        parts: What each leg adds; empty if there are only the words' products.
+        fusion: How the legs' rankings were fused.
     """
 
     matches: tuple[TermMatch, ...]
@@ -106,7 +106,7 @@ class Explanation:
             vocabulary: Names the columns.
             score: The hit's score; without it, the sum of the parts.
             parts: What each leg adds; without them, the words' products are the parts.
-            fusion: How the legs' answers became one list.
+            fusion: How the legs' rankings were fused.
         """
         shared, at_query, at_document = np.intersect1d(
             query.lexical.indices, document.lexical.indices, return_indices=True
@@ -139,11 +139,11 @@ class Explanation:
 
     @property
     def difference(self) -> float:
-        """Return what the engine's lexical score has over the sum of the words' products.
+        """The engine's lexical score minus the sum of the words' products.
 
-        An engine that scores by integers (Lucene) or by rounded weights (Elasticsearch) is a
-        little off the products of the stored weights. The words' parts carry that difference,
-        each in proportion to its product. Of the embedded engine it is the rounding of sums.
+        An engine that scores by integers (Lucene) or by rounded weights (Elasticsearch) deviates a
+        little from the products of the stored weights. The words' parts share the difference in
+        proportion to their products. For the embedded engine it is rounding.
         """
         for part in self.parts:
             if part.leg == "lexical" and part.score is not None:
@@ -175,7 +175,7 @@ class Explanation:
         }
 
     def summary(self, top: int = 4) -> str:
-        """Return the strongest words, the other legs, and what each adds, on one line."""
+        """Return the strongest words and the other legs with what each adds, on one line."""
         shown = [f"{match.word} {match.part:.3f}" for match in self.matches[:top]]
         rest = math.fsum(match.part for match in self.matches[top:])
         if len(self.matches) > top:
@@ -204,8 +204,8 @@ class Explanation:
             image: The item's image; without it there are bars only.
             grid: Rows and columns of the patches that the index names; without it, and without
                 weights, the image is drawn as it is.
-            weights: A finer map of where the words were read, as
-                `lexvla_search.heatmap.match_map` gives.
+            weights: A finer map of where the words were read, from
+                `lexvla_search.heatmap.match_map`.
         """
         if weights is None and grid is not None:
             placed = [(m.patch, max(m.part, 0.0)) for m in self.matches if m.patch is not None]

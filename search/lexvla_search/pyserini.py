@@ -220,7 +220,9 @@ def _name_encoder() -> None:
             return LexVLAQueryEncoder(LexVLA.from_pretrained(path or None))
         found = others(encoder)
         if found is None:
-            rule = "is no file of encoded queries, and no encoder that Pyserini or lexvla knows"
+            rule = (
+                "is neither a file of encoded queries nor an encoder that Pyserini or lexvla knows"
+            )
             raise InputError(str(encoder), rule)
         return found
 

@@ -1,4 +1,4 @@
-"""What routes ask of a request: the service, and whether its key allows them."""
+"""What routes depend on: the service, and a key that allows them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lexvla_search.api.service import Service
 __all__ = ["READ", "WRITE", "Serving"]
 
 
-# Coroutines, all of these: FastAPI sends plain functions through threads.
+# All of these are coroutines: FastAPI runs plain functions in threads.
 async def _service(request: Request) -> Service:
     return cast(Service, request.app.state.service)
 

@@ -1,4 +1,4 @@
-"""The application: routes, errors, the page, and its OpenAPI description."""
+"""The application: routes, errors, the page, and the OpenAPI description."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _SCHEMAS = "#/components/schemas/"
 
 class _Page(StaticFiles):
     def file_response(self, *args: Any, **kwargs: Any) -> Response:
-        """Answer with a file that browsers ask for again: modules of two versions must not mix."""
+        """Answer with a file that browsers revalidate: modules of two versions must not mix."""
         response = super().file_response(*args, **kwargs)
         response.headers["Cache-Control"] = "no-cache"
         return response
@@ -47,7 +47,7 @@ def create_app(settings: Settings, model: Encoder | None) -> FastAPI:
 
     Args:
         settings: What to serve, and to whom.
-        model: Encodes queries and documents; ``None`` leaves plain words to search by.
+        model: Encodes queries and documents; ``None`` for search by plain words only.
 
     Raises:
         IndexCorruptError: There is no index, or it is damaged.

@@ -1,4 +1,4 @@
-"""One thread for the model: what waits for it together is encoded together."""
+"""One thread for the model, which encodes together what waits together."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _patience = threading.local()
 
 
 class Overdue(Exception):  # noqa: N818 - what the call is
-    """The model had no time for a call before its deadline."""
+    """A call of the model did not begin before its deadline."""
 
 
 @contextmanager
 def before(deadline: float) -> Iterator[None]:
-    """Let this thread's first call of a model begin before a moment of `time.monotonic`, or never.
+    """Let this thread's first call of a model begin before a `time.monotonic` moment, or fail.
 
-    Once its turn has come, further calls may take the time that the work itself takes.
+    Further calls have no deadline.
     """
     _patience.deadline = deadline
     try:
@@ -49,15 +49,16 @@ class _Job:
 
 
 class Batcher:
-    """Stand for an encoder, and call it in one thread of its own.
+    """An encoder that is called in one thread of its own.
 
-    While the model is busy, calls wait. Then the texts of all that wait go through it together,
-    or their images. All other methods and attributes are the encoder's; methods run in its thread.
-    A call that has not begun when the thread's deadline comes (see `before`) raises `Overdue`.
+    While the model is busy, calls wait; then the texts, or the images, of all waiting calls go
+    through it together. All other attributes are the encoder's; its methods run in that thread. A
+    call that has not begun by the caller's deadline (see `before`) raises `Overdue`.
 
     Args:
         model: The encoder.
-        observe: Is told of each call of the model: the method, the items, and how many wait.
+        observe: Called after each call of the model with the method, the number of items, and how
+            many calls wait.
     """
 
     def __init__(
@@ -95,7 +96,7 @@ class Batcher:
         )
 
     def close(self) -> None:
-        """Finish what waits, and end the thread."""
+        """Finish the waiting calls and end the thread."""
         with self._wake:
             self._closed = True
             self._wake.notify()

@@ -1,7 +1,8 @@
-"""Bodies of JSON, or of several parts: the JSON and image files."""
+"""Bodies of requests, within limits: JSON, several parts (JSON and image files), or lines."""
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 from collections.abc import AsyncIterator
@@ -13,9 +14,9 @@ from starlette.datastructures import UploadFile
 from starlette.requests import Request
 
 from lexvla_search.api.problems import Problem, invalid
-from lexvla_search.api.service import Service
+from lexvla_search.api.settings import Limits
 
-__all__ = ["body_schema", "decode", "receive"]
+__all__ = ["Intake", "body_schema", "decode"]
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -42,38 +43,111 @@ def body_schema(name: str, image: dict[str, Any]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": content}}
 
 
-@asynccontextmanager
-async def receive(
-    request: Request, model: type[Model], service: Service
-) -> AsyncIterator[tuple[Model, list[bytes]]]:
-    """Give the JSON of a body and the files of its parts.
+class Intake:
+    """Read bodies within the limits; for one event loop."""
 
-    Raises:
-        Problem: The body is neither, or breaks the rules of the model.
-    """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind not in (_JSON, _PARTS):
-        raise Problem(
-            "unsupported-media-type", f"send {_JSON} or {_PARTS}, not {kind or 'nothing'}"
-        )
-    async with service.intake.body(request) as body:
-        if kind == _JSON:
-            yield _parse(model, body), []
-            return
-        async with _form(request, body, service.limits.items) as (query, files):
-            yield _parse(model, query), files
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self.held = 0  # bytes of bodies in memory
+
+    @asynccontextmanager
+    async def receive(
+        self, request: Request, model: type[Model]
+    ) -> AsyncIterator[tuple[Model, list[bytes]]]:
+        """Give the JSON of a body and the files of its parts.
+
+        Raises:
+            Problem: The body is neither JSON nor multipart, or breaks the rules of the model.
+        """
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind not in (_JSON, _PARTS):
+            raise Problem(
+                "unsupported-media-type", f"send {_JSON} or {_PARTS}, not {kind or 'nothing'}"
+            )
+        async with self.body(request) as body:
+            if kind == _JSON:
+                yield _parse(model, body), []
+                return
+            async with _form(request, body, self._limits.items) as (query, files):
+                yield _parse(model, query), files
+
+    @asynccontextmanager
+    async def body(self, request: Request) -> AsyncIterator[bytes]:
+        """Give a whole body, and count its bytes as held until it is no longer needed.
+
+        Raises:
+            Problem: It is too large or too slow, or all bodies together take too much memory.
+        """
+        most = self._limits.body_bytes
+        self._check_length(request, most)
+        body = bytearray()
+        try:
+            try:
+                async with asyncio.timeout(self._limits.body_seconds):
+                    async for chunk in request.stream():
+                        if len(body) + len(chunk) > most:
+                            raise _too_large(most)
+                        if self.held + len(chunk) > self._limits.received_bytes:
+                            raise Problem("busy", "too many bytes are being received; try again")
+                        body += chunk
+                        self.held += len(chunk)
+            except TimeoutError as error:
+                raise self._too_slow() from error
+            yield bytes(body)
+        finally:
+            self.held -= len(body)
+
+    async def lines(self, request: Request) -> AsyncIterator[tuple[int, bytes]]:
+        """Yield the lines of a body that are not blank with their numbers, from 1, as they come.
+
+        Raises:
+            Problem: A line or all of them are too large, or nothing comes for too long.
+        """
+        limits = self._limits
+        self._check_length(request, limits.upsert_bytes)
+        stream = aiter(request.stream())
+        rest, total, number = bytearray(), 0, 0
+        while True:
+            try:
+                chunk = await asyncio.wait_for(anext(stream), limits.body_seconds)
+            except StopAsyncIteration:
+                break
+            except TimeoutError as error:
+                raise self._too_slow() from error
+            total += len(chunk)
+            if total > limits.upsert_bytes:
+                raise _too_large(limits.upsert_bytes)
+            rest += chunk
+            if b"\n" in chunk:
+                *whole, last = bytes(rest).split(b"\n")
+                rest = bytearray(last)
+                for line in whole:
+                    number += 1
+                    if line.strip():
+                        yield number, line
+            if len(rest) > limits.body_bytes:
+                detail = f"line {number + 1} is larger than {limits.body_bytes:,} bytes"
+                raise Problem("too-large", detail)
+        if rest.strip():
+            yield number + 1, bytes(rest)
+
+    def _check_length(self, request: Request, most: int) -> None:
+        length = request.headers.get("content-length", "")
+        if length.isascii() and length.isdecimal() and int(length) > most:
+            raise _too_large(most)
+
+    def _too_slow(self) -> Problem:
+        seconds = f"{self._limits.body_seconds:g} seconds"
+        headers = {"Connection": "close"}
+        return Problem("timeout", f"the body did not come within {seconds}", headers=headers)
 
 
 def decode(text: str, field: str) -> bytes:
-    """Return the bytes that base64 stands for.
-
-    Raises:
-        Problem: It is no valid base64.
-    """
+    """Decode base64; a `Problem` names the field."""
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
-        rule = "is no valid base64"
+        rule = "is not valid base64"
         raise Problem("invalid", f"{field}: {rule}", [{"field": field, "detail": rule}]) from error
 
 
@@ -100,3 +174,7 @@ async def _form(
                 rule = "must be a file" if name == _IMAGE else "there is no such part"
                 raise Problem("invalid", f"{name}: {rule}", [{"field": name, "detail": rule}])
         yield query, files
+
+
+def _too_large(most: int) -> Problem:
+    return Problem("too-large", f"the body is larger than {most:,} bytes")

@@ -1,4 +1,4 @@
-"""Routes of documents: put, get, delete, and see where their words were read from."""
+"""Routes of documents: put, get and delete them, and see where their words were read from."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ _JPEG: dict[int | str, dict[str, Any]] = {
     "", response_model=schema.UpsertAnswer, dependencies=[WRITE], openapi_extra=_LINE_SCHEMA
 )
 async def put(request: Request, service: Serving) -> Response:
-    """Add or replace documents, one a line. What the answer counts as indexed is committed.
+    """Add or replace documents, one per line. What the answer counts as indexed is committed.
 
     With ``Accept: application/x-ndjson``, a line of the answer tells of each commit as it is made.
     """
@@ -199,7 +199,7 @@ def _picture(service: Service, document: Document) -> Image.Image:
         raise absent
     root = folder.resolve()
     try:
-        # Resolved first: neither ".." nor a link leads out of the folder.
+        # Resolved first, so that neither ".." nor a link leads out of the folder.
         path = (root / Path(document.uri)).resolve()
         if not path.is_relative_to(root):
             path = Path(document.uri).resolve()

@@ -1,4 +1,4 @@
-"""Images by their addresses, from hosts that the server was told to allow."""
+"""Images fetched by address, from allowed hosts only."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from lexvla_search.api.problems import Problem
 __all__ = ["Fetcher"]
 
 _CONNECT_SECONDS, _TOTAL_SECONDS = 5.0, 10.0
-# As it is: what is small when compressed may be large.
+# Uncompressed: a small compressed body may be large.
 _HEADERS = {"Accept": "image/*", "Accept-Encoding": "identity"}
 
 
 class Fetcher:
-    """Fetch images. Redirects are not followed, wherever they lead.
+    """Fetch images without following redirects.
 
     Args:
-        hosts: Which may be asked: a name, with ``:port`` if it is not the usual one.
-        most: Bytes of an image.
+        hosts: Allowed hosts, each with ``:port`` unless it is the usual one.
+        most: The most bytes of an image.
     """
 
     def __init__(self, hosts: tuple[str, ...], most: int) -> None:
@@ -31,8 +31,8 @@ class Fetcher:
         """Return the bytes at an address.
 
         Raises:
-            Problem: The host is not allowed, does not answer in time, or answers anything else
-                than a file of the allowed size.
+            Problem: The host is not allowed, does not answer in time, or does not answer with a
+                file of the allowed size.
         """
         self._check(address)
         try:
@@ -61,7 +61,7 @@ class Fetcher:
         try:
             url = httpx2.URL(address)
         except (httpx2.InvalidURL, ValueError) as error:
-            raise _refused("is no address") from error
+            raise _refused("is not an address") from error
         if url.scheme not in ("http", "https") or url.userinfo:
             raise _refused("must start with http:// or https://, and hold no password")
         host = url.host.lower() if url.port is None else f"{url.host.lower()}:{url.port}"

@@ -1,4 +1,4 @@
-"""What is around every request: its id, its log line, its figures, and answers to failures."""
+"""What surrounds every request: its id, log line and metrics, and the answer to a failure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from urllib.parse import unquote_to_bytes
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from lexvla_search.api.limits import Admission
+from lexvla_search.api.admission import Admission
 from lexvla_search.api.metrics import Metrics
 from lexvla_search.api.problems import Problem, problem_response
 
@@ -22,7 +22,7 @@ logger = logging.getLogger("lexvla_search.api.access")
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _DOCUMENTS = b"/v1/documents/"
-_GONE = 499  # what logs and figures say of a client that left
+_GONE = 499  # the status of a client that left, in logs and metrics
 _HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
@@ -38,14 +38,14 @@ class Frame:
     """Wrap an application.
 
     A request's ``X-Request-ID`` is kept if it is up to 64 letters, digits, dots, dashes and
-    underscores; else one is made. Answers bear it. A document's id is one part of the path: a
-    slash in it must come as ``%2F``, and stays so until the route has been found.
+    underscores; otherwise one is made. Answers carry it. A document's id is one part of the path:
+    a slash in it must be sent as ``%2F``, and stays so until the route has been found.
 
     Args:
         app: The application.
-        metrics: Gets the figures.
+        metrics: Counts requests.
         hosts: What the ``Host`` header may name; ``None`` for anything.
-        admission: Of reading requests: where it has no place, they are turned away unread.
+        admission: Turns reading requests away unread when it is full.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Frame:
         started, status, begun = time.perf_counter(), _GONE, False
         scope["lexvla.request_id"] = _request_id(scope)
         scope["lexvla.log"] = {}
-        # As HTTP has it, HEAD is answered wherever GET is; a copy, as servers look at their own.
+        # HTTP answers HEAD wherever it answers GET; a copy, as servers look at their own scope.
         inner = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
 
         async def answer(message: Message) -> None:
@@ -119,7 +119,7 @@ class Frame:
             raise Problem("wrong-host", f"without keys, this is only {' or '.join(self._hosts)}")
 
     def _note(self, scope: Scope, status: int, seconds: float) -> None:
-        # The route, not the path: paths hold ids and words, and there are endlessly many.
+        # The route, not the path: paths hold ids and words, and are unbounded in number.
         route = getattr(scope.get("route"), "path", "") or "(none)"
         method = scope["method"] if scope["method"].isalpha() else "(other)"
         if route == "(none)" and method not in ("GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS"):
@@ -155,6 +155,6 @@ def _mark_slashes(scope: Scope) -> None:
         try:
             text = unquote_to_bytes(part).decode()
         except UnicodeDecodeError as error:
-            raise Problem("bad-request", "the path is no valid UTF-8") from error
+            raise Problem("bad-request", "the path is not valid UTF-8") from error
         parts.append(text.replace("%", "%25").replace("/", "%2F"))
     scope["path"] = "/".join(parts)

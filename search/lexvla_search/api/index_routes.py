@@ -27,7 +27,7 @@ router = APIRouter()
 
 @router.get("/v1/index", response_model=schema.Facts, dependencies=[READ])
 async def index(service: Serving) -> JSONResponse:
-    """Tell what is served."""
+    """Describe what is served."""
     return JSONResponse(await service.run(lambda: _facts(service)))
 
 
@@ -42,13 +42,13 @@ async def words(
 
 @router.get("/healthz", response_model=schema.Health)
 async def health() -> JSONResponse:
-    """Tell that the process runs."""
+    """Report that the process runs."""
     return JSONResponse({"status": "ok"})
 
 
 @router.get("/readyz", response_model=schema.Health)
 async def ready(service: Serving) -> JSONResponse:
-    """Tell that the index can be read."""
+    """Report whether the index can be read."""
     try:
         await service.work(service.index.count)
     except (LexVLAError, OSError, RuntimeError) as error:
@@ -58,14 +58,14 @@ async def ready(service: Serving) -> JSONResponse:
 
 @router.get("/metrics", response_class=Response)
 async def metrics(service: Serving) -> Response:
-    """Give figures for Prometheus. They count, and hold neither queries nor ids."""
+    """Return metrics for Prometheus; they hold neither queries nor ids."""
     figures = await service.work(lambda: service.metrics.exposition(service.index.count))
     return Response(figures, media_type=CONTENT_TYPE_LATEST)
 
 
 @router.get("/", include_in_schema=False)
 async def page() -> FileResponse:
-    """Give the page."""
+    """Return the page."""
     return FileResponse(STATIC / "index.html", headers={"Cache-Control": "no-cache"})
 
 

@@ -29,13 +29,14 @@ _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 @dataclass(frozen=True)
 class Key:
-    """Describe a key.
+    """What the file keeps of a key.
 
     Attributes:
-        name: Tells keys apart, in the file and in the log.
-        scope: ``read``, or ``write``, which may read too.
-        sha256: The hash of the key. It needs no salt and no slow hash: a key is 256 random bits.
-        created: When, as seconds since 1970.
+        name: Names the key in the file and in the log.
+        scope: ``read``, or ``write``, which includes reading.
+        sha256: The hash of the key; a key is 256 random bits, so it needs neither salt nor a slow
+            hash.
+        created: Seconds since 1970.
     """
 
     name: str
@@ -44,16 +45,12 @@ class Key:
     created: int
 
     def may(self, scope: Scope) -> bool:
-        """Say whether the key allows this."""
+        """Return whether the key allows this."""
         return self.scope in (scope, "write")
 
 
 def read_keys(path: Path) -> list[Key]:
-    """Read a file of keys.
-
-    Raises:
-        LexVLAError: It is missing, damaged, or was written by a newer version.
-    """
+    """Read a file of keys; `LexVLAError` if it is missing, damaged or newer than this program."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         version = data["format_version"]
@@ -64,19 +61,20 @@ def read_keys(path: Path) -> list[Key]:
         made = f"lexvla api-key --scope write --keys {path}"
         raise LexVLAError(f"{path}: no such file of keys; make one with: {made}") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise LexVLAError(f"{path}: no readable file of keys ({error})") from error
+        raise LexVLAError(f"{path}: not a readable file of keys ({error})") from error
     for key in keys:
         if key.scope not in SCOPES or not re.fullmatch(r"[0-9a-f]{64}", str(key.sha256)):
-            raise LexVLAError(f"{path}: no readable file of keys (the key {key.name!r} is none)")
+            raise LexVLAError(
+                f"{path}: not a readable file of keys (the key {key.name!r} is invalid)"
+            )
     return keys
 
 
 def make_key(path: Path, scope: Scope, name: str | None = None) -> tuple[str, Key]:
-    """Add a key to a file, which is made if there is none. Return the key, and what is kept of it.
+    """Add a key to a file, which is created if missing. Return the key, and what is kept of it.
 
     Raises:
-        InputError: The name is taken, or is not up to 64 letters, digits, dots, dashes and
-            underscores.
+        InputError: The name is taken, or has other characters than letters, digits and ``._-``.
         LexVLAError: The file is damaged.
     """
     secret = _PREFIX + secrets.token_urlsafe(32)
@@ -93,7 +91,7 @@ def make_key(path: Path, scope: Scope, name: str | None = None) -> tuple[str, Ke
 
 
 def revoke_key(path: Path, name: str) -> None:
-    """Take a key out of a file. Servers that run turn it away from the next request on.
+    """Remove a key from a file. Running servers reject it from the next request on.
 
     Raises:
         InputError: There is no such key.
@@ -108,14 +106,7 @@ def revoke_key(path: Path, name: str) -> None:
 
 
 class Keys:
-    """Know the keys of a file, as it is now.
-
-    Args:
-        path: The file.
-
-    Raises:
-        LexVLAError: It is missing, damaged, or was written by a newer version.
-    """
+    """The keys of a file, which is read again when it changes; see `read_keys` for errors."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -124,20 +115,16 @@ class Keys:
         self._reload()
 
     def find(self, secret: str) -> Key | None:
-        """Return what is kept of a key, or ``None`` if there is none such.
-
-        Raises:
-            LexVLAError: The file is gone or damaged: then nobody is let in.
-        """
+        """Return what is kept of a key, or ``None``; see `read_keys` for errors."""
         self._reload()
-        # Looked up by hash: how long that takes tells nothing about the key.
+        # Looked up by hash, so that the time taken reveals nothing about the key.
         return self._keys.get(_hash(secret))
 
     def _reload(self) -> None:
         try:
             stat = self._path.stat()
         except OSError as error:
-            raise LexVLAError(f"{self._path}: no readable file of keys ({error})") from error
+            raise LexVLAError(f"{self._path}: not a readable file of keys ({error})") from error
         seen = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
         if seen != self._seen:
             self._keys = {key.sha256: key for key in read_keys(self._path)}

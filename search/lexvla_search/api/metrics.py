@@ -1,4 +1,4 @@
-"""Figures for Prometheus: requests, what their parts take, what waits, the size of the index."""
+"""Metrics for Prometheus: requests and the time of their parts, queues, the size of the index."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _ITEMS = (1, 2, 4, 8, 16, 32, 64)
-# Several workers share their figures by files in the folder that this variable names.
+# Workers share their metrics through files in the folder that this variable names.
 _SHARED = "PROMETHEUS_MULTIPROC_DIR"
 
 
@@ -33,14 +33,14 @@ class _Size(Collector):
         try:
             value = self._count()
         except (LexVLAError, OSError) as error:
-            # The other figures are wanted most when the index does not answer.
+            # The other metrics are needed most when the index does not answer.
             logger.warning("the documents are not counted: %s", error)
             return
         yield GaugeMetricFamily("lexvla_index_documents", "Documents in the index.", value=value)
 
 
 class Metrics:
-    """Keep the figures of one application."""
+    """The metrics of one application."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
@@ -88,7 +88,7 @@ class Metrics:
         )
 
     def exposition(self, count: Callable[[], int]) -> bytes:
-        """Return all figures in Prometheus's text format; of all workers, if there are several.
+        """Return all metrics, of all workers, in Prometheus's text format.
 
         Args:
             count: Returns the number of documents.

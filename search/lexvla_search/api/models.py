@@ -36,7 +36,7 @@ MetadataValue = str | int | Annotated[float, Field(allow_inf_nan=False)] | bool 
 
 
 class _Request(BaseModel):
-    # Strict: "5" is no number; an unknown field is a mistake, and is named.
+    # Strict: "5" is not a number, and an unknown field is an error that names it.
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 

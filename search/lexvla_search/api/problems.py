@@ -91,7 +91,7 @@ class Problem(Exception):  # noqa: N818 - the RFC's word
             self.headers.setdefault("Retry-After", "1")
 
     def body(self, scope: Mapping[str, Any]) -> bytes:
-        """Return the JSON object that tells of it."""
+        """Return the JSON object that describes it."""
         members: dict[str, Any] = {
             "type": _URN + self.kind,
             "title": self.title,
@@ -107,13 +107,13 @@ class Problem(Exception):  # noqa: N818 - the RFC's word
 
 
 def problem_response(scope: Mapping[str, Any], problem: Problem) -> Response:
-    """Return the answer that tells of a problem."""
+    """Return the answer that describes a problem."""
     body = problem.body(scope)
     return Response(body, problem.status, problem.headers, media_type=MEDIA_TYPE)
 
 
 def problem_of(error: LexVLAError) -> Problem | None:
-    """Return what an error means for the one who asked; ``None`` if the server is to blame."""
+    """Return an error as a problem of the request; ``None`` if the server is at fault."""
     kinds = (kind for of, kind in _OF_ERRORS if isinstance(error, of))
     kind = next(kinds, None)
     return None if kind is None else Problem(kind, str(error))
@@ -124,7 +124,7 @@ def invalid(error: ValidationError, where: str = "body") -> Problem:
     faults = error.errors(include_url=False, include_context=False, include_input=False)
     broken = [fault for fault in faults if fault["type"] == "json_invalid"]
     if broken:
-        return Problem("bad-request", f"the {where} is no valid JSON: {broken[0]['msg']}")
+        return Problem("bad-request", f"the {where} is not valid JSON: {broken[0]['msg']}")
     errors = [
         {"field": ".".join(map(str, fault["loc"])) or where, "detail": _rule(fault)}
         for fault in faults[:20]

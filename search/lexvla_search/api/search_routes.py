@@ -15,7 +15,7 @@ from lexvla.errors import UnknownDocumentError
 from lexvla.images import open_image
 from lexvla_search import schema
 from lexvla_search.api.access import READ, Serving
-from lexvla_search.api.bodies import body_schema, decode, receive
+from lexvla_search.api.bodies import body_schema, decode
 from lexvla_search.api.models import (
     EncodeRequest,
     ExplainRequest,
@@ -44,7 +44,7 @@ _MANY = {"type": "array", "items": _FILE, "minItems": 1}
 async def search(request: Request, service: Serving) -> JSONResponse:
     """Find documents."""
     started = time.perf_counter()
-    async with receive(request, SearchRequest, service) as (asked, files):
+    async with service.intake.receive(request, SearchRequest) as (asked, files):
         image = await _image(service, asked, files)
         _note(request, service, asked)
         name = request.scope["lexvla.request_id"]
@@ -58,7 +58,7 @@ async def search(request: Request, service: Serving) -> JSONResponse:
 )
 async def explain(request: Request, service: Serving) -> JSONResponse:
     """Take the score of one document apart, found or not."""
-    async with receive(request, ExplainRequest, service) as (asked, files):
+    async with service.intake.receive(request, ExplainRequest) as (asked, files):
         image = await _image(service, asked, files)
         _note(request, service, asked)
         return JSONResponse(await service.run(lambda: _explain(service, asked, image)))
@@ -69,7 +69,7 @@ async def explain(request: Request, service: Serving) -> JSONResponse:
 )
 async def encode(request: Request, service: Serving) -> JSONResponse:
     """Turn texts or images into weighted words."""
-    async with receive(request, EncodeRequest, service) as (asked, files):
+    async with service.intake.receive(request, EncodeRequest) as (asked, files):
         given = [decode(image, f"images.{i}") for i, image in enumerate(asked.images or ())]
         images = given + files
         texts = asked.texts or []

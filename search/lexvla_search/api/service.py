@@ -20,10 +20,11 @@ from lexvla.errors import (
 )
 from lexvla_indexer import Document, Index, open_index
 from lexvla_search import schema
+from lexvla_search.api.admission import Admission
 from lexvla_search.api.batcher import Batcher, Overdue, before
+from lexvla_search.api.bodies import Intake
 from lexvla_search.api.fetching import Fetcher
 from lexvla_search.api.keys import Keys
-from lexvla_search.api.limits import Admission, Intake
 from lexvla_search.api.metrics import Metrics
 from lexvla_search.api.problems import Problem
 from lexvla_search.api.settings import Settings
@@ -45,9 +46,9 @@ class Service:
     """Hold one open index and one model for many requests.
 
     Args:
-        settings: See there.
-        model: Encodes queries and documents; ``None`` leaves plain words to search by.
-        metrics: Gets the figures.
+        settings: What to serve, and its limits.
+        model: Encodes queries and documents; ``None`` for search by plain words only.
+        metrics: Counts the work.
 
     Raises:
         IndexCorruptError: There is no index, or it is damaged.
@@ -77,10 +78,10 @@ class Service:
         self.metrics.model_queue.set(waiting)
 
     async def run(self, work: Callable[[], Made]) -> Made:
-        """Do some work in a thread, if there is a place for it and its turn comes in time.
+        """Do some work in a thread.
 
         Raises:
-            Problem: Too many requests are being answered, or this one would be answered late.
+            Problem: Too many requests are being answered, or this one's turn comes too late.
         """
         deadline = time.monotonic() + self.limits.wait_seconds
 
@@ -100,7 +101,7 @@ class Service:
                 raise self._late() from error
 
     async def work(self, work: Callable[[], Made]) -> Made:
-        """Do some work in a thread, for a request that has its place."""
+        """Do some work in a thread for a request that was admitted."""
         return await asyncio.wrap_future(self._submit(work))
 
     def _submit(self, work: Callable[[], Made]) -> Future[Made]:
@@ -129,21 +130,13 @@ class Service:
         return await asyncio.get_running_loop().run_in_executor(self._writing, timed)
 
     def encoder(self) -> Batcher:
-        """Return the model.
-
-        Raises:
-            UnsupportedError: There is none.
-        """
+        """Return the model; `UnsupportedError` if there is none."""
         if self.model is None:
             raise UnsupportedError("this server runs without a model: it can only search by words")
         return self.model
 
     def fetch(self, name: str) -> tuple[Document, Encoding]:
-        """Return a document of the newest commit with its vectors.
-
-        Raises:
-            Problem: There is none of this id.
-        """
+        """Return a document of the newest commit with its vectors; a `Problem` if unknown."""
         self.index.count()  # moves this thread to the newest commit
         try:
             (document,), encoding = self.index.fetch([name])
@@ -194,14 +187,14 @@ class Service:
         return legs
 
     def fusion(self) -> str:
-        """Say how the legs' answers become one list where a query does not say."""
+        """Describe the fusion of queries that name none."""
         fusion = self.searcher.fusion
         if fusion is None and len(self.legs()) == 1:
             return next(iter(self.legs()))
         return str(fusion or DEFAULT_FUSION)
 
     def look_for_fusion(self) -> None:
-        """Take over the fusion that was fitted for the index meanwhile, if one was."""
+        """Use a fusion that was fitted for the index meanwhile."""
         now = time.monotonic()
         if now < self._looked + FUSION_SECONDS:
             return
@@ -212,7 +205,7 @@ class Service:
             logger.warning("the fusion stays as it was: %s", error)
 
     def close(self) -> None:
-        """Finish what was begun, and give up the index."""
+        """Finish the work that was begun, and close the index."""
         self._threads.shutdown()
         self._writing.shutdown()
         if self.model is not None:

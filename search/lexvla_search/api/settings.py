@@ -14,25 +14,25 @@ _MIB = 1 << 20
 
 @dataclass(frozen=True)
 class Limits:
-    """Bound what one request, and all of them together, may take.
+    """Limit what one request, and all of them together, may take.
 
     Attributes:
         body_bytes: Of a request's body, of one line of an upsert, and of a fetched image.
-        upsert_bytes: Of all lines of one upsert together; they are read as a stream.
-        received_bytes: Of all bodies that are in memory at one time.
-        body_seconds: For a body to come; an upsert's may pause for as long.
+        upsert_bytes: Of all lines of one upsert, which are read as a stream.
+        received_bytes: Of all bodies in memory at one time.
+        body_seconds: For a body to arrive; an upsert's may pause for as long.
         pixels: Of an image, width times height.
         k: Hits of one search.
         offset: Hits that a search may skip.
-        words: Terms, boosts, banned and required words of a query, each.
+        words: In each of terms, boost, ban and require.
         items: Texts or images of one call of ``/v1/encode``.
-        concurrency: Requests that are worked on or wait for that; more are answered with 429.
+        concurrency: Requests in work or waiting; more are answered with 429.
         upserts: The same for upserts.
-        wait_seconds: That a request may wait for a thread and for the model, counted from when all
-            of it is there; one whose turn has not come by then is answered with 429.
-        threads: That search, besides the one of the model.
+        wait_seconds: For a thread and the model, once the request has arrived; a request whose
+            turn has not come by then is answered with 429.
+        threads: For searches, besides the model's own.
         writer_seconds: To wait for another process that writes to the index.
-        shutdown_seconds: To finish what was begun, at the end.
+        shutdown_seconds: To finish requests at the end.
     """
 
     body_bytes: int = 16 * _MIB
@@ -60,12 +60,12 @@ class Settings:
         index: The address of the index.
         keys: A file of `lexvla_search.api.keys`; ``None`` lets everybody do everything.
         images: A folder; pictures of documents are shown if they lie in it.
-        image_hosts: Hosts, each with ``:port`` if it is no usual one, that an ``image_url`` may
-            name; without any, none is fetched.
+        image_hosts: Hosts that an ``image_url`` may name, each with ``:port`` unless it is the
+            usual one; without any, no image is fetched.
         hosts: What the ``Host`` header may name, or ``None`` for anything. Without keys this
-            keeps a web page elsewhere from reaching the server by a name of its own.
-        log_queries: Write what people look for into the log.
-        limits: What requests may take.
+            keeps other web pages from reaching the server under a name of their own.
+        log_queries: Log what people search for.
+        limits: Of requests.
     """
 
     index: str

@@ -39,13 +39,13 @@ class _Item:
 
 @dataclass
 class Upsert:
-    """Take in documents, and commit them in batches.
+    """Read documents, and commit them in batches.
 
     Attributes:
         service: The service.
-        indexed: Lines that are committed.
-        rejected: Lines that were left out.
-        errors: Why, each with its line; the first thousand.
+        indexed: How many lines are committed.
+        rejected: How many lines were rejected.
+        errors: Why, for the first thousand of these.
     """
 
     service: Service
@@ -57,7 +57,7 @@ class Upsert:
         """Read the lines of a body. Yield the number of the last line after each commit.
 
         Raises:
-            Problem: The body breaks a limit, or the writer is busy. What was committed stays.
+            Problem: The body breaks a limit, or the writer is busy; earlier commits stay.
         """
         batch: dict[str, _Item] = {}
         lines = pixels = last = 0
@@ -78,7 +78,7 @@ class Upsert:
         yield last
 
     def report(self) -> schema.UpsertAnswer:
-        """Return what became of the lines until now."""
+        """Return the outcome of the lines so far."""
         return {"indexed": self.indexed, "rejected": self.rejected, "errors": self.errors}
 
     def _reject(self, line: int, name: str | None, detail: str) -> None:
@@ -117,7 +117,7 @@ class Upsert:
         parts = await self.service.work(lambda: self._encode(items))
         stored = {document.id for documents, _ in parts for document in documents}
         if stored:
-            # Shielded: a commit that has begun is finished, whatever becomes of the request.
+            # Shielded: a commit that has begun is finished even if the request ends.
             try:
                 await asyncio.shield(self.service.write(lambda: self.service.writer.put(parts)))
             except OSError as error:  # the disk is full, or may not be written to
@@ -127,12 +127,12 @@ class Upsert:
         self.service.metrics.indexed.inc(count)
 
     def _encode(self, items: list[_Item]) -> list[tuple[list[Document], Encoding]]:
-        """Return the vectors of images in groups, and those of texts; reject what has none."""
+        """Encode images in groups, and texts; reject what cannot be encoded."""
         model = self.service.encoder()
         parts: list[tuple[list[Document], Encoding]] = []
         pictures = [item for item in items if item.image is not None]
         texts = [item for item in items if item.image is None]
-        # Few at a time: queries go through the model between them.
+        # Small groups, so that queries get their turn at the model.
         groups = [pictures[i : i + 8] for i in range(0, len(pictures), 8)] + [texts]
         for batch in groups:
             for group, made in isolate(lambda some: _encoded(model, some), batch):
@@ -145,7 +145,7 @@ class Upsert:
 
 
 def _name_in(line: bytes) -> str | None:
-    """Return the id of a line that is bad otherwise, if it has one."""
+    """Return the id of a bad line, if it has one."""
     try:
         name = json.loads(line)["id"]
         name.encode()  # half a character cannot be told in an answer

@@ -1,4 +1,4 @@
-"""Several processes that serve at one socket: started, kept running, and ended together."""
+"""Processes that serve at one socket: started, kept running and ended together."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 _SPAWN = multiprocessing.get_context("spawn")
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-_STEADY = 10.0  # seconds: a process that ends sooner would end again
+_STEADY = 10.0  # seconds; a process that ends sooner would end again
 
 BACKLOG = 2048  # connections that wait to be taken
 
@@ -53,14 +53,14 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def run_one(make: Make, options: Mapping[str, Any], listening: socket.socket) -> bool:
-    """Serve in this process until a signal comes. Return whether it ever did.
+    """Serve in this process until a signal comes. Return whether it started.
 
     Args:
         make: Makes the application.
         options: For `uvicorn.Config`.
-        listening: Where to take connections.
+        listening: The socket to accept connections at.
     """
-    # uvicorn ends what was begun, and then raises the signal again for whoever else listens.
+    # uvicorn finishes its requests, and then raises the signal again for other handlers.
     for number in _SIGNALS:
         signal.signal(number, lambda *_: None)
     server = uvicorn.Server(uvicorn.Config(make, factory=True, **options))
@@ -71,9 +71,9 @@ def run_one(make: Make, options: Mapping[str, Any], listening: socket.socket) ->
 def run_several(
     make: Make, options: Mapping[str, Any], listening: socket.socket, count: int
 ) -> bool:
-    """Serve in some processes until a signal comes; see `run_one`.
+    """Serve in several processes until a signal comes; see `run_one`.
 
-    One that dies is replaced, unless it did so at once: then all end.
+    A process that dies is replaced; if it dies at once, all end.
     """
     ended = threading.Event()
     started: dict[SpawnProcess, float] = {}

@@ -1,4 +1,4 @@
-"""Changes of the index: one writer at a time, whichever process it is in."""
+"""Changes to the index: one writer at a time, in whichever process."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ _PAUSE = 0.02  # seconds between attempts to become the writer
 
 
 class IndexWriter:
-    """Write to an index in turns with other processes.
+    """Write to an index in turns with other processes; for one thread.
 
-    An engine's lock decides who writes. It is held for one commit only: workers of a server, and
-    commands such as ``lexvla index``, hand it over to each other. For one thread.
+    The engine's lock is held for one commit only, so that a server's workers and commands such as
+    ``lexvla index`` take turns.
 
     Args:
         address: The index.
-        encoder: Made the vectors.
-        seconds: To wait for another writer.
+        encoder: The model of the vectors.
+        seconds: How long to wait for another writer.
     """
 
     def __init__(self, address: str, encoder: Encoder, seconds: float) -> None:
@@ -35,11 +35,7 @@ class IndexWriter:
         self._seconds = seconds
 
     def put(self, parts: Sequence[tuple[Sequence[Document], Encoding]]) -> None:
-        """Add documents with their vectors, and commit.
-
-        Raises:
-            IndexLockedError: Another writer does not let go of the index.
-        """
+        """Add documents with their vectors, and commit; `IndexLockedError` if others keep it."""
         with self._index() as index:
             check_match(self._encoder, index)
             for documents, encoding in parts:
@@ -47,11 +43,7 @@ class IndexWriter:
             index.commit()
 
     def delete(self, ids: Sequence[str]) -> int:
-        """Delete documents, and commit. Return how many of them were there.
-
-        Raises:
-            IndexLockedError: Another writer does not let go of the index.
-        """
+        """Delete documents, and commit. Return how many there were; see `put` for errors."""
         with self._index() as index:
             deleted = index.delete(ids)
             index.commit()

@@ -110,7 +110,7 @@ def _load(path: Path) -> dict[str, list[dict[str, Any]]]:
     except OSError as error:
         raise InputError(str(path), f"the file cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:
-        raise InputError(str(path), f"is no JSON ({error})") from error
+        raise InputError(str(path), f"is not JSON ({error})") from error
     for key in ("images", "annotations", "categories"):
         records = data.get(key) if isinstance(data, dict) else None
         if not isinstance(records, list):

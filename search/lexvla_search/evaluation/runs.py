@@ -1,4 +1,4 @@
-"""Runs of a searcher over many queries, by several legs and fusions, and what they need first."""
+"""Runs of a searcher over many queries, by several legs and fusions."""
 
 from __future__ import annotations
 
@@ -63,9 +63,7 @@ class System:
 
 
 class Beforehand:
-    """Encode many queries in batches, and none twice: several systems ask the same.
-
-    Another thing that the model can do is passed on to it.
+    """An encoder that encodes queries in batches, and none twice: several systems ask the same.
 
     Args:
         model: The encoder.
@@ -148,7 +146,7 @@ def systems(legs: Sequence[str] = (), fusions: Sequence[str] = ()) -> list[Syste
 
 
 def check_judgements(queries: Read[Query], qrels: Read[dict[str, int]], index: Index) -> None:
-    """Refuse judgements that do not go with these queries and this index.
+    """Refuse judgements that do not belong to these queries and this index.
 
     Raises:
         GatheredInputError: A judged query or document is unknown, or a query has no relevant
@@ -180,8 +178,8 @@ def retrieve(
 ) -> Retrieved:
     """Ask all queries.
 
-    A query that holds no word which the model knows is not answered. The order of equal scores,
-    by id, is kept by making the scores fall; see `lexvla_search.evaluation.trec.falling`.
+    A query without a word that the model knows is not answered. Scores are made to fall strictly,
+    so that equal ones stay ordered by id; see `lexvla_search.evaluation.trec.falling`.
 
     Args:
         searcher: Answers them.
@@ -290,7 +288,7 @@ def _values(held: object) -> Iterable[str]:
 
 
 def _unreadable(query: Query, error: InputError) -> list[InputError]:
-    """Return the error if it is that of the image: without one the whole run would be a lie."""
+    """Return the error if the image is at fault: the run would be wrong without it."""
     if not isinstance(query.image, str | Path):
         return []
     try:

@@ -1,8 +1,8 @@
 """Queries, relevance judgements (qrels) and runs: TREC's files, read and written.
 
-Fields are separated by white space; where ids hold spaces, by single tabs. Windows line ends, a
-byte order mark and blank lines do no harm. All that is wrong with a file is found and raised
-together, as one `GatheredInputError` that names the file and the line of each.
+Fields are separated by white space, or by single tabs if ids hold spaces. Windows line ends, a
+byte order mark and blank lines are accepted. All errors of a file are raised together, as one
+`GatheredInputError` that names file and lines.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def read_queries(path: str | Path) -> dict[str, Query]:
 
     Raises:
         InputError: There is no such file or folder, or it has no queries.
-        GatheredInputError: A line is no query, or an id comes twice.
+        GatheredInputError: A line is not a query, or an id comes twice.
     """
     return read_queries_lines(path).values
 
@@ -107,7 +107,7 @@ def read_qrels(path: str | Path) -> Qrels:
 
     Raises:
         InputError: There is no such file, or it has no lines.
-        GatheredInputError: A line is no judgement, or judges what one before it judged.
+        GatheredInputError: A line is not a judgement, or repeats one.
     """
     return read_qrels_lines(path).values
 
@@ -152,7 +152,7 @@ def write_run(path: str | Path, run: Mapping[str, Mapping[str, float]], tag: str
             if _is_split(document):
                 errors.append(_no_field(path, "document id", document))
             if not abs(score) <= _FLOAT32_MAX:
-                rule = f"the score of {document!r} for {query!r} is {score}, no finite float32"
+                rule = f"the score of {document!r} for {query!r} is {score}, not a finite float32"
                 errors.append(InputError(str(path), rule))
         if errors:
             continue
@@ -220,7 +220,7 @@ def _parsed(path: Path, parse: Callable[[str], _T]) -> Iterator[tuple[str, _T | 
             if text.strip():
                 yield where, parse(text)
         except UnicodeDecodeError:
-            yield where, InputError(where, "is no UTF-8 text")
+            yield where, InputError(where, "is not UTF-8 text")
         except (InputError, FilterSyntaxError) as error:
             yield where, InputError(where, _one_line(error))
 
@@ -267,7 +267,7 @@ def _json_query(line: str, folder: Path) -> tuple[str, Query]:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise InputError(line, f"is no JSON ({error})") from error
+        raise InputError(line, f"is not JSON ({error})") from error
     if not isinstance(record, dict):
         raise InputError(line, "must be a JSON object")
     name = _checked(record.pop("id", None))

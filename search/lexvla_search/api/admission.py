@@ -1,0 +1,39 @@
+"""How many requests are worked on at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from lexvla_search.api.problems import Problem
+
+__all__ = ["Admission"]
+
+
+class Admission:
+    """Admit a number of requests at a time, and turn others away at once; for one event loop.
+
+    Args:
+        most: How many.
+        what: What they are, in the plural.
+    """
+
+    def __init__(self, most: int, what: str) -> None:
+        self.most = most
+        self.inside = 0
+        self._what = what
+
+    def check(self) -> None:
+        """Raise a `Problem` if no place is left."""
+        if self.inside >= self.most:
+            raise Problem("busy", f"{self.most} {self._what} are being answered; try again")
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """Hold a place; see `check`."""
+        self.check()
+        self.inside += 1
+        try:
+            yield
+        finally:
+            self.inside -= 1
