@@ -77,7 +77,7 @@ def test_all_bad_queries_are_told_at_once(tmp_path: Path) -> None:
         "q.tsv:3 the query 'q1' w",
         "q.tsv:4 '' a query must ",
         "q.tsv:5 '' an id must no",
-        "q.tsv:6 is not UTF-8 text",
+        "q.tsv:6 is not UTF-8 tex",
     ]
     assert str(caught.value).count("\n") == 4
 
