@@ -139,10 +139,14 @@ class Client:
     def words(
         self,
         id: str,  # noqa: A002 - the public word for it
-        top_k: int = 16,
+        top_k: int | None = None,
     ) -> list[schema.Word]:
-        """Return a document's strongest words; see `search` for errors."""
-        answer = self._send("GET", f"{_path(id)}/words", params={"top_k": top_k}).json()
+        """Return a document's strongest words, by default as many as a ban looks at.
+
+        See `search` for errors.
+        """
+        params = {} if top_k is None else {"top_k": top_k}
+        answer = self._send("GET", f"{_path(id)}/words", params=params).json()
         words: list[schema.Word] = answer["words"]
         return words
 

@@ -26,6 +26,7 @@ from lexvla_search.api.service import Service
 from lexvla_search.api.upsert import Upsert
 from lexvla_search.heatmap import heatmap, word_map
 from lexvla_search.searcher import document_to_dict
+from lexvla_search.words import SHOWN_WORDS
 
 __all__ = ["router"]
 
@@ -138,7 +139,7 @@ async def delete(document_id: str, service: Serving) -> JSONResponse:
 async def words(
     document_id: str,
     service: Serving,
-    top_k: Annotated[int, Parameter(ge=1, le=1000)] = 16,
+    top_k: Annotated[int, Parameter(ge=1, le=1000)] = SHOWN_WORDS,
 ) -> JSONResponse:
     """Show a document's strongest words, and the patches that they were read from."""
 

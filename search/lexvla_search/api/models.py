@@ -17,6 +17,7 @@ from pydantic import (
 from lexvla_indexer.legs import Leg
 from lexvla_search.fusion import LEGS, FusionKind, FusionName, Normalization
 from lexvla_search.query import MAX_TEXT_LENGTH
+from lexvla_search.words import SHOWN_WORDS
 
 __all__ = [
     "DocumentLine",
@@ -135,7 +136,7 @@ class EncodeRequest(_Request):
         list[Annotated[str, StringConstraints(min_length=1, max_length=MAX_TEXT_LENGTH)]] | None
     ) = None
     images: list[Base64] | None = Field(None, description="The bytes of image files.")
-    top_k: Annotated[int, Field(ge=1, le=1000)] = 16
+    top_k: Annotated[int, Field(ge=1, le=1000)] = SHOWN_WORDS
     dense: bool = Field(False, description="Give the dense vectors too.")
 
 

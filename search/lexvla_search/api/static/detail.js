@@ -5,7 +5,7 @@ import { byId, element, number } from "./dom.js";
 import { fill, labelOf } from "./hits.js";
 import { wordItem, wordList } from "./words.js";
 
-const SHOWN_WORDS = 16; // as many as a ban looks at
+const SHOWN_WORDS = 16; // that of words.py: as many as a ban looks at
 const PAUSE = 60; // ms on a word before its heat map is asked for
 const LEGS = { lexical: "words", codes: "codes", dense: "dense" };
 const LOOK = "Point at a word, or tap it, to see where it was read from.";
