@@ -31,7 +31,7 @@ def model(text_model: str, vision_model: str) -> LexVLA:
     return random_lora(LexVLA.from_backbones(text_model, vision_model, **small()))
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/models.md"])
+@pytest.mark.parametrize("page", ["docs/quickstart-training.md", "docs/models.md"])
 def test_the_assembly_that_is_documented_runs(
     page: str, text_model: str, vision_model: str
 ) -> None:
