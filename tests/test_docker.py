@@ -104,9 +104,9 @@ def test_the_api_waits_for_its_role_and_prometheus_asks_it():
 def test_what_images_run_is_what_the_command_takes():
     image = (DOCKER / "Dockerfile").read_text().rpartition("CMD ")[2]
     for command in (compose()["api"]["command"], json.loads(image)):
-        args = cli.build_parser().parse_args(command)
-        assert (args.host, args.port, args.create) == ("0.0.0.0", 8080, True)
-        assert args.keys == "/var/lib/lexvla/keys.json"
+        _, options = cli.parse(command)
+        assert (options.host, options.port, options.create) == ("0.0.0.0", 8080, True)
+        assert options.keys == Path("/var/lib/lexvla/keys.json")
 
 
 def test_every_file_that_a_service_mounts_or_an_image_copies_is_there():

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from lexvla.errors import GatheredInputError, LexVLAError
 from lexvla_search.cli.console import UsageError, note
 
-__all__ = ["COMMANDS", "main"]
+__all__ = ["COMMANDS", "main", "parse"]
 
 DONE, FAILED, USAGE, INTERRUPTED, NO_READER = 0, 1, 2, 130, 141
 
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     try:
         _let_output_hold_any_name()
-        command, options = _parse(sys.argv[1:] if arguments is None else arguments)
+        command, options = parse(sys.argv[1:] if arguments is None else arguments)
         code: int = command.run(options)
         sys.stdout.flush()
         return code
@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return FAILED
 
 
-def _parse(arguments: Sequence[str]) -> tuple[Any, Any]:
+def parse(arguments: Sequence[str]) -> tuple[Any, Any]:
     """Return the module of the command that is named, and its options."""
     parser = _Parser(prog="lexvla", description="Explainable image search by words.")
     parser.add_argument(
