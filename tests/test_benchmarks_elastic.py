@@ -35,7 +35,7 @@ def test_all_that_is_asked_is_checked_timed_and_told(elastic, monkeypatch, tmp_p
     printed = capsys.readouterr().out
     assert printed in page.read_text(encoding="utf-8")
     rows = [line for line in printed.splitlines() if re.match(r"\| (20|150) words", line)]
-    assert len(rows) == 12  # five kinds of each length, and two filters
+    assert len(rows) == 10  # four kinds of each length, and two filters
     for row in rows:
         ours, bare, ratio = map(float, row.split("|")[2:5])
         assert min(ours, bare, ratio) > 0

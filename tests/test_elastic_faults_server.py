@@ -120,7 +120,7 @@ def test_the_role_of_the_container_may_do_all_that_is_needed(server, monkeypatch
         fill(index, "a", "b", "c")
         assert found(index) == found(index, k=10_001) == [(each, 1.0) for each in "abc"]
         assert index.search(QUERY, filter="n > 0", leg="dense")[0].ids == ["a", "b", "c"]
-        assert index.search(QUERY)[0].scores.tolist() == [1.0]
+        assert index.search(QUERY)[0].scores.tolist() == [1.0] * 3
         assert index.delete(["b"]) == 1
         index.compact()
         index.write_note("fusion", {"lexical": 1})
