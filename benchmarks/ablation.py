@@ -9,8 +9,8 @@ at chance, so each seed has a common start: the default model's recipe, cut to 6
 views. From it, all rows of a seed take the same number of steps on the same batches and differ only
 in their losses. They train on the drawings of four emoji sets and are measured on the Noto drawings
 that ship with LexVLA. A line is written after each run, and runs that have a line are skipped, so
-the command can be resumed, and seeds may run in parallel. Ties count as misses. Fused is the sum of
-both legs' cosines.
+the command can be resumed, and seeds may run in parallel. An item ranks
+behind all others with its score. Fused is the sum of both legs' cosines.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
 Images are found by their pixels only; BM25 reads the tags that people gave each emoji instead, so
 it shows what good written words achieve. No word is in over half of the tag lists, so no idf of
 BM25Okapi is negative, where rank_bm25 departs from the formula; an item that scores 0 counts as not
-retrieved. Ties count as misses.
+retrieved. An item ranks behind all others with its score.
 """
 
 from __future__ import annotations

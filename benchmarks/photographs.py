@@ -4,9 +4,10 @@
 
 The photographs are cut-outs of Debian's `tuxpaint-stamps-default`, the scenery is from
 `plasma-workspace-wallpapers`. Both are downloaded once into DIR by `apt-get download`; they are not
-part of LexVLA. Images are found by their pixels only. Ties count as misses, and so do other images
-with the same caption. Captions that name a class of ImageNet are also counted separately, because
-backbones trained on ImageNet know these things. JSON has shares from 0 to 1, the table percent.
+part of LexVLA. Images are found by their pixels only. An image ranks behind all others with its
+score, those of the same caption too. Captions that name a class of ImageNet are also counted
+separately, because backbones trained on ImageNet know these things. JSON has shares from 0 to 1,
+the table percent.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@
 
 The default model is measured on the Noto drawings that ship with LexVLA, which it was not trained
 on. Except in the first row, weights of queries are integers, as for Pyserini; below the second,
-weights of drawings too. Scores are summed exactly; ties count as misses.
+weights of drawings too. Scores are summed exactly; an item ranks behind
+all others with its score.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@
 
 Scenes are those of `lexvla_search.evaluation.scenes`: grids of 2 x 2 and 3 x 3 drawings. A box is
 the drawing's cell, or an inaccurate one with each edge off by up to a quarter of the side. Each box
-is searched among all 1,906 drawings; ties count as misses.
+is searched among all 1,906 drawings; the right one ranks behind
+all others with its score.
 """
 
 from __future__ import annotations

@@ -103,7 +103,11 @@ class Encoding:
 
     @classmethod
     def concat(cls, parts: Sequence[Encoding]) -> Encoding:
-        """Stack encodings, which must have the same legs."""
+        """Stack encodings.
+
+        Raises:
+            ValueError: There are none, or their legs differ.
+        """
         if not parts:
             raise ValueError("nothing to concatenate")
         for leg in ("patches", "codes", "dense"):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ast
 import importlib
+import pkgutil
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 __all__ = ["lazy_exports"]
 
@@ -17,15 +17,16 @@ def lazy_exports(
     """Return the ``__getattr__``, ``__dir__`` and ``__all__`` of a package.
 
     The names are the ``from module import name as name`` lines of the ``__init__.pyi`` beside the
-    package's ``__init__.py``, so that type checkers and Python read the same list.
+    package's ``__init__.py``, so that type checkers and Python read the same list. The stub must
+    be installed with the package; a zip of it will do.
 
     Args:
         package: The package's ``__name__``.
     """
-    stub = Path(str(sys.modules[package].__file__)).with_suffix(".pyi")
+    stub = pkgutil.get_data(package, "__init__.pyi") or b""
     modules = {
         alias.asname: str(node.module)
-        for node in ast.parse(stub.read_text(encoding="utf-8")).body
+        for node in ast.parse(stub).body
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
         if alias.asname
@@ -36,5 +37,7 @@ def lazy_exports(
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         return getattr(importlib.import_module(modules[name]), name)
 
-    names = sorted(modules)
-    return load, names.copy, names
+    def names() -> list[str]:
+        return sorted({*vars(sys.modules[package]), *modules})
+
+    return load, names, sorted(modules)

@@ -90,7 +90,7 @@ class Vocabulary:
         return _bare(self.terms[index])
 
     def id(self, term: str) -> int:
-        """Return the column of a term."""
+        """Return the column of a term; raise `KeyError` if there is none."""
         return self._ids[term]
 
     def find(self, word: str) -> int | None:

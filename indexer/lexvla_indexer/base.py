@@ -120,7 +120,7 @@ class Index(ABC):
         if len(documents) != len(encoding):
             raise ValueError(f"{len(documents)} documents with {len(encoding)} vectors")
         with self._writing:
-            self._become_writer()
+            self._own_writer()
             widths = self._widths() or self._staging.widths
             check_added(encoding, widths, self.vocabulary, self._place)
             if not documents:
@@ -139,7 +139,7 @@ class Index(ABC):
             IndexLockedError: Another writer has the index.
         """
         with self._writing:
-            self._become_writer()
+            self._own_writer()
             return self._staging.delete(ids, self._fingerprints(ids))
 
     @abstractmethod
@@ -311,8 +311,12 @@ class Index(ABC):
         """Return the width of each leg of the index; nothing before the first vectors."""
 
     @abstractmethod
-    def _become_writer(self) -> None:
-        """Take the lock, if the engine has one."""
+    def _own_writer(self) -> Any:
+        """Return the engine's `Writer`, with the lock if the engine has one.
+
+        Raises:
+            ValueError: The index is closed.
+        """
 
     def _check_storable(  # noqa: B027 - not every engine has such limits
         self, documents: Sequence[Document], encoding: Encoding, vocabulary: Vocabulary

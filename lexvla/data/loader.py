@@ -265,7 +265,11 @@ class PairLoader:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a state of `state_dict`."""
+        """Continue from a state of `state_dict`.
+
+        Raises:
+            InputError: It is of other data or settings, or of a newer version.
+        """
         version, settings = state.get("version"), state.get("settings", {})
         if version != STATE_VERSION:
             rule = f"has version {version}, and this release reads {STATE_VERSION}"

@@ -1,4 +1,4 @@
-"""The losses, one file each; rows are those of all processes, gathered first."""
+"""The losses, one file each. Rows are those of all processes: gather them first."""
 
 from lexvla.losses.class_tree import class_levels
 from lexvla.losses.codis import CodisTerms, codis_loss

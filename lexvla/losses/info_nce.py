@@ -57,7 +57,7 @@ class InfoNCE(nn.Module):
         """Return the mean cross entropy of ``softmax(similarity / temperature)``.
 
         Args:
-            similarity: (N, M) dot products of unit vectors.
+            similarity: (N, M) dot products of unit vectors, of all processes: gather them first.
             targets: (N,) long, the column of each row's positive; or (N, M) float distributions
                 over several.
         """

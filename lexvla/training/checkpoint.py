@@ -16,7 +16,11 @@ __all__ = ["differences", "load_checkpoint", "save_checkpoint"]
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write a state durably and atomically: on failure, an earlier file stays."""
+    """Write a state durably and atomically.
+
+    Raises:
+        ModelError: It cannot be written, such as on a full disk; an earlier file stays.
+    """
     beside = path.with_suffix(".tmp")
     try:
         with beside.open("wb") as file:
@@ -30,7 +34,11 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a state of tensors and plain values."""
+    """Read a state; nothing but tensors and plain values is let in.
+
+    Raises:
+        ModelError: The file is damaged, or not a checkpoint.
+    """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:

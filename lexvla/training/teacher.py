@@ -32,7 +32,7 @@ class Teacher:
 
     @torch.no_grad()
     def update(self, model: LexVLA, step: int | None = None) -> None:
-        """Move the average towards the student.
+        """Move the average towards the student; call it before the teacher looks.
 
         With ``step``, the number of steps taken, the average forgets random initial weights faster.
         """

@@ -109,8 +109,7 @@ class ElasticIndex(Index):
             InputError: The server refuses a document. All others are stored.
         """
         with self._writing:
-            self._check_open()
-            self._writer.commit(self._staging, self.vocabulary)
+            self._own_writer().commit(self._staging, self.vocabulary)
 
     def compact(self) -> None:
         """Commit, then merge each shard to one segment, without the deleted documents.
@@ -201,8 +200,9 @@ class ElasticIndex(Index):
     def _widths(self) -> Mapping[str, int]:
         return self._store.state.widths
 
-    def _become_writer(self) -> None:
+    def _own_writer(self) -> Writer:
         self._check_open()
+        return self._writer
 
     def _check_storable(
         self, documents: Sequence[Document], encoding: Encoding, vocabulary: Vocabulary

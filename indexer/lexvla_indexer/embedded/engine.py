@@ -169,9 +169,6 @@ class EmbeddedIndex(Index):
     def _widths(self) -> Mapping[str, int]:
         return self._refresh().state.widths
 
-    def _become_writer(self) -> None:
-        self._own_writer()
-
     def _own_writer(self) -> Writer:
         self._check_open()
         if self._writer is None:

@@ -179,9 +179,6 @@ class LuceneIndex(Index):
     ) -> None:
         check_terms(impact_terms(vocabulary), "Lucene")
 
-    def _become_writer(self) -> None:
-        self._own_writer()
-
     def _own_writer(self) -> Writer:
         self._check_open()
         if self._writer is None:
