@@ -1,4 +1,4 @@
-"""Concepts that a frozen convolutional network can tell apart, as a memory that patches read."""
+"""Concepts that a frozen convolutional network can tell apart, and where an image shows them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["LAYOUT", "ConceptMemory", "ConceptSizes", "layout", "roots"]
+__all__ = ["LAYOUT", "ConceptMemory", "ConceptSizes", "layout", "roots", "with_level"]
 
+LEAST_SHARE = 1e-3  # of what an image shows
 LAYOUT = 3  # rows and columns that a map's layout is described by
 
 
@@ -35,21 +36,23 @@ class ConceptSizes(NamedTuple):
 
 
 class ConceptMemory(nn.Module):
-    """Let each patch read the concepts that the image as a whole and the patch itself show.
+    """Say which concepts an image shows, and how much of each one every patch shows.
 
     An image is compared with every item by the cosine of its pooled channels, whitened by how
-    drawings of one item differ, and by the cosine of its layout, 3 x 3 means of the finer stage,
-    whitened alike. Classes are the network's own linear classifier, applied to the pooled
-    channels, and to each cell. Both kinds share one softmax a patch: the more an image looks like
-    an item, the less its classes say. What a patch reads is the mean of the concepts' values, so
-    the maximum over patches remains the paper's (LexVLA eq. 4).
+    drawings of one item differ, and by the cosine of its layout, 3 x 3 means and the deviation of
+    the finer stage, whitened alike. Classes are the network's own linear classifier on the pooled
+    channels. Both kinds share one softmax: the more an image looks like an item, the less its
+    classes say. A patch has its part of each share by its own evidence, divided by that of the
+    patch that shows the concept best. So the best patch says of a concept what the whole image
+    says, and the maximum over patches is the paper's (LexVLA eq. 4).
 
-    Whitening, keys and classifier are set in closed form and stay; see
-    `lexvla.training.concept_start`.
+    A state has one number a concept, and a 1 for the level of words that nothing shows. A row of
+    the image codebook says in return which concepts bear the word.
+
+    All weights are set in closed form and stay; see `lexvla.training.concept_start`.
 
     Args:
         sizes: How many concepts there are, and how wide each part is.
-        width: Width of the values.
 
     References:
         Sukhbaatar et al. 2015, "End-To-End Memory Networks", arXiv 1503.08895; Zhou et al. 2016,
@@ -57,30 +60,19 @@ class ConceptMemory(nn.Module):
         arXiv 1512.04150.
     """
 
-    def __init__(self, sizes: ConceptSizes, width: int) -> None:
+    def __init__(self, sizes: ConceptSizes) -> None:
         super().__init__()
         self.sizes = sizes
         items, classes, channels, fine, wide, local = sizes
         self.whiten = nn.Linear(channels, channels)
         self.item_keys = nn.Parameter(torch.zeros(items, channels))
-        self.layout = nn.Linear(LAYOUT**2 * fine, wide)
+        self.layout = nn.Linear((LAYOUT**2 + 1) * fine, wide)
         self.layout_keys = nn.Parameter(torch.zeros(items, wide))
         self.classifier = nn.Linear(channels, classes)
         self.local = nn.Linear(channels, local)
         self.local_keys = nn.Parameter(torch.zeros(items, local))
-        self.values = nn.Parameter(torch.zeros(items + classes, width))
-        # Of an image's items and classes, and of a patch's; then what is added to the classes.
-        self.scales = nn.Parameter(torch.ones(4))
-        self.class_bias = nn.Parameter(torch.zeros(1))
-        for part in self.closed_form:
-            part.requires_grad_(False)
-
-    @property
-    def closed_form(self) -> list[nn.Parameter]:
-        """Return the weights that no gradient changes."""
-        linear = (self.whiten, self.layout, self.classifier)
-        weights = [weight for layer in linear for weight in layer.parameters()]
-        return [*weights, self.item_keys, self.layout_keys]
+        self.scales = nn.Parameter(torch.ones(4))  # of an image's items and classes, a patch's
+        self.requires_grad_(False)
 
     def whole(self, cells: Tensor) -> Tensor:
         """Compare whole images with every concept.
@@ -89,7 +81,7 @@ class ConceptMemory(nn.Module):
             cells: (B, T, C) of a square map.
 
         Returns:
-            (B, items + classes): sums of two cosines, then logits of classes.
+            (B, items + classes): weighted sums of two cosines, then logits of classes.
         """
         own = cells[..., : self.sizes.channels]
         looks = functional.normalize(self.whiten(roots(own).mean(1)), dim=-1)
@@ -98,27 +90,41 @@ class ConceptMemory(nn.Module):
         items = looks @ self.item_keys.T + shape @ self.layout_keys.T
         return torch.cat([items, self.classifier(own.mean(1))], dim=-1)
 
-    def forward(self, cells: Tensor, whole: Tensor) -> Tensor:
-        """Return (B, T, width), what each patch reads.
+    def shares(self, whole: Tensor) -> Tensor:
+        """Return (B, items + classes), how what each image shows is shared out over the concepts.
+
+        Shares below `LEAST_SHARE` are 0.
 
         Args:
-            cells: (B, T, C), all cells or some.
             whole: What `whole` gave for the images.
         """
-        items, own = self.sizes.items, cells[..., : self.sizes.channels]
-        image_items, image_classes, patch_items, patch_classes = self.scales
-        of_items = self.local(roots(own)) @ self.local_keys.T
-        of_classes = self.classifier(own)
-        scores = torch.cat(
+        items = self.sizes.items
+        scaled = [self.scales[0] * whole[:, :items], self.scales[1] * whole[:, items:]]
+        shares = torch.cat(scaled, dim=-1).float().softmax(dim=-1)
+        return shares * (shares >= LEAST_SHARE)
+
+    def forward(self, cells: Tensor, whole: Tensor) -> Tensor:
+        """Return the (B, T, items + classes + 1) states of patches; the last number is 1.
+
+        Args:
+            cells: (B, T, C), all cells or some, which are then compared with one another.
+            whole: What `whole` gave for the images.
+        """
+        own = cells[..., : self.sizes.channels]
+        evidence = torch.cat(
             [
-                image_items * whole[:, None, :items] + patch_items * of_items,
-                image_classes * whole[:, None, items:]
-                + patch_classes * of_classes
-                + self.class_bias,
+                self.scales[2] * (self.local(roots(own)) @ self.local_keys.T),
+                self.scales[3] * self.classifier(own),
             ],
             dim=-1,
-        )
-        return scores.float().softmax(dim=-1).to(scores.dtype) @ self.values
+        ).float()
+        shown = (evidence - evidence.amax(dim=1, keepdim=True)).exp()
+        return with_level(self.shares(whole)[:, None] * shown).to(cells.dtype)
+
+
+def with_level(shown: Tensor) -> Tensor:
+    """Put a 1 behind the (..., concepts) shown: a codebook has the level of absent words there."""
+    return functional.pad(shown, (0, 1), value=1.0)
 
 
 def roots(cells: Tensor) -> Tensor:
@@ -127,7 +133,7 @@ def roots(cells: Tensor) -> Tensor:
 
 
 def layout(fine: Tensor) -> Tensor:
-    """Return the (B, 9 * C) means of a square map's thirds.
+    """Return the (B, 10 * C) means of a square map's thirds, then each channel's deviation.
 
     Args:
         fine: (B, T, 4 * C), in each cell four of a finer stage, as `pixel_unshuffle` orders them.
@@ -136,4 +142,5 @@ def layout(fine: Tensor) -> Tensor:
     side = isqrt(count)
     mean = fine.reshape(batch, count, width // 4, 4).mean(-1)
     grid = mean.transpose(1, 2).reshape(batch, width // 4, side, side)
-    return functional.adaptive_avg_pool2d(grid, LAYOUT).flatten(1)
+    thirds = functional.adaptive_avg_pool2d(grid, LAYOUT).flatten(1)
+    return torch.cat([thirds, mean.std(1, correction=0)], dim=1)

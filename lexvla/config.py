@@ -68,12 +68,8 @@ class LexVLAConfig(PretrainedConfig):
         image_std: Deviation of each colour channel.
         adapter_heads: Attention heads of the adapter's one self-attention layer.
         adapter_width: Hidden width of the adapter's two MLPs.
-        adapter_input: Width that cells of a feature map are brought to before the adapter; 0 for
-            their own.
-        image_width: Width of patch states and image codebook; 0 for the text codebook's width, as
-            in the paper.
         concept_items: Concepts known by examples, for a memory that the patches of a feature map
-            with its fine stage read beside the adapter; 0 for no memory. See `ConceptMemory`.
+            with its fine stage read in place of an adapter; 0 for no memory. See `ConceptMemory`.
         concept_classes: Classes of the vision model's own classifier in that memory.
         layout_width: Width of its layout keys.
         local_rank: Rank of its items' evidence in one patch.
@@ -132,8 +128,6 @@ class LexVLAConfig(PretrainedConfig):
         image_std: Sequence[float] = IMAGE_STD,
         adapter_heads: int = 12,
         adapter_width: int = 2304,
-        adapter_input: int = 0,
-        image_width: int = 0,
         concept_items: int = 0,
         concept_classes: int = 0,
         layout_width: int = 512,
@@ -180,8 +174,6 @@ class LexVLAConfig(PretrainedConfig):
         self.image_std = list(image_std)
         self.adapter_heads = adapter_heads
         self.adapter_width = adapter_width
-        self.adapter_input = adapter_input
-        self.image_width = image_width
         self.concept_items = concept_items
         self.concept_classes = concept_classes
         self.layout_width = layout_width
@@ -210,8 +202,7 @@ class LexVLAConfig(PretrainedConfig):
     def check(self) -> None:
         """Raise ValueError where the fields do not go together."""
         self._check_map()
-        width = self.adapter_input or self.vision_width
-        side, patch = self.image_side, self.patch_size
+        width, side, patch = self.vision_width, self.image_side, self.patch_size
         rules = {
             f"the prompt must hold {{text}} once: {self.prompt!r}": self.prompt.count("{text}")
             == 1,
@@ -219,7 +210,8 @@ class LexVLAConfig(PretrainedConfig):
                 self.quantization in QUANTIZATIONS
             ),
             f"adapter_heads={self.adapter_heads} does not divide the adapter's width {width}": (
-                self.adapter_heads > 0 and width % self.adapter_heads == 0
+                self.concept_items > 0
+                or (self.adapter_heads > 0 and width % self.adapter_heads == 0)
             ),
             f"image_size={side} is less than a patch of {patch} pixels": side >= patch,
             f"image_size={side} is no multiple of the vision model's stride, {patch}": (
@@ -255,8 +247,6 @@ class LexVLAConfig(PretrainedConfig):
             raise ValueError(f"map_width, map_stride and fine_stage are not for {kind}")
         if self.concept_items and not self.fine_stage:
             raise ValueError("concept_items needs a convolutional vision model with its fine_stage")
-        if self.adapter_input and not self.has_map:
-            raise ValueError(f"adapter_input is not for {kind}")
 
     @property
     def fingerprint(self) -> str:
@@ -279,7 +269,8 @@ class LexVLAConfig(PretrainedConfig):
     @property
     def lexical_width(self) -> int:
         """Return the width of patch states and of the image codebook's rows."""
-        return int(self.image_width or self.text_config.hidden_size)
+        concepts = self.concept_items + self.concept_classes
+        return concepts + 1 if self.concept_items else int(self.text_config.hidden_size)
 
     @property
     def patch_size(self) -> int:

@@ -22,6 +22,7 @@ from lexvla.config import LexVLAConfig
 from lexvla.dense_head import DenseHead
 from lexvla.encoding import Encoding
 from lexvla.errors import InputError, ModelError
+from lexvla.image_tower import ImageTower
 from lexvla.images import ImageSource, open_image
 from lexvla.lexical_head import elu1p, lexical_vector, max_over_patches, sparsify
 from lexvla.preprocessing import resize, to_pixels
@@ -54,6 +55,7 @@ class EncodeMixin:
     vocabulary: Vocabulary
     tokenizer: PreTrainedTokenizerBase
     image_codebook: nn.Parameter
+    image_tower: ImageTower
     text_dense_head: DenseHead | None
     image_dense_head: DenseHead | None
     codebook: Codebook | None
@@ -320,13 +322,31 @@ class EncodeMixin:
 
     def _image_rows(self, states: Tensor, numbers: np.ndarray, limit: int | None) -> Encoding:
         """Encode (B, P, d) states of patches that have these P numbers in the image."""
-        chunk = self.config.vocabulary_chunk
-        logits, place = max_over_patches(states, self.image_codebook, chunk)
+        logits, place = self.words_of_patches(states)
         head = self.image_dense_head
-        dense = None if head is None else head(states.float().mean(1))
+        dense = None if head is None else head(self.pooled(states.float()))
         encoding, rows = self._encoding(logits, dense, limit)
         positions = place.cpu().numpy()[rows, encoding.lexical.indices]
         return replace(encoding, patches=numbers[positions].astype(np.int16))
+
+    def pooled(self, states: Tensor) -> Tensor:
+        """Return the (B, d) mean of (B, P, d) states; of a memory's concepts, the largest."""
+        return states.mean(1) if self.image_tower.memory is None else states.amax(1)
+
+    def words_of_patches(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the (B, V) largest logit of each word over (B, P, d) states, and its patch."""
+        rows: Tensor = self.image_codebook
+        if self.image_tower.memory is not None:  # of its concepts, most are shown nowhere
+            shown = (states != 0).flatten(0, 1).any(0)
+            states, rows = states[..., shown], rows[:, shown]
+        return max_over_patches(states, rows, self.config.vocabulary_chunk)
+
+    def sparsify(self, vectors: Tensor, max_active_dims: int | None = None) -> sparse.csr_array:
+        """Keep the heavy words of unit vectors by the model's own rule; see `sparsify`."""
+        config = self.config
+        limits = [each for each in (max_active_dims, config.max_active_dims) if each is not None]
+        rule = (config.sparsification, config.kept_words, config.threshold)
+        return sparsify(vectors, *rule, min(limits, default=None))
 
     def _encoding(
         self, logits: Tensor, dense: Tensor | None, limit: int | None, known: Tensor | None = None
@@ -339,14 +359,7 @@ class EncodeMixin:
         vectors = lexical_vector(logits)
         if known is not None:
             vectors *= known.to(vectors.device)[:, None]
-        limits = [each for each in (limit, config.max_active_dims) if each is not None]
-        lexical = sparsify(
-            vectors,
-            config.sparsification,
-            config.kept_words,
-            config.threshold,
-            min(limits, default=None),
-        )
+        lexical = self.sparsify(vectors, limit)
         rows = np.repeat(np.arange(len(vectors)), np.diff(lexical.indptr))
         if dense is None:
             return Encoding(lexical), rows

@@ -98,14 +98,13 @@ class ImageTower(nn.Module):
         self.vision_model: Any = vision_model
         self.has_map, self.fine_stage = config.has_map, config.fine_stage
         self.patch_size, self.pool_cls = config.patch_size, config.pool_cls
-        width = config.adapter_input or config.vision_width
-        self.adapter = Adapter(
-            width, config.lexical_width, config.adapter_heads, config.adapter_width
-        )
         if self.has_map:
             _check_map(config, vision_model)
-        self.adapter_input = nn.Linear(config.vision_width, width) if config.adapter_input else None
+        self.adapter: Any = None
         self.memory = _concept_memory(config, vision_model) if config.concept_items else None
+        if self.memory is None:
+            sizes = (config.vision_width, config.lexical_width)
+            self.adapter = Adapter(*sizes, config.adapter_heads, config.adapter_width)
         self.extra_tokens = 0 if self.has_map else self._count_extra_tokens(config.image_side)
         if self.pool_cls and not self.extra_tokens:
             kind = vision_model.config.model_type
@@ -141,23 +140,24 @@ class ImageTower(nn.Module):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
             pixels = pixels.to(self.vision_model.dtype)
             states = self._map_cells(pixels) if self.has_map else self._tokens(pixels)
-        return states.to(next(self.adapter.parameters()).dtype)
+        return states.to(next((self.memory or self.adapter).parameters()).dtype)
 
     def adapt(self, cells: Tensor, whole: Tensor | None = None) -> Tensor:
         """Map (B, T, C) states that `cells` gave to (B, P, d) states in the lexical space.
 
         CLS and register tokens take part in the adapter's attention and are then left out, so
         that a word always comes from a patch that can be shown. With ``pool_cls`` the CLS token
-        stays, as the first of P + 1 states. A memory of concepts adds to what the adapter gives.
+        stays, as the first of P + 1 states. A memory of concepts stands in the adapter's place.
 
         Args:
             cells: All of an image's; some of them where ``whole`` is given.
             whole: What the memory says of the whole images, if known; see `ConceptMemory.whole`.
         """
-        states = self.adapter(cells if self.adapter_input is None else self.adapter_input(cells))
         if self.memory is not None:
             whole = self.memory.whole(cells) if whole is None else whole
-            states = states + self.memory(cells, whole)
+            states = self.memory(cells, whole)
+        else:
+            states = self.adapter(cells)
         patches = states[:, self.extra_tokens :]
         return torch.cat([states[:, :1], patches], dim=1) if self.pool_cls else patches
 
@@ -204,7 +204,7 @@ def _concept_memory(config: LexVLAConfig, vision_model: Any) -> ConceptMemory:
         config.layout_width,
         config.local_rank,
     )
-    return ConceptMemory(sizes, config.lexical_width)
+    return ConceptMemory(sizes)
 
 
 def is_frozen(module: nn.Module) -> bool:

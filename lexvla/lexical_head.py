@@ -227,6 +227,8 @@ def sparsify(
 ) -> sparse.csr_array:
     """Keep the heavy words of unit vectors and return them as (n, V) float32 CSR.
 
+    What is kept is brought back to unit length, so that a dot product is a cosine.
+
     Args:
         vectors: (n, V), unit length, on any device.
         rule: ``mean`` keeps weights above ``1/sqrt(V)``, the root mean square of a unit vector
@@ -254,6 +256,6 @@ def sparsify(
     rows, columns = keep.nonzero(as_tuple=True)
     counts = np.bincount(rows.cpu().numpy(), minlength=len(vectors))
     starts = np.concatenate([[0], counts.cumsum()]).astype(np.int32)
-    data = vectors[rows, columns].float().cpu().numpy()
+    data = functional.normalize(vectors.float() * keep, dim=1)[rows, columns].cpu().numpy()
     matrix = (data, columns.cpu().numpy().astype(np.int32), starts)
     return sparse.csr_array(matrix, shape=tuple(vectors.shape))

@@ -21,7 +21,7 @@ from lexvla.encoder import EncodeMixin
 from lexvla.errors import InputError, ModelError, UnsupportedError
 from lexvla.features import Features
 from lexvla.image_tower import CachedCells, ImageTower
-from lexvla.lexical_head import lexical_vector, max_over_patches
+from lexvla.lexical_head import lexical_vector
 from lexvla.text_tower import PrefixCache, TextTower, tokenize
 from lexvla.vocabulary import Vocabulary
 
@@ -62,8 +62,8 @@ class LexVLA(EncodeMixin, PreTrainedModel):
         self.text_tower = TextTower(config, language_model)
         self.image_tower = ImageTower(config, vision_model)
         width = config.lexical_width
-        if config.image_width:
-            rows = torch.randn(len(vocabulary), width) * width**-0.5
+        if config.concept_items:
+            rows = torch.zeros(len(vocabulary), width)
         else:
             rows = self.text_codebook().detach().to("cpu", torch.float32, copy=True)
         self.image_codebook = nn.Parameter(rows)
@@ -128,9 +128,7 @@ class LexVLA(EncodeMixin, PreTrainedModel):
 
         With ``pool_cls`` the CLS token is the patch -1.
         """
-        states = self.patch_states(pixels)
-        chunk = self.config.vocabulary_chunk
-        logits, place = max_over_patches(states, self.image_codebook, chunk)
+        logits, place = self.words_of_patches(self.patch_states(pixels))
         return logits, place - 1 if self.config.pool_cls else place
 
     def forward(
@@ -140,6 +138,7 @@ class LexVLA(EncodeMixin, PreTrainedModel):
         dense: bool = False,
         locals: bool = False,  # noqa: A002 - TCL's word
         logits: bool = False,
+        image_words: bool = True,
     ) -> tuple[Features, Features]:
         """Return the features of images and of texts, for training.
 
@@ -150,13 +149,15 @@ class LexVLA(EncodeMixin, PreTrainedModel):
             dense: Whether dense vectors are wanted.
             locals: Whether those of patches and of the texts' own tokens are wanted too.
             logits: Whether the words' logits are wanted.
+            image_words: Whether those of images are; else their lexical vectors have no word.
         """
         if isinstance(images, CachedCells):
             patches = self.image_tower.adapt(images.cells, images.whole)
         else:
             patches = self.patch_states(images)
-        chunk = self.config.vocabulary_chunk
-        image_logits, _ = max_over_patches(patches, self.image_codebook, chunk)
+        image_logits = patches.new_zeros(len(patches), 0)
+        if image_words:
+            image_logits, _ = self.words_of_patches(patches)
         if locals:
             states, mask = self.text_tower.states(token_ids)
             last = states[:, -1]
@@ -170,7 +171,7 @@ class LexVLA(EncodeMixin, PreTrainedModel):
             return image, text
         if self.image_dense_head is None or self.text_dense_head is None:
             raise ModelError("the model has no dense heads; give it a dense_width")
-        image = image._replace(dense=self.image_dense_head(patches.mean(1)))
+        image = image._replace(dense=self.image_dense_head(self.pooled(patches)))
         text = text._replace(dense=self.text_dense_head(last))
         if locals:
             own = patches[:, 1:] if self.config.pool_cls else patches
@@ -180,9 +181,10 @@ class LexVLA(EncodeMixin, PreTrainedModel):
             text = text._replace(locals=self.text_dense_head(states), mask=mask)
         return image, text
 
-    def words_of_texts(self, token_ids: list[list[int]]) -> Tensor:
-        """Return the (B, V) logits of texts alone, for training."""
-        return self.text_tower.by_length(token_ids) @ self.text_codebook().T
+    def words_of_texts(self, token_ids: list[list[int]]) -> tuple[Tensor, Tensor]:
+        """Return the (B, V) logits and (B, d) states of texts alone, for training."""
+        states = self.text_tower.by_length(token_ids)
+        return states @ self.text_codebook().T, states
 
     def prompt_ids(self, texts: list[str]) -> list[list[int]]:
         """Normalise texts, put them into the prompt and return their token ids."""

@@ -1,7 +1,7 @@
 """A model as a folder: what is written, and what is checked when it is read.
 
     config.json              LexVLAConfig
-    model.safetensors        adapter, image codebook, dense heads and codes
+    model.safetensors        adapter or memory of concepts, image codebook, dense heads and codes
     tokenizer.json           and tokenizer_config.json, of the language model
     vocabulary.json          the kept pieces
     lora/                    LoRA in PEFT's own layout, where there is LoRA
@@ -53,6 +53,8 @@ WEIGHTS_FILE = "model.safetensors"
 TOKENIZER_FILE = "tokenizer.json"
 VOCABULARY_FILE = "vocabulary.json"
 CARD_FILE = "README.md"
+CODEBOOK = "image_codebook"
+_SPARSE = ("counts", "columns", "values")
 TOWERS = ("text_tower.language_model.", "image_tower.vision_model.")
 LORA, TEXT_MODEL, VISION_MODEL = "lora", "text_model", "vision_model"
 _DEFAULT = Path(__file__).parent / "pretrained"
@@ -81,6 +83,8 @@ def write_model(model: LexVLA, folder: Path) -> None:
             vision_model.save_pretrained(folder / VISION_MODEL)
         model.tokenizer.save_pretrained(folder)
     weights = {name: part.contiguous() for name, part in small_parts(model).items()}
+    if config.concept_items:  # most concepts do not bear a word
+        weights.update(_sparse_parts(weights.pop(CODEBOOK)))
     save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     model.vocabulary.save(folder / VOCABULARY_FILE)
     config.weights_sha256 = {name: _sha256(folder / name) for name in _weight_files(config)}
@@ -94,6 +98,33 @@ def _check_lora_alone(language_model: nn.Module) -> None:
         if parameter.requires_grad and "lora_" not in name:
             rule = "is trained beside LoRA, and would be lost: freeze it, or merge LoRA"
             raise ModelError(f"{name}: {rule}")
+
+
+def _sparse_parts(matrix: Tensor) -> dict[str, Tensor]:
+    """Return a matrix as the values that are not 0, and the places of each row's."""
+    rows, columns = matrix.nonzero(as_tuple=True)
+    parts = (rows.bincount(minlength=len(matrix)).int(), columns.int(), matrix[rows, columns])
+    return {f"{CODEBOOK}.{name}": part for name, part in zip(_SPARSE, parts, strict=True)}
+
+
+def _dense(parts: dict[str, Tensor], like: Tensor) -> Tensor:
+    """Return the matrix that `_sparse_parts` took apart.
+
+    Raises:
+        ValueError: The parts do not fit together, or to the shape wanted.
+    """
+    counts, columns, values = (parts.pop(f"{CODEBOOK}.{name}", None) for name in _SPARSE)
+    if counts is None or columns is None or values is None:
+        raise ValueError("parts are missing")
+    height, width = like.shape
+    lengths = len(columns), len(values), int(counts.sum())
+    if len(counts) != height or counts.min() < 0 or len(set(lengths)) > 1:
+        raise ValueError("parts are not of one length")
+    if len(columns) and not 0 <= int(columns.min()) <= int(columns.max()) < width:
+        raise ValueError(f"a column is not below {width}")
+    matrix = torch.zeros(height, width, dtype=values.dtype)
+    matrix[torch.arange(height).repeat_interleave(counts), columns.long()] = values
+    return matrix
 
 
 def small_parts(model: LexVLA) -> dict[str, Tensor]:
@@ -268,6 +299,11 @@ def read_weights(model: LexVLA, folder: Path) -> None:
     """
     path = folder / WEIGHTS_FILE
     own, weights = small_parts(model), load_file(path)
+    if model.config.concept_items:
+        try:
+            weights[CODEBOOK] = _dense(weights, own[CODEBOOK])
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise ModelError(f"{path}: {CODEBOOK}: {error}") from error
     kinds = {
         "missing": own.keys() - weights.keys(),
         "unexpected": weights.keys() - own.keys(),

@@ -17,7 +17,6 @@ from model_fakes import CAPTIONS, ITEMS, drawing_sections
 
 SIDE, GRID, STRIDE = 96, 3, 32
 CHANNELS, FINE, CLASSES = 256, 48, 4
-WIDTH = 10  # of patch states and image codebook
 NAMES = ("tabby", "lorry", "teapot", "frog")
 
 
@@ -40,20 +39,26 @@ def save_classified(folder: Path, seed: int = 2, classes: int = CLASSES) -> Path
 
 
 def memory_model(network: Path, **changes: Any) -> LexVLA:
-    """Return a model whose patches read a memory of 6 items and 4 classes, all of it random."""
+    """Return a model with a memory of 6 items and 4 classes, random as its image codebook is."""
     torch.manual_seed(0)
     options: dict[str, Any] = {
         **{"width": 16, "text_layers": 1, "heads": 2, "pieces_below_words": 60},
-        **{"image_size": SIDE, "fine_stage": True, "adapter_input": 16, "image_width": WIDTH},
+        **{"image_size": SIDE, "fine_stage": True},
         **{"concept_items": len(ITEMS), "concept_classes": CLASSES, "layout_width": 6},
         **{"local_rank": 2, "dense_width": 6, "codebook_size": 4, "codes_per_item": 2},
         **changes,
     }
     others = options.pop("others", ())
     model = untrained_model(CAPTIONS, others, vision_model=str(network), **options)
-    if model.image_tower.memory is not None:
-        for weight in model.image_tower.memory.parameters():
+    memory = model.image_tower.memory
+    if memory is not None:
+        for weight in memory.parameters():
             nn.init.normal_(weight, std=0.3)
+        with torch.no_grad():
+            memory.scales.copy_(torch.tensor([6, 0.7, 1, 0.2]))
+            rows = model.image_codebook
+            rows.copy_(3 * torch.randn(rows.shape) * (torch.rand(rows.shape) < 0.4))
+            rows[:, -1] = -2
     return model.eval()
 
 
@@ -88,9 +93,8 @@ def seen_sections(drawings: Path, network: Path, lists: Path) -> dict[str, dict[
     sections["model"] = {
         **{"width": 16, "text_layers": 1, "heads": 2, "pieces_below_words": 60},
         **{"vision_model": str(network), "fine_stage": True, "image_size": SIDE},
-        **{"image_width": 8, "adapter_input": 16, "concept_items": len(ITEMS)},
-        **{"concept_classes": CLASSES, "layout_width": 4, "local_rank": 3, "model_name": "tiny"},
-        **{"dense_width": 0, "codebook_size": 0},
+        **{"concept_items": len(ITEMS), "concept_classes": CLASSES, "layout_width": 4},
+        **{"local_rank": 3, "model_name": "tiny", "dense_width": 0, "codebook_size": 0},
     }
     sections["data"] |= {
         **{"views": 3, "patches": 4, "folds": [["round"]], "class_share": 0.25, "noun_rows": 2},

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 from transformers import Dinov2Config, LlamaConfig, PreTrainedTokenizerFast
 
 from lexvla.config import PROMPT, LexVLAConfig
@@ -161,3 +165,20 @@ def drawing_sections(folder: Path) -> dict[str, dict[str, Any]]:
             "half": True,
         },
     }
+
+
+def edit_json(path: Path, change: Callable[[dict], object]) -> None:
+    values = json.loads(path.read_text(encoding="utf-8"))
+    change(values)
+    path.write_text(json.dumps(values), encoding="utf-8")
+
+
+def edit_weights(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
+    """Change the weights and their hash alike, as one does who means it."""
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    edit_json(
+        folder / "config.json", lambda v: v["weights_sha256"].update({"model.safetensors": digest})
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -11,24 +12,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn import functional
 
-from lexvla.concept_memory import ConceptMemory, ConceptSizes, layout, roots
+from lexvla.concept_memory import ConceptMemory, ConceptSizes, layout, roots, with_level
+from lexvla.dense_head import DenseHead
 from lexvla.errors import InputError
-from lexvla.lexical_head import elu1p
 from lexvla.training import concept_start
 from lexvla.training.concept_start import (
     Pooled,
     directions,
+    fill_codebook,
+    fill_dense_head,
     fill_memory,
-    fill_values,
-    fit_values,
     folds_of,
     held_out_cosines,
     pool,
     read_classifier,
 )
-from memory_fakes import CHANNELS, CLASSES, memory_model, save_classified
-from model_fakes import ITEMS, tiny_model
+from memory_fakes import CHANNELS, CLASSES, save_classified
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -44,7 +45,7 @@ def some_vectors(seed: int = 0, width: int = 5) -> tuple[Tensor, Tensor]:
 
 
 def plain_cosines(
-    seen: np.ndarray, item: list[int], items: int, shrink: float, asked: np.ndarray
+    seen: np.ndarray, item: list[int], items: int, asked: np.ndarray, shrink: float = 0.1
 ) -> np.ndarray:
     """Return cosines to the items by the inverse of the covariance within items."""
     means = {
@@ -71,11 +72,13 @@ def plain_cosines(
 
 
 @pytest.mark.parametrize("shrink", [0.1, 0.9])
-def test_directions_are_those_of_numpy(shrink: float) -> None:
+def test_directions_are_those_of_numpy(shrink: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    if shrink != 0.1:  # the default
+        monkeypatch.setattr(concept_start, "_SHRINK", shrink)
     vectors, item = some_vectors()
     asked = torch.randn(6, 5, generator=torch.Generator().manual_seed(9))
-    found = directions(vectors, item, 4, shrink)
-    expected = plain_cosines(vectors.double().numpy(), ITEM, 4, shrink, asked.double().numpy())
+    found = directions(vectors, item, 4)
+    expected = plain_cosines(vectors.double().numpy(), ITEM, 4, asked.double().numpy(), shrink)
     np.testing.assert_allclose(found.cosines(asked).numpy(), expected, atol=1e-4)
 
 
@@ -83,7 +86,7 @@ def test_directions_worked_out_by_hand() -> None:
     # Two items at (+-2, 0); within both, 1 to either side in x and 2 in y.
     offsets = torch.tensor([[1.0, 2], [-1, 2], [1, -2], [-1, -2]])
     vectors = torch.cat([offsets + torch.tensor([2.0, 0]), offsets - torch.tensor([2.0, 0])])
-    found = directions(vectors, torch.tensor([0] * 4 + [1] * 4), 2, 0.5)
+    found = directions(vectors, torch.tensor([0] * 4 + [1] * 4), 2)
     # The covariance is diagonal, (1, 4), to which 1e-4 of its mean is added.
     expected = torch.diag(torch.tensor([1.00025, 4.00025]).rsqrt())
     torch.testing.assert_close(found.weight, expected)
@@ -95,7 +98,7 @@ def test_directions_worked_out_by_hand() -> None:
 def test_keys_are_unit_and_0_without_vectors(seed: int) -> None:
     vectors, item = some_vectors(seed)
     for width in (None, 3):
-        found = directions(vectors, item, 4, 0.1, width)
+        found = directions(vectors, item, 4, width)
         assert found.keys.shape == (4, width or 5)
         assert found.weight.shape == (width or 5, 5)
         assert found.keys.norm(dim=1).tolist() == pytest.approx([1, 1, 0, 1], abs=1e-5)
@@ -106,14 +109,14 @@ def test_keys_are_unit_and_0_without_vectors(seed: int) -> None:
 def test_scale_and_place_say_nothing(seed: int) -> None:
     vectors, item = some_vectors(seed)
     shift = torch.tensor([1.0, -2, 3, 0, 5])
-    plain = directions(vectors, item, 4, 0.1).cosines(vectors)
-    moved = directions(2 * vectors + shift, item, 4, 0.1).cosines(2 * vectors + shift)
+    plain = directions(vectors, item, 4).cosines(vectors)
+    moved = directions(2 * vectors + shift, item, 4).cosines(2 * vectors + shift)
     torch.testing.assert_close(moved, plain, atol=2e-3, rtol=0)
 
 
 def test_few_dimensions_keep_the_cosines_of_items_that_span_few() -> None:
     vectors, item = some_vectors(width=12)
-    full, few = (directions(vectors, item, 4, 0.1, width) for width in (None, 3))
+    full, few = (directions(vectors, item, 4, width) for width in (None, 3))
     # Three items, less their centre: a plane, within three dimensions.
     torch.testing.assert_close(few.keys @ few.keys.T, full.keys @ full.keys.T, atol=1e-4, rtol=0)
     middles = torch.stack([vectors[item == each].mean(0) for each in (0, 1, 3)])
@@ -176,14 +179,14 @@ def test_held_out_cosines_are_sums_of_both_kinds() -> None:
     for number in (4, 9):
         mine = fold == number
         expected = sum(
-            plain_cosines(
+            weight
+            * plain_cosines(
                 vectors[~mine].double().numpy(),
                 item[~mine].tolist(),
                 3,
-                shrink,
                 vectors[mine].double().numpy(),
             )
-            for vectors, shrink in ((pooled.looks, 0.1), (pooled.layout, 0.2))
+            for vectors, weight in ((pooled.looks, 0.6), (pooled.layout, 1))
         )
         np.testing.assert_allclose(found[mine].float().numpy(), expected, atol=5e-3)
 
@@ -249,14 +252,14 @@ def test_a_filled_memory_gives_the_cosines_and_the_networks_classes(classified: 
     item = torch.tensor([0, 1, 2] * 8)
     cells += 2 * rng.normal(size=(3, 1, CHANNELS + 8)).astype(np.float16)[item]
     torch.manual_seed(0)
-    memory, pooled = ConceptMemory(sizes, 5), pool(cells, CHANNELS)
+    memory, pooled = ConceptMemory(sizes), pool(cells, CHANNELS)
     fill_memory(memory, pooled, item, classified)
     maps = torch.from_numpy(cells.astype(np.float32))
     with torch.no_grad():
         whole = memory.whole(maps)
-    looks = directions(pooled.looks, item, 3, 0.1)
-    shape = directions(pooled.layout, item, 3, 0.2, 6)
-    expected = looks.cosines(pooled.looks) + shape.cosines(pooled.layout)
+    looks = directions(pooled.looks, item, 3)
+    shape = directions(pooled.layout, item, 3, 6)
+    expected = 0.6 * looks.cosines(pooled.looks) + shape.cosines(pooled.layout)
     torch.testing.assert_close(whole[:, :3], expected, atol=1e-4, rtol=1e-4)
     assert whole[:, :3].argmax(1).tolist() == item.tolist()
     weight, bias = read_classifier(classified)
@@ -270,72 +273,98 @@ def test_a_filled_memory_gives_the_cosines_and_the_networks_classes(classified: 
         found, middle @ (looks.keys @ looks.weight).T / length, atol=1e-4, rtol=1e-3
     )
     assert memory.scales.tolist() == pytest.approx(concept_start._SCALES)
-    assert not any(weight.requires_grad for weight in memory.closed_form)
+    assert not any(weight.requires_grad for weight in memory.parameters())
+    # Each image shows its item most, and one of its patches says so.
+    assert memory.shares(whole)[:, :3].argmax(1).tolist() == item.tolist()
+    assert torch.equal(memory(maps, whole)[..., :-1].amax(1), memory.shares(whole))
 
 
-def test_a_concepts_own_words_are_its_strongest(classified: Path) -> None:
-    model = memory_model(classified, image_width=11)
-    concepts, words = len(ITEMS) + CLASSES, len(model.vocabulary)
-    weights = torch.zeros(concepts, words)
-    for concept in range(concepts):
-        weights[concept, concept] = 2  # its own name,
-        weights[concept, 10 + concept // 4] = 1  # and a word that it shares
-    fill_values(model, weights)
-    memory = model.image_tower.memory
-    assert memory is not None
-    with torch.no_grad():
-        logits = memory.values @ model.image_codebook.T
-    # The width is that of all concepts, so the product is exact.
-    used = (weights > 0).sum(0).clamp(min=1)
-    idf = torch.log(1 + concepts / used)
-    expected = concept_start._WORD * weights * idf / idf.mean() + concept_start._ABSENT
-    torch.testing.assert_close(logits, expected, atol=1e-3, rtol=1e-3)
-    for concept in range(concepts):
-        order = logits[concept].argsort(descending=True)
-        assert order[:2].tolist() == [concept, 10 + concept // 4]
-    # The adapter adds nothing yet: what a patch reads is what the image side gives.
-    with torch.no_grad():
-        cells = torch.rand(2, 9, model.config.vision_width)
-        whole = memory.whole(cells)
-        assert torch.equal(model.image_tower.adapt(cells), memory(cells, whole))
+def test_an_image_codebook_worked_out_by_hand() -> None:
+    """Of four concepts one bears the first word, two the second, all the third, none the last."""
+    words = torch.tensor(
+        [[2.0, 0, 1, 0], [0, 1, 1, 0], [0, 0.5, 1, 0], [0, 0, 0.25, 0]],
+    )
+    codebook = torch.full((4, 5), 9.0)
+    fill_codebook(codebook, words)
+    # log(1 + 4/n), and of a word that no concept bears as of one that one bears
+    rare = [math.log(5), math.log(3), math.log(2), math.log(5)]
+    mean = sum(rare) / 4
+    one, two, three = (4 * value / mean for value in rare[:3])
+    expected = [
+        [2 * one, 0, 0, 0, -4],
+        [0, two, 0.5 * two, 0, -4],
+        [three, three, three, 0.25 * three, -4],
+        [0, 0, 0, 0, -4],
+    ]
+    torch.testing.assert_close(codebook, torch.tensor(expected))
+    # An image that shows the second concept alone says its words, and nothing of the others.
+    logits = with_level(torch.tensor([0.0, 1, 0, 0])) @ codebook.T
+    torch.testing.assert_close(logits, torch.tensor([-4, two - 4, three - 4, -4]))
 
 
-def test_few_dimensions_still_tell_words_apart(classified: Path) -> None:
-    model = memory_model(classified, image_width=8)
-    weights = torch.zeros(len(ITEMS) + CLASSES, len(model.vocabulary))
-    weights[torch.arange(10), torch.arange(10) // 2] = 2  # five words, each of two concepts
-    fill_values(model, weights)
-    logits = model.image_tower.memory.values @ model.image_codebook.T
-    assert logits.argmax(1).tolist() == [number // 2 for number in range(10)]
+def test_an_image_codebook_that_is_trained_is_filled_without_a_gradient() -> None:
+    codebook = torch.nn.Parameter(torch.zeros(3, 3))
+    fill_codebook(codebook, torch.eye(2, 3))
+    assert codebook.requires_grad
+    assert codebook.grad_fn is None
+    assert (codebook[:, -1] == -4).all()
 
 
-def test_fitting_mends_what_few_dimensions_blur(classified: Path) -> None:
-    words = torch.zeros(10, 15)
-    words[torch.arange(10), torch.arange(10)] = 2
-    whole = torch.cat([2 * torch.eye(10)[:, :6], 60 * torch.eye(10)[:, 6:]], dim=1).repeat(8, 1)
-
-    def likeness(steps: int, seed: int = 0) -> tuple[float, Tensor]:
-        torch.manual_seed(0)
-        model = memory_model(classified, image_width=6)
-        with torch.no_grad():
-            model.image_tower.memory.scales.copy_(torch.tensor(concept_start._SCALES))
-        fill_values(model, words)
-        fit_values(model, words, whole, steps, seed)
-        memory = model.image_tower.memory
-        assert all(weight.grad is None for weight in model.parameters())
-        vectors = elu1p(memory.values @ model.image_codebook.T).detach()
-        wanted = elu1p(4 * words - 4)
-        return torch.cosine_similarity(vectors, wanted).mean().item(), memory.values.detach()
-
-    before, fitted = likeness(0), likeness(60)
-    assert fitted[0] > before[0] + 0.05
-    assert torch.equal(likeness(5)[1], likeness(5)[1])
-    assert not torch.equal(likeness(5)[1], likeness(5, seed=1)[1])
+@given(st.integers(0, 10**6))
+def test_words_that_few_concepts_bear_weigh_more(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    weights = torch.from_numpy(rng.random((10, 15)) * (rng.random((10, 15)) < 0.3)).float()
+    weights[:, 10:] = 0
+    weights[torch.arange(10), torch.arange(10)] = 0.5
+    codebook = torch.zeros(15, 11)
+    fill_codebook(codebook, weights)
+    assert torch.equal(codebook[:, :-1] != 0, weights.T != 0)
+    assert (codebook[:, :-1] >= 0).all()
+    # Of two words of one weight in a concept, the one that fewer concepts bear weighs more.
+    borne = (weights > 0).sum(0)
+    per_weight = codebook[torch.arange(10), torch.arange(10)]
+    order = borne[:10].argsort()
+    assert (per_weight[order].diff() <= 1e-6).all()
 
 
-def test_a_model_without_a_memory_is_refused() -> None:
-    with pytest.raises(ValueError, match="no memory of concepts"):
-        fill_values(tiny_model(), torch.ones(3, 15))
+def test_a_dense_head_worked_out_by_hand() -> None:
+    """Three concepts, the last one of no word; the words as fill_codebook weighs them."""
+    words = torch.tensor([[1.0, 0], [1, 2], [0, 0]])
+    head = DenseHead(4, 5)
+    fill_dense_head(head, words, 7)
+    # log(1 + 3/n) of two concepts and of one
+    two, one = math.log(2.5), math.log(4)
+    mixed = torch.tensor([two, 2 * one]) / math.hypot(two, 2 * one)
+    first, second = torch.randn(2, 5, generator=torch.Generator().manual_seed(7))
+    expected = [first / first.norm(), mixed[0] * first + mixed[1] * second, torch.zeros(5)]
+    expected[1] /= expected[1].norm()
+    torch.testing.assert_close(head.projection.weight[:, :3], torch.stack(expected).T)
+    assert not head.projection.weight[:, 3].any()
+    assert not head.projection.bias.any()
+    assert head.projection.weight.requires_grad
+    # An image that shows one concept is where the concept is.
+    found = head(with_level(torch.tensor([0.3, 0, 0])))
+    torch.testing.assert_close(found, expected[0])
+
+
+@given(st.integers(0, 10**6))
+def test_concepts_lie_as_near_each_other_as_their_words(seed: int) -> None:
+    """In many dimensions; the seed decides which."""
+    rng = np.random.default_rng(seed)
+    words = torch.from_numpy(rng.random((6, 9)) * (rng.random((6, 9)) < 0.4)).float()
+    words[torch.arange(6), torch.arange(6)] = 1
+    words[5] = 2 * words[4]
+    heads = [DenseHead(7, 4000) for _ in range(3)]
+    for head, number in zip(heads, (1, 1, 2), strict=True):
+        fill_dense_head(head, words, number)
+    weights = [head.projection.weight[:, :6] for head in heads]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+    idf = torch.log(1 + 6 / (words > 0).sum(0).clamp(min=1))
+    rows = functional.normalize(words * idf, dim=1)
+    found = weights[0].T @ weights[0]
+    torch.testing.assert_close(found, rows @ rows.T, atol=0.12, rtol=0)
+    assert found[4, 5].item() == pytest.approx(1, abs=1e-5)
 
 
 # The classifier

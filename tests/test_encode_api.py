@@ -30,9 +30,10 @@ def model() -> LexVLA:
 
 
 def rule(vectors: torch.Tensor) -> np.ndarray:
-    """Keep what is above the root mean square."""
+    """Keep what is above the root mean square, and bring it to unit length."""
     kept = vectors.numpy()
-    return np.where(kept > kept.shape[-1] ** -0.5, kept, 0)
+    kept = np.where(kept > kept.shape[-1] ** -0.5, kept, 0)
+    return kept / np.linalg.norm(kept, axis=-1, keepdims=True)
 
 
 @torch.no_grad()

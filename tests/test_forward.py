@@ -50,6 +50,25 @@ def test_forward_gives_no_more_than_is_asked_for() -> None:
     assert set(image[1:] + text[1:]) == {None}
 
 
+def test_the_words_of_images_may_be_left_out() -> None:
+    model = shared_model()
+    ids = model.prompt_ids(CAPTIONS)
+    with torch.no_grad():
+        image, text = model(pixels(), ids, dense=True, logits=True, image_words=False)
+        whole, other = model(pixels(), ids, dense=True, logits=True)
+    assert image.lexical.shape == image.logits.shape == (len(PICTURES), 0)
+    assert torch.equal(image.dense, whole.dense)
+    assert_all_close(all_of(text), all_of(other))
+
+
+def test_words_and_states_of_texts_alone() -> None:
+    model = shared_model()
+    with torch.no_grad():
+        logits, states = model.words_of_texts(model.prompt_ids(CAPTIONS))
+        expected = model.text_logits(CAPTIONS), model.text_states(CAPTIONS)
+    assert_all_close([logits, states], list(expected), 1e-5)
+
+
 def test_forward_without_dense_heads() -> None:
     model = tiny_model(dense_width=0, codebook_size=0)
     ids = model.prompt_ids(CAPTIONS)

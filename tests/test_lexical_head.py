@@ -33,6 +33,10 @@ def kept(matrix: list[list[float]], rule: str, **settings: float) -> list[list[f
     return sparsify(torch.tensor(matrix), rule, **settings).toarray().tolist()
 
 
+def close(row: list[float]) -> object:
+    return pytest.approx(row, abs=1e-7)
+
+
 def test_elu1p() -> None:
     logits = torch.tensor([-1000.0, -2.0, -0.5, 0.0, 0.5, 3.0, 1000.0], dtype=torch.float64)
     expected = [0.0, math.exp(-2), math.exp(-0.5), 1.0, 1.5, 4.0, 1001.0]
@@ -255,39 +259,68 @@ def test_autocast_computes_in_16_bits_and_gives_gradients_of_the_parameters_kind
 
 def test_sparsify_keeps_what_is_above_the_root_mean_square() -> None:
     # 1/sqrt(4) = 0.5: an entry on the line goes, as the rule says "above".
-    assert kept([[0.5, 0.5, 0.5, 0.5], [0.75, 0.5, 0.0, 0.25]], "mean") == [
-        [0, 0, 0, 0],
-        [0.75, 0, 0, 0],
-    ]
+    rows = [[0.5, 0.5, 0.5, 0.5], [0.75, 0.5, 0.0, 0.25], [0.5625, 0.75, 0.0, 0.25]]
+    assert kept(rows, "mean") == [[0, 0, 0, 0], [1, 0, 0, 0], close([0.6, 0.8, 0, 0])]
 
 
 def test_sparsify_by_threshold() -> None:
-    rows = [[0.25, 0.5, 0.0], [0.125, 0.0, 0.75]]
-    assert kept(rows, "threshold", threshold=0.25) == [[0, 0.5, 0], [0, 0, 0.75]]
-    assert kept(rows, "threshold", threshold=-1.0) == rows
+    rows = [[0.25, 0.5, 0.0], [0.125, 0.0, 0.75], [0.375, 0.125, 0.5]]
+    assert kept(rows, "threshold", threshold=0.25) == [
+        [0, 1, 0],
+        [0, 0, 1],
+        close([0.6, 0, 0.8]),
+    ]
+    assert kept([[0.375, 0.0, 0.5]], "threshold", threshold=-1.0) == [close([0.6, 0, 0.8])]
 
 
 def test_sparsify_keeps_the_largest() -> None:
-    rows = [[0.5, 0.25, 0.75], [0.0, 0.5, 0.0]]
-    assert kept(rows, "top_k") == [[0.5, 0, 0.75], [0, 0.5, 0]]
-    assert kept(rows, "top_k", kept_words=9) == rows
+    rows = [[0.5625, 0.25, 0.75], [0.0, 0.5, 0.0]]
+    assert kept(rows, "top_k") == [close([0.6, 0, 0.8]), [0, 1, 0]]
+    length = math.sqrt(0.5625**2 + 0.25**2 + 0.75**2)
+    assert kept(rows, "top_k", kept_words=9) == [close([v / length for v in rows[0]]), [0, 1, 0]]
 
 
 @pytest.mark.parametrize("rule", ["mean", "top_k", "threshold"])
 def test_max_active_dims_is_a_limit_under_every_rule(rule: str) -> None:
-    rows = [[0.75, 0.625, 0.8125, 0.0], [0.0, 0.0, 0.0, 1.0]]
+    rows = [[0.75, 0.625, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0]]
     limited = {"kept_words": 3, "max_active_dims": 1}
-    assert kept(rows, rule, **limited) == [[0, 0, 0.8125, 0], [0, 0, 0, 1]]
+    assert kept(rows, rule, **limited) == [[0, 0, 1, 0], [0, 0, 0, 1]]
+    limited["max_active_dims"] = 2
+    assert kept(rows, rule, **limited) == [close([0.6, 0, 0.8, 0]), [0, 0, 0, 1]]
     limited["max_active_dims"] = 0
     assert kept(rows, rule, **limited) == [[0, 0, 0, 0], [0, 0, 0, 0]]
     limited["max_active_dims"] = 4
-    assert kept(rows, rule, **limited) == [[0.75, 0.625, 0.8125, 0], [0, 0, 0, 1]]
+    length = math.sqrt(0.75**2 + 0.625**2 + 1)
+    assert kept(rows, rule, **limited) == [close([v / length for v in rows[0]]), [0, 0, 0, 1]]
+
+
+@given(
+    st.integers(0, 10**6),
+    st.sampled_from(["mean", "top_k", "threshold"]),
+    st.none() | st.integers(1, 6),
+)
+def test_what_is_kept_has_unit_length(seed: int, rule: str, limit: int | None) -> None:
+    """And its words stand to one another as before; those that are left out are lighter."""
+    generator = torch.Generator().manual_seed(seed)
+    vectors = lexical_vector(4 * torch.randn(5, 12, generator=generator) - 3)
+    vectors[2] = 0  # a text without a known word
+    found = torch.from_numpy(sparsify(vectors, rule, 4, 0.2, limit).toarray())
+    for row, vector in zip(found, vectors, strict=True):
+        held = row > 0
+        if not held.any():
+            assert not row.any()
+            continue
+        assert row.norm().item() == pytest.approx(1, abs=1e-6)
+        torch.testing.assert_close(row[held], vector[held] / vector[held].norm())
+        assert vector[~held].amax() <= vector[held].amin()
+    assert not found[2].any()
 
 
 def test_equal_weights_at_the_limit_are_cut_to_the_number_asked_for() -> None:
     rows = torch.full((3, 8), 0.5)
     matrix = sparsify(rows, "threshold", 0, 0.1, max_active_dims=3)
     assert np.diff(matrix.indptr).tolist() == [3, 3, 3]
+    np.testing.assert_allclose(matrix.data, 3**-0.5)
 
 
 def test_sparse_rows_are_canonical_float32() -> None:

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 import subprocess
 import sys
@@ -11,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from lexvla.config import PROMPT
 from lexvla.errors import ModelError
@@ -19,7 +16,7 @@ from lexvla.lexical_head import lexical_vector
 from lexvla.model import LexVLA
 from lexvla.preprocessing import preprocess
 from lexvla.vocabulary import Vocabulary
-from model_fakes import GRID, picture, tiny_model
+from model_fakes import GRID, edit_json, edit_weights, picture, tiny_model
 
 TEXTS = ["a red dog", "two blue birds", "hat"]
 FILES = {
@@ -59,27 +56,6 @@ def refuse(folder: Path, *words: str) -> None:
         LexVLA.from_pretrained(folder)
     for word in words:
         assert word in str(caught.value)
-
-
-def edit_json(path: Path, change: Callable[[dict], object]) -> None:
-    values = json.loads(path.read_text(encoding="utf-8"))
-    change(values)
-    path.write_text(json.dumps(values), encoding="utf-8")
-
-
-def edit_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
-    """Change the weights and their hash alike, as one does who means it."""
-    weights = load_file(folder / "model.safetensors")
-    change(weights)
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    digest = sha256(folder / "model.safetensors")
-    edit_json(
-        folder / "config.json", lambda v: v["weights_sha256"].update({"model.safetensors": digest})
-    )
-
-
-def sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def encode(model: LexVLA) -> tuple[np.ndarray, ...]:

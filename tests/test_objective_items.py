@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lexvla.features import Features
+from lexvla.lexical_head import lexical_vector
 from lexvla.losses import cross_modal_loss, intra_modal_loss, own_words_loss
 from lexvla.training import objective as module
 from lexvla.training.memory import ItemMemory
@@ -19,6 +20,8 @@ from objective_fakes import BOOK, IMAGE, LABELS, SEEN, TAU, TEXT, WIDTH, build, 
 
 RELEVANCE = torch.tensor([[1.0, 0, 0], [0, 0.25, 0.75], [0, 0, 1], [0.5, 0.5, 0]])
 RELEVANT = Targets(LABELS, RELEVANCE)  # of the items 0, 2, 2, 1
+# How much each text means the items of the batch, by rows the items.
+ITEMS_TEXTS = [[1, 0, 0, 0.5], [0, 0.75, 1, 0], [0, 0.75, 1, 0], [0, 0.25, 0, 0.5]]
 
 
 def loss_of(row: list[float], shares: list[float]) -> float:
@@ -307,3 +310,92 @@ def test_all_terms_at_once_are_those_alone() -> None:
         alone = build(only(name, 0.7))(image, text, 10**6, BOOK, seen, targets, memory)
         for key, value in alone.items():
             torch.testing.assert_close(parts[key], value)
+
+
+# Texts alone
+
+
+def logits_and_words() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(90)
+    return torch.randn(4, 12, generator=generator), torch.rand(4, 12, generator=generator).round()
+
+
+def test_texts_alone_by_hand() -> None:
+    """Texts look for the items that they mean, and the batch's items for their texts."""
+    memory = remembered()
+    logits, words = logits_and_words()
+    objective = build(only("memory", 0.5, lexical=0.3, own_words=0.8))
+    targets = RELEVANT._replace(text_words=words)
+    parts = objective.texts_alone(TEXT._replace(logits=logits), targets, memory)
+    assert list(parts) == ["text_words", "memory", "lexical"]
+    expected = 0.4 * own_words_loss(logits, words)
+    torch.testing.assert_close(parts["text_words"], expected)
+    texts = by_rows(TEXT.lexical @ memory.images.T, RELEVANCE.tolist())
+    assert parts["memory"].item() == pytest.approx(0.5 * texts, rel=1e-5)
+    images = by_rows(memory.images[LABELS] @ TEXT.lexical.T, ITEMS_TEXTS)
+    assert parts["lexical"].item() == pytest.approx(0.3 * images, rel=1e-5)
+
+
+def test_dense_vectors_of_texts_alone_by_hand() -> None:
+    memory = ItemMemory(3, 12, torch.float32, dense_width=WIDTH)
+    assert memory.dense is not None
+    memory.dense.images.copy_(unit(3, WIDTH, seed=83))
+    objective = build(only("memory", 0.5, dense=0.3))
+    parts = objective.texts_alone(TEXT, RELEVANT, memory)
+    assert list(parts) == ["memory", "memory_dense", "dense"]
+    texts = by_rows(dense(TEXT) @ memory.dense.images.T, RELEVANCE.tolist())
+    assert parts["memory_dense"].item() == pytest.approx(0.15 * texts, rel=1e-5)
+    images = by_rows(memory.dense.images[LABELS] @ dense(TEXT).T, ITEMS_TEXTS)
+    assert parts["dense"].item() == pytest.approx(0.3 * images, rel=1e-5)
+    # Texts without dense vectors have their words alone.
+    silent = objective.texts_alone(TEXT._replace(dense=None), RELEVANT, memory)
+    assert list(silent) == ["memory"]
+
+
+def test_the_terms_of_dense_vectors_are_those_of_all() -> None:
+    """They ask for no words of images."""
+    losses = only("dense", 0.3, memory=0.5, codis=0.2, tcl_cross=0.1, proxy=0.4)
+    memory = ItemMemory(3, 12, torch.float32, dense_width=WIDTH)
+    rest = (9, BOOK, SEEN, RELEVANT, memory)
+    objective = build(losses)
+    whole = objective(IMAGE, TEXT, *rest)
+    wordless = IMAGE._replace(lexical=torch.zeros(4, 0))
+    parts = objective.meaning(wordless, TEXT, *rest)
+    assert list(parts) == ["dense", "memory_dense", "proxy", "codis", "tcl_cross"]
+    assert whole.keys() - parts.keys() == {"memory"}
+    for name, term in parts.items():
+        torch.testing.assert_close(term, whole[name])
+    assert objective.meaning(wordless._replace(dense=None), TEXT, *rest) == {}
+
+
+@pytest.mark.parametrize(
+    ("losses", "targets", "terms"),
+    [
+        ({}, RELEVANT, {"memory"}),
+        ({"lexical": 1.0}, RELEVANT, {"memory", "lexical"}),
+        ({"lexical": 1.0}, Targets(None, RELEVANCE), {"memory"}),
+        ({"own_words": 1.0}, RELEVANT, {"memory"}),
+        ({"own_words": 1.0}, RELEVANT._replace(text_words=torch.ones(4, 12)), {"memory"}),
+    ],
+)
+def test_terms_of_texts_alone_that_are_left_out(
+    losses: dict[str, float], targets: Targets, terms: set[str]
+) -> None:
+    """Without their weight, their targets or the texts' logits."""
+    objective = build(only("memory", **losses))
+    assert objective.texts_alone(TEXT, targets, remembered()).keys() == terms
+
+
+def test_texts_alone_get_gradient_from_each_term() -> None:
+    logits, words = logits_and_words()
+    logits.requires_grad_()
+    objective = build(only("memory", lexical=1.0, own_words=1.0))
+    text = Features(lexical_vector(logits), logits=logits)
+    memory = remembered(torch.bfloat16)
+    parts = objective.texts_alone(text, RELEVANT._replace(text_words=words), memory)
+    for name, term in parts.items():
+        assert term.dtype == torch.float32, name
+        (gradient,) = torch.autograd.grad(term, logits, retain_graph=True)
+        assert gradient.isfinite().all(), name
+        assert gradient.any(), name
+    assert not memory.images.requires_grad

@@ -121,6 +121,9 @@ def test_sections_that_are_missing_or_wrong(tmp_path: Path, text: str, rule: str
         ('width = 8\ncaptions = "x"', "captions"),
         ('width = 8\ntext_model = "x"', "text_model"),
         ('width = 8\nother_texts = "x"', "other_texts"),
+        ("width = 8\nadapter_input = 8", "adapter_input"),
+        ("width = 8\nimage_width = 8", "image_width"),
+        ('text_model = "x"\nvision_model = "y"\nimage_width = 8', "image_width"),
     ],
 )
 def test_unknown_keys_of_each_kind_of_model(tmp_path: Path, model: str, key: str) -> None:
@@ -132,7 +135,7 @@ def test_each_kind_of_model_has_its_keys(tmp_path: Path) -> None:
         {"start": "x", "revision": "y"},
         {"text_model": "x", "vision_model": "y", "lora_rank": 2, "dense_width": 8},
         {"width": 8, "heads": 2, "text_layers": 1, "dropout": 0.1, "model_name": "small"},
-        {"width": 8, "vision_model": "y", "adapter_input": 8, "concept_items": 3},
+        {"width": 8, "vision_model": "y", "layout_width": 8, "concept_items": 3},
     ):
         lines = "\n".join(f"{key} = {value!r}" for key, value in model.items())
         assert load(tmp_path, LEAST.replace('start = "m"', lines)).model == model
@@ -180,6 +183,8 @@ def test_every_setting_has_a_type_that_is_checked(tmp_path: Path, section: str, 
     ("section", "changes", "words"),
     [
         ("train", {"stepps": 3}, r"\[train\].*unknown key 'stepps'"),
+        ("train", {"values": 3}, r"\[train\].*unknown key 'values'"),
+        ("train", {"text_first": 1}, r"text_first .* needs \[data\] views and \[loss\] memory"),
         ("train", {"steps": 0}, "must be at least 1"),
         ("train", {"save_every": -2}, "must be at least 1"),
         ("train", {"accumulate": 0}, "must be at least 1"),

@@ -12,15 +12,24 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 
+from lexvla.concept_memory import with_level
 from lexvla.data.emoji import EmojiDrawings
 from lexvla.data.phrasings import phrase
 from lexvla.errors import InputError, ModelError
 from lexvla.image_tower import CachedCells, ImageTower
+from lexvla.lexical_head import lexical_vector
 from lexvla.model import LexVLA
 from lexvla.training.checkpoint import load_checkpoint
 from lexvla.training.class_prototypes import ClassPrototypes
-from lexvla.training.concept_start import directions, pool, read_classifier
+from lexvla.training.concept_start import (
+    directions,
+    fill_codebook,
+    held_out_cosines,
+    pool,
+    read_classifier,
+)
 from lexvla.training.drawing_feed import DrawingFeed
 from lexvla.training.recipe import Recipe
 from lexvla.training.seen_drawings import SeenDrawings
@@ -30,10 +39,7 @@ from memory_fakes import CHANNELS, CLASSES, FINE, GRID, NAMES, save_classified
 from model_fakes import ITEMS, LONELY, PERSON, picture
 from training_fakes import Recipes, read_log, run_until_killed
 
-TERMS = {
-    *("image_words", "text_words", "lexical", "image_pairs", "other_texts"),
-    *("penalty_image", "penalty_text"),
-}
+TERMS = {"text_words", "lexical", "memory", "other_texts"}
 VIEWS, PATCHES, DRAWN = 3, 4, 11  # eleven drawings without skin tones
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -181,18 +187,12 @@ def test_an_image_is_compared_by_those_that_have_not_seen_its_style(
     assert found.whole is not None
     for number, drawing in enumerate(rows.flatten()):
         others = style != int(drawings.style[drawing])
-        expected = [
-            made.cosines(vectors[drawing::DRAWN])
-            for vectors, made in (
-                (pooled.looks, directions(pooled.looks[others], item[others], len(ITEMS), 0.1)),
-                (
-                    pooled.layout,
-                    directions(pooled.layout[others], item[others], len(ITEMS), 0.2, 4),
-                ),
-            )
-        ]
-        logits = pooled.means[drawing::DRAWN] @ weight.T + bias
-        views = torch.cat([expected[0] + expected[1], logits], dim=1)
+        looks = directions(pooled.looks[others], item[others], len(ITEMS))
+        shape = directions(pooled.layout[others], item[others], len(ITEMS), 4)
+        mine = slice(drawing, None, DRAWN)
+        cosines = 0.6 * looks.cosines(pooled.looks[mine]) + shape.cosines(pooled.layout[mine])
+        logits = pooled.means[mine] @ weight.T + bias
+        views = torch.cat([cosines, logits], dim=1)
         assert (views - found.whole[number]).abs().amax(1).min() < 5e-3
 
 
@@ -248,16 +248,36 @@ def test_the_vision_model_does_not_run_in_a_step(
     monkeypatch.setattr(ImageTower, "cells", refuse)
     memory = trainer.model.image_tower.memory
     assert memory is not None
-    fixed = [weight.clone() for weight in memory.closed_form]
-    values = memory.values.detach().clone()
+    model = trainer.model
+    trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    assert trained
+    assert all(name.startswith("text_tower.") for name in trained)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
     # It learns of texts that belong to no image too, by a term of their own.
     parts = trainer.train_step()
     assert parts.keys() >= TERMS
-    for weight, before in zip(memory.closed_form, fixed, strict=True):
-        assert torch.equal(weight, before)
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, before[name]) == (name not in trained), name
     assert memory.whiten.weight.any()
     assert memory.item_keys.any()
-    assert not torch.equal(memory.values, values)
+
+
+def test_the_model_says_a_drawings_own_words(trainer: Trainer, feed: DrawingFeed) -> None:
+    model, words = trainer.model, feed.drawings.word_weights(trainer.model.vocabulary)
+    assert not model.image_codebook.requires_grad
+    expected = torch.zeros(len(model.vocabulary), len(ITEMS) + CLASSES + 1)
+    fill_codebook(expected, torch.from_numpy(words))
+    assert torch.equal(model.image_codebook, expected)
+    # The average that is saved in the end has no other of its own.
+    assert trainer.average is not None
+    assert all(name.startswith("text_tower.") for name in trainer.average.weights)
+    # An image that is surely of an item says all of the item's words, the strongest first.
+    states = torch.eye(len(ITEMS) + CLASSES, len(ITEMS) + CLASSES + 1)
+    states[:, -1] = 1
+    with torch.no_grad():
+        logits, _ = model.words_of_patches(states[:, None])
+    for row, weights in zip(logits, words, strict=True):
+        assert (row > -4).tolist() == (weights > 0).tolist()
 
 
 # Whole runs
@@ -268,9 +288,8 @@ def test_every_term_is_used_and_finite(whole: Path) -> None:
     assert [line["step"] for line in log] == list(range(1, 9))
     for line in log:
         assert all(math.isfinite(value) for value in line.values())
-        terms = TERMS | ({"memory"} if line["step"] > 4 else set())
-        assert line.keys() - {"step", "loss", "words", "alike", "gradient"} == terms
-        assert line["loss"] == pytest.approx(sum(line[term] for term in terms), rel=1e-4)
+        assert line.keys() - {"step", "loss", "words", "alike", "gradient"} == TERMS
+        assert line["loss"] == pytest.approx(sum(line[term] for term in TERMS), rel=1e-4)
 
 
 @pytest.mark.parametrize("moment", ["step", "checkpoint"])
@@ -289,39 +308,149 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(
     assert read_log(tmp_path) == read_log(whole)
 
 
-def test_values_and_texts_come_first_and_a_killed_run_goes_on(
-    seen_recipes: Recipes, tmp_path: Path
+def test_texts_come_first_and_a_killed_run_goes_on(
+    seen_recipes: Recipes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The values are learnt once, before the first step; then come five steps of texts alone."""
-    run = {"values": 6, "text_first": 5}
+    """Five steps of texts alone, by what the model says of the items before the first step."""
+    run, dense = {"text_first": 5}, {"dense_width": 6}
     outputs = tmp_path / "whole", tmp_path / "killed"
-    recipes = [seen_recipes.write(output, train=run) for output in outputs]
+    recipes = [
+        seen_recipes.write(output, train=run, model=dense, loss={"dense": 0.3})
+        for output in outputs
+    ]
+    looks = []
+    real = SeenDrawings.views
+    monkeypatch.setattr(SeenDrawings, "views", lambda *args: looks.append(1) or real(*args))
     train(recipes[0])
+    assert len(looks) == 3  # in the last three steps of eight
     run_until_killed(recipes[1], "step")
     train(recipes[1], resume=True)
     log = read_log(outputs[0])
     for line in log:
         assert all(math.isfinite(value) for value in line.values())
-        assert ("image_words" in line) == (line["step"] > 5)
-        assert line.keys() >= {"text_words", "other_texts", "memory"}
+        assert line.keys() >= TERMS | {"dense", "memory_dense"}
+        assert "image_words" not in line
     assert read_log(outputs[1]) == log
     found, expected = (output / "model" / "model.safetensors" for output in outputs)
     assert found.read_bytes() == expected.read_bytes()
 
 
-def test_preparing_tells_what_the_memory_says_of_each_item(
+def test_a_checkpoint_leaves_out_what_stays(whole: Path) -> None:
+    names = load_checkpoint(whole / "checkpoint.pt")["model"].keys()
+    assert names
+    assert all(name.startswith("text_tower.") for name in names)
+
+
+def vectors_of(
+    feed: DrawingFeed, model: LexVLA, seed: int
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    found = feed.item_vectors(model, seed)
+    assert found is not None
+    return found
+
+
+def test_items_are_what_the_model_says_of_their_drawings(
+    trainer: Trainer, feed: DrawingFeed, cells: np.ndarray, classified: Path
+) -> None:
+    """By memories that have not seen the style, each image as it would be encoded."""
+    model, drawings = trainer.model, feed.drawings
+    found, dense = vectors_of(feed, model, 3)
+    assert dense is None
+    assert found.shape == (len(ITEMS) + CLASSES, len(model.vocabulary))
+    assert found.norm(dim=1).tolist() == pytest.approx([1] * 10, abs=1e-5)
+    pooled = pool(cells.reshape(VIEWS * DRAWN, *cells.shape[2:]), CHANNELS)
+    item = torch.from_numpy(drawings.item.astype(np.int64)).repeat(VIEWS)
+    fold = torch.from_numpy(drawings.style.astype(np.int64)).repeat(VIEWS)
+    cosines, _ = held_out_cosines(pooled, item, fold, len(ITEMS), 4)
+    weight, bias = read_classifier(classified)
+    logits = (pooled.means @ weight.T + bias).half()
+    shares = torch.cat([20 * cosines.float(), 0.7 * logits.float()], dim=1).softmax(1)
+    shares = shares.where(shares >= 0.001, 0)
+    rows = lexical_vector(with_level(shares) @ model.image_codebook.detach().T)
+    rows = rows.where(rows > len(model.vocabulary) ** -0.5, 0)
+    rows = functional.normalize(rows, dim=1)
+    for number in range(len(ITEMS)):
+        expected = functional.normalize(rows[item == number].sum(0), dim=0)
+        torch.testing.assert_close(found[number], expected, atol=1e-5, rtol=1e-5)
+    # Of classes there are made-up maps, which follow from the seed.
+    same, other = (vectors_of(feed, model, seed)[0] for seed in (3, 4))
+    assert torch.equal(same, found)
+    assert torch.equal(other[: len(ITEMS)], found[: len(ITEMS)])
+    assert not torch.equal(other[len(ITEMS) :], found[len(ITEMS) :])
+
+
+def test_the_items_vectors_are_remembered_before_the_first_step(
     seen_recipes: Recipes, tmp_path: Path
 ) -> None:
-    found = []
-    for seed in (3, 3, 4):
-        trainer = Trainer(Recipe.load(seen_recipes.write(tmp_path)))
-        vectors = trainer.feed.prepare(trainer.model, 4, seed)
-        assert vectors is not None
-        assert vectors.shape == (len(ITEMS) + CLASSES, len(trainer.model.vocabulary))
-        assert vectors.norm(dim=1).tolist() == pytest.approx([1] * 10, abs=1e-5)
-        found.append(vectors)
-    assert torch.equal(found[0], found[1])
-    assert not torch.equal(found[0], found[2])
+    recipe = seen_recipes.write(
+        tmp_path, model={"dense_width": 6}, loss={"dense": 0.3}, train={"seed": 5}
+    )
+    trainer = Trainer(Recipe.load(recipe))
+    memory, model = trainer.memory, trainer.model
+    assert memory is not None
+    assert memory.dense is not None
+    assert not memory.images.any()
+    trainer.prepare()
+    assert isinstance(trainer.feed, DrawingFeed)
+    words, dense = vectors_of(trainer.feed, model, 5)
+    assert dense is not None
+    images = words.to(memory.images.dtype)
+    assert torch.equal(memory.images, images)
+    assert torch.equal(memory.dense.images, dense)
+    assert not memory.texts.any()
+    assert not memory.dense.texts.any()
+    # Dense vectors are those of the same images, by the head as it is before the first step.
+    assert dense.norm(dim=1).tolist() == pytest.approx([1] * 10, abs=1e-5)
+    seen = trainer.feed._seen
+    assert seen is not None
+    assert model.image_dense_head is not None
+    whole = torch.cat([seen._cosines, seen._logits], dim=1).float()
+    with torch.no_grad():
+        rows = model.image_dense_head(with_level(model.image_tower.memory.shares(whole)))
+    for number in range(len(ITEMS)):
+        expected = functional.normalize(rows[seen._item == number].sum(0), dim=0)
+        torch.testing.assert_close(dense[number], expected, atol=1e-5, rtol=1e-5)
+    # In a step texts move, and dense vectors of images; what words say of images stays.
+    trainer.train_step()
+    assert torch.equal(memory.images, images)
+    assert memory.texts.any()
+    assert memory.dense.texts.any()
+    assert not torch.equal(memory.dense.images, dense)
+
+
+def test_without_a_loss_by_memory_nothing_is_remembered(
+    seen_recipes: Recipes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then texts learn from the words of the batch's images."""
+    recipe = seen_recipes.write(tmp_path, loss={"memory": 0.0}, train={"steps": 1})
+    monkeypatch.setattr(DrawingFeed, "item_vectors", lambda *_: pytest.fail("not asked for"))
+    train(recipe)
+    more = {"image_words", "image_pairs", "penalty_image", "penalty_text"}
+    assert read_log(tmp_path)[0].keys() >= TERMS - {"memory"} | more
+
+
+def test_a_loss_that_asks_for_the_words_of_images_gets_them(
+    seen_recipes: Recipes, tmp_path: Path
+) -> None:
+    loss = {"dense": 0.3, "distil": 0.2}
+    run = {"steps": 2, "bfloat16": False}
+    train(seen_recipes.write(tmp_path, model={"dense_width": 6}, loss=loss, train=run))
+    for line in read_log(tmp_path):
+        assert line.keys() >= TERMS | {"dense", "memory_dense", "distil"}
+        assert math.isfinite(line["distil"])
+
+
+def test_a_batch_in_parts(seen_recipes: Recipes, tmp_path: Path) -> None:
+    """The image side gives no gradient, and texts get theirs part by part."""
+    logs = []
+    for parts in (1, 2):
+        output = tmp_path / str(parts)
+        changes = {"parts": parts, "steps": 2, "bfloat16": False}
+        model = {"dropout": 0.0}
+        train(seen_recipes.write(output, model=model, data={"noun_rows": 0}, train=changes))
+        logs.append(read_log(output))
+    for one, other in zip(*logs, strict=True):
+        assert one == pytest.approx(other, rel=1e-4, abs=1e-5)
 
 
 def test_the_saved_model_needs_nothing_but_its_folder(
@@ -410,6 +539,9 @@ def test_dense_terms_and_codes(seen_recipes: Recipes, tmp_path: Path) -> None:
         ({"data": {"views": -1}}, "views, patches and noun_rows must not be below 0"),
         ({"data": {"patches": -1}}, "views, patches and noun_rows must not be below 0"),
         ({"data": {"noun_rows": -1}}, "views, patches and noun_rows must not be below 0"),
+        ({"train": {"text_first": -1}}, "text_first must not be below 0"),
+        ({"train": {"text_first": 2}, "loss": {"memory": 0.0}}, "needs .* views and .* memory"),
+        ({"train": {"text_first": 2}, "data": {"views": 0}}, "needs .* views and .* memory"),
         ({"data": {"class_share": 1.0}}, "class_share must be from 0, below 1"),
         ({"data": {"class_share": -0.1}}, "class_share must be from 0, below 1"),
         ({"data": {"folds": ["flat"]}}, "folds must be a list of a list of str"),
@@ -430,9 +562,8 @@ def test_values_that_are_refused(
         ({"model": {"concept_items": 7}}, "concept_items", "must be 6 and 4"),
         ({"model": {"concept_classes": 3}}, "concept_items", "must be 6 and 4"),
         ({"model": {"fine_stage": False}}, "[model]", "concept_items needs"),
-        ({"model": {"layout_width": 433}}, "layout_width", "at most 432, not 433"),
+        ({"model": {"layout_width": 481}}, "layout_width", "at most 480, not 481"),
         ({"model": {"local_rank": 7}}, "local_rank", "at most 6, not 7"),
-        ({"model": {"image_width": 12}}, "image_width", "at most 11, not 12"),
         ({"data": {"folds": [["flat", "round"]]}}, "folds", "at least two groups"),
         ({"data": {"folds": [["noto"]]}}, "folds", "there is no style 'noto'"),
         ({"data": {"views": 1}}, "views", "must show an item twice"),

@@ -14,30 +14,27 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from lexvla.concept_memory import ConceptMemory, layout, roots
+from lexvla.dense_head import DenseHead
 from lexvla.errors import InputError
-from lexvla.lexical_head import elu1p
-from lexvla.model import LexVLA
 
 __all__ = [
     "Pooled",
+    "fill_codebook",
+    "fill_dense_head",
     "fill_memory",
-    "fill_values",
-    "fit_values",
     "folds_of",
     "held_out_cosines",
-    "memory_of",
     "pool",
     "read_classifier",
 ]
 
-_LOOKS_SHRINK, _LAYOUT_SHRINK = 0.1, 0.2  # of the covariance towards its diagonal
+_SHRINK = 0.1  # of the covariance towards its diagonal
 _FLOOR = 1e-4  # of the mean variance, added to each
-_VALUE, _WORD, _ABSENT = 2.0, 4.0, -4.0  # scales of the first values and word rows
+_WORD, _ABSENT = 4.0, -4.0  # logits of a word that all shows, and of one that nothing shows
 # Of whole images by items and by classes, then of patches.
-_SCALES = (20.0, 0.7, 2.0, 0.2)
-_CLASS_BIAS = 0.0
+_SCALES = (20.0, 0.7, 10.0, 0.2)
+_LOOKS = 0.6  # weight of the pooled channels' cosine beside the layout's
 _CHUNK = 256
-_FIT_RATE, _FIT_BATCH, _FIT_ABSENT = 1e-2, 384, 3e-3
 
 
 class Pooled(NamedTuple):
@@ -45,7 +42,7 @@ class Pooled(NamedTuple):
 
     Attributes:
         looks: (N, channels) means of the channels' square roots.
-        layout: (N, 9 * fine).
+        layout: (N, 10 * fine).
         means: (N, channels) means of the channels.
     """
 
@@ -86,16 +83,13 @@ def pool(cells: np.ndarray, channels: int) -> Pooled:
     return Pooled(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
-def directions(
-    vectors: Tensor, item: Tensor, items: int, shrink: float, width: int | None = None
-) -> Directions:
+def directions(vectors: Tensor, item: Tensor, items: int, width: int | None = None) -> Directions:
     """Whiten vectors by how those of one item differ (linear discriminant analysis).
 
     Args:
         vectors: (N, d).
         item: (N,) long.
         items: How many there are; some may have no vector.
-        shrink: Share of the diagonal in the covariance within items.
         width: Keep so many dimensions, those in which items differ most; None keeps all.
 
     Raises:
@@ -111,7 +105,7 @@ def directions(
     spread = within.diagonal()
     if not spread.any():
         raise InputError("[data] views", "must show an item twice, to tell how its views differ")
-    within = (1 - shrink) * within + torch.diag(shrink * spread + _FLOOR * spread.mean())
+    within = (1 - _SHRINK) * within + torch.diag(_SHRINK * spread + _FLOOR * spread.mean())
     factor = torch.linalg.cholesky(within.double())
     size = len(spread)
     weight = torch.linalg.solve_triangular(
@@ -141,7 +135,8 @@ def held_out_cosines(
         width: Of the layout's keys.
 
     Returns:
-        (N, items) float16 sums of both cosines, and (N,) whether other folds know the item.
+        (N, items) float16 weighted sums of both cosines, and (N,) whether other folds know the
+        item.
 
     Raises:
         InputError: There is one fold.
@@ -154,7 +149,7 @@ def held_out_cosines(
         mine = fold == number
         looks, shape = _both(pooled.rows(~mine), item[~mine], items, width)
         cosines[mine] = (
-            looks.cosines(pooled.looks[mine]) + shape.cosines(pooled.layout[mine])
+            _LOOKS * looks.cosines(pooled.looks[mine]) + shape.cosines(pooled.layout[mine])
         ).half()
         known[mine] = (item[~mine].bincount(minlength=items) > 0)[item[mine]]
     return cosines, known
@@ -162,14 +157,14 @@ def held_out_cosines(
 
 def _both(pooled: Pooled, item: Tensor, items: int, width: int) -> tuple[Directions, Directions]:
     return (
-        directions(pooled.looks, item, items, _LOOKS_SHRINK),
-        directions(pooled.layout, item, items, _LAYOUT_SHRINK, width),
+        directions(pooled.looks, item, items),
+        directions(pooled.layout, item, items, width),
     )
 
 
 @torch.no_grad()
 def fill_memory(memory: ConceptMemory, pooled: Pooled, item: Tensor, folder: Path) -> None:
-    """Set all of a memory but its values.
+    """Set all weights of a memory.
 
     Args:
         memory: Its items are those of the views.
@@ -183,7 +178,7 @@ def fill_memory(memory: ConceptMemory, pooled: Pooled, item: Tensor, folder: Pat
     _set(memory.whiten, looks.weight, looks.bias)
     _set(memory.layout, shape.weight, shape.bias)
     _set(memory.classifier, weight, bias)
-    memory.item_keys.copy_(looks.keys)
+    memory.item_keys.copy_(_LOOKS * looks.keys)
     memory.layout_keys.copy_(shape.keys)
     # One patch's evidence: the same numerator, of its own channels, in few dimensions.
     length = (pooled.looks @ looks.weight.T + looks.bias).norm(dim=1).mean()
@@ -191,83 +186,44 @@ def fill_memory(memory: ConceptMemory, pooled: Pooled, item: Tensor, folder: Pat
     _set(memory.local, right.T, -(right.T @ pooled.looks.mean(0)))
     memory.local_keys.copy_(left * values / length)
     memory.scales.copy_(torch.tensor(_SCALES))
-    memory.class_bias.fill_(_CLASS_BIAS)
 
 
 @torch.no_grad()
-def fill_values(model: LexVLA, words: Tensor) -> None:
-    """Set values and word rows so that a concept's words stand out, as well as the width allows.
+def fill_codebook(codebook: Tensor, words: Tensor) -> None:
+    """Let each row of an image codebook say which concepts bear its word.
+
+    A concept's words weigh the more, the fewer concepts bear them.
 
     Args:
-        model: It has a memory of concepts.
+        codebook: (V, concepts + 1).
         words: (concepts, V) weights.
     """
-    memory = memory_of(model)
-    width = memory.values.shape[1] - 1  # the last one holds the level of words that are absent
-    left, values, right = torch.svd_lowrank(_rare_first(words), width, niter=6)
-    level = values.sqrt()
-    memory.values[:, :-1] = _VALUE * left * level
-    memory.values[:, -1] = 1
-    model.image_codebook[:, :-1] = _WORD / _VALUE * right * level
-    model.image_codebook[:, -1] = _ABSENT
-    # The adapter begins with nothing to add.
-    last = model.image_tower.adapter.out[-1]
-    for weight in last.parameters():
-        weight.zero_()
+    codebook[:, :-1] = _WORD * rare_first(words).T
+    codebook[:, -1] = _ABSENT
 
 
-def fit_values(model: LexVLA, words: Tensor, whole: Tensor, steps: int, seed: int) -> None:
-    """Let values and word rows say of images what their concepts' words, mixed, would say.
-
-    Without it the width, far below the number of concepts, blurs words.
+@torch.no_grad()
+def fill_dense_head(head: DenseHead, words: Tensor, seed: int) -> None:
+    """Let concepts that share words lie near each other: their words by a random projection.
 
     Args:
-        model: Its values and word rows were filled.
+        head: Of images.
         words: (concepts, V) weights.
-        whole: (N, concepts) comparisons of images with concepts, see `ConceptMemory.whole`.
-        steps: Of Adam; the rate falls to 0.
-        seed: Of the batches.
+        seed: Of the projection.
+
+    References:
+        Achlioptas 2003, "Database-friendly random projections".
     """
-    memory, rare_first = memory_of(model), _rare_first(words)
-    items, rows = memory.sizes.items, model.image_codebook
-    image_items, image_classes = memory.scales[:2].tolist()
     generator = torch.Generator().manual_seed(seed)
-    adam = torch.optim.Adam([memory.values, rows], lr=_FIT_RATE, betas=(0.9, 0.98))
-    for step in tqdm(range(steps), desc="values", disable=None):
-        adam.param_groups[0]["lr"] = _FIT_RATE * min(1.0, (step + 1) / 30) * (1 - step / steps)
-        chosen = torch.randint(len(whole), (_FIT_BATCH,), generator=generator)
-        scores = whole[chosen].float()
-        scores = torch.cat([image_items * scores[:, :items], image_classes * scores[:, items:]], 1)
-        # From sharp to twice as soft: patches differ in how sure they are.
-        soft = 0.5 + torch.rand(_FIT_BATCH, 1, generator=generator)
-        shares = (scores * soft).softmax(dim=1)
-        wanted = _WORD * (shares @ rare_first) + _ABSENT
-        with torch.autocast("cpu", torch.bfloat16):
-            logits = (shares @ memory.values) @ rows.T
-        logits = logits.float()
-        alike = functional.cosine_similarity(elu1p(logits), elu1p(wanted))
-        above = (logits - wanted - 0.5).clamp(min=0) * (wanted < _ABSENT + 1)
-        loss = (1 - alike).mean() + _FIT_ABSENT * above.square().sum(1).mean()
-        adam.zero_grad()
-        loss.backward()
-        adam.step()
-    adam.zero_grad(set_to_none=True)
+    rows = functional.normalize(rare_first(words), dim=1)
+    rows = rows @ torch.randn(words.shape[1], len(head.projection.bias), generator=generator)
+    head.projection.weight[:, :-1] = functional.normalize(rows, dim=1).T
+    head.projection.weight[:, -1] = 0
+    head.projection.bias.zero_()
 
 
-def memory_of(model: LexVLA) -> ConceptMemory:
-    """Return the model's memory of concepts.
-
-    Raises:
-        ValueError: It has none.
-    """
-    memory = model.image_tower.memory
-    if memory is None:
-        raise ValueError("the model has no memory of concepts")
-    return memory
-
-
-def _rare_first(words: Tensor) -> Tensor:
-    """Weigh each word by how few concepts bear it, 1 on average."""
+def rare_first(words: Tensor) -> Tensor:
+    """Weigh each of (concepts, V) words by how few concepts bear it, 1 on average."""
     idf = torch.log(1 + len(words) / (words > 0).sum(0).clamp(min=1))
     return words * (idf / idf.mean())
 

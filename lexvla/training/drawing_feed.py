@@ -141,9 +141,9 @@ class DrawingFeed:
         shared[label] = _LABEL_SHARE * itself[label] + (1 - _LABEL_SHARE) * shared[label]
         return shared
 
-    def prepare(self, model: LexVLA, steps: int, seed: int) -> Tensor | None:
-        """Fit the model's memory of concepts, if it has one, and return the items' vectors."""
-        return None if self._seen is None else self._seen.prepare(model, self._words, steps, seed)
+    def item_vectors(self, model: LexVLA, seed: int) -> tuple[Tensor, Tensor | None] | None:
+        """Return the items' vectors, where the model has a memory of concepts."""
+        return None if self._seen is None else self._seen.item_vectors(model, seed)
 
     def state_dict(self) -> dict[str, Any]:
         """Return nothing: batches follow from their seeds alone."""

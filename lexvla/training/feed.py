@@ -59,12 +59,8 @@ class Feed(Protocol):
     def draw(self, seed: int) -> Draw:
         """Return the next batch; what is random in it follows from the seed."""
 
-    def prepare(self, model: LexVLA, steps: int, seed: int) -> Tensor | None:
-        """Fit the model's memory of concepts, if the feed has what it takes.
-
-        Returns:
-            (items, V) unit vectors of the items' images, or None.
-        """
+    def item_vectors(self, model: LexVLA, seed: int) -> tuple[Tensor, Tensor | None] | None:
+        """Return the lexical and dense vectors of the items' images, where known before."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return the place behind the last batch, as JSON values."""

@@ -43,7 +43,14 @@ class ItemMemory:
         if dense_width:
             self.dense = ItemMemory(items, dense_width, torch.float32, device)
 
-    def remember(self, items: Tensor, relevance: Tensor, image: Features, text: Features) -> None:
+    def remember(
+        self,
+        items: Tensor,
+        relevance: Tensor,
+        image: Features,
+        text: Features,
+        images_stay: bool = False,
+    ) -> None:
         """Move the vectors of the batch's items half way to the mean of the new ones.
 
         Args:
@@ -51,14 +58,17 @@ class ItemMemory:
             relevance: (N, items); weighs each text by its relevance to its item.
             image: Features of N images.
             text: Features of their texts.
+            images_stay: Whether the images' lexical vectors stay as they are.
         """
-        self._move(items, relevance, image.lexical, text.lexical)
+        self._move(items, relevance, None if images_stay else image.lexical, text.lexical)
         if self.dense is not None and image.dense is not None and text.dense is not None:
             self.dense._move(items, relevance, image.dense, text.dense)
 
-    def remember_texts(self, items: Tensor, relevance: Tensor, texts: Tensor) -> None:
-        """Move the lexical vectors of the texts only; see `remember`."""
-        self._move(items, relevance, None, texts)
+    def remember_texts(self, items: Tensor, relevance: Tensor, text: Features) -> None:
+        """Move the vectors of the texts only; see `remember`."""
+        self._move(items, relevance, None, text.lexical)
+        if self.dense is not None and text.dense is not None:
+            self.dense._move(items, relevance, None, text.dense)
 
     @torch.no_grad()
     def _move(self, items: Tensor, relevance: Tensor, images: Tensor | None, texts: Tensor) -> None:

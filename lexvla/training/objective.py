@@ -235,6 +235,18 @@ class Objective(nn.Module):
             targets: For the terms that need items or words.
             memory: Of all items; the term begins with it.
         """
+        parts = self._words(image, text, step, targets, memory)
+        return parts | self.meaning(image, text, step, codes, teacher, targets, memory)
+
+    def _words(
+        self,
+        image: Features,
+        text: Features,
+        step: int,
+        targets: Targets,
+        memory: ItemMemory | None,
+    ) -> dict[str, Tensor]:
+        """Return the terms of lexical vectors."""
         losses = self.losses
         parts = self._own_words(image, text, targets)
         words = image.lexical @ text.lexical.T
@@ -257,8 +269,26 @@ class Objective(nn.Module):
         ):
             if weight:
                 parts[name] = ramp * weight * penalty(vectors)
+        return parts
+
+    def meaning(
+        self,
+        image: Features,
+        text: Features,
+        step: int,
+        codes: Tensor | None,
+        teacher: TeacherView | None,
+        targets: Targets,
+        memory: ItemMemory | None,
+    ) -> dict[str, Tensor]:
+        """Return the terms of dense vectors and codes; the arguments are those of `forward`."""
+        losses = self.losses
+        parts: dict[str, Tensor] = {}
         if image.dense is None or text.dense is None:
             return parts
+        positives = targets.positives
+        turned = None if positives is None else positives.T
+        known = targets.items is not None and targets.relevance is not None
         meaning = image.dense @ text.dense.T
         if losses.dense:
             parts["dense"] = losses.dense * self.dense.symmetric(meaning, turned)
@@ -266,7 +296,7 @@ class Objective(nn.Module):
             term = self._memory(image.dense, text.dense, targets, memory.dense, self.dense)
             parts["memory_dense"] = losses.dense * losses.memory * term
         if losses.distil:
-            parts["distil"] = losses.distil * self._distil(words, meaning)
+            parts["distil"] = losses.distil * self._distil(image.lexical @ text.lexical.T, meaning)
         if self.proxies is not None and targets.items is not None:
             both = torch.cat([image.dense, text.dense])
             parts["proxy"] = losses.proxy * self.proxies(both, targets.items.repeat(2))
@@ -287,8 +317,29 @@ class Objective(nn.Module):
         losses, parts = self.losses, {}
         if losses.own_words and targets.text_words is not None and text.logits is not None:
             parts["text_words"] = self.other_texts(text.logits, targets.text_words)
-        found = text.lexical.to(memory.images.dtype) @ memory.images.T
-        parts["memory"] = losses.memory * self.lexical(found, targets.relevance)
+        parts |= self._remembered(text.lexical, memory, targets, self.lexical, losses.lexical, "")
+        if memory.dense is not None and text.dense is not None:
+            told = (memory.dense, targets, self.dense, losses.dense, "_dense")
+            parts |= self._remembered(text.dense, *told)
+        return parts
+
+    def _remembered(
+        self,
+        texts: Tensor,
+        memory: ItemMemory,
+        targets: Targets,
+        contrast: InfoNCE,
+        weight: float,
+        kind: str,
+    ) -> dict[str, Tensor]:
+        """Let each text find the images that it means, and each item's images their texts."""
+        found = texts.to(memory.images.dtype) @ memory.images.T
+        scale = self.losses.memory * (weight if kind else 1.0)
+        parts = {f"memory{kind}": scale * contrast(found, targets.relevance)}
+        if weight and targets.items is not None and targets.positives is not None:
+            images = memory.images[targets.items].float()
+            term = contrast(images @ texts.T, targets.positives.T)
+            parts["dense" if kind else "lexical"] = weight * term
         return parts
 
     def other_texts(self, logits: Tensor, words: Tensor) -> Tensor:

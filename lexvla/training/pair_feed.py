@@ -98,8 +98,8 @@ class PairFeed:
         views = list(self._pool.map(make, range(len(batch))))
         return to_pixels(views, config.image_mean, config.image_std)
 
-    def prepare(self, model: LexVLA, steps: int, seed: int) -> Tensor | None:
-        """Do nothing: pairs have no concepts."""
+    def item_vectors(self, model: LexVLA, seed: int) -> tuple[Tensor, Tensor | None] | None:
+        """Return None: pairs have no concepts."""
         return None
 
     def state_dict(self) -> dict[str, Any]:

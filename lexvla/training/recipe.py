@@ -64,8 +64,8 @@ class Run:
             AdamW: for models that are trained as a whole.
         weight_decay: Of matrices; vectors and temperatures have none.
         warmup: Steps of the linear warm-up; a cosine to 0 follows.
-        values: Steps by which a memory of concepts learns its values before the first step.
-        text_first: Steps in which texts alone learn, from what that memory says of each item.
+        text_first: Steps in which texts alone learn, from what a memory of concepts says of
+            items.
         clip: Largest norm of the gradient.
         accumulate: Batches, each with a contrast of its own, that one step sums.
         parts: Parts in which a batch goes through the model, by gradient caching: a contrast over
@@ -90,7 +90,6 @@ class Run:
     muon_rate: float | None = None
     weight_decay: float = 0.0
     warmup: int = 500
-    values: int = 0
     text_first: int = 0
     clip: float = 1.0
     accumulate: int = 1
@@ -177,12 +176,9 @@ class Recipe:
             "[data] views, patches and noun_rows must not be below 0": (
                 min(data.views, data.patches, data.noun_rows) >= 0
             ),
-            "[train] values and text_first must not be below 0, and need [data] views": (
-                min(train.values, train.text_first) >= 0
-                and (data.views > 0 or not (train.values or train.text_first))
-            ),
-            "[train] text_first needs [train] values and [loss] memory": (
-                not train.text_first or (train.values > 0 and loss.memory > 0)
+            "[train] text_first must not be below 0, and needs [data] views and [loss] memory": (
+                train.text_first == 0
+                or (train.text_first > 0 and data.views > 0 and loss.memory > 0)
             ),
             "[loss] codis_from must leave text_first time to end and the queue time to fill": (
                 not (train.text_first and loss.codis)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lexvla.concept_memory import LAYOUT, ConceptMemory
+from lexvla.concept_memory import LAYOUT, ConceptMemory, with_level
 from lexvla.data.emoji import EmojiDrawings
 from lexvla.errors import InputError
 from lexvla.image_tower import CachedCells
@@ -18,9 +18,9 @@ from lexvla.model import LexVLA
 from lexvla.training.cell_cache import cache_cells
 from lexvla.training.class_prototypes import ClassPrototypes
 from lexvla.training.concept_start import (
+    fill_codebook,
+    fill_dense_head,
     fill_memory,
-    fill_values,
-    fit_values,
     folds_of,
     held_out_cosines,
     pool,
@@ -30,7 +30,7 @@ from lexvla.training.recipe import Recipe
 
 __all__ = ["SeenDrawings"]
 
-_PROTOTYPES = 6  # made-up maps of each class, to fit values by
+_PROTOTYPES = 6  # made-up maps of each class, for its vector
 
 
 class SeenDrawings:
@@ -41,7 +41,7 @@ class SeenDrawings:
     Args:
         drawings: Their classes are those of the vision model's classifier.
         recipe: Names folder, views, folds and patches.
-        model: Its memory of concepts, values and word rows are set in closed form.
+        model: Its memory of concepts and its image codebook are set in closed form.
 
     Attributes:
         known: Numbers of the emoji that drawings of at least two folds show.
@@ -75,7 +75,12 @@ class SeenDrawings:
         numbers = np.unique(drawings.style, return_inverse=True)[1]
         fold = torch.tensor(folds_of(styles, data.folds))[torch.from_numpy(numbers)].repeat(views)
         fill_memory(memory, pooled, item, folder)
-        fill_values(model, torch.from_numpy(drawings.word_weights(model.vocabulary)))
+        # What is said of images is set before the first step, and texts learn to agree with it.
+        model.image_codebook.requires_grad_(False)
+        words = torch.from_numpy(drawings.word_weights(model.vocabulary))
+        fill_codebook(model.image_codebook, words)
+        if model.image_dense_head is not None:
+            fill_dense_head(model.image_dense_head, words, recipe.train.seed)
         sizes = memory.sizes
         self._cosines, known = held_out_cosines(pooled, item, fold, sizes.items, sizes.layout)
         unknown = item[~known].unique().numpy()
@@ -84,21 +89,32 @@ class SeenDrawings:
         self._prototypes = ClassPrototypes(weight, pooled.means)
         self._item, self._drawn = item, drawings.drawn
 
-    def prepare(self, model: LexVLA, words: Tensor, steps: int, seed: int) -> Tensor:
-        """Fit values and word rows, and return what they say of each item: (items, V) unit rows.
+    def item_vectors(self, model: LexVLA, seed: int) -> tuple[Tensor, Tensor | None]:
+        """Return what the model says of each item, classes included.
 
         Args:
             model: The one that was given before.
-            words: (items, V) weights of all items' words, classes included.
-            steps: See `fit_values`.
             seed: All that is random follows from it.
+
+        Returns:
+            (items, V) unit rows of words, and (items, w) dense ones if the model has them.
         """
-        made = self._class_wholes(seed)
         drawn = torch.cat([self._cosines, self._logits], dim=1)
-        fit_values(model, words, torch.cat([drawn, made]), steps, seed)
         classes = torch.arange(self._memory.sizes.classes).repeat(_PROTOTYPES) + self._drawn
-        return self._item_vectors(
-            model, torch.cat([drawn, made]), torch.cat([self._item, classes]), len(words)
+        whole = torch.cat([drawn, self._class_wholes(seed)])
+        item = torch.cat([self._item, classes])
+        items, head = int(item.max()) + 1, model.image_dense_head
+        words = torch.zeros(items, len(model.image_codebook))
+        dense = None if head is None else torch.zeros(items, model.config.dense_width)
+        with torch.no_grad():
+            for rows, of_items in zip(whole.split(512), item.split(512), strict=True):
+                states = with_level(self._memory.shares(rows.float()))
+                vectors = model.sparsify(lexical_vector(states @ model.image_codebook.T))
+                words.index_add_(0, of_items, torch.from_numpy(vectors.toarray()))
+                if head is not None and dense is not None:
+                    dense.index_add_(0, of_items, head(states))
+        return functional.normalize(words, dim=1), (
+            None if dense is None else functional.normalize(dense, dim=1)
         )
 
     def _class_wholes(self, seed: int) -> Tensor:
@@ -111,19 +127,6 @@ class SeenDrawings:
                 with torch.no_grad():
                     parts.append(self._memory.whole(made).half())
         return torch.cat(parts)
-
-    @torch.no_grad()
-    def _item_vectors(self, model: LexVLA, whole: Tensor, item: Tensor, items: int) -> Tensor:
-        """Return the mean lexical vector of each item's images, by whole images alone."""
-        memory, first = self._memory, self._memory.sizes.items
-        scale, class_scale = memory.scales[:2]
-        total = torch.zeros(items, len(model.image_codebook))
-        for rows, of_items in zip(whole.split(512), item.split(512), strict=True):
-            scores = rows.float()
-            scores = torch.cat([scale * scores[:, :first], class_scale * scores[:, first:]], 1)
-            logits = scores.softmax(dim=1) @ memory.values @ model.image_codebook.T
-            total.index_add_(0, of_items, lexical_vector(logits))
-        return functional.normalize(total, dim=1)
 
     def views(self, rows: np.ndarray, classes: Tensor, seed: int) -> CachedCells:
         """Return one view each: of the first drawings, classes, the second drawings, classes.
@@ -166,11 +169,9 @@ def _memory(drawings: EmojiDrawings, model: LexVLA) -> ConceptMemory:
     if (sizes.items, sizes.classes) != (drawings.drawn, classes):
         rule = f"must be {drawings.drawn} and {classes}, as the data have"
         raise InputError("[model] concept_items and concept_classes", rule)
-    concepts = len(memory.values)
     for name, size, most in (
-        ("layout_width", sizes.layout, LAYOUT**2 * sizes.fine),
+        ("layout_width", sizes.layout, (LAYOUT**2 + 1) * sizes.fine),
         ("local_rank", sizes.local, min(sizes.items, sizes.channels)),
-        ("image_width", memory.values.shape[1], 1 + min(concepts, len(model.vocabulary))),
     ):
         if size > most:
             raise InputError(f"[model] {name}", f"must be at most {most}, not {size}")

@@ -147,17 +147,14 @@ class Trainer:
         return folder
 
     def prepare(self) -> None:
-        """Do what comes before the first step: fit a memory of concepts, and remember its items."""
-        run = self.recipe.train
-        if not run.values:
-            return
-        vectors = self.feed.prepare(self.model, run.values, run.seed)
-        if vectors is not None and self.memory is not None:
-            self.memory.images.copy_(vectors)
-        if self.average is not None:
-            self.average = Teacher(self.model, run.average)
-        if self.teacher is not None:
-            self.teacher = Teacher(self.model, self.recipe.loss.teacher_decay)
+        """Remember what the model's memory of concepts, if it has one, says of the items."""
+        if self.memory is not None:
+            vectors = self.feed.item_vectors(self.model, self.recipe.train.seed)
+            if vectors is not None:
+                words, dense = vectors
+                self.memory.images.copy_(words)
+                if self.memory.dense is not None and dense is not None:
+                    self.memory.dense.images.copy_(dense)
 
     def _save(self, folder: Path) -> None:
         if self.average is not None:
@@ -249,7 +246,7 @@ class Trainer:
         seen = self._look(draw, ids[:count], micro)
         known = (draw.items, draw.relevance, draw.image_words, draw.text_words)
         targets = Targets(*(x if x is None else gather_rows(x.to(self.device)) for x in known))
-        memory = self.memory if self.step >= loss.memory_from else None
+        memory = self.memory if self._images_stay or self.step >= loss.memory_from else None
         codes = self.model.codebook.codes if loss.codis and self.model.codebook else None
         if self.step < loss.codis_from:
             codes = None
@@ -268,6 +265,7 @@ class Trainer:
                     ids[span],
                     dense=loss.needs_dense,
                     logits=loss.own_words > 0,
+                    image_words=not self._images_stay or loss.distil > 0,
                 )
             parts = [each._asdict() for each in features]
             names[:] = [name for name, part in parts[0].items() if part is not None]
@@ -279,14 +277,20 @@ class Trainer:
             both = [gather_rows(column) for column in columns]
             image = Features(**dict(zip(names, both, strict=False)))
             text = Features(**dict(zip(names, both[len(names) : 2 * len(names)], strict=True)))
-            terms = self.objective(image, text, self.step, codes, seen, targets, memory)
+            rest = (self.step, codes, seen, targets, memory)
+            if self._images_stay and memory is not None:
+                terms = self.objective.texts_alone(text, targets, memory)
+                terms |= self.objective.meaning(image, text, *rest)
+            else:
+                terms = self.objective(image, text, *rest)
             if other_words is not None:
                 words = gather_rows(other_words.to(self.device))
                 terms["other_texts"] = self.objective.other_texts(both[-1], words)
             fresh[:] = image, text
             total = torch.stack(list(terms.values())).sum()
             parts.update({name: float(term.detach()) for name, term in terms.items()})
-            parts.update(loss=float(total.detach()), **signs(image.lexical))
+            parts.update(loss=float(total.detach()))
+            parts.update(signs(text.lexical if self._images_stay else image.lexical))
             return total / run.accumulate
 
         size = math.ceil(len(ids) / run.parts)
@@ -298,7 +302,8 @@ class Trainer:
                 steps = [partial(forward, n, span) for n, span in enumerate(spans)]
                 cached_backward(steps, value, self.accelerator.backward, self._no_sync)
         if self.memory and targets.items is not None and targets.relevance is not None:
-            self.memory.remember(targets.items, targets.relevance, *fresh)
+            image, text = fresh
+            self.memory.remember(targets.items, targets.relevance, image, text, self._images_stay)
         if seen is not None and self.queues is not None:
             for queue, each in zip(self.queues, (seen.image, seen.text), strict=True):
                 queue.push(dense(each), targets.items)
@@ -306,6 +311,11 @@ class Trainer:
                 both = torch.cat([dense(seen.image), dense(seen.text)])
                 self.counts += code_counts(both, codes)
         return parts
+
+    @property
+    def _images_stay(self) -> bool:
+        """Tell whether what is said of images is fixed, and texts learn to agree with it."""
+        return not self.model.image_codebook.requires_grad and self.memory is not None
 
     def _text_step(self, draw: Draw, micro: int) -> dict[str, float]:
         """Let the texts of one batch add their gradient, by what is remembered of the images."""
@@ -316,15 +326,17 @@ class Trainer:
         count = len(draw.texts)
         torch.manual_seed(self._seed(micro, 0, 7))
         with self._autocast():
-            logits = self.model.words_of_texts(ids)
-        text = Features(lexical_vector(logits[:count]), logits=logits[:count])
+            logits, states = self.model.words_of_texts(ids)
+            head = self.model.text_dense_head
+            meaning = head(states[:count]) if memory.dense is not None and head else None
+        text = Features(lexical_vector(logits[:count]), meaning, logits=logits[:count])
         targets = Targets(draw.items, draw.relevance, draw.image_words, draw.text_words)
         terms = self.objective.texts_alone(text, targets, memory)
         if draw.other_words is not None and draw.other_texts:
             terms["other_texts"] = self.objective.other_texts(logits[count:], draw.other_words)
         total = torch.stack(list(terms.values())).sum()
         self.accelerator.backward(total / self.recipe.train.accumulate)
-        memory.remember_texts(draw.items, draw.relevance, text.lexical.detach())
+        memory.remember_texts(draw.items, draw.relevance, text)
         parts = {name: float(term.detach()) for name, term in terms.items()}
         return {**parts, "loss": float(total.detach()), **signs(text.lexical)}
 
@@ -345,7 +357,8 @@ class Trainer:
         local = self.recipe.loss.tcl_local > 0
         torch.manual_seed(self._seed(micro, 0, 17))
         with self._autocast():
-            seen = self.teacher(self.model, pixels, ids, dense=True, locals=local)
+            wanted = {"dense": True, "locals": local, "image_words": False}
+            seen = self.teacher(self.model, pixels, ids, **wanted)
         if local and self.world > 1:  # texts of other processes may be longer
             pad = self.accelerator.pad_across_processes
             padded = {name: pad(getattr(seen[1], name), 1) for name in LOCALS}

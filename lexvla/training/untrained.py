@@ -103,7 +103,7 @@ def untrained_model(
     if vision_model is not None:
         settings = {
             "adapter_heads": heads,
-            "adapter_width": 3 * (config.get("adapter_input") or width),
+            "adapter_width": 3 * width,
             "vocabulary_chunk": 512,
             "require_known_word": True,
             "known_tokens": known_tokens,
