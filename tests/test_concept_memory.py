@@ -566,6 +566,11 @@ def swap(weights: Weights) -> None:
     counts[0] = -1
 
 
+def add_empty_row(weights: Weights) -> None:
+    name = "image_codebook.counts"
+    weights[name] = torch.cat([weights[name], weights[name].new_zeros(1)])
+
+
 def raise_first(weights: Weights) -> None:
     weights["image_codebook.counts"][0] += 1
 
@@ -581,6 +586,7 @@ def raise_first(weights: Weights) -> None:
         (cut("image_codebook.columns"), "not of one length"),
         (cut("image_codebook.values"), "not of one length"),
         (raise_first, "not of one length"),
+        (add_empty_row, "not of one length"),
         (swap, "not of one length"),
         (put("columns", 0, len(ITEMS) + CLASSES + 1), "a column is not below 11"),
         (put("columns", 3, -1), "a column is not below 11"),
