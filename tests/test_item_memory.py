@@ -63,23 +63,24 @@ def test_a_round_trip_of_its_state(dtype: torch.dtype) -> None:
     assert not torch.equal(state["texts"], other.texts)
 
 
-def test_images_that_stay() -> None:
-    """Their lexical vectors alone; dense ones are of a head that learns."""
+def test_words_that_stay() -> None:
+    """Dense vectors move: they are of heads that learn."""
     memory = ItemMemory(2, 2, torch.float32, dense_width=2)
     assert memory.dense is not None
     memory.images.copy_(rows((1.0, 0), (0.6, 0.8)))
-    held = memory.images.clone()
+    memory.texts.copy_(rows((0, 1.0), (0.8, 0.6)))
+    held = memory.images.clone(), memory.texts.clone()
     image = Features(rows((0, 1.0)), dense=rows((0.6, 0.8)))
     text = Features(rows((0.8, 0.6)), dense=rows((1.0, 0)))
-    memory.remember(torch.tensor([1]), rows((0, 1.0)), image, text, images_stay=True)
-    assert torch.equal(memory.images, held)
-    torch.testing.assert_close(memory.texts, rows((0, 0), (0.8, 0.6)))
+    memory.remember(torch.tensor([1]), rows((0, 1.0)), image, text, words_stay=True)
+    assert torch.equal(memory.images, held[0])
+    assert torch.equal(memory.texts, held[1])
     torch.testing.assert_close(memory.dense.images, rows((0, 0), (0.6, 0.8)))
     torch.testing.assert_close(memory.dense.texts, rows((0, 0), (1.0, 0)))
     # Nor are they asked for.
     nothing = Features(torch.zeros(1, 0), dense=image.dense)
-    memory.remember(torch.tensor([0]), rows((1.0, 0)), nothing, text, images_stay=True)
-    assert torch.equal(memory.images, held)
+    memory.remember(torch.tensor([0]), rows((1.0, 0)), nothing, text, words_stay=True)
+    assert torch.equal(memory.images, held[0])
 
 
 @pytest.mark.parametrize("dense", [rows((1.0, 0)), None])
@@ -87,7 +88,7 @@ def test_texts_may_be_remembered_alone(dense: Tensor | None) -> None:
     memory = ItemMemory(2, 2, torch.float32, dense_width=2)
     assert memory.dense is not None
     text = Features(rows((0.8, 0.6)), dense=dense)
-    memory.remember_texts(torch.tensor([1]), rows((0.5, 0.5)), text)
+    memory.remember(torch.tensor([1]), rows((0.5, 0.5)), None, text)
     torch.testing.assert_close(memory.texts, rows((0, 0), (0.8, 0.6)))
     expected = rows((0.0, 0), (0, 0) if dense is None else (1.0, 0))
     torch.testing.assert_close(memory.dense.texts, expected)

@@ -21,7 +21,12 @@ from objective_fakes import BOOK, IMAGE, LABELS, SEEN, TAU, TEXT, WIDTH, build, 
 RELEVANCE = torch.tensor([[1.0, 0, 0], [0, 0.25, 0.75], [0, 0, 1], [0.5, 0.5, 0]])
 RELEVANT = Targets(LABELS, RELEVANCE)  # of the items 0, 2, 2, 1
 # How much each text means the items of the batch, by rows the items.
-ITEMS_TEXTS = [[1, 0, 0, 0.5], [0, 0.75, 1, 0], [0, 0.75, 1, 0], [0, 0.25, 0, 0.5]]
+ITEMS_TEXTS = [
+    [2 / 3, 0, 0, 1 / 3],
+    [0, 3 / 7, 4 / 7, 0],
+    [0, 3 / 7, 4 / 7, 0],
+    [0, 1 / 3, 0, 2 / 3],
+]
 
 
 def loss_of(row: list[float], shares: list[float]) -> float:
@@ -336,6 +341,17 @@ def test_texts_alone_by_hand() -> None:
     assert parts["lexical"].item() == pytest.approx(0.3 * images, rel=1e-5)
 
 
+def test_texts_say_the_words_of_the_items_that_they_mean() -> None:
+    memory = ItemMemory(2, 3, torch.float32)
+    memory.texts.copy_(torch.tensor([[1.0, 0, 0], [0, 0.6, 0.8]]))
+    text = Features(torch.tensor([[0.8, 0.6, 0], [0, 0, 1.0]]))
+    targets = Targets(torch.tensor([0, 1]), torch.tensor([[1.0, 0], [0.5, 0.5]]))
+    parts = build(only("memory", item_words=4.0)).texts_alone(text, targets, memory)
+    # The second text means both: (0.5, 0.3, 0.4), of length 0.5 ** 0.5.
+    expected = 4 * ((1 - 0.8) + (1 - 0.4 / 0.5**0.5)) / 2
+    assert parts["item_words"].item() == pytest.approx(expected, rel=1e-5)
+
+
 def test_dense_vectors_of_texts_alone_by_hand() -> None:
     memory = ItemMemory(3, 12, torch.float32, dense_width=WIDTH)
     assert memory.dense is not None
@@ -375,6 +391,7 @@ def test_the_terms_of_dense_vectors_are_those_of_all() -> None:
         ({"lexical": 1.0}, RELEVANT, {"memory", "lexical"}),
         ({"lexical": 1.0}, Targets(None, RELEVANCE), {"memory"}),
         ({"own_words": 1.0}, RELEVANT, {"memory"}),
+        ({"item_words": 1.0}, RELEVANT, {"memory", "item_words"}),
         ({"own_words": 1.0}, RELEVANT._replace(text_words=torch.ones(4, 12)), {"memory"}),
     ],
 )
@@ -389,7 +406,7 @@ def test_terms_of_texts_alone_that_are_left_out(
 def test_texts_alone_get_gradient_from_each_term() -> None:
     logits, words = logits_and_words()
     logits.requires_grad_()
-    objective = build(only("memory", lexical=1.0, own_words=1.0))
+    objective = build(only("memory", lexical=1.0, own_words=1.0, item_words=1.0))
     text = Features(lexical_vector(logits), logits=logits)
     memory = remembered(torch.bfloat16)
     parts = objective.texts_alone(text, RELEVANT._replace(text_words=words), memory)

@@ -28,9 +28,11 @@ from lexvla.training.concept_start import (
     fill_codebook,
     held_out_cosines,
     pool,
+    rare_first,
     read_classifier,
 )
 from lexvla.training.drawing_feed import DrawingFeed
+from lexvla.training.feed import ItemVectors
 from lexvla.training.recipe import Recipe
 from lexvla.training.seen_drawings import SeenDrawings
 from lexvla.training.sources import open_source
@@ -341,9 +343,7 @@ def test_a_checkpoint_leaves_out_what_stays(whole: Path) -> None:
     assert all(name.startswith("text_tower.") for name in names)
 
 
-def vectors_of(
-    feed: DrawingFeed, model: LexVLA, seed: int
-) -> tuple[torch.Tensor, torch.Tensor | None]:
+def vectors_of(feed: DrawingFeed, model: LexVLA, seed: int) -> ItemVectors:
     found = feed.item_vectors(model, seed)
     assert found is not None
     return found
@@ -354,8 +354,10 @@ def test_items_are_what_the_model_says_of_their_drawings(
 ) -> None:
     """By memories that have not seen the style, each image as it would be encoded."""
     model, drawings = trainer.model, feed.drawings
-    found, dense = vectors_of(feed, model, 3)
+    texts, found, dense = vectors_of(feed, model, 3)
     assert dense is None
+    own = rare_first(torch.from_numpy(drawings.word_weights(model.vocabulary)))
+    torch.testing.assert_close(texts, functional.normalize(own, dim=1))
     assert found.shape == (len(ITEMS) + CLASSES, len(model.vocabulary))
     assert found.norm(dim=1).tolist() == pytest.approx([1] * 10, abs=1e-5)
     pooled = pool(cells.reshape(VIEWS * DRAWN, *cells.shape[2:]), CHANNELS)
@@ -373,7 +375,7 @@ def test_items_are_what_the_model_says_of_their_drawings(
         expected = functional.normalize(rows[item == number].sum(0), dim=0)
         torch.testing.assert_close(found[number], expected, atol=1e-5, rtol=1e-5)
     # Of classes there are made-up maps, which follow from the seed.
-    same, other = (vectors_of(feed, model, seed)[0] for seed in (3, 4))
+    same, other = (vectors_of(feed, model, seed).images for seed in (3, 4))
     assert torch.equal(same, found)
     assert torch.equal(other[: len(ITEMS)], found[: len(ITEMS)])
     assert not torch.equal(other[len(ITEMS) :], found[len(ITEMS) :])
@@ -392,12 +394,12 @@ def test_the_items_vectors_are_remembered_before_the_first_step(
     assert not memory.images.any()
     trainer.prepare()
     assert isinstance(trainer.feed, DrawingFeed)
-    words, dense = vectors_of(trainer.feed, model, 5)
+    texts, words, dense = vectors_of(trainer.feed, model, 5)
     assert dense is not None
     images = words.to(memory.images.dtype)
     assert torch.equal(memory.images, images)
+    assert torch.equal(memory.texts, texts.to(memory.texts.dtype))
     assert torch.equal(memory.dense.images, dense)
-    assert not memory.texts.any()
     assert not memory.dense.texts.any()
     # Dense vectors are those of the same images, by the head as it is before the first step.
     assert dense.norm(dim=1).tolist() == pytest.approx([1] * 10, abs=1e-5)
@@ -410,10 +412,10 @@ def test_the_items_vectors_are_remembered_before_the_first_step(
     for number in range(len(ITEMS)):
         expected = functional.normalize(rows[seen._item == number].sum(0), dim=0)
         torch.testing.assert_close(dense[number], expected, atol=1e-5, rtol=1e-5)
-    # In a step texts move, and dense vectors of images; what words say of images stays.
+    # In a step dense vectors move; the words of items and of images stay.
     trainer.train_step()
     assert torch.equal(memory.images, images)
-    assert memory.texts.any()
+    assert torch.equal(memory.texts, texts.to(memory.texts.dtype))
     assert memory.dense.texts.any()
     assert not torch.equal(memory.dense.images, dense)
 
@@ -542,6 +544,8 @@ def test_dense_terms_and_codes(seen_recipes: Recipes, tmp_path: Path) -> None:
         ({"train": {"text_first": -1}}, "text_first must not be below 0"),
         ({"train": {"text_first": 2}, "loss": {"memory": 0.0}}, "needs .* views and .* memory"),
         ({"train": {"text_first": 2}, "data": {"views": 0}}, "needs .* views and .* memory"),
+        ({"loss": {"item_words": 1.0, "memory": 0.0}}, "item_words need .* views and .* memory"),
+        ({"loss": {"item_words": 1.0}, "data": {"views": 0}}, "item_words need .* views"),
         ({"data": {"class_share": 1.0}}, "class_share must be from 0, below 1"),
         ({"data": {"class_share": -0.1}}, "class_share must be from 0, below 1"),
         ({"data": {"folds": ["flat"]}}, "folds must be a list of a list of str"),

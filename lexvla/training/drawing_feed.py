@@ -17,7 +17,7 @@ from lexvla.image_tower import CachedCells
 from lexvla.losses import class_levels
 from lexvla.model import LexVLA
 from lexvla.training.augment import augment
-from lexvla.training.feed import Draw, own_words
+from lexvla.training.feed import Draw, ItemVectors, own_words
 from lexvla.training.recipe import Recipe
 from lexvla.training.seen_drawings import SeenDrawings
 from lexvla.vocabulary import Vocabulary
@@ -141,7 +141,7 @@ class DrawingFeed:
         shared[label] = _LABEL_SHARE * itself[label] + (1 - _LABEL_SHARE) * shared[label]
         return shared
 
-    def item_vectors(self, model: LexVLA, seed: int) -> tuple[Tensor, Tensor | None] | None:
+    def item_vectors(self, model: LexVLA, seed: int) -> ItemVectors | None:
         """Return the items' vectors, where the model has a memory of concepts."""
         return None if self._seen is None else self._seen.item_vectors(model, seed)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from lexvla.image_tower import CachedCells
 from lexvla.model import LexVLA
 from lexvla.vocabulary import Vocabulary
 
-__all__ = ["Draw", "Feed", "own_words"]
+__all__ = ["Draw", "Feed", "ItemVectors", "own_words"]
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,20 @@ class Draw:
     other_words: Tensor | None = None
 
 
+class ItemVectors(NamedTuple):
+    """Hold what is known of the items before the first step.
+
+    Attributes:
+        texts: (items, V) unit rows, the items' own words.
+        images: (items, V) unit rows, the words that the model says of their images.
+        dense: (items, w) unit rows of their images, if the model has dense vectors.
+    """
+
+    texts: Tensor
+    images: Tensor
+    dense: Tensor | None
+
+
 class Feed(Protocol):
     """Give the batches of one process.
 
@@ -59,8 +73,8 @@ class Feed(Protocol):
     def draw(self, seed: int) -> Draw:
         """Return the next batch; what is random in it follows from the seed."""
 
-    def item_vectors(self, model: LexVLA, seed: int) -> tuple[Tensor, Tensor | None] | None:
-        """Return the lexical and dense vectors of the items' images, where known before."""
+    def item_vectors(self, model: LexVLA, seed: int) -> ItemVectors | None:
+        """Return the vectors of the items, where they are known before the first step."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return the place behind the last batch, as JSON values."""

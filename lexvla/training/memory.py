@@ -47,28 +47,23 @@ class ItemMemory:
         self,
         items: Tensor,
         relevance: Tensor,
-        image: Features,
+        image: Features | None,
         text: Features,
-        images_stay: bool = False,
+        words_stay: bool = False,
     ) -> None:
         """Move the vectors of the batch's items half way to the mean of the new ones.
 
         Args:
             items: (N,) long.
             relevance: (N, items); weighs each text by its relevance to its item.
-            image: Features of N images.
+            image: Features of N images; None to move the texts' vectors only.
             text: Features of their texts.
-            images_stay: Whether the images' lexical vectors stay as they are.
+            words_stay: Whether all lexical vectors stay as they are.
         """
-        self._move(items, relevance, None if images_stay else image.lexical, text.lexical)
-        if self.dense is not None and image.dense is not None and text.dense is not None:
-            self.dense._move(items, relevance, image.dense, text.dense)
-
-    def remember_texts(self, items: Tensor, relevance: Tensor, text: Features) -> None:
-        """Move the vectors of the texts only; see `remember`."""
-        self._move(items, relevance, None, text.lexical)
+        if not words_stay:
+            self._move(items, relevance, None if image is None else image.lexical, text.lexical)
         if self.dense is not None and text.dense is not None:
-            self.dense._move(items, relevance, None, text.dense)
+            self.dense._move(items, relevance, None if image is None else image.dense, text.dense)
 
     @torch.no_grad()
     def _move(self, items: Tensor, relevance: Tensor, images: Tensor | None, texts: Tensor) -> None:

@@ -41,6 +41,8 @@ class Losses:
         lexical: Symmetric InfoNCE of lexical vectors (LexVLA eq. 5).
         own_words: The words of a pair's texts above zero, all others below; what a model of random
             weights needs to begin.
+        item_words: Cosine of a text and the words of the items that it means, where those are
+            known before the first step.
         image_pairs: Contrast of images with others of the same item, for data with labels.
         memory: Contrast with what is remembered of all items, for data with labels, thousands
             of them at most.
@@ -72,6 +74,7 @@ class Losses:
 
     lexical: float = 1.0
     own_words: float = 0.0
+    item_words: float = 0.0
     image_pairs: float = 0.0
     memory: float = 0.0
     memory_from: int = 500
@@ -312,11 +315,15 @@ class Objective(nn.Module):
         Args:
             text: Of N texts, with logits.
             targets: Their words, and how their meaning is shared out.
-            memory: Of all items' images.
+            memory: Of all items' words, as texts and as their images show them.
         """
         losses, parts = self.losses, {}
         if losses.own_words and targets.text_words is not None and text.logits is not None:
             parts["text_words"] = self.other_texts(text.logits, targets.text_words)
+        if losses.item_words and targets.relevance is not None:
+            meant = targets.relevance @ memory.texts.to(targets.relevance.dtype)
+            near = functional.cosine_similarity(text.lexical, meant, dim=1)
+            parts["item_words"] = losses.item_words * (1 - near).mean()
         parts |= self._remembered(text.lexical, memory, targets, self.lexical, losses.lexical, "")
         if memory.dense is not None and text.dense is not None:
             told = (memory.dense, targets, self.dense, losses.dense, "_dense")
@@ -338,7 +345,7 @@ class Objective(nn.Module):
         parts = {f"memory{kind}": scale * contrast(found, targets.relevance)}
         if weight and targets.items is not None and targets.positives is not None:
             images = memory.images[targets.items].float()
-            term = contrast(images @ texts.T, targets.positives.T)
+            term = contrast(images @ texts.T, shares(targets.positives.T))
             parts["dense" if kind else "lexical"] = weight * term
         return parts
 

@@ -15,7 +15,7 @@ from lexvla.data.loader import Batch, PairLoader
 from lexvla.data.pairs import IndexedSource, ShardedSource
 from lexvla.model import LexVLA
 from lexvla.preprocessing import to_pixels
-from lexvla.training.feed import Draw, own_words
+from lexvla.training.feed import Draw, ItemVectors, own_words
 from lexvla.training.recipe import Recipe
 from lexvla.training.sources import classes_of, parents_of
 from lexvla.training.views import random_view
@@ -98,7 +98,7 @@ class PairFeed:
         views = list(self._pool.map(make, range(len(batch))))
         return to_pixels(views, config.image_mean, config.image_std)
 
-    def item_vectors(self, model: LexVLA, seed: int) -> tuple[Tensor, Tensor | None] | None:
+    def item_vectors(self, model: LexVLA, seed: int) -> ItemVectors | None:
         """Return None: pairs have no concepts."""
         return None
 

@@ -180,6 +180,9 @@ class Recipe:
                 train.text_first == 0
                 or (train.text_first > 0 and data.views > 0 and loss.memory > 0)
             ),
+            "[loss] item_words need [data] views and [loss] memory": (
+                loss.item_words == 0 or (data.views > 0 and loss.memory > 0)
+            ),
             "[loss] codis_from must leave text_first time to end and the queue time to fill": (
                 not (train.text_first and loss.codis)
                 or (loss.codis_from - train.text_first) * data.batch_size >= loss.queue

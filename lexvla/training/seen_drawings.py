@@ -26,6 +26,7 @@ from lexvla.training.concept_start import (
     pool,
     read_classifier,
 )
+from lexvla.training.feed import ItemVectors
 from lexvla.training.recipe import Recipe
 
 __all__ = ["SeenDrawings"]
@@ -89,15 +90,12 @@ class SeenDrawings:
         self._prototypes = ClassPrototypes(weight, pooled.means)
         self._item, self._drawn = item, drawings.drawn
 
-    def item_vectors(self, model: LexVLA, seed: int) -> tuple[Tensor, Tensor | None]:
-        """Return what the model says of each item, classes included.
+    def item_vectors(self, model: LexVLA, seed: int) -> ItemVectors:
+        """Return the words of each item, and what the model says of it; classes included.
 
         Args:
             model: The one that was given before.
             seed: All that is random follows from it.
-
-        Returns:
-            (items, V) unit rows of words, and (items, w) dense ones if the model has them.
         """
         drawn = torch.cat([self._cosines, self._logits], dim=1)
         classes = torch.arange(self._memory.sizes.classes).repeat(_PROTOTYPES) + self._drawn
@@ -113,8 +111,11 @@ class SeenDrawings:
                 words.index_add_(0, of_items, torch.from_numpy(vectors.toarray()))
                 if head is not None and dense is not None:
                     dense.index_add_(0, of_items, head(states))
-        return functional.normalize(words, dim=1), (
-            None if dense is None else functional.normalize(dense, dim=1)
+        own = model.image_codebook.detach()[:, :-1].T  # all but the level of absent words
+        return ItemVectors(
+            functional.normalize(own, dim=1),
+            functional.normalize(words, dim=1),
+            None if dense is None else functional.normalize(dense, dim=1),
         )
 
     def _class_wholes(self, seed: int) -> Tensor:

@@ -147,14 +147,14 @@ class Trainer:
         return folder
 
     def prepare(self) -> None:
-        """Remember what the model's memory of concepts, if it has one, says of the items."""
+        """Remember the items' words, and what the model says of them, where the feed knows."""
         if self.memory is not None:
-            vectors = self.feed.item_vectors(self.model, self.recipe.train.seed)
-            if vectors is not None:
-                words, dense = vectors
-                self.memory.images.copy_(words)
-                if self.memory.dense is not None and dense is not None:
-                    self.memory.dense.images.copy_(dense)
+            known = self.feed.item_vectors(self.model, self.recipe.train.seed)
+            if known is not None:
+                self.memory.texts.copy_(known.texts)
+                self.memory.images.copy_(known.images)
+                if self.memory.dense is not None and known.dense is not None:
+                    self.memory.dense.images.copy_(known.dense)
 
     def _save(self, folder: Path) -> None:
         if self.average is not None:
@@ -246,7 +246,7 @@ class Trainer:
         seen = self._look(draw, ids[:count], micro)
         known = (draw.items, draw.relevance, draw.image_words, draw.text_words)
         targets = Targets(*(x if x is None else gather_rows(x.to(self.device)) for x in known))
-        memory = self.memory if self._images_stay or self.step >= loss.memory_from else None
+        memory = self.memory if self._words_stay or self.step >= loss.memory_from else None
         codes = self.model.codebook.codes if loss.codis and self.model.codebook else None
         if self.step < loss.codis_from:
             codes = None
@@ -265,7 +265,7 @@ class Trainer:
                     ids[span],
                     dense=loss.needs_dense,
                     logits=loss.own_words > 0,
-                    image_words=not self._images_stay or loss.distil > 0,
+                    image_words=not self._words_stay or loss.distil > 0,
                 )
             parts = [each._asdict() for each in features]
             names[:] = [name for name, part in parts[0].items() if part is not None]
@@ -278,19 +278,21 @@ class Trainer:
             image = Features(**dict(zip(names, both, strict=False)))
             text = Features(**dict(zip(names, both[len(names) : 2 * len(names)], strict=True)))
             rest = (self.step, codes, seen, targets, memory)
-            if self._images_stay and memory is not None:
-                terms = self.objective.texts_alone(text, targets, memory)
+            if self._words_stay and memory is not None:
+                # Their dense vectors have other terms, with those of images.
+                words = text._replace(dense=None)
+                terms = self.objective.texts_alone(words, targets, memory)
                 terms |= self.objective.meaning(image, text, *rest)
             else:
                 terms = self.objective(image, text, *rest)
             if other_words is not None:
-                words = gather_rows(other_words.to(self.device))
-                terms["other_texts"] = self.objective.other_texts(both[-1], words)
+                wanted = gather_rows(other_words.to(self.device))
+                terms["other_texts"] = self.objective.other_texts(both[-1], wanted)
             fresh[:] = image, text
             total = torch.stack(list(terms.values())).sum()
             parts.update({name: float(term.detach()) for name, term in terms.items()})
             parts.update(loss=float(total.detach()))
-            parts.update(signs(text.lexical if self._images_stay else image.lexical))
+            parts.update(signs(text.lexical if self._words_stay else image.lexical))
             return total / run.accumulate
 
         size = math.ceil(len(ids) / run.parts)
@@ -303,7 +305,7 @@ class Trainer:
                 cached_backward(steps, value, self.accelerator.backward, self._no_sync)
         if self.memory and targets.items is not None and targets.relevance is not None:
             image, text = fresh
-            self.memory.remember(targets.items, targets.relevance, image, text, self._images_stay)
+            self.memory.remember(targets.items, targets.relevance, image, text, self._words_stay)
         if seen is not None and self.queues is not None:
             for queue, each in zip(self.queues, (seen.image, seen.text), strict=True):
                 queue.push(dense(each), targets.items)
@@ -313,8 +315,8 @@ class Trainer:
         return parts
 
     @property
-    def _images_stay(self) -> bool:
-        """Tell whether what is said of images is fixed, and texts learn to agree with it."""
+    def _words_stay(self) -> bool:
+        """Tell whether the words of items and images are fixed, and texts learn to say them."""
         return not self.model.image_codebook.requires_grad and self.memory is not None
 
     def _text_step(self, draw: Draw, micro: int) -> dict[str, float]:
@@ -336,7 +338,7 @@ class Trainer:
             terms["other_texts"] = self.objective.other_texts(logits[count:], draw.other_words)
         total = torch.stack(list(terms.values())).sum()
         self.accelerator.backward(total / self.recipe.train.accumulate)
-        memory.remember_texts(draw.items, draw.relevance, text)
+        memory.remember(draw.items, draw.relevance, None, text, self._words_stay)
         parts = {name: float(term.detach()) for name, term in terms.items()}
         return {**parts, "loss": float(total.detach()), **signs(text.lexical)}
 
