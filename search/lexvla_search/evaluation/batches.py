@@ -48,12 +48,14 @@ def encode_in_batches(
 def keep_heaviest(vectors: sparse.csr_array, kept: int) -> sparse.csr_array:
     """Keep the heaviest words of each vector; of equal ones, those of the lower columns.
 
+    What is kept is brought back to the vector's length, as a model does it.
+
     Args:
         vectors: (n, V) float32 CSR.
         kept: The most words of a row to keep.
 
     Returns:
-        (n, V) float32 CSR with unchanged weights.
+        (n, V) float32 CSR.
     """
     # By blocks, as sorting takes several times the memory of what it sorts.
     starts = range(0, vectors.shape[0], _BLOCK)
@@ -67,6 +69,10 @@ def _cut(vectors: sparse.csr_array, kept: int) -> sparse.csr_array:
     order = np.lexsort((vectors.indices, -vectors.data, rows))
     place = np.arange(len(rows)) - np.repeat(vectors.indptr[:-1], counts)
     chosen = np.sort(order[place < kept])
+    squares = vectors.data.astype(np.float64) ** 2
+    whole, left = (np.bincount(rows[of], squares[of], len(counts)) for of in (slice(None), chosen))
+    scale = np.sqrt(whole / np.where(left > 0, left, 1))[rows[chosen]]
     starts = np.concatenate([[0], np.minimum(counts, kept).cumsum()])
-    parts = vectors.data[chosen], vectors.indices[chosen], starts
+    data = (vectors.data[chosen] * scale).astype(vectors.dtype)
+    parts = data, vectors.indices[chosen], starts
     return sparse.csr_array(parts, shape=vectors.shape)

@@ -93,9 +93,9 @@ def evaluate_sparsity(
 ) -> SparsityFigures:
     """Measure retrieval with the heaviest words of each vector, for rising numbers of words.
 
-    Items are encoded by the model's own rule, and once more with all words; weights are not scaled
-    to unit length again after the cut. For a large set, the vectors keep only as many words as fit
-    into 1 GiB, and the study ends there.
+    Items are encoded by the model's own rule, and once more with all words, of which the heaviest
+    are kept. For a large set, the vectors keep only as many words as fit into 1 GiB, and the study
+    ends there.
 
     Args:
         model: The encoder. One without a ``config`` gives only the words that its rule keeps.
