@@ -207,5 +207,6 @@ def _with_all_words(model: Encoder) -> Encoder | None:
     loose: Any = copy(model)
     loose.config = copy(config)
     loose.config.sparsification, loose.config.threshold = "threshold", 0.0
+    loose.config.max_active_dims = None
     made: Encoder = loose
     return made
