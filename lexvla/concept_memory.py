@@ -1,4 +1,4 @@
-"""Concepts that a frozen convolutional network can tell apart, and where an image shows them."""
+"""Concepts that a frozen convolutional network distinguishes, and their place in an image."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from torch.nn import functional
 
 __all__ = ["LAYOUT", "ConceptMemory", "ConceptSizes", "layout", "roots", "with_level"]
 
-LEAST_SHARE = 1e-3  # of what an image shows
-LAYOUT = 3  # rows and columns that a map's layout is described by
+LEAST_SHARE = 1e-3  # smallest share of a concept in an image
+LAYOUT = 3  # rows and columns of a layout
 
 
 class ConceptSizes(NamedTuple):
     """Sizes of a `ConceptMemory`.
 
     Attributes:
-        items: Concepts that are known by examples.
-        classes: Classes of the network's own classifier.
+        items: Concepts known by examples.
+        classes: Classes of the network's classifier.
         channels: Channels of the last map, which come first in a cell.
-        fine: Channels of the finer stage; a cell has four of its cells behind its own channels.
-        layout: Width of the layout's keys.
-        local: Rank of the items' evidence in one patch.
+        fine: Channels of the finer stage; four of its cells follow the channels of a cell.
+        layout: Width of the layout keys.
+        local: Rank of the items' evidence in a patch.
     """
 
     items: int
@@ -36,23 +36,20 @@ class ConceptSizes(NamedTuple):
 
 
 class ConceptMemory(nn.Module):
-    """Say which concepts an image shows, and how much of each one every patch shows.
+    """Compute the shares of concepts in an image, and their shares in every patch.
 
-    An image is compared with every item by the cosine of its pooled channels, whitened by how
-    drawings of one item differ, and by the cosine of its layout, 3 x 3 means and the deviation of
-    the finer stage, whitened alike. Classes are the network's own linear classifier on the pooled
-    channels. Both kinds share one softmax: the more an image looks like an item, the less its
-    classes say. A patch has its part of each share by its own evidence, divided by that of the
-    patch that shows the concept best. So the best patch says of a concept what the whole image
-    says, and the maximum over patches is the paper's (LexVLA eq. 4).
+    An image is compared with every item by two cosines: of its pooled channels, whitened by the
+    differences between drawings of an item, and of its layout (3 x 3 means and the deviation of the
+    finer stage), whitened likewise. Classes are the network's linear classifier on pooled channels.
+    Items and classes share a softmax: the more an image resembles an item, the less its classes
+    count. A patch's share of a concept is that of the image times the patch's evidence relative to
+    the best patch. So the best patch has the image's share, and the maximum over patches is the
+    paper's (LexVLA eq. 4).
 
-    A state has one number a concept, and a 1 for the level of words that nothing shows. A row of
-    the image codebook says in return which concepts bear the word.
+    A state has a number for each concept, and a 1 for the level of absent words. A row of the image
+    codebook has the weights of concepts for a word.
 
-    All weights are set in closed form and stay; see `lexvla.training.concept_start`.
-
-    Args:
-        sizes: How many concepts there are, and how wide each part is.
+    All weights are set in closed form and frozen; see `lexvla.training.concept_start`.
 
     References:
         Sukhbaatar et al. 2015, "End-To-End Memory Networks", arXiv 1503.08895; Zhou et al. 2016,
@@ -75,10 +72,7 @@ class ConceptMemory(nn.Module):
         self.requires_grad_(False)
 
     def whole(self, cells: Tensor) -> Tensor:
-        """Compare whole images with every concept.
-
-        Args:
-            cells: (B, T, C) of a square map.
+        """Compare images, (B, T, C) cells of a square map, with every concept.
 
         Returns:
             (B, items + classes): weighted sums of two cosines, then logits of classes.
@@ -91,13 +85,7 @@ class ConceptMemory(nn.Module):
         return torch.cat([items, self.classifier(own.mean(1))], dim=-1)
 
     def shares(self, whole: Tensor) -> Tensor:
-        """Return (B, items + classes), how what each image shows is shared out over the concepts.
-
-        Shares below `LEAST_SHARE` are 0.
-
-        Args:
-            whole: What `whole` gave for the images.
-        """
+        """Return (B, items + classes) shares of concepts from `whole`, 0 below `LEAST_SHARE`."""
         items = self.sizes.items
         scaled = [self.scales[0] * whole[:, :items], self.scales[1] * whole[:, items:]]
         shares = torch.cat(scaled, dim=-1).float().softmax(dim=-1)
@@ -107,8 +95,8 @@ class ConceptMemory(nn.Module):
         """Return the (B, T, items + classes + 1) states of patches; the last number is 1.
 
         Args:
-            cells: (B, T, C), all cells or some, which are then compared with one another.
-            whole: What `whole` gave for the images.
+            cells: (B, T, C), all cells or a sample.
+            whole: Result of `whole` for the images.
         """
         own = cells[..., : self.sizes.channels]
         evidence = torch.cat(
@@ -123,20 +111,19 @@ class ConceptMemory(nn.Module):
 
 
 def with_level(shown: Tensor) -> Tensor:
-    """Put a 1 behind the (..., concepts) shown: a codebook has the level of absent words there."""
+    """Append a 1 to (..., concepts) shares, for the codebook's level of absent words."""
     return functional.pad(shown, (0, 1), value=1.0)
 
 
 def roots(cells: Tensor) -> Tensor:
-    """Return the square roots of channels, those below 0 as 0: large ones then say less."""
+    """Return the square roots of channels, clamped at 0, to reduce the weight of large ones."""
     return cells.clamp(min=0).sqrt()
 
 
 def layout(fine: Tensor) -> Tensor:
-    """Return the (B, 10 * C) means of a square map's thirds, then each channel's deviation.
+    """Return (B, 10 * C): means over 3 x 3 parts of a square map, then channels' deviations.
 
-    Args:
-        fine: (B, T, 4 * C), in each cell four of a finer stage, as `pixel_unshuffle` orders them.
+    ``fine`` is (B, T, 4 * C), four cells of a finer stage in each cell, as of `pixel_unshuffle`.
     """
     batch, count, width = fine.shape
     side = isqrt(count)

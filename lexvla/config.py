@@ -21,7 +21,7 @@ IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_STD = (0.229, 0.224, 0.225)
 Sparsification = Literal["mean", "top_k", "threshold"]
 Quantization = Literal["none", "int8", "nf4"]
-# What an encoding follows from beside the weights, and so what the fingerprint names as well.
+# What encodings depend on besides the weights; part of the fingerprint.
 _SETTINGS = (
     *("text_model", "text_revision", "vision_model", "vision_revision", "vocabulary_sha256"),
     *("prompt", "max_text_tokens", "require_known_word", "known_tokens"),
@@ -33,73 +33,66 @@ QUANTIZATIONS = ("none", "int8", "nf4")
 
 
 class LexVLAConfig(PretrainedConfig):
-    """Describe both towers, the adapter, the heads, the prompt and the sparsification.
+    """Configuration of towers, adapter, heads, prompt and sparsification.
 
-    A tower whose ``text_model`` or ``vision_model`` is named is a pretrained backbone: it is
-    frozen, loaded by that name, and not saved with the model. A tower without a name was trained
-    here, and is saved whole.
+    A tower with a name, ``text_model`` or ``vision_model``, is a frozen pretrained backbone, loaded
+    by that name and not saved with the model. A tower without a name is saved with the model.
 
     Args:
         text_config: Configuration of the causal language model, as an object or a dict.
-        vision_config: Configuration of the vision transformer, or of timm's convolutional network,
-            as an object or a dict.
+        vision_config: Configuration of the vision transformer or timm's convolutional network, as
+            an object or a dict.
         text_model: Hub id or path of the pretrained language model, or ``None``.
         text_revision: Its commit on the hub.
         vision_model: Hub id or path of the pretrained vision transformer, or ``None``.
         vision_revision: Its commit on the hub.
-        backbone_dtype: Floating-point type of pretrained backbones, and the type that quantised
-            layers compute in.
-        quantization: How the pretrained language model is held: ``none``, ``int8`` or ``nf4``
-            (LLM.int8, arXiv 2208.07339; QLoRA, arXiv 2305.14314), by bitsandbytes.
+        backbone_dtype: Type of pretrained backbones, and compute type of quantised layers.
+        quantization: Quantisation of the pretrained language model by bitsandbytes: ``none``,
+            ``int8`` (LLM.int8, arXiv 2208.07339) or ``nf4`` (QLoRA, arXiv 2305.14314).
         double_quantization: Whether ``nf4`` quantises its constants too.
         lora_rank: Rank of LoRA on the pretrained language model (arXiv 2106.09685); 0 for none.
         lora_alpha: LoRA's scale, over the rank.
         lora_targets: Names of the layers that get LoRA, or ``all-linear``.
         lora_dropout: Dropout before LoRA's first matrix.
-        prompt: What the text is put into; ``{text}`` marks the place.
-        max_text_tokens: Tokens of a text, the prompt not counted; longer texts are cut.
-        require_known_word: Whether a text in which no piece is in the vocabulary gets an empty
-            vector: right for a language model that was trained from scratch on a few words.
-        known_tokens: First and last but one of the token ids that count as known too: words that
-            are not in the vocabulary, and that the language model learnt to explain by others.
-        image_size: Side in pixels that images are brought to; ``None`` for the vision model's own,
-            for a convolutional one down to a multiple of its stride.
-        image_mean: Mean of each colour channel, in 0 to 1.
+        prompt: Prompt for a text; ``{text}`` is its place.
+        max_text_tokens: Largest number of tokens of a text, without the prompt.
+        require_known_word: Whether a text without a piece of the vocabulary gets an empty vector,
+            for language models that were trained from scratch on few words.
+        known_tokens: Range (start, stop) of token ids that count as known too: words outside the
+            vocabulary that the language model learnt to explain by others.
+        image_size: Side in pixels that images are resized to; by default the vision model's, for a
+            convolutional one rounded down to a multiple of its stride.
+        image_mean: Mean of each colour channel, from 0 to 1.
         image_std: Deviation of each colour channel.
-        adapter_heads: Attention heads of the adapter's one self-attention layer.
-        adapter_width: Hidden width of the adapter's two MLPs.
-        concept_items: Concepts known by examples, for a memory that the patches of a feature map
-            with its fine stage read in place of an adapter; 0 for no memory. See `ConceptMemory`.
-        concept_classes: Classes of the vision model's own classifier in that memory.
-        layout_width: Width of its layout keys.
-        local_rank: Rank of its items' evidence in one patch.
-        pool_cls: Whether the vision model's CLS token takes part in the maximum over patches. A
-            word that was read from it has the patch -1.
-        map_width: Channels of a convolutional network's cell, all told; 0 for a transformer.
-            `LexVLA.from_backbones` measures it, as the next.
-        map_stride: Pixels that its cells are apart; 0 for a transformer.
-        fine_stage: Whether a cell of a convolutional network has the four cells of the stage of
-            half the stride beside its own channels.
+        adapter_heads: Attention heads of the adapter.
+        adapter_width: Hidden width of the adapter's MLPs.
+        concept_items: Concepts known by examples, in a `ConceptMemory` that replaces the adapter of
+            a feature map with its fine stage; 0 for none.
+        concept_classes: Classes of the vision model's classifier in that memory.
+        layout_width: Width of the memory's layout keys.
+        local_rank: Rank of the memory's evidence in a patch.
+        pool_cls: Whether the CLS token takes part in the maximum over patches, as patch -1.
+        map_width: Channels of a cell of a convolutional network; 0 for a transformer. Measured by
+            `LexVLA.from_backbones`, like ``map_stride``.
+        map_stride: Stride of the cells in pixels; 0 for a transformer.
+        fine_stage: Whether a cell's channels include those of its four cells in the stage of half
+            the stride.
         dense_width: Width of the dense vectors; 0 for none.
         codebook_size: Codes of the dense codebook (CODIS); 0 for none.
-        codes_per_item: Codes that an item keeps, the most probable ones.
+        codes_per_item: Most probable codes to keep of an item.
         code_temperature: Temperature of the assignment to codes.
-        vocabulary_rule: By which rule of `Vocabulary.from_tokenizer` the words were kept; empty
-            where they were chosen in another way.
-        vocabulary_sha256: Names the vocabulary; `LexVLA` sets it.
-        sparsification: Which words of a unit vector are kept: those above ``1/sqrt(V)``
-            (``mean``, LexVLA section 4.4), the ``top_k`` largest, or those above ``threshold``.
-        kept_words: How many words ``top_k`` keeps.
-        threshold: Weight above which words are kept by ``threshold``.
-        max_active_dims: Words that an item keeps at most, whatever the rule; ``None`` for no limit.
-        vocabulary_chunk: Words for which the patch logits are held in memory at one time.
-        model_name: What people call the model; an index records it with the fingerprint.
-        knowledge: What the model knows and what not, for people to read, as a sentence without the
-            model's name: "knows ..., but not ...".
-        weights_sha256: SHA-256 of each file of weights; `LexVLA.save_pretrained` sets it.
-
-    Raises:
-        ValueError: The prompt has no one place for the text, or a value is out of its range.
+        vocabulary_rule: Rule of `Vocabulary.from_tokenizer`, if the vocabulary was chosen by one.
+        vocabulary_sha256: Hash of the vocabulary, set by `LexVLA`.
+        sparsification: Words of a unit vector to keep: those above ``1/sqrt(V)`` (``mean``, LexVLA
+            section 4.4), the ``top_k`` largest, or those above ``threshold``.
+        kept_words: Number of words for ``top_k``.
+        threshold: Smallest weight for ``threshold``.
+        max_active_dims: Largest number of words of an item for all rules; ``None`` for no limit.
+        vocabulary_chunk: Words whose patch logits are in memory at a time.
+        model_name: Name of the model, which indexes record with the fingerprint.
+        knowledge: What the model knows and does not, as a sentence without its subject: "knows ...,
+            but not ...".
+        weights_sha256: SHA-256 of the files of weights, set by `LexVLA.save_pretrained`.
     """
 
     model_type = "lexvla"
@@ -200,7 +193,7 @@ class LexVLAConfig(PretrainedConfig):
         super().__init__(**kwargs)
 
     def check(self) -> None:
-        """Raise ValueError where the fields do not go together."""
+        """Raise ValueError if a field is invalid."""
         self._check_map()
         width, side, patch = self.vision_width, self.image_side, self.patch_size
         rules = {
@@ -214,7 +207,7 @@ class LexVLAConfig(PretrainedConfig):
                 or (self.adapter_heads > 0 and width % self.adapter_heads == 0)
             ),
             f"image_size={side} is less than a patch of {patch} pixels": side >= patch,
-            f"image_size={side} is no multiple of the vision model's stride, {patch}": (
+            f"image_size={side} must be a multiple of the vision model's stride, {patch}": (
                 not self.has_map or side % patch == 0
             ),
             "quantization and LoRA are for a pretrained language model: name it by text_model": (
@@ -236,7 +229,7 @@ class LexVLAConfig(PretrainedConfig):
                 raise ValueError(rule)
 
     def _check_map(self) -> None:
-        """Raise ValueError where the fields of a convolutional vision model are amiss."""
+        """Raise ValueError if a field for convolutional vision models is invalid."""
         kind, sizes = self.vision_config.model_type, (self.map_width, self.map_stride)
         if self.has_map and min(sizes) < 1:
             rule = "needs map_width and map_stride above 0; LexVLA.from_backbones measures them"
@@ -250,7 +243,7 @@ class LexVLAConfig(PretrainedConfig):
 
     @property
     def fingerprint(self) -> str:
-        """Name weights and the settings that an encoding follows from; empty if not saved."""
+        """Hash of weights and settings that encodings depend on; empty if not saved."""
         if not self.weights_sha256:
             return ""
         names = {key: getattr(self, key) for key in (*_SETTINGS, "weights_sha256")}
@@ -258,46 +251,46 @@ class LexVLAConfig(PretrainedConfig):
 
     @property
     def has_map(self) -> bool:
-        """Tell whether the vision model is timm's, and patches are the cells of a feature map."""
+        """Whether patches are the cells of a feature map of timm's network."""
         return bool(self.vision_config.model_type == "timm_wrapper")
 
     @property
     def vision_width(self) -> int:
-        """Return the channels of a patch, or of a cell of the feature map."""
+        """Channels of a patch, or of a cell of the feature map."""
         return int(self.map_width if self.has_map else self.vision_config.hidden_size)
 
     @property
     def lexical_width(self) -> int:
-        """Return the width of patch states and of the image codebook's rows."""
+        """Width of patch states and of the image codebook's rows."""
         concepts = self.concept_items + self.concept_classes
         return concepts + 1 if self.concept_items else int(self.text_config.hidden_size)
 
     @property
     def patch_size(self) -> int:
-        """Return the side of a patch in pixels; of a feature map, its stride."""
+        """Side of a patch in pixels; of a feature map, its stride."""
         return int(self.map_stride if self.has_map else self.vision_config.patch_size)
 
     @property
     def smallest_image(self) -> int:
-        """Return the least side in pixels that an image must have: a patch, of a map a quarter."""
+        """Smallest side of an image in pixels: a patch, or a quarter of a map's stride."""
         return self.patch_size // 4 if self.has_map else self.patch_size
 
     @property
     def image_side(self) -> int:
-        """Return the side in pixels that images are brought to."""
+        """Side in pixels that images are resized to."""
         if self.image_size or not self.has_map:
             return int(self.image_size or self.vision_config.image_size)
         return _own_side(self.vision_config) // self.map_stride * self.map_stride
 
     @property
     def patch_grid(self) -> tuple[int, int]:
-        """Return rows and columns of the patch grid that an image is cut into."""
+        """Rows and columns of an image's patches."""
         side = self.image_side // self.patch_size
         return side, side
 
 
 def _own_side(config: PretrainedConfig) -> int:
-    """Return the side of the images that timm's network was trained with; 0 if it does not say."""
+    """Return the input side that timm's network was trained with; 0 if unknown."""
     trained = getattr(config, "pretrained_cfg", None) or {}
     return int(trained.get("input_size", [0])[-1])
 

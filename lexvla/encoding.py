@@ -8,7 +8,7 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 import numpy as np
 from scipy import sparse
@@ -16,10 +16,7 @@ from scipy import sparse
 from lexvla.errors import UnsupportedError, VocabularyMismatchError
 from lexvla.vocabulary import Vocabulary
 
-if TYPE_CHECKING:
-    from PIL import Image
-
-__all__ = ["Encoder", "Encoding"]
+__all__ = ["Encoding"]
 
 _FORMAT_VERSION = 1
 # Java's white space, where Lucene's WhitespaceTokenizer splits; it excludes non-breaking spaces.
@@ -210,23 +207,3 @@ class Encoding:
                 vector = dict(zip(terms, impacts[span].tolist(), strict=True))
                 line = {"id": name, "contents": text, "vector": vector}
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
-
-
-class Encoder(Protocol):
-    """All that `lexvla_indexer` and `lexvla_search` know of a model.
-
-    Attributes:
-        name: Name of the model, recorded in indexes of its vectors.
-        vocabulary: The terms of the lexical columns.
-    """
-
-    name: str
-    vocabulary: Vocabulary
-
-    def encode_text(self, texts: Sequence[str]) -> Encoding:
-        """Return one row a text."""
-        ...
-
-    def encode_image(self, images: Sequence[Image.Image | str | Path]) -> Encoding:
-        """Return one row an image."""
-        ...

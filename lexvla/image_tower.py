@@ -1,4 +1,4 @@
-"""The image side: a vision model and the adapter into the lexical space."""
+"""The image tower: a vision model and an adapter to the lexical space."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ __all__ = ["Adapter", "CachedCells", "ImageTower"]
 
 @dataclass(frozen=True)
 class CachedCells:
-    """Hold what a frozen vision model made of B images.
+    """Outputs of a frozen vision model for B images.
 
     Attributes:
-        cells: (B, T, C), all of each image's states or, for a feature map, some.
-        whole: What the memory of concepts says of the whole images, if there is one.
+        cells: (B, T, C) states; of a feature map, possibly a sample.
+        whole: Result of `ConceptMemory.whole` for the images, if there is a memory.
     """
 
     cells: Tensor
@@ -37,7 +37,7 @@ class CachedCells:
         return CachedCells(self.cells[rows], None if self.whole is None else self.whole[rows])
 
     def to(self, device: torch.device) -> CachedCells:
-        """Return the same on a device."""
+        """Move to a device."""
         whole = None if self.whole is None else self.whole.to(device)
         return CachedCells(self.cells.to(device), whole)
 
@@ -45,8 +45,8 @@ class CachedCells:
 class Adapter(nn.Module):
     """Project patch states to the lexical width with one attention layer and two MLPs.
 
-    LexVLA section 3.3 names the layers; their order and widths are this project's choice and
-    give the paper's 17 M parameters at full size.
+    LexVLA section 3.3 names the layers; order and widths are this project's choice, with the
+    paper's 17 M parameters at full size.
     """
 
     def __init__(self, width: int, lexical_width: int, heads: int, hidden: int) -> None:
@@ -70,7 +70,7 @@ class Adapter(nn.Module):
             part.reshape(batch, count, self.heads, -1).transpose(1, 2)
             for part in mixed.chunk(3, dim=-1)
         )
-        # Written out: the fused kernel's backward pass on CPUs is slower than all else together.
+        # Not fused: on CPUs, that kernel's backward pass is slower than all else together.
         weights = query @ key.transpose(-2, -1) * (width // self.heads) ** -0.5
         attended = weights.softmax(dim=-1).to(value.dtype) @ value
         attended = attended.transpose(1, 2).reshape(batch, count, width)
@@ -80,15 +80,11 @@ class Adapter(nn.Module):
 
 
 class ImageTower(nn.Module):
-    """Give each patch of an image its state in the lexical space.
+    """Map images to states of their patches in the lexical space.
 
     Args:
-        config: Names the vision model's kind and size, and the adapter's.
-        vision_model: The vision model itself; without it, one with random weights is made.
-
-    Raises:
-        ModelError: The vision model gives no state for each patch, no CLS for ``pool_cls``, or a
-            feature map that is not the configuration's.
+        config: Kinds and sizes of vision model and adapter.
+        vision_model: The vision model; by default with random weights.
     """
 
     def __init__(self, config: LexVLAConfig, vision_model: Any = None) -> None:
@@ -111,7 +107,7 @@ class ImageTower(nn.Module):
             raise ModelError(f"pool_cls: {kind} has no CLS token; set it to false")
 
     def train(self, mode: bool = True) -> Self:
-        """Set the mode; a frozen vision model keeps its statistics, and stays in evaluation."""
+        """Set the mode; a frozen vision model stays in evaluation mode."""
         super().train(mode)
         if is_frozen(self.vision_model):
             self.vision_model.eval()
@@ -121,20 +117,14 @@ class ImageTower(nn.Module):
         """Map (B, 3, H, W) normalised pixels to (B, P, d) patch states.
 
         With ``pool_cls`` the CLS token comes first, and there are P + 1 states.
-
-        Raises:
-            ModelError: See `cells`.
         """
         return self.adapt(self.cells(pixels))
 
     def cells(self, pixels: Tensor) -> Tensor:
-        """Map (B, 3, H, W) normalised pixels to the vision model's own (B, T, C) states.
+        """Map (B, 3, H, W) normalised pixels to the vision model's (B, T, C) states.
 
-        They are a transformer's tokens, CLS and registers first, or the cells of a feature map,
+        These are a transformer's tokens, CLS and registers first, or the cells of a feature map,
         row by row.
-
-        Raises:
-            ModelError: The feature map does not cut the image into whole cells.
         """
         frozen = is_frozen(self.vision_model)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
@@ -143,15 +133,15 @@ class ImageTower(nn.Module):
         return states.to(next((self.memory or self.adapter).parameters()).dtype)
 
     def adapt(self, cells: Tensor, whole: Tensor | None = None) -> Tensor:
-        """Map (B, T, C) states that `cells` gave to (B, P, d) states in the lexical space.
+        """Map (B, T, C) states of `cells` to (B, P, d) states in the lexical space.
 
-        CLS and register tokens take part in the adapter's attention and are then left out, so
-        that a word always comes from a patch that can be shown. With ``pool_cls`` the CLS token
-        stays, as the first of P + 1 states. A memory of concepts stands in the adapter's place.
+        CLS and register tokens take part in the adapter's attention and are then dropped, so every
+        word comes from a visible patch. With ``pool_cls`` the CLS token stays, as the first of
+        P + 1 states. A memory of concepts replaces the adapter.
 
         Args:
-            cells: All of an image's; some of them where ``whole`` is given.
-            whole: What the memory says of the whole images, if known; see `ConceptMemory.whole`.
+            cells: All cells of the images, or a sample if ``whole`` is given.
+            whole: Known result of `ConceptMemory.whole` for the images.
         """
         if self.memory is not None:
             whole = self.memory.whole(cells) if whole is None else whole
@@ -164,7 +154,7 @@ class ImageTower(nn.Module):
     def _tokens(self, pixels: Tensor) -> Tensor:
         vision = self.vision_model
         more = {}
-        # DINOv2 brings its position embeddings to any size by itself; others must be asked.
+        # DINOv2 always interpolates its position embeddings; others must be told to.
         if "interpolate_pos_encoding" in signature(vision.forward).parameters:
             own = (vision.config.image_size, vision.config.image_size)
             more["interpolate_pos_encoding"] = tuple(pixels.shape[-2:]) != own
@@ -181,7 +171,7 @@ class ImageTower(nn.Module):
         return states.flatten(2).transpose(1, 2)
 
     def _count_extra_tokens(self, side: int) -> int:
-        """Return how many tokens come before those of the patches, by a black image."""
+        """Return how many tokens precede those of the patches, measured on a black image."""
         vision = self.vision_model
         pixels = torch.zeros(1, 3, side, side, dtype=vision.dtype, device=vision.device)
         with torch.no_grad(), evaluating(vision):
@@ -194,7 +184,7 @@ class ImageTower(nn.Module):
 
 
 def _concept_memory(config: LexVLAConfig, vision_model: Any) -> ConceptMemory:
-    """Build the memory of concepts, for the channels that the vision model has."""
+    """Build a memory of concepts for the vision model's channels."""
     channels, _ = measure(vision_model)
     sizes = ConceptSizes(
         config.concept_items,
@@ -213,7 +203,7 @@ def is_frozen(module: nn.Module) -> bool:
 
 
 def _check_map(config: LexVLAConfig, vision_model: Any) -> None:
-    """Refuse a network whose feature map is not the configuration's."""
+    """Raise an error if the feature map differs from the configuration."""
     found, named = measure(vision_model, config.fine_stage), (config.map_width, config.map_stride)
     if found != named:
         network = f"{vision_model.config.architecture} has {found[0]} and {found[1]}"

@@ -1,4 +1,4 @@
-"""From states to lexical vectors: codebook product, max over patches, elu1p, unit length."""
+"""The lexical head: codebook product, maximum over patches, elu1p, unit length, sparsification."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ _log = logging.getLogger(__name__)
 # Places are int16.
 _MOST_PATCHES = 32767
 
-# Logits of one product on CPUs: 8 MiB that stay in the cache until reduced. Smaller tiles are no
-# faster on an idle machine, and lose by their many starts on a busy one.
+# Logits of a product on CPUs: 8 MiB that stay in the cache until reduced. Smaller tiles are not
+# faster on an idle machine, and slower on a busy one.
 _TILE = 2**21
 
 
@@ -45,26 +45,23 @@ def lexical_vector(logits: Tensor) -> Tensor:
 def max_over_patches(patches: Tensor, codebook: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
     """Multiply patch states with the codebook and keep each word's best patch.
 
-    elu1p is increasing, so taking the maximum before it gives LexVLA eq. 4 at less cost. Only a
-    word's best patch gets gradient, so neither direction holds the (B, P, V) logits. Where several
-    patches share the maximum, the place is one of them; a NaN stays one.
+    elu1p is increasing, so the maximum before it gives LexVLA eq. 4 at less cost. Only a word's
+    best patch gets gradient, so neither direction holds the (B, P, V) logits. Ties go to any of the
+    patches; NaN is kept.
 
     Args:
-        patches: (B, P, d) states of the patches; P is 1 to 32,767.
-        codebook: (V, d), one row a word, of the same dtype.
-        chunk: Words whose logits are in memory at one time, where no fused kernel runs.
+        patches: (B, P, d) states; P is 1 to 32,767.
+        codebook: (V, d), of the same dtype.
+        chunk: Words whose logits are in memory at a time, without a fused kernel.
 
     Returns:
-        (B, V) logits, and (B, V) int16 numbers of the patches that they come from.
-
-    Raises:
-        ValueError: The widths differ, or int16 cannot number the patches.
+        (B, V) logits, and (B, V) int16 numbers of their patches.
     """
     count, width = patches.shape[1:]
     if not 0 < count <= _MOST_PATCHES:
-        raise ValueError(f"{count} patches an item: it must be 1 to {_MOST_PATCHES}")
+        raise ValueError(f"patches of an item must be 1 to {_MOST_PATCHES}, not {count}")
     if codebook.shape[1] != width:
-        raise ValueError(f"patches of width {width}, and a codebook of width {codebook.shape[1]}")
+        raise ValueError(f"patches have width {width}, but the codebook {codebook.shape[1]}")
     kind = patches.device.type
     if torch.is_autocast_enabled(kind):
         dtype = torch.get_autocast_dtype(kind)
@@ -73,20 +70,12 @@ def max_over_patches(patches: Tensor, codebook: Tensor, chunk: int) -> tuple[Ten
 
 
 def max_over_patches_reference(patches: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
-    """Do the same in two plain lines that hold all (B, P, V) logits: what the fast one must equal.
-
-    Args:
-        patches: (B, P, d) states of the patches.
-        codebook: (V, d), one row a word.
-
-    Returns:
-        (B, V) logits, and (B, V) int16 numbers of the patches that they come from.
-    """
+    """Compute `max_over_patches` in a simple way that holds all (B, P, V) logits."""
     best = (patches @ codebook.T).max(dim=1)
     return best.values, best.indices.to(torch.int16)
 
 
-# Custom operators, so that torch.compile takes each as it is and unrolls no loop of it.
+# Custom operators, so that torch.compile does not unroll their loops.
 @torch.library.custom_op(
     "lexvla::max_over_patches",
     mutates_args=(),
@@ -103,8 +92,8 @@ def _forward(patches: Tensor, codebook: Tensor, chunk: int) -> tuple[Tensor, Ten
         for item in range(0, batch, items):
             part = patches[item : item + items]
             span = slice(item, item + items), slice(first, first + chunk)
-            # This way round equal numbers give equal bits wherever the codebook lies in memory.
-            # Without a name the tile is gone before the next is made.
+            # In this order, results do not depend on the codebook's alignment in memory.
+            # Without a name, the tile is freed before the next is made.
             logits[span], place[span] = _best(
                 (part.reshape(-1, width) @ words).view(len(part), count, -1)
             )
@@ -123,12 +112,12 @@ def _outputs(patches: Tensor, codebook: Tensor, _: int) -> tuple[Tensor, Tensor]
     schema="(Tensor gradient, Tensor patches, Tensor place) -> Tensor",
 )
 def _to_codebook(gradient: Tensor, patches: Tensor, place: Tensor) -> Tensor:
-    """Return the (V, d) gradient of the codebook: of each word, B patches, weighted."""
+    """Return the (V, d) gradient of the codebook: for each word, B weighted patches."""
     if kernels := _kernels(patches):
         return kernels.to_codebook(gradient, patches, place)
     batch, count, width = patches.shape
     first = torch.arange(batch, dtype=torch.int32, device=place.device) * count
-    # A sparse product, a bag of B rows a word: half the time of torch's CSR, or less.
+    # A sparse product, a bag of B rows a word: at least twice as fast as torch's CSR.
     return functional.embedding_bag(
         (place.T.contiguous() + first).view(-1),
         patches.reshape(-1, width),
@@ -149,7 +138,7 @@ def _(gradient: Tensor, patches: Tensor, _: Tensor) -> Tensor:
     schema="(Tensor gradient, Tensor codebook, Tensor place, SymInt count) -> Tensor",
 )
 def _to_patches(gradient: Tensor, codebook: Tensor, place: Tensor, count: int) -> Tensor:
-    """Return the (B, P, d) gradient of the patches: of each patch, the words that chose it."""
+    """Return the (B, P, d) gradient of the patches: for each patch, its words."""
     batch, size = place.shape
     places, words = place.sort(dim=1, stable=True)
     numbers = torch.arange(count, dtype=place.dtype, device=place.device).expand(batch, count)
@@ -177,7 +166,7 @@ def _best(tile: Tensor) -> tuple[Tensor, Tensor]:
     """Return the maximum of (B, P, V) over P and its place, both (B, V)."""
     if tile.device.type != "cpu":
         return tile.max(dim=1)
-    # As an image of P x 1 pixels, channels last: pooling is vectorised over them, `max` is not.
+    # As an image of P x 1 pixels, channels last: pooling is vectorised over channels, `max` is not.
     image = tile.unsqueeze(2).permute(0, 3, 1, 2)
     best, place = functional.max_pool2d_with_indices(image, (tile.shape[1], 1))
     return best.flatten(1), place.flatten(1)
@@ -203,7 +192,7 @@ _forward.register_autograd(_backward, setup_context=_keep)
 
 
 def _kernels(states: Tensor) -> ModuleType | None:
-    """Return the fused kernels where they can take these states: None means plain torch."""
+    """Return the fused kernels if they support these states."""
     if states.device.type != "cuda" or states.dtype == torch.float64:
         return None
     return _triton() if torch.cuda.get_device_capability(states.device) >= (8, 0) else None
@@ -214,7 +203,7 @@ def _triton() -> ModuleType | None:
     try:
         return import_module("lexvla.lexical_head_triton")
     except ImportError as error:
-        _log.debug("the lexical head runs in plain torch, as triton cannot be had: %s", error)
+        _log.debug("the lexical head runs in plain torch, without triton: %s", error)
         return None
 
 
@@ -225,20 +214,15 @@ def sparsify(
     threshold: float,
     max_active_dims: int | None = None,
 ) -> sparse.csr_array:
-    """Keep the heavy words of unit vectors and return them as (n, V) float32 CSR.
-
-    What is kept is brought back to unit length, so that a dot product is a cosine.
+    """Keep the heaviest words of (n, V) unit vectors, as float32 CSR of unit rows.
 
     Args:
-        vectors: (n, V), unit length, on any device.
+        vectors: (n, V) unit vectors on any device.
         rule: ``mean`` keeps weights above ``1/sqrt(V)``, the root mean square of a unit vector
             (LexVLA section 4.4); ``top_k`` the largest; ``threshold`` those above a number.
-        kept_words: How many words ``top_k`` keeps.
-        threshold: The number for ``threshold``.
-        max_active_dims: Keep at most so many words of each vector, whatever the rule.
-
-    Raises:
-        ValueError: The rule is unknown.
+        kept_words: Number of words for ``top_k``.
+        threshold: Smallest weight for ``threshold``.
+        max_active_dims: Largest number of words for all rules.
     """
     size = vectors.shape[1]
     if rule == "mean":

@@ -1,45 +1,81 @@
-"""LexVLA: an image tower and a text tower that meet in a vocabulary."""
+"""The LexVLA model: an image tower and a text tower with a shared vocabulary."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from threading import Lock
+from typing import Any, NamedTuple, Self
 
+import numpy as np
 import torch
 from huggingface_hub import HfApi
+from PIL import Image
+from scipy import sparse
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lexvla import backbones, saving
-from lexvla.codebook import Codebook
+from lexvla.batching import ahead, batches, inference, split
+from lexvla.codebook import Codebook, top_codes
 from lexvla.config import LexVLAConfig, Quantization
 from lexvla.dense_head import DenseHead
-from lexvla.encoder import EncodeMixin
+from lexvla.encoding import Encoding
 from lexvla.errors import InputError, ModelError, UnsupportedError
-from lexvla.features import Features
 from lexvla.image_tower import CachedCells, ImageTower
-from lexvla.lexical_head import lexical_vector
+from lexvla.images import ImageSource, open_image
+from lexvla.lexical_head import elu1p, lexical_vector, max_over_patches, sparsify
+from lexvla.preprocessing import resize, to_pixels
+from lexvla.regions import Region, region_patches
+from lexvla.text_normalisation import normalise_text
 from lexvla.text_tower import PrefixCache, TextTower, tokenize
 from lexvla.vocabulary import Vocabulary
 
-__all__ = ["LexVLA"]
+__all__ = ["Features", "LexVLA"]
+
+# PIL decodes a file when its pixels are first asked for: not to be done by two threads at once,
+# where one image is given several times.
+_LOADING = Lock()
+_WINDOW = 32  # batches whose texts are sorted by length together
 
 
-class LexVLA(EncodeMixin, PreTrainedModel):
+class Features(NamedTuple):
+    """Vectors of a batch of images or of texts; ``None`` if not asked for.
+
+    Attributes:
+        lexical: (B, V) float32 unit vectors of word weights, not truncated.
+        dense: (B, w) float32 unit vectors.
+        locals: (B, L, w) float32 unit vectors of patches or tokens.
+        mask: (B, L) bool, which locals are real; ``None`` for all.
+        logits: (B, V) of the words, before elu1p.
+    """
+
+    lexical: Tensor
+    dense: Tensor | None = None
+    locals: Tensor | None = None
+    mask: Tensor | None = None
+    logits: Tensor | None = None
+
+
+class LexVLA(PreTrainedModel):
     """Turn images and texts into weighted words (Li et al., NeurIPS 2024, arXiv 2407.17827).
+
+    The encode methods share these arguments: ``batch_size``, items in a forward pass;
+    ``show_progress_bar``, by default off, ``None`` for on if stderr is a terminal;
+    ``max_active_dims``, the largest number of words of an item. They keep only sparse rows, on the
+    CPU. They raise `InputError` without items, and `ModelError` if values are not finite or a batch
+    does not fit into the device's memory.
 
     Args:
         config: Sizes of all parts.
         vocabulary: The kept pieces, with their token ids.
         tokenizer: The tokenizer of the language model.
-        language_model: A causal language model; without it, one with random weights is made.
-        vision_model: A vision transformer; without it, one with random weights is made.
-
-    Raises:
-        ModelError: The vocabulary is not of this tokenizer and language model.
+        language_model: A causal language model; by default with random weights.
+        vision_model: A vision model; by default with random weights.
     """
 
     config_class = LexVLAConfig
@@ -81,7 +117,7 @@ class LexVLA(EncodeMixin, PreTrainedModel):
 
     @property
     def name(self) -> str:
-        """Name the model as an index records it: by weights and settings, wherever they lie."""
+        """The name that indexes record, with a hash of weights and settings."""
         weights = self.config.fingerprint[:12] or "unsaved"
         return f"{self.config.model_name}@{weights}"
 
@@ -93,15 +129,10 @@ class LexVLA(EncodeMixin, PreTrainedModel):
     def text_states(self, texts: list[str], cache: PrefixCache | None = None) -> Tensor:
         """Return (B, d) states of the language model after each text in the prompt.
 
-        Args:
-            texts: At least one text.
-            cache: Keeps the prompt's keys and values, where weights do not change between calls.
-
-        Raises:
-            InputError: There is no text.
+        ``cache`` keeps the prompt's keys and values between calls.
         """
         if not texts:
-            raise InputError("texts", "an empty batch has no states; give at least one text")
+            raise InputError("texts", "must hold at least one text")
         return self.text_tower(self.prompt_ids(texts), cache)
 
     def text_logits(self, texts: list[str]) -> Tensor:
@@ -111,15 +142,11 @@ class LexVLA(EncodeMixin, PreTrainedModel):
     def patch_states(self, pixels: Tensor) -> Tensor:
         """Return (B, P, d) states of the patches; with ``pool_cls`` the CLS token comes first.
 
-        Args:
-            pixels: (B, 3, H, W), normalised as `preprocess` does.
-
-        Raises:
-            InputError: The batch is empty, or an image is smaller than a patch.
+        ``pixels`` are (B, 3, H, W), normalised as by `preprocess`.
         """
         patch = self.config.patch_size
         if not len(pixels) or min(pixels.shape[-2:]) < patch:
-            rule = f"needs at least one image, of at least one patch ({patch} x {patch} pixels)"
+            rule = f"must be at least one image of at least one patch ({patch} x {patch} pixels)"
             raise InputError(f"pixels of shape {tuple(pixels.shape)}", rule)
         return self.image_tower(pixels)
 
@@ -192,20 +219,310 @@ class LexVLA(EncodeMixin, PreTrainedModel):
 
     @cached_property
     def _prompt_end(self) -> int:
-        """Count the tokens after a text, or the last one, which gives the text's own vector."""
+        """The number of tokens after a text, at least the last one, which gives its vector."""
         end = self.config.prompt.split("{text}")[1]
         return max(1, len(self.tokenizer(end, add_special_tokens=False)["input_ids"]))
 
     def _move_small_parts(self, device: torch.device) -> None:
-        """Move all but the language model, which is loaded in place: quantised, it cannot move."""
+        """Move all but the language model: quantised, it cannot be moved."""
         self.image_codebook.data = self.image_codebook.data.to(device)
         for name, part in self.named_children():
             if name != "text_tower":
                 part.to(device)
 
     def _init_weights(self, module: nn.Module) -> None:
-        # The towers initialise themselves; the other layers are left to torch's defaults.
+        # The towers initialise themselves; other layers keep torch's defaults.
         return
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the trained parts, to which inputs are moved."""
+        return self.image_codebook.device
+
+    @property
+    def patch_grid(self) -> tuple[int, int]:
+        """Rows and columns of patches, which are numbered row by row."""
+        return self.config.patch_grid
+
+    def encode_text(
+        self,
+        texts: Iterable[str],
+        batch_size: int = 64,
+        show_progress_bar: bool | None = False,
+        max_active_dims: int | None = None,
+    ) -> Encoding:
+        """Encode texts into lexical vectors, without patches.
+
+        If the configuration requires a known word, a text without a piece of the vocabulary gets an
+        empty row. A text with a lone surrogate raises `InputError`.
+        """
+        windows: list[Encoding] = []
+        cache = PrefixCache()
+        with inference(self):
+            codebook = self.text_codebook()
+            small = batches(texts, batch_size, show_progress_bar, "texts")
+            for window in split(small, _WINDOW):
+                chosen = [text for batch in window for text in batch]
+                for text in chosen:
+                    _check_text(text)
+                # Texts of like length share a batch, so that little of it is padding.
+                order = sorted(range(len(chosen)), key=lambda i: len(chosen[i]))
+                parts = []
+                for rows in split(order, batch_size):
+                    batch = [chosen[i] for i in rows]
+                    states = self.text_states(batch, cache)
+                    known = self._known(batch) if self.config.require_known_word else None
+                    parts.append(self._text_rows(states, codebook, known, max_active_dims))
+                windows.append(Encoding.concat(parts)[np.argsort(order)])
+        return _concat(windows, "texts")
+
+    def encode_image(
+        self,
+        images: Iterable[ImageSource],
+        batch_size: int = 64,
+        show_progress_bar: bool | None = False,
+        max_active_dims: int | None = None,
+    ) -> Encoding:
+        """Encode images into lexical vectors, each word with its patch.
+
+        Images are paths, bytes, PIL images or uint8 arrays, as for `open_image`. One that cannot be
+        read or is too small raises `InputError`.
+        """
+        parts = []
+        with inference(self):
+            for states in self._states(images, batch_size, show_progress_bar):
+                numbers = np.arange(states.shape[1]) - self.config.pool_cls  # CLS has -1
+                parts.append(self._image_rows(states, numbers, max_active_dims))
+        return _concat(parts, "images")
+
+    def encode_words(self, words: Iterable[str], max_active_dims: int | None = None) -> Encoding:
+        """Encode single words by their rows of the text codebook, without the language model.
+
+        A word or short class name of several pieces is the mean of their rows, without pieces that
+        are not in the vocabulary (LexVLA section 3.2); if there are none, its row is empty.
+        """
+        columns = {token: i for i, token in enumerate(self.vocabulary.token_ids or ())}
+        parts = []
+        with inference(self):
+            codebook = self.text_codebook()
+            for batch in batches(words, 256, False, "words"):
+                means, known = [], []
+                for word in batch:
+                    _check_text(word)
+                    column = self.vocabulary.find(word)
+                    plain = normalise_text(word)
+                    pieces = self.tokenizer(plain, add_special_tokens=False)["input_ids"]
+                    kept = [columns[i] for i in pieces if i in columns]
+                    kept = kept if column is None else [column]
+                    known.append(bool(kept))
+                    means.append(codebook[kept].mean(0) if kept else torch.zeros_like(codebook[0]))
+                parts.append(
+                    self._text_rows(
+                        torch.stack(means), codebook, torch.tensor(known), max_active_dims
+                    )
+                )
+        return _concat(parts, "words")
+
+    def encode_region(
+        self,
+        images: Sequence[ImageSource],
+        regions: Sequence[Region],
+        batch_size: int = 64,
+        show_progress_bar: bool | None = False,
+        max_active_dims: int | None = None,
+    ) -> Encoding:
+        """Encode a region of each image, with the maximum over its patches only.
+
+        A region is a box ``(x, y, width, height)`` in pixels of the upright image, or a bool mask
+        of patches of shape `patch_grid`; one that is empty or leaves the image raises `InputError`.
+        Patches are numbered as in the whole image.
+        """
+        parts = []
+        pairs = list(zip(images, regions, strict=True))
+        with inference(self):
+            for batch in ahead(
+                lambda pair: self._region(*pair),
+                batches(pairs, batch_size, show_progress_bar, "regions"),
+            ):
+                states = self._without_cls(
+                    self.patch_states(self._pixels([pixels for pixels, _ in batch]))
+                )
+                parts += [
+                    self._image_rows(states[row, numbers][None], numbers, max_active_dims)
+                    for row, (_, numbers) in enumerate(batch)
+                ]
+        return _concat(parts, "images")
+
+    def encode_patches(
+        self,
+        images: Iterable[ImageSource],
+        batch_size: int = 64,
+        show_progress_bar: bool | None = False,
+        max_active_dims: int | None = None,
+    ) -> Encoding:
+        """Encode every patch of images separately (LexVLA section 3.3), as `encode_image`.
+
+        Returns:
+            (n * P, V) rows: the patches of the first image row by row, then those of the next.
+        """
+        parts = []
+        with inference(self):
+            for states in self._states(images, batch_size, show_progress_bar):
+                for patches in self._without_cls(states):
+                    rows = self._image_rows(patches[:, None], np.zeros(1), max_active_dims)
+                    numbers = np.arange(len(patches), dtype=np.int16)
+                    place = np.repeat(numbers, np.diff(rows.lexical.indptr))
+                    parts.append(replace(rows, patches=place))
+        return _concat(parts, "images")
+
+    def heatmap(self, image: ImageSource, word: str) -> np.ndarray:
+        """Return the (rows, columns) float32 weights of a word in the patches.
+
+        Raises:
+            KeyError: The word is not in the vocabulary.
+        """
+        return self.heatmaps(image, [word])[0]
+
+    def heatmaps(self, image: ImageSource, words: Sequence[str | int]) -> np.ndarray:
+        """Return the `heatmap` of each word, (n, rows, columns), in one pass.
+
+        Words may be given as columns, because two pieces may read as the same word.
+        """
+        columns = []
+        for word in words:
+            column = word if isinstance(word, int) else self.vocabulary.find(word)
+            if column is None:
+                raise KeyError(word)
+            columns.append(column)
+        with inference(self):
+            pixels = self._pixels([self._resized(image)])
+            states = self._without_cls(self.patch_states(pixels))[0]
+            weights = elu1p((self.image_codebook[columns] @ states.T).float())
+        return weights.cpu().numpy().reshape(-1, *self.patch_grid)
+
+    def decode(self, encoding: Encoding, top_k: int | None = None) -> list[list[tuple[str, float]]]:
+        """Return the words of each item with their weights, heaviest first."""
+        decoded = []
+        for row in encoding:
+            order = np.argsort(-row.lexical.data, kind="stable")[:top_k]
+            columns, weights = row.lexical.indices[order], row.lexical.data[order]
+            words = (self.vocabulary.word(int(c)) for c in columns)
+            decoded.append(list(zip(words, weights.tolist(), strict=True)))
+        return decoded
+
+    def similarity(self, queries: Encoding, items: Encoding) -> np.ndarray:
+        """Return the (nq, ni) float32 dot products of lexical vectors."""
+        return (queries.lexical @ items.lexical.T).toarray()
+
+    def intersection(self, queries: Encoding, items: Encoding) -> sparse.csr_array:
+        """Return the contribution of each word to the similarity of query i and item i.
+
+        One query is compared with every item.
+
+        Returns:
+            (n, V) float32 CSR of products; a row sums to the pair's similarity.
+        """
+        if len(queries) not in (1, len(items)):
+            raise ValueError(f"{len(queries)} queries do not match {len(items)} items")
+        mine = queries if len(queries) == len(items) else queries[np.zeros(len(items), int)]
+        product = sparse.csr_array(mine.lexical.multiply(items.lexical))
+        product.eliminate_zeros()  # a product of small weights may be 0 in 32 bits
+        return product
+
+    def sparsity(self, encoding: Encoding) -> dict[str, float]:
+        """Return the mean number of active words, and the share of inactive words."""
+        active = encoding.lexical.nnz / max(1, len(encoding))
+        return {"active_dims": active, "sparsity_ratio": 1 - active / len(self.vocabulary)}
+
+    def _text_rows(
+        self, states: Tensor, codebook: Tensor, known: Tensor | None, limit: int | None
+    ) -> Encoding:
+        """Encode (B, d) states of texts; those that are not known get empty rows."""
+        logits = states.to(codebook.dtype) @ codebook.T
+        dense = None if self.text_dense_head is None else self.text_dense_head(states)
+        return self._encoding(logits, dense, limit, known)[0]
+
+    def _image_rows(self, states: Tensor, numbers: np.ndarray, limit: int | None) -> Encoding:
+        """Encode (B, P, d) states of patches with these P numbers."""
+        logits, place = self.words_of_patches(states)
+        head = self.image_dense_head
+        dense = None if head is None else head(self.pooled(states.float()))
+        encoding, rows = self._encoding(logits, dense, limit)
+        positions = place.cpu().numpy()[rows, encoding.lexical.indices]
+        return replace(encoding, patches=numbers[positions].astype(np.int16))
+
+    def pooled(self, states: Tensor) -> Tensor:
+        """Return the (B, d) mean of (B, P, d) states; of a memory's concepts, the largest."""
+        return states.mean(1) if self.image_tower.memory is None else states.amax(1)
+
+    def words_of_patches(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the (B, V) largest logit of each word over (B, P, d) states, and its patch."""
+        rows: Tensor = self.image_codebook
+        if self.image_tower.memory is not None:  # of its concepts, most are shown nowhere
+            shown = (states != 0).flatten(0, 1).any(0)
+            states, rows = states[..., shown], rows[:, shown]
+        return max_over_patches(states, rows, self.config.vocabulary_chunk)
+
+    def sparsify(self, vectors: Tensor, max_active_dims: int | None = None) -> sparse.csr_array:
+        """Keep the heavy words of unit vectors by the model's own rule; see `sparsify`."""
+        config = self.config
+        limits = [each for each in (max_active_dims, config.max_active_dims) if each is not None]
+        rule = (config.sparsification, config.kept_words, config.threshold)
+        return sparsify(vectors, *rule, min(limits, default=None))
+
+    def _encoding(
+        self, logits: Tensor, dense: Tensor | None, limit: int | None, known: Tensor | None = None
+    ) -> tuple[Encoding, np.ndarray]:
+        """Return sparse rows on the CPU, and the row of each stored word."""
+        if not logits.isfinite().all():
+            rule = "gives logits that are not finite"
+            raise ModelError(f"{self.config.model_name} {rule}: weights are damaged, or dtype")
+        config = self.config
+        vectors = lexical_vector(logits)
+        if known is not None:
+            vectors *= known.to(vectors.device)[:, None]
+        lexical = self.sparsify(vectors, limit)
+        rows = np.repeat(np.arange(len(vectors)), np.diff(lexical.indptr))
+        if dense is None:
+            return Encoding(lexical), rows
+        codes = None
+        if self.codebook is not None:
+            codes = top_codes(self.codebook(dense), config.codes_per_item)
+        return Encoding(lexical, None, codes, dense.cpu().numpy()), rows
+
+    def _open(self, source: ImageSource) -> Image.Image:
+        least = self.config.smallest_image
+        with _LOADING if isinstance(source, Image.Image) else nullcontext():
+            image = open_image(source)
+        if min(image.size) < least:
+            name = str(source) if isinstance(source, str | Path) else "<image>"
+            size = f"{image.size[0]} x {image.size[1]} pixels"
+            raise InputError(name, f"is too small: {size}, and it needs {least} x {least}")
+        return image
+
+    def _states(self, images: Iterable[ImageSource], size: int, bar: bool | None) -> Any:
+        for batch in ahead(self._resized, batches(images, size, bar, "images")):
+            yield self.patch_states(self._pixels(batch))
+
+    def _resized(self, source: ImageSource) -> np.ndarray:
+        return resize(self._open(source), self.config.image_side)
+
+    def _region(self, source: ImageSource, region: Region) -> tuple[np.ndarray, np.ndarray]:
+        image = self._open(source)
+        patches = region_patches(region, image.size, self.patch_grid)
+        return resize(image, self.config.image_side), patches
+
+    def _pixels(self, resized: Sequence[np.ndarray]) -> Tensor:
+        return to_pixels(resized, self.config.image_mean, self.config.image_std).to(self.device)
+
+    def _without_cls(self, states: Tensor) -> Tensor:
+        return states[:, 1:] if self.config.pool_cls else states
+
+    def _known(self, texts: list[str]) -> Tensor:
+        """Tell which texts have at least one piece that the vocabulary keeps, or that is known."""
+        pieces = tokenize(self.tokenizer, texts, "{text}", self.config.max_text_tokens)
+        kept = {*(self.vocabulary.token_ids or ()), *range(*self.config.known_tokens)}
+        return torch.tensor([not kept.isdisjoint(ids) for ids in pieces])
 
     @classmethod
     def from_backbones(
@@ -226,9 +543,9 @@ class LexVLA(EncodeMixin, PreTrainedModel):
         token: str | None = None,
         **config: Any,
     ) -> Self:
-        """Assemble an untrained model from pretrained backbones, as the paper initialises it.
+        """Assemble an untrained model from pretrained backbones, initialised as in the paper.
 
-        The backbones are frozen; LoRA, adapter, image codebook, dense heads and codes are trained,
+        The backbones are frozen; LoRA, adapter, image codebook, dense heads and codes are trained
         in float32. The image codebook starts as a copy of the text codebook (LexVLA section 3.3).
 
         Args:
@@ -237,24 +554,22 @@ class LexVLA(EncodeMixin, PreTrainedModel):
             vision_model: Hub id or path of a vision transformer, such as ``facebook/dinov2-base``,
                 or of a convolutional network of timm.
             text_revision: Branch, tag or commit; the commit is recorded.
-            vision_revision: The same for the vision model.
+            vision_revision: Likewise for the vision model.
             quantization: ``none``, ``int8`` or ``nf4``, for the language model.
             lora_rank: Rank of LoRA on the language model; 0 for none.
-            image_size: Side in pixels that images are brought to; ``None`` for the model's own.
-            vocabulary: The kept pieces; else they are chosen by the rule.
+            image_size: Side in pixels that images are resized to; ``None`` for the backbone's.
+            vocabulary: The kept pieces; by default chosen by ``vocabulary_rule``.
             vocabulary_rule: See `Vocabulary.from_tokenizer`.
             vocabulary_texts: Keep only pieces that these texts produce.
-            device: Where the model is put.
-            dtype: Type of the backbones; by default bfloat16 where quantised, else float32.
-            token: Opens gated models of the hub; else huggingface_hub looks for one.
+            device: Device of the model.
+            dtype: Type of the backbones; by default bfloat16 if quantised, else float32.
+            token: Hub token for gated models; by default the one huggingface_hub finds.
             config: Other fields of `LexVLAConfig`.
 
         Raises:
-            ModelError: A backbone cannot be loaded, a LoRA target is no layer of it, or the
-                vocabulary rule leaves no word.
+            ModelError: A backbone cannot be loaded or does not fit the other options.
             OptionalDependencyError: PEFT, bitsandbytes or timm is missing.
-            UnsupportedError: torch has no such device here, or bitsandbytes no backend for it.
-            ValueError: A field of the configuration is out of its range.
+            UnsupportedError: The device, or quantisation on it, is not available.
         """
         place = backbones.as_device(device)
         kind = backbones.as_dtype(dtype) or (
@@ -309,24 +624,22 @@ class LexVLA(EncodeMixin, PreTrainedModel):
         """Load a saved model, or without a path the one that ships with the package.
 
         Args:
-            path: The folder that `save_pretrained` wrote, or a hub id.
+            path: A folder of `save_pretrained`, or a hub id.
             revision: Branch, tag or commit of a hub id.
-            device: Where the model is put.
-            dtype: Floating-point type of all weights; by default that of the backbones as they
-                were assembled, and float32 for all that was trained.
+            device: Device of the model.
+            dtype: Type of all weights; by default that of the backbones when they were assembled,
+                and float32 for trained parts.
             quantization: ``none``, ``int8`` or ``nf4``; by default as the model was assembled.
-            merge_lora: Add LoRA to the language model's weights and drop it: faster, and equal but
-                for rounding.
-            text_model: Where the language model lies now, if no longer where the model names it.
-            vision_model: The same for the vision model.
-            token: Opens gated models of the hub; else huggingface_hub looks for one.
+            merge_lora: Merge LoRA into the language model: faster, equal up to rounding.
+            text_model: Path of the language model, if it was moved.
+            vision_model: Path of the vision model, if it was moved.
+            token: Hub token for gated models; by default the one huggingface_hub finds.
 
         Raises:
-            ModelError: The folder holds no complete model, a file of it is damaged, or a backbone
-                cannot be loaded.
+            ModelError: The model is incomplete or damaged, or a backbone cannot be loaded.
             OptionalDependencyError: PEFT, bitsandbytes or timm is missing.
-            UnsupportedError: torch has no such device here, bitsandbytes no backend for it, or the
-                language model is quantised and its LoRA to be merged.
+            UnsupportedError: The device, or quantisation on it, is not available; or LoRA is to be
+                merged into quantised weights.
         """
         folder = saving.find_folder(path, revision, token)
         config = saving.read_config(folder)
@@ -348,10 +661,12 @@ class LexVLA(EncodeMixin, PreTrainedModel):
             language = language.merge_and_unload()
             config.lora_rank, config.text_model, config.text_revision = 0, None, None
         file = saving.VOCABULARY_FILE
-        try:  # what is raised here knows no file
+        try:  # add the file to the error
             _check_vocabulary(vocabulary, tokenizer, config.text_config.vocab_size)
             file = saving.CONFIG_FILE
-            with torch.random.fork_rng(devices=[]):  # new layers draw numbers, and are then filled
+            with torch.random.fork_rng(
+                devices=[]
+            ):  # new layers draw random numbers before they are loaded
                 model = cls(config, vocabulary, tokenizer, language, vision)
         except ModelError as error:
             raise ModelError(f"{folder / file}: {error}") from error
@@ -364,11 +679,7 @@ class LexVLA(EncodeMixin, PreTrainedModel):
         return model.eval()
 
     def save_pretrained(self, save_directory: str | Path) -> None:
-        """Write all but the frozen backbones to a folder; `lexvla.saving` lists its files.
-
-        Raises:
-            ModelError: A tower has LoRA and other trained weights at once.
-        """
+        """Write all but the frozen backbones to a folder; `lexvla.saving` lists the files."""
         saving.write_model(self, Path(save_directory))
 
     def push_to_hub(
@@ -380,14 +691,14 @@ class LexVLA(EncodeMixin, PreTrainedModel):
         revision: str | None = None,
         commit_message: str = "Upload LexVLA model",
     ) -> str:
-        """Upload the model, with a card, to a repository of the hub and return the commit's URL.
+        """Upload the model and its card to a hub repository, and return the commit's URL.
 
         Args:
-            repo_id: The repository, which is made where there is none.
+            repo_id: The repository, created if it does not exist.
             private: Whether a new repository is private.
-            token: Lets write; else huggingface_hub looks for one.
+            token: Hub token with write access; by default the one huggingface_hub finds.
             revision: Branch to commit to.
-            commit_message: First line of the commit.
+            commit_message: First line of the commit message.
         """
         api = HfApi(token=token)
         made = api.create_repo(repo_id, private=private, exist_ok=True)
@@ -411,6 +722,19 @@ def _check_vocabulary(
     if not ids:
         raise ModelError("the vocabulary of a model needs at least one term")
     if not 0 <= min(ids) <= max(ids) < size:
-        raise ModelError("the vocabulary holds token ids that the language model has not")
+        raise ModelError("the vocabulary holds token ids that the language model does not have")
     if tokenizer.convert_ids_to_tokens(list(ids)) != list(vocabulary.terms):
         raise ModelError("the vocabulary's terms are not the tokenizer's pieces")
+
+
+def _check_text(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(ascii(text), "is not valid Unicode text") from error
+
+
+def _concat(parts: list[Encoding], items: str) -> Encoding:
+    if not parts:
+        raise InputError(items, "an empty batch cannot be encoded; give at least one item")
+    return Encoding.concat(parts)

@@ -1,15 +1,15 @@
-"""A model as a folder: what is written, and what is checked when it is read.
+"""Saving models as folders, and checking them when loaded.
 
     config.json              LexVLAConfig
     model.safetensors        adapter or memory of concepts, image codebook, dense heads and codes
     tokenizer.json           and tokenizer_config.json, of the language model
     vocabulary.json          the kept pieces
-    lora/                    LoRA in PEFT's own layout, where there is LoRA
-    text_model/              the language model, unless it is a frozen one that has a name
-    vision_model/            the same for the vision transformer
+    lora/                    LoRA in PEFT's layout, if any
+    text_model/              the language model, unless frozen and named
+    vision_model/            likewise the vision model
     README.md                the model card
 
-A pretrained backbone that stays as it was is never written: config.json names it and its revision.
+Frozen pretrained backbones are not written: config.json has their names and revisions.
 """
 
 from __future__ import annotations
@@ -61,15 +61,11 @@ _DEFAULT = Path(__file__).parent / "pretrained"
 
 
 def write_model(model: LexVLA, folder: Path) -> None:
-    """Write a model into a folder; config.json comes last, and with it the model is whole.
-
-    Raises:
-        ModelError: A tower has LoRA and other trained weights at once.
-    """
+    """Write a model into a folder, config.json last: without it, the folder is incomplete."""
     config = model.config
     language_model, vision_model = model.text_tower.language_model, model.image_tower.vision_model
     if config.lora_rank:
-        _check_lora_alone(language_model)  # before anything of an earlier save is touched
+        _check_lora_alone(language_model)  # before an earlier save is touched
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG_FILE).unlink(missing_ok=True)
     with quiet():
@@ -96,7 +92,7 @@ def write_model(model: LexVLA, folder: Path) -> None:
 def _check_lora_alone(language_model: nn.Module) -> None:
     for name, parameter in language_model.named_parameters():
         if parameter.requires_grad and "lora_" not in name:
-            rule = "is trained beside LoRA, and would be lost: freeze it, or merge LoRA"
+            rule = "is trained beside LoRA and would be lost: freeze it, or merge LoRA"
             raise ModelError(f"{name}: {rule}")
 
 
@@ -128,16 +124,12 @@ def _dense(parts: dict[str, Tensor], like: Tensor) -> Tensor:
 
 
 def small_parts(model: LexVLA) -> dict[str, Tensor]:
-    """Return the weights that belong to neither tower's transformer."""
+    """Return the weights outside the towers' backbones."""
     return {k: v for k, v in model.state_dict().items() if not k.startswith(TOWERS)}
 
 
 def find_folder(path: str | Path | None, revision: str | None, token: str | None) -> Path:
-    """Return the folder of a model: the shipped one, a local one, or a download from the hub.
-
-    Raises:
-        ModelError: There is no such folder, and the hub gives none.
-    """
+    """Return the folder of a model: the shipped one, a local one, or a download from the hub."""
     if path is None:
         return _DEFAULT
     folder = Path(path)
@@ -147,9 +139,7 @@ def find_folder(path: str | Path | None, revision: str | None, token: str | None
         return Path(snapshot_download(str(path), revision=revision, token=token))
     except (OSError, ValueError, HFValidationError) as error:  # hub errors are OSErrors
         reason = str(error).strip().splitlines()[0]
-        raise ModelError(
-            f"{path}: no LexVLA model here, and none from the hub ({reason})"
-        ) from error
+        raise ModelError(f"{path}: no LexVLA model here, and none on the hub ({reason})") from error
 
 
 def _is_hub_id(name: str) -> bool:
@@ -157,11 +147,7 @@ def _is_hub_id(name: str) -> bool:
 
 
 def read_config(folder: Path) -> LexVLAConfig:
-    """Read a model's configuration, and check that all files are there and of this model.
-
-    Raises:
-        ModelError: A file is missing or damaged, or the weights are not the configuration's.
-    """
+    """Read a model's configuration, and check that all its files are present and unchanged."""
     if not folder.is_dir():
         raise ModelError(f"{folder}: no LexVLA model here, no such folder")
     _check_files(folder, [CONFIG_FILE])
@@ -179,16 +165,16 @@ def read_config(folder: Path) -> LexVLAConfig:
         AttributeError,
         StrictDataclassError,
     ) as error:
-        raise ModelError(f"{path}: no readable configuration ({error})") from error
+        raise ModelError(f"{path}: the configuration cannot be read ({error})") from error
     files = _weight_files(config)
-    # Each folder of a tower, and that of LoRA, has a configuration beside its weights.
+    # Folders of towers and of LoRA have a configuration beside the weights.
     settings = [str(Path(name).with_name(CONFIG_FILE)) for name in files]
     if config.lora_rank:
         settings[-1] = f"{LORA}/adapter_config.json"
     _check_files(folder, [*settings, *files, TOKENIZER_FILE, VOCABULARY_FILE])
     for name in files:
         if _sha256(folder / name) != config.weights_sha256.get(name):
-            rule = f"not the weights whose sha256 {CONFIG_FILE} holds"
+            rule = f"the sha256 differs from the one in {CONFIG_FILE}"
             raise ModelError(f"{folder / name}: {rule}")
     return config
 
@@ -210,45 +196,33 @@ def _weight_files(config: LexVLAConfig) -> list[str]:
 
 
 def _sha256(path: Path) -> str:
-    """Name a file of weights.
-
-    Raises:
-        ModelError: It is damaged.
-    """
+    """Return the hash of a file of weights, if it can be opened."""
     try:
         with safe_open(path, framework="pt"), path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except (OSError, SafetensorError) as error:
-        raise ModelError(f"{path}: no readable weights ({error})") from error
+        raise ModelError(f"{path}: the weights cannot be read ({error})") from error
 
 
 def read_vocabulary(folder: Path, config: LexVLAConfig) -> Vocabulary:
-    """Read a model's vocabulary.
-
-    Raises:
-        ModelError: It is damaged, or not the one that the model was made with.
-    """
+    """Read a model's vocabulary and compare its hash with the configuration."""
     path = folder / VOCABULARY_FILE
     vocabulary = Vocabulary.load(path)
     if vocabulary.sha256 != config.vocabulary_sha256:
-        rule = f"its sha256 is {vocabulary.sha256[:12]}, and {CONFIG_FILE} has"
+        rule = f"its sha256 is {vocabulary.sha256[:12]}, but {CONFIG_FILE} has"
         raise ModelError(f"{path}: {rule} {config.vocabulary_sha256[:12]}")
     return vocabulary
 
 
 def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """Read a model's tokenizer.
-
-    Raises:
-        ModelError: It is damaged.
-    """
+    """Read a model's tokenizer."""
     try:
-        # Not AutoTokenizer: that one reads config.json as well, and warns that it is not Llama's.
+        # Not AutoTokenizer, which also reads config.json and warns that it is not Llama's.
         with quiet():
             return PreTrainedTokenizerFast.from_pretrained(folder)
     except (OSError, ValueError, TypeError, LookupError) as error:
         path = folder / TOKENIZER_FILE
-        raise ModelError(f"{path}: no readable tokenizer ({error})") from error
+        raise ModelError(f"{path}: the tokenizer cannot be read ({error})") from error
 
 
 def read_towers(
@@ -259,13 +233,7 @@ def read_towers(
     dtype: torch.dtype | None,
     token: str | None,
 ) -> tuple[Any, Any]:
-    """Load language model, with its LoRA, and vision transformer: by name, or from the folder.
-
-    Raises:
-        ModelError: One cannot be loaded.
-        OptionalDependencyError: PEFT or bitsandbytes is missing.
-        UnsupportedError: bitsandbytes has no backend for the device.
-    """
+    """Load language model (with LoRA) and vision model, by name or from the folder."""
     named = getattr(torch, config.backbone_dtype)
     towers = []
     for name, part, load in (
@@ -281,22 +249,16 @@ def read_towers(
 
 
 def moved(named: str | None, now: str | None, part: str) -> str | None:
-    """Return where a tower that has a name lies now.
-
-    Raises:
-        ModelError: The tower has no name: it is saved with the model.
-    """
+    """Return the current path of a named backbone."""
     if now is not None and named is None:
-        raise ModelError(f"{part}={now!r}: this model's own is saved with it, and is not exchanged")
+        raise ModelError(
+            f"{part}={now!r}: this model's own is saved with it and cannot be replaced"
+        )
     return now or named
 
 
 def read_weights(model: LexVLA, folder: Path) -> None:
-    """Load the small trained parts into a model.
-
-    Raises:
-        ModelError: They do not fit, or hold values that are not finite.
-    """
+    """Load the weights outside the backbones into a model."""
     path = folder / WEIGHTS_FILE
     own, weights = small_parts(model), load_file(path)
     if model.config.concept_items:

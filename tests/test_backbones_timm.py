@@ -200,7 +200,7 @@ def test_size_and_statistics_are_the_networks_own(
 
 
 def test_sizes_that_the_stride_does_not_divide(network: str, text_model: str) -> None:
-    with pytest.raises(ValueError, match=r"image_size=100 is no multiple of .* stride, 32"):
+    with pytest.raises(ValueError, match=r"image_size=100 must be a multiple of .* stride, 32"):
         LexVLA.from_backbones(text_model, network, **settings(image_size=100))
     with pytest.raises(ValueError, match="image_size=31 is less than a patch of 32"):
         LexVLA.from_backbones(text_model, network, **settings(image_size=31))
@@ -274,7 +274,7 @@ def test_a_network_that_cannot_be_built(network: str, text_model: str, tmp_path:
         ({"map_width": 254}, "map_width and map_stride are 254 and 32, but .* has 256 and 32"),
         ({"map_stride": 48}, "are 256 and 48, but test_efficientnet has 256 and 32"),
         ({"map_stride": 0}, "needs map_width and map_stride above 0"),
-        ({"map_width": "wide"}, "no readable configuration"),
+        ({"map_width": "wide"}, "the configuration cannot be read"),
         ({"fine_stage": True}, "are 256 and 32, but test_efficientnet has 448 and 32"),
     ],
 )

@@ -395,17 +395,17 @@ def test_folders_without_a_classifier_are_named(classified: Path, tmp_path: Path
             read_classifier(tmp_path)
         assert caught.value.item == str(path)
 
-    refuse("no readable vision model")
+    refuse("the vision model cannot be read")
     save_file(rest, path)
     refuse("has no classifier, whose classes the memory takes")
     save_file({**weights, "other.classifier.weight": torch.zeros(2, 2)}, path)
     refuse("has no classifier")
     save_file({**rest, "classifier.weight": torch.zeros(2, 2)}, path)
-    refuse("no readable vision model .*bias")
+    refuse("the vision model cannot be read .*bias")
     whole = (classified / "model.safetensors").read_bytes()
     for content in (b"", whole[:100], whole[:-100]):
         path.write_bytes(content)
-        refuse("no readable vision model")
+        refuse("the vision model cannot be read")
 
 
 def test_networks_of_other_seeds_have_other_classifiers(classified: Path, tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def test_a_word_is_its_row_of_the_text_codebook(model: LexVLA) -> None:
     np.testing.assert_array_equal(encoding.lexical.toarray()[3], encoding.lexical.toarray()[0])
     assert encoding.patches is None
     assert encoding.dense.shape == (4, 6)
-    with pytest.raises(InputError, match="no valid Unicode"):
+    with pytest.raises(InputError, match="not valid Unicode"):
         model.encode_words(["\udcff"])
 
 
@@ -133,7 +133,7 @@ def test_intersection_shares_the_similarity_out(model: LexVLA) -> None:
     )
     one = model.intersection(texts[0], images)
     np.testing.assert_allclose(one.sum(axis=1), model.similarity(texts, images)[0], rtol=1e-5)
-    with pytest.raises(ValueError, match="2 queries do not go with 1 items"):
+    with pytest.raises(ValueError, match="2 queries do not match 1 items"):
         model.intersection(texts, images[0])
 
 

@@ -138,7 +138,7 @@ def test_one_text_is_not_a_list_of_letters(model: LexVLA) -> None:
 
 
 def test_half_a_character_is_refused(model: LexVLA) -> None:
-    with pytest.raises(InputError, match="no valid Unicode") as caught:
+    with pytest.raises(InputError, match="not valid Unicode") as caught:
         model.encode_text(["hat", "dog \udcff"])
     assert "dog" in caught.value.item
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lexvla.features import Features
-from lexvla.training.memory import ItemMemory
+from lexvla.model import Features
+from lexvla.training.item_memory import ItemMemory
 
 
 def rows(*values: tuple[float, ...]) -> Tensor:

@@ -232,7 +232,7 @@ def test_a_vocabulary_of_another_tokenizer(folder: Path, model: LexVLA) -> None:
     Vocabulary(model.vocabulary.terms, ids[::-1]).save(path)
     refuse(folder, str(path), "not the tokenizer's pieces")
     Vocabulary(model.vocabulary.terms, [*ids[1:], 5000]).save(path)
-    refuse(folder, str(path), "token ids that the language model has not")
+    refuse(folder, str(path), "token ids that the language model does not have")
     Vocabulary(model.vocabulary.terms).save(path)
     refuse(folder, str(path), "needs the token id of each term")
 

@@ -12,7 +12,6 @@ from torch.nn import functional
 
 from lexvla.codebook import ipot, sinkhorn
 from lexvla.errors import ModelError
-from lexvla.features import Features
 from lexvla.losses import (
     HierarchicalProxy,
     codis_loss,
@@ -23,6 +22,7 @@ from lexvla.losses import (
     overuse_penalty,
     pool_patches,
 )
+from lexvla.model import Features
 from lexvla.training import objective as module
 from lexvla.training.objective import Losses, Objective, Targets, TeacherView, dense
 from objective_fakes import (

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from lexvla.features import Features
 from lexvla.lexical_head import lexical_vector
 from lexvla.losses import cross_modal_loss, intra_modal_loss, own_words_loss
+from lexvla.model import Features
 from lexvla.training import objective as module
-from lexvla.training.memory import ItemMemory
+from lexvla.training.item_memory import ItemMemory
 from lexvla.training.objective import Losses, Objective, Targets, TeacherView, dense
 from objective_fakes import BOOK, IMAGE, LABELS, SEEN, TAU, TEXT, WIDTH, build, only, terms, unit
 

@@ -21,8 +21,9 @@ PACKAGES = tuple(FOLDERS)
 CI = ("elasticsearch", "train", "gpu", "evaluation", "fast", "serve", "dev", "pyserini")
 # What `lexvla_indexer` may use of `lexvla`: data types and files, never the model.
 DATA_MODULES = {
-    *("lexvla.encoding", "lexvla.errors", "lexvla.images", "lexvla.vocabulary"),
+    *("lexvla.encoder", "lexvla.encoding", "lexvla.errors", "lexvla.images"),
     *("lexvla.data.webdataset_shards", "lexvla.lazy_exports", "lexvla.version"),
+    "lexvla.vocabulary",
 }
 # `python -m lexvla` is the command, which is of another package.
 COMMAND = FOLDERS["lexvla"] / "__main__.py"

@@ -77,14 +77,14 @@ def test_the_recipe_that_is_documented_can_be_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["[data", "a = 1\na = 2", "\x00"])
 def test_bad_toml_is_named(tmp_path: Path, text: str) -> None:
-    refuse(tmp_path, text, "no readable recipe")
+    refuse(tmp_path, text, "the recipe cannot be read")
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no readable recipe"):
+    with pytest.raises(InputError, match="the recipe cannot be read"):
         Recipe.load(tmp_path / "none.toml")
     (tmp_path / "latin.toml").write_bytes(b'output = "\xe9"')
-    with pytest.raises(InputError, match="no readable recipe"):
+    with pytest.raises(InputError, match="the recipe cannot be read"):
         Recipe.load(tmp_path / "latin.toml")
 
 

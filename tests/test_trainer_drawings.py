@@ -302,4 +302,4 @@ def test_the_command(
     assert cli.main(["train", str(recipe), "--resume"]) == 0
     assert capsys.readouterr().out == f"the model is in {folder}\n"
     assert cli.main(["train", str(tmp_path / "none.toml")]) == 1
-    assert "no readable recipe" in capsys.readouterr().err
+    assert "the recipe cannot be read" in capsys.readouterr().err

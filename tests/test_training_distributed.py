@@ -17,11 +17,11 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 import lexvla
-from lexvla.features import Features
 from lexvla.losses import InfoNCE
+from lexvla.model import Features
 from lexvla.training.gathering import gather_rows
 from lexvla.training.gradient_cache import Parts, cached_backward
-from lexvla.training.memory import ItemMemory
+from lexvla.training.item_memory import ItemMemory
 from lexvla.training.objective import Losses, Objective, Targets, TeacherView
 from model_fakes import tiny_model
 

@@ -15,10 +15,16 @@ from lexvla.codebook import Codebook, code_counts
 from lexvla.errors import ModelError
 from lexvla.losses import HierarchicalProxy
 from lexvla.preprocessing import resize
-from lexvla.training.clusters import forget, initialise_codes, recluster_proxies, reseed_codes
-from lexvla.training.health import check_health, signs
+from lexvla.training.augment import random_view
 from lexvla.training.teacher import FeatureQueue
-from lexvla.training.views import random_view
+from lexvla.training.trainer import (
+    check_health,
+    forget,
+    initialise_codes,
+    recluster_proxies,
+    reseed_codes,
+    signs,
+)
 from model_fakes import picture
 from training_fakes import (
     CAPTIONS,

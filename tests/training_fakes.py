@@ -16,8 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from backbone_fakes import random_lora, small
-from lexvla.features import Features
-from lexvla.model import LexVLA
+from lexvla.model import Features, LexVLA
 from lexvla.preprocessing import preprocess
 from model_fakes import GRID, picture, tiny_model
 

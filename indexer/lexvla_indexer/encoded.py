@@ -13,7 +13,8 @@ import numpy as np
 from scipy import sparse
 from tqdm import tqdm
 
-from lexvla.encoding import Encoder, Encoding
+from lexvla.encoder import Encoder
+from lexvla.encoding import Encoding
 from lexvla.errors import InputError, LexVLAError, VocabularyMismatchError
 from lexvla.vocabulary import Vocabulary
 from lexvla_indexer.base import Index

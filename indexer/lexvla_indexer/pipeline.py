@@ -13,7 +13,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from tqdm import tqdm
 
-from lexvla.encoding import Encoder, Encoding
+from lexvla.encoder import Encoder
+from lexvla.encoding import Encoding
 from lexvla.errors import InputError, UnsupportedError, VocabularyMismatchError
 from lexvla_indexer.base import Index, check_match
 from lexvla_indexer.document import Document

@@ -1,18 +1,20 @@
-"""Random views of drawings: place, shape, colour, line weight and background."""
+"""Random views of drawings and of photographs."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
+from PIL import Image, ImageEnhance
 from torch import Tensor
 from torch.nn import functional
 
 from lexvla.config import IMAGE_MEAN, IMAGE_STD
 from lexvla.preprocessing import normalise_pixels
 
-__all__ = ["augment"]
+__all__ = ["augment", "random_view"]
 
 
 def augment(
@@ -23,22 +25,22 @@ def augment(
     mean: Sequence[float] = IMAGE_MEAN,
     std: Sequence[float] = IMAGE_STD,
 ) -> Tensor:
-    """Return one random view of each drawing.
+    """Return a random view of each drawing: place, shape, colour, line weight and background.
 
     Args:
         pixels: (B, H, W, 4) uint8, straight alpha.
         side: Height and width of the views, in pixels.
         strength: 1 is the usual spread of every change; 0 gives the drawing on white.
-        generator: Decides all that is random.
-        mean: The channels' means, as the model reads images.
-        std: Their deviations.
+        generator: Random generator.
+        mean: The model's channel means.
+        std: The model's channel deviations.
 
     Returns:
-        (B, 3, side, side) float32, normalised by them.
+        (B, 3, side, side) float32, normalised.
     """
     colour = pixels[..., :3].permute(0, 3, 1, 2).float() / 255
     alpha = pixels[..., 3:].permute(0, 3, 1, 2).float() / 255
-    # Alpha goes premultiplied through the warp, or fringes of hidden colour would show.
+    # Warp with premultiplied alpha, or fringes of hidden colour would show.
     layers = torch.cat([colour * alpha, alpha], dim=1)
     grid = functional.affine_grid(
         _placement(alpha, strength, generator), [len(pixels), 4, side, side], align_corners=False
@@ -61,10 +63,10 @@ def _uniform(count: int, low: float, high: float, generator: torch.Generator) ->
 
 
 def _placement(alpha: Tensor, strength: float, generator: torch.Generator) -> Tensor:
-    """Return (B, 2, 3) maps from the view to the drawing, which is found by its opaque box."""
+    """Return (B, 2, 3) affine maps from the view to the drawing's opaque box."""
     count, _, height, width = alpha.shape
     centres, halves = [], []
-    for axis, length in ((2, width), (3, height)):  # the axis that is collapsed
+    for axis, length in ((2, width), (3, height)):  # the collapsed axis
         covered = alpha.amax(dim=(1, axis)) > 0.1
         covered[~covered.any(1)] = True
         first = covered.int().argmax(1)
@@ -77,7 +79,7 @@ def _placement(alpha: Tensor, strength: float, generator: torch.Generator) -> Te
 
     angle = spread(math.radians(14))
     shear = spread(0.12)
-    # The drawing's longer side takes 72 to 104 % of the view, most often nearly all of it.
+    # The drawing's longer side takes 72 to 104 % of the view, mostly nearly all.
     share = 0.94 + spread(0.10) - spread(0.12).abs()
     scale = torch.maximum(halves[0], halves[1]) / share
     aspect = torch.exp(spread(0.13))
@@ -103,7 +105,7 @@ def _recolour(colour: Tensor, alpha: Tensor, strength: float, generator: torch.G
     straight = gray + (straight - gray) * saturation
     straight = (straight - 0.5) * gain + 0.5 + shift + tint
     gamma = torch.exp(_uniform(count, -0.35, 0.35, generator) * strength)
-    # A soft light from one side: the drawing sets differ most in flat fill against gradient.
+    # A soft light from one side: drawing sets differ most in flat fills or gradients.
     side = colour.shape[-1]
     ramp = torch.linspace(-1, 1, side)
     turn = _uniform(count, 0, 2 * math.pi, generator)
@@ -146,7 +148,7 @@ def _posterise(image: Tensor) -> Tensor:
 
 
 def _erase(image: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """Paint a rectangle of up to a third of the side in one colour over a share of the batch."""
+    """Paint a rectangle, up to a third of the side, over a share of the batch."""
     count, _, side, _ = image.shape
     line = torch.arange(side).float()
     inside = []
@@ -157,3 +159,33 @@ def _erase(image: Tensor, share: float, generator: torch.Generator) -> Tensor:
     box = inside[0][:, None, :, None] & inside[1][:, None, None, :]
     box &= torch.rand(count, 1, 1, 1, generator=generator) < share
     return torch.where(box, torch.rand(count, 3, 1, 1, generator=generator), image)
+
+
+def random_view(
+    image: Image.Image, side: int, crop: float, jitter: float, rng: np.random.Generator
+) -> np.ndarray:
+    """Return a random crop of an RGB photograph, as (side, side, 3) uint8.
+
+    There are no flips: captions distinguish left and right.
+
+    Args:
+        image: An image of any size.
+        side: Height and width of the view, in pixels.
+        crop: Smallest share of the area; 1 for the whole image. The aspect ratio changes by up to
+            4/3, within the image.
+        jitter: Largest change of brightness, contrast and colour, as a share.
+        rng: Random generator.
+    """
+    width, height = image.size
+    share = rng.uniform(crop, 1)
+    ratio = min(4 / 3, 1 / share) ** rng.uniform(-1, 1)
+    part_width = width * min(1.0, math.sqrt(share * ratio))
+    part_height = height * min(1.0, math.sqrt(share / ratio))
+    left, top = rng.uniform(0, width - part_width), rng.uniform(0, height - part_height)
+    box = (left, top, left + part_width, top + part_height)
+    view = image.resize((side, side), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)
+    for change in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
+        factor = 1 + rng.uniform(-jitter, jitter)
+        if jitter:
+            view = change(view).enhance(factor)
+    return np.asarray(view)

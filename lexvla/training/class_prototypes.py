@@ -1,4 +1,4 @@
-"""Made-up feature maps of a classifier's classes: its knowledge of photographs, without one."""
+"""Synthetic feature maps of a classifier's classes, in place of photographs."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from torch.nn import functional
 __all__ = ["ClassPrototypes"]
 
 _HIGHEST = 6.0  # the last activation is a ReLU6
-_LEAST, _MOST = 4.0, 16.0  # how far a cell is moved
-_COVARIED = 0.8  # at most so much of a direction is weighted by the covariance
-_KEPT = 0.7  # at most so much of a drawing's own cells stays
+_LEAST, _MOST = 4.0, 16.0  # distance that a cell is moved
+_COVARIED = 0.8  # largest share of the covariance-weighted direction
+_KEPT = 0.7  # largest share of a drawing's own cell that stays
 
 
 class ClassPrototypes:
-    """Move cells of real drawings along the classifier's direction of a class.
+    """Move cells of real drawings in the classifier's direction of a class.
 
     A random share of a map's cells is moved, from a fifth to nine tenths; the finer stage's
-    channels come from cells of other maps, for they are to say nothing.
+    channels are taken from other maps, so that they carry no information.
 
     Args:
-        weight: (classes, channels) of the classifier.
-        means: (N, channels) pooled channels of drawings, for their centre and covariance.
+        weight: (classes, channels) weight of the classifier.
+        means: (N, channels) pooled channels of drawings, for centre and covariance.
     """
 
     def __init__(self, weight: Tensor, means: Tensor) -> None:
@@ -41,9 +41,9 @@ class ClassPrototypes:
 
         Args:
             classes: (n,) long.
-            maps: (N, T, C) real maps to take cells from.
+            maps: (N, T, C) real maps.
             rng: Chooses maps and cells.
-            seed: Of all else that is random.
+            seed: Seed of other randomness.
         """
         generator = torch.Generator().manual_seed(seed)
         count, cells, channels = len(classes), maps.shape[1], len(self._centre)
@@ -53,7 +53,7 @@ class ClassPrototypes:
 
         chosen = np.sort(rng.integers(len(maps), size=count))
         made = torch.from_numpy(np.asarray(maps[chosen], np.float32))
-        # The finer stage of each cell: of some cell of some map.
+        # The finer stage of each cell comes from a random cell of a random map.
         other = np.stack([each[rng.permutation(cells)] for each in maps[chosen, :, channels:]])
         mixed = rng.permuted(np.broadcast_to(np.arange(count)[:, None], (count, cells)), axis=0)
         made[..., channels:] = torch.from_numpy(

@@ -1,4 +1,4 @@
-"""The closed form that a memory of concepts begins with: whitened item and class directions."""
+"""Closed-form weights of a memory of concepts: whitened directions of items and classes."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ __all__ = [
     "read_classifier",
 ]
 
-_SHRINK = 0.1  # of the covariance towards its diagonal
-_FLOOR = 1e-4  # of the mean variance, added to each
-_WORD, _ABSENT = 4.0, -4.0  # logits of a word that all shows, and of one that nothing shows
-# Of whole images by items and by classes, then of patches.
+_SHRINK = 0.1  # shrinkage of the covariance towards its diagonal
+_FLOOR = 1e-4  # share of the mean variance, added to all variances
+_WORD, _ABSENT = 4.0, -4.0  # logits of words of a concept, and of other words
+# Scales of images by items and by classes, then of patches.
 _SCALES = (20.0, 0.7, 10.0, 0.2)
-_LOOKS = 0.6  # weight of the pooled channels' cosine beside the layout's
+_LOOKS = 0.6  # weight of the pooled channels' cosine, relative to the layout's
 _CHUNK = 256
 
 
 class Pooled(NamedTuple):
-    """Describe N views by their whole maps: see `ConceptMemory.whole`.
+    """Descriptions of N views by their maps; see `ConceptMemory.whole`.
 
     Attributes:
         looks: (N, channels) means of the channels' square roots.
@@ -56,12 +56,12 @@ class Pooled(NamedTuple):
 
 
 class Directions(NamedTuple):
-    """Give vectors of one kind unit length where items differ, and compare them with each item.
+    """A whitening of vectors, and the whitened directions of items.
 
     Attributes:
-        weight: (w, d), and
-        bias: (w,), of the map that whitens a vector.
-        keys: (items, w), unit; 0 for an item without examples.
+        weight: (w, d) of the whitening.
+        bias: (w,) of the whitening.
+        keys: (items, w) unit vectors; 0 for an item without examples.
     """
 
     weight: Tensor
@@ -84,16 +84,13 @@ def pool(cells: np.ndarray, channels: int) -> Pooled:
 
 
 def directions(vectors: Tensor, item: Tensor, items: int, width: int | None = None) -> Directions:
-    """Whiten vectors by how those of one item differ (linear discriminant analysis).
+    """Whiten vectors by the covariance within items (linear discriminant analysis).
 
     Args:
         vectors: (N, d).
         item: (N,) long.
-        items: How many there are; some may have no vector.
-        width: Keep so many dimensions, those in which items differ most; None keeps all.
-
-    Raises:
-        InputError: No two vectors of one item differ.
+        items: Number of items; some may have no vector.
+        width: Dimensions to keep, those in which items differ most; by default all.
     """
     counts = item.bincount(minlength=items)
     live = counts > 0
@@ -104,7 +101,7 @@ def directions(vectors: Tensor, item: Tensor, items: int, width: int | None = No
     within = rest.T @ rest / len(rest)
     spread = within.diagonal()
     if not spread.any():
-        raise InputError("[data] views", "must show an item twice, to tell how its views differ")
+        raise InputError("[data] views", "must show an item twice, to measure how its views differ")
     within = (1 - _SHRINK) * within + torch.diag(_SHRINK * spread + _FLOOR * spread.mean())
     factor = torch.linalg.cholesky(within.double())
     size = len(spread)
@@ -122,27 +119,24 @@ def directions(vectors: Tensor, item: Tensor, items: int, width: int | None = No
 def held_out_cosines(
     pooled: Pooled, item: Tensor, fold: Tensor, items: int, width: int
 ) -> tuple[Tensor, Tensor]:
-    """Compare each view with the items as seen in the other folds' drawings alone.
+    """Compare each view with the items as known from the drawings of other folds.
 
-    In its own fold's eyes a drawing is always right; only those of others show how sure of a
-    drawing in a new style the memory may be.
+    With its own fold, a drawing is always recognised; only other folds show the confidence for a
+    drawing in a new style.
 
     Args:
-        pooled: Of N views.
+        pooled: Descriptions of N views.
         item: (N,) long.
         fold: (N,) long.
-        items: How many items.
-        width: Of the layout's keys.
+        items: Number of items.
+        width: Width of the layout keys.
 
     Returns:
-        (N, items) float16 weighted sums of both cosines, and (N,) whether other folds know the
-        item.
-
-    Raises:
-        InputError: There is one fold.
+        (N, items) float16 weighted sums of both cosines, and (N,) bool, whether other folds know
+        the item.
     """
     if len(fold.unique()) < 2:
-        raise InputError("[data] folds", "must tell at least two groups of styles apart")
+        raise InputError("[data] folds", "must have at least two groups of styles")
     cosines = torch.zeros(len(item), items, dtype=torch.float16)
     known = torch.zeros(len(item), dtype=torch.bool)
     for number in fold.unique():
@@ -167,10 +161,10 @@ def fill_memory(memory: ConceptMemory, pooled: Pooled, item: Tensor, folder: Pat
     """Set all weights of a memory.
 
     Args:
-        memory: Its items are those of the views.
-        pooled: Of N views.
+        memory: Memory of the views' items.
+        pooled: Descriptions of N views.
         item: (N,) long.
-        folder: Of the vision model, for its classifier.
+        folder: Folder of the vision model, for its classifier.
     """
     sizes = memory.sizes
     looks, shape = _both(pooled, item, sizes.items, sizes.layout)
@@ -180,7 +174,7 @@ def fill_memory(memory: ConceptMemory, pooled: Pooled, item: Tensor, folder: Pat
     _set(memory.classifier, weight, bias)
     memory.item_keys.copy_(_LOOKS * looks.keys)
     memory.layout_keys.copy_(shape.keys)
-    # One patch's evidence: the same numerator, of its own channels, in few dimensions.
+    # A patch's evidence: the same numerator for its channels, in few dimensions.
     length = (pooled.looks @ looks.weight.T + looks.bias).norm(dim=1).mean()
     left, values, right = torch.svd_lowrank(looks.keys @ looks.weight, sizes.local, niter=8)
     _set(memory.local, right.T, -(right.T @ pooled.looks.mean(0)))
@@ -190,14 +184,7 @@ def fill_memory(memory: ConceptMemory, pooled: Pooled, item: Tensor, folder: Pat
 
 @torch.no_grad()
 def fill_codebook(codebook: Tensor, words: Tensor) -> None:
-    """Let each row of an image codebook say which concepts bear its word.
-
-    A concept's words weigh the more, the fewer concepts bear them.
-
-    Args:
-        codebook: (V, concepts + 1).
-        words: (concepts, V) weights.
-    """
+    """Set an image codebook (V, concepts + 1) from (concepts, V) weights of words, with idf."""
     codebook[:, :-1] = _WORD * rare_first(words).T
     codebook[:, -1] = _ABSENT
 
@@ -229,22 +216,18 @@ def rare_first(words: Tensor) -> Tensor:
 
 
 def read_classifier(folder: Path) -> tuple[Tensor, Tensor]:
-    """Return the (classes, channels) weight and (classes,) bias of a vision model's classifier.
-
-    Raises:
-        InputError: There is none in the folder.
-    """
+    """Return the (classes, channels) weight and (classes,) bias of a vision model's classifier."""
     path = Path(folder) / "model.safetensors"
     try:
         with safe_open(path, framework="pt") as file:
             keys = list(file.keys())
             names = [name for name in keys if name.endswith("classifier.weight")]
             if len(names) != 1:
-                raise InputError(str(path), "has no classifier, whose classes the memory takes")
+                raise InputError(str(path), "has no classifier, which the memory needs")
             name = names[0].removesuffix("weight")
             return file.get_tensor(name + "weight").float(), file.get_tensor(name + "bias").float()
     except (OSError, SafetensorError) as error:
-        raise InputError(str(path), f"no readable vision model ({error})") from error
+        raise InputError(str(path), f"the vision model cannot be read ({error})") from error
 
 
 def _set(layer: torch.nn.Linear, weight: Tensor, bias: Tensor) -> None:
@@ -253,11 +236,7 @@ def _set(layer: torch.nn.Linear, weight: Tensor, bias: Tensor) -> None:
 
 
 def folds_of(styles: Sequence[str], groups: Sequence[Sequence[str]]) -> list[int]:
-    """Return the fold of each style: the group that names it, or one of its own.
-
-    Raises:
-        InputError: A group names a style that there is not, or two name one.
-    """
+    """Return the fold of each style: its group, or a fold of its own."""
     named = [name for group in groups for name in group]
     for name in named:
         if name not in styles:

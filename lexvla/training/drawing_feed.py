@@ -1,4 +1,4 @@
-"""Batches of emoji drawings: two drawings of each item, from two sets, and two texts about it."""
+"""Batches of emoji drawings: two drawings of each item, from two sets, and two texts."""
 
 from __future__ import annotations
 
@@ -24,25 +24,15 @@ from lexvla.vocabulary import Vocabulary
 
 __all__ = ["DrawingFeed"]
 
-_LABEL_SHARE = 0.8  # of a label's meaning that is its own item alone
+_LABEL_SHARE = 0.8  # of a label's relevance that goes to its own item only
 
 
 class DrawingFeed:
-    """Draw items, each with its label beside one drawing and another text beside the other.
+    """A `Feed` of items, each with its label for one drawing and another text for the other.
 
-    A text belongs to all items that bear its words: "animal" to many, and a label to its own item
-    above all.
-
-    Args:
-        drawings: What is drawn from.
-        recipe: Gives the batch size, two rows an item, and the strength of the views' changes.
-        config: Tells how the model reads images.
-        vocabulary: The columns of words.
-        seen: What a frozen vision model makes of the drawings; without it, they are drawn anew.
-
-    Raises:
-        InputError: There are fewer items than a batch needs, or the batch is of an odd number; or
-            there are classes, which have no drawings, and nothing is seen.
+    A text is relevant to all items that have its words: "animal" to many, a label mostly to its
+    own item. An item takes two rows of a batch. With ``seen``, cached outputs of a frozen vision
+    model replace pixels.
     """
 
     def __init__(
@@ -82,7 +72,7 @@ class DrawingFeed:
         self._has_word = (self._words > 0).bfloat16()  # 0 and 1: exact in 16 bits, sums too
 
     def draw(self, seed: int) -> Draw:
-        """Return a random batch: all labels and first drawings, then the others."""
+        """Return a random batch: first all labels with a drawing, then the other halves."""
         rng = np.random.default_rng(seed)
         drawings, drawn = self.drawings, self.drawings.drawn
         emoji = rng.choice(self._choices(), self._size - self._class_rows, replace=False)
@@ -95,14 +85,14 @@ class DrawingFeed:
         items = torch.from_numpy(numbers).repeat(2)
         own = own_words(texts, self.vocabulary)
         image_words = self._words[items]
-        # A label stands for its item, with all the item's words; another text for its own words.
+        # A label has all of its item's words; another text only its own.
         text_words = torch.cat([image_words[: self._size], own[self._size :]])
         nouns = [drawings.nouns[i] for i in rng.integers(len(drawings.nouns), size=self._noun_rows)]
         other_words = torch.zeros(len(nouns), len(self.vocabulary))
         for row, (_, words) in enumerate(nouns):
             columns, weights = word_columns(words, self.vocabulary)
             other_words[row, columns] = torch.tensor(weights)
-        # What is meant by a text follows from its words, however people put it.
+        # Relevance depends on the words, not on the phrasing.
         said = [phrase(text, rng) for text in [*texts, *(noun for noun, _ in nouns)]]
 
         def images(number: int, side: int) -> Tensor | CachedCells:
@@ -125,13 +115,13 @@ class DrawingFeed:
         )
 
     def _choices(self) -> np.ndarray:
-        """Return the numbers of the emoji to draw from."""
+        """Return the numbers of emoji to draw from."""
         if self._seen is None:
             return np.arange(self.drawings.drawn)
         return self._seen.known
 
     def _relevance(self, own: Tensor, items: Tensor) -> Tensor:
-        """Share each text out over the items that bear all of its words."""
+        """Distribute each text over the items that have all of its words."""
         own = own.to(self._has_word.dtype)
         borne = (own @ self._has_word.T >= own.sum(1, keepdim=True)).float()
         itself = functional.one_hot(items, len(self._has_word)).float()
@@ -146,11 +136,11 @@ class DrawingFeed:
         return None if self._seen is None else self._seen.item_vectors(model, seed)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return nothing: batches follow from their seeds alone."""
+        """Return nothing: batches depend on their seeds only."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take what `state_dict` returned."""
+        """Do nothing."""
 
     def close(self) -> None:
-        """Have no threads to stop."""
+        """Do nothing: there are no threads."""

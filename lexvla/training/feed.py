@@ -1,4 +1,4 @@
-"""What a step draws from the data."""
+"""Batches for training steps, and the protocol of what provides them."""
 
 from __future__ import annotations
 
@@ -19,19 +19,17 @@ __all__ = ["Draw", "Feed", "ItemVectors", "own_words"]
 
 @dataclass(frozen=True)
 class Draw:
-    """Hold n images and n texts; text i belongs to image i.
+    """A batch of n images and n texts; text i belongs to image i.
 
     Attributes:
         texts: The texts.
-        images: Called with a number for all that is random and the side in pixels, it makes one
-            view of each image, (n, 3, side, side) float32, normalised as the model reads them; or
-            what a frozen vision model made of one.
-        items: (n,) long, the number of the item, or class, that each pair is of.
-        relevance: (n, items) float32, how each text's meaning is shared out over the items; each
-            row sums to 1.
+        images: Maps a seed and a side in pixels to a random view of each image, (n, 3, side, side)
+            float32, normalised for the model; or to a frozen vision model's output for one.
+        items: (n,) long, item or class of each pair.
+        relevance: (n, items) float32, relevance of each text to the items; rows sum to 1.
         image_words: (n, V) float32, weights of each image's own words.
-        text_words: The same of each text.
-        other_texts: Texts that belong to no image.
+        text_words: (n, V) float32, weights of each text's own words.
+        other_texts: Texts without an image.
         other_words: (other texts, V) float32, weights of their words.
     """
 
@@ -60,34 +58,34 @@ class ItemVectors(NamedTuple):
 
 
 class Feed(Protocol):
-    """Give the batches of one process.
+    """Provides the batches of one process.
 
     Attributes:
-        classes: Names of the items or classes, if a term asks for them.
-        parents: The parent of each class, where the data have a tree and a term asks for it.
+        classes: Names of the items or classes, if a loss needs them.
+        parents: Parents of the classes, if a loss needs the data's tree.
     """
 
     classes: list[str]
     parents: list[list[int]] | None
 
     def draw(self, seed: int) -> Draw:
-        """Return the next batch; what is random in it follows from the seed."""
+        """Return the next batch; its randomness depends on the seed."""
 
     def item_vectors(self, model: LexVLA, seed: int) -> ItemVectors | None:
         """Return the vectors of the items, where they are known before the first step."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the place behind the last batch, as JSON values."""
+        """Return the position after the last batch, as JSON values."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go to a place that `state_dict` returned."""
+        """Continue from a state of `state_dict`."""
 
     def close(self) -> None:
-        """Stop its threads."""
+        """Stop threads."""
 
 
 def own_words(texts: Sequence[str], vocabulary: Vocabulary) -> Tensor:
-    """Return (texts, V) float32: 1 for each word of a text that the vocabulary has."""
+    """Return (texts, V) float32: 1 for each word of a text in the vocabulary."""
     words = torch.zeros(len(texts), len(vocabulary))
     for row, text in enumerate(texts):
         words[row, content_columns(text, vocabulary)] = 1

@@ -1,4 +1,4 @@
-"""The sum of losses that a step lowers: each paper's terms, by their weights."""
+"""The training objective: a weighted sum of losses."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from torch.nn import functional
 
 from lexvla.codebook import ipot, sinkhorn
 from lexvla.errors import ModelError
-from lexvla.features import Features
 from lexvla.losses import (
     TCL_LIMITS,
     HierarchicalProxy,
@@ -28,7 +27,8 @@ from lexvla.losses import (
     ramped_alpha,
     shares,
 )
-from lexvla.training.memory import ItemMemory
+from lexvla.model import Features
+from lexvla.training.item_memory import ItemMemory
 
 __all__ = ["Losses", "Objective", "Targets", "TeacherView", "dense"]
 
@@ -44,9 +44,8 @@ class Losses:
         item_words: Cosine of a text and the words of the items that it means, where those are
             known before the first step.
         image_pairs: Contrast of images with others of the same item, for data with labels.
-        memory: Contrast with what is remembered of all items, for data with labels, thousands
-            of them at most.
-        memory_from: Step at which that begins.
+        memory: Contrast with an `ItemMemory` of all items, for data with up to thousands of labels.
+        memory_from: Step at which the memory term begins.
         penalty: ``overuse`` (LexVLA eq. 7) or ``flops`` (eq. 6).
         penalty_image: Weight of the penalty on images, LexVLA's lambda_I.
         penalty_text: The same for texts, lambda_T.
@@ -54,22 +53,22 @@ class Losses:
         dense: Symmetric InfoNCE of dense vectors.
         codis: Codebook loss; needs a model with codes (CODIS).
         codis_from: Step at which the codes are set to clusters of the queues and the term begins;
-            0 begins at once with random codes.
-        reseed_every: Steps after which codes that no item had start anew; 0 for never.
+            0 starts with random codes.
+        reseed_every: Steps between replacements of unused codes; 0 for never.
         assignment: ``sinkhorn`` or ``ipot``.
         tcl_cross: Cross-modal alignment with the teacher's soft targets (TCL, CMA).
         tcl_intra: Intra-modal contrast (IMC).
         tcl_local: Local mutual information (LMI).
         alpha: Share of the teacher in CMA's targets.
-        alpha_ramp: Steps of its linear ramp.
+        alpha_ramp: Steps of alpha's linear ramp.
         proxy: Proxy loss of dense vectors, for data with labels.
         coarse: Weight of the coarse level in it (HPL); 0 for flat proxies.
-        tree: Whether the coarse classes are those of the data, or clusters of the proxies.
+        tree: Whether coarse classes are those of the data instead of clusters of proxies.
         recluster_every: Steps between clusterings, in the first half of the run.
         distil: The mean of lexical and dense similarity teaches both (arXiv 2508.16707).
-        temperature: Where the temperatures start.
-        teacher_decay: Of the moving average.
-        queue: Vectors that a queue holds.
+        temperature: Initial temperature of all contrasts.
+        teacher_decay: Decay of the teacher's moving average.
+        queue: Size of the queues.
     """
 
     lexical: float = 1.0
@@ -103,37 +102,36 @@ class Losses:
 
     @property
     def needs_teacher(self) -> bool:
-        """Tell whether a term asks for the teacher's features."""
+        """Whether a term uses the teacher's features."""
         return any((self.codis, self.tcl_cross, self.tcl_intra, self.tcl_local))
 
     @property
     def needs_image_words(self) -> bool:
-        """Tell whether a term asks for the words of images."""
+        """Whether a term uses the words of images."""
         own = (self.lexical, self.own_words, self.image_pairs, self.memory)
         return any((*own, self.penalty_image, self.distil))
 
     @property
     def needs_relevance(self) -> bool:
-        """Tell whether a term asks which items a text means."""
+        """Whether a term uses the relevance of texts to items."""
         return self.memory > 0
 
     @property
     def needs_items(self) -> bool:
-        """Tell whether a term asks for the number of each pair's item or class."""
+        """Whether a term uses the item or class of each pair."""
         return any((self.proxy, self.image_pairs, self.memory))
 
     @property
     def needs_dense(self) -> bool:
-        """Tell whether a term asks for dense vectors."""
+        """Whether a term uses dense vectors."""
         return self.needs_teacher or any((self.dense, self.proxy, self.distil))
 
 
 @dataclass(frozen=True)
 class TeacherView:
-    """What the teacher makes of the batch, and its queues (Q, w) of earlier batches.
+    """The teacher's features of the batch, and its queues (Q, w) of earlier batches.
 
-    Attributes:
-        items: (Q,) long, the items of the queues' rows; -1 where there is none.
+    ``items`` (Q,) long are the items of the queues' rows, -1 for none.
     """
 
     image: Features
@@ -144,14 +142,7 @@ class TeacherView:
 
 
 class Targets(NamedTuple):
-    """What is known of a batch beside that text i belongs to image i.
-
-    Attributes:
-        items: (N,) long, the item or class of each pair.
-        relevance: (N, items), how each text's meaning is shared out over the items.
-        image_words: (N, V), weights of each image's own words.
-        text_words: (N, V), the same of each text.
-    """
+    """Labels of a batch; see `lexvla.training.feed.Draw` for the fields."""
 
     items: Tensor | None = None
     relevance: Tensor | None = None
@@ -160,14 +151,14 @@ class Targets(NamedTuple):
 
     @property
     def positives(self) -> Tensor | None:
-        """Return (N, N), how each text is shared out over the images; None for its own alone."""
+        """(N, N) relevance of each text to the images; None for its own image only."""
         if self.items is None or self.relevance is None:
             return None
         return self.relevance[:, self.items]
 
     @property
     def same(self) -> Tensor | None:
-        """Return (N, N) bool, which rows are of one item."""
+        """(N, N) bool, whether rows are of the same item."""
         return None if self.items is None else self.items[:, None] == self.items
 
 
@@ -175,16 +166,13 @@ NOTHING = Targets()
 
 
 class Objective(nn.Module):
-    """Compute the weighted terms of a global batch; own temperatures and proxies.
+    """Compute the weighted terms of a global batch; holds temperatures and proxies.
 
     Args:
-        losses: The weights.
+        losses: Weights and settings.
         width: Width of dense vectors.
-        classes: Number of classes of the data, where there are labels.
-        parents: Each class's parent, for a given tree; None builds one by clustering.
-
-    Raises:
-        ValueError: The proxy loss is asked for, and there are not two classes.
+        classes: Number of classes, if there are labels.
+        parents: Parents of the classes in a given tree; by default the tree is clustered.
     """
 
     def __init__(
@@ -203,17 +191,17 @@ class Objective(nn.Module):
         self.proxies: HierarchicalProxy | None = None
         if losses.proxy:
             if classes < 2:
-                raise ValueError(f"the proxy loss tells classes apart: {classes} are not enough")
+                raise ValueError(f"the proxy loss needs at least 2 classes, not {classes}")
             weights = (1.0, losses.coarse) if losses.coarse else (1.0,)
             given = parents if losses.coarse else None
-            # A tree that is given holds for few classes too; clusters of few mean little.
+            # A given tree is used for few classes too; clusters of few mean little.
             least = 32 if given is None else 2
             self.proxies = HierarchicalProxy(
                 classes, width, weights=weights, parents=given, least_classes=least
             )
 
     def clamp(self) -> None:
-        """Bring the temperatures back into their limits; call it after a step."""
+        """Bring the temperatures back within their limits, after a step."""
         for contrast in (self.lexical, self.dense, self.pairs, self.teacher):
             contrast.clamp_temperature()
 
@@ -231,12 +219,12 @@ class Objective(nn.Module):
 
         Args:
             image: The student's features of the N images of all processes.
-            text: Those of their texts; row i belongs to image i.
+            text: Features of their texts; row i belongs to image i.
             step: Number of the step, for the ramps.
-            codes: (K, w) of the model's codebook, for CODIS.
-            teacher: For CODIS and TCL.
-            targets: For the terms that need items or words.
-            memory: Of all items; the term begins with it.
+            codes: (K, w) codes, for CODIS.
+            teacher: The teacher's view, for CODIS and TCL.
+            targets: Labels, for the terms that need items or words.
+            memory: Memory of all items, for the memory term.
         """
         parts = self._words(image, text, step, targets, memory)
         return parts | self.meaning(image, text, step, codes, teacher, targets, memory)
@@ -350,11 +338,11 @@ class Objective(nn.Module):
         return parts
 
     def other_texts(self, logits: Tensor, words: Tensor) -> Tensor:
-        """Return the term of texts that belong to no image, by their (N, V) words."""
+        """Return the term of texts without an image, given their (N, V) words."""
         return self.losses.own_words / 2 * own_words_loss(logits, words)
 
     def _own_words(self, image: Features, text: Features, targets: Targets) -> dict[str, Tensor]:
-        """Return the terms of both sides, each of half the weight."""
+        """Return the terms of both sides, each with half the weight."""
         weight = self.losses.own_words / 2
         return {
             name: weight * own_words_loss(side.logits, words)
@@ -366,19 +354,18 @@ class Objective(nn.Module):
         }
 
     def _image_pairs(self, image: Features, same: Tensor) -> Tensor:
-        """Let each image find the others of its item among all but itself (SupCon)."""
+        """Contrast each image with the others of its item (SupCon)."""
         itself = torch.eye(len(same), dtype=torch.bool, device=same.device)
-        # Finite, as its share of 0 is multiplied by its logarithm.
+        # Finite, because it is multiplied by a target of 0.
         alike = (image.lexical @ image.lexical.T).masked_fill(itself, -100)
         return self.pairs(alike, shares(same & ~itself))
 
     def _memory(
         self, image: Tensor, text: Tensor, targets: Targets, memory: ItemMemory, contrast: InfoNCE
     ) -> Tensor:
-        """Let each image find its item's texts, and each text its items' images.
+        """Contrast images with all items' texts, and texts with all items' images.
 
-        The own item's vector too is the remembered one: were it fresh, that alone would tell it
-        from the others.
+        The own item's vector is the remembered one too: a fresh one would stand out.
         """
         kind = memory.texts.dtype
         to_texts = contrast(image.to(kind) @ memory.texts.T, targets.items)
@@ -386,7 +373,7 @@ class Objective(nn.Module):
         return to_texts + to_images
 
     def _distil(self, words: Tensor, meaning: Tensor) -> Tensor:
-        """Let the fused score teach each of its two parts, in both directions."""
+        """Distil the fused score into each of its two parts, in both directions."""
         legs = words / self.lexical.temperature, meaning / self.dense.temperature
         fused = ((legs[0] + legs[1]) / 2).detach()  # a sum would sharpen legs that agree
         terms = [
@@ -416,7 +403,7 @@ class Objective(nn.Module):
             parts["codis"] = losses.codis * torch.stack(list(codis)).sum()
         image_keys = torch.cat([i_seen, seen.image_queue])
         text_keys = torch.cat([t_seen, seen.text_queue])
-        same = None  # keys of the own item are no negatives (TCL's fine-tuning)
+        same = None  # keys of the own item are not negatives (TCL's fine-tuning)
         if targets.relevance is not None and targets.items is not None and seen.items is not None:
             same = targets.items[:, None] == torch.cat([targets.items, seen.items])
         if losses.tcl_cross:
@@ -442,11 +429,7 @@ class Objective(nn.Module):
 
 
 def dense(features: Features) -> Tensor:
-    """Return the dense vectors.
-
-    Raises:
-        ModelError: There are none.
-    """
+    """Return the dense vectors, which must have been computed."""
     if features.dense is None:
         raise ModelError("the teacher's terms need dense vectors")
     return features.dense

@@ -1,4 +1,4 @@
-"""Batches of image-text pairs from any source of `lexvla.data`."""
+"""Batches of image-text pairs from a source of `lexvla.data`."""
 
 from __future__ import annotations
 
@@ -15,29 +15,17 @@ from lexvla.data.loader import Batch, PairLoader
 from lexvla.data.pairs import IndexedSource, ShardedSource
 from lexvla.model import LexVLA
 from lexvla.preprocessing import to_pixels
+from lexvla.training.augment import random_view
 from lexvla.training.feed import Draw, ItemVectors, own_words
 from lexvla.training.recipe import Recipe
 from lexvla.training.sources import classes_of, parents_of
-from lexvla.training.views import random_view
 from lexvla.vocabulary import Vocabulary
 
 __all__ = ["PairFeed"]
 
 
 class PairFeed:
-    """Draw decoded pairs, in an order that can be gone on with; see `PairLoader`.
-
-    Args:
-        source: The pairs.
-        recipe: Gives batch size, seed, views and the terms that ask for classes and words.
-        config: Tells how the model reads images.
-        vocabulary: The columns of words.
-        rank: The number of this process.
-        world_size: The number of processes.
-
-    Raises:
-        InputError: The source does not go with the recipe.
-    """
+    """A `Feed` of decoded pairs in a resumable order; see `PairLoader`."""
 
     def __init__(
         self,
@@ -70,7 +58,7 @@ class PairFeed:
         self._pool = ThreadPoolExecutor(max(1, data.workers))
 
     def draw(self, seed: int) -> Draw:
-        """Return the next batch; the loader has a seed of its own."""
+        """Return the next batch."""
         batch = next(self._batches)
         items = relevance = None
         if self.classes:
@@ -103,11 +91,11 @@ class PairFeed:
         return None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the place behind the last batch, as JSON values."""
+        """Return the position after the last batch, as JSON values."""
         return self._loader.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go to a place that `state_dict` returned."""
+        """Continue from a state of `state_dict`."""
         self._loader.load_state_dict(state)
 
     def close(self) -> None:

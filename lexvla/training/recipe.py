@@ -1,4 +1,4 @@
-"""What a training run is made of, read from a TOML file."""
+"""Recipes of training runs, as TOML files."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ Section = TypeVar("Section")
 
 @dataclass(frozen=True)
 class Data:
-    """Say where the pairs are.
+    """The training data.
 
     Attributes:
-        kind: ``captions``, ``karpathy``, ``hugging_face``, ``webdataset``, or ``drawings`` for the
-            emoji, of which each item fills two rows of a batch.
+        kind: ``captions``, ``karpathy``, ``hugging_face``, ``webdataset``, or ``drawings`` for
+            emoji, each of which takes two rows of a batch.
         path: A file, folder, name or pattern; see `lexvla.data`.
         batch_size: Pairs of a process in one contrast.
-        workers: Threads that decode.
-        options: More arguments of the source, such as ``split``.
-        views: Of drawings, before a frozen vision model with a memory of concepts: views of each
-            that it sees, once; 0 draws them anew at every step, through the whole model.
-        patches: Random patches of such a view that a step looks at; 0 for all.
-        folds: Groups of styles that the memory's comparisons are made without, each for its own
-            drawings; a style in none is a group of its own.
-        class_share: Share of a batch that the vision model's classes take.
-        noun_rows: Nouns of a step that belong to no image.
+        workers: Decoding threads.
+        options: Other arguments of the source, such as ``split``.
+        views: For drawings, a frozen vision model and a memory of concepts: cached views of each
+            drawing; 0 draws new ones at every step, through the whole model.
+        patches: Random patches of a cached view that a step uses; 0 for all.
+        folds: Groups of styles, each left out of the memory that its own drawings are compared
+            with; other styles are groups of their own.
+        class_share: Share of a batch for the vision model's classes.
+        noun_rows: Nouns without an image in each step.
     """
 
     kind: str
@@ -54,7 +54,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Run:
-    """Say how long and how fast to train.
+    """The training loop.
 
     Attributes:
         steps: Optimiser steps.
@@ -67,21 +67,20 @@ class Run:
         text_first: Steps in which texts alone learn, from what a memory of concepts says of
             items.
         clip: Largest norm of the gradient.
-        accumulate: Batches, each with a contrast of its own, that one step sums.
-        parts: Parts in which a batch goes through the model, by gradient caching: a contrast over
-            all of it in the memory of one.
-        bfloat16: Whether to compute under autocast.
-        crop: Smallest share of an image that a view shows.
-        jitter: Strength of random brightness, contrast and colour; of drawings, of all changes.
-        sides: Pixels of the views, if not the model's own: small ones first save time.
-        sides_from: Share of the steps at which each of them takes over.
-        average: Decay of a moving average of the weights, which then is what is saved.
+        accumulate: Batches, each with its own contrast, that a step sums.
+        parts: Parts of a batch for gradient caching: one contrast in the memory of a part.
+        bfloat16: Whether to use autocast to bfloat16.
+        crop: Smallest share of an image in a view.
+        jitter: Strength of random brightness, contrast and colour; for drawings, of all changes.
+        sides: Sides of the views in pixels, by default the model's; small ones first save time.
+        sides_from: Share of the steps at which each side begins.
+        average: Decay of a moving average of the weights, which is saved instead; 0 for none.
         half: Whether to save the model in 16-bit floats.
         save_every: Steps between checkpoints.
-        seed: All that is random follows from it.
-        device: ``cpu``, or whatever accelerate finds.
-        threads: Threads of torch on a CPU; 0 leaves them as they are.
-        tensorboard: Whether to write TensorBoard's logs too.
+        seed: Seed of all randomness.
+        device: ``cpu``; by default what accelerate finds.
+        threads: CPU threads of torch; 0 for torch's default.
+        tensorboard: Whether to write TensorBoard logs too.
     """
 
     steps: int
@@ -110,15 +109,15 @@ class Run:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Settings of a run on image-text pairs.
+    """A training run.
 
     Attributes:
         output: Folder of log, checkpoint and finished model.
-        model: ``start``, a saved model to go on from; or ``text_model`` and ``vision_model`` with
-            other arguments of `LexVLA.from_backbones`; or those of `untrained_model`.
-        data: The pairs.
-        loss: Weights of the losses.
-        train: The run.
+        model: ``start``, a saved model; or ``text_model`` and ``vision_model`` with other arguments
+            of `LexVLA.from_backbones`; or arguments of `untrained_model`.
+        data: The training data.
+        loss: Weights and settings of the losses.
+        train: The training loop.
     """
 
     output: str
@@ -129,17 +128,12 @@ class Recipe:
 
     @classmethod
     def load(cls, path: str | Path) -> Recipe:
-        """Read a recipe.
-
-        Raises:
-            InputError: The file cannot be read, or holds an unknown key or a value that is of the
-                wrong type or out of its range.
-        """
+        """Read a recipe; an invalid one raises `InputError`."""
         name = str(path)
         try:
             values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise InputError(name, f"no readable recipe ({error})") from error
+            raise InputError(name, f"the recipe cannot be read ({error})") from error
         unknown = sorted(values.keys() - {each.name for each in fields(cls)})
         if unknown:
             raise InputError(name, f"unknown key {unknown[0]!r}")
@@ -157,14 +151,14 @@ class Recipe:
         return recipe
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values, as a checkpoint keeps them."""
+        """Return plain values for a checkpoint."""
         return asdict(self)
 
     def _check(self, name: str) -> None:
         data, loss, train = self.data, self.loss, self.train
         rules = {
             f"[data] kind must be one of {', '.join(KINDS)}": data.kind in KINDS,
-            "[data] batch_size must be at least 2: one pair has nothing to be told from": (
+            "[data] batch_size must be at least 2: a pair needs another to be contrasted with": (
                 data.batch_size >= 2
             ),
             "[train] steps, save_every, accumulate and parts must be at least 1": (
@@ -268,12 +262,12 @@ def _fits(value: Any, kind: Any) -> bool:
         return any(value == c if isinstance(c, str) else _fits(value, c) for c in choices)
     if kind is float:
         return type(value) in (int, float)
-    return type(value) is kind  # True and False are no numbers to the one who writes a recipe
+    return type(value) is kind  # True and False are not numbers in a recipe
 
 
 def _model(values: dict[str, Any], name: str) -> dict[str, Any]:
     if "start" in values:
-        # Not dtype: a small step is lost in 16 bits; bfloat16 of [train] is for computing.
+        # Not dtype: small steps are lost in 16 bits; [train] bfloat16 is for computing.
         known = {"start", *inspect.signature(LexVLA.from_pretrained).parameters} - {"dtype"}
     else:
         build = untrained_model if "width" in values else LexVLA.from_backbones
@@ -281,7 +275,7 @@ def _model(values: dict[str, Any], name: str) -> dict[str, Any]:
         known |= set(inspect.signature(LexVLAConfig.__init__).parameters)
         if "width" not in values and not {"text_model", "vision_model"} <= values.keys():
             raise InputError(name, "[model] needs text_model and vision_model, or start, or width")
-        if "width" in values:  # a tower with a name is not saved with the model
+        if "width" in values:  # a named tower is not saved with the model
             known -= {"text_model"}
     known -= {"self", "config", "kwargs", "path", "device", "captions", "other_texts"}
     if unknown := sorted(values.keys() - known):

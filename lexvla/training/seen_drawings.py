@@ -1,4 +1,4 @@
-"""Drawings as a frozen vision model and the memory of concepts see them."""
+"""Drawings as seen by a frozen vision model and the memory of concepts."""
 
 from __future__ import annotations
 
@@ -31,24 +31,21 @@ from lexvla.training.recipe import Recipe
 
 __all__ = ["SeenDrawings"]
 
-_PROTOTYPES = 6  # made-up maps of each class, for its vector
+_PROTOTYPES = 6  # synthetic maps of each class, for its vector
 
 
 class SeenDrawings:
-    """Give views of drawings, and made-up ones of classes, without running the vision model.
+    """Provide cached views of drawings and synthetic ones of classes.
 
-    An image's comparison with the items is that of a memory which has not seen its style.
+    An image is compared with the items by a memory that has not seen its style.
 
     Args:
-        drawings: Their classes are those of the vision model's classifier.
-        recipe: Names folder, views, folds and patches.
-        model: Its memory of concepts and its image codebook are set in closed form.
+        drawings: Drawings, with the classes of the vision model's classifier.
+        recipe: Recipe with folder, views, folds and patches.
+        model: Model whose memory of concepts and image codebook are set in closed form.
 
     Attributes:
-        known: Numbers of the emoji that drawings of at least two folds show.
-
-    Raises:
-        InputError: The model has no memory of these items and classes.
+        known: Numbers of the emoji with drawings in at least two folds.
     """
 
     def __init__(self, drawings: EmojiDrawings, recipe: Recipe, model: LexVLA) -> None:
@@ -76,7 +73,7 @@ class SeenDrawings:
         numbers = np.unique(drawings.style, return_inverse=True)[1]
         fold = torch.tensor(folds_of(styles, data.folds))[torch.from_numpy(numbers)].repeat(views)
         fill_memory(memory, pooled, item, folder)
-        # What is said of images is set before the first step, and texts learn to agree with it.
+        # Image vectors are fixed before the first step, and texts learn to match them.
         model.image_codebook.requires_grad_(False)
         words = torch.from_numpy(drawings.word_weights(model.vocabulary))
         fill_codebook(model.image_codebook, words)
@@ -119,7 +116,7 @@ class SeenDrawings:
         )
 
     def _class_wholes(self, seed: int) -> Tensor:
-        """Compare some made-up maps of every class with the concepts."""
+        """Compare synthetic maps of every class with the concepts."""
         rng, parts = np.random.default_rng(seed), []
         classes = torch.arange(self._memory.sizes.classes)
         for number in range(_PROTOTYPES):
@@ -130,12 +127,12 @@ class SeenDrawings:
         return torch.cat(parts)
 
     def views(self, rows: np.ndarray, classes: Tensor, seed: int) -> CachedCells:
-        """Return one view each: of the first drawings, classes, the second drawings, classes.
+        """Return views of the first drawings, classes, the second drawings and classes again.
 
         Args:
             rows: (2, n) numbers of drawings.
             classes: (m,) long.
-            seed: All that is random follows from it.
+            seed: Seed of the views.
         """
         rng = np.random.default_rng(seed)
         parts = []
@@ -155,7 +152,7 @@ class SeenDrawings:
         return CachedCells(cells, whole)
 
     def _places(self, count: int, rng: np.random.Generator) -> np.ndarray:
-        """Choose some cells of each map, sorted: (count, patches)."""
+        """Choose random cells of each map, sorted: (count, patches)."""
         cells = self._cells.shape[2]
         order = rng.random((count, cells)).argsort(axis=1)
         return np.sort(order[:, : self._patches or cells], axis=1)

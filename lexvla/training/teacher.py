@@ -9,8 +9,7 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional
 
-from lexvla.features import Features
-from lexvla.model import LexVLA
+from lexvla.model import Features, LexVLA
 
 __all__ = ["FeatureQueue", "Teacher"]
 

@@ -1,10 +1,11 @@
-"""Train a LexVLA of any size by the losses of four papers."""
+"""The training loop for models of any size and the losses of four papers."""
 
 from __future__ import annotations
 
 import logging
 import math
 import time
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -16,18 +17,17 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from lexvla.codebook import code_counts, count_dead_codes
+from lexvla.codebook import Codebook, code_counts, count_dead_codes
 from lexvla.errors import InputError, ModelError
-from lexvla.features import Features
 from lexvla.image_tower import CachedCells
 from lexvla.lexical_head import lexical_vector
+from lexvla.losses import HierarchicalProxy
+from lexvla.model import Features
 from lexvla.training.checkpoint import differences, load_checkpoint, save_checkpoint
-from lexvla.training.clusters import initialise_codes, recluster_proxies, reseed_codes
 from lexvla.training.feed import Draw
 from lexvla.training.gathering import gather_rows, share_state
 from lexvla.training.gradient_cache import cached_backward
-from lexvla.training.health import check_health, signs
-from lexvla.training.memory import ItemMemory
+from lexvla.training.item_memory import ItemMemory
 from lexvla.training.objective import Objective, Targets, TeacherView, dense
 from lexvla.training.recipe import Recipe
 from lexvla.training.run_log import RunLog
@@ -37,6 +37,8 @@ from lexvla.training.teacher import FeatureQueue, Teacher
 
 __all__ = ["Trainer", "train"]
 
+_FROM = 500  # steps after which vectors are checked for collapse
+_ALIKE = 0.9995  # untrained vectors come near 0.998
 logger = logging.getLogger(__name__)
 LOCALS = ("locals", "mask")
 
@@ -46,11 +48,11 @@ def train(recipe_path: str | Path, resume: bool = False) -> Path:
 
     Args:
         recipe_path: A TOML file; see `Recipe`.
-        resume: Go on from the last checkpoint in the recipe's output folder.
+        resume: Continue from the last checkpoint in the recipe's output folder.
 
     Raises:
-        InputError: The recipe or its data cannot be used.
-        ModelError: A model cannot be loaded, the vectors collapsed, or a loss is not finite.
+        InputError: The recipe or its data are invalid.
+        ModelError: The vectors have collapsed, or a loss is not finite.
     """
     trainer = Trainer(Recipe.load(recipe_path))
     if resume:
@@ -59,14 +61,10 @@ def train(recipe_path: str | Path, resume: bool = False) -> Path:
 
 
 class Trainer:
-    """Hold all that a run changes; several processes by ``accelerate launch``.
+    """The state of a run; start several processes by ``accelerate launch``.
 
-    All that is random in a step follows from the seed, the step and the process alone, so a run
-    that was killed and resumed is the same run.
-
-    Raises:
-        InputError: The recipe or its data cannot be used.
-        ModelError: A model cannot be loaded.
+    Randomness in a step depends on the seed, the step and the process only, so a resumed run equals
+    an uninterrupted one.
     """
 
     def __init__(self, recipe: Recipe) -> None:
@@ -75,7 +73,7 @@ class Trainer:
         if run.threads:
             torch.set_num_threads(run.threads)
         torch.manual_seed(run.seed)
-        # Its own mixed precision is one for the whole life of a process, not one a run.
+        # Accelerate's mixed precision would be fixed for the life of the process, not of a run.
         self.accelerator = Accelerator(mixed_precision="no", cpu=run.device == "cpu")
         self.device = self.accelerator.device
         self.world = self.accelerator.num_processes
@@ -106,7 +104,7 @@ class Trainer:
         self.counts = self.counts.to(self.device)
         made = optimizers(self.model, self.objective, run)
         self.rates = [[group["lr"] for group in each.param_groups] for each in made]
-        # Codes are used by the loss, not by the forward pass, where DDP would wait for them.
+        # The loss uses codes, not the forward pass, and DDP would wait for their gradient.
         self.model._ddp_params_and_buffers_to_ignore = ["codebook.codes"]
         self.wrapped, *self.optimizers = self.accelerator.prepare(self.model, *made)
         self.step = 0
@@ -116,12 +114,10 @@ class Trainer:
     def _check_queue(self) -> None:
         loss, batch = self.recipe.loss, self.recipe.data.batch_size * self.world
         if loss.queue < batch:
-            raise InputError(
-                "[loss] queue", f"must hold a batch of all processes, which is {batch}"
-            )
+            raise InputError("[loss] queue", f"must hold a batch of all processes, {batch}")
         rows, codes = 2 * self._filled(loss.codis_from), self.model.config.codebook_size
         if loss.codis and loss.codis_from and rows < codes:
-            rule = f"is too early: the queues hold {rows} vectors then, for {codes} codes"
+            rule = f"is too early: the queues then hold {rows} vectors for {codes} codes"
             raise InputError("[loss] codis_from", rule)
 
     def run(self) -> Path:
@@ -170,7 +166,7 @@ class Trainer:
         model.save_pretrained(folder)
 
     def train_step(self) -> dict[str, float]:
-        """Take one optimiser step and return the parts of its loss, and signs of health."""
+        """Take an optimiser step and return the parts of its loss and signs of health."""
         run = self.recipe.train
         self.wrapped.train()
         factor = min((self.step + 1) / max(1, run.warmup), 1.0)
@@ -225,17 +221,17 @@ class Trainer:
 
     @property
     def _adam(self) -> torch.optim.Optimizer:
-        """Return the optimizer of codes and proxies."""
+        """The optimizer of codes and proxies."""
         own: torch.optim.Optimizer = self.optimizers[0].optimizer
         return own
 
     def _filled(self, steps: int) -> int:
-        """Return how many rows of a queue hold vectors of items after some steps."""
+        """Return how many rows of a queue are filled after some steps."""
         rows = steps * self.recipe.train.accumulate * self.recipe.data.batch_size * self.world
         return min(rows, self.recipe.loss.queue)
 
     def _micro_step(self, micro: int, last: bool) -> dict[str, float]:
-        """Let one batch add its gradient."""
+        """Add the gradient of a batch."""
         run, loss = self.recipe.train, self.recipe.loss
         draw = self.feed.draw(self._seed(micro, 1))
         if self.step < run.text_first:
@@ -256,7 +252,7 @@ class Trainer:
         fresh: list[Features] = []  # of images and texts
 
         def forward(number: int, span: slice) -> list[Tensor]:
-            # The same dropout in both passes of the gradient cache, and after a resumption.
+            # The same dropout in both passes of the gradient cache, and after resuming.
             torch.manual_seed(self._seed(micro, number, 7))
             images = pixels[span]
             with self._autocast():
@@ -270,7 +266,7 @@ class Trainer:
             parts = [each._asdict() for each in features]
             names[:] = [name for name, part in parts[0].items() if part is not None]
             columns = [part[name][: len(images)] for part in parts for name in names]
-            # Texts of no image come behind the others; only their words' logits are asked for.
+            # Texts without an image come last; only their words' logits are needed.
             return [*columns, parts[1]["logits"][count:]] if other_words is not None else columns
 
         def value(columns: list[Tensor]) -> Tensor:
@@ -320,7 +316,7 @@ class Trainer:
         return not self.model.image_codebook.requires_grad and self.memory is not None
 
     def _text_step(self, draw: Draw, micro: int) -> dict[str, float]:
-        """Let the texts of one batch add their gradient, by what is remembered of the images."""
+        """Add the gradient of the texts of a batch, compared with remembered images."""
         memory = self.memory
         if memory is None or draw.items is None or draw.relevance is None:
             raise InputError("[train] text_first", "needs items and their memory")
@@ -343,7 +339,7 @@ class Trainer:
         return {**parts, "loss": float(total.detach()), **signs(text.lexical)}
 
     def _pixels(self, draw: Draw, micro: int, view: int) -> Tensor | CachedCells:
-        """Return one random view of each image, the same whenever this step is taken."""
+        """Return a random view of each image, the same whenever this step is taken."""
         run = self.recipe.train
         side = self.model.config.image_side
         for pixels, start in zip(run.sides, run.sides_from, strict=True):
@@ -352,7 +348,7 @@ class Trainer:
         return draw.images(self._seed(micro, view, 13), side).to(self.device)
 
     def _look(self, draw: Draw, ids: list[list[int]], micro: int) -> TeacherView | None:
-        """Return what the teacher sees of another view, by parts, and gathered."""
+        """Return the teacher's gathered features of another view."""
         if self.teacher is None or self.queues is None or self._too_early():
             return None
         pixels = self._pixels(draw, micro, view=1)
@@ -374,7 +370,7 @@ class Trainer:
         return TeacherView(image, text, image_queue.newest(), text_queue.newest(), items)
 
     def _too_early(self) -> bool:
-        """Tell whether CODIS alone asks for the teacher, and its queues need not fill yet."""
+        """Tell whether only CODIS needs the teacher, and its queues need not fill yet."""
         loss, rows = self.recipe.loss, self.recipe.data.batch_size * self.world
         if loss.tcl_cross or loss.tcl_intra or loss.tcl_local:
             return False
@@ -394,7 +390,7 @@ class Trainer:
         return context
 
     def _share_gradients(self) -> None:
-        """Average what DDP does not see; it is equal everywhere but for rounding."""
+        """Average gradients that DDP does not see; they differ only by rounding."""
         if self.world == 1:
             return
         weights = list(self.objective.parameters())
@@ -405,7 +401,7 @@ class Trainer:
                 weight.grad = self.accelerator.reduce(weight.grad, "mean")
 
     def state(self) -> dict[str, Any]:
-        """Return all that a resumed run needs."""
+        """Return the state for resuming."""
         trained = {n: p.detach() for n, p in self.model.named_parameters() if p.requires_grad}
         return {
             "recipe": self.recipe.to_dict(),
@@ -422,26 +418,22 @@ class Trainer:
         }
 
     def save_checkpoint(self) -> None:
-        """Write the state; an earlier checkpoint stays until the new one is whole.
-
-        Raises:
-            ModelError: It cannot be written.
-        """
+        """Write the state; an earlier checkpoint stays until the new one is complete."""
         state = self.state()
         if self.accelerator.is_main_process:
             save_checkpoint(self.output / "checkpoint.pt", state)
         self.accelerator.wait_for_everyone()
 
     def resume(self) -> None:
-        """Go on from the last checkpoint; without one, start anew.
+        """Continue from the last checkpoint, if there is one.
 
         Raises:
             ModelError: The checkpoint is damaged, or of another recipe or number of processes.
-            InputError: The data are not those of the checkpoint.
+            InputError: The data have changed.
         """
         path = self.output / "checkpoint.pt"
         if not path.exists():
-            logger.info("no checkpoint in %s: starting anew", self.output)
+            logger.info("no checkpoint in %s: starting from the beginning", self.output)
             return
         state = load_checkpoint(path)
         changed = list(differences(state["recipe"], self.recipe.to_dict()))
@@ -469,3 +461,61 @@ class Trainer:
             queue.load_state_dict(saved)
         self.counts.copy_(state["counts"])
         self.feed.load_state_dict(state["feeds"][self.accelerator.process_index])
+
+
+def signs(vectors: Tensor) -> dict[str, float]:
+    """Return the active words of (N, V) unit vectors (``words``) and their mean's norm (``alike``).
+
+    ``alike`` is 1 if all vectors are equal.
+    """
+    vectors = vectors.detach()
+    active = (vectors > vectors.shape[1] ** -0.5).sum(1).float().mean()
+    return {"words": float(active), "alike": float(vectors.mean(0).norm())}
+
+
+def check_health(step: int, parts: Mapping[str, float]) -> None:
+    """Raise `ModelError` if the loss is not finite or the vectors have collapsed.
+
+    ``parts`` holds ``loss``, the norm ``gradient``, and the result of `signs`.
+    """
+    if not math.isfinite(parts["loss"]) or not math.isfinite(parts["gradient"]):
+        rule = f"the loss is {parts['loss']} and the gradient {parts['gradient']}"
+        raise ModelError(f"step {step}: {rule}; try a lower rate or a longer warmup")
+    if step > _FROM and parts["words"] < 1:
+        raise ModelError(f"step {step}: vectors have no active word left; try a lower penalty")
+    if step > _FROM and parts["alike"] > _ALIKE:
+        raise ModelError(f"step {step}: all images have the same vector; try a lower rate")
+
+
+@torch.no_grad()
+def forget(optimizer: torch.optim.Optimizer, weight: Tensor, rows: Tensor) -> None:
+    """Clear the optimiser's moments of rows that were replaced."""
+    for moment in optimizer.state.get(weight, {}).values():
+        if isinstance(moment, Tensor) and moment.shape == weight.shape:
+            moment[rows] = 0
+
+
+def initialise_codes(codebook: Codebook, rows: Tensor, seed: int) -> None:
+    """Set the codes to cluster centres of (n, width) teacher vectors."""
+    place = rows.device
+    codebook.cpu().initialise(rows.cpu(), torch.Generator().manual_seed(seed))
+    codebook.to(place)
+
+
+def reseed_codes(
+    codebook: Codebook, counts: Tensor, rows: Tensor, optimizer: torch.optim.Optimizer, seed: int
+) -> None:
+    """Replace unused codes by some of the rows, and reset the counts."""
+    generator = torch.Generator(rows.device).manual_seed(seed)
+    forget(optimizer, codebook.codes, codebook.reseed(counts, rows, generator))
+    counts.zero_()
+
+
+def recluster_proxies(
+    proxies: HierarchicalProxy, optimizer: torch.optim.Optimizer, seed: int
+) -> None:
+    """Recluster proxies without a given tree (HPL)."""
+    device = proxies.parents(0).device
+    moved = proxies.recluster(torch.Generator(device).manual_seed(seed))
+    for level, rows in zip(list(proxies.levels)[1:], moved, strict=True):
+        forget(optimizer, level.get_parameter("proxies"), rows)

@@ -1,4 +1,4 @@
-"""A small model of random weights, with a tokenizer and vocabulary made from captions."""
+"""Small models with random weights, with tokenizer and vocabulary made from captions."""
 
 from __future__ import annotations
 
@@ -40,26 +40,22 @@ def untrained_model(
     dropout: float = 0.1,
     **config: Any,
 ) -> LexVLA:
-    """Build a model whose text side, and without a ``vision_model`` image side, is untrained.
+    """Build a model with an untrained text tower and, without ``vision_model``, image tower.
 
     Args:
-        captions: Their words are the vocabulary, but for words such as "the".
-        other_texts: Their words can be asked for too, and are explained by the vocabulary's.
-        width: Of both towers, and the lexical width.
-        vision_model: Folder of a pretrained vision model, which stays frozen and is saved with the
-            model; see `LexVLA.from_backbones`.
+        captions: Texts whose words, without stop words, are the vocabulary.
+        other_texts: Texts whose words are read too, and explained by those of the vocabulary.
+        width: Width of both towers and of the lexical space.
+        vision_model: Folder of a pretrained vision model, which is frozen and saved with the model.
         vision_layers: Layers of the vision model, a DINOv2.
         text_layers: Layers of the language model, a Llama.
-        heads: Attention heads, of both and of the adapter.
-        patch_size: Pixels.
-        image_size: Pixels.
-        pieces_below_words: Smaller pieces, for words that no caption has.
-        drop_path: Share of the vision model's layers that a training step leaves out.
-        dropout: Of the language model's attention.
+        heads: Attention heads of both and of the adapter.
+        patch_size: Side of a patch in pixels.
+        image_size: Side of an image in pixels.
+        pieces_below_words: Number of smaller pieces, for unknown words.
+        drop_path: Share of the vision model's layers that a training step skips.
+        dropout: Dropout of the language model's attention.
         config: Other fields of `LexVLAConfig`.
-
-    Raises:
-        ValueError: A setting is out of its range, or the sizes do not go together.
     """
     for name, size in (
         ("width", width),
@@ -80,7 +76,7 @@ def untrained_model(
         )
     captions = list(captions)
     if not captions:
-        raise ValueError("there are no captions to make a vocabulary from")
+        raise ValueError("captions must not be empty: they make the vocabulary")
     other_texts = list(other_texts)
     frames = _FRAME_WORDS if other_texts else ()
     tokenizer = train_tokenizer([*captions, PROMPT, *frames], pieces_below_words, other_texts)
@@ -138,10 +134,10 @@ def untrained_model(
 def _known_tokens(
     tokenizer: PreTrainedTokenizerFast, captions: list[str], other_texts: list[str]
 ) -> tuple[int, int]:
-    """Return the span of token ids of the words that only the other texts have.
+    """Return the range of token ids of the words that only the other texts have.
 
-    They stand in one row. A word that is a part of the captions' words as well stands apart, among
-    pieces such as single letters, which do not make a text known.
+    These are consecutive. Words that are also parts of captions' words lie elsewhere, among pieces
+    such as single letters, which do not make a text known.
     """
     if not other_texts:
         return 0, 0
@@ -165,11 +161,11 @@ def _on_backbone(
     tokenizer: PreTrainedTokenizerFast,
     settings: dict[str, Any],
 ) -> LexVLA:
-    """Build a model over a frozen pretrained vision model, to be saved with it."""
+    """Build a model with a frozen pretrained vision model, which is saved with it."""
     vision = backbones.read_backbone_config(name)
     fine = bool(settings.get("fine_stage"))
     settings = {**backbones.vision_fields(name, vision, None, None, fine), **settings}
-    vision.name_or_path = ""  # it is saved with the model, wherever it came from
+    vision.name_or_path = ""  # it is saved with the model
     config = LexVLAConfig(text_config=text, vision_config=vision, **settings)
     network = backbones.load_vision_model(config, name, torch.device("cpu"), torch.float32, None)
     return LexVLA(config, vocabulary, tokenizer, vision_model=network.requires_grad_(False))

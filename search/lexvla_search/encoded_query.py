@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import sparse
 
-from lexvla.encoding import Encoder, Encoding
+from lexvla.encoder import Encoder
+from lexvla.encoding import Encoding
 from lexvla.errors import InputError
 from lexvla.images import ImageSource, open_image
 from lexvla.vocabulary import Vocabulary

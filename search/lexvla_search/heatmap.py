@@ -8,7 +8,8 @@ from typing import Protocol, cast
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from lexvla.encoding import Encoder, Encoding
+from lexvla.encoder import Encoder
+from lexvla.encoding import Encoding
 from lexvla.errors import InputError, UnsupportedError
 
 __all__ = ["WordMapper", "heatmap", "match_map", "patch_map", "word_map"]

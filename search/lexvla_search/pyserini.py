@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from lexvla.encoding import Encoder
+from lexvla.encoder import Encoder
 from lexvla.errors import InputError, LexVLAError
 from lexvla_indexer.jdk import find_jdk
 from lexvla_indexer.lucene.jvm import java_class, start_java

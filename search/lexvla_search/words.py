@@ -12,7 +12,8 @@ import numpy as np
 from PIL import Image
 from scipy import sparse
 
-from lexvla.encoding import Encoder, Encoding
+from lexvla.encoder import Encoder
+from lexvla.encoding import Encoding
 from lexvla.errors import InputError, UnsupportedError
 from lexvla.text_normalisation import normalise_text
 from lexvla.vocabulary import Vocabulary

@@ -12,7 +12,7 @@ from pydantic.json_schema import models_json_schema
 from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 
-from lexvla.encoding import Encoder
+from lexvla.encoder import Encoder
 from lexvla.version import program_version
 from lexvla_search.api import document_routes, index_routes, search_routes
 from lexvla_search.api.frame import Frame

@@ -11,7 +11,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from typing import TypeVar
 
-from lexvla.encoding import Encoder, Encoding
+from lexvla.encoder import Encoder
+from lexvla.encoding import Encoding
 from lexvla.errors import (
     IndexCorruptError,
     IndexVersionError,

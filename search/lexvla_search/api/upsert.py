@@ -11,7 +11,8 @@ from PIL import Image
 from pydantic import ValidationError
 from starlette.requests import Request
 
-from lexvla.encoding import Encoder, Encoding
+from lexvla.encoder import Encoder
+from lexvla.encoding import Encoding
 from lexvla.errors import InputError
 from lexvla.images import open_image
 from lexvla_indexer import Document

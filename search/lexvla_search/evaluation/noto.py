@@ -12,7 +12,8 @@ from PIL import Image
 from scipy import sparse
 
 from lexvla.data.phrasings import plural, title_case
-from lexvla.encoding import Encoder, Encoding
+from lexvla.encoder import Encoder
+from lexvla.encoding import Encoding
 from lexvla_search.evaluation.batches import encode_in_batches
 from lexvla_search.evaluation.retrieval import dcg, ndcg_at_k, precision_at_k, recall_at_k
 

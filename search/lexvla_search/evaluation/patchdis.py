@@ -15,7 +15,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from lexvla.encoding import Encoder, Encoding
+from lexvla.encoder import Encoder
+from lexvla.encoding import Encoding
 from lexvla.errors import InputError
 
 __all__ = [

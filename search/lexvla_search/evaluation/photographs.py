@@ -19,7 +19,8 @@ import numpy as np
 from PIL import Image
 from scipy import sparse
 
-from lexvla.encoding import Encoder, Encoding
+from lexvla.encoder import Encoder
+from lexvla.encoding import Encoding
 from lexvla.errors import InputError
 from lexvla_search.evaluation.batches import encode_in_batches
 from lexvla_search.evaluation.retrieval import Scores, ranks, within

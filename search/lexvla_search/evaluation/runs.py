@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from lexvla.encoding import Encoder, Encoding
+from lexvla.encoder import Encoder
+from lexvla.encoding import Encoding
 from lexvla.errors import GatheredInputError, InputError
 from lexvla.images import ImageSource, open_image
 from lexvla_indexer.base import Index

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lexvla.encoding import Encoder
+from lexvla.encoder import Encoder
 from lexvla_indexer.base import Index
 from lexvla_search.evaluation.figures import plot_evaluation
 from lexvla_search.evaluation.measures import Measured, measure, recall_curve

@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 from scipy import sparse
 
-from lexvla.encoding import Encoder, Encoding
+from lexvla.encoder import Encoder
+from lexvla.encoding import Encoding
 from lexvla.errors import OptionalDependencyError
 from lexvla.images import ImageSource
 from lexvla_search.evaluation.batches import encode_in_batches, keep_heaviest

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lexvla.features import Features
+from lexvla.model import Features
 
 __all__ = ["ItemMemory"]
 
