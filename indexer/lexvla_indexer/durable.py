@@ -1,4 +1,4 @@
-"""Files that are on the disk whole, or not at all."""
+"""Files that reach the disk whole or not at all."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NEW = ".new"  # ends the name of what is being written
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Name a file in the errors of the system, such as that the disk is full."""
+    """Name a file in OS errors, such as that of a full disk."""
     try:
         yield
     except OSError as error:
@@ -24,7 +24,7 @@ def naming(path: Path) -> Iterator[None]:
 
 @contextmanager
 def writing(path: Path) -> Iterator[BinaryIO]:
-    """Open a file to write it whole; an `OSError` names it."""
+    """Open a file to write; an `OSError` names it."""
     with naming(path), path.open("wb") as file:
         yield file
 
@@ -40,6 +40,6 @@ def fsync(path: Path) -> None:
 
 
 def publish(new: Path, path: Path) -> None:
-    """Give a finished file or directory its name, durably."""
+    """Move a finished file or directory to its final name, durably."""
     new.replace(path)
     fsync(path.parent)

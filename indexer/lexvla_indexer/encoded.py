@@ -34,12 +34,7 @@ _CHUNK = 1024  # documents to look up and to add at once
 
 @dataclass(frozen=True)
 class Origin:
-    """Say whose vectors a file holds.
-
-    Attributes:
-        model: The name of the encoder.
-        vocabulary: The terms of the lexical columns.
-    """
+    """The encoder's name and the terms of the lexical columns of the vectors in a file."""
 
     model: str
     vocabulary: Vocabulary
@@ -54,9 +49,9 @@ class Encoded:
     encoding: Encoding
 
     def save(self, path: str | Path) -> None:
-        """Write all into one ``.npz`` file, which `Encoding.load` reads too.
+        """Write everything into one ``.npz`` file, which `Encoding.load` can read too.
 
-        Beside the vectors' arrays there are ``origin`` and ``documents``: JSON as bytes.
+        ``origin`` and ``documents``, JSON as bytes, lie beside the vectors' arrays.
         """
         path = Path(path)
         new = path.with_name(f"{path.name}.part")
@@ -95,10 +90,10 @@ class Encoded:
         return cls(origin, documents, encoding)
 
     def save_collection(self, path: str | Path) -> None:
-        """Write the words as Anserini reads them, a line for each document.
+        """Write the words as Anserini reads them, one line a document.
 
-        Beside the file, with more suffixes, are the vocabulary and the quantization, without which
-        an index of it cannot be understood.
+        The vocabulary and the quantization go beside the file, under its name with more suffixes:
+        without them an index of it cannot be understood.
         """
         path = Path(path)
         new = path.with_name(f"{path.name}.part")
@@ -135,7 +130,6 @@ def encode_source(
 
     Raises:
         InputError: The source is missing, or of an unknown kind.
-        ValueError: The batch size is below 1.
     """
     report = Report()
     sink = _Collection(report)
@@ -174,11 +168,11 @@ class _Collection:
 
 
 def read_origins(files: Sequence[str | Path]) -> Origin:
-    """Return whose vectors these files hold, all of them.
+    """Return the one origin that all files share.
 
     Raises:
         InputError: A file was not written by `Encoded.save`.
-        VocabularyMismatchError: They are not all of one model with one vocabulary.
+        VocabularyMismatchError: The files differ in model or vocabulary.
     """
     first, *others = [_origin(_member(path, "origin"), path) for path in files]
     for path, other in zip(files[1:], others, strict=True):
@@ -194,7 +188,7 @@ def index_encoded(
 ) -> Report:
     """Store what `encode_source` made, as if the sources themselves had been indexed here.
 
-    An id that comes a second time is rejected. One file is in memory at a time.
+    A repeated id is rejected. One file is in memory at a time.
 
     Args:
         files: Files of `Encoded.save`; nothing is stored unless all are of one model.
@@ -253,7 +247,6 @@ def _check_same(name: str, origin: Origin, other_name: str, other: Origin) -> No
 
 
 def _member(path: str | Path, name: str) -> Any:
-    """Read one JSON member of a file of `Encoded.save`."""
     try:
         # For other files np.load suggests pickle: bad advice.
         with Path(path).open("rb") as file:

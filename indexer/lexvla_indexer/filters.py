@@ -2,14 +2,14 @@
 
     year >= 2020 and not (tag in (cat, "wild cat") or draft = true)
 
-``docs/filters.md`` describes the grammar for people. In every engine a filter means what
+``docs/filters.md`` describes the grammar for users. In every engine a filter means what
 `Filter.matches` says:
 
-- A comparison matches values of its own type only: strings, numbers (whole or not) and booleans
-  never mix. ``year = "2020"`` does not match the number 2020, and neither does ``year != "2020"``.
-- A document without the field matches no comparison, not even ``!=``; ``not`` of one matches it.
+- A comparison matches values of its own type only: strings, numbers (integers and floats) and
+  booleans never mix. Neither ``year = "2020"`` nor ``year != "2020"`` matches the number 2020.
+- A document without the field matches no comparison, not even ``!=``, but matches its ``not``.
 - A list of strings matches ``=`` and ``in`` if any of its strings does, ``!=`` if none of them is
-  equal, and no range.
+  equal, and never a range.
 - ``id``, ``uri`` and ``text`` mean the document's own, unless its metadata has a key of that name.
 - Strings are ordered by code point; numbers are compared exactly.
 """
@@ -63,24 +63,24 @@ _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
 
 
 class Filter(ABC):
-    """Choose documents. A filter is one of the nodes below, and never changes."""
+    """Choose documents: one of the immutable nodes below."""
 
     @staticmethod
     def parse(text: str) -> Filter:
         """Read a filter.
 
-        It may have 16,777,216 characters, 256 comparisons, 200,000 values in its ``in`` lists
+        It may have 16,777,216 characters, 256 comparisons, 200,000 values in all ``in`` lists
         together, and 32 levels of parentheses and ``not``.
 
         Raises:
-            FilterSyntaxError: The text is not a filter, or beyond these limits. The message names
+            FilterSyntaxError: The text is not a filter, or exceeds these limits. The message names
                 the text, the column (from 1) and what was expected there.
         """
         return _Parser(text).parse()
 
     @abstractmethod
     def matches(self, document: Document) -> bool:
-        """Tell whether a document is chosen."""
+        """Return whether the filter chooses a document."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Comparison(Filter):
     value: Value
 
     def matches(self, document: Document) -> bool:
-        """Say whether the document has the field with such a value of the same type."""
+        """Return whether the field holds such a value of the same type."""
         held = _read(document, self.field)
         if held is None:
             return False
@@ -113,7 +113,7 @@ class In(Filter):
     values: tuple[Value, ...]
 
     def matches(self, document: Document) -> bool:
-        """Say whether the document has the field with one of the values."""
+        """Return whether the field holds one of the values."""
         held = _read(document, self.field)
         if held is None:
             return False
@@ -133,7 +133,7 @@ class And(Filter):
     parts: tuple[Filter, ...]
 
     def matches(self, document: Document) -> bool:
-        """Say whether every part matches."""
+        """Return whether every part matches."""
         return all(part.matches(document) for part in self.parts)
 
 
@@ -144,7 +144,7 @@ class Or(Filter):
     parts: tuple[Filter, ...]
 
     def matches(self, document: Document) -> bool:
-        """Say whether one of the parts matches."""
+        """Return whether any part matches."""
         return any(part.matches(document) for part in self.parts)
 
 
@@ -155,12 +155,12 @@ class Not(Filter):
     part: Filter
 
     def matches(self, document: Document) -> bool:
-        """Say whether the part does not match."""
+        """Return whether the part does not match."""
         return not self.part.matches(document)
 
 
 def kind_of(value: Value) -> Kind:
-    """Return the type of a value as filters see it. A boolean is not a number."""
+    """Return the type of a value as filters see it: a boolean is not a number."""
     if isinstance(value, str):
         return "string"
     return "boolean" if isinstance(value, bool) else "number"
@@ -188,7 +188,7 @@ _LIKE_NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)
 
 
 class _Parser:
-    """Read tokens one by one, by recursive descent.
+    """Parse tokens by recursive descent.
 
     ::
 
@@ -316,7 +316,7 @@ class _Parser:
         return number
 
     def _unquoted(self) -> str:
-        """Return what a word or string says, and go on."""
+        """Return the text of the current word or string, and advance."""
         text = self._token
         if self._kind == "string":
             text = self._unescaped() if "\\" in text else text[1:-1]

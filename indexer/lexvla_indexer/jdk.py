@@ -1,4 +1,4 @@
-"""Find a Java of version 21 or newer, mostly without starting one."""
+"""Find a Java of version 21 or newer, usually without starting one."""
 
 from __future__ import annotations
 
@@ -41,12 +41,7 @@ _PRINTED = re.compile(r'version "([^"]+)"')
 
 @dataclass(frozen=True)
 class Jdk:
-    """A Java on this machine.
-
-    Attributes:
-        home: What ``JAVA_HOME`` would be.
-        version: As the Java tells it, such as ``25.0.3``; ``1.8.0_402`` for Java 8.
-    """
+    """A Java on this machine: its ``JAVA_HOME``, and its version as it reports it (``25.0.3``)."""
 
     home: Path
     version: str
@@ -69,11 +64,11 @@ class Jdk:
 
 
 def find_jdk() -> Jdk:
-    """Return the Java of ``JAVA_HOME`` if it is new enough, else the newest of this machine.
+    """Return the Java of ``JAVA_HOME`` if it is new enough, otherwise the newest of this machine.
 
     Raises:
         EngineUnavailableError: There is none of version 21 or newer. The message names those
-            that are too old, and tells how to get one.
+            that are too old, and says how to get one.
     """
     named, others = java_home(), installed_jdks()
     if named is not None and named.is_suitable:
@@ -133,7 +128,7 @@ def _jdk(home: Path) -> Jdk | None:
 
 
 def _ask(home: Path) -> Jdk | None:
-    """Start a Java that has no ``release`` file, for its version."""
+    """Start a Java that has no ``release`` file to learn its version."""
     try:
         done = subprocess.run(  # noqa: S603 - the user's own java
             [str(home / "bin" / "java"), "-version"],

@@ -1,4 +1,4 @@
-"""A document's exact vectors as bytes, for engines whose own form of them is coarser."""
+"""A document's exact vectors as bytes, for engines that store rounded ones themselves."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ __all__ = ["pack", "unpack"]
 
 
 def pack(encoding: Encoding) -> Iterator[bytes]:
-    """Give each row's exact values: little-endian, so that any program can read them.
+    """Yield each row's exact values, little-endian so that any program can read them.
 
-    int32 words, patches (0 or 1), codes, width of the dense vector (-1: none); then int32 columns
-    and float32 weights of the words, int16 patches, columns and weights of the codes, and the
-    float32 dense vector.
+    int32: number of words, patches (0 or 1), number of codes, width of the dense vector (-1: none).
+    Then int32 columns and float32 weights of the words, int16 patches, columns and weights of the
+    codes, and the float32 dense vector.
     """
     lexical, codes, dense, patches = (
         encoding.lexical,
@@ -47,11 +47,7 @@ def pack(encoding: Encoding) -> Iterator[bytes]:
 
 
 def unpack(rows: Sequence[bytes], widths: Mapping[str, int]) -> Encoding:
-    """Return the rows that `pack` wrote.
-
-    Args:
-        rows: One at least.
-        widths: The number of columns of each leg.
+    """Return the rows that `pack` wrote, at least one; ``widths`` has the columns of each leg.
 
     Raises:
         ValueError: A row is damaged.

@@ -46,17 +46,16 @@ def index_source(
     text_field: str | None = None,
     prune: bool = False,
 ) -> Report:
-    """Encode the items of a source and store them; see `open_item_source` for what there is.
+    """Encode the items of a source and store them; `open_item_source` lists the kinds of source.
 
     An item with an image is encoded by its image, one without by its text. Bad items are left
     out, reported, and written to ``rejected.jsonl`` in the index directory, one JSON object a
-    line; while the run lasts, to ``rejected.jsonl.part``. Work is committed about once a minute,
-    so that a run that was killed can be run again and goes on.
+    line; during the run, to ``rejected.jsonl.part``. Work is committed about once a minute, so
+    that a killed run can be started again and continues.
 
-    A document belongs to the source that last listed it. Pruning deletes the documents that
-    belong to this source and that it lists no more. It is refused, and the report says so, where
-    the listing may lack something: a folder that cannot be read, a line without an id, a damaged
-    shard, or no items at all.
+    A document belongs to the source that last listed it. Pruning deletes the documents of this
+    source that it no longer lists. It is refused, and the report says so, if the listing may be
+    incomplete: a folder that cannot be read, a line without an id, a damaged shard, or no items.
 
     Memory: the decoded images of two batches and two for each thread; what is staged since the
     last commit; the ids (about 100 bytes each).
@@ -66,8 +65,8 @@ def index_source(
         index: The index to fill; it becomes this process's to write.
         encoder: Makes the vectors. It is called in another thread, one call at a time.
         batch_size: The most items to encode at once.
-        resume: Skip items that the index has from the same encoder and that are unchanged: by
-            the bytes of the image, address, text and metadata.
+        resume: Skip items that the index has from the same encoder, unchanged in the bytes of the
+            image, address, text and metadata.
         show_progress_bar: Show progress on stderr; by default if that is a terminal.
         text_field: See `open_item_source`.
         prune: Delete what is gone from the source.
@@ -76,7 +75,6 @@ def index_source(
         IndexLockedError: Another writer has the index.
         InputError: The source is missing, or of an unknown kind.
         UnsupportedError: Pruning an index that has no directory.
-        ValueError: The batch size is below 1.
         VocabularyMismatchError: The index was made with another vocabulary or by another model.
     """
     if not len(index.vocabulary):
@@ -101,11 +99,7 @@ def index_source(
 
 
 def take_writer_lock(index: Index) -> None:
-    """Become the index's writer, before anything is written beside it.
-
-    Raises:
-        IndexLockedError: Another writer has the index.
-    """
+    """Become the index's writer before writing anything beside it, or raise IndexLockedError."""
     index.delete([])
 
 
@@ -113,11 +107,11 @@ class Sink(Protocol):
     """Take what an ingest makes."""
 
     def known(self, ids: Sequence[str]) -> dict[str, str]:
-        """Return the fingerprint of each of these ids that need not be encoded if unchanged."""
+        """Return the fingerprints of those ids that need no encoding if they are unchanged."""
         ...
 
     def keep(self, document: Document, known: str) -> None:
-        """Take note of an unchanged document with the fingerprint that it had before."""
+        """Take an unchanged document and the fingerprint that it had before."""
         ...
 
     def store(self, documents: Sequence[Document], encoding: Encoding) -> None:
@@ -125,17 +119,14 @@ class Sink(Protocol):
         ...
 
     def finish(self) -> None:
-        """Make all that was taken durable."""
+        """Make everything that was taken durable."""
         ...
 
 
 class IndexSink:
     """Stage documents in an index, and commit from time to time.
 
-    Args:
-        index: The index.
-        report: Counts what is stored and what was there.
-        resume: Whether documents that are there may stay.
+    ``report`` counts them; ``resume`` says whether documents that are there may stay.
     """
 
     def __init__(self, index: Index, report: Report, resume: bool) -> None:
@@ -149,11 +140,11 @@ class IndexSink:
         self._committed = time.monotonic()
 
     def path(self, name: str) -> Path | None:
-        """Return the place of a file beside the index, if the index has a directory."""
+        """Return the path of a file beside the index, if the index has a directory."""
         return None if self._index.directory is None else self._index.directory / name
 
     def known(self, ids: Sequence[str]) -> dict[str, str]:
-        """Return the fingerprints of those that the index has."""
+        """Return the fingerprints of those ids that the index has."""
         return self._index.fingerprints(ids) if self._resume else {}
 
     def keep(self, document: Document, known: str) -> None:
@@ -219,21 +210,9 @@ class Ingest:
     Threads read and decode, one more runs the model, and the caller's thread lists the source and
     feeds the sink. While the model works on a batch, the next is decoded and the last is stored.
 
-    Args:
-        source: Lists the items.
-        encoder: Makes the vectors.
-        sink: Gets documents with vectors.
-        report: Counts what is ignored.
-        batch_size: The most items to encode at once.
-        show_progress_bar: Show progress on stderr; ``None`` if that is a terminal.
-        shard: Take only the items of shard i of n.
-
     Attributes:
-        seen: The ids that the source lists, bad items too.
-        gap: Why the listing may lack something; empty if it is full.
-
-    Raises:
-        ValueError: The batch size is below 1.
+        seen: The ids that the source lists, including those of bad items.
+        gap: Why the listing may be incomplete; empty if it is complete.
     """
 
     def __init__(
@@ -260,11 +239,7 @@ class Ingest:
         self._running: Future[_Encoded] | None = None
 
     def run(self, rejects: RejectLog) -> None:
-        """Do it.
-
-        Args:
-            rejects: Gets what is left out.
-        """
+        """Process the source; ``rejects`` gets what is left out."""
         self._rejects = rejects
         images: list[Loaded] = []
         texts: list[Loaded] = []
@@ -330,7 +305,7 @@ class Ingest:
         self._bar.update()
 
     def _encode(self, batch: list[Loaded]) -> None:
-        """Hand a batch to the model, and store the one before while the model works."""
+        """Hand a batch to the model, and store the previous one while the model works."""
         taken = list(batch)
         batch.clear()  # its images are to live no longer than the model needs them
         done = None if self._running is None else self._running.result()

@@ -50,11 +50,11 @@ _SETTLING = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
 
 
 class _PassingError(EngineUnavailableError):
-    """The server cannot do it now, and may at the next try."""
+    """The server cannot do it now, but may at the next try."""
 
 
 class _ShardError(_PassingError):
-    """A shard cannot be asked now."""
+    """A shard cannot answer now."""
 
 
 class _GoneError(IndexCorruptError):
@@ -62,18 +62,12 @@ class _GoneError(IndexCorruptError):
 
 
 class Address(NamedTuple):
-    """Where an index is.
-
-    Attributes:
-        url: The server's.
-        name: The alias that people search.
-    """
+    """Where an index is: the URL of the server, and the alias that users search."""
 
     url: str
     name: str
 
     def __str__(self) -> str:
-        """Return the address."""
         return f"{SCHEME}{self.url}/{self.name}"
 
     @classmethod
@@ -81,7 +75,7 @@ class Address(NamedTuple):
         """Read ``elasticsearch+http(s)://host:9200/name``.
 
         Raises:
-            InputError: The address has another form, or holds credentials.
+            InputError: The address has another form, or contains credentials.
         """
         try:
             parts = urlsplit(address.removeprefix(SCHEME))
@@ -102,7 +96,7 @@ class Address(NamedTuple):
 
 
 def connect(address: Address) -> Elasticsearch:
-    """Make a client, with what the environment tells of credentials and certificates.
+    """Make a client, with credentials and certificates from the environment.
 
     ``ELASTIC_API_KEY``, or ``ELASTIC_USERNAME`` and ``ELASTIC_PASSWORD``; ``ELASTIC_CA_CERTS``, a
     file of certificates to trust, or ``ELASTIC_CERT_FINGERPRINT``, the SHA-256 of the server's.
@@ -137,9 +131,9 @@ def connect(address: Address) -> Elasticsearch:
 
 
 def _check_answers(client: Elasticsearch) -> None:
-    """Refuse each answer that is not Elasticsearch's; the client looks at the first one only.
+    """Refuse every answer that is not from Elasticsearch; the client checks only the first.
 
-    Else a page of some gateway would be read as an answer that says nothing of an index.
+    Otherwise a gateway's page would be read as an answer that says nothing about an index.
     """
     import elasticsearch
 
@@ -165,7 +159,7 @@ def elastic_errors(address: Address) -> Iterator[None]:
         EngineUnavailableError: The server cannot be reached, refuses the credentials, is of
             another kind or version, or cannot do it now.
         IndexCorruptError: There is no such index.
-        LexVLAError: The server refuses what was asked.
+        LexVLAError: The server refuses the request.
     """
     import elasticsearch
 
@@ -188,13 +182,11 @@ def elastic_errors(address: Address) -> Iterator[None]:
 
 
 def may_pass(error: BaseException) -> bool:
-    """Tell whether one of our errors may be gone at the next try."""
+    """Return whether one of our errors may be gone at the next try."""
     return isinstance(error, _PassingError)
 
 
 class _Found(Protocol):
-    """What is asked, of one index."""
-
     @property
     def index(self) -> str: ...
 
@@ -204,13 +196,13 @@ T = TypeVar("T")
 
 
 def following(found: Callable[[bool], S], ask: Callable[[S], T]) -> T:
-    """Ask the index that an alias means; again if it was replaced meanwhile.
+    """Ask the index behind an alias, and ask again if it has been replaced meanwhile.
 
-    An index that is being deleted has no shards first, and is not found then. For a moment before,
-    the server still says that the alias means it.
+    The shards of an index that is being deleted go first, then the index. For a moment before
+    that, the server still says that the alias means it.
 
     Args:
-        found: Gives what to ask; if told so, of what is certainly the newest index.
+        found: Returns what to ask; given True, of what is certainly the newest index.
         ask: What to ask.
     """
     asked, waits = found(False), iter(_SETTLING)
@@ -239,20 +231,14 @@ def _may_be_moved(error: BaseException) -> bool:
 
 
 def _was_answered(error: BaseException) -> bool:
-    """Tell whether one of our errors comes from an answer, not from a server that gave none."""
+    """Return whether one of our errors comes from an answer rather than from silence."""
     import elasticsearch
 
     return not isinstance(error.__cause__, elasticsearch.TransportError)
 
 
 def refusal(address: Address, status: int, body: Any) -> LexVLAError:
-    """Return the error that an answer of the server means.
-
-    Args:
-        address: Of the index.
-        status: Of HTTP.
-        body: What came with it.
-    """
+    """Return the error that an HTTP status and body of the server mean."""
     kind, reason = _cause(body)
     said = ": ".join(part for part in (kind, reason) if part) or f"HTTP {status}"
     if status in (401, 403) and "block" not in kind:
@@ -289,10 +275,9 @@ def refusal(address: Address, status: int, body: Any) -> LexVLAError:
 
 
 def whole(address: Address, answer: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return an answer that all shards have a part in.
+    """Return an answer in which all shards took part.
 
-    Raises:
-        EngineUnavailableError: Some gave none: what it counts would be too little.
+    EngineUnavailableError if some did not: its counts would be too low.
     """
     shards = answer["_shards"]
     if shards["failed"] or not shards["successful"]:
@@ -304,11 +289,9 @@ def whole(address: Address, answer: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def found_documents(address: Address, answer: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Return the documents of a multi-get; one that cannot be read is not one that is not there.
+    """Return the documents of a multi-get, if every one of them could be looked up.
 
-    Raises:
-        EngineUnavailableError: A shard cannot be read now.
-        IndexCorruptError: There is no such index any more.
+    A shard that cannot be read raises EngineUnavailableError, a missing index IndexCorruptError.
     """
     documents: list[Mapping[str, Any]] = answer["docs"]
     for each in documents:
@@ -319,7 +302,7 @@ def found_documents(address: Address, answer: Mapping[str, Any]) -> list[Mapping
 
 
 def _cause(body: Any) -> tuple[str, str]:
-    """Return the kind and the reason of an error, the innermost that the server tells."""
+    """Return the kind and the reason of an error, the innermost that the server reports."""
     error = body.get("error", body) if isinstance(body, Mapping) else body
     if not isinstance(error, Mapping):
         return "", _short(error or "")
@@ -336,7 +319,7 @@ def _cause(body: Any) -> tuple[str, str]:
 
 
 def _root(error: Exception) -> str:
-    """Return what the client's errors around an error are about, without their names."""
+    """Return what the errors that the client nests are about, without their names."""
     before, mark, text = str(error).rpartition("caused by: ")
     if mark:
         # Each of them puts one pair of parentheses around the rest.

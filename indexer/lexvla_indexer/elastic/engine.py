@@ -1,4 +1,4 @@
-"""The Elasticsearch engine: an index behind an alias of a server, found by the server."""
+"""The Elasticsearch engine: an index behind an alias of a server, which searches it."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ T = TypeVar("T")
 
 
 class ElasticIndex(Index):
-    """Keep an index on a server of Elasticsearch, behind an alias.
+    """Keep an index on an Elasticsearch server, behind an alias.
 
-    The server keeps weights with 9 significant bits, cut off, so that scores are up to 0.4% below
-    the dot products; `bound` says how far. The exact rows are kept beside them and come back from
+    The server keeps weights with 9 significant bits, truncated, so that scores are up to 0.4% below
+    the dot products; `bound` says how far. The exact rows are stored beside them and come back from
     `fetch`. The dense leg is searched exactly up to 100,000 documents, then by a graph of 8-bit
     vectors, approximately.
 
-    What a commit can promise here: documents that were sent stay, even if the commit fails in the
-    middle; nothing is shown before the whole of it was sent, unless the server itself starts again
-    meanwhile; each shard shows its part in one step, so that an index of one shard shows all at
-    once. A commit that failed can be tried again, by this object or by a later run: each document
-    is stored under its own id, so that repeats change nothing. There is no lock: of two writers of
-    one document the later wins. For changes that readers see whole or not at all, on any number
-    of shards, use ``rebuild``.
+    What a commit can promise here: documents that were sent stay, even if the commit fails halfway;
+    nothing is shown before all of it was sent, unless the server itself restarts meanwhile; each
+    shard shows its part in one step, so that an index of one shard shows everything at once. A
+    commit that failed can be retried, by this object or by a later run: each document is stored
+    under its own id, so that repeats change nothing. There is no lock: of two writers of one
+    document the later wins. For changes that readers see whole or not at all, on any number of
+    shards, use ``rebuild``.
 
     Credentials come from the environment; see `lexvla_indexer.elastic.connection.connect`.
 
@@ -49,8 +49,8 @@ class ElasticIndex(Index):
         vocabulary: The terms of the lexical columns. Without one, a new index names its terms by
             their column numbers.
         model: The name of the model that the vectors come from; kept by a new index.
-        rebuild: Fill a new index, which readers see when `publish` gives it the alias; closed
-            before that, it is deleted.
+        rebuild: Fill a new index, which readers see once `publish` gives it the alias; if it is
+            closed before that, it is deleted.
         shards: Of a new index; by default 1, or as many as the one that is rebuilt.
 
     Raises:
@@ -101,11 +101,11 @@ class ElasticIndex(Index):
             self._store.save_vocabulary(vocabulary)
 
     def commit(self) -> None:
-        """Send all that is staged, and show it; the class says what that promises.
+        """Send everything staged, and show it; the class says what that promises.
 
         Raises:
-            EngineUnavailableError: The server went away, or was too busy for minutes. All is
-                still staged: commit again.
+            EngineUnavailableError: The server went away, or was too busy for minutes. Everything
+                is still staged: commit again.
             InputError: The server refuses a document. All others are stored.
         """
         with self._writing:
@@ -114,7 +114,7 @@ class ElasticIndex(Index):
     def compact(self) -> None:
         """Commit, then merge each shard to one segment, without the deleted documents.
 
-        What was deleted in the last half minute stays: the server may need it for copies.
+        Those deleted in the last half minute stay: the server may need them for copies.
         """
         with self._writing:
             self.commit()
@@ -126,7 +126,7 @@ class ElasticIndex(Index):
         raise UnsupportedError(f"{self._place}: {rule}")
 
     def publish(self) -> None:
-        """Commit, compare the count, and give the alias to the index that was built, in one step.
+        """Commit, compare the count, and give the alias to the new index, in one step.
 
         Raises:
             EngineUnavailableError: Documents were lost on the way: the server has fewer.
@@ -139,10 +139,7 @@ class ElasticIndex(Index):
     def bound(self, queries: Encoding, leg: Leg = "lexical") -> np.ndarray:
         """Return how far each query's scores can be from the exact dot products, float64.
 
-        Raises:
-            UnsupportedError: As `search`.
-            ValueError: There is no leg of that name.
-            VocabularyMismatchError: The leg has another width in the index.
+        Raises as `search` does.
         """
         return self._ask(lambda reader: reader.bound(queries, leg))
 
@@ -161,14 +158,14 @@ class ElasticIndex(Index):
         return console_text(self._store.address.name, requests)
 
     def read_note(self, name: str) -> Any:
-        """Return what `write_note` kept by that name; ``None`` if there is nothing."""
+        """Return what `write_note` stored under that name, or ``None``."""
         with self._writing:
             self._check_open()
             self._store.check()
             return self._store.state.notes.get(name)
 
     def write_note(self, name: str, value: Any) -> None:
-        """Keep a small JSON value with the index, such as fitted weights of legs."""
+        """Store a small JSON value with the index, such as fitted weights of legs."""
         with self._writing:
             self._check_open()
             self._store.check()

@@ -1,18 +1,18 @@
-"""What the server stores: an index's fields, how it describes itself, and the alias before it.
+"""What the server stores: an index's fields, how it describes itself, and its alias.
 
     id            the id, also as ``_id``: orders ties
     lex           sparse_vector: the words; terms as the vocabulary writes them
     codes         sparse_vector: the codes; column numbers as terms
     dense         dense_vector, by inner product
     filter        the terms of `lexvla_indexer.filter_terms`
-    text, uri     kept as they are, not searched
+    text, uri     stored as they are, not searched
     metadata      the same, as JSON
     fingerprint   the same
     vectors       the exact rows of all legs, base64 of `lexvla_indexer.packed_rows`: the
                   server keeps the weights of ``lex`` and ``codes`` with 9 significant bits
     vocabulary    of one document that is not an item: the terms of the lexical columns
 
-``lex``, ``codes``, ``dense`` and ``filter`` are indexed and not kept in ``_source``.
+``lex``, ``codes``, ``dense`` and ``filter`` are indexed but not kept in ``_source``.
 """
 
 from __future__ import annotations
@@ -82,10 +82,10 @@ class State:
     Attributes:
         model: The name of the model whose vectors these are, if it was given.
         vocabulary_sha256: Names the vocabulary; empty before the first vectors, if none was given.
-        widths: The legs and their numbers of columns; empty before the first vectors.
+        widths: The number of columns of each leg; empty before the first vectors.
         dense: How the dense leg is searched: ``flat``, exactly, or ``int8_hnsw``.
         writer_version: The version of the program that made the index.
-        notes: What others keep with the index, by name, such as fitted weights of legs.
+        notes: What `write_note` stored, by name, such as fitted weights of legs.
     """
 
     model: str | None = None
@@ -96,7 +96,7 @@ class State:
     notes: Mapping[str, Any] = field(default_factory=dict)
 
     def dump(self) -> dict[str, Any]:
-        """Return it as ``_meta``."""
+        """Return the state as ``_meta``."""
         return {KEY: {"format_version": FORMAT_VERSION, **asdict(self)}}
 
     @classmethod
@@ -123,7 +123,7 @@ class State:
 def settings(shards: int) -> dict[str, Any]:
     """Return the settings of a new index.
 
-    Commits alone refresh it: otherwise readers would see parts of them.
+    Only commits refresh it: otherwise readers would see parts of them.
     """
     return {
         "number_of_shards": shards,
@@ -165,7 +165,7 @@ def leg_fields(state: State) -> dict[str, Any]:
 
 
 def document_of(name: str, source: Mapping[str, Any]) -> Document:
-    """Return a document from what is kept of it."""
+    """Return a document from what is stored of it."""
     text, uri, metadata, fingerprint = (source[each] for each in SHOWN)
     return Document(name, uri, text, json.loads(metadata), fingerprint)
 
@@ -177,15 +177,11 @@ class _Found:
 
 
 class Store:
-    """Find the index that an alias means now, and change what it says of itself.
-
-    Args:
-        client: Of the server.
-        address: Where the index is.
+    """Find the index that an alias means now, and change how it describes itself.
 
     Attributes:
         index: The name of the index that is read and written.
-        state: What it says of itself.
+        state: How it describes itself.
     """
 
     def __init__(self, client: Elasticsearch, address: Address) -> None:
@@ -219,7 +215,7 @@ class Store:
 
     @property
     def target(self) -> str:
-        """The alias to write the index by."""
+        """The alias to write to the index by."""
         return self.index + _WRITE
 
     @property
@@ -227,16 +223,12 @@ class Store:
         return self.index if self._is_being_built else self.address.name
 
     def refresh(self) -> None:
-        """Look again what the alias means, if that was a while ago or nothing was there."""
+        """Look up the alias again, if that was a while ago or nothing was there."""
         if not self.state.widths or time.monotonic() - self._checked > _FRESH:
             self.check()
 
     def check(self) -> None:
-        """Look again what the alias means.
-
-        Raises:
-            IndexCorruptError: There is no index any more.
-        """
+        """Look up the alias again; IndexCorruptError if there is no index any more."""
         if not self.find():
             made = f"lexvla index SOURCE --index {self.address}"
             raise IndexCorruptError(f"no index at {self.address}; make one with: {made}")
@@ -244,8 +236,7 @@ class Store:
     def wait(self) -> None:
         """Wait until the index can be searched.
 
-        Raises:
-            EngineUnavailableError: Some of its shards are on no server.
+        EngineUnavailableError if some of its shards are on no server.
         """
         client = self.client.options(ignore_status=408)
         with elastic_errors(self.address):
@@ -313,7 +304,7 @@ class Store:
         self.check()
 
     def publish(self) -> None:
-        """Give the alias to the index that was built, and delete the one before, in one step."""
+        """Give the alias to the new index, and delete the old one, in one step."""
         import elasticsearch
 
         with elastic_errors(self.address):
@@ -347,7 +338,6 @@ class Store:
             self._is_being_built = False
 
     def _meant(self) -> list[str]:
-        """Return the indices that the alias means."""
         if not self.client.indices.exists_alias(name=self.address.name):
             return []
         return list(self.client.indices.get_alias(name=self.address.name).body)
@@ -364,7 +354,7 @@ class Store:
         return f"{self.address.name}-{max(taken, default=0) + 1:06}"
 
     def describe(self, **changes: Any) -> None:
-        """Change what the index says of itself, and add the fields of new legs."""
+        """Change how the index describes itself, and add the fields of new legs."""
         state = replace(self.state, **changes)
         with elastic_errors(self.address):
             self.client.indices.put_mapping(
@@ -373,11 +363,7 @@ class Store:
         self.state = state
 
     def load_vocabulary(self) -> Vocabulary:
-        """Read the terms of the lexical columns.
-
-        Raises:
-            IndexCorruptError: They are missing, or not those that the index names.
-        """
+        """Read the terms of the lexical columns; IndexCorruptError if they were lost."""
 
         def found(newest: bool) -> _Found:
             if newest:
@@ -403,7 +389,7 @@ class Store:
         raise IndexCorruptError(f"{self.address}: {rule}")
 
     def save_vocabulary(self, vocabulary: Vocabulary) -> None:
-        """Keep the terms of the lexical columns, before anything that needs them."""
+        """Store the terms of the lexical columns, before anything that needs them."""
         text = json.dumps({"terms": vocabulary.terms, "token_ids": vocabulary.token_ids})
         with elastic_errors(self.address):
             self.client.index(

@@ -56,10 +56,6 @@ _MANY = "responses.hits.hits._id,responses.hits.hits._score,responses.error,resp
 class Reader:
     """Answer from the index that a store has found.
 
-    Args:
-        store: Has found an index.
-        vocabulary: The terms of the lexical columns.
-
     Attributes:
         index: The name of that index.
     """
@@ -138,7 +134,7 @@ class Reader:
         return Fetched(documents, self._unpacked(ids, found))
 
     def vectors(self, ids: Sequence[str]) -> Encoding:
-        """Return documents' stored vectors alone."""
+        """Return only the documents' stored vectors."""
         return self._unpacked(ids, self._sources(ids, ["vectors"]))
 
     def count(self) -> int:
@@ -210,11 +206,9 @@ class Reader:
             return list(islice(hits, k))
 
     def _pages(self, query: Json, source: bool = False) -> Generator[tuple[str, Any]]:
-        """Give all hits of a query from one moment's view of the index.
+        """Yield all hits of a query from one moment's view of the index, with their scores.
 
-        Args:
-            query: What to find.
-            source: Give what is kept of each instead of its score; such hits come by id.
+        With ``source``, by ascending id, with what is stored of each instead of its score.
         """
         with elastic_errors(self._address):
             opened = self._client.open_point_in_time(index=self.index, keep_alive=PIT_TIME)
@@ -256,7 +250,6 @@ class Reader:
         return [name for name, source in pages if part.matches(document_of(name, source))]
 
     def _sources(self, ids: Sequence[str], fields: list[str]) -> dict[str, Json]:
-        """Return what is kept of documents in some fields."""
         found: dict[str, Json] = {}
         names = list(dict.fromkeys(ids))
         for start in range(0, len(names), FETCHED):
@@ -280,11 +273,9 @@ class Reader:
 
 
 def _results(hits: Sequence[tuple[str, float]], scale: float | None = None) -> Results:
-    """Return hits as results: those with a score above 0.
+    """Return the hits that have a score above 0, given best first.
 
-    Args:
-        hits: Ids with the server's scores, best first.
-        scale: What a dense query was multiplied by; its scores are 1 + the inner product.
+    A dense query was multiplied by ``scale``; its scores are 1 + the inner product.
     """
     # The server's numbers are float32, written as short as they can be.
     scores = np.array([score for _, score in hits], np.float32).astype(np.float64)
@@ -295,12 +286,7 @@ def _results(hits: Sequence[tuple[str, float]], scale: float | None = None) -> R
 
 
 def _batches(bodies: Iterable[Json], most: int) -> Iterator[list[str]]:
-    """Give searches as text, grouped into requests that are not too large.
-
-    Args:
-        bodies: The searches.
-        most: How many may be in one request; one at least is.
-    """
+    """Yield searches as text, grouped into requests of ``most`` or of a limited size."""
     batch: list[str] = []
     size = 0
     for body in bodies:

@@ -28,11 +28,8 @@ Json = dict[str, Any]
 def selection(filter: Filter, select: Select) -> Json:  # noqa: A002 - the public word for it
     """Return a filter as a query.
 
-    Args:
-        filter: What to choose.
-        select: Return the ids of the documents that a filter chooses, by looking at each: for
-            a range whose limit is a string of over 200 characters, or a number of over a thousand
-            digits.
+    ``select`` returns the ids of the documents that a filter chooses, by looking at each: for a
+    range whose limit is a string of over 200 characters, or a number of over a thousand digits.
     """
     return _query(filter, select)[0]
 

@@ -1,4 +1,4 @@
-"""The writer: what is staged goes to the server, again and again until it is taken."""
+"""The writer: sends what is staged to the server until it is accepted."""
 
 from __future__ import annotations
 
@@ -63,13 +63,7 @@ Action = tuple[dict[str, Any], str | None]  # what to do with which document, an
 
 
 class Refused(NamedTuple):
-    """A document that the server did not take.
-
-    Attributes:
-        id: Names it.
-        status: Of HTTP.
-        reason: What the server says.
-    """
+    """A document that the server did not take, with the HTTP status and the server's reason."""
 
     id: str
     status: int
@@ -79,9 +73,7 @@ class Refused(NamedTuple):
 class Writer:
     """Change the index that a store has found. For one thread at a time.
 
-    Args:
-        store: Has found an index.
-        rebuilds: Whether that index is being built, to be published when it is full.
+    ``rebuilds`` says whether that index is being built, to be published when it is complete.
     """
 
     def __init__(self, store: Store, rebuilds: bool) -> None:
@@ -108,12 +100,7 @@ class Writer:
         return found_documents(self._address, answer.body)
 
     def commit(self, staging: Staging, vocabulary: Vocabulary) -> None:
-        """Send all that is staged, and show it.
-
-        Args:
-            staging: What to commit; empty afterwards.
-            vocabulary: The terms of the lexical columns.
-        """
+        """Send everything staged, and show it. The staging is empty afterwards."""
         store = self._store
         if staging:
             patiently(store.check)
@@ -134,10 +121,10 @@ class Writer:
             store.describe(dense=GRAPH)
 
     def publish(self) -> None:
-        """Compare the count, and give the alias to the index that was built.
+        """Compare the count, and give the alias to the new index.
 
         Raises:
-            EngineUnavailableError: The server does not have all that was sent.
+            EngineUnavailableError: The server does not have everything that was sent.
             UnsupportedError: Nothing is being built.
         """
         if self._built is None:
@@ -161,7 +148,7 @@ class Writer:
             whole(self._address, self._client.indices.refresh(index=self._store.index).body)
 
     def _describe(self, encoding: Encoding, vocabulary: Vocabulary) -> None:
-        """Write down what the new rows need to be read, before they come."""
+        """Record what is needed to read the new rows, before they come."""
         state, widths = self._store.state, widths_of(encoding)
         if state.vocabulary_sha256 not in ("", vocabulary.sha256) or (
             state.widths and dict(state.widths) != widths
@@ -180,7 +167,7 @@ class Writer:
 
 
 def check_rows(documents: Sequence[Document], encoding: Encoding) -> None:
-    """Refuse rows that the server would refuse, as far as `Encoding` has not.
+    """Refuse rows that the server would refuse but `Encoding` allows.
 
     Raises:
         InputError: A weight is too small to be a normal float32 number.
@@ -210,17 +197,9 @@ def _load(
     What the server is too busy for is sent again, and so is what was on its way when the
     connection broke.
 
-    Args:
-        client: Of the server.
-        address: The index's, for messages.
-        index: The alias to write by.
-        deleted: Ids.
-        rows: Documents with their vectors.
-        terms: Those of the lexical columns.
-
     Raises:
         EngineUnavailableError: The server went away, or stayed too busy.
-        InputError: It refuses a document; all others are taken.
+        InputError: It refuses a document; all others are stored.
     """
     refused: list[Refused] = []
     actions = _actions(index, deleted, rows, terms)
@@ -251,11 +230,7 @@ def _actions(
 
 
 def patiently(ask: Callable[[], T]) -> T:
-    """Ask until the server answers; of a server that starts again, for a minute.
-
-    Raises:
-        EngineUnavailableError: It does not, or what it says will not pass.
-    """
+    """Ask until the server answers, for up to a minute while it restarts."""
     for pause in PAUSES:
         try:
             return ask()
@@ -267,7 +242,7 @@ def patiently(ask: Callable[[], T]) -> T:
 
 
 def _send(client: Elasticsearch, address: Address, piece: list[Action]) -> list[Refused]:
-    """Send some actions until the server answered for all of them."""
+    """Send some actions until the server has answered for all of them."""
 
     def send() -> list[Refused]:
         with elastic_errors(address):
@@ -317,13 +292,7 @@ def _reason(error: Any) -> str:
 def sources(
     documents: Sequence[Document], encoding: Encoding, terms: Sequence[str]
 ) -> Iterator[str]:
-    """Give documents as the server takes them: JSON.
-
-    Args:
-        documents: What is kept beside the vectors.
-        encoding: A row for each.
-        terms: Those of the lexical columns.
-    """
+    """Yield documents as the server takes them: JSON."""
     # A row is written by one format for all its numbers. 9 digits tell all float32 numbers apart;
     # the json module would write the 17 of a float64, which takes it and the server longer.
     of_word = cache(lambda column: _json(terms[column]).replace("%", "%%") + f":{NUMBER}")

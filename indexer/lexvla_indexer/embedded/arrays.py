@@ -1,4 +1,4 @@
-"""The ``.npy`` files of a segment: written, mapped into memory, summed up."""
+"""The ``.npy`` files of a segment: write them, map them into memory, checksum them."""
 
 from __future__ import annotations
 
@@ -20,20 +20,17 @@ _TRIES = 5  # of reading a header
 
 
 class Mark(NamedTuple):
-    """What a whole file is known by."""
+    """Size and checksum of a whole file."""
 
     size: int
     crc32: int
 
 
 def save_array(path: Path, array: np.ndarray) -> None:
-    """Write an array to a ``.npy`` file, whole.
+    """Write an array to a ``.npy`` file; an `OSError` names the file.
 
-    `numpy.save` writes through a buffer of its own and does not look whether its last bytes went
-    to the disk: a small array on a full disk is cut short, and nothing is raised.
-
-    Raises:
-        OSError: The file cannot be written; the error names it.
+    `numpy.save` writes through a buffer of its own and does not check that its last bytes reached
+    the disk: on a full disk a small array is cut short, and nothing is raised.
     """
     array = np.ascontiguousarray(array)
     with writing(path) as file:
@@ -47,13 +44,8 @@ def open_array(
 ) -> np.ndarray:
     """Map an array into memory, read-only.
 
-    Args:
-        path: The ``.npy`` file.
-        kind: The type that its numbers must have.
-        shape: The shape that it must have; ``None`` for one row of any length.
-
-    Raises:
-        IndexCorruptError: The file is missing, truncated, or not of that form.
+    A file that is missing, truncated, or does not hold numbers of this kind and shape (``None``:
+    one row of any length) raises IndexCorruptError.
     """
     try:
         array = _mapped(path)
@@ -80,11 +72,7 @@ def _mapped(path: Path) -> np.memmap:
 
 
 def demand(path: Path, holds: bool, rule: str) -> None:
-    """Refuse a file that breaks a rule.
-
-    Raises:
-        IndexCorruptError: The rule does not hold.
-    """
+    """Raise IndexCorruptError about a file unless a rule holds."""
     if not holds:
         raise IndexCorruptError(f"{path}: {rule}")
 

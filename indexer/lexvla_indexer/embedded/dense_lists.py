@@ -1,20 +1,20 @@
-"""Inverted lists of dense rows: each row stands in the list of its heaviest code.
+"""Inverted lists of dense rows: each row is in the list of its heaviest code.
 
-A search reads the lists nearest to the query, and not all rows. The lists never change and lie
-in three files of a segment:
+A search reads only the lists nearest to the query. The lists never change and lie in three files
+of a segment:
 
     dense.list.head.npy   float64   rows, width, lists, the length and CRC-32 of the part of the
                                     index before its lists, and the length of the longest row
-    dense.list.of.npy     int32     (rows) the list that each row stands in
+    dense.list.of.npy     int32     (rows) the list of each row
     dense.list.faiss                faiss's IndexIVFFlat, inner product: a copy of all rows, in
                                     order of the lists
 
-A list lies where its rows lie: at the unit mean of its members, as an index knows the codes of
-rows and not the codebook that they are codes of. A code that is no row's heaviest has no list.
+The centre of a list is the unit mean of its members, because an index knows the codes of rows but
+not their codebook. A code that is no row's heaviest has no list.
 
-faiss reads what lies before the lists; a false number there could make it allocate or read what
-is not there. So that part is summed up when the lists are opened. What is in the lists only
-chooses rows: a damaged number can hide a row or bring a wrong one, but scores come from the
+faiss parses what precedes the lists; a wrong number there could make it allocate or read out of
+bounds. So the checksum of that part is verified when the lists are opened. The lists themselves
+only choose rows: a damaged number can hide a row or bring in a wrong one, but scores come from the
 segment's own rows.
 """
 
@@ -49,15 +49,15 @@ def _import_faiss() -> Any:
 
 
 def wants_lists(rows: int, codes: sparse.csr_array | None) -> bool:
-    """Say whether a new segment gets lists: it has many rows, they have codes, faiss is there."""
+    """Return whether a new segment gets lists: it has many rows, with codes, and faiss is there."""
     return rows >= LISTED_ROWS and codes is not None and codes.nnz > 0 and bool(_import_faiss())
 
 
 def write_lists(folder: Path, rows: np.ndarray, codes: sparse.csr_array) -> list[Path]:
-    """Write the lists of a segment. Return the files, not yet forced to the disk.
+    """Write the lists of a segment. Return the files, not yet synced to the disk.
 
-    A row stands in the list of its heaviest code, of equal ones the lowest. A row without codes
-    stands in the nearest list of the others. All rows pass through memory at once.
+    A row goes to the list of its heaviest code, of equal ones the lowest; a row without codes to
+    the nearest list. All rows pass through memory at once.
 
     Args:
         folder: The folder of the segment.
@@ -130,16 +130,8 @@ class DenseLists:
     def open(cls, folder: Path, rows: int, width: int) -> DenseLists:
         """Map the lists of a segment into memory.
 
-        Where faiss is missing they open all the same, and cannot be searched.
-
-        Args:
-            folder: The folder of the segment.
-            rows: How many rows it has.
-            width: How many columns they have.
-
-        Raises:
-            IndexCorruptError: A file is missing, truncated, damaged before its lists, or is not
-                about such rows.
+        Without faiss they open all the same, but cannot be searched. Files that are missing,
+        damaged before their lists, or about other rows raise IndexCorruptError.
         """
         head = open_array(folder / _HEAD, np.float64, (6,))
         path, counts = folder / _HEAD, head[:5]
@@ -161,7 +153,7 @@ class DenseLists:
         return found
 
     def _check(self) -> None:
-        """Refuse an index whose parts do not fit: reading it would leave the file."""
+        """Refuse an index whose parts do not fit: faiss would read past the end of the file."""
         index, path = self._index, self._path
         demand(path, (index.ntotal, index.d) == (self.rows, self.width), "must hold all rows")
         demand(path, index.nlist == self.lists, f"must hold {self.lists} lists")
@@ -172,17 +164,13 @@ class DenseLists:
     def nprobe(self) -> int:
         """How many lists a search reads unless told otherwise: a quarter, and at least 16.
 
-        An eighth found 0.91 to 0.95 of the ten best emoji for their labels, where lists come
-        from k-means of the default model's vectors; a quarter found 0.97 to 0.99.
+        An eighth found 0.91 to 0.95 of the ten best emoji for their labels, with lists from
+        k-means of the default model's vectors; a quarter found 0.97 to 0.99.
         """
         return max(16, self.lists // 4)
 
     def count(self, allowed: np.ndarray | None) -> np.ndarray:
-        """Return how many allowed rows each list has.
-
-        Args:
-            allowed: (rows) bool; ``None`` for all rows.
-        """
+        """Return how many rows of each list are allowed; (rows) bool, or ``None`` for all."""
         if allowed is None:
             return self._sizes
         if 2 * np.count_nonzero(allowed) > self.rows:
@@ -199,7 +187,7 @@ class DenseLists:
 
         Args:
             vectors: (queries, width) float32.
-            sizes: How many allowed rows each list has; those without any are never read.
+            sizes: How many allowed rows each list has; lists without any are never read.
             nprobe: The fewest lists to read.
             wanted: The fewest allowed rows that they must have together.
 
@@ -231,10 +219,6 @@ class DenseLists:
         Returns:
             (queries, k) float32 products, descending, and the int64 numbers of their rows; -1
             where there are no more.
-
-        Raises:
-            IndexCorruptError: A list names a row that is not there.
-            OptionalDependencyError: faiss is missing.
         """
         faiss = self._demand_faiss()
         settings: dict[str, Any] = {"nprobe": lists.shape[1]}
@@ -286,7 +270,7 @@ def _assign(rows: np.ndarray, codes: sparse.csr_array) -> np.ndarray:
 
 
 def _centroids(rows: np.ndarray, lists: np.ndarray) -> np.ndarray:
-    """Return the unit mean of each list's rows, float32; 0 where they add up to 0."""
+    """Return the unit mean of each list's rows, float32; 0 if they sum to 0."""
     order = np.argsort(lists, kind="stable")
     starts = np.concatenate([[0], np.cumsum(np.bincount(lists))])
     members = sparse.csr_array((np.ones(len(rows), np.float32), order, starts))

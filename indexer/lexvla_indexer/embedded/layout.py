@@ -1,8 +1,8 @@
 """What an index directory stores: its files, and the lock of its one writer.
 
-manifest.sqlite    documents, deletions and live segments; with it, the directory is an index
+manifest.sqlite    documents, deletions and live segments; it makes the directory an index
 vocabulary.json    the terms of the lexical columns
-segments/00000007  the seventh segment that was written; see `lexvla_indexer.embedded.segment`
+segments/00000007  the seventh segment written; see `lexvla_indexer.embedded.segment`
 lock               locked by the one writer
 """
 
@@ -34,11 +34,7 @@ _BEGUN = ("lock", "segments", "vocabulary.json", "manifest.sqlite.new")
 
 
 class Store:
-    """Read and write the files of one index directory.
-
-    Args:
-        path: The directory, which need not exist yet.
-    """
+    """Read and write the files of one index directory, which need not exist yet."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -83,11 +79,7 @@ class Store:
         fsync(self.path.parent)
 
     def lock(self) -> None:
-        """Become the one writer, unless this object is that already.
-
-        Raises:
-            IndexLockedError: Another writer has the index.
-        """
+        """Become the one writer, unless this object is already, or raise IndexLockedError."""
         if self._lock is not None:
             return
         file = (self.path / "lock").open("a")
@@ -99,17 +91,13 @@ class Store:
         self._lock = file
 
     def unlock(self) -> None:
-        """Let another writer come."""
+        """Let another writer in."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
 
     def manifest(self, writable: bool) -> Manifest:
-        """Open the manifest.
-
-        Raises:
-            IndexCorruptError: There is no index, or its manifest is damaged.
-        """
+        """Open the manifest; IndexCorruptError if there is no index."""
         if self._manifest.exists():
             return Manifest(self._manifest, writable)
         if self._segments.exists():
@@ -118,11 +106,7 @@ class Store:
         raise IndexCorruptError(f"no index at {self.path}; make one with: {made}")
 
     def load_vocabulary(self, sha256: str) -> Vocabulary:
-        """Read the vocabulary that the manifest names.
-
-        Raises:
-            IndexCorruptError: The file is missing, damaged, or another one.
-        """
+        """Read the vocabulary that the manifest names; IndexCorruptError if it is not there."""
         try:
             vocabulary = Vocabulary.load(self._vocabulary)
         except ModelError as error:
@@ -150,17 +134,13 @@ class Store:
         return Entry(len(ids), checksum)
 
     def segment(self, number: int, entry: Entry, widths: Mapping[str, int]) -> Segment:
-        """Open a segment.
-
-        Raises:
-            IndexCorruptError: A file is missing or damaged.
-        """
+        """Open a segment; IndexCorruptError if a file is missing or damaged."""
         return Segment(self._folder(number), entry.rows, widths, entry.checksum)
 
     def sweep(self, live: Collection[int]) -> None:
-        """Remove what no commit names: what a crash has left, or what was merged.
+        """Remove what no commit names: leftovers of a crash, or segments that were merged.
 
-        Only the writer may do so. A reader that still has such files mapped keeps them.
+        Only the writer may do so. Readers that have such files mapped keep them.
         """
         self._segments.mkdir(exist_ok=True)  # a copy of an empty index may lack it
         names = {self._folder(number).name for number in live}
@@ -173,7 +153,7 @@ class Store:
                 path.unlink()
 
     def size(self) -> int:
-        """Return the bytes of all files together."""
+        """Return the total bytes of all files."""
         total = 0
         for folder, _, names in os.walk(self.path):  # passes over what a writer is removing
             for name in names:

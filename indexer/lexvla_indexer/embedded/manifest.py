@@ -39,12 +39,7 @@ _DAMAGE = ("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_ERROR", "SQLITE_IOERR_SHOR
 
 
 class Entry(NamedTuple):
-    """What the manifest keeps of a segment.
-
-    Attributes:
-        rows: How many rows it has.
-        checksum: That of its segment.json; ``None`` for a segment of format 1.
-    """
+    """A segment's number of rows, and the checksum of its segment.json; ``None`` in format 1."""
 
     rows: int
     checksum: int | None
@@ -62,13 +57,13 @@ class State:
     """Describe one commit.
 
     Attributes:
-        commit: Its number; each commit's is one higher than the last's.
-        vocabulary_sha256: The hash of the vocabulary; empty while there is none.
+        commit: Its number, one higher than that of the previous commit.
+        vocabulary_sha256: The hash of the vocabulary; empty if there is none yet.
         model: The name of the model, if it was given.
         writer_version: The version of the program that made the index.
         widths: The number of columns of each leg; empty until the first vectors come.
         segments: Each live segment.
-        next_segment: The number that no segment has had yet.
+        next_segment: The first number that no segment has had.
         tombstones: The deleted rows of each segment that has any.
     """
 
@@ -86,14 +81,11 @@ class Manifest:
     """Read a manifest as of one commit, and write the next.
 
     All reads between two calls of `refresh` see the same commit: they share one read transaction.
-
-    Args:
-        path: The SQLite file.
-        writable: Whether `commit` and `compact` will be called.
+    A manifest that is not ``writable`` cannot `commit`, `merge` or `shrink`.
 
     Raises:
         IndexCorruptError: The file is damaged, or is not a manifest.
-        IndexVersionError: A newer version of the format was used to write it.
+        IndexVersionError: A newer program wrote it.
     """
 
     def __init__(self, path: Path, writable: bool = False) -> None:
@@ -145,7 +137,7 @@ class Manifest:
 
         Raises:
             IndexCorruptError: The file is damaged.
-            IndexVersionError: A newer version of the format was used to write it, maybe just now.
+            IndexVersionError: A newer program wrote it, perhaps just now.
         """
         with self._errors():
             if self._db.in_transaction:
@@ -193,7 +185,7 @@ class Manifest:
             )
 
     def find(self, ids: Iterable[str]) -> dict[str, tuple[Document, Place]]:
-        """Return those of the documents that are there."""
+        """Return those of the documents that exist."""
         found = {}
         with self._errors():
             for name, segment, row, *held in self._named("*", ids):
@@ -201,20 +193,20 @@ class Manifest:
         return found
 
     def places(self, ids: Iterable[str]) -> dict[str, Place]:
-        """Return where the vectors lie of those of the documents that are there."""
+        """Return where the vectors of those of the documents that exist lie."""
         with self._errors():
             found = self._named("id, segment, row", ids)
             return {name: Place(int(segment), int(row)) for name, segment, row in found}
 
     def fingerprints(self, ids: Iterable[str]) -> dict[str, str]:
-        """Return the fingerprints of those of the documents that are there."""
+        """Return the fingerprints of those of the documents that exist."""
         with self._errors():
             return dict(self._named("id, fingerprint", ids))
 
     def select(self, filter: Filter, segments: Mapping[int, Entry]) -> dict[int, np.ndarray]:  # noqa: A002
         """Return a mask over the rows of each segment: those whose documents a filter chooses.
 
-        What `Filter.matches` raises is raised as it is.
+        Exceptions of `Filter.matches` pass through unchanged.
         """
         test = condition(filter)
         masks = {number: np.zeros(e.rows, bool) for number, e in segments.items()}
@@ -250,7 +242,7 @@ class Manifest:
         meta: Mapping[str, str | dict[str, int]],
         written: Callable[[], Mapping[int, Entry]],
     ) -> None:
-        """Add segments with their documents, and bury rows, all in one transaction.
+        """Add segments with their documents, and mark rows as deleted, in one transaction.
 
         Args:
             rows: The number of rows of each new segment.
@@ -275,13 +267,7 @@ class Manifest:
             self._add(written())
 
     def merge(self, old: Iterable[int], new: Mapping[int, Entry], ids: Sequence[str]) -> None:
-        """Put segments in the place of others, in one transaction.
-
-        Args:
-            old: The segments that are no longer live, and whose deleted rows are gone.
-            new: The new segments.
-            ids: The ids of their rows, segment by segment.
-        """
+        """Replace segments by others, whose rows have these ids in order, in one transaction."""
         gone = [(number,) for number in old]
         places = ((number, row) for number, entry in new.items() for row in range(entry.rows))
         with self._transaction():
@@ -294,7 +280,7 @@ class Manifest:
             )
 
     def shrink(self) -> None:
-        """Give the space of what was deleted back to the disk."""
+        """Return the space of what was deleted to the disk."""
         with self._errors():
             if self._db.in_transaction:
                 self._db.execute("COMMIT")
@@ -323,7 +309,7 @@ class Manifest:
         return self._db.execute(statement, values)
 
     def _named(self, columns: str, ids: Iterable[str]) -> sqlite3.Cursor:
-        """Select the documents of these ids, all at once: a query for each takes five times it."""
+        """Select the documents of all these ids: a query for each would take five times as long."""
         query = f"""
             SELECT {columns} FROM documents WHERE id IN (SELECT value FROM json_each(?))
         """  # noqa: S608 - columns are ours
@@ -342,7 +328,7 @@ class Manifest:
         return {str(key): json.loads(value) for key, value in rows}
 
     def _upgrade(self) -> None:
-        """Make room for what format 1 did not keep. Its segments stay until they are merged."""
+        """Make room for what format 1 did not have. Its segments stay until they are merged."""
         with self._transaction():
             self._db.execute("ALTER TABLE segments ADD COLUMN checksum INTEGER")
             version = (str(FORMAT_VERSION),)
@@ -350,7 +336,7 @@ class Manifest:
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        """Count one commit, and make it durable if nothing goes wrong; then see it."""
+        """Make one commit, durable if nothing fails; then move to it."""
         number = self.refresh() + 1
         self._seen = -1
         with self._errors():
@@ -367,7 +353,7 @@ class Manifest:
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
-        """Say which file is damaged, in place of what SQLite and JSON say."""
+        """Name the damaged file in place of the errors of SQLite and JSON."""
         try:
             yield
         except sqlite3.ProgrammingError:

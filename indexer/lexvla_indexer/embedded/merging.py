@@ -19,15 +19,15 @@ _SMALLEST = 1024  # below this, sizes do not matter
 
 
 def due(rows: Mapping[int, int], deleted: Mapping[int, int]) -> list[int]:
-    """Return the segments to merge now, or none.
+    """Return the segments to merge now, if any.
 
     From 1,024 rows on, a row is copied about once for each eightfold growth of the index; below,
-    small commits copy it more often, which costs little. An index of n rows has no more than some
+    small commits copy it more often, which costs little. An index of n rows has no more than about
     7 log8(n / 1024) segments of less than half the largest size.
 
     Args:
         rows: The number of rows of each segment.
-        deleted: How many of them are deleted, where any is.
+        deleted: How many of them are deleted, for segments that have any.
     """
     live = {number: count - deleted.get(number, 0) for number, count in rows.items()}
     tiers: dict[int, list[int]] = {}
@@ -55,14 +55,10 @@ def live_rows(count: int, deleted: np.ndarray) -> np.ndarray:
 def merged(
     parts: Sequence[tuple[Segment, np.ndarray]], most: int
 ) -> Iterator[tuple[list[str], Encoding]]:
-    """Yield ids and vectors of rows of segments, by ascending id, so many at a time.
+    """Yield ids and vectors of rows of segments by ascending id, at most ``most`` at a time.
 
-    Args:
-        parts: Segments, and those of their rows that are wanted, ascending.
-        most: The most rows to yield at a time; all of them pass through memory at once.
-
-    Raises:
-        IndexCorruptError: A file of a segment is damaged: nothing of it may be copied.
+    The parts are segments, each with the rows to take, ascending. A damaged file of a segment
+    raises IndexCorruptError: nothing of it may be copied.
     """
     for segment, _ in parts:
         for damage in segment.damage():

@@ -1,12 +1,12 @@
 """Postings of one leg of a segment, in blocks of 65,536 rows: three bytes a posting.
 
-A score is added up term by term in one array of a block's rows, which stays in the processor's
-cache. Postings that never change lie in five ``.npy`` files, readable with numpy alone:
+A score is summed term by term in one array of a block's rows, which stays in the processor's
+cache. Postings never change and lie in five ``.npy`` files, readable with numpy alone:
 
     LEG.posting.block    int64    rows, width, then (blocks + 1) where each block's terms start
     LEG.posting.term     int32    the terms that occur in each block, ascending
     LEG.posting.start    int64    (terms + 1) where the postings of each of them start
-    LEG.posting.row      uint16   the row of each posting, counted from its block's first one
+    LEG.posting.row      uint16   the row of each posting within its block
     LEG.posting.impact   uint8    its impact
 
 A term that does not occur in a block takes no room, so that a segment of few rows is small.
@@ -44,10 +44,10 @@ _NO_MASK = np.empty(0, np.bool_)
 
 
 def kernels(postings: int = COMPILED_FROM) -> ModuleType | None:
-    """Return the compiled loops, or ``None`` where numpy answers.
+    """Return the compiled loops, or ``None`` if numpy is to answer.
 
-    It does where numba is missing, and for few postings if no work in this process has needed
-    numba yet: numba takes a second to load, which many searches of a small index do not.
+    That is so if numba is missing, and for few postings as long as nothing in this process has
+    needed numba: it takes a second to load, longer than many searches of a small index.
     """
     if postings < COMPILED_FROM and _LOOPS not in sys.modules:
         return None
@@ -64,7 +64,7 @@ def build(matrix: sparse.csr_array) -> Postings:
         matrix: (rows, width) uint8, sorted column numbers, each once in a row.
 
     Raises:
-        ValueError: The matrix is not of that form.
+        ValueError: The matrix does not have that form.
     """
     if matrix.dtype != np.uint8:
         raise ValueError(f"impacts must be uint8, not {matrix.dtype}")
@@ -117,7 +117,7 @@ class Postings:
         blocks: (blocks + 1) int64: where each block's part of ``terms`` starts.
         terms: int32: the terms that occur in each block, ascending.
         starts: (terms + 1) int64: where the postings of each of them start.
-        ids: uint16: the row of each posting, counted from its block's first one.
+        ids: uint16: the row of each posting within its block.
         impacts: uint8.
     """
 
@@ -130,7 +130,7 @@ class Postings:
     impacts: np.ndarray
 
     def save(self, folder: Path, leg: str = "lexical") -> list[Path]:
-        """Write the files of a leg into a folder. Return them, not yet forced to the disk."""
+        """Write the files of a leg into a folder. Return them, not yet synced to the disk."""
         head = np.concatenate([[self.rows, self.width], self.blocks])
         arrays = (head, self.terms, self.starts, self.ids, self.impacts)
         paths = [_path(folder, leg, name) for name in _FILES]
@@ -140,11 +140,7 @@ class Postings:
 
     @classmethod
     def open(cls, folder: Path, leg: str = "lexical") -> Postings:
-        """Map the files of a leg into memory.
-
-        Raises:
-            IndexCorruptError: A file is missing, truncated, or not of the form that it must have.
-        """
+        """Map the files of a leg into memory; damaged ones raise IndexCorruptError."""
         head, *arrays = (
             open_array(_path(folder, leg, name), kind) for name, kind in _FILES.items()
         )
@@ -159,7 +155,7 @@ class Postings:
         return postings
 
     def _rules(self) -> Iterator[tuple[str, bool, str]]:
-        """Yield for each rule the file that it is about, whether it holds, and its words.
+        """Yield each rule: the file that it is about, whether it holds, and its wording.
 
         Impacts are not read, and of rows only the last of each term, where one can be too great.
         """
@@ -197,9 +193,6 @@ class Postings:
                 float64 scores, added in the order of the terms.
             k: The most rows to return.
             allowed: (rows) bool: which rows may be found; ``None`` for all.
-
-        Raises:
-            ValueError: A term is out of range, or weights, k or mask break their rules.
         """
         scores, rows = self.retrieve(terms, weights, k, 0, allowed)
         return best(scores, rows, k)
@@ -212,18 +205,10 @@ class Postings:
         margin: int,
         allowed: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return scores and numbers of all rows that are near the k-th best, rows ascending.
+        """Return scores and numbers of all rows near the k-th best, rows ascending.
 
-        Args:
-            terms: As for `top`.
-            weights: As for `top`.
-            k: As for `top`.
-            margin: Return the rows above 0 whose score is at most so far below the k-th best;
-                all above 0 where there are fewer than k.
-            allowed: As for `top`.
-
-        Raises:
-            ValueError: As for `top`.
+        Those are the rows above 0 whose score is at most ``margin`` below the k-th best, or all
+        above 0 if there are fewer than k. The other arguments are those of `top`.
         """
         terms, weights = self._check_query(np.asarray(terms), np.asarray(weights))
         if k < 1:
@@ -291,13 +276,7 @@ class Postings:
 
 
 def best(scores: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the k best of rows that stand in ascending order: best first, of equals the first.
-
-    Args:
-        scores: Their scores.
-        rows: Their numbers.
-        k: The most rows to return.
-    """
+    """Return the k best of rows given in ascending order: best first, of equals the first."""
     if len(rows) > max(k, _FEW):
         worst = np.partition(scores, -k)[-k]
         kept = scores > worst
@@ -308,7 +287,7 @@ def best(scores: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.n
 
 
 def read_only(array: np.ndarray) -> np.ndarray:
-    """Return a view that cannot be written to, as of a mapped file: loops compile for one kind."""
+    """Return a read-only view, like that of a mapped file: loops compile for one kind of array."""
     view = array.view()
     view.flags.writeable = False
     return view

@@ -45,14 +45,9 @@ class Snapshot:
     def search(
         self, queries: Encoding, k: int, leg: Leg, masks: Masks, exact: bool | None
     ) -> list[Results]:
-        """Return the k best documents of all segments for each query.
+        """Return the k best documents of all segments for each query; see `EmbeddedIndex.search`.
 
-        Args:
-            queries: One query a row.
-            k: The most documents to return for each.
-            leg: What to score by.
-            masks: Which rows may be found.
-            exact: See `lexvla_indexer.embedded.EmbeddedIndex.search`.
+        ``masks`` says which rows may be found.
         """
         matrix = getattr(queries, leg)
         if leg == "dense":
@@ -98,7 +93,7 @@ class Snapshot:
 
 
 class SegmentCache:
-    """Open each segment once for all threads, for as long as one of them uses it."""
+    """Open each segment once for all threads, for as long as any of them uses it."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -106,11 +101,7 @@ class SegmentCache:
         self._open: WeakValueDictionary[int, Segment] = WeakValueDictionary()
 
     def get(self, state: State) -> dict[int, Segment]:
-        """Return the segments of a commit.
-
-        Raises:
-            IndexCorruptError: A file is missing or damaged.
-        """
+        """Return the segments of a commit; a damaged one raises IndexCorruptError."""
         segments = {}
         with self._lock:
             for number, entry in state.segments.items():
@@ -128,10 +119,6 @@ class Reader:
     Args:
         store: The files of the index.
         cache: The open segments of all readers.
-
-    Raises:
-        IndexCorruptError: There is no index, or it is damaged.
-        IndexVersionError: A newer program wrote the index.
     """
 
     def __init__(self, store: Store, cache: SegmentCache) -> None:
@@ -153,11 +140,7 @@ class Reader:
         return self._snapshot or self.refresh()
 
     def refresh(self) -> Snapshot:
-        """Move to the newest commit.
-
-        Raises:
-            IndexCorruptError: It is damaged.
-        """
+        """Move to the newest commit; a damaged one raises IndexCorruptError."""
         manifest = self.manifest
         while self._snapshot is None or manifest.refresh() != self._snapshot.state.commit:
             state = manifest.state()
@@ -194,7 +177,7 @@ class Reader:
         return Fetched([found[name][0] for name in ids], self._stored(ids, places))
 
     def vectors(self, ids: Sequence[str]) -> Encoding:
-        """Return documents' stored vectors alone."""
+        """Return only the documents' stored vectors."""
         return self._stored(ids, self._found(ids, self.manifest.places))
 
     def count(self) -> int:
@@ -204,15 +187,15 @@ class Reader:
     def info(self) -> dict[str, Any]:
         """Describe the commit.
 
-        Accuracy is measured over 1,000 rows, at even distances from each segment; 20 of them are
-        queries. ``quantization`` has for each sparse leg ``bits``; ``rows``, how many were sampled;
+        Accuracy is measured over 1,000 rows, evenly spaced in each segment; 20 of them are queries.
+        ``quantization`` has for each sparse leg ``bits``; ``rows``, how many were sampled;
         ``mean_error`` and ``max_error`` of a weight; and ``overlap@10``, the mean share of the 10
         best documents by exact scores that are among the 10 best by integers alone.
 
         ``dense_search``, if there is a dense leg, has ``listed_rows``, how many rows are searched
-        by inverted lists and not by a scan; ``lists``, how many there are in all segments;
-        ``nprobe``, how many of them a search reads at the least; and ``recall@10`` of such
-        searches, a scan counted as 1, or ``None`` where faiss is missing.
+        by inverted lists rather than by a scan; ``lists``, how many there are in all segments;
+        ``nprobe``, how many of them a search reads at least; and ``recall@10`` of such searches, a
+        scan counted as 1, or ``None`` if faiss is missing.
         """
         snapshot = self.snapshot
         state, documents = snapshot.state, snapshot.count()
@@ -237,7 +220,6 @@ class Reader:
         }
 
     def _choose(self, text: str) -> Masks:
-        """Return the rows of the snapshot's segments that a filter chooses."""
         state = self.snapshot.state
         key = (state.commit, text)
         if self._chosen is None or self._chosen[0] != key:
@@ -247,7 +229,7 @@ class Reader:
     def _found(
         self, ids: Sequence[str], ask: Callable[[Sequence[str]], dict[str, T]]
     ) -> dict[str, T]:
-        """Return what the manifest says of these ids as of the snapshot."""
+        """Return what the manifest says about these ids as of the snapshot."""
         if self._snapshot is None:
             self.refresh()
         found = ask(ids)
@@ -271,7 +253,7 @@ class Reader:
         return stack(parts)[order]
 
     def _rows(self, number: int, rows: np.ndarray, names: Sequence[str]) -> Encoding:
-        """Return rows of a segment that the manifest says are those of these ids."""
+        """Return rows of a segment, after checking that they are those of the ids."""
         segment = self.snapshot.segments.get(number)
         there = segment is not None and 0 <= rows.min() <= rows.max() < segment.count
         if segment is None or not there or segment.ids(rows) != names:

@@ -48,8 +48,6 @@ def exact_top(
 
     Raises:
         IndexCorruptError: A row's start or column is out of range.
-        OSError: A file of the rows cannot be read; the error names it.
-        ValueError: Shapes do not fit, or weights, k or mask break their rules.
     """
     if query.shape != (1, postings.width) or forward.shape != (postings.rows, postings.width):
         shapes = f"{query.shape} and {forward.shape}"
@@ -72,18 +70,8 @@ def integer_top(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return float64 scores and numbers of the k best rows above 0 by the integers alone.
 
-    A score is off the exact one by no more than `ImpactQuantizer.bound`, and by what rounding the
-    query to some 2^23 steps adds to that.
-
-    Args:
-        query: As for `exact_top`, like all the others.
-        quantizer: As for `exact_top`.
-        postings: As for `exact_top`.
-        k: As for `exact_top`.
-        allowed: As for `exact_top`.
-
-    Raises:
-        ValueError: As for `exact_top`.
+    The arguments are those of `exact_top`. A score is off the exact one by no more than
+    `ImpactQuantizer.bound`, and what rounding the query to about 2^23 steps adds to that.
     """
     integers, scale, _ = _integers(query, quantizer)
     scores, rows = postings.top(query.indices, integers, k, allowed)
@@ -109,7 +97,7 @@ def _integers(query: sparse.csr_array, quantizer: ImpactQuantizer) -> tuple[np.n
 
 
 def _may_miss(scores: np.ndarray, k: int, margin: int, quantizer: ImpactQuantizer) -> bool:
-    """Tell whether a row that shares only dropped words with the query may be among the best."""
+    """Return whether a row that shares only dropped words with the query may be among the best."""
     if not quantizer.drop_zero:
         return False
     return len(scores) < k or int(np.partition(scores, -k)[-k]) <= margin

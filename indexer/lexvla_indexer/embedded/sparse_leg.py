@@ -19,12 +19,9 @@ __all__ = ["SparseLeg", "write_leg"]
 
 
 def write_leg(folder: Path, leg: str, rows: sparse.csr_array) -> tuple[list[Path], ImpactQuantizer]:
-    """Write rows and their postings. Return the files, not yet forced to the disk.
+    """Write rows and their postings. Return the files, not yet synced to the disk.
 
-    Args:
-        folder: The directory of the segment.
-        leg: The leg's name.
-        rows: float32 above 0, sorted column numbers.
+    Rows are float32 above 0, with sorted column numbers.
     """
     quantizer = ImpactQuantizer.fit(rows)
     files = build(quantizer.quantize(rows)).save(folder, leg)
@@ -42,16 +39,8 @@ def write_leg(folder: Path, leg: str, rows: sparse.csr_array) -> tuple[list[Path
 class SparseLeg:
     """Search one sparse leg and read its rows.
 
-    Args:
-        folder: The directory of the segment.
-        leg: The leg's name.
-        rows: How many rows the segment has.
-        width: How many columns.
-        quantizer: The settings of the quantiser of the postings; ``None`` for a segment of format
-            1, which has no postings: they are then built in memory.
-
-    Raises:
-        IndexCorruptError: A file is missing, truncated, or not of the form that it must have.
+    ``quantizer`` has the settings of the quantiser of the postings; it is ``None`` for a segment of
+    format 1, whose postings are built in memory. Damaged files raise IndexCorruptError.
     """
 
     def __init__(
@@ -90,7 +79,7 @@ class SparseLeg:
             query: One row of weights above 0.
             k: The most rows to return.
             allowed: (rows) bool: which rows may be found; ``None`` for all.
-            exact: Score by the floats, and not by the integers alone.
+            exact: Score by the floats, not by the integers alone.
         """
         if exact:
             return exact_top(query, self.rows, self.quantizer, self.postings, k, allowed)
@@ -99,10 +88,7 @@ class SparseLeg:
     def take(self, rows: np.ndarray) -> tuple[sparse.csr_array, np.ndarray]:
         """Return rows, and where each of them starts in the stored arrays.
 
-        Raises:
-            IndexCorruptError: A column or a weight is out of its range.
-            IndexError: A row is not there.
-            OSError: A file cannot be read; the error names it.
+        Columns and weights are checked (IndexCorruptError).
         """
         (ends, columns, weights), firsts = self.rows.take(rows)
         width = self.rows.shape[1]

@@ -1,9 +1,9 @@
-"""Stored rows, read here and there: by place in their files, and not through a map of them.
+"""Stored rows, read here and there: from their places in the files, not through a map of them.
 
-A search scores some twenty rows of a segment again. Linux maps much more of a file than is touched:
-up to two megabytes at a time where its page cache keeps files in large pieces. After a hundred
-searches a map of the rows would be resident nearly whole. So few rows of a large file are read;
-many, and those of small files, are taken from the map, which is faster.
+A search rescores about twenty rows of a segment. Linux maps much more of a file than is touched:
+up to two megabytes at a time if its page cache keeps files in large pieces. After a hundred
+searches a map of the rows would be almost entirely resident. So few rows of a large file are
+read; many, and those of small files, come from the map, which is faster.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ FEW = 128  # spans: reading one takes 0.6 microseconds, several times what scori
 
 
 class Rows(NamedTuple):
-    """Hold compressed sparse rows as scipy does, without its checks."""
+    """Compressed sparse rows as in scipy, without its checks."""
 
     indptr: np.ndarray
     indices: np.ndarray
@@ -36,20 +36,10 @@ class Rows(NamedTuple):
 
 
 class StoredArray:
-    """Hold an array of a file: mapped whole, and open for reading where the file is large.
+    """Hold an array of a file: mapped whole as ``mapped``, and a large file open for reading too.
 
-    The file is closed with the object. Reads name their places, so threads may share it.
-
-    Attributes:
-        mapped: All of it.
-
-    Args:
-        path: The ``.npy`` file.
-        kind: The type that its numbers must have.
-        shape: The shape that it must have.
-
-    Raises:
-        IndexCorruptError: The file is missing, truncated, or not of that form.
+    The file is closed with the object. Reads name their places, so threads may share it. A file
+    that is missing, truncated, or not of this kind and shape raises IndexCorruptError.
     """
 
     def __init__(self, path: Path, kind: type[np.generic], shape: tuple[int, ...]) -> None:
@@ -66,19 +56,14 @@ class StoredArray:
         self._offset = os.fstat(self._file).st_size - self.mapped.nbytes
 
     def reads(self, spans: int) -> bool:
-        """Tell whether so many spans are read, and not taken from the map."""
+        """Return whether so many spans are read rather than taken from the map."""
         return self._file >= 0 and spans <= FEW
 
     def take(self, firsts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        """Return spans of the flat array, one after the other.
-
-        Args:
-            firsts: (spans) int64: where each starts.
-            lengths: (spans) int64.
+        """Return spans of the flat array, one after the other; starts and lengths are int64.
 
         Raises:
-            IndexCorruptError: A span is not within the array, or the file has become shorter.
-            OSError: The file cannot be read; the error names it.
+            IndexCorruptError: A span is outside the array, or the file has become shorter.
         """
         flat = self.mapped.reshape(-1)
         if not ((firsts >= 0) & (lengths >= 0) & (firsts <= len(flat) - lengths)).all():
@@ -96,7 +81,6 @@ class StoredArray:
         return taken
 
     def _read(self, firsts: np.ndarray, sizes: np.ndarray, room: memoryview) -> None:
-        """Fill the room with spans of bytes of the file."""
         place = 0
         with naming(self._path):
             for first, size in zip(firsts.tolist(), sizes.tolist(), strict=True):
@@ -141,24 +125,16 @@ class StoredRows:
         return self._columns.reads(rows)
 
     def near(self, rows: np.ndarray) -> tuple[Rows, np.ndarray]:
-        """Return rows to score, and which of them are meant: all that were read, or some mapped.
-
-        Raises:
-            IndexCorruptError: A row is damaged.
-            OSError: A file cannot be read; the error names it.
-        """
+        """Return rows to score, and which of them are meant: all that were read, or some mapped."""
         if not self.reads(len(rows)):
             mapped = self.mapped
             return Rows(mapped.indptr, mapped.indices, mapped.data), rows
         return self.take(rows)[0], np.arange(len(rows))
 
     def take(self, rows: np.ndarray) -> tuple[Rows, np.ndarray]:
-        """Return rows in the order given, and where each starts in the stored arrays.
+        """Return rows in the given order, and where each starts in the stored arrays.
 
-        Raises:
-            IndexCorruptError: A row is damaged. Columns and weights are not looked at.
-            IndexError: A row is not there.
-            OSError: A file cannot be read; the error names it.
+        Columns and weights are not checked.
         """
         starts = self.mapped.indptr
         firsts = starts[rows]

@@ -52,7 +52,7 @@ _ERRORS = {
 
 
 def start_java() -> None:
-    """Start the virtual machine with Anserini's classes, unless it runs.
+    """Start the virtual machine with Anserini's classes, unless it is running.
 
     Its heap is what Java chooses, at most a quarter of the memory; ``JAVA_TOOL_OPTIONS``,
     such as ``-Xmx8g``, changes that. It leaves the signals of the process alone.
@@ -148,13 +148,9 @@ def pyserini_imports() -> Iterator[None]:
         with pyserini_imports():
             from pyserini.search.lucene import LuceneImpactSearcher
 
-    Pyserini 1.6 makes a client of OpenAI when it is imported, which fails without a key: a
-    placeholder stands in, and nothing is sent. Java is started first, without an option that
-    Pyserini gives and that not every Java knows.
-
-    Raises:
-        EngineUnavailableError: Java cannot be started; see `start_java`.
-        OptionalDependencyError: pyjnius or Pyserini is not installed.
+    Pyserini 1.6 makes an OpenAI client when it is imported, which fails without a key: a
+    placeholder stands in, and nothing is sent. Java is started first (see `start_java` for its
+    errors), without an option of Pyserini's that not every Java knows.
     """
     start_java()
     with _environment(OPENAI_API_KEY=os.environ.get("OPENAI_API_KEY") or "unused"):
@@ -163,26 +159,23 @@ def pyserini_imports() -> Iterator[None]:
 
 @cache
 def java_class(name: str) -> Any:
-    """Return a Java class by its full name. Java must run."""
+    """Return a Java class by its full name. Java must be running."""
     return importlib.import_module("jnius").autoclass(name)
 
 
 def java_cast(name: str, thing: Any) -> Any:
-    """Return an object as one of a class or interface, where pyjnius must choose by it."""
+    """Return an object cast to a class or interface, if pyjnius must choose a method by it."""
     return importlib.import_module("jnius").cast(name, thing)
 
 
 def java_exception() -> Any:
-    """Return what pyjnius raises for all that Java throws."""
+    """Return the class that pyjnius raises for everything that Java throws."""
     return importlib.import_module("jnius").JavaException
 
 
 @contextmanager
 def java_errors(place: object) -> Iterator[None]:
-    """Turn what Lucene throws into the errors of this project.
-
-    Args:
-        place: What the messages name: the directory of the index.
+    """Turn what Lucene throws into our errors, naming the place.
 
     Raises:
         IndexCorruptError: A file is missing or damaged.

@@ -102,7 +102,7 @@ class Reader:
             return cls(store, java)
 
     def newer(self) -> Reader:
-        """Return the newest commit: this object, if it is that."""
+        """Return the reader of the newest commit, which may be this one."""
         # Lucene would read its newest file each time, which takes longer than some searches.
         if self._store.newest() == self.commit:
             return self
@@ -117,21 +117,17 @@ class Reader:
         self._java.incRef()
 
     def close(self) -> None:
-        """Give it up; others who hold it may finish."""
+        """Release it; others who hold it may finish."""
         self._java.decRef()
 
     @cached_property
     def state(self) -> State | None:
-        """What the commit says of itself; ``None`` if another program wrote it."""
+        """How the commit describes itself; ``None`` if another program wrote it."""
         data = self._java.getIndexCommit().getUserData().get(KEY)
         return None if data is None else State.load(self._store.path, data)
 
     def ours(self) -> State:
-        """Return what the commit says of itself.
-
-        Raises:
-            UnsupportedError: Another program wrote it.
-        """
+        """Return how the commit describes itself; UnsupportedError if another program wrote it."""
         if self.state is None:
             rule = "another program built this index: it can be searched by its words only"
             raise UnsupportedError(f"{self._store.path}: {rule}")
@@ -157,7 +153,7 @@ class Reader:
         return int(self._java.numDocs())
 
     def damage(self) -> Iterator[str]:
-        """Read all files. Give a line for each segment that is damaged."""
+        """Read all files. Yield a line for each segment that is damaged."""
         thrown = java_exception()
         for number in range(self.segments):
             try:
@@ -207,19 +203,19 @@ class Reader:
         return self._unpacked([places[name][0] for name in ids], widths)
 
     def fingerprints(self, ids: Collection[str]) -> dict[str, str]:
-        """Return the fingerprint of each of these documents that is there."""
+        """Return the fingerprint of each of these documents that exists."""
         return {name: place[1] for name, place in self._places_of(ids).items()}
 
     def info(self) -> dict[str, Any]:
         """Describe the commit.
 
-        ``legs`` are those that are kept, and ``searched_legs`` those of them that can be searched.
-        ``quantization`` has for each leg with weights: ``bits``; ``scale``, the integer of a weight
-        of 1; ``top``, the weight that the greatest integer stands for. For an index of ours also:
-        ``clipped``, how many weights were above it; ``mean_error`` and ``max_error`` of a weight,
-        over all that were ever committed; ``rows``, how many were sampled; and ``overlap@10``, the
-        mean share of the 10 best of these by exact scores that are among the 10 best by integers,
-        with some of them as queries.
+        ``legs`` are those that are stored, and ``searched_legs`` those of them that can be
+        searched. ``quantization`` has for each leg with weights: ``bits``; ``scale``, the integer
+        of a weight of 1; ``top``, the weight that the greatest integer stands for. For an index of
+        ours also: ``clipped``, how many weights exceeded it; ``mean_error`` and ``max_error`` of a
+        weight, over all that were ever committed; ``rows``, how many were sampled; and
+        ``overlap@10``, the mean share of the 10 best of these by exact scores that are among the 10
+        best by integers, with some of them as queries.
         """
         state, rows = self.state, self.rows
         widths = {"lexical": len(self.vocabulary)} if state is None else dict(state.widths)
@@ -279,7 +275,7 @@ class Reader:
         known: tuple[float | None, ImpactQuantizer | None],
         chosen: Any,
     ) -> Results:
-        """Return the k best documents for one row, of those that a query of Lucene chooses."""
+        """Return the k best documents for one row, of those that a Lucene query chooses."""
         if not row.nnz or not self.count():
             return Results([], np.empty(0))
         longest, quantizer = known
@@ -313,7 +309,7 @@ class Reader:
         return hits
 
     def _places_of(self, ids: Collection[str]) -> dict[str, tuple[int, str]]:
-        """Return the number and the fingerprint of each of these documents that is there."""
+        """Return the number and the fingerprint of each of these documents that exists."""
         return self._places(any_of(ID, set(ids)), len(set(ids))) if ids else {}
 
     def _known_places(self, ids: Collection[str]) -> dict[str, tuple[int, str]]:
@@ -328,7 +324,6 @@ class Reader:
         return {_text(hit["fields"][0]): (hit["doc"], _text(hit["fields"][1])) for hit in hits}
 
     def _choose(self, text: str) -> Any:
-        """Return a filter as a query of Lucene."""
         # A search over several legs asks with the same one for each.
         if self._chosen is None or self._chosen[0] != text:
             self._chosen = text, selection(Filter.parse(text), self._matching)
@@ -395,7 +390,7 @@ def _column_numbers(width: int) -> list[str]:
 
 @cache
 def _whole() -> Any:
-    """Return what takes a term of a query as it is."""
+    """Return the analyzer that takes a term of a query as it is."""
     return java_class("org.apache.lucene.analysis.core.KeywordAnalyzer")()
 
 

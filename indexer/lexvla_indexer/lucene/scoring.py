@@ -20,21 +20,19 @@ LARGEST_SUM = LARGEST_SCORE // 255
 
 
 class QueryWeights(NamedTuple):
-    """A query's integers, and how many of them a weight of 1 is."""
+    """A query's integers, and the integer, before rounding, of a weight of 1."""
 
     integers: np.ndarray
     scale: float
 
 
 def query_weights(query: sparse.csr_array, longest: float | None = None) -> QueryWeights:
-    """Return a query's weights as whole numbers from 1 on, as great as exact sums allow.
+    """Return the weights of a query, one row, as integers from 1, as large as exact sums allow.
 
-    Args:
-        query: One row.
-        longest: The greatest length of a document's impacts as a vector; ``None`` if unknown.
+    ``longest`` is the greatest length of a document's impacts as a vector, if known.
 
     Raises:
-        UnsupportedError: It has over 32,896 words.
+        UnsupportedError: The query has over 32,896 words.
     """
     if query.nnz > LARGEST_SUM // 2:
         rule = f"a query of a Lucene index has at most {LARGEST_SUM // 2:,} words"
@@ -56,12 +54,9 @@ def query_weights(query: sparse.csr_array, longest: float | None = None) -> Quer
 def error_bound(
     query: sparse.csr_array, integers: QueryWeights, quantizer: ImpactQuantizer | None
 ) -> float:
-    """Return the most that whole numbers can change a document's score for a query.
+    """Return the most that rounding to integers can change a document's score for a query.
 
-    Args:
-        query: One row.
-        integers: Its weights as whole numbers.
-        quantizer: That of the documents; ``None`` if their weights were whole numbers before.
+    ``quantizer`` is the documents'; ``None`` if their weights were integers to begin with.
     """
     whole, scale = integers
     kept = sparse.csr_array((whole / scale, query.indices, query.indptr), shape=query.shape)

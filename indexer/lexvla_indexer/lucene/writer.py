@@ -62,7 +62,7 @@ class Writer:
         self._java: Any = self._open()
 
     def begin(self, state: State, vocabulary: Vocabulary | None) -> None:
-        """Make a new index, with nothing in it."""
+        """Make a new, empty index."""
         if vocabulary is not None:
             self._store.save_vocabulary(vocabulary)
             state = replace(state, vocabulary_sha256=vocabulary.sha256)
@@ -72,13 +72,9 @@ class Writer:
     def commit(
         self, staging: Staging, state: State, vocabulary: Vocabulary, is_empty: bool
     ) -> None:
-        """Make all that is staged durable and visible, or nothing of it.
+        """Make everything staged durable and visible, or none of it. The staging is empty then.
 
-        Args:
-            staging: What to commit; empty afterwards.
-            state: What the newest commit says of itself.
-            vocabulary: The terms of the lexical columns.
-            is_empty: Whether the index has no rows yet.
+        ``state`` is the newest commit's; ``is_empty`` says whether the index has no rows yet.
         """
         if staging.documents and state.vocabulary_sha256 != vocabulary.sha256:
             self._store.save_vocabulary(vocabulary)
@@ -105,7 +101,7 @@ class Writer:
             self._java.deleteUnusedFiles()
 
     def close(self) -> None:
-        """Give up what is not committed, and the lock."""
+        """Drop what is not committed, and release the lock."""
         java, self._java = self._java, None
         if java is not None:
             with java_errors(self._store.path):
@@ -125,7 +121,7 @@ class Writer:
 
     @contextmanager
     def _undoing(self) -> Iterator[None]:
-        """Undo what is begun here if anything fails, so that it can be tried again."""
+        """Roll back if anything fails, so that it can be tried again."""
         if self._java is None:  # the last one was undone
             self._java = self._open()
         try:
@@ -152,13 +148,9 @@ class Writer:
     def _add(
         self, documents: Sequence[Document], encoding: Encoding, state: State, terms: Sequence[str]
     ) -> None:
-        """Add documents, none of which is in the index.
+        """Add documents, none of which is in the index, with a row of the encoding for each.
 
-        Args:
-            documents: The documents.
-            encoding: A row for each.
-            state: Has the quantisers of the legs.
-            terms: Those of the lexical columns, as they stand in the index.
+        ``terms`` are those of the lexical columns, as the index writes them.
         """
         lexical = _Texts(encoding.lexical, state, "lexical", terms)
         codes = None
@@ -190,7 +182,7 @@ class _Texts:
 
 
 class _LuceneDocument:
-    """One document of Lucene, filled again and again: making each anew takes twice the time."""
+    """One Lucene document, filled again and again: a new one each time takes twice as long."""
 
     def __init__(self, has_codes: bool) -> None:
         self._bytes = java_class("org.apache.lucene.util.BytesRef")
@@ -217,7 +209,7 @@ class _LuceneDocument:
                 self.java.add(field)
 
     def fill(self, document: Document, lexical: str, codes: str, vectors: bytes) -> None:
-        """Make it a document, from texts of terms with impacts and what `pack` gave."""
+        """Fill it, from texts of terms with impacts and what `pack` gave."""
         self._id.setStringValue(document.id)
         self._order.setBytesValue(self._bytes(document.id.encode()))
         self._fingerprint.setBytesValue(self._bytes(document.fingerprint.encode()))
