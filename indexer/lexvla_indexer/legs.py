@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -42,9 +43,7 @@ def check_added(
 ) -> None:
     """Refuse vectors that do not fit an index whose legs have the widths ``kept``, if any yet.
 
-    Raises:
-        UnsupportedError: The legs are not those of the index.
-        VocabularyMismatchError: The width of a leg is not that of the index.
+    The errors are those of `Index.add`.
     """
     widths = widths_of(encoding)
     expected = dict(kept) or dict(widths)
@@ -62,10 +61,7 @@ def check_asked(
 ) -> None:
     """Refuse a search that an index whose legs have the widths ``kept`` cannot answer.
 
-    Raises:
-        UnsupportedError: The index or the queries lack the leg.
-        ValueError: k is below 1, or there is no leg of that name.
-        VocabularyMismatchError: The width of the leg is not that of the index.
+    The errors are those of `Index.search`.
     """
     if k < 1:
         raise ValueError(f"k must be at least 1, not {k}")
@@ -97,10 +93,10 @@ def _check_width(place: object, leg: str, expected: int, width: int) -> None:
 def stack(parts: Sequence[Encoding]) -> Encoding:
     """Concatenate encodings; if some have patches, the words of the others get patch -1."""
     if any(part.patches is not None for part in parts):
-        parts = [part if part.patches is not None else _without_patches(part) for part in parts]
+        parts = [
+            part
+            if part.patches is not None
+            else replace(part, patches=np.full(part.lexical.nnz, -1, np.int16))
+            for part in parts
+        ]
     return Encoding.concat(parts)
-
-
-def _without_patches(part: Encoding) -> Encoding:
-    missing = np.full(part.lexical.nnz, -1, np.int16)
-    return Encoding(part.lexical, missing, part.codes, part.dense)

@@ -23,7 +23,7 @@ __all__ = ["THREADS", "WINDOW", "Loaded", "in_order", "in_shard", "load", "sourc
 
 THREADS = min(8, os.cpu_count() or 1)
 WINDOW = 2 * THREADS  # items that are being loaded or wait to be taken
-_MAX_FILE_BYTES = 1 << 29  # more than the most pixels that are decoded take without compression
+_MAX_FILE_BYTES = 1 << 29  # more than the largest decodable image takes uncompressed
 
 Job = TypeVar("Job")
 Made = TypeVar("Made")
@@ -101,7 +101,7 @@ def _read(path: Path, name: str) -> bytes:
     from lexvla.images import open_image
 
     try:
-        if path.is_file():  # opening a pipe would wait for ever
+        if path.is_file():  # opening a pipe would block forever
             if path.stat().st_size > _MAX_FILE_BYTES:
                 raise InputError(name, f"the file is larger than {_MAX_FILE_BYTES:,} bytes")
             return path.read_bytes()

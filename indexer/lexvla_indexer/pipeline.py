@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -90,9 +91,8 @@ def index_source(
     with RejectLog(sink.path(_REJECTS), report) as rejects:
         ingest.run(rejects)
         if prune:
-            report.prune_refused = ingest.gap or (
-                "" if ingest.seen else "the source lists no items"
-            )
+            nothing = "" if ingest.seen else "the source lists no items"
+            report.prune_refused = ingest.gap or nothing
             if not report.prune_refused:
                 sink.prune(opened.key, ingest.seen)
     return report
@@ -108,19 +108,15 @@ class Sink(Protocol):
 
     def known(self, ids: Sequence[str]) -> dict[str, str]:
         """Return the fingerprints of those ids that need no encoding if they are unchanged."""
-        ...
 
     def keep(self, document: Document, known: str) -> None:
         """Take an unchanged document and the fingerprint that it had before."""
-        ...
 
     def store(self, documents: Sequence[Document], encoding: Encoding) -> None:
         """Take documents with their vectors."""
-        ...
 
     def finish(self) -> None:
         """Make everything that was taken durable."""
-        ...
 
 
 class IndexSink:
@@ -204,6 +200,7 @@ class _Encoded(NamedTuple):
     rejects: list[Reject]
 
 
+@dataclass
 class Ingest:
     """Take a source through decoding and the model into a sink.
 
@@ -215,70 +212,65 @@ class Ingest:
         gap: Why the listing may be incomplete; empty if it is complete.
     """
 
-    def __init__(
-        self,
-        source: ItemSource,
-        encoder: Encoder,
-        sink: Sink,
-        report: Report,
-        batch_size: int = 64,
-        show_progress_bar: bool | None = None,
-        shard: tuple[int, int] = (1, 1),
-    ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, not {batch_size}")
-        self.seen: set[str] = set()
-        self.gap = ""
-        self._source = source
-        self._encoder = encoder
-        self._sink = sink
-        self._report = report
-        self._batch_size = batch_size
-        self._disable = None if show_progress_bar is None else not show_progress_bar
-        self._shard = shard
-        self._running: Future[_Encoded] | None = None
+    source: ItemSource
+    encoder: Encoder
+    sink: Sink
+    report: Report
+    batch_size: int = 64
+    show_progress_bar: bool | None = None
+    shard: tuple[int, int] = (1, 1)
+    seen: set[str] = field(default_factory=set, init=False)
+    gap: str = field(default="", init=False)
+    _running: Future[_Encoded] | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, not {self.batch_size}")
 
     def run(self, rejects: RejectLog) -> None:
         """Process the source; ``rejects`` gets what is left out."""
         self._rejects = rejects
         images: list[Loaded] = []
         texts: list[Loaded] = []
+        disable = None if self.show_progress_bar is None else not self.show_progress_bar
         with (
-            tqdm(unit=" items", disable=self._disable) as self._bar,
+            tqdm(unit=" items", disable=disable) as self._bar,
             ThreadPoolExecutor(1) as self._model,
             closing(in_order(self._load, self._jobs())) as items,
         ):
             if not self._bar.disable:
-                self._bar.total = self._source.count()
+                self._bar.total = self.source.count()
                 self._bar.refresh()
             for loaded in items:
                 if loaded.error is not None:
                     self._reject(Reject(loaded.error.item, loaded.error.rule, loaded.where))
                 elif loaded.known is not None:
-                    self._sink.keep(loaded.document, loaded.known)
+                    self.sink.keep(loaded.document, loaded.known)
                     self._bar.update()
                 else:
                     batch = texts if loaded.image is None else images
                     batch.append(loaded)
-                    if len(batch) == self._batch_size or _pixels(batch) > _MAX_PIXELS_HELD:
+                    held = sum(e.image.width * e.image.height for e in batch if e.image)
+                    if len(batch) == self.batch_size or held > _MAX_PIXELS_HELD:
                         self._encode(batch)
             for batch in (images, texts):
                 if batch:
                     self._encode(batch)
-            self._collect()
-            self._sink.finish()
-        self._report.ignored = self._source.ignored
+            if self._running is not None:
+                self._store(self._running.result())
+            self.sink.finish()
+        self.report.ignored = self.source.ignored
 
     def _jobs(self) -> Iterator[tuple[Listed, str | None]]:
         items = self._items()
-        while chunk := list(islice(items, self._batch_size)):
-            known = self._sink.known([item.document.id for item in chunk])
+        while chunk := list(islice(items, self.batch_size)):
+            known = self.sink.known([item.document.id for item in chunk])
             for item in chunk:
                 yield item, known.get(item.document.id)
 
     def _items(self) -> Iterator[Listed]:
         """Give the items of this shard whose id is new; reject the others."""
-        for entry in self._source.entries():
+        for entry in self.source.entries():
             if isinstance(entry, Unlisted):
                 self._reject(entry.reject)
                 if entry.id is not None:
@@ -291,14 +283,14 @@ class Ingest:
                 self._reject(Reject(name, "an earlier item has the same id", entry.where))
                 continue
             self.seen.add(name)
-            if in_shard(name, self._shard):
+            if in_shard(name, self.shard):
                 yield entry
             else:
                 self._bar.update()
 
     def _load(self, job: tuple[Listed, str | None]) -> Loaded:
         item, known = job
-        return load(item, known, self._source.key, self._encoder.name)
+        return load(item, known, self.source.key, self.encoder.name)
 
     def _reject(self, reject: Reject) -> None:
         self._rejects.add(reject)
@@ -307,27 +299,18 @@ class Ingest:
     def _encode(self, batch: list[Loaded]) -> None:
         """Hand a batch to the model, and store the previous one while the model works."""
         taken = list(batch)
-        batch.clear()  # its images are to live no longer than the model needs them
+        batch.clear()  # its images live no longer than the model needs them
         done = None if self._running is None else self._running.result()
-        self._running = self._model.submit(_run, self._encoder, taken)
+        self._running = self._model.submit(_run, self.encoder, taken)
         if done is not None:
             self._store(done)
 
-    def _collect(self) -> None:
-        if self._running is not None:
-            self._store(self._running.result())
-        self._running = None
-
     def _store(self, done: _Encoded) -> None:
         if done.encoding is not None:
-            self._sink.store(done.documents, done.encoding)
+            self.sink.store(done.documents, done.encoding)
             self._bar.update(len(done.documents))
         for reject in done.rejects:
             self._reject(reject)
-
-
-def _pixels(batch: list[Loaded]) -> int:
-    return sum(each.image.width * each.image.height for each in batch if each.image)
 
 
 def _run(encoder: Encoder, batch: list[Loaded]) -> _Encoded:
@@ -335,11 +318,8 @@ def _run(encoder: Encoder, batch: list[Loaded]) -> _Encoded:
 
     def encode(some: Sequence[Loaded]) -> Encoding:
         images: list[Any] = [each.image for each in some if each.image is not None]
-        return (
-            encoder.encode_image(images)
-            if images
-            else encoder.encode_text([each.document.text for each in some])
-        )
+        texts = [each.document.text for each in some]
+        return encoder.encode_image(images) if images else encoder.encode_text(texts)
 
     documents, parts, rejects = [], [], []
     for group, made in isolate(encode, batch):

@@ -87,10 +87,8 @@ def open_item_source(source: str | Path, text_field: str | None = None) -> ItemS
     means shards, as `WebDatasetShards` reads them: the images are encoded, and the captions are
     the documents' texts, a line each.
 
-    Args:
-        source: The folder, the manifest, or the path or pattern of shards.
-        text_field: The field that holds the text: of a manifest's lines (default ``text``), or of
-            the ``.json`` files in shards (default ``caption``).
+    ``text_field`` holds the text: of a manifest's lines (default ``text``), or of the ``.json``
+    files in shards (default ``caption``).
 
     Raises:
         InputError: The source is missing or of another kind, or a folder is given a text field.
@@ -219,5 +217,5 @@ class _Shards(ItemSource):
                     yield Listed(document, pair.image, str(path))
 
     def count(self) -> int:
-        # Headers alone: a record's files are read when it is called.
+        # Headers only: a record's files are read when it is called.
         return sum(1 for n in range(self._shards.shards) for _ in self._shards.read_shard(n))

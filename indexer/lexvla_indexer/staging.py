@@ -85,7 +85,7 @@ class Staging:
                 rows.append(row)
                 names.append(name)
             batch = self._batches[number]
-            # A batch may be as large as memory allows: copy it only where something changes.
+            # A batch may be as large as memory allows: copy it only if something changes.
             parts.append(batch if len(rows) == len(batch) else batch[rows])
         encoding = parts[0] if len(parts) == 1 else stack(parts)
         order = sorted(range(len(names)), key=names.__getitem__)

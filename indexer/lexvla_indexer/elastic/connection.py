@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 __all__ = [
     "SCHEME",
     "Address",
+    "PassingError",
     "connect",
     "elastic_errors",
     "following",
     "found_documents",
-    "may_pass",
     "refusal",
     "whole",
 ]
@@ -42,18 +42,18 @@ PORT = 9200
 _NAME = re.compile(r"(?![-_+.])[^\sA-Z\\/*?\"<>|,#:]{1,200}")
 _SECRETS = "ELASTIC_API_KEY, or ELASTIC_USERNAME and ELASTIC_PASSWORD"
 _TIMEOUT = 60.0  # seconds for one request
-_PASSING = (408, 429, 502, 503, 504)  # of HTTP: it may work later
+_PASSING = (408, 429, 502, 503, 504)  # HTTP: it may work later
 _PRODUCT = "Elasticsearch"
 # Seconds until an alias that is being moved is asked again. A server closes the shards of a
-# deleted index before it says that the alias means another; on a slow disk that takes a while.
+# deleted index before the alias means another; on a slow disk that takes a while.
 _SETTLING = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
 
 
-class _PassingError(EngineUnavailableError):
+class PassingError(EngineUnavailableError):
     """The server cannot do it now, but may at the next try."""
 
 
-class _ShardError(_PassingError):
+class _ShardError(PassingError):
     """A shard cannot answer now."""
 
 
@@ -72,24 +72,20 @@ class Address(NamedTuple):
 
     @classmethod
     def parse(cls, address: str) -> Address:
-        """Read ``elasticsearch+http(s)://host:9200/name``.
-
-        Raises:
-            InputError: The address has another form, or contains credentials.
-        """
+        """Read ``elasticsearch+http(s)://host:9200/name``, which must not contain credentials."""
         try:
             parts = urlsplit(address.removeprefix(SCHEME))
             host, port = parts.hostname, parts.port or PORT
         except ValueError as error:
             raise InputError(FORM, "the address of an index has this form") from error
         if parts.username is not None or parts.password is not None or "@" in parts.netloc:
-            # Not quoted: what stands there is secret.
+            # Not quoted: it is secret.
             raise InputError(FORM, f"credentials do not go into the address; set {_SECRETS}")
         prefix, _, name = parts.path.rstrip("/").rpartition("/")
         if not host or parts.scheme not in ("http", "https") or parts.query or parts.fragment:
             raise InputError(address, f"the address of an index has the form {FORM}")
         if not _NAME.fullmatch(name):
-            rule = "an index of Elasticsearch has a name of small letters, digits, - and _"
+            rule = "the name of an Elasticsearch index has lower-case letters, digits, - and _"
             raise InputError(name, rule)
         shown = f"[{host}]" if ":" in host else host
         return cls(f"{parts.scheme}://{shown}:{port}{prefix}", name)
@@ -178,12 +174,7 @@ def elastic_errors(address: Address) -> Iterator[None]:
             get = "ELASTIC_CA_CERTS must name a file of certificates"
         raise EngineUnavailableError(f"{address}: no TLS: {cause}; {get}") from error
     except elasticsearch.TransportError as error:
-        raise _PassingError(f"{address}: no server answers: {_root(error)}") from error
-
-
-def may_pass(error: BaseException) -> bool:
-    """Return whether one of our errors may be gone at the next try."""
-    return isinstance(error, _PassingError)
+        raise PassingError(f"{address}: no server answers: {_root(error)}") from error
 
 
 class _Found(Protocol):
@@ -199,42 +190,26 @@ def following(found: Callable[[bool], S], ask: Callable[[S], T]) -> T:
     """Ask the index behind an alias, and ask again if it has been replaced meanwhile.
 
     The shards of an index that is being deleted go first, then the index. For a moment before
-    that, the server still says that the alias means it.
-
-    Args:
-        found: Returns what to ask; given True, of what is certainly the newest index.
-        ask: What to ask.
+    that, the server still says that the alias means it. ``found`` returns what to ask; given
+    True, of what is certainly the newest index.
     """
+    import elasticsearch
+
     asked, waits = found(False), iter(_SETTLING)
     while True:
         try:
             return ask(asked)
         except (EngineUnavailableError, IndexCorruptError) as error:
-            if not _was_answered(error):
-                raise
+            if isinstance(error.__cause__, elasticsearch.TransportError):
+                raise  # no server answered
             newest = found(True)
             if newest.index == asked.index:
                 wait = next(waits, None)
-                if wait is None or not _may_be_moved(error):
+                # An index that is being deleted gives no other errors.
+                if wait is None or not isinstance(error, _GoneError | _ShardError):
                     raise
                 time.sleep(wait)
             asked = newest
-
-
-def _may_be_moved(error: BaseException) -> bool:
-    """Tell whether one of our errors, of an answer, may be that the index is being deleted.
-
-    Its shards go before the server says that it is not there; of these it says that they cannot
-    be reached or that there is no such index.
-    """
-    return isinstance(error, _GoneError | _ShardError)
-
-
-def _was_answered(error: BaseException) -> bool:
-    """Return whether one of our errors comes from an answer rather than from silence."""
-    import elasticsearch
-
-    return not isinstance(error.__cause__, elasticsearch.TransportError)
 
 
 def refusal(address: Address, status: int, body: Any) -> LexVLAError:
@@ -268,7 +243,7 @@ def refusal(address: Address, status: int, body: Any) -> LexVLAError:
     if status == 503 or "search_context_missing" in kind:
         return _ShardError(cannot)
     if status in _PASSING:
-        return _PassingError(cannot)
+        return PassingError(cannot)
     if status >= 500 or "block" in kind:
         return EngineUnavailableError(cannot)
     return LexVLAError(f"{address}: the server refuses: {said}")
@@ -322,7 +297,7 @@ def _root(error: Exception) -> str:
     """Return what the errors that the client nests are about, without their names."""
     before, mark, text = str(error).rpartition("caused by: ")
     if mark:
-        # Each of them puts one pair of parentheses around the rest.
+        # Each of them puts parentheses around the rest.
         depth = before.count("caused by: ") + 1
         text = text.partition("(")[2].removesuffix(")" * depth)
     return _short(re.sub(r"<[^<>]* object at 0x[0-9a-f]+>: ", "", text))

@@ -58,17 +58,17 @@ KEY = "lexvla"
 ID, FILTER = "id", "filter"
 FIELD_OF: dict[Leg, str] = {"lexical": "lex", "codes": "codes", "dense": "dense"}
 SHOWN = ("text", "uri", "metadata", "fingerprint")
-VOCABULARY_ID = "\x1fvocabulary"  # ids of items have no such character
+VOCABULARY_ID = "\x1fvocabulary"  # no id of an item has this character
 
-# Up to so many documents the dense leg is searched exactly, by looking at each.
+# Up to this many documents the dense leg is searched exactly, by a scan.
 FLAT_DOCUMENTS = 100_000
 FLAT, GRAPH = "flat", "int8_hnsw"
 
-# Each index has an alias of its own to be written by. With "require_alias" the server refuses
-# writes to an index that was deleted meanwhile; else it would make a new one for them.
+# Each index has an alias of its own for writes. With "require_alias" the server refuses writes to
+# an index that was deleted meanwhile; otherwise it would make a new one for them.
 _WRITE = "-write"
 
-_WAIT = "30s"  # for an index that is just coming up
+_WAIT = "30s"  # for an index that is starting up
 _FRESH = 1.0  # seconds for which the alias is not looked up again
 _REPLICAS = ("number_of_replicas", "auto_expand_replicas")
 
@@ -80,11 +80,9 @@ class State:
     """Describe an index, in ``_meta`` of its mapping.
 
     Attributes:
-        model: The name of the model whose vectors these are, if it was given.
         vocabulary_sha256: Names the vocabulary; empty before the first vectors, if none was given.
         widths: The number of columns of each leg; empty before the first vectors.
         dense: How the dense leg is searched: ``flat``, exactly, or ``int8_hnsw``.
-        writer_version: The version of the program that made the index.
         notes: What `write_note` stored, by name, such as fitted weights of legs.
     """
 
@@ -101,12 +99,7 @@ class State:
 
     @classmethod
     def load(cls, place: object, found: Mapping[str, Any]) -> State:
-        """Read what `dump` made.
-
-        Raises:
-            IndexCorruptError: It has another form: the index is not ours.
-            IndexVersionError: A newer program wrote it.
-        """
+        """Read what `dump` made; another form raises IndexCorruptError."""
         try:
             values = dict(found[KEY])
             number = values.pop("format_version")
@@ -125,11 +118,7 @@ def settings(shards: int) -> dict[str, Any]:
 
     Only commits refresh it: otherwise readers would see parts of them.
     """
-    return {
-        "number_of_shards": shards,
-        "auto_expand_replicas": "0-1",
-        "refresh_interval": "-1",
-    }
+    return {"number_of_shards": shards, "auto_expand_replicas": "0-1", "refresh_interval": "-1"}
 
 
 def mappings(state: State) -> dict[str, Any]:
@@ -157,7 +146,7 @@ def leg_fields(state: State) -> dict[str, Any]:
         fields[FIELD_OF["dense"]] = {
             "type": "dense_vector",
             "dims": state.widths["dense"],
-            # Not dot_product: that refuses vectors of no unit length, such as that of no words.
+            # Not dot_product: that refuses vectors that are not of unit length, such as zeros.
             "similarity": "max_inner_product",
             "index_options": {"type": state.dense},
         }
@@ -195,9 +184,7 @@ class Store:
     def find(self) -> bool:
         """Move to the index that the alias means. Return whether there is one.
 
-        Raises:
-            IndexCorruptError: It is not ours, or the alias means several.
-            IndexVersionError: A newer program wrote it.
+        IndexCorruptError if it is not ours, or there are several.
         """
         with elastic_errors(self.address):
             found = self.client.indices.get_mapping(
@@ -245,7 +232,7 @@ class Store:
             )
             shards = sum(each["number_of_shards"] for each in health.get("indices", {}).values())
             if not health["timed_out"] and health["active_primary_shards"] < shards:
-                # Those of an index that was just made count as yellow before they are there.
+                # A new index counts as yellow before its shards are there.
                 health = client.cluster.health(
                     index=self._name, wait_for_active_shards=shards, timeout=_WAIT
                 )
@@ -285,16 +272,16 @@ class Store:
                 kept = self.client.indices.get_settings(index=old).body[old]["settings"]["index"]
                 if shards is None:
                     wanted["number_of_shards"] = kept["number_of_shards"]
-            # Before the others are deleted: one that still writes to its own must not find this.
+            # Before the others are deleted: another rebuild that still writes must not find this.
             self.index = self._next()
             for name, found in self._numbered().items():
                 described = found["mappings"].get("_meta", {})
                 if self.address.name not in found["aliases"] and KEY in described:
                     self.client.indices.delete(index=name)
-            # Not tried again: if the answer is lost, this index is another program's, or seems so.
+            # No retries: after a lost answer, this index would seem to be another program's.
             self.client.options(max_retries=0).indices.create(
                 index=self.index,
-                # Copies are made once it is full: each document is indexed once only so.
+                # Copies are made at the end, so that each document is indexed only once.
                 settings={**wanted, "auto_expand_replicas": False, "number_of_replicas": 0},
                 mappings=mappings(state),
                 aliases={self.target: {}},
@@ -309,7 +296,6 @@ class Store:
 
         with elastic_errors(self.address):
             alias = self.address.name
-            # As it was before, if there was one.
             old = [name for name in self._meant() if name != self.index]
             replicas: dict[str, Any] = {"auto_expand_replicas": "0-1"}
             for name in old:
@@ -323,7 +309,7 @@ class Store:
             try:
                 self.client.indices.update_aliases(actions=actions)
             except (elasticsearch.TransportError, elasticsearch.ApiError):
-                # It may have been done, and the answer lost; then the old index is not found.
+                # Perhaps only the answer was lost.
                 if self.index not in self._meant():
                     raise
         self._is_being_built = False
@@ -332,7 +318,7 @@ class Store:
         """Delete the index that is being built, if there is one."""
         if self._is_being_built:
             with elastic_errors(self.address):
-                # It has the alias if the answer to that was lost.
+                # It has the alias if only the answer to `publish` was lost.
                 if self.index not in self._meant():
                     self.client.indices.delete(index=self.index, ignore_unavailable=True)
             self._is_being_built = False
@@ -378,7 +364,7 @@ class Store:
         with elastic_errors(self.address):
             client = self.client.options(ignore_status=404)
             answer = client.get(index=found.index, id=VOCABULARY_ID)
-        if "error" in answer:  # not that the document is not there, but that the index is not
+        if "error" in answer:  # the index is missing, not just the document
             raise refusal(self.address, 404, answer.body)
         if answer.get("found"):
             stored = json.loads(answer["_source"]["vocabulary"])

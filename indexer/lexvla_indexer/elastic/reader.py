@@ -27,13 +27,7 @@ from lexvla_indexer.elastic.layout import (
     Store,
     document_of,
 )
-from lexvla_indexer.elastic.requests import (
-    CANDIDATES,
-    WINDOW,
-    dense_scale,
-    leg_query,
-    search_body,
-)
+from lexvla_indexer.elastic.requests import CANDIDATES, WINDOW, dense_scale, leg_query, search_body
 from lexvla_indexer.elastic.selection import selection
 from lexvla_indexer.filter_terms import typed_term
 from lexvla_indexer.filters import Comparison, Filter
@@ -44,8 +38,8 @@ __all__ = ["Reader"]
 
 Json = dict[str, Any]
 
-TRUNCATION = 2.0**-8  # the most, relative, that cutting a weight to 9 bits takes off
-FETCHED = 500  # documents of a request: their rows take some kilobytes each
+TRUNCATION = 2.0**-8  # the greatest relative error of truncating a weight to 9 bits
+FETCHED = 500  # documents of a request: each takes a few kilobytes
 REQUEST_BYTES = 16 * 1024 * 1024  # of several searches together
 REQUEST_HITS = 100_000  # of their answers together
 PIT_TIME = "2m"
@@ -67,13 +61,7 @@ class Reader:
         self._state = store.state
         self._vocabulary = vocabulary
 
-    def search(
-        self,
-        queries: Encoding,
-        k: int,
-        leg: Leg,
-        filter: str | None,  # noqa: A002 - the public word for it
-    ) -> list[Results]:
+    def search(self, queries: Encoding, k: int, leg: Leg, filter: str | None) -> list[Results]:  # noqa: A002
         """Return the k best for each query, by one request for all."""
         check_asked(queries, k, leg, self._state.widths, self._address)
         chosen = self._chosen(filter)
@@ -99,7 +87,7 @@ class Reader:
         top = np.array([found.scores[0] if found.ids else 0.0 for found in best])
         if leg == "dense":
             return top * 1e-5 + np.linalg.norm(np.asarray(queries.dense), axis=1) * 1e-6
-        # Weights are cut, never raised: no exact score is above the best one by more than this.
+        # Weights are truncated: no exact score exceeds the best one by more than this.
         rows = queries.lexical if leg == "lexical" else queries.codes
         words = np.diff(sparse.csr_array(rows).indptr)
         return top * (TRUNCATION / (1 - TRUNCATION) + (words + 2) * 2.0**-23)
@@ -185,12 +173,15 @@ class Reader:
 
     def _many(self, queries: Sequence[Json], k: int) -> list[list[tuple[str, float]]]:
         """Return the k best ids with scores for each query, best first, equal ones by id."""
-        if k > WINDOW:
-            return [self._deep(query, k) for query in queries]
         found: list[list[tuple[str, float]]] = []
+        if k > WINDOW:
+            for query in queries:
+                with closing(self._pages(query)) as pages:
+                    found.append(list(islice(pages, k)))
+            return found
         header = json.dumps({"index": self.index, "allow_partial_search_results": False})
         for batch in _batches((search_body(query, k) for query in queries), REQUEST_HITS // k):
-            # As text: their length is known from it, and the client sends it as it is.
+            # As text, whose length is known and which the client sends unchanged.
             searches: Any = [part for body in batch for part in (header, body)]
             with elastic_errors(self._address):
                 answered = self._client.msearch(searches=searches, filter_path=_MANY)
@@ -200,10 +191,6 @@ class Reader:
                 hits = each.get("hits", {}).get("hits", [])
                 found.append([(hit["_id"], hit["_score"]) for hit in hits])
         return found
-
-    def _deep(self, query: Json, k: int) -> list[tuple[str, float]]:
-        with closing(self._pages(query)) as hits:
-            return list(islice(hits, k))
 
     def _pages(self, query: Json, source: bool = False) -> Generator[tuple[str, Any]]:
         """Yield all hits of a query from one moment's view of the index, with their scores.
@@ -254,7 +241,7 @@ class Reader:
         names = list(dict.fromkeys(ids))
         for start in range(0, len(names), FETCHED):
             with elastic_errors(self._address):
-                # Not realtime: what searches do not see yet is not there.
+                # Not realtime: what searches do not see yet does not exist.
                 answer = self._client.mget(
                     index=self.index,
                     ids=names[start : start + FETCHED],

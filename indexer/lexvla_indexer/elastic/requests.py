@@ -27,7 +27,7 @@ __all__ = [
 Json = dict[str, Any]
 
 WINDOW = 10_000  # hits of one request; the default of index.max_result_window
-CANDIDATES = 1000  # of each shard, that an approximate search looks at, if k asks for no more
+CANDIDATES = 1000  # of each shard in an approximate search, unless k is greater
 
 _BEST_FIRST: list[Json] = [{"_score": "desc"}, {ID: "asc"}]
 
@@ -37,7 +37,7 @@ def named_terms(
 ) -> dict[str, float]:
     """Return one query's weights of ``lexical`` or ``codes`` by term."""
     rows = queries.lexical if leg == "lexical" else queries.codes
-    if rows is None or (leg == "lexical" and not terms):  # an index that is empty yet
+    if rows is None or (leg == "lexical" and not terms):  # an index that is still empty
         return {}
     span = slice(*rows.indptr[row : row + 2].tolist())
     columns, weights = rows.indices[span].tolist(), rows.data[span].tolist()
@@ -75,14 +75,8 @@ def leg_query(
 ) -> Json | None:
     """Return the query of one leg, or ``None`` if it cannot match.
 
-    Args:
-        queries: Some rows.
-        leg: Which leg.
-        terms: Those of the lexical columns.
-        state: Says how the dense leg is searched.
-        k: How many hits are wanted.
-        chosen: The query of a filter.
-        row: The query's. Cutting it out of the rows would take longer than all the rest.
+    ``chosen`` is the query of a filter. ``row`` selects one of ``queries``: cutting it out would
+    take longer than all the rest.
     """
     if leg == "dense":
         vector = None if queries.dense is None else queries.dense[row]
@@ -103,7 +97,7 @@ def leg_query(
     weights = named_terms(queries, leg, terms, row)
     if not weights:
         return None
-    # Without "prune": false newer servers leave out words that are frequent and light.
+    # Without "prune": false newer servers leave out words that are frequent and have low weights.
     found: Json = {
         "sparse_vector": {"field": FIELD_OF[leg], "query_vector": weights, "prune": False}
     }

@@ -52,7 +52,7 @@ def open_array(
         size = path.stat().st_size
     except (OSError, ValueError, TypeError, OverflowError, SyntaxError, TokenError) as error:
         raise IndexCorruptError(f"{path}: missing, truncated or damaged ({error})") from error
-    # A header of another length moves all values: the file is then longer than they are.
+    # A wrong header length shifts all values: the file is then longer than they are.
     whole = array.offset + array.nbytes == size
     demand(path, whole, "must end with its last number")
     fits = array.ndim == 1 if shape is None else array.shape == shape
@@ -64,8 +64,8 @@ def open_array(
 
 def _mapped(path: Path) -> np.memmap:
     for _ in range(_TRIES - 1):
-        # numpy reads a header as Python. Where two threads do at once, CPython before 3.11.8 and
-        # 3.12.2 now and then mistakes one's depth for the other's (python/cpython#106905).
+        # numpy parses a header as Python. When two threads do so at once, CPython before 3.11.8 and
+        # 3.12.2 occasionally mistakes one's depth for the other's (python/cpython#106905).
         with suppress(SystemError):
             return np.lib.format.open_memmap(path, mode="r")
     return np.lib.format.open_memmap(path, mode="r")

@@ -42,9 +42,7 @@ class DenseLeg:
     are no more than that, or if the lists gave fewer than k: a filter makes a search read more
     lists, and never loses hits because too few were read.
 
-    Args:
-        rows: (rows, width) float32, mapped or not; kept as an attribute.
-        lists: The lists of these rows; without them every search is a scan.
+    Rows are (rows, width) float32, mapped or not. Without lists every search is a scan.
     """
 
     def __init__(self, rows: np.ndarray, lists: DenseLists | None = None) -> None:
@@ -60,16 +58,9 @@ class DenseLeg:
     ) -> Found:
         """Return scores and numbers of the k best rows above 0, of equal ones the first.
 
-        Args:
-            vector: (width) float32.
-            k: The most rows to return.
-            allowed: (rows) bool: which rows may be found; ``None`` for all.
-            exact: Scan the rows although there are lists.
-            nprobe: How many lists to read; ``None`` for `DenseLists.nprobe`.
-
-        Raises:
-            IndexCorruptError: A list names a row that does not exist.
-            OptionalDependencyError: There are lists, and faiss is missing.
+        ``vector`` is (width) float32; ``allowed``, (rows) bool, says which rows may be found.
+        ``exact`` scans the rows although there are lists; ``nprobe`` is how many lists to read, by
+        default `DenseLists.nprobe`. OptionalDependencyError if there are lists but no faiss.
         """
         return self.top_batch(np.asarray(vector)[None], k, allowed, exact, nprobe)[0]
 
@@ -154,7 +145,6 @@ class DenseLeg:
         chosen: np.ndarray,
         allowed: np.ndarray | None,
     ) -> list[Found]:
-        """Return exactly the k best rows of each query's lists."""
         answers: list[Found] = [_NOTHING] * len(vectors)
         errors, open_queries, asked = self._errors(vectors), np.arange(len(vectors)), k + _SPARE
         while len(open_queries):
@@ -162,7 +152,7 @@ class DenseLeg:
             found = lists.nearest(part, asked, chosen[open_queries], allowed)
             unclear = []
             for i, products, rows in zip(open_queries.tolist(), *found, strict=True):
-                # A row that was not found may be as good as the k-th one of those that were.
+                # A row that was not found may be as good as the k-th of those that were.
                 if rows[-1] >= 0 and not products[-1] < products[k - 1] - 2 * errors[i]:
                     unclear.append(i)
                     continue
@@ -172,13 +162,12 @@ class DenseLeg:
         return answers
 
     def _scan(self, vectors: np.ndarray, k: int, allowed: np.ndarray | None) -> list[Found]:
-        """Return exactly the k best of all allowed rows."""
         errors = self._errors(vectors)
         limits = (-errors).tolist()
         near: list[Found] = [_NOTHING] * len(vectors)
         for numbers, products in self._products(vectors, allowed):
             for i, own in enumerate(products):
-                places = np.flatnonzero(~(own < limits[i]))  # so that NaN is near, too
+                places = np.flatnonzero(~(own < limits[i]))  # NaN counts as near
                 if not len(places):
                     continue
                 scores = np.concatenate([near[i][0], own[places]])
@@ -204,7 +193,7 @@ class DenseLeg:
                 yield np.arange(first, first + len(block)), vectors @ block.T
                 continue
             chosen = np.flatnonzero(allowed[first : first + _CHUNK])
-            if 4 * len(chosen) < len(block):  # few: cheaper to copy than to multiply all
+            if 4 * len(chosen) < len(block):  # copying a few is cheaper than multiplying all
                 yield first + chosen, vectors @ block[chosen].T
             else:
                 yield first + chosen, (vectors @ block.T)[:, chosen]
@@ -221,7 +210,7 @@ class DenseLeg:
         """Return how far a float32 product of each query can be off, (queries) float64."""
         lengths = np.linalg.norm(vectors.astype(np.float64), axis=1)
         sizes = lengths * self._longest
-        # The second part is for numbers so small that they are taken for 0.
+        # The second part covers numbers so small that they are flushed to 0.
         tiny = float(_FLOAT32.tiny) * (1 + lengths + self._longest)
         errors = (vectors.shape[1] + 2) * (float(_FLOAT32.eps) * sizes + tiny)
         return np.where(sizes < _FLOAT32.max / 2, errors, np.inf)

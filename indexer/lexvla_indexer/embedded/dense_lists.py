@@ -57,16 +57,8 @@ def write_lists(folder: Path, rows: np.ndarray, codes: sparse.csr_array) -> list
     """Write the lists of a segment. Return the files, not yet synced to the disk.
 
     A row goes to the list of its heaviest code, of equal ones the lowest; a row without codes to
-    the nearest list. All rows pass through memory at once.
-
-    Args:
-        folder: The folder of the segment.
-        rows: (rows, width) float32.
-        codes: (rows, codes) weights above 0.
-
-    Raises:
-        OptionalDependencyError: faiss is missing.
-        ValueError: No row has a code, or rows and codes differ in number.
+    the nearest list. There must be a code. All rows pass through memory at once: (rows, width)
+    float32, and (rows, codes) weights above 0.
     """
     if codes.shape[0] != len(rows):
         raise ValueError(f"{len(rows)} rows with the codes of {codes.shape[0]}")
@@ -90,7 +82,7 @@ def write_lists(folder: Path, rows: np.ndarray, codes: sparse.csr_array) -> list
         pointers = map(faiss.swig_ptr, (block, numbers, own))
         index.add_core(len(block), *pointers)
     paths = [folder / name for name in (_HEAD, _OF, _INDEX)]
-    with writing(paths[2]) as file:  # faiss does not tell whether its last bytes were written
+    with writing(paths[2]) as file:  # faiss does not report whether its last bytes were written
         faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))
     save_array(paths[1], lists)
     length = paths[2].stat().st_size - len(rows) * _row_bytes(width)
@@ -109,14 +101,7 @@ def longest_of(rows: np.ndarray) -> float:
 
 
 class DenseLists:
-    """Read the rows of some lists.
-
-    Attributes:
-        rows: How many rows there are.
-        width: How many columns they have.
-        lists: How many lists there are.
-        longest: The length of the longest row.
-    """
+    """Read the rows of some lists; ``longest`` is the length of the longest row."""
 
     def __init__(self, path: Path, head: np.ndarray, of: np.ndarray, index: Any) -> None:
         self.rows, self.width, self.lists = (int(fact) for fact in head[:3])
@@ -139,7 +124,7 @@ class DenseLists:
         demand(path, is_finite, "must hold finite numbers not below 0")
         demand(path, bool((counts == np.floor(counts)).all()), "must hold whole numbers")
         fits = counts[:2].tolist() == [rows, width]
-        demand(path, fits, f"must be about {rows} rows of {width} columns")
+        demand(path, fits, f"must describe {rows} rows of {width} columns")
         demand(path, 1 <= counts[2] <= rows, f"must name between 1 and {rows} lists")
         of = open_array(folder / _OF, np.int32, (rows,))
         lists = int(head[2])
@@ -185,14 +170,8 @@ class DenseLists:
     ) -> np.ndarray:
         """Return the lists to read for each query, nearest first, padded with -1.
 
-        Args:
-            vectors: (queries, width) float32.
-            sizes: How many allowed rows each list has; lists without any are never read.
-            nprobe: The fewest lists to read.
-            wanted: The fewest allowed rows that they must have together.
-
-        Raises:
-            OptionalDependencyError: faiss is missing.
+        They are at least ``nprobe``, and have at least ``wanted`` allowed rows together. ``sizes``
+        is how many each list has, as `count` returns them; lists without any are never read.
         """
         self._demand_faiss()
         nearness = vectors @ self._centroids.T
@@ -210,15 +189,9 @@ class DenseLists:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return the k greatest products of each query with allowed rows of its lists.
 
-        Args:
-            vectors: (queries, width) float32.
-            k: How many to return.
-            lists: (queries, any) the lists to read, as `choose` gives them.
-            allowed: (rows) bool; ``None`` for all rows.
-
-        Returns:
-            (queries, k) float32 products, descending, and the int64 numbers of their rows; -1
-            where there are no more.
+        ``lists`` are as `choose` gives them; ``allowed`` is (rows) bool, or ``None`` for all. The
+        result is (queries, k) float32 products, descending, and the int64 numbers of their rows; -1
+        where there are no more.
         """
         faiss = self._demand_faiss()
         settings: dict[str, Any] = {"nprobe": lists.shape[1]}
@@ -284,7 +257,7 @@ def _chunks(count: int) -> Iterator[slice]:
 
 
 def _row_bytes(width: int) -> int:
-    return 4 * width + 8  # and its number
+    return 4 * width + 8  # plus its number
 
 
 def _crc32(path: Path, length: int) -> int:
@@ -313,7 +286,7 @@ def _read_index(path: Path) -> Any:
     except RuntimeError as error:
         raise IndexCorruptError(f"{path}: damaged ({error})") from error
     demand(path, isinstance(index, faiss.IndexIVFFlat), "must be an IndexIVFFlat")
-    index.parallel_mode = 3  # queries side by side, as many as OpenMP has threads
-    # By default it would start threads at each search that read all lists beforehand.
+    index.parallel_mode = 3  # queries in parallel, by as many threads as OpenMP has
+    # By default it would start threads at each search that prefetch all lists.
     faiss.downcast_InvertedLists(index.invlists).prefetch_nthread = 0
     return index

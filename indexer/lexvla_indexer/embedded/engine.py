@@ -31,18 +31,8 @@ class EmbeddedIndex(Index):
     Scores are exact, in float64, unless a search asks for integers alone. Commits merge small
     segments as they accumulate. Memory: what is staged or merged, and the file pages in use.
 
-    Args:
-        directory: Where the index lies.
-        create: Make the index if there is none, and lock it for writing.
-        vocabulary: The terms of the lexical columns. Without one, a new index names its terms by
-            their column numbers.
-        model: The name of the model that the vectors come from; kept by a new index.
-
-    Raises:
-        IndexCorruptError: There is no index, or it is damaged.
-        IndexLockedError: ``create`` is set and another writer has the index.
-        IndexVersionError: A newer program wrote the index.
-        VocabularyMismatchError: The index has another vocabulary.
+    Arguments and errors are those of `lexvla_indexer.open_index`. Without a vocabulary, a new index
+    names its terms by their column numbers.
     """
 
     def __init__(
@@ -110,23 +100,16 @@ class EmbeddedIndex(Index):
         filter: str | None = None,  # noqa: A002 - the public word for it
         exact: bool | None = None,
     ) -> list[Results]:
-        """Return the k best documents with a score above 0 for each query.
+        """Return the k best documents with a score above 0 for each query; see `Index.search`.
 
         Scores are float64: the exact products of the stored float32 values, summed, unless
-        ``exact`` is False. A thread for each processor answers several queries. The other
-        arguments, and errors, are those of `Index.search`.
+        ``exact`` is False. A thread for each processor answers several queries.
 
-        Args:
-            queries: One query a row.
-            k: The most documents to return for each.
-            leg: What to score by.
-            filter: Which documents may be found; see `lexvla_indexer.filters`.
-            exact: ``True`` finds the best of all rows by exact scores. ``False`` lets the sparse
-                legs score by the 8-bit impacts alone;
-                `lexvla_indexer.impacts.ImpactQuantizer.bound` bounds how far that changes a score.
-                ``None``, the default, is as ``True``, except for the dense leg of segments of
-                100,000 rows or more that have codes: there it reads the inverted lists nearest to
-                the query; `info` reports their recall.
+        ``exact=True`` finds the best of all rows by exact scores. ``False`` lets the sparse legs
+        score by the 8-bit impacts alone; `lexvla_indexer.impacts.ImpactQuantizer.bound` bounds how
+        far that changes a score. ``None`` is as ``True``, except for the dense leg of segments of
+        100,000 rows or more that have codes: there it reads the inverted lists nearest to the
+        query; `info` reports their recall.
 
         Raises:
             IndexCorruptError: What is read of the index is damaged.

@@ -33,7 +33,7 @@ if _numba is not None:
             _numba.types.intc, _numba.types.uintp, _numba.types.uintp, _numba.types.int64
         ),
     )
-_STRIPE = 256  # rows whose greatest score is kept, so that most rows are never looked at singly
+_STRIPE = 256  # rows whose greatest score is kept, so that few rows are looked at one by one
 
 _Loop = TypeVar("_Loop", bound=Callable[..., Any])
 
@@ -43,7 +43,7 @@ def _compile(loop: _Loop) -> _Loop:
         return loop
     try:
         return _numba.njit(nogil=True, cache=True)(loop)
-    except RuntimeError:  # no folder to keep the compiled code in
+    except RuntimeError:  # nowhere to cache the compiled code
         return _numba.njit(nogil=True)(loop)
 
 
@@ -89,19 +89,10 @@ def retrieve(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the rows above 0 whose score is at most ``margin`` below the k-th best, and scores.
 
-    Args:
-        rows: How many rows there are.
-        blocks: As in `lexvla_indexer.embedded.postings.Postings`, like the next four.
-        terms: As ``blocks``.
-        starts: As ``blocks``.
-        ids: As ``blocks``.
-        impacts: As ``blocks``.
-        wanted: The query's terms.
-        weights: Their weights.
-        margin: See above.
-        allowed: Which rows may be found; empty for all.
-        best: k zeros of the weights' type; becomes a heap of the k best scores, the least first.
-        sums: Room for the scores of a block, of the weights' type.
+    The first five arrays are those of `lexvla_indexer.embedded.postings.Postings`. ``wanted`` are
+    the query's terms; ``allowed`` says which rows may be found, and is empty for all. ``best``, k
+    zeros of the weights' type, becomes a heap of the k best scores, the least first; ``sums`` is
+    room of that type for the scores of a block.
     """
     size = len(sums)
     peaks = np.zeros(size // _STRIPE + 1, sums.dtype)
@@ -173,7 +164,7 @@ def _raise(sums: np.ndarray, count: int, peaks: np.ndarray, best: np.ndarray) ->
         peak = stripe[0]
         for i in range(len(stripe)):
             score = stripe[i]
-            if score > peak:  # `max` would not become one instruction for many scores
+            if score > peak:  # `max` would not be vectorised
                 peak = score
         peaks[start // _STRIPE] = peak
         if peak > best[0]:

@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import fcntl
 import logging
-import os
 import shutil
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -21,7 +19,7 @@ from lexvla.encoding import Encoding
 from lexvla.errors import IndexCorruptError, IndexLockedError, ModelError
 from lexvla.version import program_version
 from lexvla.vocabulary import Vocabulary
-from lexvla_indexer.durable import NEW, fsync, naming, publish
+from lexvla_indexer.durable import NEW, fsync, publish, replacing
 from lexvla_indexer.embedded.manifest import Entry, Manifest
 from lexvla_indexer.embedded.segment import Segment, write_segment
 
@@ -29,7 +27,7 @@ __all__ = ["Store"]
 
 logger = logging.getLogger(__name__)
 
-# What a directory may hold if making an index in it was cut short.
+# What a directory may hold after an interrupted creation of an index.
 _BEGUN = ("lock", "segments", "vocabulary.json", "manifest.sqlite.new")
 
 
@@ -46,9 +44,7 @@ class Store:
     def make(self, vocabulary: Vocabulary | None, model: str | None) -> None:
         """Lock the directory, and make it an empty index unless it is one already.
 
-        Raises:
-            IndexCorruptError: The path is a file, or a directory that holds other things.
-            IndexLockedError: Another writer has it.
+        A file, or a directory that holds other things, raises IndexCorruptError.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -117,17 +113,14 @@ class Store:
 
     def save_vocabulary(self, vocabulary: Vocabulary) -> None:
         """Write the vocabulary, whole or not at all."""
-        new = self._vocabulary.with_name(self._vocabulary.name + NEW)
-        with naming(new):
+        with replacing(self._vocabulary) as new:
             vocabulary.save(new)
-        fsync(new)
-        publish(new, self._vocabulary)
 
     def write_segment(self, number: int, ids: Sequence[str], encoding: Encoding) -> Entry:
         """Write a segment, whole or not at all; the commit that has the entry makes it live."""
         folder = self._folder(number)
         new = folder.with_name(folder.name + NEW)
-        for leftover in (new, folder):  # of a commit that failed, when the disk was full
+        for leftover in (new, folder):  # of a failed commit, perhaps on a full disk
             shutil.rmtree(leftover, ignore_errors=True)
         checksum = write_segment(new, ids, encoding)
         publish(new, folder)
@@ -151,15 +144,6 @@ class Store:
                 shutil.rmtree(path)
             else:
                 path.unlink()
-
-    def size(self) -> int:
-        """Return the total bytes of all files."""
-        total = 0
-        for folder, _, names in os.walk(self.path):  # passes over what a writer is removing
-            for name in names:
-                with suppress(FileNotFoundError):
-                    total += Path(folder, name).stat().st_size
-        return total
 
     def _folder(self, number: int) -> Path:
         return self._segments / f"{number:08d}"

@@ -34,7 +34,7 @@ CREATE TABLE documents (
 );
 """
 _BUSY_SECONDS = 30
-# What SQLite says of a damaged file; anything else (disk full, no permission, ...) is not damage.
+# How SQLite names damage; anything else (disk full, no permission, ...) is not damage.
 _DAMAGE = ("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_ERROR", "SQLITE_IOERR_SHORT_READ")
 
 
@@ -59,10 +59,7 @@ class State:
     Attributes:
         commit: Its number, one higher than that of the previous commit.
         vocabulary_sha256: The hash of the vocabulary; empty if there is none yet.
-        model: The name of the model, if it was given.
-        writer_version: The version of the program that made the index.
         widths: The number of columns of each leg; empty until the first vectors come.
-        segments: Each live segment.
         next_segment: The first number that no segment has had.
         tombstones: The deleted rows of each segment that has any.
     """
@@ -81,11 +78,8 @@ class Manifest:
     """Read a manifest as of one commit, and write the next.
 
     All reads between two calls of `refresh` see the same commit: they share one read transaction.
-    A manifest that is not ``writable`` cannot `commit`, `merge` or `shrink`.
-
-    Raises:
-        IndexCorruptError: The file is damaged, or is not a manifest.
-        IndexVersionError: A newer program wrote it.
+    A manifest that is not ``writable`` cannot `commit`, `merge` or `shrink`. IndexVersionError if a
+    newer program wrote it, perhaps just before a `refresh`.
     """
 
     def __init__(self, path: Path, writable: bool = False) -> None:
@@ -104,7 +98,7 @@ class Manifest:
             )
         try:
             if writable:
-                self._run("PRAGMA synchronous = FULL")
+                self._db.execute("PRAGMA synchronous = FULL")
             self.refresh()
             if writable and self._version < FORMAT_VERSION:
                 self._upgrade()
@@ -120,32 +114,22 @@ class Manifest:
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = FULL")
             db.executescript(f"BEGIN; {_SCHEMA}")
-            values: dict[str, object] = {
-                "format_version": FORMAT_VERSION,
-                "commit": 0,
-                "widths": {},
-                **meta,
-            }
-            rows = [(key, json.dumps(value)) for key, value in values.items()]
+            fixed: dict[str, object] = {"format_version": FORMAT_VERSION, "commit": 0, "widths": {}}
+            rows = [(key, json.dumps(value)) for key, value in {**fixed, **meta}.items()]
             db.executemany("INSERT INTO meta VALUES (?, ?)", rows)
             db.execute("COMMIT")
         finally:
             db.close()
 
     def refresh(self) -> int:
-        """Move to the newest commit, and return its number.
-
-        Raises:
-            IndexCorruptError: The file is damaged.
-            IndexVersionError: A newer program wrote it, perhaps just now.
-        """
+        """Move to the newest commit, and return its number."""
         with self._errors():
             if self._db.in_transaction:
                 self._db.execute("COMMIT")
             self._db.execute("BEGIN")
-            # Reading it makes the transaction see what is newest. It changes with commits of all
-            # others; with those of this connection see `_transaction`.
-            seen = int(self._run("PRAGMA data_version").fetchone()[0])
+            # Reading this shows the transaction the newest commit. It changes with the commits of
+            # other connections; for those of this one see `_transaction`.
+            seen = int(self._db.execute("PRAGMA data_version").fetchone()[0])
             if seen == self._seen:
                 return self._commit
             self._seen = -1
@@ -153,10 +137,8 @@ class Manifest:
             self._version = int(meta["format_version"])
             if self._version > FORMAT_VERSION:
                 written = f"format {self._version}, written by lexvla {meta.get('writer_version')}"
-                raise IndexVersionError(
-                    f"{self._path}: index {written}, is newer than this program reads"
-                    f" ({FORMAT_VERSION})"
-                )
+                rule = f"index {written}, is newer than this program reads ({FORMAT_VERSION})"
+                raise IndexVersionError(f"{self._path}: {rule}")
             self._commit, self._seen = int(meta["commit"]), seen
             return self._commit
 
@@ -165,9 +147,9 @@ class Manifest:
         with self._errors():
             meta = self._meta()
             query = "SELECT * FROM segments ORDER BY number"
-            segments = {int(row[0]): _entry(*row[1:]) for row in self._run(query)}
+            segments = {int(row[0]): _entry(*row[1:]) for row in self._db.execute(query)}
             deleted: dict[int, list[int]] = {}
-            for number, row in self._run("SELECT segment, row FROM tombstones"):
+            for number, row in self._db.execute("SELECT segment, row FROM tombstones"):
                 if not 0 <= row < segments[number].rows:
                     raise ValueError(f"segment {number} has no row {row}")
                 deleted.setdefault(number, []).append(row)
@@ -215,7 +197,7 @@ class Manifest:
         def decide(name: str, uri: str, text: str, metadata: str) -> bool:
             try:
                 return filter.matches(self._document(name, uri, text, metadata))
-            except BaseException as error:  # of which SQLite says no more than that there was one
+            except BaseException as error:  # SQLite only says that there was one
                 raised.append(error)
                 raise
 
@@ -244,17 +226,17 @@ class Manifest:
     ) -> None:
         """Add segments with their documents, and mark rows as deleted, in one transaction.
 
-        Args:
-            rows: The number of rows of each new segment.
-            documents: The documents of these rows, segment by segment.
-            removed: The ids whose old rows are deleted or replaced.
-            meta: The values that this commit changes.
-            written: Waits until the segments are on the disk, and returns them.
+        ``rows`` has the number of rows of each new segment, whose documents come in order;
+        ``removed`` the ids whose old rows are deleted or replaced; ``meta`` the values that change.
+        ``written`` waits until the segments are on the disk, and returns them.
         """
         places = ((number, row) for number, count in rows.items() for row in range(count))
         with self._transaction():
-            if self._run("SELECT 1 FROM documents LIMIT 1").fetchone():
-                self._bury(removed)
+            if self._db.execute("SELECT 1 FROM documents LIMIT 1").fetchone():
+                gone = [(name,) for name in removed]
+                bury = "INSERT INTO tombstones SELECT segment, row FROM documents WHERE id = ?"
+                self._db.executemany(bury, gone)
+                self._db.executemany("DELETE FROM documents WHERE id = ?", gone)
             self._db.executemany(
                 "INSERT INTO documents VALUES (?, ?, ?, ?, ?, ?, ?)",
                 (
@@ -284,15 +266,9 @@ class Manifest:
         with self._errors():
             if self._db.in_transaction:
                 self._db.execute("COMMIT")
-            if self._run("PRAGMA freelist_count").fetchone()[0]:
+            if self._db.execute("PRAGMA freelist_count").fetchone()[0]:
                 self._db.execute("VACUUM")
         self.refresh()
-
-    def _bury(self, names: Collection[str]) -> None:
-        buried = [(name,) for name in names]
-        bury = "INSERT INTO tombstones SELECT segment, row FROM documents WHERE id = ?"
-        self._db.executemany(bury, buried)
-        self._db.executemany("DELETE FROM documents WHERE id = ?", buried)
 
     def _add(self, segments: Mapping[int, Entry]) -> None:
         rows = [(number, *entry) for number, entry in segments.items()]
@@ -305,15 +281,12 @@ class Manifest:
         """Close the file."""
         self._db.close()
 
-    def _run(self, statement: str, values: tuple[str, ...] = ()) -> sqlite3.Cursor:
-        return self._db.execute(statement, values)
-
     def _named(self, columns: str, ids: Iterable[str]) -> sqlite3.Cursor:
         """Select the documents of all these ids: a query for each would take five times as long."""
         query = f"""
             SELECT {columns} FROM documents WHERE id IN (SELECT value FROM json_each(?))
         """  # noqa: S608 - columns are ours
-        return self._run(query, (json.dumps(list(ids), ensure_ascii=False),))
+        return self._db.execute(query, (json.dumps(list(ids), ensure_ascii=False),))
 
     def _document(
         self, name: str, uri: str, text: str, metadata: str, fingerprint: str = ""
@@ -324,7 +297,7 @@ class Manifest:
             raise IndexCorruptError(f"{self._path}: damaged ({error!r})") from error
 
     def _meta(self) -> dict[str, Any]:
-        rows = self._run("SELECT key, value FROM meta")
+        rows = self._db.execute("SELECT key, value FROM meta")
         return {str(key): json.loads(value) for key, value in rows}
 
     def _upgrade(self) -> None:
@@ -371,5 +344,5 @@ def _entry(rows: int, checksum: int | None = None) -> Entry:
     return Entry(int(rows), None if checksum is None else int(checksum))
 
 
-# Made once: for many documents, making one each time takes longer than writing by it.
+# Made once: for many documents, making it takes longer than using it.
 _to_json = json.JSONEncoder(ensure_ascii=False).encode

@@ -16,6 +16,7 @@ from lexvla.encoding import Encoding
 from lexvla.errors import IndexCorruptError, OptionalDependencyError, UnknownDocumentError
 from lexvla_indexer.accuracy import DEPTH, SAMPLED_QUERIES, SAMPLED_ROWS, overlap, spread
 from lexvla_indexer.base import Fetched, Results
+from lexvla_indexer.durable import total_bytes
 from lexvla_indexer.embedded.layout import Store
 from lexvla_indexer.embedded.manifest import FORMAT_VERSION, Manifest, Place, State
 from lexvla_indexer.embedded.segment import Segment
@@ -114,24 +115,18 @@ class SegmentCache:
 
 
 class Reader:
-    """Answer from one commit of an index, until `refresh`. For one thread.
-
-    Args:
-        store: The files of the index.
-        cache: The open segments of all readers.
-    """
+    """Answer from one commit of an index, until `refresh`. For one thread."""
 
     def __init__(self, store: Store, cache: SegmentCache) -> None:
         self._store = store
         self._cache = cache
         self.manifest: Manifest = store.manifest(writable=False)
         self._snapshot: Snapshot | None = None
-        # Of the last filter: a search over several legs asks with the same one for each.
+        # A search over several legs uses the same filter for each.
         self._chosen: tuple[tuple[int, str], Masks] | None = None
 
     def __del__(self) -> None:
-        # Of a thread that has ended.
-        if hasattr(self, "manifest"):
+        if hasattr(self, "manifest"):  # its thread has ended
             self.manifest.close()
 
     @property
@@ -206,7 +201,7 @@ class Reader:
             "documents": documents,
             "segments": len(state.segments),
             "deleted_rows": sum(map(len, state.tombstones.values())),
-            "bytes": self._store.size(),
+            "bytes": total_bytes(self._store.path),
             "mean_active_words": words / documents if documents else 0.0,
             "legs": state.widths,
             "quantization": {leg: _sparse_accuracy(snapshot, leg) for leg in legs},
@@ -239,25 +234,21 @@ class Reader:
         return found
 
     def _stored(self, ids: Sequence[str], places: Mapping[str, Place]) -> Encoding:
-        rows: dict[int, list[int]] = {}
         positions: dict[int, list[int]] = {}
         for position, name in enumerate(ids):
-            place = places[name]
-            rows.setdefault(place.segment, []).append(place.row)
-            positions.setdefault(place.segment, []).append(position)
+            positions.setdefault(places[name].segment, []).append(position)
         parts = []
-        for number, own in rows.items():
-            names = [ids[position] for position in positions[number]]
-            parts.append(self._rows(number, np.array(own), names))
-        order = np.argsort(np.concatenate([positions[number] for number in rows]))
-        return stack(parts)[order]
+        for number, own in positions.items():
+            names = [ids[position] for position in own]
+            parts.append(self._rows(number, np.array([places[n].row for n in names]), names))
+        return stack(parts)[np.argsort(np.concatenate(list(positions.values())))]
 
     def _rows(self, number: int, rows: np.ndarray, names: Sequence[str]) -> Encoding:
         """Return rows of a segment, after checking that they are those of the ids."""
         segment = self.snapshot.segments.get(number)
         there = segment is not None and 0 <= rows.min() <= rows.max() < segment.count
         if segment is None or not there or segment.ids(rows) != names:
-            rule = f"manifest.sqlite and segment {number} do not fit"
+            rule = f"manifest.sqlite and segment {number} do not match"
             raise IndexCorruptError(f"{self._store.path}: damaged: {rule}")
         return segment.encoding(rows)
 

@@ -83,21 +83,15 @@ def write_segment(folder: Path, ids: Sequence[str], encoding: Encoding) -> int:
 
 
 class Segment:
-    """Open one segment: search its legs, read its rows.
+    """Open one segment: search its legs, read its rows. Damaged files raise IndexCorruptError.
+
+    ``widths`` are those of the index's legs; ``checksum`` is what `write_segment` returned, or
+    ``None`` for a segment of format 1.
 
     Attributes:
         count: How many rows there are.
         sparse: The legs ``lexical`` and, if the index has it, ``codes``.
         dense: The dense leg, if the index has it.
-
-    Args:
-        folder: The directory of the segment.
-        rows: How many rows it has.
-        widths: The number of columns of each leg of the index.
-        checksum: What `write_segment` returned; ``None`` for a segment of format 1.
-
-    Raises:
-        IndexCorruptError: A file is missing, truncated, or has the wrong form.
     """
 
     def __init__(
@@ -113,7 +107,7 @@ class Segment:
         try:
             self._open(rows, widths, quantizers)
         except IndexCorruptError as error:
-            for damage in self.damage():  # what does not fit may be due to another file
+            for damage in self.damage():  # another file may be the cause
                 raise IndexCorruptError(damage) from error
             raise
 
@@ -130,8 +124,8 @@ class Segment:
             if leg in widths
         }
         self._patch: StoredArray | None = None
-        # Format 1 has no list. A look into the folder would be wrong for others: a writer that has
-        # merged this segment may just be removing its files.
+        # Format 1 has no list of files. For others, do not look into the folder: a writer that has
+        # merged this segment may be removing its files.
         listed = self._checksum is not None
         if "patch.npy" in self._files if listed else (folder / "patch.npy").exists():
             stored = self.sparse["lexical"].stored

@@ -20,7 +20,7 @@ from lexvla_indexer.filters import ATTRIBUTES, And, Comparison, Filter, In, Not,
 __all__ = ["Condition", "condition"]
 
 _SURE_DEPTH = 12
-_UNNAMEABLE = re.compile(r'["\\\x00-\x1f]')  # stands escaped in JSON
+_UNNAMEABLE = re.compile(r'["\\\x00-\x1f]')  # escaped in JSON
 _ROUNDING = 1e-9  # relative; far above what SQLite's reading of decimals is off by
 _TINY = 1e-290  # the same near 0
 _ZERO = "\0"

@@ -56,30 +56,23 @@ class SparseLeg:
         weights = StoredArray(folder / f"{leg}.row.weight.npy", np.float32, (self.stored,))
         self.rows = StoredRows(starts, columns, weights, width)
         if quantizer is None:
-            self._build()
+            try:
+                self.quantizer = ImpactQuantizer.fit(self.rows.mapped)
+                self.postings = build(self.quantizer.quantize(self.rows.mapped))
+            except ValueError as error:
+                raise IndexCorruptError(f"{self._file}.*: damaged ({error})") from error
             return
         self.quantizer = ImpactQuantizer.from_dict(quantizer)
         self.postings = Postings.open(folder, leg)
         fits = (self.postings.rows, self.postings.width) == (rows, width)
         demand(folder / f"{leg}.posting.block.npy", fits, f"must name {rows} rows of {width} terms")
 
-    def _build(self) -> None:
-        try:
-            self.quantizer = ImpactQuantizer.fit(self.rows.mapped)
-            self.postings = build(self.quantizer.quantize(self.rows.mapped))
-        except ValueError as error:
-            raise IndexCorruptError(f"{self._file}.*: damaged ({error})") from error
-
     def top(
         self, query: sparse.csr_array, k: int, allowed: np.ndarray | None, exact: bool
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return scores and numbers of the k best rows above 0; of equal ones, the first.
+        """Return scores and numbers of the k best rows above 0, by the floats or by integers alone.
 
-        Args:
-            query: One row of weights above 0.
-            k: The most rows to return.
-            allowed: (rows) bool: which rows may be found; ``None`` for all.
-            exact: Score by the floats, not by the integers alone.
+        The arguments are those of `exact_top`.
         """
         if exact:
             return exact_top(query, self.rows, self.quantizer, self.postings, k, allowed)
@@ -92,7 +85,7 @@ class SparseLeg:
         """
         (ends, columns, weights), firsts = self.rows.take(rows)
         width = self.rows.shape[1]
-        # scipy trusts columns, and writes outside its arrays where they are wrong.
+        # scipy trusts columns, and writes outside its arrays if they are wrong.
         inside = not len(columns) or 0 <= int(columns.min()) <= int(columns.max()) < width
         demand(Path(f"{self._file}.column.npy"), inside, f"must hold columns below {width}")
         above = not len(weights) or 0 < float(weights.min()) <= float(weights.max()) < np.inf

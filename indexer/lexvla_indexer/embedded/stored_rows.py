@@ -62,8 +62,7 @@ class StoredArray:
     def take(self, firsts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         """Return spans of the flat array, one after the other; starts and lengths are int64.
 
-        Raises:
-            IndexCorruptError: A span is outside the array, or the file has become shorter.
+        A span outside the array, or a file that has become shorter, raises IndexCorruptError.
         """
         flat = self.mapped.reshape(-1)
         if not ((firsts >= 0) & (lengths >= 0) & (firsts <= len(flat) - lengths)).all():
@@ -77,7 +76,7 @@ class StoredArray:
         places, sizes = firsts * taken.itemsize + self._offset, lengths * taken.itemsize
         loops = kernels(0)
         if loops is None or not loops.read_spans(self._file, places, sizes, room):
-            self._read(places, sizes, room.data)  # raises what hindered the compiled loop
+            self._read(places, sizes, room.data)  # raises what stopped the compiled loop
         return taken
 
     def _read(self, firsts: np.ndarray, sizes: np.ndarray, room: memoryview) -> None:
@@ -97,17 +96,9 @@ class StoredArray:
 
 
 class StoredRows:
-    """Hold the rows of a sparse leg.
+    """Hold the rows of a sparse leg; ``starts``, (rows + 1) int64, is where each of them starts.
 
-    Attributes:
-        mapped: All rows; float32.
-        shape: (rows, width).
-
-    Args:
-        starts: (rows + 1) int64: where each row starts.
-        columns: The rows' columns.
-        weights: Their weights.
-        width: How many columns there may be.
+    ``mapped`` has all rows, float32.
     """
 
     def __init__(
@@ -115,7 +106,7 @@ class StoredRows:
     ) -> None:
         self.shape = len(starts) - 1, width
         self._columns, self._weights = columns, weights
-        # Given the arrays to begin with, scipy would copy all columns to the type of the starts.
+        # Given the arrays at once, scipy would copy all columns to the type of the starts.
         self.mapped = sparse.csr_array(self.shape, dtype=np.float32)
         self.mapped.data, self.mapped.indices = weights.mapped, columns.mapped
         self.mapped.indptr = starts

@@ -36,7 +36,7 @@ from lexvla.errors import IndexCorruptError, IndexVersionError, ModelError
 from lexvla.version import program_version
 from lexvla.vocabulary import Vocabulary
 from lexvla_indexer.document import Document
-from lexvla_indexer.durable import NEW, fsync, publish
+from lexvla_indexer.durable import replacing
 from lexvla_indexer.impacts import ImpactQuantizer
 from lexvla_indexer.legs import Leg, widths_of
 from lexvla_indexer.lucene.jvm import java_class, java_errors
@@ -69,14 +69,14 @@ ID, LEXICAL, CODES, FILTER = "id", "contents", "codes", "filter"
 FINGERPRINT, RAW, VECTORS = "fingerprint", "raw", "vectors"
 FIELD_OF: dict[Leg, str] = {"lexical": LEXICAL, "codes": CODES}
 
-# A null character ends a term, and \x01 stands before its impact. A vocabulary has no null
-# characters; the others are so rare that nearly all terms stand in the index as they are.
+# A null character ends a term, and \x01 precedes its impact. A vocabulary has no null
+# characters; the others are so rare that nearly all terms are in the index unchanged.
 END, IMPACT = "\0", "\x01"
 _SAFE = str.maketrans({"\x01": "\x02\x02", "\x02": "\x02\x03"})
 
 _VOCABULARY = "vocabulary.json"
 _QUANTIZATION = "quantization.json"
-# What a directory may hold if making an index in it was cut short.
+# What a directory may hold after an interrupted creation of an index.
 _BEGUN = ("write.lock", _VOCABULARY, _QUANTIZATION, "_", "segments", "pending_segments")
 
 
@@ -126,11 +126,9 @@ class State:
     """Describe one of our commits, in its user data.
 
     Attributes:
-        model: The name of the model whose vectors these are, if it was given.
         vocabulary_sha256: Names the vocabulary; empty before the first vectors, if none was given.
         widths: The number of columns of each leg; empty before the first vectors.
         legs: The searched legs that have weights.
-        writer_version: The version of the program that made the index.
     """
 
     model: str | None = None
@@ -164,12 +162,7 @@ class State:
 
     @classmethod
     def load(cls, place: object, text: str) -> State:
-        """Read what `dump` wrote.
-
-        Raises:
-            IndexCorruptError: It has another form.
-            IndexVersionError: A newer program wrote it.
-        """
+        """Read what `dump` wrote; another form raises IndexCorruptError."""
         try:
             values: dict[str, Any] = json.loads(text)
             found = values.pop("format_version")
@@ -192,20 +185,14 @@ def impact_terms(vocabulary: Vocabulary) -> list[str]:
 
 def raw_of(document: Document) -> str:
     """Return what is stored of a document beside its vectors, as ASCII JSON."""
-    stored = {
-        "id": document.id,
-        "contents": document.text,
-        "uri": document.uri,
-        "metadata": dict(document.metadata),
-    }
-    return json.dumps(stored)
+    stored = {"id": document.id, "contents": document.text, "uri": document.uri}
+    return json.dumps({**stored, "metadata": dict(document.metadata)})
 
 
 def document_of(raw: str, fingerprint: str) -> Document:
     """Return the document that `raw_of` wrote."""
-    stored = json.loads(raw)
-    text, uri, metadata = stored["contents"], stored["uri"], stored["metadata"]
-    return Document(stored["id"], uri, text, metadata, fingerprint)
+    kept = json.loads(raw)
+    return Document(kept["id"], kept["uri"], kept["contents"], kept["metadata"], fingerprint)
 
 
 class Store:
@@ -262,11 +249,7 @@ class Store:
             self._directory = None
 
     def load_vocabulary(self, sha256: str | None = None) -> Vocabulary | None:
-        """Read the vocabulary of this hash, or ``None`` if there is no file and no hash is given.
-
-        Raises:
-            IndexCorruptError: The file is missing, damaged, or another one.
-        """
+        """Read the vocabulary of this hash; ``None`` if there is no file and no hash is given."""
         if sha256 is None and not self._vocabulary.exists():
             return None
         try:
@@ -279,10 +262,8 @@ class Store:
 
     def save_vocabulary(self, vocabulary: Vocabulary) -> None:
         """Write the vocabulary durably, whole or not at all."""
-        new = self._vocabulary.with_name(_VOCABULARY + NEW)
-        vocabulary.save(new)
-        fsync(new)
-        publish(new, self._vocabulary)
+        with replacing(self._vocabulary) as new:
+            vocabulary.save(new)
 
     def load_quantizers(self) -> dict[str, ImpactQuantizer]:
         """Read how each leg's weights became integers; return nothing if there is no such file."""
@@ -295,11 +276,5 @@ class Store:
 
     def save_quantizers(self, legs: Mapping[str, ImpactQuantizer]) -> None:
         """Write how the legs' weights became integers, durably, whole or not at all."""
-        new = self._quantization.with_name(_QUANTIZATION + NEW)
-        ImpactQuantizer.save(new, legs)
-        fsync(new)
-        publish(new, self._quantization)
-
-    def size(self) -> int:
-        """Return the total bytes of all files."""
-        return sum(file.stat().st_size for file in self.path.iterdir() if file.is_file())
+        with replacing(self._quantization) as new:
+            ImpactQuantizer.save(new, legs)

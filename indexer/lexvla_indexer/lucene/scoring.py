@@ -13,8 +13,8 @@ from lexvla_indexer.impacts import ImpactQuantizer
 
 __all__ = ["QueryWeights", "error_bound", "query_weights"]
 
-# Lucene's scores are float32, which has all whole numbers up to 2^24. With impacts of at most 255
-# a sum is exact if the query's integers add up to no more than the second number.
+# Lucene's scores are float32, which has all integers up to 2^24. With impacts of at most 255
+# a sum is exact if the query's integers add up to no more than `LARGEST_SUM`.
 LARGEST_SCORE = 2**24 - 1
 LARGEST_SUM = LARGEST_SCORE // 255
 
@@ -29,10 +29,8 @@ class QueryWeights(NamedTuple):
 def query_weights(query: sparse.csr_array, longest: float | None = None) -> QueryWeights:
     """Return the weights of a query, one row, as integers from 1, as large as exact sums allow.
 
-    ``longest`` is the greatest length of a document's impacts as a vector, if known.
-
-    Raises:
-        UnsupportedError: The query has over 32,896 words.
+    ``longest`` is the greatest length of a document's impacts as a vector, if known. A query of
+    over 32,896 words raises UnsupportedError.
     """
     if query.nnz > LARGEST_SUM // 2:
         rule = f"a query of a Lucene index has at most {LARGEST_SUM // 2:,} words"
@@ -46,7 +44,7 @@ def query_weights(query: sparse.csr_array, longest: float | None = None) -> Quer
         # less than 1: for long queries this allows greater integers than the sum does.
         room = LARGEST_SCORE * (1 - 1e-9) / longest - math.sqrt(query.nnz)
         scale = max(scale, room / float(np.linalg.norm(weights)))
-    # A power of 2: weights such as 1, 0.5 and 0.25 become whole numbers without rounding.
+    # A power of 2: weights such as 1, 0.5 and 0.25 become integers without rounding.
     scale = math.ldexp(1.0, math.frexp(scale)[1] - 1)
     return QueryWeights(np.maximum(np.rint(weights * scale), 1).astype(np.int64), scale)
 

@@ -66,7 +66,6 @@ def narrowed(query: Any, chosen: Any) -> Any:
 
 @cache
 def _reader_of_terms() -> Any:
-    """Return what reads a list of binary terms from JSON."""
     of_terms = java_class("org.apache.lucene.util.BytesRef")(b"").getClass()
     return java_class("com.fasterxml.jackson.databind.ObjectMapper")().readerForListOf(of_terms)
 
