@@ -114,7 +114,7 @@ def test_the_query_that_is_sent(address: str, capsys: Capture, tmp_path: Path) -
         pass
     where = str(tmp_path / "embedded")
     assert cli.main(["search", "red", "--index", where, "--show-query"]) == 1
-    assert "is sent no requests" in capsys.readouterr().err
+    assert "there are no requests to show" in capsys.readouterr().err
 
 
 def test_what_is_missing_is_one_line(capsys: Capture) -> None:

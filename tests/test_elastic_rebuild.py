@@ -93,7 +93,7 @@ def test_a_writer_whose_index_was_rebuilt_for_other_vectors(tmp_path):
         with open_index(address, True, other, rebuild=True) as index:
             index.publish()
         writer.add(documents("b"), encode([{0: 1.0}]))
-        with pytest.raises(VocabularyMismatchError, match="made it anew"):
+        with pytest.raises(VocabularyMismatchError, match="has recreated it"):
             writer.commit()
     with open_index(address, vocabulary=other) as reader:
         assert reader.count() == 0

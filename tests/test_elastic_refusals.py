@@ -264,7 +264,7 @@ def test_weights_that_the_server_refuses_are_not_sent(index):
         with pytest.raises(ValueError, match="finite values above zero"):
             Encoding(sparse.csr_array((np.float32([bad]), [0], [0, 1]), shape=(1, 12)))
     tiny = encode([{0: 1.0}, {1: 1.0, 2: 1e-40}])
-    with pytest.raises(InputError, match=r"'y'.*weights from 1\.18e-38"):
+    with pytest.raises(InputError, match=r"'y'.*weights of at least 1\.18e-38"):
         index.add(documents("xy"), tiny)
     index.commit()
     assert index.count() == before

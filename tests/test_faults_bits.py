@@ -211,7 +211,7 @@ def test_a_manifest_that_names_other_rows_is_refused(tmp_path):
             with open_index(tmp_path / "i.lex") as index:
                 assert found(index) == [("a", 1.0), ("b", 1.0)]
                 assert index.fetch(["a"]).documents == documents(["a"])
-                with pytest.raises(IndexCorruptError, match="do not fit"):
+                with pytest.raises(IndexCorruptError, match="do not match"):
                     index.fetch(["a", "b"])
             db.execute("UPDATE documents SET segment = 1, row = 1 WHERE id = 'b'")
             db.commit()

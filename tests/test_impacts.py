@@ -15,6 +15,13 @@ def matrix(rows: list[list[float]]) -> sparse.csr_array:
     return sparse.csr_array(np.array(rows, np.float32))
 
 
+def rounded(quantizer: ImpactQuantizer, stored: sparse.csr_array) -> sparse.csr_array:
+    """Return the float32 weights that the integers of vectors stand for."""
+    impacts = quantizer.quantize(stored)
+    weights = (impacts.data * quantizer.step).astype(np.float32)
+    return sparse.csr_array((weights, impacts.indices, impacts.indptr), shape=stored.shape)
+
+
 # Weights of many sizes: a quantiser meets clipped, lifted and dropped ones.
 WEIGHTS = st.one_of(
     st.just(0.0),
@@ -43,8 +50,6 @@ def test_weights_round_to_the_nearest_step():
     impacts = quantizer.quantize(stored)
     assert impacts.dtype == np.uint8
     assert impacts.toarray().tolist() == [[3, 0, 1], [1, 2, 0]]
-    assert quantizer.dequantize(impacts).dtype == np.float32
-    assert quantizer.dequantize(impacts).toarray().tolist() == [[3, 0, 1], [1, 2, 0]]
 
 
 def test_eight_bits_span_1_to_255():
@@ -93,7 +98,7 @@ def test_no_score_moves_by_more_than_the_bound(stored, data, options):
     width = stored.shape[1]
     query = matrix([data.draw(st.lists(WEIGHTS, min_size=width, max_size=width))])
     dense = query.toarray()[0].astype(np.float64)
-    restored = quantizer.dequantize(quantizer.quantize(stored))
+    restored = rounded(quantizer, stored)
     exact, found = stored.astype(np.float64) @ dense, restored.astype(np.float64) @ dense
     assert (np.abs(exact - found) <= quantizer.bound(query)).all()
 
@@ -102,7 +107,7 @@ def test_no_score_moves_by_more_than_the_bound(stored, data, options):
 @given(ROWS, SETTINGS)
 def test_the_stated_error_is_the_largest_difference(stored, options):
     quantizer = ImpactQuantizer.fit(stored, **options)
-    restored = quantizer.dequantize(quantizer.quantize(stored))
+    restored = rounded(quantizer, stored)
     errors = np.abs(stored.astype(np.float64) - restored.astype(np.float64)).toarray()
     stated = quantizer.error(stored)
     assert stated["max"] == (errors.max() if errors.size else 0)
@@ -175,11 +180,3 @@ def test_bad_weights_are_refused(bad, method):
         getattr(quantizer, method)(matrix([[0.5, bad]]))
     with pytest.raises(ValueError, match="weights must be"):
         ImpactQuantizer.fit(matrix([[0.5, bad]]))
-
-
-def test_impacts_of_another_scale_are_refused():
-    quantizer = ImpactQuantizer.fit(matrix([[1.0]]), bits=2)
-    with pytest.raises(ValueError, match="at most 3"):
-        quantizer.dequantize(sparse.csr_array(np.array([[4]], np.uint8)))
-    with pytest.raises(ValueError, match="uint8"):
-        quantizer.dequantize(matrix([[1.0]]))

@@ -2,5 +2,5 @@
 
 from lexvla.lazy_exports import lazy_exports
 
-# The names are in `__init__.pyi`. Loaded on demand: numpy and scipy take their time.
+# The names are in `__init__.pyi`. Loaded on demand: numpy and scipy are slow to import.
 __getattr__, __dir__, __all__ = lazy_exports(__name__)

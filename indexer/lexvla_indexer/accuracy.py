@@ -14,7 +14,7 @@ DEPTH = 10
 
 
 def spread(rows: np.ndarray, count: int) -> np.ndarray:
-    """Return up to so many of the rows, at even distances."""
+    """Return up to ``count`` of the rows, evenly spaced."""
     if len(rows) <= count:
         return rows
     return rows[np.linspace(0, len(rows) - 1, count).astype(np.int64)]
@@ -23,7 +23,7 @@ def spread(rows: np.ndarray, count: int) -> np.ndarray:
 def overlap(best: Iterable[Collection[object]], found: Iterable[Collection[object]]) -> float:
     """Return the mean share of each query's best documents that were found.
 
-    Queries that have no best document do not count; 1 if none has any.
+    Queries without a best document do not count; the result is 1 if there are no others.
     """
     pairs = zip(best, found, strict=True)
     shares = [len({*right} & {*answer}) / len(right) for right, answer in pairs if right]

@@ -39,10 +39,9 @@ def open_index(
         IndexCorruptError: There is no index, or it is damaged.
         IndexLockedError: ``create`` is set and another writer has the index.
         IndexVersionError: A newer program wrote the index.
-        OptionalDependencyError: The engine needs a package that is not installed.
         InputError: The address cannot be read.
-        UnsupportedError: The address names an engine that this version does not have, or an
-            engine cannot rebuild.
+        OptionalDependencyError: The engine needs a package that is not installed.
+        UnsupportedError: This version has no such engine, or the engine cannot rebuild.
         VocabularyMismatchError: The index has another vocabulary.
     """
     if str(address).startswith(_ELASTIC):

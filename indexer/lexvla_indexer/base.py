@@ -30,18 +30,18 @@ __all__ = ["Fetched", "Index", "Reader", "Results", "check_match"]
 
 T = TypeVar("T")
 
-_REMEDY = "search with that model, or index the items anew"
+_REMEDY = "search with that model, or index the items again"
 
 
 class Results(NamedTuple):
-    """Answer one query: ids and scores, best first, equal scores by id ascending."""
+    """One query's hits: ids and scores, best first, equal scores by id ascending."""
 
     ids: list[str]
     scores: np.ndarray
 
 
 class Fetched(NamedTuple):
-    """Documents and their stored vectors, in the order of the ids that were asked for."""
+    """Documents and their stored vectors, in the order of the requested ids."""
 
     documents: list[Document]
     encoding: Encoding
@@ -50,38 +50,27 @@ class Fetched(NamedTuple):
 class Reader(Protocol):
     """Answer from one commit of an index; its methods mean what those of `Index` do."""
 
-    def search(
-        self,
-        queries: Encoding,
-        k: int,
-        leg: Leg,
-        filter: str | None,  # noqa: A002 - the public word for it
-    ) -> list[Results]:
+    def search(self, queries: Encoding, k: int, leg: Leg, filter: str | None) -> list[Results]:  # noqa: A002
         """See `Index.search`."""
-        ...
 
     def fetch(self, ids: Sequence[str]) -> Fetched:
         """See `Index.fetch`; at least one id."""
-        ...
 
     def vectors(self, ids: Sequence[str]) -> Encoding:
         """See `Index.vectors`; at least one id."""
-        ...
 
     def count(self) -> int:
         """See `Index.count`."""
-        ...
 
     def info(self) -> dict[str, Any]:
-        """Return what `Index.info` says besides vocabulary and model."""
-        ...
+        """Return what `Index.info` reports besides vocabulary and model."""
 
 
 class Index(ABC):
     """Keep documents with their encodings, and find them by dot product.
 
-    `add` and `delete` take effect for searches at `commit`. An engine that cannot do something
-    raises `UnsupportedError`; it ignores nothing. Threads may share an object.
+    Searches see `add` and `delete` after `commit`. An engine raises `UnsupportedError` for what it
+    cannot do; it ignores nothing. Threads may share an object.
 
     An engine implements the abstract methods, and a `Reader` for `_ask`.
 
@@ -107,16 +96,16 @@ class Index(ABC):
     def add(self, documents: Sequence[Document], encoding: Encoding) -> None:
         """Stage documents; one whose id is known replaces the old one.
 
-        Vectors without patches may share an index with vectors that have them: their words are
-        stored with patch -1.
+        Vectors with and without patches may share an index: words without one are stored with
+        patch -1.
 
         Raises:
             IndexLockedError: Another writer has the index.
             InputError: An id occurs twice in this call, or the engine cannot store a weight.
             UnsupportedError: The legs are not those of the index, or the engine cannot store the
                 vocabulary or the vectors.
-            ValueError: The number of documents is not the number of vectors.
-            VocabularyMismatchError: A leg has another width than in the index.
+            ValueError: There are more or fewer documents than vectors.
+            VocabularyMismatchError: The width of a leg is not that of the index.
         """
         if len(documents) != len(encoding):
             raise ValueError(f"{len(documents)} documents with {len(encoding)} vectors")
@@ -134,33 +123,25 @@ class Index(ABC):
             self.vocabulary = vocabulary
 
     def delete(self, ids: Sequence[str]) -> int:
-        """Stage deletions. Return how many of the ids were there.
-
-        Raises:
-            IndexLockedError: Another writer has the index.
-        """
+        """Stage deletions, and return how many of the ids existed; errors as for `add`."""
         with self._writing:
             self._own_writer()
             return self._staging.delete(ids, self._fingerprints(ids))
 
     @abstractmethod
     def commit(self) -> None:
-        """Make all that is staged durable and visible, or nothing of it."""
+        """Make everything staged durable and visible, or none of it."""
 
     @abstractmethod
     def compact(self) -> None:
-        """Commit, then merge what is stored in parts, and free the space of what was deleted."""
+        """Commit, merge what is stored in parts, and free the space of deleted documents."""
 
     @abstractmethod
     def verify(self) -> list[str]:
-        """Read all that is stored. Return a line for each damaged part, which names it."""
+        """Read everything stored. Return a line for each damaged part, naming it."""
 
     def publish(self) -> None:
-        """Commit, and let readers see the index that was rebuilt instead of the old one.
-
-        Raises:
-            UnsupportedError: The index was not opened to be rebuilt.
-        """
+        """Commit, and show readers the rebuilt index; UnsupportedError if none is being built."""
         raise UnsupportedError(f"{self._place}: was not opened to be rebuilt")
 
     def search(
@@ -170,19 +151,15 @@ class Index(ABC):
         leg: Leg = "lexical",
         filter: str | None = None,  # noqa: A002 - the public word for it
     ) -> list[Results]:
-        """Return the k best documents with a score above 0 for each query.
+        """Return the k best documents with a score above 0 for each query, one query a row.
 
-        Args:
-            queries: One query a row.
-            k: The most documents to return for each.
-            leg: What to score by.
-            filter: Which documents may be found; see `lexvla_indexer.filters`.
+        ``filter`` says which documents may be found; see `lexvla_indexer.filters`.
 
         Raises:
             FilterSyntaxError: The filter cannot be read.
             UnsupportedError: The index or the queries lack the leg, or the engine cannot answer.
             ValueError: k is below 1, or there is no leg of that name.
-            VocabularyMismatchError: The leg has another width in the index.
+            VocabularyMismatchError: The width of the leg is not that of the index.
         """
         return self._ask(lambda reader: reader.search(queries, k, leg, filter))
 
@@ -195,36 +172,28 @@ class Index(ABC):
     ) -> dict[Leg, dict[str, Any]]:
         """Return the JSON of the request that `search` sends for each leg of one query.
 
-        By default for all legs that the query and the index both have. A leg that can match
-        nothing is left out.
-
-        Raises:
-            UnsupportedError: The engine sends no requests; also as `search`.
+        The default is all legs that both the query and the index have. A leg that cannot match
+        anything is left out. Engines without a server raise UnsupportedError.
         """
-        raise UnsupportedError(f"{self} is not on a server, and is sent no requests")
+        raise UnsupportedError(f"{self} is not on a server: there are no requests to show")
 
     def show(self, requests: Mapping[Leg, dict[str, Any]]) -> str:
         """Return requests as text for the server's own console."""
-        raise UnsupportedError(f"{self} is not on a server, and is sent no requests")
+        raise UnsupportedError(f"{self} is not on a server: there are no requests to show")
 
     def fetch(self, ids: Sequence[str]) -> Fetched:
-        """Return documents with their stored vectors, in the order of the ids.
+        """Return documents with their stored vectors in the order of the ids.
 
-        Raises:
-            UnknownDocumentError: The index has no such id.
+        An id that the index does not have raises UnknownDocumentError.
         """
         return self._look_up(lambda reader: reader.fetch(ids)) if ids else Fetched([], self._none())
 
     def vectors(self, ids: Sequence[str]) -> Encoding:
-        """Return documents' stored vectors alone, which takes less time than `fetch`.
-
-        Raises:
-            UnknownDocumentError: The index has no such id.
-        """
+        """Return only the documents' stored vectors; faster than `fetch`, with its errors."""
         return self._look_up(lambda reader: reader.vectors(ids)) if ids else self._none()
 
     def fingerprints(self, ids: Sequence[str]) -> dict[str, str]:
-        """Return the fingerprint of each of these ids that the index has, staged ones included."""
+        """Return the fingerprints of those ids that the index has, staged documents included."""
         with self._writing:
             self._check_open()
             return self._staging.fingerprints(self._fingerprints(ids), ids)
@@ -243,11 +212,7 @@ class Index(ABC):
         }
 
     def read_note(self, name: str) -> Any:
-        """Return the JSON value that `write_note` kept by a name; ``None`` if there is none.
-
-        Raises:
-            IndexCorruptError: It cannot be read.
-        """
+        """Return the JSON value that `write_note` stored under a name, or ``None``."""
         if self.directory is None:
             return None
         path = self.directory / f"{name}.json"
@@ -259,12 +224,7 @@ class Index(ABC):
             raise IndexCorruptError(f"{path}: no readable {name} ({error})") from error
 
     def write_note(self, name: str, value: Any) -> None:
-        """Keep a small JSON value with the index, such as fitted weights of legs.
-
-        Raises:
-            OSError: The file cannot be written.
-            UnsupportedError: The index can keep nothing.
-        """
+        """Store a small JSON value, such as fitted weights of legs, or raise UnsupportedError."""
         if self.directory is None:
             raise UnsupportedError(f"{self} keeps no notes")
         path = self.directory / f"{name}.json"
@@ -279,14 +239,13 @@ class Index(ABC):
             new.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Give up files, connections and locks. What is staged and not committed is dropped."""
+        """Release files, connections and locks. What is staged and not committed is dropped."""
         with self._writing:
             if not self._closed:
                 self._closed = True
                 self._close()
 
     def __str__(self) -> str:
-        """Say where it lies."""
         return str(self._place)
 
     def __enter__(self) -> Self:
@@ -297,27 +256,22 @@ class Index(ABC):
 
     @abstractmethod
     def _ask(self, ask: Callable[[Any], T], newest: bool = True) -> T:
-        """Ask a `Reader` of the newest commit, or else of the one last searched.
+        """Ask a `Reader` of the newest commit, or otherwise the one last searched.
 
-        Raises:
-            ValueError: The index is closed.
+        A closed index raises ValueError.
         """
 
     @abstractmethod
     def _fingerprints(self, ids: Sequence[str]) -> dict[str, str]:
-        """Return the fingerprint of each of these ids that is committed."""
+        """Return the fingerprints of those ids that are committed."""
 
     @abstractmethod
     def _widths(self) -> Mapping[str, int]:
-        """Return the width of each leg of the index; nothing before the first vectors."""
+        """Return the width of each leg of the index; empty before the first vectors."""
 
     @abstractmethod
     def _own_writer(self) -> Any:
-        """Return the engine's `Writer`, with the lock if the engine has one.
-
-        Raises:
-            ValueError: The index is closed.
-        """
+        """Return the engine's `Writer`, with its lock if it has one; ValueError if closed."""
 
     def _check_storable(  # noqa: B027 - not every engine has such limits
         self, documents: Sequence[Document], encoding: Encoding, vocabulary: Vocabulary
@@ -326,10 +280,10 @@ class Index(ABC):
 
     @abstractmethod
     def _close(self) -> None:
-        """Give up all that is open, which may be part of it only."""
+        """Release everything that is open, perhaps after an incomplete opening."""
 
     def _look_up(self, ask: Callable[[Reader], T]) -> T:
-        """Ask the commit last searched, so that hits and documents agree; else the newest."""
+        """Ask the commit last searched, so that hits and documents agree; then the newest."""
         try:
             return self._ask(ask, newest=False)
         except UnknownDocumentError:
@@ -339,7 +293,7 @@ class Index(ABC):
         return no_rows(dict(self._widths()) or {"lexical": len(self.vocabulary)})
 
     def _agree(self, vocabulary: Vocabulary | None) -> None:
-        """Take a vocabulary where the index has none; refuse another than it has."""
+        """Take a vocabulary if the index has none; refuse one that differs."""
         if vocabulary is None or vocabulary == self.vocabulary:
             return
         if len(self.vocabulary):
@@ -362,14 +316,10 @@ class Index(ABC):
 
 
 def check_match(encoder: Encoder, index: Index) -> None:
-    """Refuse an index that this encoder cannot search or add to.
-
-    Raises:
-        VocabularyMismatchError: The index was made with another vocabulary or by another model.
-    """
+    """Raise VocabularyMismatchError unless this encoder can search the index and add to it."""
     recorded = index.model
     made_by = f"the index was made by {f'the model {recorded!r}' if recorded else 'some model'}"
-    # An index in which nothing was ever put may have no vocabulary yet.
+    # An index that was never filled may have no vocabulary yet.
     if len(index.vocabulary) and encoder.vocabulary.sha256 != index.vocabulary.sha256:
         raise VocabularyMismatchError(
             f"{made_by} with vocabulary {index.vocabulary.sha256[:12]}; the model "

@@ -49,7 +49,7 @@ class Document:
         fingerprint: Hash of what was encoded, so that an ingest can resume; may be empty.
 
     Raises:
-        InputError: The id, the text or a metadata value breaks its rule.
+        InputError: The id, the text or a metadata value is not allowed.
     """
 
     id: str

@@ -1,21 +1,21 @@
-"""Files that are on the disk whole, or not at all."""
+"""Files that reach the disk whole or not at all."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["NEW", "fsync", "naming", "publish", "writing"]
+__all__ = ["NEW", "fsync", "naming", "publish", "replacing", "total_bytes", "writing"]
 
-NEW = ".new"  # ends the name of what is being written
+NEW = ".new"  # suffix of what is being written
 
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Name a file in the errors of the system, such as that the disk is full."""
+    """Name a file in OS errors, such as that of a full disk."""
     try:
         yield
     except OSError as error:
@@ -24,7 +24,7 @@ def naming(path: Path) -> Iterator[None]:
 
 @contextmanager
 def writing(path: Path) -> Iterator[BinaryIO]:
-    """Open a file to write it whole; an `OSError` names it."""
+    """Open a file to write; an `OSError` names it."""
     with naming(path), path.open("wb") as file:
         yield file
 
@@ -40,6 +40,26 @@ def fsync(path: Path) -> None:
 
 
 def publish(new: Path, path: Path) -> None:
-    """Give a finished file or directory its name, durably."""
+    """Move a finished file or directory to its final name, durably."""
     new.replace(path)
     fsync(path.parent)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a path to write to, whose file then replaces another whole, durably."""
+    new = path.with_name(path.name + NEW)
+    with naming(new):
+        yield new
+    fsync(new)
+    publish(new, path)
+
+
+def total_bytes(folder: Path) -> int:
+    """Return the size of all files below a folder, even while some are being removed."""
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):
+                total += Path(place, name).stat().st_size
+    return total

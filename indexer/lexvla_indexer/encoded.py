@@ -29,18 +29,13 @@ from lexvla_indexer.sources import open_item_source
 __all__ = ["Encoded", "Origin", "encode_source", "index_encoded", "read_origins"]
 
 _FORMAT_VERSION = 1
-_COLLECTION_SCALE = 100  # of a weight of 1, in lines for Anserini
+_COLLECTION_SCALE = 100  # the integer of a weight of 1, for Anserini
 _CHUNK = 1024  # documents to look up and to add at once
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Say whose vectors a file holds.
-
-    Attributes:
-        model: The name of the encoder.
-        vocabulary: The terms of the lexical columns.
-    """
+    """The encoder's name and the terms of the lexical columns of the vectors in a file."""
 
     model: str
     vocabulary: Vocabulary
@@ -55,9 +50,9 @@ class Encoded:
     encoding: Encoding
 
     def save(self, path: str | Path) -> None:
-        """Write all into one ``.npz`` file, which `Encoding.load` reads too.
+        """Write everything into one ``.npz`` file, which `Encoding.load` can read too.
 
-        Beside the vectors' arrays there are ``origin`` and ``documents``: JSON as bytes.
+        ``origin`` and ``documents``, JSON as bytes, lie beside the vectors' arrays.
         """
         path = Path(path)
         new = path.with_name(f"{path.name}.part")
@@ -79,11 +74,7 @@ class Encoded:
 
     @classmethod
     def load(cls, path: str | Path) -> Encoded:
-        """Read what `save` wrote.
-
-        Raises:
-            InputError: The file is damaged, of another kind, or was written by a newer version.
-        """
+        """Read what `save` wrote; a damaged, foreign or newer file raises InputError."""
         origin = _origin(_member(path, "origin"), path)
         try:
             documents = [Document(**each) for each in _member(path, "documents")]
@@ -96,10 +87,10 @@ class Encoded:
         return cls(origin, documents, encoding)
 
     def save_collection(self, path: str | Path) -> None:
-        """Write the words as Anserini reads them, a line for each document.
+        """Write the words as Anserini reads them, one line a document.
 
-        Beside the file, with more suffixes, are the vocabulary and the quantization, without which
-        an index of it cannot be understood.
+        The vocabulary and the quantization go beside the file, under its name with more suffixes:
+        without them an index of it cannot be understood.
         """
         path = Path(path)
         new = path.with_name(f"{path.name}.part")
@@ -122,21 +113,11 @@ def encode_source(
     text_field: str | None = None,
     show_progress_bar: bool | None = None,
 ) -> tuple[Encoded, Report]:
-    """Encode the items of a source without an index; see `index_source`.
+    """Encode the items of a source without an index.
 
-    Args:
-        source: See `open_item_source`.
-        encoder: Makes the vectors.
-        rejects_path: Where to list what is left out.
-        batch_size: The most items to encode at once.
-        shard: ``(i, n)``, i from 1: only the items whose ids hash to part i of n. The parts are
-            the same on every machine and in every order of the source.
-        text_field: See `open_item_source`.
-        show_progress_bar: Show progress on stderr; by default if that is a terminal.
-
-    Raises:
-        InputError: The source is missing, or of an unknown kind.
-        ValueError: The batch size is below 1.
+    The arguments are those of `index_source`; ``rejects_path`` is where to list what is left out.
+    With ``shard=(i, n)``, i from 1, only the items whose ids hash to part i of n are encoded. The
+    parts are the same on every machine and in every order of the source.
     """
     report = Report()
     sink = _Collection(report)
@@ -175,11 +156,11 @@ class _Collection:
 
 
 def read_origins(files: Sequence[str | Path]) -> Origin:
-    """Return whose vectors these files hold, all of them.
+    """Return the one origin that all files share.
 
     Raises:
         InputError: A file was not written by `Encoded.save`.
-        VocabularyMismatchError: They are not all of one model with one vocabulary.
+        VocabularyMismatchError: The files differ in model or vocabulary.
     """
     first, *others = [_origin(_member(path, "origin"), path) for path in files]
     for path, other in zip(files[1:], others, strict=True):
@@ -195,13 +176,8 @@ def index_encoded(
 ) -> Report:
     """Store what `encode_source` made, as if the sources themselves had been indexed here.
 
-    An id that comes a second time is rejected. One file is in memory at a time.
-
-    Args:
-        files: Files of `Encoded.save`; nothing is stored unless all are of one model.
-        index: The index to fill; it becomes this process's to write.
-        resume: Skip documents that the index has unchanged.
-        show_progress_bar: Show progress on stderr; by default if that is a terminal.
+    A repeated id is rejected. One file is in memory at a time. Nothing is stored unless all files
+    are of one model. The other arguments are those of `index_source`.
 
     Raises:
         IndexLockedError: Another writer has the index.
@@ -254,9 +230,8 @@ def _check_same(name: str, origin: Origin, other_name: str, other: Origin) -> No
 
 
 def _member(path: str | Path, name: str) -> Any:
-    """Read one JSON member of a file of `Encoded.save`."""
     try:
-        # For other files np.load suggests pickle: bad advice.
+        # For other files np.load suggests pickle, which is bad advice.
         with Path(path).open("rb") as file:
             if not zipfile.is_zipfile(file):
                 raise zipfile.BadZipFile("it is not an .npz archive")

@@ -1,4 +1,4 @@
-r"""Filters as terms: what engines with an inverted index keep of a document for them.
+r"""Filters as terms: what engines with an inverted index store of a document for them.
 
 A document has a term for each thing that a comparison can ask of one of its fields:
 
@@ -6,9 +6,9 @@ A document has a term for each thing that a comparison can ask of one of its fie
     NAME \x01\x03 l VALUE   one of a list      NAME \x01\x03 N   a number
     NAME \x01\x03 n DIGITS  a number           NAME \x01\x03 b0  false, b1 true
 
-In names and values a null character stands as \x01\x01 and \x01 as \x01\x02, which keeps their
-order; of a string of over 200 characters the rest stands as its hash. The digits of a number are
-in the order of the numbers, exactly, however large or small: see `digits`.
+In names and values \x01\x01 stands for a null character and \x01\x02 for \x01, which keeps their
+order; what follows the first 200 characters of a string is replaced by a hash of the string. The
+digits of a number sort exactly as the numbers do, however large or small: see `digits`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from lexvla_indexer.filters import ATTRIBUTES, Comparison, Value, kind_of
 
 __all__ = ["LONGEST", "Span", "digits", "span", "terms_equal", "terms_of", "typed_term"]
 
-LONGEST = 200  # characters of a string that are compared; beyond, its hash is
+LONGEST = 200  # characters of a string that are compared; beyond them, its hash
 LONGEST_LIMIT = 900  # bytes; Lucene takes ranges of terms of up to 1,000
 
 _SAFE = str.maketrans({"\0": "\x01\x01", "\x01": "\x01\x02"})
@@ -32,14 +32,7 @@ _COMPLEMENT = str.maketrans("0123456789abcdef", "fedcba9876543210")
 
 
 class Span(NamedTuple):
-    """The terms from ``low`` to ``high``, in the order of their UTF-8.
-
-    Attributes:
-        low: The first term, or what is before it.
-        high: The last term, or what is after it.
-        has_low: Whether ``low`` itself counts.
-        has_high: Whether ``high`` itself counts.
-    """
+    """The terms from ``low`` to ``high`` in the order of their UTF-8, with or without these two."""
 
     low: str
     high: str
@@ -48,7 +41,7 @@ class Span(NamedTuple):
 
 
 def terms_of(document: Document) -> Iterator[str]:
-    """Give the terms of a document."""
+    """Yield the terms of a document."""
     held = {name: getattr(document, name) for name in ATTRIBUTES} | dict(document.metadata)
     for name, value in held.items():
         yield from _terms(name, value)
@@ -77,11 +70,11 @@ def _escaped(text: str) -> str:
 
 
 def digits(number: float) -> str:
-    """Return a number as text that is in the order of numbers, and equal for equal numbers.
+    """Return a number as text that sorts as numbers do, and is equal for equal numbers.
 
-    A number is ± 1.m x 2^e in binary: a digit for its sign, eight hexadecimal digits for e, and
-    those of m without zeros at the end. Of negative numbers each digit is turned round, and a
-    letter that is above all digits comes last.
+    A number is ± 1.m × 2^e in binary: a digit for its sign, eight hexadecimal digits for e, and
+    those of m without trailing zeros. For a negative number each digit is complemented, and a
+    letter that sorts after all digits comes last.
     """
     above, below = number.as_integer_ratio()
     if above == 0:
@@ -99,7 +92,7 @@ def digits(number: float) -> str:
 
 
 def terms_equal(field: str, values: Iterable[Value]) -> set[str]:
-    """Return the terms of which a document has one where its field equals one of the values."""
+    """Return terms of which a document has at least one if its field equals one of the values."""
     start, terms = _escaped(field) + _OF, set()
     for value in values:
         if isinstance(value, str):
@@ -113,15 +106,15 @@ def terms_equal(field: str, values: Iterable[Value]) -> set[str]:
 
 
 def typed_term(field: str, value: Value) -> str:
-    """Return the term of documents whose field has strings, or a number, as the value is."""
+    """Return the term of documents whose field holds strings, or a number, as the value does."""
     return f"{_escaped(field)}{_OF}{'S' if isinstance(value, str) else 'N'}"
 
 
 def span(comparison: Comparison) -> Span | None:
-    """Return the terms of which a document has one where a range matches.
+    """Return the span in which a document has a term if a range matches it.
 
-    ``None`` where terms cannot tell: the limit is a string of over 200 characters, or too long a
-    term.
+    ``None`` if terms cannot decide: the limit is a string of over 200 characters, or its term is
+    too long.
     """
     value, sign = comparison.value, comparison.operator
     mark = "s" if kind_of(value) == "string" else "n"

@@ -2,14 +2,14 @@
 
     year >= 2020 and not (tag in (cat, "wild cat") or draft = true)
 
-``docs/filters.md`` describes the grammar for people. In every engine a filter means what
+``docs/filters.md`` describes the grammar for users. In every engine a filter means what
 `Filter.matches` says:
 
-- A comparison matches values of its own type only: strings, numbers (whole or not) and booleans
-  never mix. ``year = "2020"`` does not match the number 2020, and neither does ``year != "2020"``.
-- A document without the field matches no comparison, not even ``!=``; ``not`` of one matches it.
+- A comparison matches values of its own type only: strings, numbers (integers and floats) and
+  booleans never mix. Neither ``year = "2020"`` nor ``year != "2020"`` matches the number 2020.
+- A document without the field matches no comparison, not even ``!=``, but matches its ``not``.
 - A list of strings matches ``=`` and ``in`` if any of its strings does, ``!=`` if none of them is
-  equal, and no range.
+  equal, and never a range.
 - ``id``, ``uri`` and ``text`` mean the document's own, unless its metadata has a key of that name.
 - Strings are ordered by code point; numbers are compared exactly.
 """
@@ -29,23 +29,13 @@ from typing import Any, Literal, NoReturn, cast
 from lexvla.errors import FilterSyntaxError
 from lexvla_indexer.document import Document, MetadataValue
 
-__all__ = [
-    "ATTRIBUTES",
-    "And",
-    "Comparison",
-    "Filter",
-    "In",
-    "Not",
-    "Or",
-    "Value",
-    "kind_of",
-]
+__all__ = ["ATTRIBUTES", "And", "Comparison", "Filter", "In", "Not", "Or", "Value", "kind_of"]
 
 Value = str | int | float | bool
 Kind = Literal["string", "number", "boolean"]
 Operator = Literal["=", "!=", "<", "<=", ">", ">="]
 
-ATTRIBUTES = ("id", "uri", "text")  # of a document, that may be used as fields
+ATTRIBUTES = ("id", "uri", "text")  # of a document, usable as fields
 
 MAX_LENGTH = 16 * 1024 * 1024  # characters: 100,000 ids of 160 characters
 MAX_COMPARISONS = 256
@@ -63,24 +53,24 @@ _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
 
 
 class Filter(ABC):
-    """Choose documents. A filter is one of the nodes below, and never changes."""
+    """Choose documents: one of the immutable nodes below."""
 
     @staticmethod
     def parse(text: str) -> Filter:
         """Read a filter.
 
-        It may have 16,777,216 characters, 256 comparisons, 200,000 values in its ``in`` lists
+        It may have 16,777,216 characters, 256 comparisons, 200,000 values in all ``in`` lists
         together, and 32 levels of parentheses and ``not``.
 
         Raises:
-            FilterSyntaxError: The text is not a filter, or beyond these limits. The message names
+            FilterSyntaxError: The text is not a filter, or exceeds these limits. The message names
                 the text, the column (from 1) and what was expected there.
         """
         return _Parser(text).parse()
 
     @abstractmethod
     def matches(self, document: Document) -> bool:
-        """Tell whether a document is chosen."""
+        """Return whether the filter chooses a document."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +82,7 @@ class Comparison(Filter):
     value: Value
 
     def matches(self, document: Document) -> bool:
-        """Say whether the document has the field with such a value of the same type."""
+        """Return whether the field holds such a value of the same type."""
         held = _read(document, self.field)
         if held is None:
             return False
@@ -113,7 +103,7 @@ class In(Filter):
     values: tuple[Value, ...]
 
     def matches(self, document: Document) -> bool:
-        """Say whether the document has the field with one of the values."""
+        """Return whether the field holds one of the values."""
         held = _read(document, self.field)
         if held is None:
             return False
@@ -123,7 +113,7 @@ class In(Filter):
 
     @cached_property
     def _typed(self) -> frozenset[tuple[Kind, Value]]:
-        return frozenset((kind_of(value), value) for value in self.values)  # True equals 1 else
+        return frozenset((kind_of(value), value) for value in self.values)  # because True equals 1
 
 
 @dataclass(frozen=True)
@@ -133,7 +123,7 @@ class And(Filter):
     parts: tuple[Filter, ...]
 
     def matches(self, document: Document) -> bool:
-        """Say whether every part matches."""
+        """Return whether every part matches."""
         return all(part.matches(document) for part in self.parts)
 
 
@@ -144,7 +134,7 @@ class Or(Filter):
     parts: tuple[Filter, ...]
 
     def matches(self, document: Document) -> bool:
-        """Say whether one of the parts matches."""
+        """Return whether any part matches."""
         return any(part.matches(document) for part in self.parts)
 
 
@@ -155,12 +145,12 @@ class Not(Filter):
     part: Filter
 
     def matches(self, document: Document) -> bool:
-        """Say whether the part does not match."""
+        """Return whether the part does not match."""
         return not self.part.matches(document)
 
 
 def kind_of(value: Value) -> Kind:
-    """Return the type of a value as filters see it. A boolean is not a number."""
+    """Return the type of a value as filters see it: a boolean is not a number."""
     if isinstance(value, str):
         return "string"
     return "boolean" if isinstance(value, bool) else "number"
@@ -188,7 +178,7 @@ _LIKE_NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)
 
 
 class _Parser:
-    """Read tokens one by one, by recursive descent.
+    """Parse tokens by recursive descent.
 
     ::
 
@@ -228,20 +218,20 @@ class _Parser:
 
     def _or(self) -> Filter:
         parts = [self._and()]
-        while self._skip_word("or"):
+        while self._skip("word", "or"):
             parts.append(self._and())
         return parts[0] if len(parts) == 1 else Or(tuple(parts))
 
     def _and(self) -> Filter:
         parts = [self._part()]
-        while self._skip_word("and"):
+        while self._skip("word", "and"):
             parts.append(self._part())
         return parts[0] if len(parts) == 1 else And(tuple(parts))
 
     def _part(self) -> Filter:
         at = self._at
-        is_not = self._skip_word("not")
-        if not is_not and not self._skip_sign("("):
+        is_not = self._skip("word", "not")
+        if not is_not and not self._skip("sign", "("):
             return self._comparison()
         self._depth += 1
         if self._depth > MAX_DEPTH:
@@ -250,20 +240,20 @@ class _Parser:
             tree: Filter = Not(self._part())
         else:
             tree = self._or()
-            if not self._skip_sign(")"):
+            if not self._skip("sign", ")"):
                 self._fail("'and', 'or' or ')'")
         self._depth -= 1
         return tree
 
     def _comparison(self) -> Filter:
-        if self._kind not in ("word", "string") or self._is_keyword():
+        if not self._is_text():
             self._fail("a field, 'not' or '('")
         self._comparisons += 1
         if self._comparisons > MAX_COMPARISONS:
             rule = f"at most {MAX_COMPARISONS} comparisons (write many values with 'in')"
             self._fail(rule, "more")
         field = self._unquoted()
-        if self._skip_word("in"):
+        if self._skip("word", "in"):
             return In(field, self._list())
         if self._kind != "sign" or self._token not in _OPERATORS:
             self._fail("=, !=, <, <=, >, >= or 'in'")
@@ -276,9 +266,9 @@ class _Parser:
         return Comparison(field, sign, value)
 
     def _list(self) -> tuple[Value, ...]:
-        if not self._skip_sign("("):
+        if not self._skip("sign", "("):
             self._fail("'('")
-        if self._skip_sign(")"):
+        if self._skip("sign", ")"):
             return ()
         values: list[Value] = []
         while True:
@@ -286,9 +276,9 @@ class _Parser:
             if self._values > MAX_VALUES:
                 self._fail(f"at most {MAX_VALUES:,} values", "more")
             values.append(self._value())
-            if self._skip_sign(")"):
+            if self._skip("sign", ")"):
                 return tuple(values)
-            if not self._skip_sign(","):
+            if not self._skip("sign", ","):
                 self._fail("',' or ')'")
 
     def _value(self) -> Value:
@@ -296,7 +286,7 @@ class _Parser:
         if self._kind == "word" and word in ("true", "false"):
             self._advance()
             return word == "true"
-        if self._kind not in ("word", "string") or self._is_keyword():
+        if not self._is_text():
             self._fail("a value")
         if self._kind == "word" and _LIKE_NUMBER.fullmatch(word):
             return self._number()
@@ -308,7 +298,7 @@ class _Parser:
             self._fail("a number as JSON writes it, or a string in quotes")
         try:
             number = float(self._token) if form[1] or form[2] else int(self._token)
-        except ValueError:  # Python does not read whole numbers of over 4,300 digits
+        except ValueError:  # Python does not parse integers of over 4,300 digits
             number = math.inf
         if number in (math.inf, -math.inf):
             self._fail("a number nearer to 0")
@@ -316,7 +306,6 @@ class _Parser:
         return number
 
     def _unquoted(self) -> str:
-        """Return what a word or string says, and go on."""
         text = self._token
         if self._kind == "string":
             text = self._unescaped() if "\\" in text else text[1:-1]
@@ -334,14 +323,8 @@ class _Parser:
             self._fail("valid Unicode")
         return text
 
-    def _is_keyword(self) -> bool:
-        return self._kind == "word" and self._token in _KEYWORDS
-
-    def _skip_word(self, word: str) -> bool:
-        return self._skip("word", word)
-
-    def _skip_sign(self, sign: str) -> bool:
-        return self._skip("sign", sign)
+    def _is_text(self) -> bool:
+        return self._kind == "string" or (self._kind == "word" and self._token not in _KEYWORDS)
 
     def _skip(self, kind: str, token: str) -> bool:
         if self._kind != kind or self._token != token:
@@ -354,21 +337,19 @@ class _Parser:
         if match is None:
             space = _SPACE.match(self._text, self._end)
             self._at = space.end() if space else self._end
-            self._refuse_character()
+            found = self._text[self._at]
+            if found == '"':
+                self._fail('a closing " of the string that starts here', "the end")
+            if found == "!":
+                self._fail("!=", "'!'")
+            self._fail("a field, a value or a sign (strings stand in double quotes)", repr(found))
         self._kind = str(match.lastgroup)
         self._token = match[self._kind]
         self._at, self._end = match.span(self._kind)
 
-    def _refuse_character(self) -> NoReturn:
-        found = self._text[self._at]
-        if found == '"':
-            self._fail('a closing " of the string that starts here', "the end")
-        if found == "!":
-            self._fail("!=", "'!'")
-        self._fail("a field, a value or a sign (strings stand in double quotes)", repr(found))
-
     def _found(self) -> str:
-        return "the end" if self._kind == "end" else repr(_short(self._token))
+        text = self._token if len(self._token) <= 40 else self._token[:37] + "..."
+        return "the end" if self._kind == "end" else repr(text)
 
     def _fail(self, expected: str, found: str = "", at: int | None = None) -> NoReturn:
         place = self._at if at is None else at
@@ -376,10 +357,6 @@ class _Parser:
             found = repr(self._text[at : at + 2] if self._text[at] == "\\" else self._text[at])
         where = f"filter {_around(self._text, place)}, column {place + 1}"
         raise FilterSyntaxError(f"{where}: expected {expected}, found {found or self._found()}")
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 40 else text[:37] + "..."
 
 
 def _around(text: str, at: int) -> str:

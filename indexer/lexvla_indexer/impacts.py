@@ -21,18 +21,15 @@ _FLOAT32 = np.finfo(np.float32)
 
 @dataclass(frozen=True)
 class ImpactQuantizer:
-    """Turn weights into the integers 1 to 2^bits - 1 and back, on an even scale.
+    """Turn weights into the integers 1 to 2^bits - 1 and back, on a linear scale.
 
     Attributes:
         top: The weight that the greatest integer stands for; greater ones are clipped to it.
         lowest: The least weight of the vectors, for `bound`.
         highest: The greatest weight of the vectors, for `bound`.
-        bits: How many bits an integer has: 1 to 8.
-        percentile: Which percentile of the weights ``top`` was taken from; 100 is the maximum.
-        drop_zero: Whether a weight that rounds to 0 is left out, and not kept as 1.
-
-    Raises:
-        ValueError: A value is not within its limits.
+        bits: The bits of an integer: 1 to 8.
+        percentile: The percentile of the weights that became ``top``; 100 is the maximum.
+        drop_zero: Leave out weights that round to 0; otherwise they become 1.
     """
 
     top: float
@@ -59,16 +56,9 @@ class ImpactQuantizer:
         percentile: float = 100.0,
         drop_zero: bool = False,
     ) -> ImpactQuantizer:
-        """Choose the scale from the vectors to quantise.
+        """Choose the scale from the vectors to quantise, whose weights are finite and above 0.
 
-        Args:
-            matrix: The vectors; its stored weights are finite and above 0.
-            bits: How many bits an integer has: 1 to 8.
-            percentile: Take this percentile of the weights for ``top``; 100 is their maximum.
-            drop_zero: Leave out weights that round to 0.
-
-        Raises:
-            ValueError: A setting or a weight is not within its limits.
+        The settings are those of the class.
         """
         _check_settings(bits, percentile, drop_zero)
         _check_weights(matrix)
@@ -80,14 +70,9 @@ class ImpactQuantizer:
 
     @classmethod
     def of_scale(cls, scale: float, matrix: sparse.csr_array) -> ImpactQuantizer:
-        """Make the quantiser of 8 bits that turns a weight w into round(w x scale).
+        """Return the 8-bit quantiser that turns a weight w into round(w × scale).
 
-        Args:
-            scale: The integer of a weight of 1.
-            matrix: The vectors to quantise, for `bound`; its weights are finite and above 0.
-
-        Raises:
-            ValueError: The scale or a weight is not within its limits.
+        ``matrix`` holds the vectors to quantise, for `bound`.
         """
         _check_weights(matrix)
         if not _is_number(scale) or scale <= 0:
@@ -113,11 +98,7 @@ class ImpactQuantizer:
         return self.top / self.levels
 
     def quantize(self, matrix: sparse.csr_array) -> sparse.csr_array:
-        """Return the vectors with uint8 integers for weights, rounded to the nearest.
-
-        Raises:
-            ValueError: A weight is not finite or not above 0.
-        """
+        """Return the vectors with their weights as uint8 integers, rounded to the nearest."""
         _check_weights(matrix)
         impacts = np.empty(matrix.nnz, np.uint8)
         for chunk in _chunks(matrix.nnz):
@@ -129,24 +110,8 @@ class ImpactQuantizer:
             impacts, columns = impacts[kept], columns[kept]
         return sparse.csr_array((impacts, columns, starts), shape=matrix.shape)
 
-    def dequantize(self, matrix: sparse.csr_array) -> sparse.csr_array:
-        """Return the vectors with the float32 weights that the integers stand for.
-
-        Raises:
-            ValueError: The matrix does not hold uint8 integers up to `levels`.
-        """
-        if matrix.dtype != np.uint8 or (matrix.nnz and matrix.data.max() > self.levels):
-            raise ValueError(f"impacts must be uint8 integers of at most {self.levels}")
-        return sparse.csr_array(
-            (self._weights[matrix.data], matrix.indices, matrix.indptr), shape=matrix.shape
-        )
-
     def error(self, matrix: sparse.csr_array) -> dict[str, float]:
-        """Return mean and maximum of what quantising changes a weight by.
-
-        Raises:
-            ValueError: A weight is not finite or not above 0.
-        """
+        """Return the mean and the maximum change that quantising makes to a weight."""
         _check_weights(matrix)
         total, most = 0.0, 0.0
         for chunk in _chunks(matrix.nnz):
@@ -156,7 +121,7 @@ class ImpactQuantizer:
         return {"mean": total / max(matrix.nnz, 1), "max": most}
 
     def bound(self, query: sparse.csr_array) -> float:
-        """Return the most that quantising can change a document's score for this query.
+        """Return the most that quantising can change a document's score for a query, one row.
 
         It holds for documents whose weights lie between ``lowest`` and ``highest``, as those of
         `fit` do. Proof: a weight that is neither clipped nor lifted to 1 moves by at most half a
@@ -164,12 +129,6 @@ class ImpactQuantizer:
         and one lifted to 1 by ``step - lowest``. Each word of a document is of one of these
         kinds, so it moves by no more than the greatest of the three, and the score by no more
         than that times the sum of the query's weights. The rest is for the rounding of floats.
-
-        Args:
-            query: One row of finite weights above 0.
-
-        Raises:
-            ValueError: A weight is not finite or not above 0.
         """
         _check_weights(query)
         moved = max(self.step / 2, self.highest - self.top)
@@ -184,15 +143,11 @@ class ImpactQuantizer:
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> ImpactQuantizer:
-        """Make the quantiser that `to_dict` describes.
-
-        Raises:
-            ValueError: A setting is missing, unknown or not within its limits.
-        """
+        """Make the quantiser that `to_dict` describes; other settings raise ValueError."""
         try:
             return cls(**settings)
         except TypeError as error:
-            raise ValueError(f"no settings of a quantiser: {json.dumps(settings)}") from error
+            raise ValueError(f"not the settings of a quantiser: {json.dumps(settings)}") from error
 
     @classmethod
     def save(cls, path: Path, legs: Mapping[str, ImpactQuantizer]) -> None:
@@ -202,11 +157,7 @@ class ImpactQuantizer:
 
     @classmethod
     def load(cls, path: Path) -> dict[str, ImpactQuantizer]:
-        """Read what `save` wrote: a quantiser for each leg.
-
-        Raises:
-            ValueError: The file holds something else.
-        """
+        """Read what `save` wrote: a quantiser for each leg. Anything else raises ValueError."""
         try:
             legs = json.loads(path.read_text(encoding="utf-8"))
             for leg in legs.values():

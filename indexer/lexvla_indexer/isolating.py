@@ -1,4 +1,4 @@
-"""A batch that fails is tried again item by item, so that one bad item does not fail the others."""
+"""Retry a failed batch item by item, so that one bad item does not fail the others."""
 
 from __future__ import annotations
 
@@ -21,10 +21,7 @@ def isolate(
 ) -> Iterator[tuple[Sequence[T], R | E]]:
     """Yield a batch with its result, or each of its items with its own result or error.
 
-    Args:
-        call: What to do with the batch.
-        batch: The items.
-        error: What a bad item raises; other errors are passed on.
+    A bad item raises ``error``; other exceptions pass through.
     """
     if len(batch) > 1:
         try:

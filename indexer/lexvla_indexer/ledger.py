@@ -1,4 +1,4 @@
-"""Which ids were ever taken from which source: what a prune goes through."""
+"""Which ids were ever taken from which source: what a prune checks."""
 
 from __future__ import annotations
 
@@ -20,26 +20,23 @@ CREATE TABLE IF NOT EXISTS documents (
 
 
 class Ledger:
-    """List the ids of each source, in a file beside the index.
+    """List the ids of each source, in a SQLite file beside the index; created if missing.
 
     The list may hold too much, never too little: an id is noted before its document is committed.
-    Which source a document in the index is from, its fingerprint tells, so that what is noted here
-    of a run that was killed does no harm.
-
-    Args:
-        path: The file; it is made if it is missing.
+    The fingerprint of a document in the index names its source, so entries of a killed run do no
+    harm.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def note(self, documents: Iterable[Document]) -> None:
-        """Note documents, durably."""
+        """Record documents, durably."""
         rows = [(source_of(each.fingerprint), each.id) for each in documents]
         self._change("INSERT OR IGNORE INTO documents VALUES (?, ?)", rows)
 
     def forget(self, source: str, ids: Iterable[str]) -> None:
-        """Take ids out."""
+        """Remove ids."""
         rows = [(source, name) for name in ids]
         self._change("DELETE FROM documents WHERE source = ? AND id = ?", rows)
 

@@ -1,8 +1,9 @@
-"""The legs of vectors, and what those of an index and of its queries must have in common."""
+"""The legs of vectors, and what those of an index and its queries must have in common."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -40,17 +41,9 @@ def no_rows(widths: Mapping[str, int]) -> Encoding:
 def check_added(
     encoding: Encoding, kept: Mapping[str, int], vocabulary: Vocabulary, place: object
 ) -> None:
-    """Refuse vectors that do not fit an index.
+    """Refuse vectors that do not fit an index whose legs have the widths ``kept``, if any yet.
 
-    Args:
-        encoding: What is to be added.
-        kept: The widths of the index's legs; empty before the first vectors.
-        vocabulary: The index's own; empty if it has none yet.
-        place: Names the index in errors.
-
-    Raises:
-        UnsupportedError: The legs are not those of the index.
-        VocabularyMismatchError: A leg has another width than in the index.
+    The errors are those of `Index.add`.
     """
     widths = widths_of(encoding)
     expected = dict(kept) or dict(widths)
@@ -66,19 +59,9 @@ def check_added(
 def check_asked(
     queries: Encoding, k: int, leg: str, kept: Mapping[str, int], place: object
 ) -> None:
-    """Refuse a search that an index cannot answer.
+    """Refuse a search that an index whose legs have the widths ``kept`` cannot answer.
 
-    Args:
-        queries: One a row.
-        k: How many documents are wanted.
-        leg: What to score by.
-        kept: The widths of the index's legs; empty before the first vectors.
-        place: Names the index in errors.
-
-    Raises:
-        UnsupportedError: The index or the queries lack the leg.
-        ValueError: k is below 1, or there is no leg of that name.
-        VocabularyMismatchError: The leg has another width in the index.
+    The errors are those of `Index.search`.
     """
     if k < 1:
         raise ValueError(f"k must be at least 1, not {k}")
@@ -94,11 +77,7 @@ def check_asked(
 
 
 def check_terms(terms: Iterable[str], engine: str) -> None:
-    """Refuse terms that Lucene cannot store.
-
-    Raises:
-        UnsupportedError: A term is longer than 32,766 bytes.
-    """
+    """Refuse terms that Lucene cannot store: those longer than 32,766 bytes (UnsupportedError)."""
     for term in terms:
         if len(term) * 4 > MAX_TERM_BYTES and len(term.encode()) > MAX_TERM_BYTES:
             rule = f"{engine} takes terms of at most {MAX_TERM_BYTES:,} bytes"
@@ -112,12 +91,12 @@ def _check_width(place: object, leg: str, expected: int, width: int) -> None:
 
 
 def stack(parts: Sequence[Encoding]) -> Encoding:
-    """Stack encodings that may differ in one thing: where some have patches, the rest get -1."""
+    """Concatenate encodings; if some have patches, the words of the others get patch -1."""
     if any(part.patches is not None for part in parts):
-        parts = [part if part.patches is not None else _without_patches(part) for part in parts]
+        parts = [
+            part
+            if part.patches is not None
+            else replace(part, patches=np.full(part.lexical.nnz, -1, np.int16))
+            for part in parts
+        ]
     return Encoding.concat(parts)
-
-
-def _without_patches(part: Encoding) -> Encoding:
-    missing = np.full(part.lexical.nnz, -1, np.int16)
-    return Encoding(part.lexical, missing, part.codes, part.dense)

@@ -23,7 +23,7 @@ __all__ = ["THREADS", "WINDOW", "Loaded", "in_order", "in_shard", "load", "sourc
 
 THREADS = min(8, os.cpu_count() or 1)
 WINDOW = 2 * THREADS  # items that are being loaded or wait to be taken
-_MAX_FILE_BYTES = 1 << 29  # more than the most pixels that are decoded take without compression
+_MAX_FILE_BYTES = 1 << 29  # more than the largest decodable image takes uncompressed
 
 Job = TypeVar("Job")
 Made = TypeVar("Made")
@@ -31,12 +31,12 @@ Made = TypeVar("Made")
 
 @dataclass(frozen=True)
 class Loaded:
-    """Hold an item that is ready for the model, or say why it is not.
+    """An item that is ready for the model, or the reason why it is not.
 
     Attributes:
         document: With its fingerprint, unless its image cannot be read.
         where: See `Reject`.
-        image: The decoded image, unless there is none or it is not needed.
+        image: The decoded image, if there is one and it is needed.
         known: The fingerprint that the index has, if the content is unchanged.
         error: What is wrong with the item.
     """
@@ -49,16 +49,10 @@ class Loaded:
 
 
 def load(item: Listed, known: str | None, source: str, model: str) -> Loaded:
-    """Read an item's image, and decode it if the content is new.
+    """Read an item's image, and decode it if the content is new. The file is read once.
 
-    A fingerprint is the source's key and a hash of the content: the bytes of the image, address,
-    text and metadata, and the encoder's name. The file is read once.
-
-    Args:
-        item: What a source lists.
-        known: The fingerprint of the document in the index, if it is there.
-        source: The source's key.
-        model: The name of the encoder.
+    A fingerprint is the source's key and a hash of the content: the encoder's name, address, text,
+    metadata, and the bytes of the image. ``known`` is the one that the index has, if any.
     """
     from lexvla.images import open_image
 
@@ -78,18 +72,18 @@ def load(item: Listed, known: str | None, source: str, model: str) -> Loaded:
 
 
 def source_of(fingerprint: str) -> str:
-    """Return the key of the source that a fingerprint names."""
+    """Return the key of the source in a fingerprint."""
     return fingerprint.rpartition(":")[0]
 
 
 def in_shard(name: str, shard: tuple[int, int]) -> bool:
-    """Tell whether an id belongs to shard i of n, counted from 1: by its hash alone."""
+    """Return whether an id belongs to shard i of n, counted from 1, by its hash alone."""
     number, of = shard
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % of == number - 1
 
 
 def in_order(work: Callable[[Job], Made], jobs: Iterable[Job]) -> Generator[Made, None, None]:
-    """Do jobs in threads, at most `WINDOW` ahead, and give the results in the jobs' order."""
+    """Run jobs in threads, at most `WINDOW` ahead, and yield the results in the jobs' order."""
     with ThreadPoolExecutor(THREADS) as pool:
         waiting: deque[Future[Made]] = deque()
         try:
@@ -107,7 +101,7 @@ def _read(path: Path, name: str) -> bytes:
     from lexvla.images import open_image
 
     try:
-        if path.is_file():  # opening a pipe would wait for ever
+        if path.is_file():  # opening a pipe would block forever
             if path.stat().st_size > _MAX_FILE_BYTES:
                 raise InputError(name, f"the file is larger than {_MAX_FILE_BYTES:,} bytes")
             return path.read_bytes()

@@ -1,4 +1,4 @@
-"""A document's exact vectors as bytes, for engines whose own form of them is coarser."""
+"""A document's exact vectors as bytes, for engines that store rounded ones themselves."""
 
 from __future__ import annotations
 
@@ -13,25 +13,20 @@ __all__ = ["pack", "unpack"]
 
 
 def pack(encoding: Encoding) -> Iterator[bytes]:
-    """Give each row's exact values: little-endian, so that any program can read them.
+    """Yield each row's exact values, little-endian so that any program can read them.
 
-    int32 words, patches (0 or 1), codes, width of the dense vector (-1: none); then int32 columns
-    and float32 weights of the words, int16 patches, columns and weights of the codes, and the
-    float32 dense vector.
+    int32: number of words, patches (0 or 1), number of codes, width of the dense vector (-1: none).
+    Then int32 columns and float32 weights of the words, int16 patches, columns and weights of the
+    codes, and the float32 dense vector.
     """
-    lexical, codes, dense, patches = (
-        encoding.lexical,
-        encoding.codes,
-        encoding.dense,
-        encoding.patches,
-    )
+    lexical, codes, dense = encoding.lexical, encoding.codes, encoding.dense
     words, weights = lexical.indices.astype("<i4"), lexical.data.astype("<f4")
     head = np.full(4, -1, "<i4")
     if codes is not None:
         code_columns, code_weights = codes.indices.astype("<i4"), codes.data.astype("<f4")
     for row in range(len(encoding)):
         span = slice(lexical.indptr[row], lexical.indptr[row + 1])
-        read_from = None if patches is None else patches[span]
+        read_from = None if encoding.patches is None else encoding.patches[span]
         head[:2] = span.stop - span.start, read_from is not None and (read_from >= 0).any()
         parts = [words[span], weights[span]]
         if head[1]:
@@ -47,21 +42,8 @@ def pack(encoding: Encoding) -> Iterator[bytes]:
 
 
 def unpack(rows: Sequence[bytes], widths: Mapping[str, int]) -> Encoding:
-    """Return the rows that `pack` wrote.
-
-    Args:
-        rows: One at least.
-        widths: The number of columns of each leg.
-
-    Raises:
-        ValueError: A row is damaged.
-    """
-    words: list[np.ndarray] = []
-    weights: list[np.ndarray] = []
-    patches: list[np.ndarray] = []
-    code_columns: list[np.ndarray] = []
-    code_weights: list[np.ndarray] = []
-    dense: list[np.ndarray] = []
+    """Return the rows that `pack` wrote, at least one; a damaged one raises ValueError."""
+    words, weights, patches, code_columns, code_weights, dense = ([] for _ in range(6))
     has_any_patch = False
     for row in rows:
         count, has_patches, codes, width = np.frombuffer(row, "<i4", 4).tolist()

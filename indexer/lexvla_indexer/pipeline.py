@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -47,17 +48,16 @@ def index_source(
     text_field: str | None = None,
     prune: bool = False,
 ) -> Report:
-    """Encode the items of a source and store them; see `open_item_source` for what there is.
+    """Encode the items of a source and store them; `open_item_source` lists the kinds of source.
 
     An item with an image is encoded by its image, one without by its text. Bad items are left
     out, reported, and written to ``rejected.jsonl`` in the index directory, one JSON object a
-    line; while the run lasts, to ``rejected.jsonl.part``. Work is committed about once a minute,
-    so that a run that was killed can be run again and goes on.
+    line; during the run, to ``rejected.jsonl.part``. Work is committed about once a minute, so
+    that a killed run can be started again and continues.
 
-    A document belongs to the source that last listed it. Pruning deletes the documents that
-    belong to this source and that it lists no more. It is refused, and the report says so, where
-    the listing may lack something: a folder that cannot be read, a line without an id, a damaged
-    shard, or no items at all.
+    A document belongs to the source that last listed it. Pruning deletes the documents of this
+    source that it no longer lists. It is refused, and the report says so, if the listing may be
+    incomplete: a folder that cannot be read, a line without an id, a damaged shard, or no items.
 
     Memory: the decoded images of two batches and two for each thread; what is staged since the
     last commit; the ids (about 100 bytes each).
@@ -67,8 +67,8 @@ def index_source(
         index: The index to fill; it becomes this process's to write.
         encoder: Makes the vectors. It is called in another thread, one call at a time.
         batch_size: The most items to encode at once.
-        resume: Skip items that the index has from the same encoder and that are unchanged: by
-            the bytes of the image, address, text and metadata.
+        resume: Skip items that the index has from the same encoder, unchanged in the bytes of the
+            image, address, text and metadata.
         show_progress_bar: Show progress on stderr; by default if that is a terminal.
         text_field: See `open_item_source`.
         prune: Delete what is gone from the source.
@@ -77,7 +77,6 @@ def index_source(
         IndexLockedError: Another writer has the index.
         InputError: The source is missing, or of an unknown kind.
         UnsupportedError: Pruning an index that has no directory.
-        ValueError: The batch size is below 1.
         VocabularyMismatchError: The index was made with another vocabulary or by another model.
     """
     if not len(index.vocabulary):
@@ -93,20 +92,15 @@ def index_source(
     with RejectLog(sink.path(_REJECTS), report) as rejects:
         ingest.run(rejects)
         if prune:
-            report.prune_refused = ingest.gap or (
-                "" if ingest.seen else "the source lists no items"
-            )
+            nothing = "" if ingest.seen else "the source lists no items"
+            report.prune_refused = ingest.gap or nothing
             if not report.prune_refused:
                 sink.prune(opened.key, ingest.seen)
     return report
 
 
 def take_writer_lock(index: Index) -> None:
-    """Become the index's writer, before anything is written beside it.
-
-    Raises:
-        IndexLockedError: Another writer has the index.
-    """
+    """Become the index's writer before writing anything beside it, or raise IndexLockedError."""
     index.delete([])
 
 
@@ -114,29 +108,22 @@ class Sink(Protocol):
     """Take what an ingest makes."""
 
     def known(self, ids: Sequence[str]) -> dict[str, str]:
-        """Return the fingerprint of each of these ids that need not be encoded if unchanged."""
-        ...
+        """Return the fingerprints of those ids that need no encoding if they are unchanged."""
 
     def keep(self, document: Document, known: str) -> None:
-        """Take note of an unchanged document with the fingerprint that it had before."""
-        ...
+        """Take an unchanged document and the fingerprint that it had before."""
 
     def store(self, documents: Sequence[Document], encoding: Encoding) -> None:
         """Take documents with their vectors."""
-        ...
 
     def finish(self) -> None:
-        """Make all that was taken durable."""
-        ...
+        """Make everything that was taken durable."""
 
 
 class IndexSink:
     """Stage documents in an index, and commit from time to time.
 
-    Args:
-        index: The index.
-        report: Counts what is stored and what was there.
-        resume: Whether documents that are there may stay.
+    ``report`` counts them; ``resume`` says whether documents that are there may stay.
     """
 
     def __init__(self, index: Index, report: Report, resume: bool) -> None:
@@ -150,11 +137,11 @@ class IndexSink:
         self._committed = time.monotonic()
 
     def path(self, name: str) -> Path | None:
-        """Return the place of a file beside the index, if the index has a directory."""
+        """Return the path of a file beside the index, if the index has a directory."""
         return None if self._index.directory is None else self._index.directory / name
 
     def known(self, ids: Sequence[str]) -> dict[str, str]:
-        """Return the fingerprints of those that the index has."""
+        """Return the fingerprints of those ids that the index has."""
         return self._index.fingerprints(ids) if self._resume else {}
 
     def keep(self, document: Document, known: str) -> None:
@@ -214,97 +201,77 @@ class _Encoded(NamedTuple):
     rejects: list[Reject]
 
 
+@dataclass
 class Ingest:
     """Take a source through decoding and the model into a sink.
 
     Threads read and decode, one more runs the model, and the caller's thread lists the source and
     feeds the sink. While the model works on a batch, the next is decoded and the last is stored.
 
-    Args:
-        source: Lists the items.
-        encoder: Makes the vectors.
-        sink: Gets documents with vectors.
-        report: Counts what is ignored.
-        batch_size: The most items to encode at once.
-        show_progress_bar: Show progress on stderr; ``None`` if that is a terminal.
-        shard: Take only the items of shard i of n.
-
     Attributes:
-        seen: The ids that the source lists, bad items too.
-        gap: Why the listing may lack something; empty if it is full.
-
-    Raises:
-        ValueError: The batch size is below 1.
+        seen: The ids that the source lists, including those of bad items.
+        gap: Why the listing may be incomplete; empty if it is complete.
     """
 
-    def __init__(
-        self,
-        source: ItemSource,
-        encoder: Encoder,
-        sink: Sink,
-        report: Report,
-        batch_size: int = 64,
-        show_progress_bar: bool | None = None,
-        shard: tuple[int, int] = (1, 1),
-    ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, not {batch_size}")
-        self.seen: set[str] = set()
-        self.gap = ""
-        self._source = source
-        self._encoder = encoder
-        self._sink = sink
-        self._report = report
-        self._batch_size = batch_size
-        self._disable = None if show_progress_bar is None else not show_progress_bar
-        self._shard = shard
-        self._running: Future[_Encoded] | None = None
+    source: ItemSource
+    encoder: Encoder
+    sink: Sink
+    report: Report
+    batch_size: int = 64
+    show_progress_bar: bool | None = None
+    shard: tuple[int, int] = (1, 1)
+    seen: set[str] = field(default_factory=set, init=False)
+    gap: str = field(default="", init=False)
+    _running: Future[_Encoded] | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, not {self.batch_size}")
 
     def run(self, rejects: RejectLog) -> None:
-        """Do it.
-
-        Args:
-            rejects: Gets what is left out.
-        """
+        """Process the source; ``rejects`` gets what is left out."""
         self._rejects = rejects
         images: list[Loaded] = []
         texts: list[Loaded] = []
+        disable = None if self.show_progress_bar is None else not self.show_progress_bar
         with (
-            tqdm(unit=" items", disable=self._disable) as self._bar,
+            tqdm(unit=" items", disable=disable) as self._bar,
             ThreadPoolExecutor(1) as self._model,
             closing(in_order(self._load, self._jobs())) as items,
         ):
             if not self._bar.disable:
-                self._bar.total = self._source.count()
+                self._bar.total = self.source.count()
                 self._bar.refresh()
             for loaded in items:
                 if loaded.error is not None:
                     self._reject(Reject(loaded.error.item, loaded.error.rule, loaded.where))
                 elif loaded.known is not None:
-                    self._sink.keep(loaded.document, loaded.known)
+                    self.sink.keep(loaded.document, loaded.known)
                     self._bar.update()
                 else:
                     batch = texts if loaded.image is None else images
                     batch.append(loaded)
-                    if len(batch) == self._batch_size or _pixels(batch) > _MAX_PIXELS_HELD:
+                    held = sum(e.image.width * e.image.height for e in batch if e.image)
+                    if len(batch) == self.batch_size or held > _MAX_PIXELS_HELD:
                         self._encode(batch)
             for batch in (images, texts):
                 if batch:
                     self._encode(batch)
-            self._collect()
-            self._sink.finish()
-        self._report.ignored = self._source.ignored
+            if self._running is not None:
+                self._store(self._running.result())
+            self.sink.finish()
+        self.report.ignored = self.source.ignored
 
     def _jobs(self) -> Iterator[tuple[Listed, str | None]]:
         items = self._items()
-        while chunk := list(islice(items, self._batch_size)):
-            known = self._sink.known([item.document.id for item in chunk])
+        while chunk := list(islice(items, self.batch_size)):
+            known = self.sink.known([item.document.id for item in chunk])
             for item in chunk:
                 yield item, known.get(item.document.id)
 
     def _items(self) -> Iterator[Listed]:
         """Give the items of this shard whose id is new; reject the others."""
-        for entry in self._source.entries():
+        for entry in self.source.entries():
             if isinstance(entry, Unlisted):
                 self._reject(entry.reject)
                 if entry.id is not None:
@@ -317,43 +284,34 @@ class Ingest:
                 self._reject(Reject(name, "an earlier item has the same id", entry.where))
                 continue
             self.seen.add(name)
-            if in_shard(name, self._shard):
+            if in_shard(name, self.shard):
                 yield entry
             else:
                 self._bar.update()
 
     def _load(self, job: tuple[Listed, str | None]) -> Loaded:
         item, known = job
-        return load(item, known, self._source.key, self._encoder.name)
+        return load(item, known, self.source.key, self.encoder.name)
 
     def _reject(self, reject: Reject) -> None:
         self._rejects.add(reject)
         self._bar.update()
 
     def _encode(self, batch: list[Loaded]) -> None:
-        """Hand a batch to the model, and store the one before while the model works."""
+        """Hand a batch to the model, and store the previous one while the model works."""
         taken = list(batch)
-        batch.clear()  # its images are to live no longer than the model needs them
+        batch.clear()  # its images live no longer than the model needs them
         done = None if self._running is None else self._running.result()
-        self._running = self._model.submit(_run, self._encoder, taken)
+        self._running = self._model.submit(_run, self.encoder, taken)
         if done is not None:
             self._store(done)
 
-    def _collect(self) -> None:
-        if self._running is not None:
-            self._store(self._running.result())
-        self._running = None
-
     def _store(self, done: _Encoded) -> None:
         if done.encoding is not None:
-            self._sink.store(done.documents, done.encoding)
+            self.sink.store(done.documents, done.encoding)
             self._bar.update(len(done.documents))
         for reject in done.rejects:
             self._reject(reject)
-
-
-def _pixels(batch: list[Loaded]) -> int:
-    return sum(each.image.width * each.image.height for each in batch if each.image)
 
 
 def _run(encoder: Encoder, batch: list[Loaded]) -> _Encoded:
@@ -361,11 +319,8 @@ def _run(encoder: Encoder, batch: list[Loaded]) -> _Encoded:
 
     def encode(some: Sequence[Loaded]) -> Encoding:
         images: list[Any] = [each.image for each in some if each.image is not None]
-        return (
-            encoder.encode_image(images)
-            if images
-            else encoder.encode_text([each.document.text for each in some])
-        )
+        texts = [each.document.text for each in some]
+        return encoder.encode_image(images) if images else encoder.encode_text(texts)
 
     documents, parts, rejects = [], [], []
     for group, made in isolate(encode, batch):

@@ -13,10 +13,10 @@ __all__ = ["Reject", "RejectLog", "Report"]
 
 @dataclass(frozen=True)
 class Reject:
-    """Tell why an item was left out.
+    """Say why an item was left out.
 
     Attributes:
-        item: The item's id, or what else names it.
+        item: The item's id, or whatever else names it.
         rule: The rule that it breaks.
         where: The file, or the manifest's path and line number.
     """
@@ -33,10 +33,10 @@ class Report:
     Attributes:
         added: Items encoded and stored, new ones and changed ones.
         skipped: Items that the index already had, unchanged.
-        empty: Items among the added whose lexical vector has no word; no words find them.
+        empty: Items among the added whose lexical vector is empty; no words find them.
         ignored: Files of the folder that have no image suffix.
-        pruned: Documents deleted, as their source has them no more.
-        prune_refused: Why nothing was pruned though it was asked for; empty if it was done.
+        pruned: Documents deleted because their source no longer lists them.
+        prune_refused: Why nothing was pruned although it was asked for; otherwise empty.
         rejected: Items left out, each with the rule that it breaks.
         rejects_path: The file that lists them; ``None`` if the index has no directory.
     """
@@ -52,11 +52,9 @@ class Report:
 
 
 class RejectLog:
-    """Keep rejects in a report, and in a file that a crash leaves readable.
+    """Keep rejects in a report, and in a file that stays readable after a crash.
 
-    Args:
-        path: The file, one JSON object a line; until all is done, ``.part`` is behind its name.
-        report: Gets them too.
+    The file has one JSON object a line; its name ends in ``.part`` until the run is complete.
     """
 
     def __init__(self, path: Path | None, report: Report) -> None:
@@ -79,7 +77,7 @@ class RejectLog:
             Path(self._file.name).replace(self._path)
 
     def add(self, reject: Reject) -> None:
-        """Note a reject."""
+        """Record a reject."""
         self._report.rejected.append(reject)
         if self._file is not None:
             self._file.write(json.dumps(asdict(reject)) + "\n")

@@ -25,11 +25,11 @@ SHARD_SUFFIX = ".tar"
 
 @dataclass(frozen=True)
 class Listed:
-    """Describe one item to encode: its image if it has one, its text if not.
+    """Describe one item to encode: by its image if it has one, otherwise by its text.
 
     Attributes:
-        document: What the index will keep; without a fingerprint yet.
-        image: The path of the image, or the file itself where it lies within another.
+        document: What the index will store, without a fingerprint yet.
+        image: The path of the image, or its bytes if it lies within another file.
         where: See `Reject`.
     """
 
@@ -40,11 +40,11 @@ class Listed:
 
 @dataclass(frozen=True)
 class Unlisted:
-    """Stand for something that a source has and cannot give.
+    """Describe something that a source has and cannot give.
 
     Attributes:
         reject: What it is, and why.
-        id: The id of the one item that it is; ``None`` if any items may be hidden there.
+        id: The id if it is one known item; ``None`` if it may hide any number of items.
     """
 
     reject: Reject
@@ -56,7 +56,7 @@ class ItemSource(ABC):
 
     Attributes:
         name: Identifies the source: the same name is the same source.
-        ignored: Files that the latest listing passed over, as their names are not of images.
+        ignored: Files that the latest listing skipped because their suffix is not an image's.
     """
 
     def __init__(self, name: str) -> None:
@@ -70,7 +70,7 @@ class ItemSource(ABC):
 
     @abstractmethod
     def entries(self) -> Iterator[Listed | Unlisted]:
-        """Give all that there is, every time in the same order."""
+        """Yield everything there is, always in the same order."""
 
     def count(self) -> int:
         """Return how many entries there are."""
@@ -78,7 +78,7 @@ class ItemSource(ABC):
 
 
 def open_item_source(source: str | Path, text_field: str | None = None) -> ItemSource:
-    """Open a source, whichever kind it is.
+    """Open a source of any kind.
 
     A folder gives one item for each image file under it, in the order of their names: the id is
     the path under the folder, with slashes. Hidden files and folders are left out. A manifest is
@@ -87,10 +87,8 @@ def open_item_source(source: str | Path, text_field: str | None = None) -> ItemS
     means shards, as `WebDatasetShards` reads them: the images are encoded, and the captions are
     the documents' texts, a line each.
 
-    Args:
-        source: The folder, the manifest, or the path or pattern of shards.
-        text_field: The field that holds the text: of a manifest's lines, by default ``text``, or
-            of the ``.json`` files in shards, by default ``caption``.
+    ``text_field`` holds the text: of a manifest's lines (default ``text``), or of the ``.json``
+    files in shards (default ``caption``).
 
     Raises:
         InputError: The source is missing or of another kind, or a folder is given a text field.
@@ -185,7 +183,6 @@ def _record(line: bytes, name: str) -> dict[str, Any]:
 
 
 def _field(record: dict[str, Any], key: str, kind: type[Any], name: str) -> Any:
-    """Return a field, which may be absent or null."""
     value = record.get(key)
     if value is None:
         return kind()
@@ -220,5 +217,5 @@ class _Shards(ItemSource):
                     yield Listed(document, pair.image, str(path))
 
     def count(self) -> int:
-        # Headers alone: a record's files are read when it is called.
+        # Headers only: a record's files are read when it is called.
         return sum(1 for n in range(self._shards.shards) for _ in self._shards.read_shard(n))

@@ -1,4 +1,4 @@
-"""What a writer has taken in and not committed yet."""
+"""What a writer has accepted and not committed yet."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ class Staging:
     """Collect documents and deletions; of two documents with one id the later stays.
 
     Attributes:
-        documents: Those that come in, by id.
-        deleted: The ids of the index that were deleted, some of which may come in again.
+        documents: The documents to add, by id.
+        deleted: Ids of the index that were deleted, even if a new document has the id.
     """
 
     def __init__(self) -> None:
         self.clear()
 
     def clear(self) -> None:
-        """Forget everything: it is committed."""
+        """Forget everything, once it is committed."""
         self.documents: dict[str, Document] = {}
         self.deleted: set[str] = set()
         self._batches: list[Encoding] = []
@@ -35,11 +35,7 @@ class Staging:
         return bool(self.documents or self.deleted)
 
     def add(self, documents: Sequence[Document], encoding: Encoding) -> None:
-        """Take in a batch.
-
-        Raises:
-            InputError: An id occurs twice in it.
-        """
+        """Stage a batch, in which no id may occur twice (`InputError`)."""
         places = {}
         for row, document in enumerate(documents):
             if document.id in places:
@@ -50,11 +46,9 @@ class Staging:
         self.documents |= {document.id: document for document in documents}
 
     def delete(self, ids: Iterable[str], committed: Iterable[str]) -> int:
-        """Drop documents that came in, and those of the index. Return how many there were.
+        """Drop staged documents and those of the index. Return how many there were.
 
-        Args:
-            ids: Those to delete.
-            committed: Those of them that the index has.
+        ``committed`` names those of the ids that the index has.
         """
         there = set(committed) - self.deleted
         count = 0
@@ -70,18 +64,18 @@ class Staging:
         return self.deleted | self.documents.keys()
 
     def fingerprints(self, committed: Mapping[str, str], ids: Sequence[str]) -> dict[str, str]:
-        """Return the fingerprints of ids as they will be, given those that are committed."""
+        """Return the fingerprints that ids will have, given those that are committed."""
         kept = {name: value for name, value in committed.items() if name not in self.deleted}
         staged = self.documents
         return kept | {name: staged[name].fingerprint for name in ids if name in staged}
 
     @property
     def widths(self) -> dict[str, int]:
-        """The legs that came in and their widths; empty before the first batch."""
+        """The width of each staged leg; empty before the first batch."""
         return widths_of(self._batches[0]) if self._batches else {}
 
     def rows(self) -> tuple[list[Document], Encoding]:
-        """Return the documents by ascending id, with their vectors. There is at least one."""
+        """Return the documents by ascending id, with their vectors. There must be at least one."""
         names: list[str] = []
         parts = []
         places = sorted((place, name) for name, place in self._places.items())
@@ -91,7 +85,7 @@ class Staging:
                 rows.append(row)
                 names.append(name)
             batch = self._batches[number]
-            # A batch may be as large as memory allows: copy it only where something changes.
+            # A batch may be as large as memory allows: copy it only if something changes.
             parts.append(batch if len(rows) == len(batch) else batch[rows])
         encoding = parts[0] if len(parts) == 1 else stack(parts)
         order = sorted(range(len(names)), key=names.__getitem__)

@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 __all__ = [
     "SCHEME",
     "Address",
+    "PassingError",
     "connect",
     "elastic_errors",
     "following",
     "found_documents",
-    "may_pass",
     "refusal",
     "whole",
 ]
@@ -42,19 +42,19 @@ PORT = 9200
 _NAME = re.compile(r"(?![-_+.])[^\sA-Z\\/*?\"<>|,#:]{1,200}")
 _SECRETS = "ELASTIC_API_KEY, or ELASTIC_USERNAME and ELASTIC_PASSWORD"
 _TIMEOUT = 60.0  # seconds for one request
-_PASSING = (408, 429, 502, 503, 504)  # of HTTP: it may work later
+_PASSING = (408, 429, 502, 503, 504)  # HTTP: it may work later
 _PRODUCT = "Elasticsearch"
 # Seconds until an alias that is being moved is asked again. A server closes the shards of a
-# deleted index before it says that the alias means another; on a slow disk that takes a while.
+# deleted index before the alias means another; on a slow disk that takes a while.
 _SETTLING = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
 
 
-class _PassingError(EngineUnavailableError):
-    """The server cannot do it now, and may at the next try."""
+class PassingError(EngineUnavailableError):
+    """The server cannot do it now, but may at the next try."""
 
 
-class _ShardError(_PassingError):
-    """A shard cannot be asked now."""
+class _ShardError(PassingError):
+    """A shard cannot answer now."""
 
 
 class _GoneError(IndexCorruptError):
@@ -62,47 +62,37 @@ class _GoneError(IndexCorruptError):
 
 
 class Address(NamedTuple):
-    """Where an index is.
-
-    Attributes:
-        url: The server's.
-        name: The alias that people search.
-    """
+    """Where an index is: the URL of the server, and the alias that users search."""
 
     url: str
     name: str
 
     def __str__(self) -> str:
-        """Return the address."""
         return f"{SCHEME}{self.url}/{self.name}"
 
     @classmethod
     def parse(cls, address: str) -> Address:
-        """Read ``elasticsearch+http(s)://host:9200/name``.
-
-        Raises:
-            InputError: The address has another form, or holds credentials.
-        """
+        """Read ``elasticsearch+http(s)://host:9200/name``, which must not contain credentials."""
         try:
             parts = urlsplit(address.removeprefix(SCHEME))
             host, port = parts.hostname, parts.port or PORT
         except ValueError as error:
             raise InputError(FORM, "the address of an index has this form") from error
         if parts.username is not None or parts.password is not None or "@" in parts.netloc:
-            # Not quoted: what stands there is secret.
+            # Not quoted: it is secret.
             raise InputError(FORM, f"credentials do not go into the address; set {_SECRETS}")
         prefix, _, name = parts.path.rstrip("/").rpartition("/")
         if not host or parts.scheme not in ("http", "https") or parts.query or parts.fragment:
             raise InputError(address, f"the address of an index has the form {FORM}")
         if not _NAME.fullmatch(name):
-            rule = "an index of Elasticsearch has a name of small letters, digits, - and _"
+            rule = "the name of an Elasticsearch index has lower-case letters, digits, - and _"
             raise InputError(name, rule)
         shown = f"[{host}]" if ":" in host else host
         return cls(f"{parts.scheme}://{shown}:{port}{prefix}", name)
 
 
 def connect(address: Address) -> Elasticsearch:
-    """Make a client, with what the environment tells of credentials and certificates.
+    """Make a client, with credentials and certificates from the environment.
 
     ``ELASTIC_API_KEY``, or ``ELASTIC_USERNAME`` and ``ELASTIC_PASSWORD``; ``ELASTIC_CA_CERTS``, a
     file of certificates to trust, or ``ELASTIC_CERT_FINGERPRINT``, the SHA-256 of the server's.
@@ -137,9 +127,9 @@ def connect(address: Address) -> Elasticsearch:
 
 
 def _check_answers(client: Elasticsearch) -> None:
-    """Refuse each answer that is not Elasticsearch's; the client looks at the first one only.
+    """Refuse every answer that is not from Elasticsearch; the client checks only the first.
 
-    Else a page of some gateway would be read as an answer that says nothing of an index.
+    Otherwise a gateway's page would be read as an answer that says nothing about an index.
     """
     import elasticsearch
 
@@ -165,7 +155,7 @@ def elastic_errors(address: Address) -> Iterator[None]:
         EngineUnavailableError: The server cannot be reached, refuses the credentials, is of
             another kind or version, or cannot do it now.
         IndexCorruptError: There is no such index.
-        LexVLAError: The server refuses what was asked.
+        LexVLAError: The server refuses the request.
     """
     import elasticsearch
 
@@ -184,17 +174,10 @@ def elastic_errors(address: Address) -> Iterator[None]:
             get = "ELASTIC_CA_CERTS must name a file of certificates"
         raise EngineUnavailableError(f"{address}: no TLS: {cause}; {get}") from error
     except elasticsearch.TransportError as error:
-        raise _PassingError(f"{address}: no server answers: {_root(error)}") from error
-
-
-def may_pass(error: BaseException) -> bool:
-    """Tell whether one of our errors may be gone at the next try."""
-    return isinstance(error, _PassingError)
+        raise PassingError(f"{address}: no server answers: {_root(error)}") from error
 
 
 class _Found(Protocol):
-    """What is asked, of one index."""
-
     @property
     def index(self) -> str: ...
 
@@ -204,55 +187,33 @@ T = TypeVar("T")
 
 
 def following(found: Callable[[bool], S], ask: Callable[[S], T]) -> T:
-    """Ask the index that an alias means; again if it was replaced meanwhile.
+    """Ask the index behind an alias, and ask again if it has been replaced meanwhile.
 
-    An index that is being deleted has no shards first, and is not found then. For a moment before,
-    the server still says that the alias means it.
-
-    Args:
-        found: Gives what to ask; if told so, of what is certainly the newest index.
-        ask: What to ask.
+    The shards of an index that is being deleted go first, then the index. For a moment before
+    that, the server still says that the alias means it. ``found`` returns what to ask; given
+    True, of what is certainly the newest index.
     """
+    import elasticsearch
+
     asked, waits = found(False), iter(_SETTLING)
     while True:
         try:
             return ask(asked)
         except (EngineUnavailableError, IndexCorruptError) as error:
-            if not _was_answered(error):
-                raise
+            if isinstance(error.__cause__, elasticsearch.TransportError):
+                raise  # no server answered
             newest = found(True)
             if newest.index == asked.index:
                 wait = next(waits, None)
-                if wait is None or not _may_be_moved(error):
+                # An index that is being deleted gives no other errors.
+                if wait is None or not isinstance(error, _GoneError | _ShardError):
                     raise
                 time.sleep(wait)
             asked = newest
 
 
-def _may_be_moved(error: BaseException) -> bool:
-    """Tell whether one of our errors, of an answer, may be that the index is being deleted.
-
-    Its shards go before the server says that it is not there; of these it says that they cannot
-    be reached or that there is no such index.
-    """
-    return isinstance(error, _GoneError | _ShardError)
-
-
-def _was_answered(error: BaseException) -> bool:
-    """Tell whether one of our errors comes from an answer, not from a server that gave none."""
-    import elasticsearch
-
-    return not isinstance(error.__cause__, elasticsearch.TransportError)
-
-
 def refusal(address: Address, status: int, body: Any) -> LexVLAError:
-    """Return the error that an answer of the server means.
-
-    Args:
-        address: Of the index.
-        status: Of HTTP.
-        body: What came with it.
-    """
+    """Return the error that an HTTP status and body of the server mean."""
     kind, reason = _cause(body)
     said = ": ".join(part for part in (kind, reason) if part) or f"HTTP {status}"
     if status in (401, 403) and "block" not in kind:
@@ -282,17 +243,16 @@ def refusal(address: Address, status: int, body: Any) -> LexVLAError:
     if status == 503 or "search_context_missing" in kind:
         return _ShardError(cannot)
     if status in _PASSING:
-        return _PassingError(cannot)
+        return PassingError(cannot)
     if status >= 500 or "block" in kind:
         return EngineUnavailableError(cannot)
     return LexVLAError(f"{address}: the server refuses: {said}")
 
 
 def whole(address: Address, answer: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return an answer that all shards have a part in.
+    """Return an answer in which all shards took part.
 
-    Raises:
-        EngineUnavailableError: Some gave none: what it counts would be too little.
+    EngineUnavailableError if some did not: its counts would be too low.
     """
     shards = answer["_shards"]
     if shards["failed"] or not shards["successful"]:
@@ -304,11 +264,9 @@ def whole(address: Address, answer: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def found_documents(address: Address, answer: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Return the documents of a multi-get; one that cannot be read is not one that is not there.
+    """Return the documents of a multi-get, if every one of them could be looked up.
 
-    Raises:
-        EngineUnavailableError: A shard cannot be read now.
-        IndexCorruptError: There is no such index any more.
+    A shard that cannot be read raises EngineUnavailableError, a missing index IndexCorruptError.
     """
     documents: list[Mapping[str, Any]] = answer["docs"]
     for each in documents:
@@ -319,7 +277,7 @@ def found_documents(address: Address, answer: Mapping[str, Any]) -> list[Mapping
 
 
 def _cause(body: Any) -> tuple[str, str]:
-    """Return the kind and the reason of an error, the innermost that the server tells."""
+    """Return the kind and the reason of an error, the innermost that the server reports."""
     error = body.get("error", body) if isinstance(body, Mapping) else body
     if not isinstance(error, Mapping):
         return "", _short(error or "")
@@ -336,10 +294,10 @@ def _cause(body: Any) -> tuple[str, str]:
 
 
 def _root(error: Exception) -> str:
-    """Return what the client's errors around an error are about, without their names."""
+    """Return what the errors that the client nests are about, without their names."""
     before, mark, text = str(error).rpartition("caused by: ")
     if mark:
-        # Each of them puts one pair of parentheses around the rest.
+        # Each of them puts parentheses around the rest.
         depth = before.count("caused by: ") + 1
         text = text.partition("(")[2].removesuffix(")" * depth)
     return _short(re.sub(r"<[^<>]* object at 0x[0-9a-f]+>: ", "", text))

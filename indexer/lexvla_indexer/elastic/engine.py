@@ -1,4 +1,4 @@
-"""The Elasticsearch engine: an index behind an alias of a server, found by the server."""
+"""The Elasticsearch engine: an index behind an alias of a server, which searches it."""
 
 from __future__ import annotations
 
@@ -26,40 +26,27 @@ T = TypeVar("T")
 
 
 class ElasticIndex(Index):
-    """Keep an index on a server of Elasticsearch, behind an alias.
+    """Keep an index on an Elasticsearch server, behind an alias.
 
-    The server keeps weights with 9 significant bits, cut off, so that scores are up to 0.4% below
-    the dot products; `bound` says how far. The exact rows are kept beside them and come back from
-    `fetch`. The dense leg is searched exactly up to 100,000 documents, then by a graph of 8-bit
-    vectors, approximately.
+    The server keeps weights with 9 significant bits, truncated, so that scores are up to 0.4%
+    below the dot products; `bound` says how far. The exact rows are stored beside them and come
+    back from `fetch`. The dense leg is searched exactly up to 100,000 documents, then by a graph
+    of 8-bit vectors, approximately.
 
-    What a commit can promise here: documents that were sent stay, even if the commit fails in the
-    middle; nothing is shown before the whole of it was sent, unless the server itself starts again
-    meanwhile; each shard shows its part in one step, so that an index of one shard shows all at
-    once. A commit that failed can be tried again, by this object or by a later run: each document
-    is stored under its own id, so that repeats change nothing. There is no lock: of two writers of
-    one document the later wins. For changes that readers see whole or not at all, on any number
-    of shards, use ``rebuild``.
+    What a commit can promise here: documents that were sent stay, even if the commit fails
+    halfway; nothing is shown before all of it was sent, unless the server itself restarts
+    meanwhile; each shard shows its part in one step, so that an index of one shard shows
+    everything at once. A commit that failed can be retried, by this object or by a later run: each
+    document is stored under its own id, so that repeats change nothing. There is no lock: of two
+    writers of one document the later wins. For changes that readers see whole or not at all, on
+    any number of shards, use ``rebuild``.
 
     Credentials come from the environment; see `lexvla_indexer.elastic.connection.connect`.
 
-    Args:
-        address: ``elasticsearch+http(s)://host:9200/name``.
-        create: Make the index if there is none.
-        vocabulary: The terms of the lexical columns. Without one, a new index names its terms by
-            their column numbers.
-        model: The name of the model that the vectors come from; kept by a new index.
-        rebuild: Fill a new index, which readers see when `publish` gives it the alias; closed
-            before that, it is deleted.
-        shards: Of a new index; by default 1, or as many as the one that is rebuilt.
-
-    Raises:
-        EngineUnavailableError: The server cannot be reached, or refuses the credentials.
-        IndexCorruptError: There is no index, or it is not ours.
-        IndexVersionError: A newer program wrote the index.
-        InputError: The address cannot be read.
-        OptionalDependencyError: The extra ``elasticsearch`` is not installed.
-        VocabularyMismatchError: The index has another vocabulary.
+    Arguments and errors are those of `lexvla_indexer.open_index`. Without a vocabulary, a new index
+    names its terms by their column numbers. ``rebuild`` fills a new index, which readers see once
+    `publish` gives it the alias; if it is closed before that, it is deleted. A new index has
+    ``shards`` shards: by default 1, or as many as the one that is rebuilt.
     """
 
     def __init__(
@@ -77,35 +64,25 @@ class ElasticIndex(Index):
         self._store = Store(self._client, place)
         self._writer = Writer(self._store, rebuild)
         with self._opening():
-            self._open(create, vocabulary, State(model), rebuild, shards)
-
-    def _open(
-        self,
-        create: bool,
-        vocabulary: Vocabulary | None,
-        state: State,
-        rebuild: bool,
-        shards: int | None,
-    ) -> None:
-        if rebuild:
-            self._store.begin_rebuild(state, shards)
-        elif not create:
-            self._store.check()
-        elif not self._store.find():
-            self._store.make(state, shards or 1)
-        self._store.wait()
-        self._follow()
-        is_new = not len(self.vocabulary)
-        self._agree(vocabulary)
-        if vocabulary is not None and is_new and (create or rebuild):
-            self._store.save_vocabulary(vocabulary)
+            if rebuild:
+                self._store.begin_rebuild(State(model), shards)
+            elif not create:
+                self._store.check()
+            elif not self._store.find():
+                self._store.make(State(model), shards or 1)
+            self._store.wait()
+            self._follow()
+            is_new = not len(self.vocabulary)
+            self._agree(vocabulary)
+            if vocabulary is not None and is_new and (create or rebuild):
+                self._store.save_vocabulary(vocabulary)
 
     def commit(self) -> None:
-        """Send all that is staged, and show it; the class says what that promises.
+        """Send everything staged, and show it; the class says what that promises.
 
         Raises:
-            EngineUnavailableError: The server went away, or was too busy for minutes. All is
-                still staged: commit again.
+            EngineUnavailableError: The server went away, or was too busy for minutes. Everything
+                is still staged: commit again.
             InputError: The server refuses a document. All others are stored.
         """
         with self._writing:
@@ -114,7 +91,7 @@ class ElasticIndex(Index):
     def compact(self) -> None:
         """Commit, then merge each shard to one segment, without the deleted documents.
 
-        What was deleted in the last half minute stays: the server may need it for copies.
+        Those deleted in the last half minute stay: the server may need them for copies.
         """
         with self._writing:
             self.commit()
@@ -126,7 +103,7 @@ class ElasticIndex(Index):
         raise UnsupportedError(f"{self._place}: {rule}")
 
     def publish(self) -> None:
-        """Commit, compare the count, and give the alias to the index that was built, in one step.
+        """Commit, compare the count, and give the alias to the new index, in one step.
 
         Raises:
             EngineUnavailableError: Documents were lost on the way: the server has fewer.
@@ -139,10 +116,7 @@ class ElasticIndex(Index):
     def bound(self, queries: Encoding, leg: Leg = "lexical") -> np.ndarray:
         """Return how far each query's scores can be from the exact dot products, float64.
 
-        Raises:
-            UnsupportedError: As `search`.
-            ValueError: There is no leg of that name.
-            VocabularyMismatchError: The leg has another width in the index.
+        Raises as `search` does.
         """
         return self._ask(lambda reader: reader.bound(queries, leg))
 
@@ -161,21 +135,20 @@ class ElasticIndex(Index):
         return console_text(self._store.address.name, requests)
 
     def read_note(self, name: str) -> Any:
-        """Return what `write_note` kept by that name; ``None`` if there is nothing."""
+        """Return what `write_note` stored under that name, or ``None``."""
         with self._writing:
             self._check_open()
             self._store.check()
             return self._store.state.notes.get(name)
 
     def write_note(self, name: str, value: Any) -> None:
-        """Keep a small JSON value with the index, such as fitted weights of legs."""
+        """Store a small JSON value with the index, such as fitted weights of legs."""
         with self._writing:
             self._check_open()
             self._store.check()
             self._store.describe(notes={**self._store.state.notes, name: value})
 
     def _ask(self, ask: Callable[[Reader], T], newest: bool = True) -> T:
-        # The alias may move meanwhile, and then the index that it means now is asked.
         return following(self._reader, ask)
 
     def _reader(self, newest: bool) -> Reader:
@@ -189,13 +162,12 @@ class ElasticIndex(Index):
             return Reader(self._store, self.vocabulary)
 
     def _follow(self) -> None:
-        """Take the model and the vocabulary of the index that the store has found."""
         if self._store.state.vocabulary_sha256 not in ("", self.vocabulary.sha256):
             self.vocabulary = self._store.load_vocabulary()
         self.model = self._store.state.model
 
     def _fingerprints(self, ids: Sequence[str]) -> dict[str, str]:
-        return self._writer.fingerprints(ids)  # what a commit that failed has sent counts too
+        return self._writer.fingerprints(ids)  # including what a failed commit has sent
 
     def _widths(self) -> Mapping[str, int]:
         return self._store.state.widths

@@ -1,18 +1,18 @@
-"""What the server stores: an index's fields, how it describes itself, and the alias before it.
+"""What the server stores: an index's fields, how it describes itself, and its alias.
 
     id            the id, also as ``_id``: orders ties
     lex           sparse_vector: the words; terms as the vocabulary writes them
     codes         sparse_vector: the codes; column numbers as terms
     dense         dense_vector, by inner product
     filter        the terms of `lexvla_indexer.filter_terms`
-    text, uri     kept as they are, not searched
+    text, uri     stored as they are, not searched
     metadata      the same, as JSON
     fingerprint   the same
     vectors       the exact rows of all legs, base64 of `lexvla_indexer.packed_rows`: the
                   server keeps the weights of ``lex`` and ``codes`` with 9 significant bits
     vocabulary    of one document that is not an item: the terms of the lexical columns
 
-``lex``, ``codes``, ``dense`` and ``filter`` are indexed and not kept in ``_source``.
+``lex``, ``codes``, ``dense`` and ``filter`` are indexed but not kept in ``_source``.
 """
 
 from __future__ import annotations
@@ -58,17 +58,17 @@ KEY = "lexvla"
 ID, FILTER = "id", "filter"
 FIELD_OF: dict[Leg, str] = {"lexical": "lex", "codes": "codes", "dense": "dense"}
 SHOWN = ("text", "uri", "metadata", "fingerprint")
-VOCABULARY_ID = "\x1fvocabulary"  # ids of items have no such character
+VOCABULARY_ID = "\x1fvocabulary"  # no id of an item has this character
 
-# Up to so many documents the dense leg is searched exactly, by looking at each.
+# Up to this many documents the dense leg is searched exactly, by a scan.
 FLAT_DOCUMENTS = 100_000
 FLAT, GRAPH = "flat", "int8_hnsw"
 
-# Each index has an alias of its own to be written by. With "require_alias" the server refuses
-# writes to an index that was deleted meanwhile; else it would make a new one for them.
+# Each index has an alias of its own for writes. With "require_alias" the server refuses writes to
+# an index that was deleted meanwhile; otherwise it would make a new one for them.
 _WRITE = "-write"
 
-_WAIT = "30s"  # for an index that is just coming up
+_WAIT = "30s"  # for an index that is starting up
 _FRESH = 1.0  # seconds for which the alias is not looked up again
 _REPLICAS = ("number_of_replicas", "auto_expand_replicas")
 
@@ -80,12 +80,10 @@ class State:
     """Describe an index, in ``_meta`` of its mapping.
 
     Attributes:
-        model: The name of the model whose vectors these are, if it was given.
         vocabulary_sha256: Names the vocabulary; empty before the first vectors, if none was given.
-        widths: The legs and their numbers of columns; empty before the first vectors.
+        widths: The number of columns of each leg; empty before the first vectors.
         dense: How the dense leg is searched: ``flat``, exactly, or ``int8_hnsw``.
-        writer_version: The version of the program that made the index.
-        notes: What others keep with the index, by name, such as fitted weights of legs.
+        notes: What `write_note` stored, by name, such as fitted weights of legs.
     """
 
     model: str | None = None
@@ -96,17 +94,12 @@ class State:
     notes: Mapping[str, Any] = field(default_factory=dict)
 
     def dump(self) -> dict[str, Any]:
-        """Return it as ``_meta``."""
+        """Return the state as ``_meta``."""
         return {KEY: {"format_version": FORMAT_VERSION, **asdict(self)}}
 
     @classmethod
     def load(cls, place: object, found: Mapping[str, Any]) -> State:
-        """Read what `dump` made.
-
-        Raises:
-            IndexCorruptError: It has another form: the index is not ours.
-            IndexVersionError: A newer program wrote it.
-        """
+        """Read what `dump` made; another form raises IndexCorruptError."""
         try:
             values = dict(found[KEY])
             number = values.pop("format_version")
@@ -123,13 +116,9 @@ class State:
 def settings(shards: int) -> dict[str, Any]:
     """Return the settings of a new index.
 
-    Commits alone refresh it: otherwise readers would see parts of them.
+    Only commits refresh it: otherwise readers would see parts of them.
     """
-    return {
-        "number_of_shards": shards,
-        "auto_expand_replicas": "0-1",
-        "refresh_interval": "-1",
-    }
+    return {"number_of_shards": shards, "auto_expand_replicas": "0-1", "refresh_interval": "-1"}
 
 
 def mappings(state: State) -> dict[str, Any]:
@@ -157,7 +146,7 @@ def leg_fields(state: State) -> dict[str, Any]:
         fields[FIELD_OF["dense"]] = {
             "type": "dense_vector",
             "dims": state.widths["dense"],
-            # Not dot_product: that refuses vectors of no unit length, such as that of no words.
+            # Not dot_product: that refuses vectors that are not of unit length, such as zeros.
             "similarity": "max_inner_product",
             "index_options": {"type": state.dense},
         }
@@ -165,7 +154,7 @@ def leg_fields(state: State) -> dict[str, Any]:
 
 
 def document_of(name: str, source: Mapping[str, Any]) -> Document:
-    """Return a document from what is kept of it."""
+    """Return a document from what is stored of it."""
     text, uri, metadata, fingerprint = (source[each] for each in SHOWN)
     return Document(name, uri, text, json.loads(metadata), fingerprint)
 
@@ -177,15 +166,11 @@ class _Found:
 
 
 class Store:
-    """Find the index that an alias means now, and change what it says of itself.
-
-    Args:
-        client: Of the server.
-        address: Where the index is.
+    """Find the index that an alias means now, and change how it describes itself.
 
     Attributes:
         index: The name of the index that is read and written.
-        state: What it says of itself.
+        state: How it describes itself.
     """
 
     def __init__(self, client: Elasticsearch, address: Address) -> None:
@@ -199,9 +184,7 @@ class Store:
     def find(self) -> bool:
         """Move to the index that the alias means. Return whether there is one.
 
-        Raises:
-            IndexCorruptError: It is not ours, or the alias means several.
-            IndexVersionError: A newer program wrote it.
+        IndexCorruptError if it is not ours, or there are several.
         """
         with elastic_errors(self.address):
             found = self.client.indices.get_mapping(
@@ -219,7 +202,7 @@ class Store:
 
     @property
     def target(self) -> str:
-        """The alias to write the index by."""
+        """The alias to write to the index by."""
         return self.index + _WRITE
 
     @property
@@ -227,16 +210,12 @@ class Store:
         return self.index if self._is_being_built else self.address.name
 
     def refresh(self) -> None:
-        """Look again what the alias means, if that was a while ago or nothing was there."""
+        """Look up the alias again, if that was a while ago or nothing was there."""
         if not self.state.widths or time.monotonic() - self._checked > _FRESH:
             self.check()
 
     def check(self) -> None:
-        """Look again what the alias means.
-
-        Raises:
-            IndexCorruptError: There is no index any more.
-        """
+        """Look up the alias again; IndexCorruptError if there is no index any more."""
         if not self.find():
             made = f"lexvla index SOURCE --index {self.address}"
             raise IndexCorruptError(f"no index at {self.address}; make one with: {made}")
@@ -244,8 +223,7 @@ class Store:
     def wait(self) -> None:
         """Wait until the index can be searched.
 
-        Raises:
-            EngineUnavailableError: Some of its shards are on no server.
+        EngineUnavailableError if some of its shards are on no server.
         """
         client = self.client.options(ignore_status=408)
         with elastic_errors(self.address):
@@ -254,7 +232,7 @@ class Store:
             )
             shards = sum(each["number_of_shards"] for each in health.get("indices", {}).values())
             if not health["timed_out"] and health["active_primary_shards"] < shards:
-                # Those of an index that was just made count as yellow before they are there.
+                # A new index counts as yellow before its shards are there.
                 health = client.cluster.health(
                     index=self._name, wait_for_active_shards=shards, timeout=_WAIT
                 )
@@ -294,16 +272,16 @@ class Store:
                 kept = self.client.indices.get_settings(index=old).body[old]["settings"]["index"]
                 if shards is None:
                     wanted["number_of_shards"] = kept["number_of_shards"]
-            # Before the others are deleted: one that still writes to its own must not find this.
+            # Before the others are deleted: another rebuild that still writes must not find this.
             self.index = self._next()
             for name, found in self._numbered().items():
                 described = found["mappings"].get("_meta", {})
                 if self.address.name not in found["aliases"] and KEY in described:
                     self.client.indices.delete(index=name)
-            # Not tried again: if the answer is lost, this index is another program's, or seems so.
+            # No retries: after a lost answer, this index would seem to be another program's.
             self.client.options(max_retries=0).indices.create(
                 index=self.index,
-                # Copies are made once it is full: each document is indexed once only so.
+                # Copies are made at the end, so that each document is indexed only once.
                 settings={**wanted, "auto_expand_replicas": False, "number_of_replicas": 0},
                 mappings=mappings(state),
                 aliases={self.target: {}},
@@ -313,12 +291,11 @@ class Store:
         self.check()
 
     def publish(self) -> None:
-        """Give the alias to the index that was built, and delete the one before, in one step."""
+        """Give the alias to the new index, and delete the old one, in one step."""
         import elasticsearch
 
         with elastic_errors(self.address):
             alias = self.address.name
-            # As it was before, if there was one.
             old = [name for name in self._meant() if name != self.index]
             replicas: dict[str, Any] = {"auto_expand_replicas": "0-1"}
             for name in old:
@@ -332,7 +309,7 @@ class Store:
             try:
                 self.client.indices.update_aliases(actions=actions)
             except (elasticsearch.TransportError, elasticsearch.ApiError):
-                # It may have been done, and the answer lost; then the old index is not found.
+                # Perhaps only the answer was lost.
                 if self.index not in self._meant():
                     raise
         self._is_being_built = False
@@ -341,13 +318,12 @@ class Store:
         """Delete the index that is being built, if there is one."""
         if self._is_being_built:
             with elastic_errors(self.address):
-                # It has the alias if the answer to that was lost.
+                # It has the alias if only the answer to `publish` was lost.
                 if self.index not in self._meant():
                     self.client.indices.delete(index=self.index, ignore_unavailable=True)
             self._is_being_built = False
 
     def _meant(self) -> list[str]:
-        """Return the indices that the alias means."""
         if not self.client.indices.exists_alias(name=self.address.name):
             return []
         return list(self.client.indices.get_alias(name=self.address.name).body)
@@ -364,7 +340,7 @@ class Store:
         return f"{self.address.name}-{max(taken, default=0) + 1:06}"
 
     def describe(self, **changes: Any) -> None:
-        """Change what the index says of itself, and add the fields of new legs."""
+        """Change how the index describes itself, and add the fields of new legs."""
         state = replace(self.state, **changes)
         with elastic_errors(self.address):
             self.client.indices.put_mapping(
@@ -373,11 +349,7 @@ class Store:
         self.state = state
 
     def load_vocabulary(self) -> Vocabulary:
-        """Read the terms of the lexical columns.
-
-        Raises:
-            IndexCorruptError: They are missing, or not those that the index names.
-        """
+        """Read the terms of the lexical columns; IndexCorruptError if they were lost."""
 
         def found(newest: bool) -> _Found:
             if newest:
@@ -392,7 +364,7 @@ class Store:
         with elastic_errors(self.address):
             client = self.client.options(ignore_status=404)
             answer = client.get(index=found.index, id=VOCABULARY_ID)
-        if "error" in answer:  # not that the document is not there, but that the index is not
+        if "error" in answer:  # the index is missing, not just the document
             raise refusal(self.address, 404, answer.body)
         if answer.get("found"):
             stored = json.loads(answer["_source"]["vocabulary"])
@@ -403,7 +375,7 @@ class Store:
         raise IndexCorruptError(f"{self.address}: {rule}")
 
     def save_vocabulary(self, vocabulary: Vocabulary) -> None:
-        """Keep the terms of the lexical columns, before anything that needs them."""
+        """Store the terms of the lexical columns, before anything that needs them."""
         text = json.dumps({"terms": vocabulary.terms, "token_ids": vocabulary.token_ids})
         with elastic_errors(self.address):
             self.client.index(

@@ -27,13 +27,7 @@ from lexvla_indexer.elastic.layout import (
     Store,
     document_of,
 )
-from lexvla_indexer.elastic.requests import (
-    CANDIDATES,
-    WINDOW,
-    dense_scale,
-    leg_query,
-    search_body,
-)
+from lexvla_indexer.elastic.requests import CANDIDATES, WINDOW, dense_scale, leg_query, search_body
 from lexvla_indexer.elastic.selection import selection
 from lexvla_indexer.filter_terms import typed_term
 from lexvla_indexer.filters import Comparison, Filter
@@ -44,8 +38,8 @@ __all__ = ["Reader"]
 
 Json = dict[str, Any]
 
-TRUNCATION = 2.0**-8  # the most, relative, that cutting a weight to 9 bits takes off
-FETCHED = 500  # documents of a request: their rows take some kilobytes each
+TRUNCATION = 2.0**-8  # the greatest relative error of truncating a weight to 9 bits
+FETCHED = 500  # documents of a request: each takes a few kilobytes
 REQUEST_BYTES = 16 * 1024 * 1024  # of several searches together
 REQUEST_HITS = 100_000  # of their answers together
 PIT_TIME = "2m"
@@ -55,10 +49,6 @@ _MANY = "responses.hits.hits._id,responses.hits.hits._score,responses.error,resp
 
 class Reader:
     """Answer from the index that a store has found.
-
-    Args:
-        store: Has found an index.
-        vocabulary: The terms of the lexical columns.
 
     Attributes:
         index: The name of that index.
@@ -71,13 +61,7 @@ class Reader:
         self._state = store.state
         self._vocabulary = vocabulary
 
-    def search(
-        self,
-        queries: Encoding,
-        k: int,
-        leg: Leg,
-        filter: str | None,  # noqa: A002 - the public word for it
-    ) -> list[Results]:
+    def search(self, queries: Encoding, k: int, leg: Leg, filter: str | None) -> list[Results]:  # noqa: A002
         """Return the k best for each query, by one request for all."""
         check_asked(queries, k, leg, self._state.widths, self._address)
         chosen = self._chosen(filter)
@@ -103,7 +87,7 @@ class Reader:
         top = np.array([found.scores[0] if found.ids else 0.0 for found in best])
         if leg == "dense":
             return top * 1e-5 + np.linalg.norm(np.asarray(queries.dense), axis=1) * 1e-6
-        # Weights are cut, never raised: no exact score is above the best one by more than this.
+        # Weights are truncated: no exact score exceeds the best one by more than this.
         rows = queries.lexical if leg == "lexical" else queries.codes
         words = np.diff(sparse.csr_array(rows).indptr)
         return top * (TRUNCATION / (1 - TRUNCATION) + (words + 2) * 2.0**-23)
@@ -138,7 +122,7 @@ class Reader:
         return Fetched(documents, self._unpacked(ids, found))
 
     def vectors(self, ids: Sequence[str]) -> Encoding:
-        """Return documents' stored vectors alone."""
+        """Return only the documents' stored vectors."""
         return self._unpacked(ids, self._sources(ids, ["vectors"]))
 
     def count(self) -> int:
@@ -189,12 +173,15 @@ class Reader:
 
     def _many(self, queries: Sequence[Json], k: int) -> list[list[tuple[str, float]]]:
         """Return the k best ids with scores for each query, best first, equal ones by id."""
-        if k > WINDOW:
-            return [self._deep(query, k) for query in queries]
         found: list[list[tuple[str, float]]] = []
+        if k > WINDOW:
+            for query in queries:
+                with closing(self._pages(query)) as pages:
+                    found.append(list(islice(pages, k)))
+            return found
         header = json.dumps({"index": self.index, "allow_partial_search_results": False})
         for batch in _batches((search_body(query, k) for query in queries), REQUEST_HITS // k):
-            # As text: their length is known from it, and the client sends it as it is.
+            # As text, whose length is known and which the client sends unchanged.
             searches: Any = [part for body in batch for part in (header, body)]
             with elastic_errors(self._address):
                 answered = self._client.msearch(searches=searches, filter_path=_MANY)
@@ -205,16 +192,10 @@ class Reader:
                 found.append([(hit["_id"], hit["_score"]) for hit in hits])
         return found
 
-    def _deep(self, query: Json, k: int) -> list[tuple[str, float]]:
-        with closing(self._pages(query)) as hits:
-            return list(islice(hits, k))
-
     def _pages(self, query: Json, source: bool = False) -> Generator[tuple[str, Any]]:
-        """Give all hits of a query from one moment's view of the index.
+        """Yield all hits of a query from one moment's view of the index, with their scores.
 
-        Args:
-            query: What to find.
-            source: Give what is kept of each instead of its score; such hits come by id.
+        With ``source``, by ascending id, with what is stored of each instead of its score.
         """
         with elastic_errors(self._address):
             opened = self._client.open_point_in_time(index=self.index, keep_alive=PIT_TIME)
@@ -256,12 +237,11 @@ class Reader:
         return [name for name, source in pages if part.matches(document_of(name, source))]
 
     def _sources(self, ids: Sequence[str], fields: list[str]) -> dict[str, Json]:
-        """Return what is kept of documents in some fields."""
         found: dict[str, Json] = {}
         names = list(dict.fromkeys(ids))
         for start in range(0, len(names), FETCHED):
             with elastic_errors(self._address):
-                # Not realtime: what searches do not see yet is not there.
+                # Not realtime: what searches do not see yet does not exist.
                 answer = self._client.mget(
                     index=self.index,
                     ids=names[start : start + FETCHED],
@@ -280,11 +260,9 @@ class Reader:
 
 
 def _results(hits: Sequence[tuple[str, float]], scale: float | None = None) -> Results:
-    """Return hits as results: those with a score above 0.
+    """Return the hits that have a score above 0, given best first.
 
-    Args:
-        hits: Ids with the server's scores, best first.
-        scale: What a dense query was multiplied by; its scores are 1 + the inner product.
+    A dense query was multiplied by ``scale``; its scores are 1 + the inner product.
     """
     # The server's numbers are float32, written as short as they can be.
     scores = np.array([score for _, score in hits], np.float32).astype(np.float64)
@@ -295,12 +273,7 @@ def _results(hits: Sequence[tuple[str, float]], scale: float | None = None) -> R
 
 
 def _batches(bodies: Iterable[Json], most: int) -> Iterator[list[str]]:
-    """Give searches as text, grouped into requests that are not too large.
-
-    Args:
-        bodies: The searches.
-        most: How many may be in one request; one at least is.
-    """
+    """Yield searches as text, grouped into requests of ``most`` or of a limited size."""
     batch: list[str] = []
     size = 0
     for body in bodies:

@@ -27,7 +27,7 @@ __all__ = [
 Json = dict[str, Any]
 
 WINDOW = 10_000  # hits of one request; the default of index.max_result_window
-CANDIDATES = 1000  # of each shard, that an approximate search looks at, if k asks for no more
+CANDIDATES = 1000  # of each shard in an approximate search, unless k is greater
 
 _BEST_FIRST: list[Json] = [{"_score": "desc"}, {ID: "asc"}]
 
@@ -35,16 +35,9 @@ _BEST_FIRST: list[Json] = [{"_score": "desc"}, {ID: "asc"}]
 def named_terms(
     queries: Encoding, leg: Leg, terms: Sequence[str], row: int = 0
 ) -> dict[str, float]:
-    """Return one query's weights of a sparse leg by term.
-
-    Args:
-        queries: Some rows.
-        leg: ``lexical`` or ``codes``.
-        terms: Those of the lexical columns.
-        row: The query's.
-    """
+    """Return one query's weights of ``lexical`` or ``codes`` by term."""
     rows = queries.lexical if leg == "lexical" else queries.codes
-    if rows is None or (leg == "lexical" and not terms):  # an index that is empty yet
+    if rows is None or (leg == "lexical" and not terms):  # an index that is still empty
         return {}
     span = slice(*rows.indptr[row : row + 2].tolist())
     columns, weights = rows.indices[span].tolist(), rows.data[span].tolist()
@@ -56,9 +49,9 @@ def named_terms(
 def dense_scale(query: np.ndarray, state: State) -> float:
     """Return what a dense query is multiplied by, a power of 2.
 
-    The server's score is 1 + the inner product, in float32: of a small product, little would be
-    left. Multiplied, the 1 weighs nothing. Where rows are held as 8-bit integers, queries are
-    scaled like these, and must keep their length.
+    The server's score is 1 + the inner product, in float32: little would be left of a small
+    product. Multiplied, the 1 weighs nothing. Where rows are 8-bit integers, queries are scaled
+    like these, and must keep their length.
     """
     size = float(np.linalg.norm(query))
     if state.dense != FLAT or not size:
@@ -67,7 +60,7 @@ def dense_scale(query: np.ndarray, state: State) -> float:
 
 
 def candidates(k: int, state: State) -> int:
-    """Return how many neighbours each shard is asked for: all it can give, if that is exact."""
+    """Return how many neighbours to ask of each shard: all that it can give, if that is exact."""
     return WINDOW if state.dense == FLAT else min(max(k, CANDIDATES), WINDOW)
 
 
@@ -80,16 +73,10 @@ def leg_query(
     chosen: Json | None = None,
     row: int = 0,
 ) -> Json | None:
-    """Return the query of one leg; ``None`` if it cannot match.
+    """Return the query of one leg, or ``None`` if it cannot match.
 
-    Args:
-        queries: Some rows.
-        leg: Which.
-        terms: Those of the lexical columns.
-        state: Tells how the dense leg is searched.
-        k: How many hits are wanted.
-        chosen: The query of a filter.
-        row: The query's. It is not cut out of the rows: that takes longer than all the rest.
+    ``chosen`` is the query of a filter. ``row`` selects one of ``queries``: cutting it out would
+    take longer than all the rest.
     """
     if leg == "dense":
         vector = None if queries.dense is None else queries.dense[row]
@@ -110,7 +97,7 @@ def leg_query(
     weights = named_terms(queries, leg, terms, row)
     if not weights:
         return None
-    # Without "prune": false newer servers leave out words that are frequent and light.
+    # Without "prune": false newer servers leave out words that are frequent and have low weights.
     found: Json = {
         "sparse_vector": {"field": FIELD_OF[leg], "query_vector": weights, "prune": False}
     }
@@ -118,7 +105,7 @@ def leg_query(
 
 
 def search_body(query: Json, size: int) -> Json:
-    """Return a request for the ids and scores of the best, best first, equal scores by id."""
+    """Return a request for ids and scores, best first, equal scores by id."""
     return {
         "query": query,
         "size": size,

@@ -17,8 +17,8 @@ from lexvla_indexer.filters import And, Comparison, Filter, In, Not, Or, Value
 __all__ = ["any_of", "selection"]
 
 MOST_TERMS = 65_536  # of one query; the default of index.max_terms_count
-# The server refuses queries of over 30 levels, and filters may have 32. It counts anew in a query
-# that is given as text in base64.
+# The server refuses queries of over 30 levels, and filters may have 32. It counts from 0 again in a
+# query that is given as base64 text.
 MOST_LEVELS = 20
 
 Select = Callable[[Filter], Collection[str]]
@@ -28,11 +28,8 @@ Json = dict[str, Any]
 def selection(filter: Filter, select: Select) -> Json:  # noqa: A002 - the public word for it
     """Return a filter as a query.
 
-    Args:
-        filter: What to choose.
-        select: Return the ids of the documents that a filter chooses, by looking at each: for
-            a range whose limit is a string of over 200 characters, or a number of over a thousand
-            digits.
+    ``select`` returns the ids of the documents that a filter chooses, by looking at each: for a
+    range whose limit is a string of over 200 characters, or a number of over a thousand digits.
     """
     return _query(filter, select)[0]
 
@@ -50,7 +47,8 @@ def any_of(field: str, terms: Collection[str]) -> Json:
 def _query(filter: Filter, select: Select) -> tuple[Json, int]:  # noqa: A002
     """Return a filter as a query, and how many levels it has."""
     if isinstance(filter, And):
-        chosen = _limited(_query(part, select) for part in filter.parts if not _is_not(part))
+        wanted = [part for part in filter.parts if not isinstance(part, Not)]
+        chosen = _limited(_query(part, select) for part in wanted)
         banned = [part.part for part in filter.parts if isinstance(part, Not)]
         without = _limited(_query(part, select) for part in banned)
         levels = max(level for _, level in (*chosen, *without))
@@ -68,10 +66,6 @@ def _query(filter: Filter, select: Select) -> tuple[Json, int]:  # noqa: A002
     if not isinstance(filter, Comparison):
         raise TypeError(f"not a filter: {filter!r}")
     return _comparison(filter, select), 2
-
-
-def _is_not(filter: Filter) -> bool:  # noqa: A002
-    return isinstance(filter, Not)
 
 
 def _comparison(comparison: Comparison, select: Select) -> Json:

@@ -1,4 +1,4 @@
-"""The writer: what is staged goes to the server, again and again until it is taken."""
+"""The writer: sends what is staged to the server until it is accepted."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache, partial
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 import numpy as np
@@ -23,10 +23,9 @@ from lexvla.errors import (
 from lexvla.vocabulary import Vocabulary
 from lexvla_indexer.document import Document
 from lexvla_indexer.elastic.connection import (
-    Address,
+    PassingError,
     elastic_errors,
     found_documents,
-    may_pass,
     whole,
 )
 from lexvla_indexer.elastic.layout import FIELD_OF, FILTER, FLAT, FLAT_DOCUMENTS, GRAPH, ID, Store
@@ -43,14 +42,14 @@ __all__ = ["PAUSES", "Writer", "check_rows", "patiently", "sources"]
 T = TypeVar("T")
 
 MAX_DIMENSIONS = 4096  # of dense_vector
-UNAVAILABLE = 503  # of HTTP: no shard takes it
+UNAVAILABLE = 503  # HTTP: no shard takes it
 LEAST_WEIGHT = float(np.finfo(np.float32).smallest_normal)  # the server refuses smaller ones
 
-PIECE = 1000  # documents that are sent again as one if the connection is cut
+PIECE = 1000  # documents that are sent again together if the connection breaks
 BULK = 500  # documents of a request
 BULK_BYTES = 10 * 1024 * 1024
 TRIES = 8  # of documents that the server is too busy for
-SHARD_WAIT = "10s"  # for shards that are just coming up, within a request
+SHARD_WAIT = "10s"  # for shards that are starting up, within a request
 PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)  # seconds between tries to reach the server
 LOOKED_UP = 1000  # ids of a request
 MERGE_SECONDS = 24 * 3600
@@ -59,17 +58,11 @@ NUMBER = "%.9g"
 
 _json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
-Action = tuple[dict[str, Any], str | None]  # what to do with which document, and it as JSON
+Action = tuple[dict[str, Any], str | None]  # what to do, and the document as JSON
 
 
 class Refused(NamedTuple):
-    """A document that the server did not take.
-
-    Attributes:
-        id: Names it.
-        status: Of HTTP.
-        reason: What the server says.
-    """
+    """A document that the server did not take, with the HTTP status and the server's reason."""
 
     id: str
     status: int
@@ -79,9 +72,7 @@ class Refused(NamedTuple):
 class Writer:
     """Change the index that a store has found. For one thread at a time.
 
-    Args:
-        store: Has found an index.
-        rebuilds: Whether that index is being built, to be published when it is full.
+    ``rebuilds`` says whether that index is being built, to be published when it is complete.
     """
 
     def __init__(self, store: Store, rebuilds: bool) -> None:
@@ -108,12 +99,7 @@ class Writer:
         return found_documents(self._address, answer.body)
 
     def commit(self, staging: Staging, vocabulary: Vocabulary) -> None:
-        """Send all that is staged, and show it.
-
-        Args:
-            staging: What to commit; empty afterwards.
-            vocabulary: The terms of the lexical columns.
-        """
+        """Send everything staged, and show it. The staging is empty afterwards."""
         store = self._store
         if staging:
             patiently(store.check)
@@ -122,10 +108,10 @@ class Writer:
                 made = rows[1]
                 patiently(lambda: self._describe(made, vocabulary))
             deleted = staging.deleted - staging.documents.keys()
-            _load(self._client, self._address, store.target, deleted, rows, vocabulary.terms)
+            self._load(deleted, rows, vocabulary.terms)
             if self._built is not None:
                 self._built = (self._built - deleted) | staging.documents.keys()
-        # Also where nothing is staged: a commit that was cut short may have sent something.
+        # Even if nothing is staged: a commit that was cut short may have sent something.
         patiently(self._refresh)
         has_grown = bool(staging.documents)
         staging.clear()
@@ -134,12 +120,7 @@ class Writer:
             store.describe(dense=GRAPH)
 
     def publish(self) -> None:
-        """Compare the count, and give the alias to the index that was built.
-
-        Raises:
-            EngineUnavailableError: The server does not have all that was sent.
-            UnsupportedError: Nothing is being built.
-        """
+        """Compare the count, and give the alias to the new index."""
         if self._built is None:
             raise UnsupportedError(f"{self._address}: was not opened to be rebuilt")
         count = self._count()
@@ -161,17 +142,64 @@ class Writer:
             whole(self._address, self._client.indices.refresh(index=self._store.index).body)
 
     def _describe(self, encoding: Encoding, vocabulary: Vocabulary) -> None:
-        """Write down what the new rows need to be read, before they come."""
+        """Record what is needed to read the new rows, before they come."""
         state, widths = self._store.state, widths_of(encoding)
         if state.vocabulary_sha256 not in ("", vocabulary.sha256) or (
             state.widths and dict(state.widths) != widths
         ):
-            rule = "another program has made it anew, for other vectors than those that are staged"
+            rule = "another program has recreated it for other vectors than those staged"
             raise VocabularyMismatchError(f"{self._address}: {rule}")
         if not state.vocabulary_sha256:
             self._store.save_vocabulary(vocabulary)
         if not state.widths:
             self._store.describe(widths=widths)
+
+    def _load(
+        self,
+        deleted: Iterable[str],
+        rows: tuple[Sequence[Document], Encoding] | None,
+        terms: Sequence[str],
+    ) -> None:
+        """Send deletions and documents, each under its own id, so that repeats change nothing.
+
+        What the server is too busy for is sent again, and so is what was on its way when the
+        connection broke. InputError if it refuses a document; all others are stored.
+        """
+        index = self._store.target
+        actions: Iterator[Action] = (
+            ({"delete": {"_index": index, "_id": name}}, None) for name in deleted
+        )
+        if rows is not None:
+            made = zip(rows[0], sources(*rows, terms), strict=True)
+            stored = (({"index": {"_index": index, "_id": d.id}}, source) for d, source in made)
+            actions = chain(actions, stored)
+        refused: list[Refused] = []
+        while piece := list(islice(actions, PIECE)):
+            refused += self._send(piece)
+        if not refused:
+            return
+        first = refused[0]
+        names = ", ".join(repr(each.id) for each in refused[1:6])
+        more = f" (and {len(refused) - 1:,} more: {names})" if names else ""
+        if first.status == 400:
+            raise InputError(first.id, f"Elasticsearch refuses it: {first.reason}{more}")
+        rule = f"{first.id!r} was not taken: {first.reason}{more}"
+        raise EngineUnavailableError(f"{self._address}: {rule}")
+
+    def _send(self, piece: list[Action]) -> list[Refused]:
+        """Send some actions until the server has answered for all of them."""
+
+        def send() -> list[Refused]:
+            with elastic_errors(self._address):
+                return _send_once(self._client, piece)
+
+        for pause in PAUSES:
+            refused = patiently(send)
+            if not any(each.status == UNAVAILABLE for each in refused):
+                return refused
+            # The shards of a server that just started come up later than the server.
+            time.sleep(pause)
+        return patiently(send)
 
     def _count(self) -> int:
         with elastic_errors(self._address):
@@ -180,106 +208,30 @@ class Writer:
 
 
 def check_rows(documents: Sequence[Document], encoding: Encoding) -> None:
-    """Refuse rows that the server would refuse, as far as `Encoding` has not.
+    """Refuse rows that the server would refuse but `Encoding` allows.
 
-    Raises:
-        InputError: A weight is too small to be a normal float32 number.
-        UnsupportedError: Dense vectors have too many numbers.
+    A weight that is not a normal float32 number raises InputError with the document's id.
     """
     for matrix in (encoding.lexical, encoding.codes):
         if matrix is not None and matrix.nnz and matrix.data.min() < LEAST_WEIGHT:
             at = int(np.argmin(matrix.data))
             row = int(np.searchsorted(matrix.indptr, at, side="right")) - 1
-            rule = f"Elasticsearch takes weights from {LEAST_WEIGHT:.3g} on, not {matrix.data[at]}"
+            least = f"{LEAST_WEIGHT:.3g}, not {matrix.data[at]}"
+            rule = f"Elasticsearch takes weights of at least {least}"
             raise InputError(documents[row].id, rule)
     if encoding.dense is not None and encoding.dense.shape[1] > MAX_DIMENSIONS:
         rule = f"Elasticsearch takes dense vectors of at most {MAX_DIMENSIONS:,} numbers"
         raise UnsupportedError(f"{rule}, not {encoding.dense.shape[1]:,}")
 
 
-def _load(
-    client: Elasticsearch,
-    address: Address,
-    index: str,
-    deleted: Iterable[str],
-    rows: tuple[Sequence[Document], Encoding] | None,
-    terms: Sequence[str],
-) -> None:
-    """Send deletions and documents, each under its own id, so that repeats change nothing.
-
-    What the server is too busy for is sent again, and so is what was on its way when the
-    connection broke.
-
-    Args:
-        client: Of the server.
-        address: The index's, for messages.
-        index: The alias to write by.
-        deleted: Ids.
-        rows: Documents with their vectors.
-        terms: Those of the lexical columns.
-
-    Raises:
-        EngineUnavailableError: The server went away, or stayed too busy.
-        InputError: It refuses a document; all others are taken.
-    """
-    refused: list[Refused] = []
-    actions = _actions(index, deleted, rows, terms)
-    while piece := list(islice(actions, PIECE)):
-        refused += _send(client, address, piece)
-    if not refused:
-        return
-    first = refused[0]
-    names = ", ".join(repr(each.id) for each in refused[1:6])
-    more = f" (and {len(refused) - 1:,} more: {names})" if names else ""
-    if first.status == 400:
-        raise InputError(first.id, f"Elasticsearch refuses it: {first.reason}{more}")
-    raise EngineUnavailableError(f"{address}: {first.id!r} was not taken: {first.reason}{more}")
-
-
-def _actions(
-    index: str,
-    deleted: Iterable[str],
-    rows: tuple[Sequence[Document], Encoding] | None,
-    terms: Sequence[str],
-) -> Iterator[Action]:
-    for name in deleted:
-        yield {"delete": {"_index": index, "_id": name}}, None
-    if rows is not None:
-        documents, encoding = rows
-        for document, source in zip(documents, sources(documents, encoding, terms), strict=True):
-            yield {"index": {"_index": index, "_id": document.id}}, source
-
-
 def patiently(ask: Callable[[], T]) -> T:
-    """Ask until the server answers; of a server that starts again, for a minute.
-
-    Raises:
-        EngineUnavailableError: It does not, or what it says will not pass.
-    """
+    """Ask until the server answers, for up to a minute while it restarts."""
     for pause in PAUSES:
         try:
             return ask()
-        except EngineUnavailableError as error:
-            if not may_pass(error):
-                raise
-        time.sleep(pause)
+        except PassingError:
+            time.sleep(pause)
     return ask()
-
-
-def _send(client: Elasticsearch, address: Address, piece: list[Action]) -> list[Refused]:
-    """Send some actions until the server answered for all of them."""
-
-    def send() -> list[Refused]:
-        with elastic_errors(address):
-            return _send_once(client, piece)
-
-    for pause in PAUSES:
-        refused = patiently(send)
-        # Of a server that just started, shards come up later than the server.
-        if not any(each.status == UNAVAILABLE for each in refused):
-            return refused
-        time.sleep(pause)
-    return patiently(send)
 
 
 def _send_once(client: Elasticsearch, piece: list[Action]) -> list[Refused]:
@@ -288,7 +240,7 @@ def _send_once(client: Elasticsearch, piece: list[Action]) -> list[Refused]:
     answers = streaming_bulk(
         client,
         cast(Any, piece),
-        expand_action_callback=cast(Any, tuple),  # they are what it would make of them
+        expand_action_callback=cast(Any, tuple),  # they are expanded already
         require_alias=True,
         chunk_size=BULK,
         max_chunk_bytes=BULK_BYTES,
@@ -317,15 +269,9 @@ def _reason(error: Any) -> str:
 def sources(
     documents: Sequence[Document], encoding: Encoding, terms: Sequence[str]
 ) -> Iterator[str]:
-    """Give documents as the server takes them: JSON.
-
-    Args:
-        documents: What is kept beside the vectors.
-        encoding: A row for each.
-        terms: Those of the lexical columns.
-    """
-    # A row is written by one format for all its numbers. 9 digits tell all float32 numbers apart;
-    # the json module would write the 17 of a float64, which takes it and the server longer.
+    """Yield documents as the server takes them: JSON."""
+    # One format writes all numbers of a row. 9 digits distinguish all float32 numbers; the json
+    # module would write the 17 of a float64, which takes it and the server longer.
     of_word = cache(lambda column: _json(terms[column]).replace("%", "%%") + f":{NUMBER}")
     legs: list[tuple[Leg, sparse.csr_array, Callable[[int], str]]]
     legs = [("lexical", encoding.lexical, of_word)]

@@ -1,4 +1,4 @@
-"""The ``.npy`` files of a segment: written, mapped into memory, summed up."""
+"""The ``.npy`` files of a segment: write them, map them into memory, checksum them."""
 
 from __future__ import annotations
 
@@ -20,20 +20,17 @@ _TRIES = 5  # of reading a header
 
 
 class Mark(NamedTuple):
-    """What a whole file is known by."""
+    """Size and checksum of a whole file."""
 
     size: int
     crc32: int
 
 
 def save_array(path: Path, array: np.ndarray) -> None:
-    """Write an array to a ``.npy`` file, whole.
+    """Write an array to a ``.npy`` file; an `OSError` names the file.
 
-    `numpy.save` writes through a buffer of its own and does not look whether its last bytes went
-    to the disk: a small array on a full disk is cut short, and nothing is raised.
-
-    Raises:
-        OSError: The file cannot be written; the error names it.
+    `numpy.save` writes through a buffer of its own and does not check that its last bytes reached
+    the disk: on a full disk a small array is cut short, and nothing is raised.
     """
     array = np.ascontiguousarray(array)
     with writing(path) as file:
@@ -47,20 +44,15 @@ def open_array(
 ) -> np.ndarray:
     """Map an array into memory, read-only.
 
-    Args:
-        path: The ``.npy`` file.
-        kind: The type that its numbers must have.
-        shape: The shape that it must have; ``None`` for one row of any length.
-
-    Raises:
-        IndexCorruptError: The file is missing, truncated, or not of that form.
+    A file that is missing, truncated, or does not hold numbers of this kind and shape (``None``:
+    one row of any length) raises IndexCorruptError.
     """
     try:
         array = _mapped(path)
         size = path.stat().st_size
     except (OSError, ValueError, TypeError, OverflowError, SyntaxError, TokenError) as error:
         raise IndexCorruptError(f"{path}: missing, truncated or damaged ({error})") from error
-    # A header of another length moves all values: the file is then longer than they are.
+    # A wrong header length shifts all values: the file is then longer than they are.
     whole = array.offset + array.nbytes == size
     demand(path, whole, "must end with its last number")
     fits = array.ndim == 1 if shape is None else array.shape == shape
@@ -72,19 +64,15 @@ def open_array(
 
 def _mapped(path: Path) -> np.memmap:
     for _ in range(_TRIES - 1):
-        # numpy reads a header as Python. Where two threads do at once, CPython before 3.11.8 and
-        # 3.12.2 now and then mistakes one's depth for the other's (python/cpython#106905).
+        # numpy parses a header as Python. When two threads do so at once, CPython before 3.11.8 and
+        # 3.12.2 occasionally mistakes one's depth for the other's (python/cpython#106905).
         with suppress(SystemError):
             return np.lib.format.open_memmap(path, mode="r")
     return np.lib.format.open_memmap(path, mode="r")
 
 
 def demand(path: Path, holds: bool, rule: str) -> None:
-    """Refuse a file that breaks a rule.
-
-    Raises:
-        IndexCorruptError: The rule does not hold.
-    """
+    """Raise IndexCorruptError about a file unless a rule holds."""
     if not holds:
         raise IndexCorruptError(f"{path}: {rule}")
 

@@ -1,15 +1,15 @@
 """The dense leg of a segment: the best rows by dot product, by a scan or by inverted lists.
 
 Scores are float64: products of the stored float32 values, which float64 holds exactly, added by
-numpy in an order that is the same for every row. A row's score so depends on nothing but the row
-and the query: not on the other rows, the machine, or the way that the row was found.
+numpy in an order that is the same for every row. A row's score thus depends only on the row and
+the query: not on the other rows, the machine, or how the row was found.
 
 Float32 products are fast, but their last bits depend on all of these. So they only choose the
 rows to score. Proof that none is missed: a float32 product of n columns is off by at most
 ``error``, which is above n times float32's epsilon times the lengths of both. The k greatest
 products belong to rows whose scores are no more than an error below the k-th greatest product. So
-a row with a product over two errors below it has a lower score than k others; and one over an
-error below 0 has a score below 0.
+a row whose product is more than two errors below it has a lower score than k others, and one more
+than an error below 0 has a score below 0.
 """
 
 from __future__ import annotations
@@ -36,15 +36,13 @@ Found = tuple[np.ndarray, np.ndarray]
 class DenseLeg:
     """Find the rows of a segment that have the greatest dot products with a vector.
 
-    A search by lists reads the ``nprobe`` lists nearest to the query, and more of them until
-    they have as many allowed rows as ``nprobe`` lists have on average, and 32 for each hit that
-    was asked for. Of the rows in these lists it returns exactly the best. It scans all allowed
-    rows instead where they are no more than that, and where the lists gave fewer than k: a filter
-    makes a search read more lists, and never loses hits for want of reading.
+    A search by lists reads the ``nprobe`` lists nearest to the query, and more of them until they
+    have as many allowed rows as ``nprobe`` lists have on average, and 32 for each requested hit. Of
+    the rows in these lists it returns exactly the best. It scans all allowed rows instead if there
+    are no more than that, or if the lists gave fewer than k: a filter makes a search read more
+    lists, and never loses hits because too few were read.
 
-    Args:
-        rows: (rows, width) float32, mapped or not; kept as an attribute.
-        lists: The lists of these rows; without them every search is a scan.
+    Rows are (rows, width) float32, mapped or not. Without lists every search is a scan.
     """
 
     def __init__(self, rows: np.ndarray, lists: DenseLists | None = None) -> None:
@@ -60,17 +58,9 @@ class DenseLeg:
     ) -> Found:
         """Return scores and numbers of the k best rows above 0, of equal ones the first.
 
-        Args:
-            vector: (width) float32.
-            k: The most rows to return.
-            allowed: (rows) bool: which rows may be found; ``None`` for all.
-            exact: Scan the rows though there are lists.
-            nprobe: How many lists to read; ``None`` for `DenseLists.nprobe`.
-
-        Raises:
-            IndexCorruptError: A list names a row that is not there.
-            OptionalDependencyError: There are lists, and faiss is missing.
-            ValueError: k, the vector, the mask or nprobe break their rules.
+        ``vector`` is (width) float32; ``allowed``, (rows) bool, says which rows may be found.
+        ``exact`` scans the rows although there are lists; ``nprobe`` is how many lists to read, by
+        default `DenseLists.nprobe`. OptionalDependencyError if there are lists but no faiss.
         """
         return self.top_batch(np.asarray(vector)[None], k, allowed, exact, nprobe)[0]
 
@@ -82,20 +72,7 @@ class DenseLeg:
         exact: bool = False,
         nprobe: int | None = None,
     ) -> list[Found]:
-        """Return for each query what `top` would, faster than one by one.
-
-        Args:
-            vectors: (queries, width) float32.
-            k: As for `top`.
-            allowed: As for `top`; one mask for all queries.
-            exact: As for `top`.
-            nprobe: As for `top`.
-
-        Raises:
-            IndexCorruptError: As for `top`.
-            OptionalDependencyError: As for `top`.
-            ValueError: As for `top`.
-        """
+        """Return what `top` would for each row of (queries, width) vectors, but faster."""
         vectors = self._check(np.asarray(vectors), k, allowed, nprobe)
         answers: list[Found] = []
         for first in range(0, len(vectors), _QUERIES):
@@ -107,19 +84,10 @@ class DenseLeg:
         return answers
 
     def recall(self, k: int = 10, sample: int = 100, nprobe: int | None = None) -> float:
-        """Return the share of the k best rows that the lists find, by stored rows as queries.
+        """Return the share of the k best rows that the lists find, with stored rows as queries.
 
-        A query does not count among its own hits. A row that is found in place of another one of
-        the same score counts as missed.
-
-        Args:
-            k: How many hits of each query to compare.
-            sample: How many rows to ask with, evenly spaced; all where there are fewer.
-            nprobe: As for `top`.
-
-        Raises:
-            OptionalDependencyError: There are lists, and faiss is missing.
-            ValueError: k, sample or nprobe are below 1.
+        Queries are up to ``sample`` rows, evenly spaced. A query does not count among its own hits.
+        A row found in place of another of the same score counts as missed.
         """
         if k < 1 or sample < 1:
             raise ValueError(f"k and sample must be at least 1, not {k} and {sample}")
@@ -177,7 +145,6 @@ class DenseLeg:
         chosen: np.ndarray,
         allowed: np.ndarray | None,
     ) -> list[Found]:
-        """Return exactly the k best rows of each query's lists."""
         answers: list[Found] = [_NOTHING] * len(vectors)
         errors, open_queries, asked = self._errors(vectors), np.arange(len(vectors)), k + _SPARE
         while len(open_queries):
@@ -185,7 +152,7 @@ class DenseLeg:
             found = lists.nearest(part, asked, chosen[open_queries], allowed)
             unclear = []
             for i, products, rows in zip(open_queries.tolist(), *found, strict=True):
-                # A row that was not found may be as good as the k-th one of those that were.
+                # A row that was not found may be as good as the k-th of those that were.
                 if rows[-1] >= 0 and not products[-1] < products[k - 1] - 2 * errors[i]:
                     unclear.append(i)
                     continue
@@ -195,13 +162,12 @@ class DenseLeg:
         return answers
 
     def _scan(self, vectors: np.ndarray, k: int, allowed: np.ndarray | None) -> list[Found]:
-        """Return exactly the k best of all allowed rows."""
         errors = self._errors(vectors)
         limits = (-errors).tolist()
         near: list[Found] = [_NOTHING] * len(vectors)
         for numbers, products in self._products(vectors, allowed):
             for i, own in enumerate(products):
-                places = np.flatnonzero(~(own < limits[i]))  # so that NaN is near, too
+                places = np.flatnonzero(~(own < limits[i]))  # NaN counts as near
                 if not len(places):
                     continue
                 scores = np.concatenate([near[i][0], own[places]])
@@ -227,7 +193,7 @@ class DenseLeg:
                 yield np.arange(first, first + len(block)), vectors @ block.T
                 continue
             chosen = np.flatnonzero(allowed[first : first + _CHUNK])
-            if 4 * len(chosen) < len(block):  # few: cheaper to copy than to multiply all
+            if 4 * len(chosen) < len(block):  # copying a few is cheaper than multiplying all
                 yield first + chosen, vectors @ block[chosen].T
             else:
                 yield first + chosen, (vectors @ block.T)[:, chosen]
@@ -241,10 +207,10 @@ class DenseLeg:
         return scores
 
     def _errors(self, vectors: np.ndarray) -> np.ndarray:
-        """Return by how much a float32 product of each query can be off, (queries) float64."""
+        """Return how far a float32 product of each query can be off, (queries) float64."""
         lengths = np.linalg.norm(vectors.astype(np.float64), axis=1)
         sizes = lengths * self._longest
-        # The second part is for numbers so small that they are taken for 0.
+        # The second part covers numbers so small that they are flushed to 0.
         tiny = float(_FLOAT32.tiny) * (1 + lengths + self._longest)
         errors = (vectors.shape[1] + 2) * (float(_FLOAT32.eps) * sizes + tiny)
         return np.where(sizes < _FLOAT32.max / 2, errors, np.inf)

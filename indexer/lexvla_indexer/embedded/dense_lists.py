@@ -1,20 +1,20 @@
-"""Inverted lists of dense rows: each row stands in the list of its heaviest code.
+"""Inverted lists of dense rows: each row is in the list of its heaviest code.
 
-A search reads the lists nearest to the query, and not all rows. The lists never change and lie
-in three files of a segment:
+A search reads only the lists nearest to the query. The lists never change and lie in three files
+of a segment:
 
     dense.list.head.npy   float64   rows, width, lists, the length and CRC-32 of the part of the
                                     index before its lists, and the length of the longest row
-    dense.list.of.npy     int32     (rows) the list that each row stands in
+    dense.list.of.npy     int32     (rows) the list of each row
     dense.list.faiss                faiss's IndexIVFFlat, inner product: a copy of all rows, in
                                     order of the lists
 
-A list lies where its rows lie: at the unit mean of its members, as an index knows the codes of
-rows and not the codebook that they are codes of. A code that is no row's heaviest has no list.
+The centre of a list is the unit mean of its members, because an index knows the codes of rows but
+not their codebook. A code that is no row's heaviest has no list.
 
-faiss reads what lies before the lists; a false number there could make it allocate or read what
-is not there. So that part is summed up when the lists are opened. What is in the lists only
-chooses rows: a damaged number can hide a row or bring a wrong one, but scores come from the
+faiss parses what precedes the lists; a wrong number there could make it allocate or read out of
+bounds. So the checksum of that part is verified when the lists are opened. The lists themselves
+only choose rows: a damaged number can hide a row or bring in a wrong one, but scores come from the
 segment's own rows.
 """
 
@@ -49,24 +49,16 @@ def _import_faiss() -> Any:
 
 
 def wants_lists(rows: int, codes: sparse.csr_array | None) -> bool:
-    """Say whether a new segment gets lists: it has many rows, they have codes, faiss is there."""
+    """Return whether a new segment gets lists: it has many rows, with codes, and faiss is there."""
     return rows >= LISTED_ROWS and codes is not None and codes.nnz > 0 and bool(_import_faiss())
 
 
 def write_lists(folder: Path, rows: np.ndarray, codes: sparse.csr_array) -> list[Path]:
-    """Write the lists of a segment. Return the files, not yet forced to the disk.
+    """Write the lists of a segment. Return the files, not yet synced to the disk.
 
-    A row stands in the list of its heaviest code, of equal ones the lowest. A row without codes
-    stands in the nearest list of the others. All rows pass through memory at once.
-
-    Args:
-        folder: The folder of the segment.
-        rows: (rows, width) float32.
-        codes: (rows, codes) weights above 0.
-
-    Raises:
-        OptionalDependencyError: faiss is missing.
-        ValueError: No row has a code, or rows and codes differ in number.
+    A row goes to the list of its heaviest code, of equal ones the lowest; a row without codes to
+    the nearest list. There must be a code. All rows pass through memory at once: (rows, width)
+    float32, and (rows, codes) weights above 0.
     """
     if codes.shape[0] != len(rows):
         raise ValueError(f"{len(rows)} rows with the codes of {codes.shape[0]}")
@@ -90,7 +82,7 @@ def write_lists(folder: Path, rows: np.ndarray, codes: sparse.csr_array) -> list
         pointers = map(faiss.swig_ptr, (block, numbers, own))
         index.add_core(len(block), *pointers)
     paths = [folder / name for name in (_HEAD, _OF, _INDEX)]
-    with writing(paths[2]) as file:  # faiss does not tell whether its last bytes were written
+    with writing(paths[2]) as file:  # faiss does not report whether its last bytes were written
         faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))
     save_array(paths[1], lists)
     length = paths[2].stat().st_size - len(rows) * _row_bytes(width)
@@ -109,14 +101,7 @@ def longest_of(rows: np.ndarray) -> float:
 
 
 class DenseLists:
-    """Read the rows of some lists.
-
-    Attributes:
-        rows: How many rows there are.
-        width: How many columns they have.
-        lists: How many lists there are.
-        longest: The length of the longest row.
-    """
+    """Read the rows of some lists; ``longest`` is the length of the longest row."""
 
     def __init__(self, path: Path, head: np.ndarray, of: np.ndarray, index: Any) -> None:
         self.rows, self.width, self.lists = (int(fact) for fact in head[:3])
@@ -130,16 +115,8 @@ class DenseLists:
     def open(cls, folder: Path, rows: int, width: int) -> DenseLists:
         """Map the lists of a segment into memory.
 
-        Where faiss is missing they open all the same, and cannot be searched.
-
-        Args:
-            folder: The folder of the segment.
-            rows: How many rows it has.
-            width: How many columns they have.
-
-        Raises:
-            IndexCorruptError: A file is missing, truncated, damaged before its lists, or is not
-                about such rows.
+        Without faiss they open all the same, but cannot be searched. Files that are missing,
+        damaged before their lists, or about other rows raise IndexCorruptError.
         """
         head = open_array(folder / _HEAD, np.float64, (6,))
         path, counts = folder / _HEAD, head[:5]
@@ -147,7 +124,7 @@ class DenseLists:
         demand(path, is_finite, "must hold finite numbers not below 0")
         demand(path, bool((counts == np.floor(counts)).all()), "must hold whole numbers")
         fits = counts[:2].tolist() == [rows, width]
-        demand(path, fits, f"must be about {rows} rows of {width} columns")
+        demand(path, fits, f"must describe {rows} rows of {width} columns")
         demand(path, 1 <= counts[2] <= rows, f"must name between 1 and {rows} lists")
         of = open_array(folder / _OF, np.int32, (rows,))
         lists = int(head[2])
@@ -161,7 +138,7 @@ class DenseLists:
         return found
 
     def _check(self) -> None:
-        """Refuse an index whose parts do not fit: reading it would leave the file."""
+        """Refuse an index whose parts do not fit: faiss would read past the end of the file."""
         index, path = self._index, self._path
         demand(path, (index.ntotal, index.d) == (self.rows, self.width), "must hold all rows")
         demand(path, index.nlist == self.lists, f"must hold {self.lists} lists")
@@ -172,17 +149,13 @@ class DenseLists:
     def nprobe(self) -> int:
         """How many lists a search reads unless told otherwise: a quarter, and at least 16.
 
-        An eighth found 0.91 to 0.95 of the ten best emoji for their labels, where lists come
-        from k-means of the default model's vectors; a quarter found 0.97 to 0.99.
+        An eighth found 0.91 to 0.95 of the ten best emoji for their labels, with lists from
+        k-means of the default model's vectors; a quarter found 0.97 to 0.99.
         """
         return max(16, self.lists // 4)
 
     def count(self, allowed: np.ndarray | None) -> np.ndarray:
-        """Return how many allowed rows each list has.
-
-        Args:
-            allowed: (rows) bool; ``None`` for all rows.
-        """
+        """Return how many rows of each list are allowed; (rows) bool, or ``None`` for all."""
         if allowed is None:
             return self._sizes
         if 2 * np.count_nonzero(allowed) > self.rows:
@@ -197,14 +170,8 @@ class DenseLists:
     ) -> np.ndarray:
         """Return the lists to read for each query, nearest first, padded with -1.
 
-        Args:
-            vectors: (queries, width) float32.
-            sizes: How many allowed rows each list has; those without any are never read.
-            nprobe: The fewest lists to read.
-            wanted: The fewest allowed rows that they must have together.
-
-        Raises:
-            OptionalDependencyError: faiss is missing.
+        They are at least ``nprobe``, and have at least ``wanted`` allowed rows together. ``sizes``
+        is how many each list has, as `count` returns them; lists without any are never read.
         """
         self._demand_faiss()
         nearness = vectors @ self._centroids.T
@@ -222,19 +189,9 @@ class DenseLists:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return the k greatest products of each query with allowed rows of its lists.
 
-        Args:
-            vectors: (queries, width) float32.
-            k: How many to return.
-            lists: (queries, any) the lists to read, as `choose` gives them.
-            allowed: (rows) bool; ``None`` for all rows.
-
-        Returns:
-            (queries, k) float32 products, descending, and the int64 numbers of their rows; -1
-            where there are no more.
-
-        Raises:
-            IndexCorruptError: A list names a row that is not there.
-            OptionalDependencyError: faiss is missing.
+        ``lists`` are as `choose` gives them; ``allowed`` is (rows) bool, or ``None`` for all. The
+        result is (queries, k) float32 products, descending, and the int64 numbers of their rows; -1
+        where there are no more.
         """
         faiss = self._demand_faiss()
         settings: dict[str, Any] = {"nprobe": lists.shape[1]}
@@ -286,7 +243,7 @@ def _assign(rows: np.ndarray, codes: sparse.csr_array) -> np.ndarray:
 
 
 def _centroids(rows: np.ndarray, lists: np.ndarray) -> np.ndarray:
-    """Return the unit mean of each list's rows, float32; 0 where they add up to 0."""
+    """Return the unit mean of each list's rows, float32; 0 if they sum to 0."""
     order = np.argsort(lists, kind="stable")
     starts = np.concatenate([[0], np.cumsum(np.bincount(lists))])
     members = sparse.csr_array((np.ones(len(rows), np.float32), order, starts))
@@ -300,7 +257,7 @@ def _chunks(count: int) -> Iterator[slice]:
 
 
 def _row_bytes(width: int) -> int:
-    return 4 * width + 8  # and its number
+    return 4 * width + 8  # plus its number
 
 
 def _crc32(path: Path, length: int) -> int:
@@ -329,7 +286,7 @@ def _read_index(path: Path) -> Any:
     except RuntimeError as error:
         raise IndexCorruptError(f"{path}: damaged ({error})") from error
     demand(path, isinstance(index, faiss.IndexIVFFlat), "must be an IndexIVFFlat")
-    index.parallel_mode = 3  # queries side by side, as many as OpenMP has threads
-    # By default it would start threads at each search that read all lists beforehand.
+    index.parallel_mode = 3  # queries in parallel, by as many threads as OpenMP has
+    # By default it would start threads at each search that prefetch all lists.
     faiss.downcast_InvertedLists(index.invlists).prefetch_nthread = 0
     return index

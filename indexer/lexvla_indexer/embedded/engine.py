@@ -29,20 +29,10 @@ class EmbeddedIndex(Index):
     commit of the last search in the same thread, so that hits and their documents agree.
 
     Scores are exact, in float64, unless a search asks for integers alone. Commits merge small
-    segments as they pile up. Memory: what is staged or merged, and the pages of the files in use.
+    segments as they accumulate. Memory: what is staged or merged, and the file pages in use.
 
-    Args:
-        directory: Where the index lies.
-        create: Make the index if there is none, and lock it for writing.
-        vocabulary: The terms of the lexical columns. Without one, a new index names its terms by
-            their column numbers.
-        model: The name of the model that the vectors come from; kept by a new index.
-
-    Raises:
-        IndexCorruptError: There is no index, or it is damaged.
-        IndexLockedError: ``create`` is set and another writer has the index.
-        IndexVersionError: A newer program wrote the index.
-        VocabularyMismatchError: The index has another vocabulary.
+    Arguments and errors are those of `lexvla_indexer.open_index`. Without a vocabulary, a new index
+    names its terms by their column numbers.
     """
 
     def __init__(
@@ -67,14 +57,12 @@ class EmbeddedIndex(Index):
             self._agree(vocabulary)
 
     def commit(self) -> None:
-        """Make all that is staged durable and visible, or nothing of it.
+        """Make everything staged durable and visible, or none of it.
 
         Raises:
-            IndexCorruptError: A segment that was to be merged is damaged. What was staged is
-                committed all the same.
-            OSError: A file cannot be written; the error names it. What was staged stays so, to be
-                committed when there is room, unless it was a merge that found none: then it is
-                committed.
+            IndexCorruptError: A segment to be merged is damaged. What was staged is committed.
+            OSError: A file cannot be written; the error names it. What was staged stays staged, to
+                be committed when there is room, unless only a merge failed: then it is committed.
         """
         with self._writing:
             if self._staging:
@@ -84,8 +72,8 @@ class EmbeddedIndex(Index):
     def compact(self) -> None:
         """Commit, then merge all segments and free the space of deleted rows.
 
-        The result is what a new index of the same documents would be, to the bit. The vectors of
-        no more than 1,048,576 documents pass through memory at once: so many a segment has.
+        The result is bit for bit what a new index of the same documents would be. Vectors pass
+        through memory a segment at a time: up to 1,048,576 documents.
 
         Raises:
             IndexCorruptError: A file of a segment is damaged.
@@ -112,31 +100,21 @@ class EmbeddedIndex(Index):
         filter: str | None = None,  # noqa: A002 - the public word for it
         exact: bool | None = None,
     ) -> list[Results]:
-        """Return the k best documents with a score above 0 for each query.
+        """Return the k best documents with a score above 0 for each query; see `Index.search`.
 
-        Scores are float64, but for ``exact=False`` the exact products of the stored float32 values
-        added up. Several queries are answered by as many threads as there are processors.
+        Scores are float64: the exact products of the stored float32 values, summed, unless
+        ``exact`` is False. A thread for each processor answers several queries.
 
-        Args:
-            queries: One query a row.
-            k: The most documents to return for each.
-            leg: What to score by.
-            filter: Which documents may be found; see `lexvla_indexer.filters`.
-            exact: ``True`` finds the best of all rows by exact scores. ``False`` lets the sparse
-                legs score by the 8-bit impacts alone;
-                `lexvla_indexer.impacts.ImpactQuantizer.bound` bounds what that changes a score
-                by. ``None``, the default, is as ``True``, but for the dense leg of segments of
-                100,000 rows or more that have codes: there it reads the inverted lists nearest to
-                the query; `info` tells of their recall.
+        ``exact=True`` finds the best of all rows by exact scores. ``False`` lets the sparse legs
+        score by the 8-bit impacts alone; `lexvla_indexer.impacts.ImpactQuantizer.bound` bounds how
+        far that changes a score. ``None`` is as ``True``, except for the dense leg of segments of
+        100,000 rows or more that have codes: there it reads the inverted lists nearest to the
+        query; `info` reports their recall.
 
         Raises:
-            FilterSyntaxError: The filter cannot be read.
             IndexCorruptError: What is read of the index is damaged.
             OSError: A file cannot be read; the error names it.
             OptionalDependencyError: There are inverted lists to read, and faiss is missing.
-            UnsupportedError: The index or the queries lack the leg.
-            ValueError: k is below 1, or there is no leg of that name.
-            VocabularyMismatchError: The leg has another width in the index.
         """
         return self._ask(lambda reader: reader.search(queries, k, leg, filter, exact))
 
@@ -146,7 +124,6 @@ class EmbeddedIndex(Index):
         return ask(self._reader())
 
     def _reader(self) -> Reader:
-        """Return what this thread sees."""
         self._check_open()
         reader: Reader | None = getattr(self._local, "reader", None)
         if reader is None:

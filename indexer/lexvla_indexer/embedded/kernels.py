@@ -1,9 +1,9 @@
 """The inner loops of postings, compiled by numba.
 
 numba is slow to load, so this module is imported only when a search or a build needs it. The
-loops run without Python's global lock, so that threads search side by side. Hot ones run over a
-slice from 0: for any other start the compiler would ask of each place whether it is below 0. Where
-numba is missing they are plain Python, and too slow for use: see `COMPILED`.
+loops release Python's global lock, so that threads search in parallel. Hot loops run over slices
+that start at 0: otherwise the compiled code would check every index for being negative. Without
+numba they are plain Python, too slow to use: see `COMPILED`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if _numba is not None:
             _numba.types.intc, _numba.types.uintp, _numba.types.uintp, _numba.types.int64
         ),
     )
-_STRIPE = 256  # rows whose greatest score is kept, so that most rows are never looked at singly
+_STRIPE = 256  # rows whose greatest score is kept, so that few rows are looked at one by one
 
 _Loop = TypeVar("_Loop", bound=Callable[..., Any])
 
@@ -43,7 +43,7 @@ def _compile(loop: _Loop) -> _Loop:
         return loop
     try:
         return _numba.njit(nogil=True, cache=True)(loop)
-    except RuntimeError:  # no folder to keep the compiled code in
+    except RuntimeError:  # nowhere to cache the compiled code
         return _numba.njit(nogil=True)(loop)
 
 
@@ -58,17 +58,10 @@ def fill(
     ids: np.ndarray,
     impacts: np.ndarray,
 ) -> None:
-    """Write the postings of one block of rows.
+    """Write the postings of rows ``first`` to ``last`` - 1, one block.
 
-    Args:
-        row_starts: Where each row of a compressed sparse matrix starts.
-        columns: Its columns.
-        weights: Its values.
-        first: The block's first row.
-        last: The row after its last one.
-        places: For each term, where its postings of this block start; used up.
-        ids: Takes the rows' numbers in the block.
-        impacts: Takes the values.
+    The rows are compressed sparse rows. ``places`` says where each term's postings of this block
+    start, and is used up. ``ids`` takes the rows' numbers within the block, ``impacts`` the values.
     """
     for row in range(first, last):
         for entry in range(row_starts[row], row_starts[row + 1]):
@@ -94,21 +87,12 @@ def retrieve(
     best: np.ndarray,
     sums: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rows above 0 whose score is at most ``margin`` below the k-th best.
+    """Return the rows above 0 whose score is at most ``margin`` below the k-th best, and scores.
 
-    Args:
-        rows: How many rows there are.
-        blocks: See `lexvla_indexer.embedded.postings.Postings`, as for the next four.
-        terms: As ``blocks``.
-        starts: As ``blocks``.
-        ids: As ``blocks``.
-        impacts: As ``blocks``.
-        wanted: The query's terms.
-        weights: Their weights.
-        margin: How far below the k-th best.
-        allowed: Which rows may be found; empty for all.
-        best: k zeros of the weights' type; becomes a heap of the k best scores, the least first.
-        sums: Room for the scores of a block, of the weights' type.
+    The first five arrays are those of `lexvla_indexer.embedded.postings.Postings`. ``wanted`` are
+    the query's terms; ``allowed`` says which rows may be found, and is empty for all. ``best``, k
+    zeros of the weights' type, becomes a heap of the k best scores, the least first; ``sums`` is
+    room of that type for the scores of a block.
     """
     size = len(sums)
     peaks = np.zeros(size // _STRIPE + 1, sums.dtype)
@@ -174,13 +158,13 @@ def _add(
 
 @_compile
 def _raise(sums: np.ndarray, count: int, peaks: np.ndarray, best: np.ndarray) -> None:
-    """Note the greatest score of each stripe, and put scores among the best into the heap."""
+    """Record the greatest score of each stripe, and put scores among the best into the heap."""
     for start in range(0, count, _STRIPE):
         stripe = sums[start : min(start + _STRIPE, count)]
         peak = stripe[0]
         for i in range(len(stripe)):
             score = stripe[i]
-            if score > peak:  # `max` would not become one instruction for many scores
+            if score > peak:  # `max` would not be vectorised
                 peak = score
         peaks[start // _STRIPE] = peak
         if peak > best[0]:
@@ -204,7 +188,7 @@ def _replace_least(heap: np.ndarray, value: float) -> None:
 
 @_compile
 def _keep(found: np.ndarray, scores: np.ndarray, used: int, floor: float) -> int:
-    """Move what is not below the floor to the front. Return how many that are."""
+    """Move what is not below the floor to the front, and return the count."""
     kept = 0
     for i in range(used):
         if scores[i] >= floor:
@@ -225,14 +209,6 @@ def row_scores(
     """Write the dot products of rows with a dense query. Return whether all rows are sound.
 
     Products are added in column order. Nothing is read outside the arrays.
-
-    Args:
-        row_starts: Where each row of a compressed sparse matrix starts.
-        columns: Its columns.
-        weights: Its values.
-        rows: The rows to score.
-        query: A weight for every column.
-        scores: Takes the scores.
     """
     for i in range(len(rows)):
         first, last = row_starts[rows[i]], row_starts[rows[i] + 1]
@@ -252,14 +228,8 @@ def row_scores(
 def read_spans(file: int, firsts: np.ndarray, sizes: np.ndarray, room: np.ndarray) -> bool:
     """Read spans of a file, one after the other. Return whether all were there.
 
-    In Python each read would give the global lock up: beside busy threads, dozens of reads then
-    wait dozens of times.
-
-    Args:
-        file: Its descriptor.
-        firsts: Where each span starts, in bytes.
-        sizes: How many bytes it has, not below 0.
-        room: uint8: takes the bytes, as many as the sizes add up to.
+    In Python each read would release the global lock: beside busy threads, dozens of reads then
+    wait dozens of times. Starts and sizes are in bytes; ``room`` is uint8, as long as all sizes.
     """
     place = 0
     for i in range(len(firsts)):

@@ -1,8 +1,8 @@
 """What an index directory stores: its files, and the lock of its one writer.
 
-manifest.sqlite    documents, deletions and live segments; with it, the directory is an index
+manifest.sqlite    documents, deletions and live segments; it makes the directory an index
 vocabulary.json    the terms of the lexical columns
-segments/00000007  the seventh segment that was written; see `lexvla_indexer.embedded.segment`
+segments/00000007  the seventh segment written; see `lexvla_indexer.embedded.segment`
 lock               locked by the one writer
 """
 
@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import fcntl
 import logging
-import os
 import shutil
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -21,7 +19,7 @@ from lexvla.encoding import Encoding
 from lexvla.errors import IndexCorruptError, IndexLockedError, ModelError
 from lexvla.version import program_version
 from lexvla.vocabulary import Vocabulary
-from lexvla_indexer.durable import NEW, fsync, naming, publish
+from lexvla_indexer.durable import NEW, fsync, publish, replacing
 from lexvla_indexer.embedded.manifest import Entry, Manifest
 from lexvla_indexer.embedded.segment import Segment, write_segment
 
@@ -29,16 +27,12 @@ __all__ = ["Store"]
 
 logger = logging.getLogger(__name__)
 
-# What a directory may hold if making an index in it was cut short.
+# What a directory may hold after an interrupted creation of an index.
 _BEGUN = ("lock", "segments", "vocabulary.json", "manifest.sqlite.new")
 
 
 class Store:
-    """Read and write the files of one index directory.
-
-    Args:
-        path: The directory, which need not exist yet.
-    """
+    """Read and write the files of one index directory, which need not exist yet."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -50,9 +44,7 @@ class Store:
     def make(self, vocabulary: Vocabulary | None, model: str | None) -> None:
         """Lock the directory, and make it an empty index unless it is one already.
 
-        Raises:
-            IndexCorruptError: The path is a file, or a directory that holds other things.
-            IndexLockedError: Another writer has it.
+        A file, or a directory that holds other things, raises IndexCorruptError.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -83,11 +75,7 @@ class Store:
         fsync(self.path.parent)
 
     def lock(self) -> None:
-        """Become the one writer, unless this object is that already.
-
-        Raises:
-            IndexLockedError: Another writer has the index.
-        """
+        """Become the one writer, unless this object is already, or raise IndexLockedError."""
         if self._lock is not None:
             return
         file = (self.path / "lock").open("a")
@@ -99,17 +87,13 @@ class Store:
         self._lock = file
 
     def unlock(self) -> None:
-        """Let another writer come."""
+        """Let another writer in."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
 
     def manifest(self, writable: bool) -> Manifest:
-        """Open the manifest.
-
-        Raises:
-            IndexCorruptError: There is no index, or its manifest is damaged.
-        """
+        """Open the manifest; IndexCorruptError if there is no index."""
         if self._manifest.exists():
             return Manifest(self._manifest, writable)
         if self._segments.exists():
@@ -118,11 +102,7 @@ class Store:
         raise IndexCorruptError(f"no index at {self.path}; make one with: {made}")
 
     def load_vocabulary(self, sha256: str) -> Vocabulary:
-        """Read the vocabulary that the manifest names.
-
-        Raises:
-            IndexCorruptError: The file is missing, damaged, or another one.
-        """
+        """Read the vocabulary that the manifest names; IndexCorruptError if it is not there."""
         try:
             vocabulary = Vocabulary.load(self._vocabulary)
         except ModelError as error:
@@ -133,34 +113,27 @@ class Store:
 
     def save_vocabulary(self, vocabulary: Vocabulary) -> None:
         """Write the vocabulary, whole or not at all."""
-        new = self._vocabulary.with_name(self._vocabulary.name + NEW)
-        with naming(new):
+        with replacing(self._vocabulary) as new:
             vocabulary.save(new)
-        fsync(new)
-        publish(new, self._vocabulary)
 
     def write_segment(self, number: int, ids: Sequence[str], encoding: Encoding) -> Entry:
         """Write a segment, whole or not at all; the commit that has the entry makes it live."""
         folder = self._folder(number)
         new = folder.with_name(folder.name + NEW)
-        for leftover in (new, folder):  # of a commit that failed, when the disk was full
+        for leftover in (new, folder):  # of a failed commit, perhaps on a full disk
             shutil.rmtree(leftover, ignore_errors=True)
         checksum = write_segment(new, ids, encoding)
         publish(new, folder)
         return Entry(len(ids), checksum)
 
     def segment(self, number: int, entry: Entry, widths: Mapping[str, int]) -> Segment:
-        """Open a segment.
-
-        Raises:
-            IndexCorruptError: A file is missing or damaged.
-        """
+        """Open a segment; IndexCorruptError if a file is missing or damaged."""
         return Segment(self._folder(number), entry.rows, widths, entry.checksum)
 
     def sweep(self, live: Collection[int]) -> None:
-        """Remove what no commit names: what a crash has left, or what was merged.
+        """Remove what no commit names: leftovers of a crash, or segments that were merged.
 
-        Only the writer may do so. A reader that still has such files mapped keeps them.
+        Only the writer may do so. Readers that have such files mapped keep them.
         """
         self._segments.mkdir(exist_ok=True)  # a copy of an empty index may lack it
         names = {self._folder(number).name for number in live}
@@ -171,15 +144,6 @@ class Store:
                 shutil.rmtree(path)
             else:
                 path.unlink()
-
-    def size(self) -> int:
-        """Return the bytes of all files together."""
-        total = 0
-        for folder, _, names in os.walk(self.path):  # passes over what a writer is removing
-            for name in names:
-                with suppress(FileNotFoundError):
-                    total += Path(folder, name).stat().st_size
-        return total
 
     def _folder(self, number: int) -> Path:
         return self._segments / f"{number:08d}"

@@ -34,17 +34,12 @@ CREATE TABLE documents (
 );
 """
 _BUSY_SECONDS = 30
-# What SQLite says of a damaged file; anything else (disk full, no permission, ...) is not damage.
+# How SQLite names damage; anything else (disk full, no permission, ...) is not damage.
 _DAMAGE = ("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_ERROR", "SQLITE_IOERR_SHORT_READ")
 
 
 class Entry(NamedTuple):
-    """What the manifest keeps of a segment.
-
-    Attributes:
-        rows: How many rows it has.
-        checksum: That of its segment.json; ``None`` for a segment of format 1.
-    """
+    """A segment's number of rows, and the checksum of its segment.json; ``None`` in format 1."""
 
     rows: int
     checksum: int | None
@@ -62,13 +57,10 @@ class State:
     """Describe one commit.
 
     Attributes:
-        commit: Its number; each commit's is one higher than the last's.
-        vocabulary_sha256: The hash of the vocabulary; empty while there is none.
-        model: The name of the model, if it was given.
-        writer_version: The version of the program that made the index.
+        commit: Its number, one higher than that of the previous commit.
+        vocabulary_sha256: The hash of the vocabulary; empty if there is none yet.
         widths: The number of columns of each leg; empty until the first vectors come.
-        segments: Each live segment.
-        next_segment: The number that no segment has had yet.
+        next_segment: The first number that no segment has had.
         tombstones: The deleted rows of each segment that has any.
     """
 
@@ -86,14 +78,8 @@ class Manifest:
     """Read a manifest as of one commit, and write the next.
 
     All reads between two calls of `refresh` see the same commit: they share one read transaction.
-
-    Args:
-        path: The SQLite file.
-        writable: Whether `commit` and `compact` will be called.
-
-    Raises:
-        IndexCorruptError: The file is damaged, or is not a manifest.
-        IndexVersionError: A newer version of the format was used to write it.
+    A manifest that is not ``writable`` cannot `commit`, `merge` or `shrink`. IndexVersionError if a
+    newer program wrote it, perhaps just before a `refresh`.
     """
 
     def __init__(self, path: Path, writable: bool = False) -> None:
@@ -112,7 +98,7 @@ class Manifest:
             )
         try:
             if writable:
-                self._run("PRAGMA synchronous = FULL")
+                self._db.execute("PRAGMA synchronous = FULL")
             self.refresh()
             if writable and self._version < FORMAT_VERSION:
                 self._upgrade()
@@ -128,32 +114,22 @@ class Manifest:
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = FULL")
             db.executescript(f"BEGIN; {_SCHEMA}")
-            values: dict[str, object] = {
-                "format_version": FORMAT_VERSION,
-                "commit": 0,
-                "widths": {},
-                **meta,
-            }
-            rows = [(key, json.dumps(value)) for key, value in values.items()]
+            fixed: dict[str, object] = {"format_version": FORMAT_VERSION, "commit": 0, "widths": {}}
+            rows = [(key, json.dumps(value)) for key, value in {**fixed, **meta}.items()]
             db.executemany("INSERT INTO meta VALUES (?, ?)", rows)
             db.execute("COMMIT")
         finally:
             db.close()
 
     def refresh(self) -> int:
-        """Move to the newest commit, and return its number.
-
-        Raises:
-            IndexCorruptError: The file is damaged.
-            IndexVersionError: A newer version of the format was used to write it, maybe just now.
-        """
+        """Move to the newest commit, and return its number."""
         with self._errors():
             if self._db.in_transaction:
                 self._db.execute("COMMIT")
             self._db.execute("BEGIN")
-            # Reading it makes the transaction see what is newest. It changes with commits of all
-            # others; with those of this connection see `_transaction`.
-            seen = int(self._run("PRAGMA data_version").fetchone()[0])
+            # Reading this shows the transaction the newest commit. It changes with the commits of
+            # other connections; for those of this one see `_transaction`.
+            seen = int(self._db.execute("PRAGMA data_version").fetchone()[0])
             if seen == self._seen:
                 return self._commit
             self._seen = -1
@@ -161,10 +137,8 @@ class Manifest:
             self._version = int(meta["format_version"])
             if self._version > FORMAT_VERSION:
                 written = f"format {self._version}, written by lexvla {meta.get('writer_version')}"
-                raise IndexVersionError(
-                    f"{self._path}: index {written}, is newer than this program reads"
-                    f" ({FORMAT_VERSION})"
-                )
+                rule = f"index {written}, is newer than this program reads ({FORMAT_VERSION})"
+                raise IndexVersionError(f"{self._path}: {rule}")
             self._commit, self._seen = int(meta["commit"]), seen
             return self._commit
 
@@ -173,9 +147,9 @@ class Manifest:
         with self._errors():
             meta = self._meta()
             query = "SELECT * FROM segments ORDER BY number"
-            segments = {int(row[0]): _entry(*row[1:]) for row in self._run(query)}
+            segments = {int(row[0]): _entry(*row[1:]) for row in self._db.execute(query)}
             deleted: dict[int, list[int]] = {}
-            for number, row in self._run("SELECT segment, row FROM tombstones"):
+            for number, row in self._db.execute("SELECT segment, row FROM tombstones"):
                 if not 0 <= row < segments[number].rows:
                     raise ValueError(f"segment {number} has no row {row}")
                 deleted.setdefault(number, []).append(row)
@@ -193,7 +167,7 @@ class Manifest:
             )
 
     def find(self, ids: Iterable[str]) -> dict[str, tuple[Document, Place]]:
-        """Return those of the documents that are there."""
+        """Return those of the documents that exist."""
         found = {}
         with self._errors():
             for name, segment, row, *held in self._named("*", ids):
@@ -201,20 +175,20 @@ class Manifest:
         return found
 
     def places(self, ids: Iterable[str]) -> dict[str, Place]:
-        """Return where the vectors lie of those of the documents that are there."""
+        """Return where the vectors of those of the documents that exist lie."""
         with self._errors():
             found = self._named("id, segment, row", ids)
             return {name: Place(int(segment), int(row)) for name, segment, row in found}
 
     def fingerprints(self, ids: Iterable[str]) -> dict[str, str]:
-        """Return the fingerprints of those of the documents that are there."""
+        """Return the fingerprints of those of the documents that exist."""
         with self._errors():
             return dict(self._named("id, fingerprint", ids))
 
     def select(self, filter: Filter, segments: Mapping[int, Entry]) -> dict[int, np.ndarray]:  # noqa: A002
         """Return a mask over the rows of each segment: those whose documents a filter chooses.
 
-        What `Filter.matches` raises is raised as it is.
+        Exceptions of `Filter.matches` pass through unchanged.
         """
         test = condition(filter)
         masks = {number: np.zeros(e.rows, bool) for number, e in segments.items()}
@@ -223,7 +197,7 @@ class Manifest:
         def decide(name: str, uri: str, text: str, metadata: str) -> bool:
             try:
                 return filter.matches(self._document(name, uri, text, metadata))
-            except BaseException as error:  # of which SQLite says no more than that there was one
+            except BaseException as error:  # SQLite only says that there was one
                 raised.append(error)
                 raise
 
@@ -250,19 +224,19 @@ class Manifest:
         meta: Mapping[str, str | dict[str, int]],
         written: Callable[[], Mapping[int, Entry]],
     ) -> None:
-        """Add segments with their documents, and bury rows, all in one transaction.
+        """Add segments with their documents, and mark rows as deleted, in one transaction.
 
-        Args:
-            rows: The number of rows of each new segment.
-            documents: The documents of these rows, segment by segment.
-            removed: The ids whose old rows are deleted or replaced.
-            meta: The values that this commit changes.
-            written: Waits until the segments are on the disk, and returns them.
+        ``rows`` has the number of rows of each new segment, whose documents come in order;
+        ``removed`` the ids whose old rows are deleted or replaced; ``meta`` the values that change.
+        ``written`` waits until the segments are on the disk, and returns them.
         """
         places = ((number, row) for number, count in rows.items() for row in range(count))
         with self._transaction():
-            if self._run("SELECT 1 FROM documents LIMIT 1").fetchone():
-                self._bury(removed)
+            if self._db.execute("SELECT 1 FROM documents LIMIT 1").fetchone():
+                gone = [(name,) for name in removed]
+                bury = "INSERT INTO tombstones SELECT segment, row FROM documents WHERE id = ?"
+                self._db.executemany(bury, gone)
+                self._db.executemany("DELETE FROM documents WHERE id = ?", gone)
             self._db.executemany(
                 "INSERT INTO documents VALUES (?, ?, ?, ?, ?, ?, ?)",
                 (
@@ -275,13 +249,7 @@ class Manifest:
             self._add(written())
 
     def merge(self, old: Iterable[int], new: Mapping[int, Entry], ids: Sequence[str]) -> None:
-        """Put segments in the place of others, in one transaction.
-
-        Args:
-            old: The segments that are no longer live, and whose deleted rows are gone.
-            new: The new segments.
-            ids: The ids of their rows, segment by segment.
-        """
+        """Replace segments by others, whose rows have these ids in order, in one transaction."""
         gone = [(number,) for number in old]
         places = ((number, row) for number, entry in new.items() for row in range(entry.rows))
         with self._transaction():
@@ -294,19 +262,13 @@ class Manifest:
             )
 
     def shrink(self) -> None:
-        """Give the space of what was deleted back to the disk."""
+        """Return the space of what was deleted to the disk."""
         with self._errors():
             if self._db.in_transaction:
                 self._db.execute("COMMIT")
-            if self._run("PRAGMA freelist_count").fetchone()[0]:
+            if self._db.execute("PRAGMA freelist_count").fetchone()[0]:
                 self._db.execute("VACUUM")
         self.refresh()
-
-    def _bury(self, names: Collection[str]) -> None:
-        buried = [(name,) for name in names]
-        bury = "INSERT INTO tombstones SELECT segment, row FROM documents WHERE id = ?"
-        self._db.executemany(bury, buried)
-        self._db.executemany("DELETE FROM documents WHERE id = ?", buried)
 
     def _add(self, segments: Mapping[int, Entry]) -> None:
         rows = [(number, *entry) for number, entry in segments.items()]
@@ -319,15 +281,12 @@ class Manifest:
         """Close the file."""
         self._db.close()
 
-    def _run(self, statement: str, values: tuple[str, ...] = ()) -> sqlite3.Cursor:
-        return self._db.execute(statement, values)
-
     def _named(self, columns: str, ids: Iterable[str]) -> sqlite3.Cursor:
-        """Select the documents of these ids, all at once: a query for each takes five times it."""
+        """Select the documents of all these ids: a query for each would take five times as long."""
         query = f"""
             SELECT {columns} FROM documents WHERE id IN (SELECT value FROM json_each(?))
         """  # noqa: S608 - columns are ours
-        return self._run(query, (json.dumps(list(ids), ensure_ascii=False),))
+        return self._db.execute(query, (json.dumps(list(ids), ensure_ascii=False),))
 
     def _document(
         self, name: str, uri: str, text: str, metadata: str, fingerprint: str = ""
@@ -338,11 +297,11 @@ class Manifest:
             raise IndexCorruptError(f"{self._path}: damaged ({error!r})") from error
 
     def _meta(self) -> dict[str, Any]:
-        rows = self._run("SELECT key, value FROM meta")
+        rows = self._db.execute("SELECT key, value FROM meta")
         return {str(key): json.loads(value) for key, value in rows}
 
     def _upgrade(self) -> None:
-        """Make room for what format 1 did not keep. Its segments stay until they are merged."""
+        """Make room for what format 1 did not have. Its segments stay until they are merged."""
         with self._transaction():
             self._db.execute("ALTER TABLE segments ADD COLUMN checksum INTEGER")
             version = (str(FORMAT_VERSION),)
@@ -350,7 +309,7 @@ class Manifest:
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        """Count one commit, and make it durable if nothing goes wrong; then see it."""
+        """Make one commit, durable if nothing fails; then move to it."""
         number = self.refresh() + 1
         self._seen = -1
         with self._errors():
@@ -367,7 +326,7 @@ class Manifest:
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
-        """Say which file is damaged, in place of what SQLite and JSON say."""
+        """Name the damaged file in place of the errors of SQLite and JSON."""
         try:
             yield
         except sqlite3.ProgrammingError:
@@ -385,5 +344,5 @@ def _entry(rows: int, checksum: int | None = None) -> Entry:
     return Entry(int(rows), None if checksum is None else int(checksum))
 
 
-# Made once: for many documents, making one each time takes longer than writing by it.
+# Made once: for many documents, making it takes longer than using it.
 _to_json = json.JSONEncoder(ensure_ascii=False).encode

@@ -14,20 +14,16 @@ from lexvla_indexer.legs import stack
 __all__ = ["SEGMENT_ROWS", "due", "live_rows", "merged"]
 
 SEGMENT_ROWS = 1 << 20  # the most rows of a segment, so that a merge fits into memory
-FAN_IN = 8  # so many segments of about one size become one
+FAN_IN = 8  # segments of about one size that become one
 _SMALLEST = 1024  # below this, sizes do not matter
 
 
 def due(rows: Mapping[int, int], deleted: Mapping[int, int]) -> list[int]:
-    """Return the segments to merge now, or none.
+    """Return the segments to merge now, if any, given their rows and how many of these are deleted.
 
     From 1,024 rows on, a row is copied about once for each eightfold growth of the index; below,
-    small commits copy it more often, which costs little. An index of n rows has no more than some
+    small commits copy it more often, which costs little. An index of n rows has no more than about
     7 log8(n / 1024) segments of less than half the largest size.
-
-    Args:
-        rows: The number of rows of each segment.
-        deleted: How many of them are deleted, where any is.
     """
     live = {number: count - deleted.get(number, 0) for number, count in rows.items()}
     tiers: dict[int, list[int]] = {}
@@ -55,14 +51,10 @@ def live_rows(count: int, deleted: np.ndarray) -> np.ndarray:
 def merged(
     parts: Sequence[tuple[Segment, np.ndarray]], most: int
 ) -> Iterator[tuple[list[str], Encoding]]:
-    """Yield ids and vectors of rows of segments, by ascending id, so many at a time.
+    """Yield ids and vectors of rows of segments by ascending id, at most ``most`` at a time.
 
-    Args:
-        parts: Segments, and those of their rows that are wanted, ascending.
-        most: The most rows to yield at a time; all of them pass through memory at once.
-
-    Raises:
-        IndexCorruptError: A file of a segment is damaged: nothing of it may be copied.
+    The parts are segments, each with the rows to take, ascending. A damaged file of a segment
+    raises IndexCorruptError: nothing of it may be copied.
     """
     for segment, _ in parts:
         for damage in segment.damage():
@@ -73,7 +65,7 @@ def merged(
     order = np.array(sorted(range(len(ids)), key=ids.__getitem__), np.int64)
     for first in range(0, len(order), most):
         chosen = order[first : first + most]
-        # A stable sort: within a segment, rows then ascend as their ids do.
+        # A stable sort keeps the rows of a segment ascending, as their ids are.
         by_owner = np.argsort(owners[chosen], kind="stable")
         chunk = [
             parts[owner][0].encoding(numbers[chosen[owners[chosen] == owner]])

@@ -1,12 +1,12 @@
 """Postings of one leg of a segment, in blocks of 65,536 rows: three bytes a posting.
 
-A score is added up term by term in one array of a block's rows, which stays in the processor's
-cache. Postings that never change lie in five ``.npy`` files, readable with numpy alone:
+A score is summed term by term in one array of a block's rows, which stays in the processor's
+cache. Postings never change and lie in five ``.npy`` files, readable with numpy alone:
 
     LEG.posting.block    int64    rows, width, then (blocks + 1) where each block's terms start
     LEG.posting.term     int32    the terms that occur in each block, ascending
     LEG.posting.start    int64    (terms + 1) where the postings of each of them start
-    LEG.posting.row      uint16   the row of each posting, counted from its block's first one
+    LEG.posting.row      uint16   the row of each posting within its block
     LEG.posting.impact   uint8    its impact
 
 A term that does not occur in a block takes no room, so that a segment of few rows is small.
@@ -30,7 +30,7 @@ __all__ = ["BLOCK", "Postings", "best", "build", "kernels", "read_only"]
 
 COMPILED_FROM = 1 << 23  # postings
 _LOOPS = "lexvla_indexer.embedded.kernels"
-BLOCK = 1 << 16  # rows of a block: as many as a uint16 tells apart
+BLOCK = 1 << 16  # rows of a block: as many as a uint16 can number
 LARGEST_SUM = 2**31 - 1
 _FILES: dict[str, type[np.generic]] = {
     "block": np.int64,
@@ -39,15 +39,15 @@ _FILES: dict[str, type[np.generic]] = {
     "row": np.uint16,
     "impact": np.uint8,
 }
-_FEW = 1024  # rows: sorting them takes less time than choosing those to sort
+_FEW = 1024  # rows: sorting them all is faster than selecting some first
 _NO_MASK = np.empty(0, np.bool_)
 
 
 def kernels(postings: int = COMPILED_FROM) -> ModuleType | None:
-    """Return the compiled loops, or ``None`` where numpy answers.
+    """Return the compiled loops, or ``None`` if numpy is to answer.
 
-    It does where numba is missing, and for few postings if no work in this process has needed
-    numba yet: numba takes a second to load, which many searches of a small index do not.
+    That is so if numba is missing, and for few postings as long as nothing in this process has
+    needed numba: it takes a second to load, longer than many searches of a small index.
     """
     if postings < COMPILED_FROM and _LOOPS not in sys.modules:
         return None
@@ -56,15 +56,9 @@ def kernels(postings: int = COMPILED_FROM) -> ModuleType | None:
 
 
 def build(matrix: sparse.csr_array) -> Postings:
-    """Turn rows of impacts into postings.
+    """Turn rows of impacts, (rows, width) uint8 with sorted column numbers, into postings.
 
     On one core, the compiled loop takes over 300,000 rows of 125 words a second.
-
-    Args:
-        matrix: (rows, width) uint8, sorted column numbers, each once in a row.
-
-    Raises:
-        ValueError: The matrix is not of that form.
     """
     if matrix.dtype != np.uint8:
         raise ValueError(f"impacts must be uint8, not {matrix.dtype}")
@@ -75,36 +69,24 @@ def build(matrix: sparse.csr_array) -> Postings:
         raise ValueError(f"column numbers must be from 0 to {width - 1}")  # scipy trusts them
     ids, impacts = np.empty(matrix.nnz, np.uint16), np.empty(matrix.nnz, np.uint8)
     blocks, terms, starts = [0], [np.empty(0, np.int32)], [np.zeros(1, np.int64)]
+    loops = kernels(matrix.nnz)
+    arrays = [read_only(each) for each in (matrix.indptr, matrix.indices, matrix.data)]
     for first in range(0, rows, BLOCK):
         last = min(first + BLOCK, rows)
         span = slice(*matrix.indptr[[first, last]].tolist())
         counts = np.bincount(matrix.indices[span], minlength=width)
         occurring = np.flatnonzero(counts)
         ends = span.start + np.cumsum(counts)
-        _fill(matrix, first, last, ends - counts, ids, impacts)
+        if loops is not None:
+            loops.fill(*arrays, first, last, ends - counts, ids, impacts)
+        else:
+            block = matrix[first:last].tocsc()  # keeps the rows of a column in order
+            ids[span], impacts[span] = block.indices, block.data
         terms.append(occurring.astype(np.int32))
         starts.append(ends[occurring])
         blocks.append(blocks[-1] + len(occurring))
     directory = (np.array(blocks), np.concatenate(terms), np.concatenate(starts))
     return Postings(rows, width, *map(read_only, (*directory, ids, impacts)))
-
-
-def _fill(
-    matrix: sparse.csr_array,
-    first: int,
-    last: int,
-    places: np.ndarray,
-    ids: np.ndarray,
-    impacts: np.ndarray,
-) -> None:
-    loops = kernels(matrix.nnz)
-    if loops is not None:
-        arrays = map(read_only, (matrix.indptr, matrix.indices, matrix.data))
-        loops.fill(*arrays, first, last, places, ids, impacts)
-        return
-    block = matrix[first:last].tocsc()  # keeps the rows of a column in order
-    span = slice(*matrix.indptr[[first, last]].tolist())
-    ids[span], impacts[span] = block.indices, block.data
 
 
 @dataclass(frozen=True, eq=False)  # arrays have no single truth value to compare by
@@ -117,7 +99,7 @@ class Postings:
         blocks: (blocks + 1) int64: where each block's part of ``terms`` starts.
         terms: int32: the terms that occur in each block, ascending.
         starts: (terms + 1) int64: where the postings of each of them start.
-        ids: uint16: the row of each posting, counted from its block's first one.
+        ids: uint16: the row of each posting within its block.
         impacts: uint8.
     """
 
@@ -130,7 +112,7 @@ class Postings:
     impacts: np.ndarray
 
     def save(self, folder: Path, leg: str = "lexical") -> list[Path]:
-        """Write the files of a leg into a folder. Return them, not yet forced to the disk."""
+        """Write the files of a leg into a folder. Return them, not yet synced to the disk."""
         head = np.concatenate([[self.rows, self.width], self.blocks])
         arrays = (head, self.terms, self.starts, self.ids, self.impacts)
         paths = [_path(folder, leg, name) for name in _FILES]
@@ -140,26 +122,22 @@ class Postings:
 
     @classmethod
     def open(cls, folder: Path, leg: str = "lexical") -> Postings:
-        """Map the files of a leg into memory.
-
-        Raises:
-            IndexCorruptError: A file is missing, truncated, or not of the form that it must have.
-        """
+        """Map the files of a leg into memory; damaged ones raise IndexCorruptError."""
         head, *arrays = (
             open_array(_path(folder, leg, name), kind) for name, kind in _FILES.items()
         )
         path = _path(folder, leg, "block")
         demand(path, len(head) >= 3 and bool((head >= 0).all()), "must name rows and terms")
         rows, width = head[:2].tolist()
-        # A copy: with blocks that stay as they are checked here, the loops read inside the arrays
-        # though a file changes later.
+        # A copy: the blocks stay as they are checked here, so that the loops read inside the arrays
+        # even if a file changes later.
         postings = cls(rows, width, read_only(head[2:].copy()), *arrays)
         for name, holds, rule in postings._rules():
             demand(_path(folder, leg, name), holds, rule)
         return postings
 
     def _rules(self) -> Iterator[tuple[str, bool, str]]:
-        """Yield for each rule the file that it is about, whether it holds, and its words.
+        """Yield each rule: the file that it is about, whether it holds, and its wording.
 
         Impacts are not read, and of rows only the last of each term, where one can be too great.
         """
@@ -183,23 +161,13 @@ class Postings:
         yield "impact", len(self.impacts) == starts[-1], f"must hold {starts[-1]} impacts"
 
     def top(
-        self,
-        terms: np.ndarray,
-        weights: np.ndarray,
-        k: int,
-        allowed: np.ndarray | None = None,
+        self, terms: np.ndarray, weights: np.ndarray, k: int, allowed: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return scores and numbers of the k best rows above 0, of equal ones the first.
 
-        Args:
-            terms: The query's terms, each once.
-            weights: Their weights, not below 0. Integers give exact int32 scores, floats give
-                float64 scores, added in the order of the terms.
-            k: The most rows to return.
-            allowed: (rows) bool: which rows may be found; ``None`` for all.
-
-        Raises:
-            ValueError: A term is out of range, or weights, k or mask break their rules.
+        Each term comes once, with a weight not below 0. Integers give exact int32 scores, floats
+        give float64 scores, added in the order of the terms. ``allowed``, (rows) bool, says which
+        rows may be found.
         """
         scores, rows = self.retrieve(terms, weights, k, 0, allowed)
         return best(scores, rows, k)
@@ -212,18 +180,10 @@ class Postings:
         margin: int,
         allowed: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return scores and numbers of all rows that are near the k-th best, rows ascending.
+        """Return scores and numbers of all rows near the k-th best, rows ascending.
 
-        Args:
-            terms: As for `top`.
-            weights: As for `top`.
-            k: As for `top`.
-            margin: Return the rows above 0 whose score is at most so far below the k-th best;
-                all above 0 where there are fewer than k.
-            allowed: As for `top`.
-
-        Raises:
-            ValueError: As for `top`.
+        Those are the rows above 0 whose score is at most ``margin`` below the k-th best, or all
+        above 0 if there are fewer than k. The other arguments are those of `top`.
         """
         terms, weights = self._check_query(np.asarray(terms), np.asarray(weights))
         if k < 1:
@@ -235,7 +195,7 @@ class Postings:
             return self._retrieve_by_numpy(terms, weights, k, margin, allowed)
         mask = _NO_MASK if allowed is None else np.ascontiguousarray(allowed)
         heap = np.zeros(min(k, self.rows), weights.dtype)
-        # Longer than the rows of a small segment: no damaged file makes the loop write outside.
+        # A whole block even for a small segment: no damaged file makes the loop write outside.
         sums = np.empty(BLOCK, weights.dtype)
         arrays = (self.blocks, self.terms, self.starts, self.ids, self.impacts)
         query = map(read_only, (terms, weights))
@@ -280,7 +240,7 @@ class Postings:
             return terms.astype(np.int32), weights.astype(np.int32)
         if terms.dtype.kind not in "iu" or terms.min() < 0 or terms.max() >= self.width:
             raise ValueError(f"terms must be whole numbers from 0 to {self.width - 1}")
-        # A NaN is not at least 0 either: the least of weights is NaN if one is.
+        # This refuses NaN too: the minimum is NaN if any weight is.
         if weights.dtype.kind not in "iuf" or not 0 <= weights.min() <= weights.max() < np.inf:
             raise ValueError("query weights must be finite numbers not below 0")
         if weights.dtype.kind == "f":
@@ -291,13 +251,7 @@ class Postings:
 
 
 def best(scores: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the k best of rows that stand in ascending order: best first, of equals the first.
-
-    Args:
-        scores: Their scores.
-        rows: Their numbers.
-        k: The most rows to return.
-    """
+    """Return the k best of rows given in ascending order: best first, of equals the first."""
     if len(rows) > max(k, _FEW):
         worst = np.partition(scores, -k)[-k]
         kept = scores > worst
@@ -308,7 +262,7 @@ def best(scores: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.n
 
 
 def read_only(array: np.ndarray) -> np.ndarray:
-    """Return a view that cannot be written to, as of a mapped file: loops compile for one kind."""
+    """Return a read-only view, like that of a mapped file: loops compile for one kind of array."""
     view = array.view()
     view.flags.writeable = False
     return view

@@ -16,6 +16,7 @@ from lexvla.encoding import Encoding
 from lexvla.errors import IndexCorruptError, OptionalDependencyError, UnknownDocumentError
 from lexvla_indexer.accuracy import DEPTH, SAMPLED_QUERIES, SAMPLED_ROWS, overlap, spread
 from lexvla_indexer.base import Fetched, Results
+from lexvla_indexer.durable import total_bytes
 from lexvla_indexer.embedded.layout import Store
 from lexvla_indexer.embedded.manifest import FORMAT_VERSION, Manifest, Place, State
 from lexvla_indexer.embedded.segment import Segment
@@ -45,14 +46,9 @@ class Snapshot:
     def search(
         self, queries: Encoding, k: int, leg: Leg, masks: Masks, exact: bool | None
     ) -> list[Results]:
-        """Return the k best documents of all segments for each query.
+        """Return the k best documents of all segments for each query; see `EmbeddedIndex.search`.
 
-        Args:
-            queries: One query a row.
-            k: The most documents to return for each.
-            leg: What to score by.
-            masks: Which rows may be found.
-            exact: See `lexvla_indexer.embedded.EmbeddedIndex.search`.
+        ``masks`` says which rows may be found.
         """
         matrix = getattr(queries, leg)
         if leg == "dense":
@@ -98,7 +94,7 @@ class Snapshot:
 
 
 class SegmentCache:
-    """Open each segment once for all threads, for as long as one of them uses it."""
+    """Open each segment once for all threads, for as long as any of them uses it."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -106,11 +102,7 @@ class SegmentCache:
         self._open: WeakValueDictionary[int, Segment] = WeakValueDictionary()
 
     def get(self, state: State) -> dict[int, Segment]:
-        """Return the segments of a commit.
-
-        Raises:
-            IndexCorruptError: A file is missing or damaged.
-        """
+        """Return the segments of a commit; a damaged one raises IndexCorruptError."""
         segments = {}
         with self._lock:
             for number, entry in state.segments.items():
@@ -123,28 +115,18 @@ class SegmentCache:
 
 
 class Reader:
-    """Answer from one commit of an index, until `refresh`. For one thread.
-
-    Args:
-        store: The files of the index.
-        cache: The open segments of all readers.
-
-    Raises:
-        IndexCorruptError: There is no index, or it is damaged.
-        IndexVersionError: A newer program wrote the index.
-    """
+    """Answer from one commit of an index, until `refresh`. For one thread."""
 
     def __init__(self, store: Store, cache: SegmentCache) -> None:
         self._store = store
         self._cache = cache
         self.manifest: Manifest = store.manifest(writable=False)
         self._snapshot: Snapshot | None = None
-        # Of the last filter: a search over several legs asks with the same one for each.
+        # A search over several legs uses the same filter for each.
         self._chosen: tuple[tuple[int, str], Masks] | None = None
 
     def __del__(self) -> None:
-        # Of a thread that has ended.
-        if hasattr(self, "manifest"):
+        if hasattr(self, "manifest"):  # its thread has ended
             self.manifest.close()
 
     @property
@@ -153,11 +135,7 @@ class Reader:
         return self._snapshot or self.refresh()
 
     def refresh(self) -> Snapshot:
-        """Move to the newest commit.
-
-        Raises:
-            IndexCorruptError: It is damaged.
-        """
+        """Move to the newest commit; a damaged one raises IndexCorruptError."""
         manifest = self.manifest
         while self._snapshot is None or manifest.refresh() != self._snapshot.state.commit:
             state = manifest.state()
@@ -194,7 +172,7 @@ class Reader:
         return Fetched([found[name][0] for name in ids], self._stored(ids, places))
 
     def vectors(self, ids: Sequence[str]) -> Encoding:
-        """Return documents' stored vectors alone."""
+        """Return only the documents' stored vectors."""
         return self._stored(ids, self._found(ids, self.manifest.places))
 
     def count(self) -> int:
@@ -204,15 +182,15 @@ class Reader:
     def info(self) -> dict[str, Any]:
         """Describe the commit.
 
-        Accuracy is measured over 1,000 rows, at even distances from each segment; 20 of them are
-        queries. ``quantization`` has for each sparse leg ``bits``; ``rows``, how many were sampled;
+        Accuracy is measured over 1,000 rows, evenly spaced in each segment; 20 of them are queries.
+        ``quantization`` has for each sparse leg ``bits``; ``rows``, how many were sampled;
         ``mean_error`` and ``max_error`` of a weight; and ``overlap@10``, the mean share of the 10
         best documents by exact scores that are among the 10 best by integers alone.
 
         ``dense_search``, if there is a dense leg, has ``listed_rows``, how many rows are searched
-        by inverted lists and not by a scan; ``lists``, how many there are in all segments;
-        ``nprobe``, how many of them a search reads at the least; and ``recall@10`` of such
-        searches, a scan counted as 1, or ``None`` where faiss is missing.
+        by inverted lists rather than by a scan; ``lists``, how many there are in all segments;
+        ``nprobe``, how many of them a search reads at least; and ``recall@10`` of such searches, a
+        scan counted as 1, or ``None`` if faiss is missing.
         """
         snapshot = self.snapshot
         state, documents = snapshot.state, snapshot.count()
@@ -223,7 +201,7 @@ class Reader:
             "documents": documents,
             "segments": len(state.segments),
             "deleted_rows": sum(map(len, state.tombstones.values())),
-            "bytes": self._store.size(),
+            "bytes": total_bytes(self._store.path),
             "mean_active_words": words / documents if documents else 0.0,
             "legs": state.widths,
             "quantization": {leg: _sparse_accuracy(snapshot, leg) for leg in legs},
@@ -237,7 +215,6 @@ class Reader:
         }
 
     def _choose(self, text: str) -> Masks:
-        """Return the rows of the snapshot's segments that a filter chooses."""
         state = self.snapshot.state
         key = (state.commit, text)
         if self._chosen is None or self._chosen[0] != key:
@@ -247,7 +224,7 @@ class Reader:
     def _found(
         self, ids: Sequence[str], ask: Callable[[Sequence[str]], dict[str, T]]
     ) -> dict[str, T]:
-        """Return what the manifest says of these ids as of the snapshot."""
+        """Return what the manifest says about these ids as of the snapshot."""
         if self._snapshot is None:
             self.refresh()
         found = ask(ids)
@@ -257,25 +234,21 @@ class Reader:
         return found
 
     def _stored(self, ids: Sequence[str], places: Mapping[str, Place]) -> Encoding:
-        rows: dict[int, list[int]] = {}
         positions: dict[int, list[int]] = {}
         for position, name in enumerate(ids):
-            place = places[name]
-            rows.setdefault(place.segment, []).append(place.row)
-            positions.setdefault(place.segment, []).append(position)
+            positions.setdefault(places[name].segment, []).append(position)
         parts = []
-        for number, own in rows.items():
-            names = [ids[position] for position in positions[number]]
-            parts.append(self._rows(number, np.array(own), names))
-        order = np.argsort(np.concatenate([positions[number] for number in rows]))
-        return stack(parts)[order]
+        for number, own in positions.items():
+            names = [ids[position] for position in own]
+            parts.append(self._rows(number, np.array([places[n].row for n in names]), names))
+        return stack(parts)[np.argsort(np.concatenate(list(positions.values())))]
 
     def _rows(self, number: int, rows: np.ndarray, names: Sequence[str]) -> Encoding:
-        """Return rows of a segment that the manifest says are those of these ids."""
+        """Return rows of a segment, after checking that they are those of the ids."""
         segment = self.snapshot.segments.get(number)
         there = segment is not None and 0 <= rows.min() <= rows.max() < segment.count
         if segment is None or not there or segment.ids(rows) != names:
-            rule = f"manifest.sqlite and segment {number} do not fit"
+            rule = f"manifest.sqlite and segment {number} do not match"
             raise IndexCorruptError(f"{self._store.path}: damaged: {rule}")
         return segment.encoding(rows)
 

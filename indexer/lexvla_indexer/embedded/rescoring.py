@@ -14,7 +14,7 @@ from lexvla_indexer.impacts import ImpactQuantizer
 
 __all__ = ["exact_top", "integer_top"]
 
-# Where more rows than this share are near the best, all are scored: reading them in order is
+# If more than this share of the rows is near the best, all are scored: reading them in order is
 # faster than picking so many.
 SHARE = 0.25
 _CHUNK = 8192  # rows that numpy scores at a time
@@ -30,33 +30,26 @@ def exact_top(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return scores and numbers of the k best rows above 0, as all rows' float scores give them.
 
-    Scores are float64: products of the float32 weights, added in column order. Proof that no row
-    is missed: a quantised score is off by no more than a bound B. The k best by integers have at
-    least the k-th best integer score less B, so each of the true k best has at least that, and
-    an integer score of no less than the k-th best less 2B: all of those are scored again.
+    Scores are float64: products of the float32 weights, added in column order; best first, of
+    equal ones the first row. Proof that no row is missed: a quantised score is off by no more than
+    a bound B. The k best by integers have at least the k-th best integer score less B, so each of
+    the true k best has at least that, and an integer score of no less than the k-th best less 2B:
+    all of those are scored again.
 
-    Args:
-        query: One row, float32 above 0.
-        forward: (rows, width) float32 above 0: the rows, sorted columns.
-        quantizer: Was fitted to these rows.
-        postings: Built from ``quantizer.quantize(forward)``.
-        k: The most rows to return.
-        allowed: (rows) bool: which rows may be found; ``None`` for all.
-
-    Returns:
-        Scores, best first, and the rows' numbers; of equal ones the first.
-
-    Raises:
-        IndexCorruptError: A row's start or column is out of range.
-        OSError: A file of the rows cannot be read; the error names it.
-        ValueError: Shapes do not fit, or weights, k or mask break their rules.
+    ``forward`` is (rows, width) float32 above 0 with sorted columns, and ``query`` one such row.
+    The quantiser was fitted to ``forward``, and the postings built from what it made of that.
+    ``allowed``, (rows) bool, says which rows may be found.
     """
     if query.shape != (1, postings.width) or forward.shape != (postings.rows, postings.width):
         shapes = f"{query.shape} and {forward.shape}"
         raise ValueError(f"{shapes} do not fit {postings.rows} rows of {postings.width} terms")
     integers, _, margin = _integers(query, quantizer)
     scores, rows = postings.retrieve(query.indices, integers, k, margin, allowed)
-    if _may_miss(scores, k, margin, quantizer) or len(rows) > SHARE * postings.rows:
+    # A row that shares only dropped words with the query may be among the best.
+    may_miss = quantizer.drop_zero and (
+        len(scores) < k or int(np.partition(scores, -k)[-k]) <= margin
+    )
+    if may_miss or len(rows) > SHARE * postings.rows:
         rows = np.arange(postings.rows) if allowed is None else np.flatnonzero(allowed)
     exact = _row_scores(forward, rows, query)
     found = exact > 0
@@ -72,18 +65,8 @@ def integer_top(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return float64 scores and numbers of the k best rows above 0 by the integers alone.
 
-    A score is off the exact one by no more than `ImpactQuantizer.bound`, and by what rounding the
-    query to some 2^23 steps adds to that.
-
-    Args:
-        query: As for `exact_top`, like all the others.
-        quantizer: As for `exact_top`.
-        postings: As for `exact_top`.
-        k: As for `exact_top`.
-        allowed: As for `exact_top`.
-
-    Raises:
-        ValueError: As for `exact_top`.
+    A score is off the exact one by no more than `ImpactQuantizer.bound`, and what rounding the
+    query to about 2^23 steps adds to that.
     """
     integers, scale, _ = _integers(query, quantizer)
     scores, rows = postings.top(query.indices, integers, k, allowed)
@@ -106,13 +89,6 @@ def _integers(query: sparse.csr_array, quantizer: ImpactQuantizer) -> tuple[np.n
     margin = 2 * bound * scale / quantizer.step
     margin = min(math.ceil(margin * (1 + 1e-9)) + 1, LARGEST_SUM)
     return integers.astype(np.int32), scale, margin
-
-
-def _may_miss(scores: np.ndarray, k: int, margin: int, quantizer: ImpactQuantizer) -> bool:
-    """Tell whether a row that shares only dropped words with the query may be among the best."""
-    if not quantizer.drop_zero:
-        return False
-    return len(scores) < k or int(np.partition(scores, -k)[-k]) <= margin
 
 
 def _row_scores(
@@ -146,4 +122,4 @@ def _row_scores_by_numpy(
         products = forward.data[places] * dense[forward.indices[places]]
     except (IndexError, ValueError) as error:
         raise IndexCorruptError("a stored row is damaged") from error
-    return np.bincount(owners, products, len(rows))  # adds one after the other
+    return np.bincount(owners, products, len(rows))  # adds in order

@@ -1,7 +1,7 @@
 """A segment: vectors of one commit, as plain arrays that never change.
 
 A segment of n rows is a directory of ``.npy`` files, readable with numpy alone, and one of JSON.
-Rows stand in the order of their ids, so that rows of equal score are in order too.
+Rows are in the order of their ids, and so are rows of equal score.
 
     segment.json         the quantisers of the postings; size and CRC-32 of each other file
     ids.text             uint8    the ids as UTF-8, one after the other
@@ -10,14 +10,14 @@ Rows stand in the order of their ids, so that rows of equal score are in order t
     LEG.row.column       int32
     LEG.row.weight       float32
     LEG.posting.*        the postings, for searches: see `lexvla_indexer.embedded.postings`
-    patch                int16    aligned with lexical.row.weight; -1 where a word has none;
-                                  no such file where no word has one
+    patch                int16    aligned with lexical.row.weight; -1 for a word without one;
+                                  no such file if no word has one
     dense                float32  (n, width)
     dense.list.*         the rows of a large segment by code: see
                          `lexvla_indexer.embedded.dense_lists`
 
 LEG is ``lexical`` or ``codes``; an index without codes or dense vectors has no such files.
-Format 1 had no segment.json and other postings; its segments are read, and new ones written.
+Format 1 had no segment.json and other postings; its segments are read but no longer written.
 """
 
 from __future__ import annotations
@@ -45,12 +45,9 @@ _HEAD = "segment.json"
 
 
 def write_segment(folder: Path, ids: Sequence[str], encoding: Encoding) -> int:
-    """Write a segment into a new directory, force it to the disk, and return its checksum.
+    """Write a segment into a new directory, sync it to the disk, and return its checksum.
 
-    Args:
-        folder: The directory to make.
-        ids: The id of each row, ascending.
-        encoding: The rows.
+    Ids are ascending, one for each row.
     """
     folder.mkdir()
     names = [name.encode() for name in ids]
@@ -86,24 +83,15 @@ def write_segment(folder: Path, ids: Sequence[str], encoding: Encoding) -> int:
 
 
 class Segment:
-    """Open one segment: search its legs, read its rows.
+    """Open one segment: search its legs, read its rows. Damaged files raise IndexCorruptError.
 
-    Exact scores are float64: products of the stored float32 values, which float64 holds exactly,
-    added in one order. A row's score so depends on nothing but the row and the query.
+    ``widths`` are those of the index's legs; ``checksum`` is what `write_segment` returned, or
+    ``None`` for a segment of format 1.
 
     Attributes:
         count: How many rows there are.
         sparse: The legs ``lexical`` and, if the index has it, ``codes``.
         dense: The dense leg, if the index has it.
-
-    Args:
-        folder: The directory of the segment.
-        rows: How many rows it has.
-        widths: The number of columns of each leg of the index.
-        checksum: What `write_segment` returned; ``None`` for a segment of format 1.
-
-    Raises:
-        IndexCorruptError: A file is missing, truncated, or not of the form that it must have.
     """
 
     def __init__(
@@ -119,7 +107,7 @@ class Segment:
         try:
             self._open(rows, widths, quantizers)
         except IndexCorruptError as error:
-            for damage in self.damage():  # what does not fit may be due to another file
+            for damage in self.damage():  # another file may be the cause
                 raise IndexCorruptError(damage) from error
             raise
 
@@ -136,8 +124,8 @@ class Segment:
             if leg in widths
         }
         self._patch: StoredArray | None = None
-        # Format 1 has no list. A look into the folder would be wrong for others: a writer that has
-        # merged this segment may just be removing its files.
+        # Format 1 has no list of files. For others, do not look into the folder: a writer that has
+        # merged this segment may be removing its files.
         listed = self._checksum is not None
         if "patch.npy" in self._files if listed else (folder / "patch.npy").exists():
             stored = self.sparse["lexical"].stored
@@ -169,9 +157,9 @@ class Segment:
         return dict(head["quantizers"])
 
     def damage(self) -> Iterator[str]:
-        """Read all files, and yield what is wrong with each that has changed since its writing.
+        """Read all files, and yield what is wrong with each that has changed since it was written.
 
-        Of a segment of format 1 nothing is known to compare with.
+        There is nothing to compare a segment of format 1 with.
         """
         known = {name: wanted.crc32 for name, wanted in self._files.items()}
         if self._checksum is not None:
@@ -187,11 +175,7 @@ class Segment:
                 yield f"{file}: damaged: its checksum is {found:08x}, not {checksum:08x}"
 
     def ids(self, rows: np.ndarray) -> list[str]:
-        """Return the ids of rows.
-
-        Raises:
-            IndexCorruptError: A row is not there, or its id is not text.
-        """
+        """Return the ids of rows."""
         try:
             starts, stops = self._id_start[rows].tolist(), self._id_start[rows + 1].tolist()
             spans = zip(starts, stops, strict=True)
@@ -200,12 +184,7 @@ class Segment:
             raise IndexCorruptError(f"{self._folder}: an id is damaged ({error})") from error
 
     def encoding(self, rows: np.ndarray) -> Encoding:
-        """Return the stored vectors of rows, in the order given.
-
-        Raises:
-            IndexCorruptError: A row is not there, or a number in it is out of its range.
-            OSError: A file cannot be read; the error names it.
-        """
+        """Return the stored vectors of rows in the given order; damage raises IndexCorruptError."""
         patches, vectors = None, None
         try:
             lexical, firsts = self.sparse["lexical"].take(rows)
@@ -221,6 +200,6 @@ class Segment:
             raise IndexCorruptError(f"{self._folder}: a stored row is damaged ({error})") from error
 
     def active_words(self, allowed: np.ndarray | None) -> int:
-        """Return the number of words stored in the rows that are allowed."""
+        """Return the number of words stored in the allowed rows."""
         lengths = np.diff(self.sparse["lexical"].rows.mapped.indptr)
         return int(lengths.sum() if allowed is None else lengths[allowed].sum())

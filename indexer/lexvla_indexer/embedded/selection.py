@@ -1,10 +1,10 @@
 """A filter as a condition over the manifest's documents.
 
-SQLite decides where it is sure, and says NULL where it is not; `Filter.matches` decides those
-documents. It is not sure of numbers that are within a rounding error of one another, of strings
-with a zero character (its JSON functions cut them short), of metadata keys that its JSON paths
-cannot name, and of very deep filters (its parser has a small stack). NULL goes through AND, OR
-and NOT as it should: what does not depend on the unsure part is sure.
+SQLite decides where it is sure, and yields NULL where it is not; `Filter.matches` decides those
+documents. It is not sure of numbers within a rounding error of one another, of strings with a
+null character (its JSON functions cut them short), of metadata keys that its JSON paths cannot
+name, and of very deep filters (its parser has a small stack). NULL passes through AND, OR and NOT
+as it should: what does not depend on the unsure part is sure.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from lexvla_indexer.filters import ATTRIBUTES, And, Comparison, Filter, In, Not,
 __all__ = ["Condition", "condition"]
 
 _SURE_DEPTH = 12
-_UNNAMEABLE = re.compile(r'["\\\x00-\x1f]')  # stands escaped in JSON
+_UNNAMEABLE = re.compile(r'["\\\x00-\x1f]')  # escaped in JSON
 _ROUNDING = 1e-9  # relative; far above what SQLite's reading of decimals is off by
 _TINY = 1e-290  # the same near 0
 _ZERO = "\0"
@@ -87,7 +87,7 @@ class _Writer:
 
 
 class _Equal:
-    """Test that a field is one of some values. Each method's answer is "0" for a plain no."""
+    """Test that a field is one of some values. Each method returns "0" for a plain no."""
 
     def __init__(self, writer: _Writer, values: Iterable[Value]) -> None:
         strings, numbers = [], []
@@ -187,12 +187,12 @@ def _list(writer: _Writer, values: list[str] | list[int]) -> str:
 
 
 def _fits(number: float) -> bool:
-    """Say whether SQLite has such whole numbers."""
+    """Return whether SQLite has such integers."""
     return -(2**63) <= number < 2**63
 
 
 def _near(number: float, direction: int) -> float:
-    """Return a number a little below or above, or infinity."""
+    """Return a number slightly below or above, or infinity."""
     try:
         value = float(number)
     except OverflowError:

@@ -19,12 +19,9 @@ __all__ = ["SparseLeg", "write_leg"]
 
 
 def write_leg(folder: Path, leg: str, rows: sparse.csr_array) -> tuple[list[Path], ImpactQuantizer]:
-    """Write rows and their postings. Return the files, not yet forced to the disk.
+    """Write rows and their postings. Return the files, not yet synced to the disk.
 
-    Args:
-        folder: The directory of the segment.
-        leg: The leg's name.
-        rows: float32 above 0, sorted column numbers.
+    Rows are float32 above 0, with sorted column numbers.
     """
     quantizer = ImpactQuantizer.fit(rows)
     files = build(quantizer.quantize(rows)).save(folder, leg)
@@ -42,16 +39,8 @@ def write_leg(folder: Path, leg: str, rows: sparse.csr_array) -> tuple[list[Path
 class SparseLeg:
     """Search one sparse leg and read its rows.
 
-    Args:
-        folder: The directory of the segment.
-        leg: The leg's name.
-        rows: How many rows the segment has.
-        width: How many columns.
-        quantizer: The settings of the quantiser of the postings; ``None`` for a segment of format
-            1, which has no postings: they are then built in memory.
-
-    Raises:
-        IndexCorruptError: A file is missing, truncated, or not of the form that it must have.
+    ``quantizer`` has the settings of the quantiser of the postings; it is ``None`` for a segment of
+    format 1, whose postings are built in memory. Damaged files raise IndexCorruptError.
     """
 
     def __init__(
@@ -67,30 +56,23 @@ class SparseLeg:
         weights = StoredArray(folder / f"{leg}.row.weight.npy", np.float32, (self.stored,))
         self.rows = StoredRows(starts, columns, weights, width)
         if quantizer is None:
-            self._build()
+            try:
+                self.quantizer = ImpactQuantizer.fit(self.rows.mapped)
+                self.postings = build(self.quantizer.quantize(self.rows.mapped))
+            except ValueError as error:
+                raise IndexCorruptError(f"{self._file}.*: damaged ({error})") from error
             return
         self.quantizer = ImpactQuantizer.from_dict(quantizer)
         self.postings = Postings.open(folder, leg)
         fits = (self.postings.rows, self.postings.width) == (rows, width)
         demand(folder / f"{leg}.posting.block.npy", fits, f"must name {rows} rows of {width} terms")
 
-    def _build(self) -> None:
-        try:
-            self.quantizer = ImpactQuantizer.fit(self.rows.mapped)
-            self.postings = build(self.quantizer.quantize(self.rows.mapped))
-        except ValueError as error:
-            raise IndexCorruptError(f"{self._file}.*: damaged ({error})") from error
-
     def top(
         self, query: sparse.csr_array, k: int, allowed: np.ndarray | None, exact: bool
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return scores and numbers of the k best rows above 0; of equal ones, the first.
+        """Return scores and numbers of the k best rows above 0, by the floats or by integers alone.
 
-        Args:
-            query: One row of weights above 0.
-            k: The most rows to return.
-            allowed: (rows) bool: which rows may be found; ``None`` for all.
-            exact: Score by the floats, and not by the integers alone.
+        The arguments are those of `exact_top`.
         """
         if exact:
             return exact_top(query, self.rows, self.quantizer, self.postings, k, allowed)
@@ -99,14 +81,11 @@ class SparseLeg:
     def take(self, rows: np.ndarray) -> tuple[sparse.csr_array, np.ndarray]:
         """Return rows, and where each of them starts in the stored arrays.
 
-        Raises:
-            IndexCorruptError: A column or a weight is out of its range.
-            IndexError: A row is not there.
-            OSError: A file cannot be read; the error names it.
+        Columns and weights are checked (IndexCorruptError).
         """
         (ends, columns, weights), firsts = self.rows.take(rows)
         width = self.rows.shape[1]
-        # scipy trusts columns, and writes outside its arrays where they are wrong.
+        # scipy trusts columns, and writes outside its arrays if they are wrong.
         inside = not len(columns) or 0 <= int(columns.min()) <= int(columns.max()) < width
         demand(Path(f"{self._file}.column.npy"), inside, f"must hold columns below {width}")
         above = not len(weights) or 0 < float(weights.min()) <= float(weights.max()) < np.inf

@@ -1,9 +1,9 @@
-"""Stored rows, read here and there: by place in their files, and not through a map of them.
+"""Stored rows, read here and there: from their places in the files, not through a map of them.
 
-A search scores some twenty rows of a segment again. Linux maps much more of a file than is touched:
-up to two megabytes at a time where its page cache keeps files in large pieces. After a hundred
-searches a map of the rows would be resident nearly whole. So few rows of a large file are read;
-many, and those of small files, are taken from the map, which is faster.
+A search rescores about twenty rows of a segment. Linux maps much more of a file than is touched:
+up to two megabytes at a time if its page cache keeps files in large pieces. After a hundred
+searches a map of the rows would be almost entirely resident. So few rows of a large file are
+read; many, and those of small files, come from the map, which is faster.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ FEW = 128  # spans: reading one takes 0.6 microseconds, several times what scori
 
 
 class Rows(NamedTuple):
-    """Hold compressed sparse rows as scipy does, without its checks."""
+    """Compressed sparse rows as in scipy, without its checks."""
 
     indptr: np.ndarray
     indices: np.ndarray
@@ -36,20 +36,10 @@ class Rows(NamedTuple):
 
 
 class StoredArray:
-    """Hold an array of a file: mapped whole, and open for reading where the file is large.
+    """Hold an array of a file: mapped whole as ``mapped``, and a large file open for reading too.
 
-    The file is closed with the object. Reads name their places, so threads may share it.
-
-    Attributes:
-        mapped: All of it.
-
-    Args:
-        path: The ``.npy`` file.
-        kind: The type that its numbers must have.
-        shape: The shape that it must have.
-
-    Raises:
-        IndexCorruptError: The file is missing, truncated, or not of that form.
+    The file is closed with the object. Reads name their places, so threads may share it. A file
+    that is missing, truncated, or not of this kind and shape raises IndexCorruptError.
     """
 
     def __init__(self, path: Path, kind: type[np.generic], shape: tuple[int, ...]) -> None:
@@ -66,19 +56,13 @@ class StoredArray:
         self._offset = os.fstat(self._file).st_size - self.mapped.nbytes
 
     def reads(self, spans: int) -> bool:
-        """Tell whether so many spans are read, and not taken from the map."""
+        """Return whether so many spans are read rather than taken from the map."""
         return self._file >= 0 and spans <= FEW
 
     def take(self, firsts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        """Return spans of the flat array, one after the other.
+        """Return spans of the flat array, one after the other; starts and lengths are int64.
 
-        Args:
-            firsts: (spans) int64: where each starts.
-            lengths: (spans) int64.
-
-        Raises:
-            IndexCorruptError: A span is not within the array, or the file has become shorter.
-            OSError: The file cannot be read; the error names it.
+        A span outside the array, or a file that has become shorter, raises IndexCorruptError.
         """
         flat = self.mapped.reshape(-1)
         if not ((firsts >= 0) & (lengths >= 0) & (firsts <= len(flat) - lengths)).all():
@@ -92,11 +76,10 @@ class StoredArray:
         places, sizes = firsts * taken.itemsize + self._offset, lengths * taken.itemsize
         loops = kernels(0)
         if loops is None or not loops.read_spans(self._file, places, sizes, room):
-            self._read(places, sizes, room.data)  # raises what hindered the compiled loop
+            self._read(places, sizes, room.data)  # raises what stopped the compiled loop
         return taken
 
     def _read(self, firsts: np.ndarray, sizes: np.ndarray, room: memoryview) -> None:
-        """Fill the room with spans of bytes of the file."""
         place = 0
         with naming(self._path):
             for first, size in zip(firsts.tolist(), sizes.tolist(), strict=True):
@@ -113,17 +96,9 @@ class StoredArray:
 
 
 class StoredRows:
-    """Hold the rows of a sparse leg.
+    """Hold the rows of a sparse leg; ``starts``, (rows + 1) int64, is where each of them starts.
 
-    Attributes:
-        mapped: All rows; float32.
-        shape: (rows, width).
-
-    Args:
-        starts: (rows + 1) int64: where each row starts.
-        columns: The rows' columns.
-        weights: Their weights.
-        width: How many columns there may be.
+    ``mapped`` has all rows, float32.
     """
 
     def __init__(
@@ -131,7 +106,7 @@ class StoredRows:
     ) -> None:
         self.shape = len(starts) - 1, width
         self._columns, self._weights = columns, weights
-        # Given the arrays to begin with, scipy would copy all columns to the type of the starts.
+        # Given the arrays at once, scipy would copy all columns to the type of the starts.
         self.mapped = sparse.csr_array(self.shape, dtype=np.float32)
         self.mapped.data, self.mapped.indices = weights.mapped, columns.mapped
         self.mapped.indptr = starts
@@ -141,24 +116,16 @@ class StoredRows:
         return self._columns.reads(rows)
 
     def near(self, rows: np.ndarray) -> tuple[Rows, np.ndarray]:
-        """Return rows to score, and which of them are meant: all that were read, or some mapped.
-
-        Raises:
-            IndexCorruptError: A row is damaged.
-            OSError: A file cannot be read; the error names it.
-        """
+        """Return rows to score, and which of them are meant: all that were read, or some mapped."""
         if not self.reads(len(rows)):
             mapped = self.mapped
             return Rows(mapped.indptr, mapped.indices, mapped.data), rows
         return self.take(rows)[0], np.arange(len(rows))
 
     def take(self, rows: np.ndarray) -> tuple[Rows, np.ndarray]:
-        """Return rows in the order given, and where each starts in the stored arrays.
+        """Return rows in the given order, and where each starts in the stored arrays.
 
-        Raises:
-            IndexCorruptError: A row is damaged. Columns and weights are not looked at.
-            IndexError: A row is not there.
-            OSError: A file cannot be read; the error names it.
+        Columns and weights are not checked.
         """
         starts = self.mapped.indptr
         firsts = starts[rows]

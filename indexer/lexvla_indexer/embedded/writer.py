@@ -24,12 +24,7 @@ __all__ = ["Writer"]
 class Writer:
     """Change an index. For one thread at a time.
 
-    Args:
-        store: The files of the index; locked, and freed of what a crash has left.
-        cache: The open segments.
-
-    Raises:
-        IndexLockedError: Another writer has the index.
+    It locks the store, or raises IndexLockedError, and clears what a crash has left.
     """
 
     def __init__(self, store: Store, cache: SegmentCache) -> None:
@@ -40,15 +35,9 @@ class Writer:
         store.sweep(self._manifest.state().segments)
 
     def commit(self, staging: Staging, vocabulary: Vocabulary) -> None:
-        """Make all that is staged durable and visible, or nothing of it; then merge what is due.
+        """Make everything staged durable and visible, or none of it; then merge what is due.
 
-        Args:
-            staging: What to commit; empty afterwards.
-            vocabulary: The terms of the lexical columns.
-
-        Raises:
-            IndexCorruptError: A segment that was to be merged is damaged.
-            OSError: A file cannot be written; the error names it.
+        The staging is empty afterwards.
         """
         state = self._manifest.state()
         documents: list[Document] = []
@@ -75,23 +64,19 @@ class Writer:
             self._merge(numbers)
 
     def compact(self) -> None:
-        """Merge all segments and free the space of deleted rows.
-
-        Raises:
-            IndexCorruptError: A file of a segment is damaged.
-        """
+        """Merge all segments and free the space of deleted rows."""
         state = self._manifest.state()
         if not self._is_compact(state):
             self._merge(list(state.segments))
         self._manifest.shrink()
 
     def close(self) -> None:
-        """Let another writer come."""
+        """Let another writer in."""
         self._manifest.close()
         self._store.unlock()
 
     def _is_compact(self, state: State) -> bool:
-        """Tell whether the rows are cut into segments as a new index would cut them."""
+        """Return whether the rows are split into segments as in a new index."""
         entries = list(state.segments.values())
         rows = [entry.rows for entry in entries]
         if state.tombstones or rows != _cut(sum(rows)) or any(e.checksum is None for e in entries):
@@ -119,7 +104,7 @@ class Writer:
 
     @contextmanager
     def _clean(self) -> Iterator[None]:
-        """Remove the files of what fails: they may be what fills the disk."""
+        """Remove the files of a failed operation: they may be what fills the disk."""
         try:
             yield
         except BaseException:
@@ -139,7 +124,7 @@ class Writer:
 
 
 def _cut(rows: int) -> list[int]:
-    """Return the rows of each segment that so many rows make."""
+    """Return the number of rows of each segment into which so many rows are split."""
     return [min(SEGMENT_ROWS, rows - first) for first in range(0, rows, SEGMENT_ROWS)]
 
 

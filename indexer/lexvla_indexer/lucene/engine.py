@@ -27,40 +27,27 @@ _MOST_CLAUSES = 2**31 - 1  # by default, Lucene refuses queries of over 1,024 wo
 
 
 class LuceneIndex(Index):
-    """Keep an index of Lucene in a directory of the local disk.
+    """Keep a Lucene index in a directory of the local disk.
 
     Any number of readers and one writer may have it open. A reader answers from one whole commit,
     and moves to the newest at `search`, `count` and `info`; `fetch` and `vectors` answer from the
-    commit of the last search. Several threads may search, also while one thread writes.
+    commit of the last search. Several threads may search, even while one thread writes.
 
-    Documents' weights become impacts of 8 bits when they are committed, by a scale that the first
-    commit fixes; queries' become whole numbers so great that sums are exact in Lucene's float32.
+    A commit turns documents' weights into impacts of 8 bits, on a scale that the first commit
+    fixes; queries' weights become integers so large that sums are exact in Lucene's float32.
     Scores are these sums in the units of the dot product; `bound` says how far from it they can
-    be. Queries may have 32,896 words. The exact rows are stored too, with the dense ones, which
-    Lucene does not search here.
+    be. Queries may have 32,896 words. The exact rows are stored too, including dense vectors,
+    which Lucene does not search here.
 
-    An index that Anserini's own indexer built can be searched by its words, and not changed. It
-    names no vocabulary and no scale: give them, or put ``vocabulary.json`` and
+    An index that Anserini's own indexer built can be searched by its words, but not changed. It
+    names no vocabulary and no scale: pass them, or put ``vocabulary.json`` and
     ``quantization.json`` there, which `lexvla encode` writes.
 
-    Args:
-        directory: Where the index lies.
-        create: Make the index if there is none, and lock it for writing.
-        vocabulary: The terms of the lexical columns. Without one, a new index names its terms by
-            their column numbers.
-        model: The name of the model that the vectors come from; kept by a new index.
-        quantizer: How the words' weights become integers, for an index that has none yet, or
-            became them, for one of Anserini's. Without it, the first commit decides, and
-            Anserini's integers count as they are, or as ``quantization.json`` says.
-
-    Raises:
-        EngineUnavailableError: There is no Java of version 21 or newer.
-        IndexCorruptError: There is no index, or it is damaged.
-        IndexLockedError: ``create`` is set and another writer has the index.
-        IndexVersionError: A newer program wrote the index.
-        OptionalDependencyError: The extra ``pyserini`` is not installed.
-        UnsupportedError: ``create`` is set and another program built the index.
-        VocabularyMismatchError: The index has another vocabulary.
+    Arguments and errors are those of `lexvla_indexer.open_index`; ``create`` raises
+    UnsupportedError for an index of another program. Without a vocabulary, a new index names its
+    terms by their column numbers. ``quantizer`` says how the words' weights become integers in an
+    index that has none yet, or became them in one of Anserini's. By default the first commit
+    decides, and Anserini's integers count as they are, or as ``quantization.json`` says.
     """
 
     def __init__(
@@ -77,31 +64,28 @@ class LuceneIndex(Index):
         self._writer: Writer | None = None
         self._reader: Reader | None = None
         with self._opening():
-            self._open(create, vocabulary, model)
-
-    def _open(self, create: bool, vocabulary: Vocabulary | None, model: str | None) -> None:
-        if create:
-            self._store.make()
-        else:
-            self._store.check()
-        start_java()
-        java_class("org.apache.lucene.search.IndexSearcher").setMaxClauseCount(_MOST_CLAUSES)
-        if create:
-            if self._store.exists:
-                self._refresh().ours()
-            self._writer = Writer(self._store, self._quantizer)
-            if not self._store.exists:
-                self._writer.begin(State(model), vocabulary)
-        kept = self._refresh().state
-        if kept is None:
-            self.vocabulary = vocabulary or self._store.load_vocabulary() or self.vocabulary
-            self._quantizer = self._quantizer or self._store.load_quantizers().get("lexical")
-        else:
-            self.model = kept.model
-            self._agree(vocabulary)
+            if create:
+                self._store.make()
+            else:
+                self._store.check()
+            start_java()
+            java_class("org.apache.lucene.search.IndexSearcher").setMaxClauseCount(_MOST_CLAUSES)
+            if create:
+                if self._store.exists:
+                    self._refresh().ours()
+                self._writer = Writer(self._store, self._quantizer)
+                if not self._store.exists:
+                    self._writer.begin(State(model), vocabulary)
+            kept = self._refresh().state
+            if kept is None:
+                self.vocabulary = vocabulary or self._store.load_vocabulary() or self.vocabulary
+                self._quantizer = self._quantizer or self._store.load_quantizers().get("lexical")
+            else:
+                self.model = kept.model
+                self._agree(vocabulary)
 
     def commit(self) -> None:
-        """Make all that is staged durable and visible, or nothing of it."""
+        """Make everything staged durable and visible, or none of it."""
         with self._writing:
             if self._staging:
                 reader = self._refresh()
@@ -131,10 +115,7 @@ class LuceneIndex(Index):
     def bound(self, queries: Encoding, leg: Leg = "lexical") -> np.ndarray:
         """Return how far each query's scores can be from the exact dot products, float64.
 
-        Raises:
-            UnsupportedError: As `search`.
-            ValueError: There is no leg of that name.
-            VocabularyMismatchError: The leg has another width in the index.
+        Raises as `search` does.
         """
         return self._ask(lambda reader: reader.bound(queries, leg))
 

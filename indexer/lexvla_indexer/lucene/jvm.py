@@ -19,7 +19,7 @@ from lexvla.errors import (
     IndexVersionError,
     OptionalDependencyError,
 )
-from lexvla_indexer.jdk import Jdk, find_jdk
+from lexvla_indexer.jdk import find_jdk
 
 __all__ = [
     "java_cast",
@@ -33,11 +33,11 @@ __all__ = [
 EXTRA = "pyserini"
 _JARS = ("resources", "jars")
 _JAR = "anserini-*-fatjar.jar"
-_UNSAFE_OPTION_FROM = 23  # the version of Java that knows the option
+_UNSAFE_OPTION_FROM = 23  # the first Java that has the option
 
 _starting = threading.Lock()
 _started_by: int | None = None  # the process
-_quiet: Any = None  # Java forgets loggers that nobody holds
+_quiet: Any = None  # Java forgets loggers that nothing refers to
 
 _ERRORS = {
     "LockObtainFailedException": (IndexLockedError, "another writer has this index"),
@@ -52,7 +52,7 @@ _ERRORS = {
 
 
 def start_java() -> None:
-    """Start the virtual machine with Anserini's classes, unless it runs.
+    """Start the virtual machine with Anserini's classes, unless it is running.
 
     Its heap is what Java chooses, at most a quarter of the memory; ``JAVA_TOOL_OPTIONS``,
     such as ``-Xmx8g``, changes that. It leaves the signals of the process alone.
@@ -82,10 +82,22 @@ def _start() -> None:
         raise OptionalDependencyError("pyjnius", EXTRA) from error
     if not config.vm_running:
         jdk = find_jdk()
+        options = [
+            "-Xrs",  # or Java would end the process at Ctrl-C without Python's clean-up
+            "-XX:-UsePerfData",
+            "-Djava.awt.headless=true",
+            "--enable-native-access=ALL-UNNAMED",
+        ]
+        if jdk.numbers >= (_UNSAFE_OPTION_FROM,):
+            options.append("--sun-misc-unsafe-memory-access=allow")  # how Lucene 9 unmaps files
         config.add_classpath(str(jar))
-        config.set_options(*_options(jdk))
-        with _environment(JAVA_HOME=str(jdk.home), JVM_PATH=str(jdk.library)):
-            _load(jdk)
+        config.set_options(*options)
+        try:
+            with _environment(JAVA_HOME=str(jdk.home), JVM_PATH=str(jdk.library)):
+                importlib.import_module("jnius")
+        except (ImportError, OSError, SystemError, RuntimeError, ValueError) as error:
+            rule = f"Java {jdk.version} at {jdk.home} does not start"
+            raise EngineUnavailableError(f"{rule}: {error}") from error
     try:
         logger = java_class("java.util.logging.Logger").getLogger("org.apache.lucene")
         java_class("io.anserini.search.similarity.ImpactSimilarity")
@@ -94,26 +106,6 @@ def _start() -> None:
         raise EngineUnavailableError(f"{rule}: {error}") from error
     logger.setLevel(java_class("java.util.logging.Level").SEVERE)
     _quiet = logger
-
-
-def _options(jdk: Jdk) -> list[str]:
-    options = [
-        "-Xrs",  # else Java would end the process at Ctrl-C, past all of Python's clean-up
-        "-XX:-UsePerfData",
-        "-Djava.awt.headless=true",
-        "--enable-native-access=ALL-UNNAMED",
-    ]
-    if jdk.numbers >= (_UNSAFE_OPTION_FROM,):
-        options.append("--sun-misc-unsafe-memory-access=allow")  # Lucene 9 unmaps files so
-    return options
-
-
-def _load(jdk: Jdk) -> None:
-    try:
-        importlib.import_module("jnius")
-    except (ImportError, OSError, SystemError, RuntimeError, ValueError) as error:
-        rule = f"Java {jdk.version} at {jdk.home} does not start"
-        raise EngineUnavailableError(f"{rule}: {error}") from error
 
 
 def _fat_jar() -> Path:
@@ -148,13 +140,9 @@ def pyserini_imports() -> Iterator[None]:
         with pyserini_imports():
             from pyserini.search.lucene import LuceneImpactSearcher
 
-    Pyserini 1.6 makes a client of OpenAI when it is imported, which fails without a key: a
-    placeholder stands in, and nothing is sent. Java is started first, without an option that
-    Pyserini gives and that not every Java knows.
-
-    Raises:
-        EngineUnavailableError: Java cannot be started; see `start_java`.
-        OptionalDependencyError: pyjnius or Pyserini is not installed.
+    Pyserini 1.6 makes an OpenAI client when it is imported, which fails without a key: a
+    placeholder stands in, and nothing is sent. Java is started first (see `start_java` for its
+    errors), without an option of Pyserini's that not every Java knows.
     """
     start_java()
     with _environment(OPENAI_API_KEY=os.environ.get("OPENAI_API_KEY") or "unused"):
@@ -163,33 +151,23 @@ def pyserini_imports() -> Iterator[None]:
 
 @cache
 def java_class(name: str) -> Any:
-    """Return a Java class by its full name. Java must run."""
+    """Return a Java class by its full name. Java must be running."""
     return importlib.import_module("jnius").autoclass(name)
 
 
 def java_cast(name: str, thing: Any) -> Any:
-    """Return an object as one of a class or interface, where pyjnius must choose by it."""
+    """Return an object cast to a class or interface, if pyjnius must choose a method by it."""
     return importlib.import_module("jnius").cast(name, thing)
 
 
 def java_exception() -> Any:
-    """Return what pyjnius raises for all that Java throws."""
+    """Return the class that pyjnius raises for everything that Java throws."""
     return importlib.import_module("jnius").JavaException
 
 
 @contextmanager
 def java_errors(place: object) -> Iterator[None]:
-    """Turn what Lucene throws into the errors of this project.
-
-    Args:
-        place: What the messages name: the directory of the index.
-
-    Raises:
-        IndexCorruptError: A file is missing or damaged.
-        IndexLockedError: Another writer has the index.
-        IndexVersionError: Another version of Lucene wrote the index.
-        OSError: Reading or writing failed otherwise; the disk may be full.
-    """
+    """Turn what Lucene throws into our errors, which name the place."""
     try:
         yield
     except java_exception() as error:

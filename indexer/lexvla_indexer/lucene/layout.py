@@ -1,8 +1,8 @@
-"""What a Lucene index stores: its directory, its documents' fields, and how it describes itself.
+"""What a Lucene index stores: its directory, its documents' fields, and its own description.
 
     vocabulary.json      the terms of the lexical columns
     quantization.json    how weights became integers, for people and other programs; an index of
-                         ours says so in its commits too, and goes by these. Its least and greatest
+                         ours repeats it in its commits and goes by these. Its least and greatest
                          weights are those of the commit that fixed the scale
     the other files      are Lucene's; ``write.lock`` is locked by the one writer
 
@@ -36,7 +36,7 @@ from lexvla.errors import IndexCorruptError, IndexVersionError, ModelError
 from lexvla.version import program_version
 from lexvla.vocabulary import Vocabulary
 from lexvla_indexer.document import Document
-from lexvla_indexer.durable import NEW, fsync, publish
+from lexvla_indexer.durable import replacing
 from lexvla_indexer.impacts import ImpactQuantizer
 from lexvla_indexer.legs import Leg, widths_of
 from lexvla_indexer.lucene.jvm import java_class, java_errors
@@ -69,14 +69,14 @@ ID, LEXICAL, CODES, FILTER = "id", "contents", "codes", "filter"
 FINGERPRINT, RAW, VECTORS = "fingerprint", "raw", "vectors"
 FIELD_OF: dict[Leg, str] = {"lexical": LEXICAL, "codes": CODES}
 
-# A null character ends a term, and \x01 stands before its impact. A vocabulary has no null
-# characters; the others are so rare that nearly all terms stand in the index as they are.
+# A null character ends a term, and \x01 precedes its impact. A vocabulary has no null
+# characters; the others are so rare that nearly all terms are in the index unchanged.
 END, IMPACT = "\0", "\x01"
 _SAFE = str.maketrans({"\x01": "\x02\x02", "\x02": "\x02\x03"})
 
 _VOCABULARY = "vocabulary.json"
 _QUANTIZATION = "quantization.json"
-# What a directory may hold if making an index in it was cut short.
+# What a directory may hold after an interrupted creation of an index.
 _BEGUN = ("write.lock", _VOCABULARY, _QUANTIZATION, "_", "segments", "pending_segments")
 
 
@@ -92,7 +92,7 @@ class LegState:
         weights: How many weights there are.
         total_error: The sum of their changes.
         max_error: The greatest such change.
-        clipped: How many weights were above what the greatest integer stands for.
+        clipped: How many weights exceeded what the greatest integer stands for.
     """
 
     quantizer: ImpactQuantizer
@@ -103,7 +103,7 @@ class LegState:
     clipped: int = 0
 
     def with_rows(self, rows: sparse.csr_array) -> LegState:
-        """Return it with the error of more rows, and a quantiser whose bound holds for them."""
+        """Return the state with the error of more rows, and a quantiser whose bound covers them."""
         if not rows.nnz:
             return self
         error, old = self.quantizer.error(rows), self.quantizer
@@ -123,14 +123,12 @@ class LegState:
 
 @dataclass(frozen=True)
 class State:
-    """Describe a commit of ours, in its user data.
+    """Describe one of our commits, in its user data.
 
     Attributes:
-        model: The name of the model whose vectors these are, if it was given.
         vocabulary_sha256: Names the vocabulary; empty before the first vectors, if none was given.
-        widths: The legs and their numbers of columns; empty before the first vectors.
+        widths: The number of columns of each leg; empty before the first vectors.
         legs: The searched legs that have weights.
-        writer_version: The version of the program that made the index.
     """
 
     model: str | None = None
@@ -145,11 +143,9 @@ class State:
         return {name: leg.quantizer for name, leg in self.legs.items()}
 
     def with_rows(self, encoding: Encoding, given: Mapping[str, ImpactQuantizer]) -> State:
-        """Return it with more rows: their widths, the legs' quantisers and errors.
+        """Return the state with more rows: their widths, the legs' quantisers and errors.
 
-        Args:
-            encoding: The rows.
-            given: Quantisers for legs that have none yet; others are fitted to these rows.
+        ``given`` has quantisers for legs that have none yet; others are fitted to these rows.
         """
         legs = dict(self.legs)
         for leg, rows in (("lexical", encoding.lexical), ("codes", encoding.codes)):
@@ -161,17 +157,12 @@ class State:
         return replace(self, widths=widths_of(encoding), legs=legs)
 
     def dump(self) -> str:
-        """Return it as JSON."""
+        """Return the state as JSON."""
         return json.dumps({"format_version": FORMAT_VERSION, **asdict(self)})
 
     @classmethod
     def load(cls, place: object, text: str) -> State:
-        """Read what `dump` wrote.
-
-        Raises:
-            IndexCorruptError: It has another form.
-            IndexVersionError: A newer program wrote it.
-        """
+        """Read what `dump` wrote; another form raises IndexCorruptError."""
         try:
             values: dict[str, Any] = json.loads(text)
             found = values.pop("format_version")
@@ -188,34 +179,24 @@ class State:
 
 
 def impact_terms(vocabulary: Vocabulary) -> list[str]:
-    """Return the terms as they stand in the index."""
+    """Return the terms as the index writes them."""
     return [term.translate(_SAFE) for term in vocabulary.terms]
 
 
 def raw_of(document: Document) -> str:
     """Return what is stored of a document beside its vectors, as ASCII JSON."""
-    stored = {
-        "id": document.id,
-        "contents": document.text,
-        "uri": document.uri,
-        "metadata": dict(document.metadata),
-    }
-    return json.dumps(stored)
+    stored = {"id": document.id, "contents": document.text, "uri": document.uri}
+    return json.dumps({**stored, "metadata": dict(document.metadata)})
 
 
 def document_of(raw: str, fingerprint: str) -> Document:
     """Return the document that `raw_of` wrote."""
-    stored = json.loads(raw)
-    text, uri, metadata = stored["contents"], stored["uri"], stored["metadata"]
-    return Document(stored["id"], uri, text, metadata, fingerprint)
+    kept = json.loads(raw)
+    return Document(kept["id"], kept["uri"], kept["contents"], kept["metadata"], fingerprint)
 
 
 class Store:
-    """Make, find and describe the files of one directory.
-
-    Args:
-        path: The directory, which need not exist yet.
-    """
+    """Make, find and describe the files of one directory, which need not exist yet."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -229,11 +210,7 @@ class Store:
         return any(self.path.glob("segments_*"))
 
     def make(self) -> None:
-        """Make the directory.
-
-        Raises:
-            IndexCorruptError: The path is a file, or a directory that holds other things.
-        """
+        """Make the directory; IndexCorruptError if it is a file, or holds other things."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
@@ -245,22 +222,18 @@ class Store:
             raise IndexCorruptError(f"{self.path}: {rule}; give a new directory")
 
     def check(self) -> None:
-        """Refuse a directory without an index.
-
-        Raises:
-            IndexCorruptError: There is none.
-        """
+        """Raise IndexCorruptError if there is no index."""
         if not self.exists:
             made = f"lexvla index SOURCE --index lucene:{self.path}"
             raise IndexCorruptError(f"no Lucene index at {self.path}; make one with: {made}")
 
     def newest(self) -> int:
-        """Return the number of the newest commit, by which its file is named."""
+        """Return the number of the newest commit, which its file is named by."""
         names = (file.name for file in self.path.glob("segments_*"))
         return max((int(name.rpartition("_")[2], 36) for name in names), default=0)
 
     def directory(self) -> Any:
-        """Return Lucene's object for the directory. Java must run."""
+        """Return Lucene's object for the directory. Java must be running."""
         if self._directory is None:
             folder = java_class("java.nio.file.Paths").get(os.fspath(self.path.absolute()))
             with java_errors(self.path):
@@ -270,20 +243,13 @@ class Store:
         return self._directory
 
     def close(self) -> None:
-        """Give up Lucene's object for the directory."""
+        """Release Lucene's object for the directory."""
         if self._directory is not None:
             self._directory.close()
             self._directory = None
 
     def load_vocabulary(self, sha256: str | None = None) -> Vocabulary | None:
-        """Read the vocabulary; return ``None`` if there is none and none is named.
-
-        Args:
-            sha256: The hash that the commit names.
-
-        Raises:
-            IndexCorruptError: The file is missing, damaged, or another one.
-        """
+        """Read the vocabulary of this hash; ``None`` if there is no file and no hash is given."""
         if sha256 is None and not self._vocabulary.exists():
             return None
         try:
@@ -296,17 +262,11 @@ class Store:
 
     def save_vocabulary(self, vocabulary: Vocabulary) -> None:
         """Write the vocabulary durably, whole or not at all."""
-        new = self._vocabulary.with_name(_VOCABULARY + NEW)
-        vocabulary.save(new)
-        fsync(new)
-        publish(new, self._vocabulary)
+        with replacing(self._vocabulary) as new:
+            vocabulary.save(new)
 
     def load_quantizers(self) -> dict[str, ImpactQuantizer]:
-        """Read how each leg's weights became integers; return nothing if there is no such file.
-
-        Raises:
-            IndexCorruptError: The file is damaged.
-        """
+        """Read how each leg's weights became integers; return nothing if there is no such file."""
         if not self._quantization.exists():
             return {}
         try:
@@ -316,11 +276,5 @@ class Store:
 
     def save_quantizers(self, legs: Mapping[str, ImpactQuantizer]) -> None:
         """Write how the legs' weights became integers, durably, whole or not at all."""
-        new = self._quantization.with_name(_QUANTIZATION + NEW)
-        ImpactQuantizer.save(new, legs)
-        fsync(new)
-        publish(new, self._quantization)
-
-    def size(self) -> int:
-        """Return the bytes of all files together."""
-        return sum(file.stat().st_size for file in self.path.iterdir() if file.is_file())
+        with replacing(self._quantization) as new:
+            ImpactQuantizer.save(new, legs)

@@ -17,6 +17,7 @@ from lexvla.errors import UnknownDocumentError, UnsupportedError
 from lexvla.vocabulary import Vocabulary
 from lexvla_indexer.accuracy import DEPTH, SAMPLED_QUERIES, SAMPLED_ROWS, overlap, spread
 from lexvla_indexer.base import Fetched, Results
+from lexvla_indexer.durable import total_bytes
 from lexvla_indexer.filters import Filter
 from lexvla_indexer.impacts import ImpactQuantizer
 from lexvla_indexer.legs import Leg, check_asked
@@ -47,8 +48,8 @@ _PATH = "org/apache/lucene/search/"
 _INDEX = "org/apache/lucene/index/"
 _DIRECTORY_READER = "org.apache.lucene.index.DirectoryReader"
 _ALL = 2**31 - 1
-# Lucene's skipping of documents that cannot be among the best pays for short queries only: at
-# 1,000 words of 32,000 it takes half as long again as scoring all that match.
+# Lucene's skipping of documents that cannot be among the best pays off for short queries only: with
+# 1,000 words of 32,000 it takes 1.5 times as long as scoring all that match.
 SKIPPING_WORDS = 64
 _NEEDS_ESCAPE = re.compile(r"[^\w]|_")
 _KEYWORDS = ("AND", "OR", "NOT")
@@ -56,11 +57,7 @@ _OF_NUMBER = "(I)Lorg/apache/lucene/document/Document;"
 
 
 class Reader:
-    """Answer from one commit.
-
-    Args:
-        store: The directory.
-        java: An open DirectoryReader; this object closes it.
+    """Answer from one commit, by an open DirectoryReader that this object closes.
 
     Attributes:
         vocabulary: The terms of the lexical columns.
@@ -87,12 +84,7 @@ class Reader:
 
     @classmethod
     def open(cls, store: Store) -> Reader:
-        """Open the newest commit.
-
-        Raises:
-            IndexCorruptError: There is no index, or it is damaged.
-            IndexVersionError: Another version of Lucene wrote it.
-        """
+        """Open the newest commit."""
         store.check()
         with java_errors(store.path):
             java = java_class(_DIRECTORY_READER).open(
@@ -102,7 +94,7 @@ class Reader:
             return cls(store, java)
 
     def newer(self) -> Reader:
-        """Return the newest commit: this object, if it is that."""
+        """Return the reader of the newest commit, which may be this one."""
         # Lucene would read its newest file each time, which takes longer than some searches.
         if self._store.newest() == self.commit:
             return self
@@ -117,21 +109,17 @@ class Reader:
         self._java.incRef()
 
     def close(self) -> None:
-        """Give it up; others who hold it may finish."""
+        """Release it; others who hold it may finish."""
         self._java.decRef()
 
     @cached_property
     def state(self) -> State | None:
-        """What the commit says of itself; ``None`` if another program wrote it."""
+        """How the commit describes itself; ``None`` if another program wrote it."""
         data = self._java.getIndexCommit().getUserData().get(KEY)
         return None if data is None else State.load(self._store.path, data)
 
     def ours(self) -> State:
-        """Return what the commit says of itself.
-
-        Raises:
-            UnsupportedError: Another program wrote it.
-        """
+        """Return how the commit describes itself; UnsupportedError if another program wrote it."""
         if self.state is None:
             rule = "another program built this index: it can be searched by its words only"
             raise UnsupportedError(f"{self._store.path}: {rule}")
@@ -157,7 +145,7 @@ class Reader:
         return int(self._java.numDocs())
 
     def damage(self) -> Iterator[str]:
-        """Read all files. Give a line for each segment that is damaged."""
+        """Read all files. Yield a line for each segment that is damaged."""
         thrown = java_exception()
         for number in range(self.segments):
             try:
@@ -165,13 +153,7 @@ class Reader:
             except thrown as error:
                 yield f"{self._store.path}: {error.innermessage}"
 
-    def search(
-        self,
-        queries: Encoding,
-        k: int,
-        leg: Leg,
-        filter: str | None,  # noqa: A002 - the public word for it
-    ) -> list[Results]:
+    def search(self, queries: Encoding, k: int, leg: Leg, filter: str | None) -> list[Results]:  # noqa: A002
         """Return the k best documents for each query, by integer scores."""
         rows, known = self._asked(queries, k, leg)
         chosen = None
@@ -182,13 +164,9 @@ class Reader:
 
     def bound(self, queries: Encoding, leg: Leg) -> np.ndarray:
         """Return how far each query's scores can be from the exact dot products, float64."""
-        rows, known = self._asked(queries, 1, leg)
-        longest, quantizer = known
-        bounds = []
-        for i in range(len(queries)):
-            row = rows[[i]]
-            bounds.append(error_bound(row, query_weights(row, longest), quantizer))
-        return np.array(bounds)
+        rows, (longest, quantizer) = self._asked(queries, 1, leg)
+        each = (rows[[i]] for i in range(len(queries)))
+        return np.array([error_bound(row, query_weights(row, longest), quantizer) for row in each])
 
     def fetch(self, ids: Sequence[str]) -> Fetched:
         """Return documents of ours with their stored vectors."""
@@ -207,19 +185,19 @@ class Reader:
         return self._unpacked([places[name][0] for name in ids], widths)
 
     def fingerprints(self, ids: Collection[str]) -> dict[str, str]:
-        """Return the fingerprint of each of these documents that is there."""
+        """Return the fingerprint of each of these documents that exists."""
         return {name: place[1] for name, place in self._places_of(ids).items()}
 
     def info(self) -> dict[str, Any]:
         """Describe the commit.
 
-        ``legs`` are those that are kept, and ``searched_legs`` those of them that can be searched.
-        ``quantization`` has for each leg with weights: ``bits``; ``scale``, the integer of a weight
-        of 1; ``top``, the weight that the greatest integer stands for. For an index of ours also:
-        ``clipped``, how many weights were above it; ``mean_error`` and ``max_error`` of a weight,
-        over all that were ever committed; ``rows``, how many were sampled; and ``overlap@10``, the
-        mean share of the 10 best of these by exact scores that are among the 10 best by integers,
-        with some of them as queries.
+        ``legs`` are those that are stored, and ``searched_legs`` those of them that can be
+        searched. ``quantization`` has for each leg with weights: ``bits``; ``scale``, the integer
+        of a weight of 1; ``top``, the weight that the greatest integer stands for. For an index of
+        ours also: ``clipped``, how many weights exceeded it; ``mean_error`` and ``max_error`` of a
+        weight, over all that were ever committed; ``rows``, how many were sampled; and
+        ``overlap@10``, the mean share of the 10 best of these by exact scores that are among the 10
+        best by integers, with some of them as queries.
         """
         state, rows = self.state, self.rows
         widths = {"lexical": len(self.vocabulary)} if state is None else dict(state.widths)
@@ -234,7 +212,7 @@ class Reader:
             "documents": self.count(),
             "segments": self.segments,
             "deleted_rows": rows - self.count(),
-            "bytes": self._store.size(),
+            "bytes": total_bytes(self._store.path),
             "mean_active_words": words / rows if rows else 0.0,
             "legs": widths,
             "searched_legs": [leg for leg in widths if leg in FIELD_OF],
@@ -279,22 +257,24 @@ class Reader:
         known: tuple[float | None, ImpactQuantizer | None],
         chosen: Any,
     ) -> Results:
-        """Return the k best documents for one row, of those that a query of Lucene chooses."""
+        """Return the k best documents for one row, of those that a Lucene query chooses."""
         if not row.nnz or not self.count():
             return Results([], np.empty(0))
         longest, quantizer = known
         weights, scale = query_weights(row, longest)
-        is_lexical = leg == "lexical"
-        terms = _escaped(self.vocabulary) if is_lexical else _column_numbers(row.shape[1])
-        pairs = zip(row.indices.tolist(), weights.tolist(), strict=True)
-        # Text crosses over to Java in one piece. A parser is not for several threads, and cheap.
+        columns: list[Any] = row.indices.tolist()
+        if leg == "lexical":
+            terms = _escaped(self.vocabulary)
+            columns = [terms[column] for column in columns]
+        pairs = zip(columns, weights.tolist(), strict=True)
+        # Text crosses over to Java in one piece. A parser is cheap, and not thread-safe.
         parser = java_class("org.apache.lucene.queryparser.classic.QueryParser")
-        text = " ".join(f"{terms[column]}^{weight}" for column, weight in pairs)
+        text = " ".join(f"{term}^{weight}" for term, weight in pairs)
         query = parser(FIELD_OF[leg], _whole()).parse(text)
         if chosen is not None:
             query = narrowed(query, chosen)
-        is_long = row.nnz > SKIPPING_WORDS
-        hits = self._run(query, self._by_score, k, _ALL if is_long else max(k, 1000))
+        threshold = _ALL if row.nnz > SKIPPING_WORDS else max(k, 1000)
+        hits = self._run(query, self._by_score, k, threshold)
         scores = np.array([hit["fields"][0] for hit in hits], np.float64)
         step = 1.0 if quantizer is None else quantizer.step
         return Results([_text(hit["fields"][1]) for hit in hits], scores * (step / scale))
@@ -307,13 +287,13 @@ class Reader:
             signature=f"(L{_PATH}Sort;II)L{_PATH}TopFieldCollector;",
         )
         self._searcher.search(query, java_cast(f"{_SEARCH}Collector", collector))
-        # All hits come back in one piece too: each number and id alone would take its time.
+        # All hits come back in one piece too: one by one they would take longer.
         text = _json_writer().writeValueAsString(collector.topDocs())
         hits: list[dict[str, Any]] = json.loads(text)["scoreDocs"]
         return hits
 
     def _places_of(self, ids: Collection[str]) -> dict[str, tuple[int, str]]:
-        """Return the number and the fingerprint of each of these documents that is there."""
+        """Return the number and the fingerprint of each of these documents that exists."""
         return self._places(any_of(ID, set(ids)), len(set(ids))) if ids else {}
 
     def _known_places(self, ids: Collection[str]) -> dict[str, tuple[int, str]]:
@@ -328,8 +308,7 @@ class Reader:
         return {_text(hit["fields"][0]): (hit["doc"], _text(hit["fields"][1])) for hit in hits}
 
     def _choose(self, text: str) -> Any:
-        """Return a filter as a query of Lucene."""
-        # A search over several legs asks with the same one for each.
+        # A search over several legs uses the same filter for each.
         if self._chosen is None or self._chosen[0] != text:
             self._chosen = text, selection(Filter.parse(text), self._matching)
         return self._chosen[1]
@@ -388,14 +367,8 @@ def _escaped(vocabulary: Vocabulary) -> list[str]:
     return [escape(term) for term in impact_terms(vocabulary)]
 
 
-@lru_cache(maxsize=4)
-def _column_numbers(width: int) -> list[str]:
-    return [str(column) for column in range(width)]
-
-
 @cache
 def _whole() -> Any:
-    """Return what takes a term of a query as it is."""
     return java_class("org.apache.lucene.analysis.core.KeywordAnalyzer")()
 
 

@@ -13,28 +13,24 @@ from lexvla_indexer.impacts import ImpactQuantizer
 
 __all__ = ["QueryWeights", "error_bound", "query_weights"]
 
-# Lucene's scores are float32, which has all whole numbers up to 2^24. With impacts of at most 255
-# a sum is exact if the query's integers add up to no more than the second number.
+# Lucene's scores are float32, which has all integers up to 2^24. With impacts of at most 255
+# a sum is exact if the query's integers add up to no more than `LARGEST_SUM`.
 LARGEST_SCORE = 2**24 - 1
 LARGEST_SUM = LARGEST_SCORE // 255
 
 
 class QueryWeights(NamedTuple):
-    """A query's integers, and how many of them a weight of 1 is."""
+    """A query's integers, and the integer, before rounding, of a weight of 1."""
 
     integers: np.ndarray
     scale: float
 
 
 def query_weights(query: sparse.csr_array, longest: float | None = None) -> QueryWeights:
-    """Return a query's weights as whole numbers from 1 on, as great as exact sums allow.
+    """Return the weights of a query, one row, as integers from 1, as large as exact sums allow.
 
-    Args:
-        query: One row.
-        longest: The greatest length of a document's impacts as a vector; ``None`` if unknown.
-
-    Raises:
-        UnsupportedError: It has over 32,896 words.
+    ``longest`` is the greatest length of a document's impacts as a vector, if known. A query of
+    over 32,896 words raises UnsupportedError.
     """
     if query.nnz > LARGEST_SUM // 2:
         rule = f"a query of a Lucene index has at most {LARGEST_SUM // 2:,} words"
@@ -48,7 +44,7 @@ def query_weights(query: sparse.csr_array, longest: float | None = None) -> Quer
         # less than 1: for long queries this allows greater integers than the sum does.
         room = LARGEST_SCORE * (1 - 1e-9) / longest - math.sqrt(query.nnz)
         scale = max(scale, room / float(np.linalg.norm(weights)))
-    # A power of 2: weights such as 1, 0.5 and 0.25 become whole numbers without rounding.
+    # A power of 2: weights such as 1, 0.5 and 0.25 become integers without rounding.
     scale = math.ldexp(1.0, math.frexp(scale)[1] - 1)
     return QueryWeights(np.maximum(np.rint(weights * scale), 1).astype(np.int64), scale)
 
@@ -56,12 +52,9 @@ def query_weights(query: sparse.csr_array, longest: float | None = None) -> Quer
 def error_bound(
     query: sparse.csr_array, integers: QueryWeights, quantizer: ImpactQuantizer | None
 ) -> float:
-    """Return the most that whole numbers can change a document's score for a query.
+    """Return the most that rounding to integers can change a document's score for a query.
 
-    Args:
-        query: One row.
-        integers: Its weights as whole numbers.
-        quantizer: That of the documents; ``None`` if their weights were whole numbers before.
+    ``quantizer`` is the documents'; ``None`` if their weights were integers to begin with.
     """
     whole, scale = integers
     kept = sparse.csr_array((whole / scale, query.indices, query.indptr), shape=query.shape)

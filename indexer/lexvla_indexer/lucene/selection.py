@@ -1,4 +1,4 @@
-"""Filters as queries of Lucene, with the meaning of `Filter.matches`.
+"""Filters as Lucene queries, with the meaning of `Filter.matches`.
 
 The field ``filter`` has the terms of `lexvla_indexer.filter_terms`.
 """
@@ -24,13 +24,10 @@ Select = Callable[[Filter], Collection[str]]
 
 
 def selection(filter: Filter, select: Select) -> Any:  # noqa: A002 - the public word for it
-    """Return a filter as a query of Lucene.
+    """Return a filter as a Lucene query.
 
-    Args:
-        filter: What to choose.
-        select: Return the ids of the documents that a filter chooses, by looking at each: for
-            a range whose limit is a string of over 200 characters, or a number of over a thousand
-            digits.
+    ``select`` returns the ids of the documents that a filter chooses, by looking at each: for a
+    range whose limit is a string of over 200 characters, or a number of over a thousand digits.
     """
     if isinstance(filter, And | Or):
         occurs = "FILTER" if isinstance(filter, And) else "SHOULD"
@@ -63,13 +60,12 @@ def any_of(field: str, terms: Collection[str]) -> Any:
 
 
 def narrowed(query: Any, chosen: Any) -> Any:
-    """Return a query with only those hits that another query chooses."""
+    """Return a query for only those hits that another query chooses."""
     return _boolean([("MUST", query), ("FILTER", chosen)])
 
 
 @cache
 def _reader_of_terms() -> Any:
-    """Return what reads a list of binary terms from JSON."""
     of_terms = java_class("org.apache.lucene.util.BytesRef")(b"").getClass()
     return java_class("com.fasterxml.jackson.databind.ObjectMapper")().readerForListOf(of_terms)
 

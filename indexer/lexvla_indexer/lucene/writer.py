@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import repeat
 from operator import add
 from typing import Any
 
@@ -47,13 +48,8 @@ _IMPACTS = [f"{IMPACT}{impact}" for impact in range(256)]
 class Writer:
     """Change a directory, whose lock it holds. For one thread at a time.
 
-    Args:
-        store: The directory.
-        quantizer: How the words' weights become integers, if no commit has decided that.
-
-    Raises:
-        IndexCorruptError: The index is damaged.
-        IndexLockedError: Another writer has it.
+    ``quantizer`` says how the words' weights become integers, if no commit has decided that.
+    IndexLockedError if another writer has the index.
     """
 
     def __init__(self, store: Store, quantizer: ImpactQuantizer | None) -> None:
@@ -62,7 +58,7 @@ class Writer:
         self._java: Any = self._open()
 
     def begin(self, state: State, vocabulary: Vocabulary | None) -> None:
-        """Make a new index, with nothing in it."""
+        """Make a new, empty index."""
         if vocabulary is not None:
             self._store.save_vocabulary(vocabulary)
             state = replace(state, vocabulary_sha256=vocabulary.sha256)
@@ -72,13 +68,9 @@ class Writer:
     def commit(
         self, staging: Staging, state: State, vocabulary: Vocabulary, is_empty: bool
     ) -> None:
-        """Make all that is staged durable and visible, or nothing of it.
+        """Make everything staged durable and visible, or none of it. The staging is empty then.
 
-        Args:
-            staging: What to commit; empty afterwards.
-            state: What the newest commit says of itself.
-            vocabulary: The terms of the lexical columns.
-            is_empty: Whether the index has no rows yet.
+        ``state`` is the newest commit's; ``is_empty`` says whether the index has no rows yet.
         """
         if staging.documents and state.vocabulary_sha256 != vocabulary.sha256:
             self._store.save_vocabulary(vocabulary)
@@ -91,7 +83,7 @@ class Writer:
                 given = {} if self._quantizer is None else {"lexical": self._quantizer}
                 known = state.legs.keys()
                 state = state.with_rows(encoding, given)
-                if state.legs.keys() != known:  # the scale of a leg was fixed, once for all
+                if state.legs.keys() != known:  # the scale of a leg is now fixed
                     self._store.save_quantizers(state.quantizers)
                 self._add(documents, encoding, state, impact_terms(vocabulary))
             self._commit(state)
@@ -105,7 +97,7 @@ class Writer:
             self._java.deleteUnusedFiles()
 
     def close(self) -> None:
-        """Give up what is not committed, and the lock."""
+        """Drop what is not committed, and release the lock."""
         java, self._java = self._java, None
         if java is not None:
             with java_errors(self._store.path):
@@ -125,8 +117,8 @@ class Writer:
 
     @contextmanager
     def _undoing(self) -> Iterator[None]:
-        """Undo what is begun here if anything fails, so that it can be tried again."""
-        if self._java is None:  # the last one was undone
+        """Roll back if anything fails, so that it can be tried again."""
+        if self._java is None:  # the last one was rolled back
             self._java = self._open()
         try:
             with java_errors(self._store.path):
@@ -136,13 +128,12 @@ class Writer:
             raise
 
     def _commit(self, state: State) -> None:
-        data = java_class("java.util.HashMap")()
-        data.put(KEY, state.dump())
-        self._java.setLiveCommitData(data.entrySet(), signature="(Ljava/lang/Iterable;)V")
+        data = _map(**{KEY: state.dump()}).entrySet()
+        self._java.setLiveCommitData(data, signature="(Ljava/lang/Iterable;)V")
         self._java.commit()
 
     def _delete(self, ids: Collection[str]) -> None:
-        # One query for all; each term alone would have to cross over to Java.
+        # One query for all: term by term, each would have to cross over to Java.
         self._java.updateDocuments(
             any_of(ID, ids),
             java_class("java.util.ArrayList")(),
@@ -152,45 +143,33 @@ class Writer:
     def _add(
         self, documents: Sequence[Document], encoding: Encoding, state: State, terms: Sequence[str]
     ) -> None:
-        """Add documents, none of which is in the index.
+        """Add documents, none of which is in the index, with a row of the encoding for each.
 
-        Args:
-            documents: The documents.
-            encoding: A row for each.
-            state: Has the quantisers of the legs.
-            terms: Those of the lexical columns, as they stand in the index.
+        ``terms`` are those of the lexical columns, as the index writes them.
         """
-        lexical = _Texts(encoding.lexical, state, "lexical", terms)
-        codes = None
+        lexical = _texts(encoding.lexical, state, "lexical", terms)
+        codes: Iterable[str] = repeat("", len(documents))
         if encoding.codes is not None:
             numbers = [str(column) for column in range(encoding.codes.shape[1])]
-            codes = _Texts(encoding.codes, state, "codes", numbers)
-        made = _LuceneDocument(codes is not None)
-        for row, (document, vectors) in enumerate(zip(documents, pack(encoding), strict=True)):
-            made.fill(document, lexical[row], codes[row] if codes else "", vectors)
+            codes = _texts(encoding.codes, state, "codes", numbers)
+        made = _LuceneDocument(encoding.codes is not None)
+        for each in zip(documents, lexical, codes, pack(encoding), strict=True):
+            made.fill(*each)
             self._java.addDocument(made.java)
 
 
-class _Texts:
-    """Write the rows of a leg as terms with impacts."""
-
-    def __init__(
-        self, matrix: sparse.csr_array, state: State, leg: str, terms: Sequence[str]
-    ) -> None:
-        self._terms = terms
-        self._impacts = matrix
-        if matrix.nnz:
-            self._impacts = state.legs[leg].quantizer.quantize(matrix)
-
-    def __getitem__(self, row: int) -> str:
-        span = slice(*self._impacts.indptr[row : row + 2].tolist())
-        words = map(self._terms.__getitem__, self._impacts.indices[span].tolist())
-        impacts = map(_IMPACTS.__getitem__, self._impacts.data[span].tolist())
-        return END.join(map(add, words, impacts))
+def _texts(matrix: sparse.csr_array, state: State, leg: str, terms: Sequence[str]) -> Iterator[str]:
+    """Yield the rows of a leg as terms with impacts."""
+    quantized = state.legs[leg].quantizer.quantize(matrix) if matrix.nnz else matrix
+    for row in range(matrix.shape[0]):
+        span = slice(*quantized.indptr[row : row + 2].tolist())
+        words = map(terms.__getitem__, quantized.indices[span].tolist())
+        impacts = map(_IMPACTS.__getitem__, quantized.data[span].tolist())
+        yield END.join(map(add, words, impacts))
 
 
 class _LuceneDocument:
-    """One document of Lucene, filled again and again: making each anew takes twice the time."""
+    """One Lucene document, filled again and again: a new one each time takes twice as long."""
 
     def __init__(self, has_codes: bool) -> None:
         self._bytes = java_class("org.apache.lucene.util.BytesRef")
@@ -217,7 +196,7 @@ class _LuceneDocument:
                 self.java.add(field)
 
     def fill(self, document: Document, lexical: str, codes: str, vectors: bytes) -> None:
-        """Make it a document, from texts of terms with impacts and what `pack` gave."""
+        """Fill it, from texts of terms with impacts and what `pack` gave."""
         self._id.setStringValue(document.id)
         self._order.setBytesValue(self._bytes(document.id.encode()))
         self._fingerprint.setBytesValue(self._bytes(document.fingerprint.encode()))
@@ -247,13 +226,11 @@ def _analyzer() -> Any:
     impacts = custom.builder().withTokenizer("simplePatternSplit", _map(pattern=END))
     impacts = impacts.addTokenFilter("delimitedTermFrequency", _map(delimiter=IMPACT)).build()
     plain = custom.builder().withTokenizer("simplePatternSplit", _map(pattern=END)).build()
-    of_field = java_class("java.util.HashMap")()
-    of_field.put(FILTER, plain)
     wrapper = "org.apache.lucene.analysis.miscellaneous.PerFieldAnalyzerWrapper"
-    return java_class(wrapper)(impacts, of_field)
+    return java_class(wrapper)(impacts, _map(**{FILTER: plain}))
 
 
-def _map(**values: str) -> Any:
+def _map(**values: Any) -> Any:
     made = java_class("java.util.HashMap")()
     for name, value in values.items():
         made.put(name, value)
