@@ -97,6 +97,7 @@ def test_legs_and_fusions(hybrid: str, capsys: Capture) -> None:
         ("--fusion", "rrf"),
         ("--fusion", "weighted"),
         ("--weights", "lexical=0.2,dense=0.8"),
+        ("--fusion", "minmax", "--weights", "lexical=0.2,dense=0.8"),
         ("--fusion", "rrf", "--weights", "dense=2"),
         ("--legs", "dense"),
     ):
@@ -105,7 +106,8 @@ def test_legs_and_fusions(hybrid: str, capsys: Capture) -> None:
         assert data["hits"]
     assert list(answers.values()) == [
         (["lexical", "dense"], "rrf (constant 60)"),
-        (["lexical", "dense"], "weighted (minmax scores)"),
+        (["lexical", "dense"], "weighted"),
+        (["lexical", "dense"], "weighted (lexical 0.2, dense 0.8)"),
         (["lexical", "dense"], "weighted (minmax scores, lexical 0.2, dense 0.8)"),
         (["dense"], "rrf (constant 60, dense 2)"),
         (["dense"], "dense"),
@@ -118,6 +120,30 @@ def test_hybrid_for_people(hybrid: str, capsys: Capture) -> None:
     assert cli.main(["search", QUERIES["q6"], "--index", hybrid, "--explain", "-k", "1"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines if line][-3:] == ["lexical", "dense", "weighted"]
+
+
+def test_relevance_for_people(
+    hybrid: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = RowEncoder(("lexical", "dense"))
+    encoder.score_weights, encoder.relevance = {"lexical": 0.5, "dense": 0.5}, (10.0, -5.0)
+    use(monkeypatch, encoder)
+    assert cli.main(["search", "word0:1", "--index", hybrid, "-k", "1"]) == 0
+    good = capsys.readouterr()
+    assert good.out.startswith("1  1.000   99%  text of d00  d00  word0 0.500  [dense] 0.500")
+    assert good.err == ""
+    assert cli.main(["search", "word1:0.125", "--index", hybrid, "--explain"]) == 0
+    assert capsys.readouterr().out.startswith("1. text of d01  d01  score 0.5625, relevance 65%\n")
+    assert cli.main(["explain", "d00", "word7:1", "--index", hybrid]) == 0
+    assert capsys.readouterr().out.startswith("text of d00  d00  score 0.0000, relevance 1%  not")
+    for arguments in ((), ("--min-relevance", "0.9")):
+        assert cli.main(["search", "word7:0.125", "--index", hybrid, *arguments]) == 0
+        shown = capsys.readouterr()
+        assert shown.err == "lexvla: nothing here matches well\n"
+        assert bool(shown.out) == (not arguments)
+    data = run(capsys, "search", "word7:0.125", "--index", hybrid)
+    assert data["good_match"] is False
+    assert data["hits"][0]["relevance"] < 0.5
 
 
 def test_fit_fusion(hybrid: str, tmp_path: Path, capsys: Capture) -> None:
@@ -173,6 +199,7 @@ def test_explain_draws_a_picture(address: str, word: str, tmp_path: Path, capsys
         (["--offset", "10000"], "at most 10,000 together"),
         (["-k", "10001"], "at most 10,000 together"),
         (["--min-score", "nan"], "must be a finite number, not 'nan'"),
+        (["--min-relevance", "2"], "must be a number from 0 to 1, not 2.0"),
     ],
 )
 def test_wrong_usage(arguments: list[str], complaint: str, capsys: Capture) -> None:
@@ -192,6 +219,7 @@ def test_wrong_usage(arguments: list[str], complaint: str, capsys: Capture) -> N
         (["--legs", "dense"], "the query has no dense leg"),
         (["--fusion", "codes"], "the query has no codes leg"),
         (["--weights", "lexical=1,dense=1"], "the query has no dense leg"),
+        (["--min-relevance", "0.5"], "min_relevance: scores of lexical are not calibrated"),
     ],
 )
 def test_what_cannot_be_asked(

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, Self, TypeVar
+from typing import Any, NamedTuple, Protocol, Self, TypeVar, get_args
 
 import numpy as np
 
@@ -25,7 +25,7 @@ from lexvla_indexer.document import Document
 from lexvla_indexer.legs import Leg, check_added, no_rows
 from lexvla_indexer.staging import Staging
 
-__all__ = ["Fetched", "Index", "Reader", "Results", "check_match"]
+__all__ = ["Fetched", "Index", "Reader", "Results", "Scored", "check_match"]
 
 T = TypeVar("T")
 
@@ -37,6 +37,13 @@ class Results(NamedTuple):
 
     ids: list[str]
     scores: np.ndarray
+
+
+class Scored(NamedTuple):
+    """Documents with their scores by each leg: (documents) float64."""
+
+    ids: list[str]
+    scores: dict[Leg, np.ndarray]
 
 
 class Fetched(NamedTuple):
@@ -184,6 +191,41 @@ class Index(ABC):
             VocabularyMismatchError: The leg has another width in the index.
         """
         return self._ask(lambda reader: reader.search(queries, k, leg, filter))
+
+    def search_legs(
+        self,
+        query: Encoding,
+        weights: Mapping[Leg, float],
+        k: int,
+        depth: int,
+        filter: str | None = None,  # noqa: A002 - the public word for it
+    ) -> Scored | None:
+        """Return the best documents of all by the weighted sum of several legs' scores.
+
+        A score below 0 counts 0. Among the documents are the k best by the sum and the ``depth``
+        best by each leg, all with a score above 0, of equal ones the first ids; there may be more.
+
+        Args:
+            query: One row.
+            weights: What each leg counts, above 0.
+            k: How many to return by the sum.
+            depth: How many to return by each leg.
+            filter: Which documents may be found; see `lexvla_indexer.filters`.
+
+        Returns:
+            The documents, in no order; ``None`` if the engine can only search leg by leg.
+
+        Raises:
+            FilterSyntaxError: The filter cannot be read.
+            UnsupportedError: The index or the query lacks a leg.
+            VocabularyMismatchError: A leg has another width in the index.
+        """
+        return None
+
+    def legs(self) -> tuple[Leg, ...]:
+        """Return the legs that it can be searched by; all if nothing was ever put into it."""
+        widths = self._widths()
+        return tuple(leg for leg in get_args(Leg) if not widths or leg in widths)
 
     def requests(
         self,
