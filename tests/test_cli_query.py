@@ -146,7 +146,12 @@ def test_relevance_for_people(
     assert data["hits"][0]["relevance"] < 0.5
 
 
-def test_fit_fusion(hybrid: str, tmp_path: Path, capsys: Capture) -> None:
+def test_fit_fusion(
+    hybrid: str, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = RowEncoder(("lexical", "dense"))
+    encoder.score_weights = {"lexical": 0.9, "dense": 0.1}
+    use(monkeypatch, encoder)
     (tmp_path / "q.tsv").write_text("".join(f"{n}\t{text}\n" for n, text in QUERIES.items()))
     lines = [f"{n} 0 {doc} 1\n" for n, judged in QRELS.items() for doc in judged]
     (tmp_path / "qrels.txt").write_text("".join(lines))
@@ -165,6 +170,28 @@ def test_fit_fusion(hybrid: str, tmp_path: Path, capsys: Capture) -> None:
     data = run(capsys, "search", QUERIES["q6"], "--index", hybrid)
     assert data["query"]["fusion"] == str(fusion)
     assert [hit["id"] for hit in data["hits"]] == [hit.id for hit in expected]
+    assert run(capsys, "fit-fusion", "--index", hybrid, "--reset")["reset"] is True
+    assert not (Path(hybrid) / "fusion.json").exists()
+    assert cli.main(["fit-fusion", "--index", hybrid, "--reset"]) == 0
+    assert "that name no fusion used the model's already" in capsys.readouterr().err
+    assert cli.main(["fit-fusion", "--index", hybrid]) == 2
+    assert "--queries and --qrels are needed, or --reset" in capsys.readouterr().err
+
+
+def test_a_fusion_that_is_no_better_than_the_default_is_not_stored(
+    hybrid: str, tmp_path: Path, capsys: Capture
+) -> None:
+    (tmp_path / "q.tsv").write_text("".join(f"{n}\t{text}\n" for n, text in QUERIES.items()))
+    lines = [f"{n} 0 d{i:02} 1\n" for n in QUERIES for i in range(len(ROWS))]
+    (tmp_path / "qrels.txt").write_text("".join(lines))
+    arguments = ["fit-fusion", "--index", hybrid, "--queries", str(tmp_path / "q.tsv")]
+    arguments += ["--qrels", str(tmp_path / "qrels.txt"), "--measure", "RR@10"]
+    assert cli.main(arguments) == 0
+    shown = capsys.readouterr()
+    assert "gain over the default: +0.0000 RR@10" in shown.out
+    assert shown.err.endswith("lexvla: not stored, as it is no better than the default\n")
+    assert not (Path(hybrid) / "fusion.json").exists()
+    assert run(capsys, *arguments)["stored"] is False
 
 
 @pytest.mark.parametrize("word", ["red", "blue"])

@@ -88,6 +88,9 @@ def test_a_fusion_is_kept_with_the_index(address: str) -> None:
         save_fusion(index, ReciprocalRank(constant=7), {"measure": "R@1"})
     with open_index(address) as index:
         assert load_fusion(index) == ReciprocalRank(constant=7)
+        save_fusion(index, None)
+        assert load_fusion(index) is None
+        save_fusion(index, ReciprocalRank(constant=7), {"measure": "R@1"})
         assert Searcher(FakeEncoder(), index).fusion == ReciprocalRank(constant=7)
         assert index.read_note("fusion")["facts"] == {"measure": "R@1"}
         index.write_note("fusion", {"format_version": 2, "fusion": {}})

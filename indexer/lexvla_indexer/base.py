@@ -300,7 +300,7 @@ class Index(ABC):
             raise IndexCorruptError(f"{path}: no readable {name} ({error})") from error
 
     def write_note(self, name: str, value: Any) -> None:
-        """Keep a small JSON value with the index, such as fitted weights of legs.
+        """Keep a small JSON value with the index, such as a fitted fusion; ``None`` takes it back.
 
         Raises:
             OSError: The file cannot be written.
@@ -309,6 +309,9 @@ class Index(ABC):
         if self.directory is None:
             raise UnsupportedError(f"{self} keeps no notes")
         path = self.directory / f"{name}.json"
+        if value is None:
+            path.unlink(missing_ok=True)
+            return
         new = path.with_name(f"{path.name}.{os.getpid()}.tmp")
         try:
             with new.open("w", encoding="utf-8") as file:

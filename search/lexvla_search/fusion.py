@@ -265,9 +265,8 @@ class Weighted(Fusion):
     def to_dict(self) -> dict[str, Any]:
         """Return plain values that `fusion_from_dict` reads."""
         settings = super().to_dict()
-        if self.calibration is None:
-            del settings["calibration"]
-        return settings
+        calibration = settings.pop("calibration")
+        return settings if calibration is None else {**settings, "calibration": list(calibration)}
 
     def parts(self, rankings: Mapping[Leg, LegRanking]) -> Parts:
         """Return what each leg adds to each candidate's score."""

@@ -324,7 +324,9 @@ class Searcher:
         if not legs:
             raise UnsupportedError(f"{self.index} and the query share no leg that {fusion} weighs")
         if asked is None:
-            fusion = fusion.over(legs) if len(legs) > 1 else named_fusion(legs[0])
+            fusion = fusion.over(legs)
+            if len(legs) == 1 and fusion.relevance_of(0) is None:
+                fusion = named_fusion(legs[0])
         if query.min_relevance is not None and fusion.relevance_of(0) is None:
             rule = f"scores of {fusion} are not calibrated, so hits have no relevance"
             raise UnsupportedError(f"min_relevance: {rule}")

@@ -168,11 +168,12 @@ class ElasticIndex(Index):
             return self._store.state.notes.get(name)
 
     def write_note(self, name: str, value: Any) -> None:
-        """Keep a small JSON value with the index, such as fitted weights of legs."""
+        """Keep a small JSON value with the index; ``None`` takes it back."""
         with self._writing:
             self._check_open()
             self._store.check()
-            self._store.describe(notes={**self._store.state.notes, name: value})
+            notes = {**self._store.state.notes, name: value}
+            self._store.describe(notes={n: kept for n, kept in notes.items() if kept is not None})
 
     def _ask(self, ask: Callable[[Reader], T], newest: bool = True) -> T:
         # The alias may move meanwhile, and then the index that it means now is asked.
