@@ -314,7 +314,7 @@ class Searcher:
             if leg not in given:
                 raise UnsupportedError(f"the query has no {leg} leg: its encoder gives none")
         fusion = asked or self._own(given, query.legs)
-        if asked is None and named is None and fusion.weights is None:
+        if asked is None and named is None and fusion == Weighted():
             # Codes cost other legs more than they add (docs/search.md): they are asked by name.
             given = [leg for leg in given if leg != "codes"]
         legs = [leg for leg in fusion.legs or named or given if leg in (named or given)]
