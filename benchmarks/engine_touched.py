@@ -30,7 +30,7 @@ def touched(
     """
     rescored: list[np.ndarray] = []
     mapped: list[np.ndarray] = [np.empty(0, np.int64)]
-    row_scores = rescoring._row_scores
+    row_scores = rescoring.row_scores
 
     def noted(forward: StoredRows, rows: np.ndarray, query: sparse.csr_array) -> np.ndarray:
         rescored.append(rows)
@@ -39,7 +39,7 @@ def touched(
         return row_scores(forward, rows, query)
 
     contender = of_index("", index, queries)
-    with mock.patch.object(rescoring, "_row_scores", noted):
+    with mock.patch.object(rescoring, "row_scores", noted):
         for number in range(queries.shape[0]):
             contender.ask(number)
     places = np.flatnonzero(np.isin(postings.terms, queries.indices))

@@ -3,7 +3,9 @@
     python benchmarks/fusions.py [--model M] [--index DIR] [--json]
 
 Queries are labels, for their one drawing, and tags, for all drawings with the tag, as in
-``benchmarks/noto.py``, except that ties are ordered by id. Needs the extra ``evaluation``.
+``benchmarks/noto.py``, except that ties are ordered by id. Fusions are compared on the candidates
+that each leg brings; searches are timed in that index, and in one of six copies of its drawings.
+Needs the extra ``evaluation``.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from lexvla_search.evaluation.noto import tag_relevance
 
 LABEL_MEASURES, TAG_MEASURES = ["R@1", "R@5", "R@10"], ["nDCG@10"]
 TIMED = 200  # queries
+COPIES = 6  # of the drawings: over 10,000
 BOTH: dict[Leg, float] = {"lexical": 1.0, "dense": 1.0}
 FUSIONS: dict[str, Fusion] = {
     # A leg's own order, as the fusion of it alone.
@@ -64,17 +67,38 @@ def indexed(items: list[DemoItem], model: LexVLA, address: str | None) -> Iterat
         yield index
 
 
+@contextmanager
+def copied(index: Index, items: list[DemoItem]) -> Iterator[Index]:
+    """Yield an open index of several copies of the drawings."""
+    vectors = index.vectors([item.id for item in items])
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        open_index(f"{folder}/copies.lex", create=True, vocabulary=index.vocabulary) as copies,
+    ):
+        for copy in range(COPIES):
+            copies.add([Document(f"{item.id}-{copy}") for item in items], vectors)
+        copies.commit()
+        yield copies
+
+
+def fusions_of(searcher: Searcher) -> dict[str, Fusion]:
+    """Return the fusions to compare: with the model's own, if it has one."""
+    own = searcher.default
+    return FUSIONS if own.weights is None else {**FUSIONS, "the model's own": own}
+
+
 def compare(
     searcher: Searcher, queries: Mapping[str, str], qrels: Qrels, measures: list[str]
 ) -> dict[str, dict[str, float]]:
     """Return the measures by fusion."""
-    runs: dict[str, dict[str, dict[str, float]]] = {name: {} for name in FUSIONS}
+    fusions = fusions_of(searcher)
+    runs: dict[str, dict[str, dict[str, float]]] = {name: {} for name in fusions}
     for query, text in queries.items():
         try:
             answers = searcher.leg_rankings(Query(text=text))
         except InputError:  # no word that the model knows: unanswered, and counts 0
             continue
-        for name, fusion in FUSIONS.items():
+        for name, fusion in fusions.items():
             ranked = [one.id for one in fusion.fuse(answers)]
             # Places as scores: tools read scores as float32, in which some would be equal.
             runs[name][query] = {one: float(-place) for place, one in enumerate(ranked)}
@@ -83,10 +107,11 @@ def compare(
 
 def milliseconds(searcher: Searcher, texts: list[str]) -> dict[str, float]:
     """Return the median time of a search by fusion, without encoding the query."""
-    times: dict[str, list[float]] = {name: [] for name in FUSIONS}
+    fusions = fusions_of(searcher)
+    times: dict[str, list[float]] = {name: [] for name in fusions}
     # In turns, so that whatever else the machine does meets all of them alike.
     for text in texts:
-        for name, fusion in FUSIONS.items():
+        for name, fusion in fusions.items():
             answer = searcher.answer(Query(text=text, fusion=fusion))
             times[name].append(1000 * answer.search_seconds)
     return {name: statistics.median(own) for name, own in times.items()}
@@ -112,13 +137,16 @@ def main() -> None:
         figures = compare(searcher, labels, own, LABEL_MEASURES)
         by_tag = compare(searcher, {tag: tag for tag in tags}, bearers, TAG_MEASURES)
         times = milliseconds(searcher, list(labels.values())[:TIMED])
+        with copied(index, items) as copies:
+            more = milliseconds(Searcher(model, copies), list(labels.values())[:TIMED])
+    many = f"ms of {COPIES * len(items):,}"
     for name, row in figures.items():
-        row |= {"tags nDCG@10": by_tag[name]["nDCG@10"], "ms": times[name]}
+        row |= {"tags nDCG@10": by_tag[name]["nDCG@10"], "ms": times[name], many: more[name]}
     if args.json:
         json.dump({"model": model.name, "figures": figures}, sys.stdout, indent=2)
         print()
         return
-    columns = [*LABEL_MEASURES, "tags nDCG@10", "ms"]
+    columns = [*LABEL_MEASURES, "tags nDCG@10", "ms", many]
     print(f"{'':20}" + "".join(f"{column:>14}" for column in columns))
     for name, row in figures.items():
         print(f"{name:20}" + "".join(f"{row[column]:14.4f}" for column in columns))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from transformers import CONFIG_MAPPING, PretrainedConfig
@@ -92,6 +93,10 @@ class LexVLAConfig(PretrainedConfig):
         model_name: Name of the model, which indexes record with the fingerprint.
         knowledge: What the model knows and does not, as a sentence without its subject: "knows ...,
             but not ...".
+        score_weights: What each leg counts in a search's score: ``lexical``, ``dense``, ``codes``,
+            of which those left out count nothing; ``None`` for equal weights.
+        relevance: Slope and intercept of the logistic function that makes a relevance from 0 to 1
+            of such a score; ``None`` if it was not fitted. `lexvla_search.fitting` fits both.
         weights_sha256: SHA-256 of the files of weights, set by `LexVLA.save_pretrained`.
     """
 
@@ -142,6 +147,8 @@ class LexVLAConfig(PretrainedConfig):
         vocabulary_chunk: int = 2048,
         model_name: str = "lexvla",
         knowledge: str = "",
+        score_weights: Mapping[str, float] | None = None,
+        relevance: Sequence[float] | None = None,
         weights_sha256: dict[str, str] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -188,6 +195,8 @@ class LexVLAConfig(PretrainedConfig):
         self.vocabulary_chunk = vocabulary_chunk
         self.model_name = model_name
         self.knowledge = knowledge
+        self.score_weights = None if score_weights is None else dict(score_weights)
+        self.relevance = None if relevance is None else list(relevance)
         self.weights_sha256 = dict(weights_sha256 or {})
         self.check()
         super().__init__(**kwargs)
@@ -195,6 +204,7 @@ class LexVLAConfig(PretrainedConfig):
     def check(self) -> None:
         """Raise ValueError if a field is invalid."""
         self._check_map()
+        self._check_scores()
         width, side, patch = self.vision_width, self.image_side, self.patch_size
         rules = {
             f"the prompt must hold {{text}} once: {self.prompt!r}": self.prompt.count("{text}")
@@ -240,6 +250,26 @@ class LexVLAConfig(PretrainedConfig):
             raise ValueError(f"map_width, map_stride and fine_stage are not for {kind}")
         if self.concept_items and not self.fine_stage:
             raise ValueError("concept_items needs a convolutional vision model with its fine_stage")
+
+    def _check_scores(self) -> None:
+        """Raise ValueError where the weights of a score or its calibration are amiss."""
+        weights, relevance = self.score_weights, self.relevance
+        legs = {"lexical": True, "dense": self.dense_width > 0, "codes": self.codebook_size > 0}
+        for leg, weight in (weights or {}).items():
+            if not legs.get(leg):
+                raise ValueError(f"score_weights: the model has no leg {leg!r}")
+            if not _is_number(weight) or weight < 0:
+                rule = f"must be a finite number of at least 0, not {weight!r}"
+                raise ValueError(f"score_weights: the weight of the leg {leg} {rule}")
+        if weights is not None and not any(weights.values()):
+            raise ValueError("score_weights: one must be above 0")
+        if relevance is None:
+            return
+        if weights is None:
+            raise ValueError("relevance needs the score_weights that it was fitted to")
+        if len(relevance) != 2 or not all(map(_is_number, relevance)) or not relevance[0] > 0:
+            rule = "must be two finite numbers, a slope above 0 and an intercept"
+            raise ValueError(f"relevance {rule}, not {relevance}")
 
     @property
     def fingerprint(self) -> str:
@@ -287,6 +317,11 @@ class LexVLAConfig(PretrainedConfig):
         """Rows and columns of an image's patches."""
         side = self.image_side // self.patch_size
         return side, side
+
+
+def _is_number(value: object) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and math.isfinite(value)  # type: ignore[arg-type]
 
 
 def _own_side(config: PretrainedConfig) -> int:

@@ -121,6 +121,16 @@ class LexVLA(PreTrainedModel):
         weights = self.config.fingerprint[:12] or "unsaved"
         return f"{self.config.model_name}@{weights}"
 
+    @property
+    def score_weights(self) -> dict[str, float] | None:
+        """What each leg counts in a search's score; see `LexVLAConfig`."""
+        return self.config.score_weights
+
+    @property
+    def relevance(self) -> list[float] | None:
+        """Slope and intercept that make a relevance of such a score; see `LexVLAConfig`."""
+        return self.config.relevance
+
     def text_codebook(self) -> Tensor:
         """Return the (V, d) rows of the language model's output embedding for the kept pieces."""
         rows = self.text_tower.language_model.get_output_embeddings().weight

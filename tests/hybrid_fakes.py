@@ -95,6 +95,8 @@ def by_score(
     fused = dict.fromkeys(names, 0.0)
     for leg in lists:
         values = [all_scores[leg][name] for name in names]
+        if normalization == "raw":
+            values = [max(value, 0.0) for value in values]
         if normalization == "minmax" and values:
             low, high = min(values), max(values)
             values = [(v - low) / (high - low) if high > low else 1.0 for v in values]

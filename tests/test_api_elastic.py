@@ -93,9 +93,10 @@ def test_a_fusion_of_three_legs_is_fitted_kept_and_used(
     monkeypatch.setattr(service, "FUSION_SECONDS", 0.0)
     rows = [{i: 1.0, (i + 1) % 6: 0.5} for i in range(6)]
     encoder = RowEncoder()
+    encoder.score_weights = {"codes": 1.0}  # which does less than all legs together
     filled(address, rows, encoder).close()
     with TestClient(create_app(Settings(address), encoder), URL) as client:
-        assert client.get("/v1/index").json()["fusion"] == str(Weighted())
+        assert client.get("/v1/index").json()["fusion"] == str(Weighted({"codes": 1.0}))
         monkeypatch.setattr("lexvla_search.cli.arguments.load_model", lambda *_: encoder)
         (tmp_path / "q.tsv").write_text(
             "".join(f"q{i}\t{text_of(row)}\n" for i, row in enumerate(rows))
@@ -107,6 +108,7 @@ def test_a_fusion_of_three_legs_is_fitted_kept_and_used(
         with open_index(address) as index:
             fitted = load_fusion(index)
             assert fitted is not None
+            assert told["stored"]
             assert told["fusion"] == fitted.to_dict()
             assert client.get("/v1/index").json()["fusion"] == str(fitted)
             save_fusion(index, ReciprocalRank(7))

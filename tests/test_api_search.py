@@ -62,6 +62,7 @@ def test_hits_are_those_of_the_searcher(client: TestClient, folder: Path, asked:
     assert answer.status_code == 200, answer.text
     got = answer.json()
     assert got["hits"] == [hit.to_dict() for hit in expected.hits]
+    assert got["good_match"] is expected.good_match
     assert got["hits"]
     assert got["query"]["fusion"] == str(expected.fusion)
     assert got["query"]["legs"] == list(expected.legs)

@@ -112,6 +112,7 @@ def test_search(address: str, capsys: Capture) -> None:
         "k": 10,
         "offset": 0,
         "min_score": None,
+        "min_relevance": None,
         "words": [{"word": "red", "weight": 1.0}],
     }
     assert [hit["id"] for hit in data["hits"]] == ["apple.png", "flag.png"]

@@ -97,6 +97,7 @@ def test_legs_and_fusions(hybrid: str, capsys: Capture) -> None:
         ("--fusion", "rrf"),
         ("--fusion", "weighted"),
         ("--weights", "lexical=0.2,dense=0.8"),
+        ("--fusion", "minmax", "--weights", "lexical=0.2,dense=0.8"),
         ("--fusion", "rrf", "--weights", "dense=2"),
         ("--legs", "dense"),
     ):
@@ -105,7 +106,8 @@ def test_legs_and_fusions(hybrid: str, capsys: Capture) -> None:
         assert data["hits"]
     assert list(answers.values()) == [
         (["lexical", "dense"], "rrf (constant 60)"),
-        (["lexical", "dense"], "weighted (minmax scores)"),
+        (["lexical", "dense"], "weighted"),
+        (["lexical", "dense"], "weighted (lexical 0.2, dense 0.8)"),
         (["lexical", "dense"], "weighted (minmax scores, lexical 0.2, dense 0.8)"),
         (["dense"], "rrf (constant 60, dense 2)"),
         (["dense"], "dense"),
@@ -120,7 +122,36 @@ def test_hybrid_for_people(hybrid: str, capsys: Capture) -> None:
     assert [line.split()[0] for line in lines if line][-3:] == ["lexical", "dense", "weighted"]
 
 
-def test_fit_fusion(hybrid: str, tmp_path: Path, capsys: Capture) -> None:
+def test_relevance_for_people(
+    hybrid: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = RowEncoder(("lexical", "dense"))
+    encoder.score_weights, encoder.relevance = {"lexical": 0.5, "dense": 0.5}, (10.0, -5.0)
+    use(monkeypatch, encoder)
+    assert cli.main(["search", "word0:1", "--index", hybrid, "-k", "1"]) == 0
+    good = capsys.readouterr()
+    assert good.out.startswith("1  1.000   99%  text of d00  d00  word0 0.500  [dense] 0.500")
+    assert good.err == ""
+    assert cli.main(["search", "word1:0.125", "--index", hybrid, "--explain"]) == 0
+    assert capsys.readouterr().out.startswith("1. text of d01  d01  score 0.5625, relevance 65%\n")
+    assert cli.main(["explain", "d00", "word7:1", "--index", hybrid]) == 0
+    assert capsys.readouterr().out.startswith("text of d00  d00  score 0.0000, relevance 1%  not")
+    for arguments in ((), ("--min-relevance", "0.9")):
+        assert cli.main(["search", "word7:0.125", "--index", hybrid, *arguments]) == 0
+        shown = capsys.readouterr()
+        assert shown.err == "lexvla: nothing here matches well\n"
+        assert bool(shown.out) == (not arguments)
+    data = run(capsys, "search", "word7:0.125", "--index", hybrid)
+    assert data["good_match"] is False
+    assert data["hits"][0]["relevance"] < 0.5
+
+
+def test_fit_fusion(
+    hybrid: str, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = RowEncoder(("lexical", "dense"))
+    encoder.score_weights = {"lexical": 0.9, "dense": 0.1}
+    use(monkeypatch, encoder)
     (tmp_path / "q.tsv").write_text("".join(f"{n}\t{text}\n" for n, text in QUERIES.items()))
     lines = [f"{n} 0 {doc} 1\n" for n, judged in QRELS.items() for doc in judged]
     (tmp_path / "qrels.txt").write_text("".join(lines))
@@ -139,6 +170,28 @@ def test_fit_fusion(hybrid: str, tmp_path: Path, capsys: Capture) -> None:
     data = run(capsys, "search", QUERIES["q6"], "--index", hybrid)
     assert data["query"]["fusion"] == str(fusion)
     assert [hit["id"] for hit in data["hits"]] == [hit.id for hit in expected]
+    assert run(capsys, "fit-fusion", "--index", hybrid, "--reset")["reset"] is True
+    assert not (Path(hybrid) / "fusion.json").exists()
+    assert cli.main(["fit-fusion", "--index", hybrid, "--reset"]) == 0
+    assert "that name no fusion used the model's already" in capsys.readouterr().err
+    assert cli.main(["fit-fusion", "--index", hybrid]) == 2
+    assert "--queries and --qrels are needed, or --reset" in capsys.readouterr().err
+
+
+def test_a_fusion_that_is_no_better_than_the_default_is_not_stored(
+    hybrid: str, tmp_path: Path, capsys: Capture
+) -> None:
+    (tmp_path / "q.tsv").write_text("".join(f"{n}\t{text}\n" for n, text in QUERIES.items()))
+    lines = [f"{n} 0 d{i:02} 1\n" for n in QUERIES for i in range(len(ROWS))]
+    (tmp_path / "qrels.txt").write_text("".join(lines))
+    arguments = ["fit-fusion", "--index", hybrid, "--queries", str(tmp_path / "q.tsv")]
+    arguments += ["--qrels", str(tmp_path / "qrels.txt"), "--measure", "RR@10"]
+    assert cli.main(arguments) == 0
+    shown = capsys.readouterr()
+    assert "gain over the default: +0.0000 RR@10" in shown.out
+    assert shown.err.endswith("lexvla: not stored, as it is no better than the default\n")
+    assert not (Path(hybrid) / "fusion.json").exists()
+    assert run(capsys, *arguments)["stored"] is False
 
 
 @pytest.mark.parametrize("word", ["red", "blue"])
@@ -173,6 +226,7 @@ def test_explain_draws_a_picture(address: str, word: str, tmp_path: Path, capsys
         (["--offset", "10000"], "at most 10,000 together"),
         (["-k", "10001"], "at most 10,000 together"),
         (["--min-score", "nan"], "must be a finite number, not 'nan'"),
+        (["--min-relevance", "2"], "must be a number from 0 to 1, not 2.0"),
     ],
 )
 def test_wrong_usage(arguments: list[str], complaint: str, capsys: Capture) -> None:
@@ -192,6 +246,7 @@ def test_wrong_usage(arguments: list[str], complaint: str, capsys: Capture) -> N
         (["--legs", "dense"], "the query has no dense leg"),
         (["--fusion", "codes"], "the query has no codes leg"),
         (["--weights", "lexical=1,dense=1"], "the query has no dense leg"),
+        (["--min-relevance", "0.5"], "min_relevance: scores of lexical are not calibrated"),
     ],
 )
 def test_what_cannot_be_asked(

@@ -12,7 +12,7 @@ import pytest
 import elastic_fakes
 from lexvla.errors import IndexCorruptError, IndexVersionError
 from lexvla_indexer import open_index
-from lexvla_search import Query, ReciprocalRank, Searcher, cli, load_fusion, save_fusion
+from lexvla_search import Query, ReciprocalRank, Searcher, Weighted, cli, load_fusion, save_fusion
 from lexvla_search.encoded_query import encode_query
 from search_fakes import PICTURES, FakeEncoder, build_index, save_pictures
 
@@ -84,10 +84,13 @@ def test_rebuilding(address: str, capsys: Capture, tmp_path: Path) -> None:
 def test_a_fusion_is_kept_with_the_index(address: str) -> None:
     with open_index(address) as index:
         assert load_fusion(index) is None
-        assert Searcher(FakeEncoder(), index).fusion is None
+        assert Searcher(FakeEncoder(), index).fusion == Weighted()
         save_fusion(index, ReciprocalRank(constant=7), {"measure": "R@1"})
     with open_index(address) as index:
         assert load_fusion(index) == ReciprocalRank(constant=7)
+        save_fusion(index, None)
+        assert load_fusion(index) is None
+        save_fusion(index, ReciprocalRank(constant=7), {"measure": "R@1"})
         assert Searcher(FakeEncoder(), index).fusion == ReciprocalRank(constant=7)
         assert index.read_note("fusion")["facts"] == {"measure": "R@1"}
         index.write_note("fusion", {"format_version": 2, "fusion": {}})

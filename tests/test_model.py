@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from lexvla.config import PROMPT
+from lexvla.config import PROMPT, LexVLAConfig
 from lexvla.errors import ModelError
 from lexvla.lexical_head import lexical_vector
 from lexvla.model import LexVLA
@@ -145,6 +145,37 @@ def test_the_name_follows_the_weights(saved: Path, tmp_path: Path) -> None:
     loaded.save_pretrained(tmp_path / "changed")
     assert loaded.name != named
     assert LexVLA.from_pretrained(tmp_path / "changed").name == loaded.name
+
+
+def test_weights_of_scores_ship_with_the_model(saved: Path, tmp_path: Path) -> None:
+    loaded = LexVLA.from_pretrained(saved)
+    assert (loaded.score_weights, loaded.relevance) == (None, None)
+    named = loaded.name
+    loaded.config.score_weights, loaded.config.relevance = {"lexical": 0.6, "dense": 0.4}, [9, -3.5]
+    loaded.save_pretrained(tmp_path / "fitted")
+    again = LexVLA.from_pretrained(tmp_path / "fitted")
+    assert again.score_weights == {"lexical": 0.6, "dense": 0.4}
+    assert again.relevance == [9, -3.5]
+    # No encoding follows from them: an index stays good.
+    assert again.name == named
+
+
+@pytest.mark.parametrize(
+    ("fields", "complaint"),
+    [
+        ({"score_weights": {"words": 1.0}}, "score_weights: the model has no leg 'words'"),
+        ({"score_weights": {"codes": 1.0}, "codebook_size": 0}, "the model has no leg 'codes'"),
+        ({"score_weights": {"dense": -1}}, "the weight of the leg dense must be a finite number"),
+        ({"score_weights": {"dense": "1"}}, "the weight of the leg dense must be a finite number"),
+        ({"score_weights": {"dense": 0}}, "score_weights: one must be above 0"),
+        ({"relevance": [1.0, 0.0]}, "relevance needs the score_weights"),
+        ({"score_weights": {"dense": 1}, "relevance": [0, 1]}, "a slope above 0 and an intercept"),
+        ({"score_weights": {"dense": 1}, "relevance": [1]}, "two finite numbers"),
+    ],
+)
+def test_wrong_weights_of_scores(fields: dict, complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        LexVLAConfig(**fields)
 
 
 @pytest.mark.parametrize("name", sorted(FILES - {"tokenizer_config.json"}))

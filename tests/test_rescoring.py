@@ -106,9 +106,9 @@ def test_a_large_segment_is_not_scored_whole(way, monkeypatch):
     stored = random_rows(rng, BLOCK + 50, 200, 5)
     query = random_rows(rng, 1, 200, 10)
     scored = []
-    real = rescoring._row_scores
+    real = rescoring.row_scores
     monkeypatch.setattr(
-        rescoring, "_row_scores", lambda f, rows, q: (scored.append(len(rows)), real(f, rows, q))[1]
+        rescoring, "row_scores", lambda f, rows, q: (scored.append(len(rows)), real(f, rows, q))[1]
     )
     with searching(way):
         assert search(stored, query, 10) == expected(stored, query, 10)
@@ -119,10 +119,10 @@ def test_a_large_segment_is_not_scored_whole(way, monkeypatch):
 def test_all_are_scored_where_dropped_words_could_matter(drop_zero, scored, monkeypatch):
     stored = sparse.csr_array(np.array([[1e-4, 1], [0, 1], [0, 0.5]], np.float32))
     counts = []
-    real = rescoring._row_scores
+    real = rescoring.row_scores
     monkeypatch.setattr(rescoring, "SHARE", 1.0)
     monkeypatch.setattr(
-        rescoring, "_row_scores", lambda f, rows, q: (counts.append(len(rows)), real(f, rows, q))[1]
+        rescoring, "row_scores", lambda f, rows, q: (counts.append(len(rows)), real(f, rows, q))[1]
     )
     found = search(stored, row(2, 0), 3, drop_zero=drop_zero)
     assert found == [(2 * float(np.float32(1e-4)), 0)]
@@ -191,7 +191,7 @@ def test_integer_scores_are_within_the_margin():
     stored, query = random_rows(rng, 400, 30, 8), random_rows(rng, 1, 30, 9)
     stored.data = np.maximum(stored.data, np.float32(0.05))  # no word is lifted to 1
     quantizer = ImpactQuantizer.fit(stored)
-    integers, _, margin = rescoring._integers(query, quantizer)
+    integers, rate, bound = rescoring._integers(query, quantizer)
     assert integers.min() >= 1
     assert int(integers.sum()) * 255 < 2**31
     dense = np.zeros(30)
@@ -199,6 +199,7 @@ def test_integer_scores_are_within_the_margin():
     scale = integers.sum() / query.data.sum(dtype=np.float64) / quantizer.step
     exact = stored.astype(np.float64) @ query.toarray()[0].astype(np.float64) * scale
     found = quantizer.quantize(stored).astype(np.float64) @ dense
-    assert np.abs(exact - found).max() <= margin / 2
+    margin = bound * rate / quantizer.step
+    assert np.abs(exact - found).max() <= margin
     # Nearly all of it is the postings' half step: the query's own rounding is far smaller.
-    assert margin / 2 == pytest.approx(integers.sum() / 2, rel=0.01)
+    assert margin == pytest.approx(integers.sum() / 2, rel=0.01)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from hybrid_fakes import RowEncoder, filled
@@ -17,6 +18,8 @@ from lexvla_search import (
     Searcher,
     Weighted,
     fit_fusion,
+    fit_relevance,
+    fit_weights,
     load_fusion,
     save_fusion,
 )
@@ -39,6 +42,7 @@ ENCODER = RowEncoder(("lexical", "dense"))
 
 def test_the_better_leg_gets_the_weight(index: Index) -> None:
     searcher = Searcher(ENCODER, index)
+    searcher.default = Weighted({"lexical": 0.9, "dense": 0.1})
     fitted = fit_fusion(searcher, QUERIES, QRELS, "R@1")
     assert (fitted.learned_on, fitted.tested_on, fitted.errors) == (3, 3, ())
     assert fitted.others["lexical"] == 0
@@ -46,7 +50,9 @@ def test_the_better_leg_gets_the_weight(index: Index) -> None:
     assert isinstance(fitted.fusion, Weighted)
     weights = fitted.fusion.weights
     assert weights["lexical"] + weights["dense"] == pytest.approx(1)
-    assert fitted.gain == 1 - fitted.others["default"]
+    assert fitted.gain == 1 - fitted.others["default"] > 0
+    slope, intercept = fitted.fusion.calibration
+    assert slope > 0 > intercept
     for name, text in QUERIES.items():
         (hit,) = searcher.search(Query(text=text, fusion=fitted.fusion), k=1)
         assert {hit.id: 1} == QRELS[name]
@@ -55,9 +61,20 @@ def test_the_better_leg_gets_the_weight(index: Index) -> None:
 def test_of_equal_fusions_the_most_even(index: Index) -> None:
     anything = {name: {f"d{i:02}": 1 for i in range(12)} for name in QUERIES}
     fitted = fit_fusion(Searcher(ENCODER, index), QUERIES, anything, "RR@10")
-    assert fitted.fusion == Weighted({"lexical": 0.5, "dense": 0.5}, "minmax")
+    # Where all is relevant, no score tells right from wrong.
+    assert fitted.fusion == Weighted({"lexical": 0.5, "dense": 0.5})
     assert (fitted.value, fitted.gain) == (1, 0)
-    assert set(fitted.others) == {"lexical", "dense", "rrf", "default"}
+    assert set(fitted.others) == {"lexical", "dense", "rrf", "minmax", "default"}
+
+
+def test_the_default_is_that_of_the_model(index: Index) -> None:
+    searcher = Searcher(ENCODER, index)
+    save_fusion(index, ReciprocalRank())  # what is stored is not what a new one must beat
+    searcher = Searcher(ENCODER, index)
+    searcher.default = Weighted({"lexical": 0.05, "dense": 0.95})
+    fitted = fit_fusion(searcher, QUERIES, QRELS, "R@1")
+    assert fitted.others["default"] == 1
+    assert fitted.gain == 0
 
 
 def test_the_halves_do_not_hang_on_the_order(index: Index) -> None:
@@ -107,6 +124,48 @@ def test_measures_are_those_of_trec_eval() -> None:
         assert _measure(name)(_gains(ranked, judged), judged) == pytest.approx(expected)
 
 
+def test_weights_of_arrays() -> None:
+    # Of two queries the words find one, the dense vectors the other; together they find both.
+    words = np.array([[0.9, 0.1, 0.0], [0.3, 0.35, 0.0], [0.0, 0.5, 0.0]])
+    dense = np.array([[0.4, 0.5, 0.0], [0.9, 0.1, -0.9], [0.0, 0.5, 0.0]])
+    gains = np.array([[1, 0, 0], [2, 0, 0], [0, 0, 0]])
+    weights = fit_weights({"dense": dense, "lexical": words}, gains, "R@1")
+    assert weights == {"lexical": 0.5, "dense": 0.5}
+    assert fit_weights({"lexical": words, "dense": -dense}, gains, "R@1") == {
+        "lexical": 0.5,
+        "dense": 0.5,
+    }
+    only = fit_weights({"lexical": words[:2], "dense": dense[:, ::-1][:2]}, gains[:2], "RR@3")
+    assert only["lexical"] > 0.5
+    with pytest.raises(InputError, match="no query has a relevant item"):
+        fit_weights({"lexical": words, "dense": dense}, gains * 0)
+
+
+def test_relevance_of_arrays() -> None:
+    rng = np.random.default_rng(5)
+    scores = rng.uniform(0, 1, (200, 100))
+    right = rng.uniform(size=scores.shape) < 1 / (1 + np.exp(6 - 10 * scores))
+    slope, intercept = fit_relevance(scores, right)
+    assert slope == pytest.approx(10, rel=0.05)
+    assert intercept == pytest.approx(-6, rel=0.05)
+    # The mean relevance is the share of right pairs.
+    mean = (1 / (1 + np.exp(-slope * scores - intercept))).mean()
+    assert mean == pytest.approx(right.mean(), abs=1e-3)
+
+
+def test_scores_that_separate_right_from_wrong_have_a_finite_slope() -> None:
+    slope, intercept = fit_relevance(np.array([0.1, 0.2, 0.8, 0.9]), np.array([0, 0, 1, 1]))
+    # Platt's targets are 1/4 and 3/4: the middle is even.
+    assert slope * 0.5 + intercept == pytest.approx(0, abs=1e-4)
+    assert 1 < slope < 10
+
+
+@pytest.mark.parametrize("right", [[0, 0, 0], [1, 1, 1], [1, 0, 0]])
+def test_pairs_that_tell_nothing(right: list[int]) -> None:
+    with pytest.raises(InputError, match="the judgements"):
+        fit_relevance(np.array([0.1, 0.5, 0.9]), np.array(right))
+
+
 def test_kept_with_the_index(index: Index) -> None:
     assert load_fusion(index) is None
     for fusion in (Weighted({"lexical": 0.25, "dense": 0.75}), ReciprocalRank(10)):
@@ -116,6 +175,10 @@ def test_kept_with_the_index(index: Index) -> None:
     data = json.loads((index.directory / "fusion.json").read_text())
     assert (data["format_version"], data["facts"]) == (1, {"measure": "R@1"})
     assert not list(index.directory.glob("*.tmp"))
+    save_fusion(index, None)
+    assert load_fusion(index) is None
+    save_fusion(index, None)
+    save_fusion(index, ReciprocalRank(10))
     # It is no part of the index itself.
     index.delete(["d00"])
     index.compact()

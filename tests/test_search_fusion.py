@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from lexvla.errors import InputError
 from lexvla_search.fusion import (
-    DEFAULT_FUSION,
     FUSIONS,
     LegRanking,
     ReciprocalRank,
     Weighted,
+    default_fusion,
     fusion_from_dict,
     named_fusion,
 )
@@ -61,7 +61,7 @@ def test_raw_scores() -> None:
         ("c", 0.75 * 0.9),
         ("a", 0.25 * 0.8 + 0.75 * 0.6),
         ("d", 0.75 * 0.3),
-        ("b", 0.25 * 0.4 - 0.75 * 0.3),
+        ("b", 0.25 * 0.4),  # a score below 0 takes nothing away
     )
 
 
@@ -100,7 +100,6 @@ def test_without_weights_legs_count_alike() -> None:
         Weighted({"lexical": 0.5, "dense": 0.5}, "raw")
     )
     assert fused(ReciprocalRank()) == fused(ReciprocalRank(weights={"lexical": 1, "dense": 1}))
-    assert Weighted(None, "minmax") == DEFAULT_FUSION
 
 
 def test_equal_scores_stand_by_id() -> None:
@@ -135,6 +134,49 @@ def test_parts_sum_and_order_is_total(lexical, dense, one, other, name) -> None:
     keys = [(-candidate.score, candidate.id) for candidate in found]
     assert keys == sorted(keys)
     assert len({candidate.id for candidate in found}) == len(found)
+
+
+class Model:
+    score_weights: object = None
+    relevance: object = None
+
+
+def test_the_default_ships_with_the_model() -> None:
+    model = Model()
+    assert default_fusion(model) == Weighted() == named_fusion("weighted")
+    assert default_fusion(object()) == Weighted()
+    model.score_weights, model.relevance = {"lexical": 0.6, "dense": 0.4}, [9.0, -3.0]
+    fitted = Weighted({"lexical": 0.6, "dense": 0.4}, calibration=(9.0, -3.0))
+    assert default_fusion(model) == fitted
+
+
+def test_relevance_is_a_logistic_function_of_the_score() -> None:
+    fusion = Weighted({"lexical": 0.5, "dense": 0.5}, calibration=(10.0, -4.0))
+    assert fusion.relevance_of(0.4) == 0.5
+    assert fusion.relevance_of(0.6) == pytest.approx(1 / (1 + math.exp(-2)), abs=1e-15)
+    assert (fusion.relevance_of(1e6), fusion.relevance_of(-1e6)) == (1.0, 0.0)
+    assert Weighted().relevance_of(0.4) is None
+    assert ReciprocalRank().relevance_of(0.4) is None
+
+
+def test_a_calibration_is_of_all_legs() -> None:
+    fusion = Weighted({"lexical": 0.5, "dense": 0.5}, calibration=(10.0, -4.0))
+    assert fusion.over(["dense", "lexical", "codes"]) == fusion
+    assert fusion.over(["dense"]) == Weighted({"dense": 0.5})
+
+
+@pytest.mark.parametrize(
+    "calibration", [(1.0,), (1, 2, 3), 1.0, (0, 1), (-1, 1), (1, math.nan), ("1", 2), (True, 1)]
+)
+def test_bad_calibrations(calibration: object) -> None:
+    with pytest.raises(InputError, match="a slope above 0 and an intercept"):
+        Weighted({"lexical": 1.0}, calibration=calibration)
+
+
+def test_only_weighted_raw_scores_are_calibrated() -> None:
+    for fusion in ((None, "raw"), ({"lexical": 1.0}, "minmax")):
+        with pytest.raises(InputError, match="needs weights, and raw scores"):
+            Weighted(*fusion, calibration=(1.0, 0.0))
 
 
 def test_only_some_legs() -> None:
@@ -179,6 +221,7 @@ def test_bad_settings() -> None:
         *map(named_fusion, FUSIONS),
         ReciprocalRank(10, {"codes": 2.0}, 7),
         Weighted({"lexical": 0.5, "dense": 1.0}, "zscore", 20),
+        Weighted({"lexical": 0.5, "dense": 1.0}, calibration=(9.5, -2.5)),
     ],
     ids=str,
 )
@@ -198,7 +241,9 @@ def test_from_a_few_settings() -> None:
 def test_names() -> None:
     assert [named_fusion(name).name for name in FUSIONS] == list(FUSIONS)
     assert str(ReciprocalRank(weights={"dense": 2.0})) == "rrf (constant 60, dense 2)"
-    assert str(Weighted({"lexical": 0.3, "dense": 0.7})) == (
+    assert str(Weighted()) == "weighted"
+    assert str(Weighted({"lexical": 0.3, "dense": 0.7})) == "weighted (lexical 0.3, dense 0.7)"
+    assert str(named_fusion("minmax", {"lexical": 0.3, "dense": 0.7})) == (
         "weighted (minmax scores, lexical 0.3, dense 0.7)"
     )
     assert str(named_fusion("codes")) == "codes"

@@ -28,7 +28,7 @@ from lexvla.errors import InputError, UnsupportedError
 from lexvla_indexer.base import Index
 from lexvla_search import Query, ReciprocalRank, Searcher, Weighted, save_fusion
 from lexvla_search.encoded_query import encode_query
-from lexvla_search.fusion import DEFAULT_FUSION, named_fusion
+from lexvla_search.fusion import named_fusion
 
 ROWS = random_rows(np.random.default_rng(7), 60)
 DEPTH = 8  # less than the documents that a leg finds, so that legs differ in what they bring
@@ -86,7 +86,11 @@ def test_hits_are_those_of_the_formulas(index, row, fused, banned, required, k, 
     if isinstance(fusion, ReciprocalRank):
         expected = ranking(by_rank(lists, own, how))
     else:
-        expected = ranking(by_score(lists, scores, own, how))
+        # By raw scores the best of all documents are found, and not only of the legs' best.
+        pool = lists
+        if how == "raw":
+            pool, _ = leg_lists(ROWS, encoded, list(own), len(ROWS), kept)
+        expected = ranking(by_score(pool, scores, own, how))
     found = [(hit.id, pytest.approx(hit.score, abs=1e-9)) for hit in hits]
     # Sums in another order may differ in the last bit, and so may the order of equal scores.
     page = expected[offset : offset + k]
@@ -122,7 +126,7 @@ def check_explanation(hit, lists, scores, rescored: bool) -> None:
             assert explanation.difference == pytest.approx(0, abs=1e-12)
 
 
-@pytest.mark.parametrize("name", ["rrf", "weighted", *LEGS, None])
+@pytest.mark.parametrize("name", ["rrf", "weighted", "minmax", *LEGS, None])
 def test_explain_agrees_with_search(index: Index, name: str | None) -> None:
     searcher = Searcher(RowEncoder(), index)
     query = Query(text="word0:1 word6:0.5", ban=["word3"], fusion=name, k=20)
@@ -150,7 +154,9 @@ def test_the_default(index: Index) -> None:
     answer = searcher.answer(Query(text="word0:1 word6:0.5"))
     # Codes are not asked beside other legs unless somebody says so.
     assert answer.legs == ("lexical", "dense")
-    assert answer.fusion == DEFAULT_FUSION
+    assert answer.fusion == named_fusion("weighted")
+    assert answer.good_match is None
+    assert {hit.relevance for hit in answer.hits} == {None}
     both = Query(text="word0:1 word6:0.5", legs=("lexical", "dense"), fusion="weighted")
     assert answer.hits == searcher.search(both)
     named = searcher.answer(Query(text="word0:1 word6:0.5", fusion="weighted"))
@@ -199,16 +205,19 @@ def test_an_index_without_the_leg(tmp_path: Path) -> None:
 
 def test_one_search_a_leg_and_documents_of_the_hits_alone(index: Index) -> None:
     searcher = Searcher(RowEncoder(), index)
-    for fusion in ("rrf", "weighted"):
+    for fusion in ("rrf", "minmax", "weighted"):
         with (
             mock.patch.object(index, "search", wraps=index.search) as search,
+            mock.patch.object(index, "search_legs", wraps=index.search_legs) as search_legs,
             mock.patch.object(index, "fetch", wraps=index.fetch) as fetch,
             mock.patch.object(index, "vectors", wraps=index.vectors) as vectors,
         ):
             hits = searcher.search(Query(text="word0:1 word6:0.5", fusion=fusion), 3, explain=True)
-        assert [call.args[2] for call in search.call_args_list] == list(LEGS)
+        asked = [] if fusion == "weighted" else list(LEGS)
+        assert [call.args[2] for call in search.call_args_list] == asked
+        assert search_legs.call_count == (fusion == "weighted")
         fetch.assert_called_once_with([hit.id for hit in hits])
-        assert vectors.call_count == (fusion == "weighted")
+        assert vectors.call_count == (fusion == "minmax")
 
 
 def test_bans_look_deeper_only_as_far_as_needed(index: Index) -> None:

@@ -14,7 +14,7 @@ from indexer_fakes import random_rows
 from lexvla.errors import UnsupportedError
 from lexvla_indexer.base import Index
 from lexvla_search import Query, ReciprocalRank, Searcher, Weighted
-from lexvla_search.fusion import DEFAULT_FUSION, named_fusion
+from lexvla_search.fusion import named_fusion
 
 pytestmark = pytest.mark.java
 
@@ -65,7 +65,7 @@ def test_dense_vectors_are_stored_and_not_searched(index: Index) -> None:
     answer = searcher.answer(Query(text=TEXT))
     assert (answer.legs, answer.fusion) == (("lexical",), named_fusion("lexical"))
     named = searcher.answer(Query(text=TEXT, fusion="weighted"))
-    assert (named.legs, named.fusion) == (("lexical", "codes"), DEFAULT_FUSION)
+    assert (named.legs, named.fusion) == (("lexical", "codes"), Weighted())
     for query in (Query(text=TEXT, fusion="dense"), Query(text=TEXT, legs=("lexical", "dense"))):
         with pytest.raises(UnsupportedError, match="store dense vectors and do not search them"):
             searcher.search(query)

@@ -274,6 +274,9 @@ def test_bad_mappings() -> None:
         ({"k": True}, "'k': must be a whole number"),
         ({"min_score": math.nan}, "'min_score': must be a finite number"),
         ({"min_score": "1"}, "'min_score': must be a finite number"),
+        ({"min_relevance": 1.5}, "'min_relevance': must be a number from 0 to 1, not 1.5"),
+        ({"min_relevance": -0.1}, "'min_relevance': must be a number from 0 to 1"),
+        ({"min_relevance": math.nan}, "'min_relevance': must be a number from 0 to 1"),
         ({"legs": ()}, "legs must be a list of some of lexical, codes, dense"),
         ({"legs": "dense"}, "legs must be a list"),
         ({"legs": ("sparse",)}, "'sparse': a leg must be one of lexical, codes, dense"),
@@ -353,6 +356,7 @@ def test_plain_values() -> None:
         "k": 3,
         "offset": 0,
         "min_score": None,
+        "min_relevance": None,
     }
 
 

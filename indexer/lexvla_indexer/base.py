@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, Self, TypeVar
+from typing import Any, NamedTuple, Protocol, Self, TypeVar, get_args
 
 import numpy as np
 
@@ -26,7 +26,7 @@ from lexvla_indexer.document import Document
 from lexvla_indexer.legs import Leg, check_added, no_rows
 from lexvla_indexer.staging import Staging
 
-__all__ = ["Fetched", "Index", "Reader", "Results", "check_match"]
+__all__ = ["Fetched", "Index", "Reader", "Results", "Scored", "check_match"]
 
 T = TypeVar("T")
 
@@ -38,6 +38,13 @@ class Results(NamedTuple):
 
     ids: list[str]
     scores: np.ndarray
+
+
+class Scored(NamedTuple):
+    """Documents with their scores by each leg: (documents) float64."""
+
+    ids: list[str]
+    scores: dict[Leg, np.ndarray]
 
 
 class Fetched(NamedTuple):
@@ -163,6 +170,41 @@ class Index(ABC):
         """
         return self._ask(lambda reader: reader.search(queries, k, leg, filter))
 
+    def search_legs(
+        self,
+        query: Encoding,
+        weights: Mapping[Leg, float],
+        k: int,
+        depth: int,
+        filter: str | None = None,  # noqa: A002 - the public word for it
+    ) -> Scored | None:
+        """Return the best documents of all by the weighted sum of several legs' scores.
+
+        A score below 0 counts 0. Among the documents are the k best by the sum and the ``depth``
+        best by each leg, all with a score above 0, of equal ones the first ids; there may be more.
+
+        Args:
+            query: One row.
+            weights: What each leg counts, above 0.
+            k: How many to return by the sum.
+            depth: How many to return by each leg.
+            filter: Which documents may be found; see `lexvla_indexer.filters`.
+
+        Returns:
+            The documents, in no order; ``None`` if the engine can only search leg by leg.
+
+        Raises:
+            FilterSyntaxError: The filter cannot be read.
+            UnsupportedError: The index or the query lacks a leg.
+            VocabularyMismatchError: A leg has another width in the index.
+        """
+        return None
+
+    def legs(self) -> tuple[Leg, ...]:
+        """Return the legs that it can be searched by; all if nothing was ever put into it."""
+        widths = self._widths()
+        return tuple(leg for leg in get_args(Leg) if not widths or leg in widths)
+
     def requests(
         self,
         query: Encoding,
@@ -224,10 +266,16 @@ class Index(ABC):
             raise IndexCorruptError(f"{path}: no readable {name} ({error})") from error
 
     def write_note(self, name: str, value: Any) -> None:
-        """Store a small JSON value, such as fitted weights of legs, or raise UnsupportedError."""
+        """Keep a small JSON value, such as a fitted fusion; ``None`` takes it back.
+
+        Raises `UnsupportedError` if the index can keep nothing.
+        """
         if self.directory is None:
             raise UnsupportedError(f"{self} keeps no notes")
         path = self.directory / f"{name}.json"
+        if value is None:
+            path.unlink(missing_ok=True)
+            return
         new = path.with_name(f"{path.name}.{os.getpid()}.tmp")
         try:
             with new.open("w", encoding="utf-8") as file:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from scipy import sparse
 
 from lexvla.encoding import Encoding
-from lexvla.errors import UnsupportedError
 from lexvla_indexer.base import Index, Results
 from lexvla_indexer.legs import Leg
 from lexvla_search.encoded_query import EncodedQuery
@@ -26,6 +25,9 @@ class Candidates:
     Args:
         index: Where to look.
         query: What to look for.
+
+    Attributes:
+        unseen: By leg, the most that it may give a document that it did not find.
     """
 
     def __init__(self, index: Index, query: EncodedQuery) -> None:
@@ -35,25 +37,59 @@ class Candidates:
         self._rows: dict[str, tuple[int, int]] = {}  # which part, and which row of it
         self._allowed: dict[str, bool] = {}
         self._found: dict[Leg, Results] = {}
+        self._known: dict[Leg, dict[str, float]] = {}  # scores that an engine gave beside those
+        self.unseen: dict[Leg, float] = {}
         self._bearers: set[str] | None = None  # all documents that have the required words
 
-    def ask(self, legs: Sequence[Leg], depth: int, named: bool) -> None:
+    def ask(self, legs: Sequence[Leg], depth: int) -> None:
         """Find each leg's best documents that meet filter and constraints, at most ``depth``.
 
-        Args:
-            legs: Which legs.
-            depth: How many documents.
-            named: Refuse legs that the index lacks, rather than leave them out.
-
         Raises:
-            UnsupportedError: The index cannot search by a leg.
+            UnsupportedError: The index cannot be searched by a leg.
         """
         for leg in legs:
-            try:
-                self._found[leg] = self._best(leg, depth)
-            except UnsupportedError:
-                if named or leg == "lexical":
-                    raise
+            found = self._found[leg] = self._best(leg, depth)
+            self.unseen[leg] = 0.0 if len(found.ids) < depth else float(found.scores[-1])
+
+    def ask_sum(self, weights: Mapping[Leg, float], k: int, depth: int) -> bool:
+        """Find the k best of all documents by the legs' weighted sum, and each leg's best.
+
+        Args:
+            weights: What each leg counts.
+            k: How many documents by the sum.
+            depth: How many by each leg.
+
+        Returns:
+            Whether the engine can do so; if not, nothing was found.
+
+        Raises:
+            UnsupportedError: The index cannot be searched by a leg.
+        """
+        query, times = self._query, 1
+        while True:
+            wide = k * times, depth * times
+            found = self._index.search_legs(query.encoding, weights, *wide, query.filter)
+            if found is None:
+                return False
+            allowed = np.ones(len(found.ids), np.bool_)
+            if query.constraints:
+                allowed[:] = self._allow(found.ids)
+            total = np.zeros(len(found.ids))
+            for leg, weight in weights.items():
+                total += weight * np.maximum(found.scores[leg], 0)
+            lists = [(total, k), *((found.scores[leg], depth) for leg in weights)]
+            if not any(_is_short(scores, allowed, most, times) for scores, most in lists):
+                break
+            times *= _DEEPER
+        names = [name for name, is_allowed in zip(found.ids, allowed, strict=True) if is_allowed]
+        for leg in weights:
+            scores = found.scores[leg][allowed]
+            pairs = zip((-scores).tolist(), names, strict=True)
+            best = sorted(pair for pair in pairs if pair[0] < 0)[:depth]
+            self._found[leg] = Results([n for _, n in best], -np.array([s for s, _ in best]))
+            self._known[leg] = dict(zip(names, scores.tolist(), strict=True))
+            self.unseen[leg] = 0.0
+        return True
 
     def rankings(self, rescore: bool, also: str | None = None) -> dict[Leg, LegRanking]:
         """Return the ranking of the candidates by each leg that could be asked.
@@ -71,6 +107,7 @@ class Candidates:
         rankings, missing = {}, {}
         for leg, found in self._found.items():
             scores = dict(zip(found.ids, map(float, found.scores), strict=True))
+            scores.update(self._known.get(leg, {}))
             ranks = {name: rank for rank, name in enumerate(found.ids, 1)}
             rankings[leg] = LegRanking(ranks, scores)
             missing[leg] = [name for name in names if rescore and name not in scores]
@@ -137,6 +174,13 @@ class Candidates:
                 by_part[part] = leg_scores(leg, self._query.encoding, self._parts[part])
             scores.append(float(by_part[part][row]))
         return scores
+
+
+def _is_short(scores: np.ndarray, allowed: np.ndarray, most: int, times: int) -> bool:
+    """Return whether constraints leave fewer than ``most`` of a list that may go on."""
+    if np.count_nonzero(scores[allowed] > 0) >= most:
+        return False
+    return bool(np.count_nonzero(scores > 0) >= most * times)
 
 
 def leg_scores(leg: Leg, query: Encoding, stored: Encoding) -> np.ndarray:

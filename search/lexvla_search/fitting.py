@@ -1,4 +1,8 @@
-"""A fusion learned from judged queries, and kept with its index."""
+"""A fusion learned from judged queries, and kept with its index.
+
+`fit_weights` and `fit_relevance` learn from arrays of scores: what ships with a model as
+``score_weights`` and ``relevance`` is from them.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ from itertools import product
 from typing import Any, Protocol
 
 import numpy as np
+from scipy import optimize, special
 from tqdm import tqdm
 
 from lexvla.errors import IndexCorruptError, IndexVersionError, InputError, UnsupportedError
@@ -20,23 +25,30 @@ from lexvla_search.fusion import (
     LEGS,
     Fusion,
     LegRanking,
-    Normalization,
     ReciprocalRank,
     Weighted,
     fusion_from_dict,
+    named_fusion,
 )
 from lexvla_search.query import Query
 
-__all__ = ["FittedFusion", "fit_fusion", "load_fusion", "save_fusion"]
+__all__ = [
+    "FittedFusion",
+    "fit_fusion",
+    "fit_relevance",
+    "fit_weights",
+    "load_fusion",
+    "save_fusion",
+]
 
 NOTE = "fusion"
 LEAST_QUERIES = 4  # with something relevant: two to learn from, two to test on
 STEPS = {2: 20, 3: 10}  # into how many the weights' sum of 1 is cut, by the number of legs
 _FORMAT_VERSION = 1
-_NORMALIZATIONS: tuple[Normalization, ...] = ("minmax", "zscore", "raw")
 
 Rankings = Mapping[Leg, LegRanking]
-Judged = Mapping[str, int]
+Judged = Mapping[str, float]
+Table = tuple[np.ndarray, np.ndarray, Judged]  # (items, legs) scores, (items) gains, judgements
 # (..., k) gains of what stands at each rank, and the judgements of the query: (...) values.
 Measure = Callable[[np.ndarray, Judged], np.ndarray]
 
@@ -46,12 +58,12 @@ class FittedFusion:
     """The fusion that was best on half of the queries, and its value on the other half.
 
     Attributes:
-        fusion: The best one.
+        fusion: The best one, with a calibration of its scores.
         measure: The measure's name.
         learned_on: How many queries it was chosen on.
         tested_on: How many other queries the values are from.
         value: The measure's mean over those.
-        others: The same for each leg alone, rrf and the default.
+        others: The same for each leg alone, rrf, minmax and the default.
         errors: Queries that could not be asked; they count 0.
     """
 
@@ -95,6 +107,8 @@ class FittedFusion:
 class RanksByLeg(Protocol):
     """What fitting needs of a `lexvla_search.Searcher`."""
 
+    default: Weighted
+
     def leg_rankings(self, query: Query) -> Rankings:
         """Return how each leg ranks and scores all candidates of a query."""
         ...
@@ -109,10 +123,10 @@ def fit_fusion(
 ) -> FittedFusion:
     """Learn how to weigh the legs from queries whose relevant documents are known.
 
-    The search tries all weights that sum to 1, in steps of 0.05 for two legs and of 0.1 for three,
-    with each normalisation of scores. The best mean of the measure on one half of the queries wins,
-    of equal ones that with the most even weights. The halves are drawn by a hash of the queries'
-    ids, so they are always the same. Queries without a relevant document are ignored.
+    See `fit_weights` for the weights, of raw scores, and `fit_relevance` for the calibration; both
+    are learned on one half of the queries, from the documents among the 100 best of a leg. The
+    halves are drawn by a hash of the queries' ids, so they are always the same. Queries without a
+    relevant document are ignored.
 
     Args:
         searcher: Has the model and the index.
@@ -143,10 +157,9 @@ def fit_fusion(
             errors.append(error)
     legs = _common_legs(rankings.values())
     learn, test = judged[::2], judged[1::2]
-    answered = [name for name in learn if name in rankings]
-    fusion = _best(
-        [rankings[name] for name in answered], [qrels[name] for name in answered], legs, value_of
-    )
+    tables = [_table(rankings[name], qrels[name], legs) for name in learn if name in rankings]
+    weights = _best(tables, legs, value_of)
+    fusion = Weighted(weights, calibration=_calibration(tables, weights))
 
     def tested(fusion: Fusion) -> float:
         total = 0.0
@@ -159,10 +172,11 @@ def fit_fusion(
 
     # A leg's own order, without the candidates that it did not find.
     others: dict[str, Fusion] = {leg: ReciprocalRank(weights={leg: 1.0}) for leg in legs}
-    # Codes are asked beside other legs only by name.
-    unasked = [leg for leg in legs if leg != "codes"] or legs
-    default = Weighted(dict.fromkeys(unasked, 1.0))
-    others |= {"rrf": ReciprocalRank(), "default": default}
+    default = searcher.default.over(legs)
+    if default.weights is None:
+        # Codes are asked beside other legs only by name.
+        default = Weighted(dict.fromkeys([leg for leg in legs if leg != "codes"], 1.0))
+    others |= {"rrf": ReciprocalRank(), "minmax": named_fusion("minmax"), "default": default}
     return FittedFusion(
         fusion,
         measure,
@@ -174,18 +188,90 @@ def fit_fusion(
     )
 
 
-def save_fusion(index: Index, fusion: Fusion, facts: dict[str, Any] | None = None) -> None:
+def fit_weights(
+    scores: Mapping[Leg, np.ndarray], gains: np.ndarray, measure: str = "nDCG@10"
+) -> dict[Leg, float]:
+    """Learn what each leg counts in a weighted sum of raw scores.
+
+    All weights that sum to 1 are tried, in steps of 0.05 for two legs and of 0.1 for three. The
+    best mean of the measure wins, of equal ones the most even weights.
+
+    Args:
+        scores: (queries, items) of each leg.
+        gains: (queries, items): how relevant each item is, 0 if not. Queries for which none is are
+            ignored.
+        measure: As for `fit_fusion`.
+
+    Raises:
+        InputError: The measure is unknown, or no query has a relevant item.
+    """
+    legs = [leg for leg in LEGS if leg in scores]
+    asked = np.flatnonzero((gains > 0).any(axis=1)).tolist()
+    if not asked:
+        raise InputError("the judgements", "no query has a relevant item")
+    tables = (
+        (np.stack([scores[leg][row] for leg in legs], axis=1), gains[row], _by_number(gains[row]))
+        for row in asked
+    )
+    return _best(tables, legs, _measure(measure))
+
+
+def fit_relevance(scores: np.ndarray, right: np.ndarray) -> tuple[float, float]:
+    """Learn how likely a score is right: logistic(slope * score + intercept).
+
+    By logistic regression, with Platt's targets: of n right pairs each counts (n + 1) / (n + 2)
+    right, and so for the wrong ones, so that pairs which a score separates have a finite slope.
+
+    Args:
+        scores: (pairs) raw scores of queries with items.
+        right: (pairs) bool. Their share among the pairs of a score is what is learned, so pairs
+            must be drawn as searches find them.
+
+    Returns:
+        Slope and intercept.
+
+    Raises:
+        InputError: All pairs are right, or none is, or right ones do not score higher.
+
+    References:
+        Platt: Probabilistic outputs for support vector machines. Advances in Large Margin
+        Classifiers, 1999.
+    """
+    scores, right = np.asarray(scores, np.float64).ravel(), np.asarray(right, bool).ravel()
+    count = np.count_nonzero(right)
+    if not 0 < count < len(right):
+        raise InputError("the judgements", "some pairs must be right, and some wrong")
+    mean, spread = float(scores.mean()), float(scores.std()) or 1.0
+    places = (scores - mean) / spread
+    targets = np.where(right, (count + 1) / (count + 2), 1 / (len(right) - count + 2))
+
+    def loss(line: np.ndarray) -> tuple[float, np.ndarray]:
+        logits = line[0] * places + line[1]
+        misses = special.expit(logits) - targets
+        value = np.mean(np.logaddexp(0, logits) - targets * logits)
+        return float(value), np.array([np.mean(misses * places), np.mean(misses)])
+
+    start = np.array([1.0, special.logit(count / len(right))])
+    slope, intercept = optimize.minimize(loss, start, jac=True).x.tolist()
+    if slope <= 0:
+        raise InputError("the judgements", "right pairs do not score higher than wrong ones")
+    return slope / spread, intercept - slope * mean / spread
+
+
+def save_fusion(index: Index, fusion: Fusion | None, facts: dict[str, Any] | None = None) -> None:
     """Keep a fusion with an index, as the one of queries that name none.
 
     Args:
         index: Keeps it, in place of the one that is there.
-        fusion: The fusion.
+        fusion: The fusion; ``None`` to keep none.
         facts: JSON values about how it was found, kept beside it.
 
     Raises:
         UnsupportedError: The index cannot keep notes.
     """
-    data = {"format_version": _FORMAT_VERSION, "fusion": fusion.to_dict(), "facts": facts or {}}
+    data = None
+    if fusion is not None:
+        data = {"format_version": _FORMAT_VERSION, "fusion": fusion.to_dict(), "facts": facts or {}}
     index.write_note(NOTE, data)
 
 
@@ -220,39 +306,44 @@ def _common_legs(rankings: Iterable[Rankings]) -> tuple[Leg, ...]:
     return tuple(leg for leg in LEGS if leg in common)
 
 
-def _best(
-    rankings: Sequence[Rankings], qrels: Sequence[Judged], legs: Sequence[Leg], value_of: Measure
-) -> Weighted:
-    """Return the weights and the normalisation with the greatest mean of the measure.
+def _table(rankings: Rankings, judged: Judged, legs: Sequence[Leg]) -> Table:
+    """Return all candidates' scores, in the order of ids."""
+    parts = Weighted(dict.fromkeys(legs, 1.0)).parts({leg: rankings[leg] for leg in legs})
+    names = sorted(parts)
+    scores = np.array([[parts[name][leg] for leg in legs] for name in names])
+    return scores.reshape(-1, len(legs)), _gains(names, judged), judged
 
-    Args:
-        rankings: Of each query.
-        qrels: Of the same queries.
-        legs: Which of them to weigh.
-        value_of: The measure.
-    """
+
+def _best(tables: Iterable[Table], legs: Sequence[Leg], value_of: Measure) -> dict[Leg, float]:
+    """Return the weights with the greatest mean of the measure."""
     grid = _simplex(len(legs))
-    evenness = -np.abs(grid - 1 / len(legs)).sum(axis=1)
-    best: tuple[float, float] = (-1.0, 0.0)
-    chosen = Weighted()
-    for normalization in _NORMALIZATIONS:
-        totals = np.zeros(len(grid))
-        each = Weighted(dict.fromkeys(legs, 1.0), normalization)
-        for own, judged in zip(rankings, qrels, strict=True):
-            parts = each.parts({leg: own[leg] for leg in legs})
-            names = sorted(parts)
-            table = np.array([[parts[name][leg] for leg in legs] for name in names])
-            scores = grid @ table.reshape(-1, len(legs)).T
-            # Names are sorted, so that a stable sort puts equal scores in the order of ids.
-            order = np.argsort(-scores, axis=1, kind="stable")
-            totals += value_of(_gains(names, judged)[order], judged)
-        for point in range(len(grid)):
-            value = (round(float(totals[point]), 9), round(float(evenness[point]), 9))
-            if value > best:
-                best = value
-                weights = dict(zip(legs, grid[point].tolist(), strict=True))
-                chosen = Weighted(weights, normalization)
-    return chosen
+    totals = np.zeros(len(grid))
+    for scores, gains, judged in tables:
+        sums = grid @ np.maximum(scores, 0).T
+        # Stable, so that equal scores stay in the order of ids.
+        order = np.argsort(-sums, axis=1, kind="stable")
+        totals += value_of(gains[order], judged)
+    unevenness = np.abs(grid - 1 / len(legs)).sum(axis=1)
+    best = np.lexsort([unevenness.round(9), -totals.round(9)])[0]
+    return dict(zip(legs, grid[best].tolist(), strict=True))
+
+
+def _calibration(
+    tables: Sequence[Table], weights: Mapping[Leg, float]
+) -> tuple[float, float] | None:
+    """Return slope and intercept of all candidates' sums; ``None`` if they tell nothing."""
+    shares = np.array(list(weights.values()))
+    try:
+        return fit_relevance(
+            np.concatenate([scores @ shares for scores, _, _ in tables]),
+            np.concatenate([gains > 0 for _, gains, _ in tables]),
+        )
+    except InputError:
+        return None
+
+
+def _by_number(gains: np.ndarray) -> Judged:
+    return {str(item): float(gains[item]) for item in np.flatnonzero(gains > 0)}
 
 
 def _simplex(legs: int) -> np.ndarray:

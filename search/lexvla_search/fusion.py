@@ -1,8 +1,8 @@
-"""Several legs' rankings as one list: by reciprocal ranks, or by weighted scores.
+"""Several legs' rankings as one list: by weighted scores, or by reciprocal ranks.
 
-A fusion sees the candidates: the documents among the ``depth`` best of at least one leg. It gives
-each candidate a part for each leg; the parts sum to the score. Candidates are ordered by score
-descending, equal scores by id ascending.
+A fusion gives each candidate a part for each leg; the parts sum to the score. Candidates are
+ordered by score descending, equal scores by id ascending. An absolute fusion scores a document by
+nothing but the document and the query; all others depend on the other candidates too.
 """
 
 from __future__ import annotations
@@ -11,14 +11,17 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from functools import reduce
+from operator import add
 from typing import Any, ClassVar, Literal, NamedTuple, Self, cast, get_args
 
+from lexvla.encoding import Encoder
 from lexvla.errors import InputError
 from lexvla_indexer.legs import Leg
 
 __all__ = [
-    "DEFAULT_FUSION",
     "FUSIONS",
+    "GOOD_MATCH",
     "LEGS",
     "MAX_HITS",
     "Fused",
@@ -27,19 +30,21 @@ __all__ = [
     "Normalization",
     "ReciprocalRank",
     "Weighted",
+    "default_fusion",
     "fusion_from_dict",
     "named_fusion",
 ]
 
 FusionKind = Literal["rrf", "weighted"]
-FusionName = Literal[FusionKind, Leg]
+FusionName = Literal[FusionKind, "minmax", "zscore", Leg]
 Normalization = Literal["raw", "minmax", "zscore"]
 Parts = dict[str, dict[Leg, float]]
 
 LEGS: tuple[Leg, ...] = get_args(Leg)
 FUSIONS: tuple[FusionName, ...] = get_args(FusionName)
 MAX_HITS = 10_000  # how deep a result may reach, by k, offset or depth
-DEPTH = 100  # of each leg's list; `Searcher` goes deeper if k and offset do
+GOOD_MATCH = 0.5  # the least relevance of a best hit of which people are told nothing
+DEPTH = 100  # of each leg's list
 RANK_CONSTANT = 60.0  # of the paper on reciprocal rank fusion
 
 
@@ -84,6 +89,11 @@ class Fusion(ABC):
         """One of `FUSIONS`; a leg's name if that leg counts alone, as it is."""
 
     @property
+    def absolute(self) -> bool:
+        """Whether a score depends on nothing but the document and the query."""
+        return False
+
+    @property
     def legs(self) -> tuple[Leg, ...] | None:
         """The legs to ask; ``None`` for all that query and index have."""
         if self.weights is None:
@@ -97,6 +107,16 @@ class Fusion(ABC):
         kept = {leg: self.weights[leg] for leg in legs if leg in self.weights}
         return replace(cast(Any, self), weights=kept)
 
+    def weighed(self, legs: Iterable[Leg]) -> dict[Leg, float]:
+        """Return what each of these legs counts, in the order of `LEGS`; none that counts 0."""
+        there = set(legs)
+        weights = {leg: self._weight_of(leg, len(there)) for leg in LEGS if leg in there}
+        return {leg: weight for leg, weight in weights.items() if weight > 0}
+
+    def relevance_of(self, score: float) -> float | None:
+        """Return how likely a document of this score is right; ``None`` without a calibration."""
+        return None
+
     @abstractmethod
     def parts(self, rankings: Mapping[Leg, LegRanking]) -> Parts:
         """Return what each leg adds to each candidate's score."""
@@ -108,7 +128,8 @@ class Fusion(ABC):
             rankings: By leg; legs that the fusion does not weigh are ignored.
         """
         fused = [
-            Fused(name, math.fsum(parts.values()), parts)
+            # Added as engines add: the sum must be theirs to the last bit.
+            Fused(name, reduce(add, parts.values()), parts)
             for name, parts in self.parts(rankings).items()
         ]
         return sorted(fused, key=lambda one: (-one.score, one.id))
@@ -160,7 +181,7 @@ class ReciprocalRank(Fusion):
     def parts(self, rankings: Mapping[Leg, LegRanking]) -> Parts:
         """Return what each leg adds to each candidate's score."""
         parts: Parts = {}
-        for leg, weight in _weighed(self, rankings).items():
+        for leg, weight in self.weighed(rankings).items():
             for name, rank in rankings[leg].ranks.items():
                 parts.setdefault(name, {})[leg] = weight / (self.constant + rank)
         return parts
@@ -178,18 +199,22 @@ class Weighted(Fusion):
 
     Args:
         weights: By leg; ``None`` counts each of n legs 1/n.
-        normalization: ``minmax`` maps a leg's scores of the candidates to 0 to 1 (equal scores to
-            1), ``zscore`` subtracts their mean and divides by their standard deviation (equal
-            scores give 0), ``raw`` takes them as they are.
+        normalization: ``raw`` takes a leg's scores as they are, those below 0 as 0: a leg that
+            says nothing for a document adds nothing. ``minmax`` maps a leg's scores of the
+            candidates to 0 to 1 (equal scores to 1), ``zscore`` subtracts their mean and divides
+            by their standard deviation (equal scores give 0).
         depth: How many candidates to take from each leg, from 1 to 10,000.
+        calibration: Slope and intercept of the logistic function that makes a relevance from 0 to
+            1 of a raw score.
 
     Raises:
         InputError: A value breaks its rule.
     """
 
     weights: Mapping[Leg, float] | None = None
-    normalization: Normalization = "minmax"
+    normalization: Normalization = "raw"
     depth: int = DEPTH
+    calibration: tuple[float, float] | None = None
     rescores: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -197,19 +222,56 @@ class Weighted(Fusion):
             known = ", ".join(get_args(Normalization))
             raise InputError(str(self.normalization), f"a normalisation must be one of {known}")
         _check(self)
+        if self.calibration is not None:
+            self._check_calibration(self.calibration)
+
+    def _check_calibration(self, calibration: object) -> None:
+        numbers = tuple(calibration) if isinstance(calibration, list | tuple) else ()
+        if len(numbers) != 2 or not all(map(_is_number, numbers)) or not numbers[0] > 0:
+            rule = "must be two finite numbers, a slope above 0 and an intercept"
+            raise InputError("the calibration of a fusion", f"{rule}, not {calibration!r}")
+        if not self.absolute or self.weights is None:
+            raise InputError("the calibration of a fusion", "needs weights, and raw scores")
+        object.__setattr__(self, "calibration", numbers)
+
+    @property
+    def absolute(self) -> bool:
+        """Whether scores are raw, and so depend on nothing but the document and the query."""
+        return self.normalization == "raw"
 
     @property
     def name(self) -> FusionName:
         """One of `FUSIONS`."""
+        if self.normalization != "raw":
+            return self.normalization
         legs = self.legs
-        if legs is not None and len(legs) == 1 and self.normalization == "raw":
-            return legs[0]
-        return "weighted"
+        return legs[0] if legs is not None and len(legs) == 1 else "weighted"
+
+    def over(self, legs: Iterable[Leg]) -> Self:
+        """Return the same fusion of these legs only, without its calibration if one is missing."""
+        kept = set(legs)
+        fusion = super().over(kept)
+        whole = self.legs is None or kept.issuperset(self.legs)
+        return fusion if whole else replace(fusion, calibration=None)
+
+    def relevance_of(self, score: float) -> float | None:
+        """Return logistic(slope * score + intercept); ``None`` without a calibration."""
+        if self.calibration is None:
+            return None
+        slope, intercept = self.calibration
+        # By tanh: an exponential of a great number would overflow.
+        return 0.5 + 0.5 * math.tanh(0.5 * (slope * score + intercept))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values that `fusion_from_dict` reads."""
+        settings = super().to_dict()
+        calibration = settings.pop("calibration")
+        return settings if calibration is None else {**settings, "calibration": list(calibration)}
 
     def parts(self, rankings: Mapping[Leg, LegRanking]) -> Parts:
         """Return what each leg adds to each candidate's score."""
         parts: Parts = {}
-        for leg, weight in _weighed(self, rankings).items():
+        for leg, weight in self.weighed(rankings).items():
             scores = rankings[leg].scores
             for name, value in _NORMALIZED[self.normalization](scores).items():
                 parts.setdefault(name, {})[leg] = weight * value
@@ -218,14 +280,16 @@ class Weighted(Fusion):
     def __str__(self) -> str:
         if self.name in LEGS and self.weights is not None and self.weights[self.name] == 1:
             return self.name
-        return f"weighted ({self.normalization} scores{_written(self.weights)})"
+        scores = "" if self.absolute else f", {self.normalization} scores"
+        said = f"{scores}{_written(self.weights)}".removeprefix(", ")
+        return f"weighted ({said})" if said else "weighted"
 
 
 def named_fusion(name: str, weights: Mapping[Leg, float] | None = None) -> Fusion:
     """Return the fusion that a name of `FUSIONS` means.
 
-    ``rrf`` has the constant 60; ``weighted`` maps scores to 0 to 1; a leg's name means the raw
-    scores of this leg alone.
+    ``rrf`` has the constant 60; ``weighted`` adds up raw scores, ``minmax`` and ``zscore`` scores
+    that are normalised over the candidates; a leg's name means the scores of this leg alone.
 
     Raises:
         InputError: The name is unknown, the weights break their rules, or weights are given for a
@@ -235,11 +299,26 @@ def named_fusion(name: str, weights: Mapping[Leg, float] | None = None) -> Fusio
         return ReciprocalRank(weights=weights)
     if name == "weighted":
         return Weighted(weights)
+    if name in ("minmax", "zscore"):
+        return Weighted(weights, cast(Normalization, name))
     if name not in LEGS:
         raise InputError(str(name), f"a fusion must be one of {', '.join(FUSIONS)}")
     if weights is not None:
         raise InputError(name, "one leg alone takes no weights")
-    return Weighted({name: 1.0}, "raw")
+    return Weighted({name: 1.0})
+
+
+def default_fusion(model: Encoder) -> Weighted:
+    """Return the fusion that ships with a model; of one without, equal weights of its legs.
+
+    A model has ``score_weights``, by leg, and ``relevance``, a slope and an intercept; both may be
+    missing or ``None``.
+
+    Raises:
+        InputError: They break their rules.
+    """
+    weights = getattr(model, "score_weights", None)
+    return Weighted(weights, calibration=getattr(model, "relevance", None))
 
 
 def fusion_from_dict(settings: Mapping[str, Any]) -> Fusion:
@@ -265,13 +344,8 @@ def fusion_from_dict(settings: Mapping[str, Any]) -> Fusion:
     return kind(**own)
 
 
-def _weighed(fusion: Fusion, rankings: Mapping[Leg, LegRanking]) -> dict[Leg, float]:
-    weights = {leg: fusion._weight_of(leg, len(rankings)) for leg in LEGS if leg in rankings}
-    return {leg: weight for leg, weight in weights.items() if weight > 0}
-
-
 def _raw(scores: Mapping[str, float]) -> Mapping[str, float]:
-    return scores
+    return {name: max(score, 0.0) for name, score in scores.items()}
 
 
 def _minmax(scores: Mapping[str, float]) -> Mapping[str, float]:
@@ -319,10 +393,10 @@ def _check(fusion: Fusion) -> None:
 
 
 def _check_number(name: str, value: object) -> None:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not (is_number and math.isfinite(cast(float, value)) and cast(float, value) >= 0):
+    if not _is_number(value) or cast(float, value) < 0:
         raise InputError(name, f"must be a finite number of at least 0, not {value!r}")
 
 
-# Within half a point of the best fusion without fitting on the demo's drawings; docs/search.md.
-DEFAULT_FUSION: Fusion = Weighted()
+def _is_number(value: object) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and math.isfinite(cast(float, value))

@@ -49,10 +49,11 @@ class Query:
         legs: What to search by; ``None`` for all legs that query and index have, but codes only
             if a fusion asks for them.
         fusion: How to fuse the legs' rankings: a name of `lexvla_search.fusion.FUSIONS` or a
-            `Fusion`. ``None`` takes the fusion fitted for the index, else the default.
+            `Fusion`. ``None`` takes the fusion fitted for the index, else that of the model.
         k: The most hits to return.
         offset: How many of the best hits to skip; offset and k together are at most 10,000.
         min_score: The least score of a hit.
+        min_relevance: The least relevance of a hit, from 0 to 1.
 
     Raises:
         FilterSyntaxError: The filter cannot be parsed.
@@ -72,6 +73,7 @@ class Query:
     k: int = 10
     offset: int = 0
     min_score: float | None = None
+    min_relevance: float | None = None
 
     def __post_init__(self) -> None:
         if self.text is not None:
@@ -92,6 +94,9 @@ class Query:
         check_page(self.k, self.offset)
         if self.min_score is not None and not _is_number(self.min_score):
             raise InputError("min_score", f"must be a finite number, not {self.min_score!r}")
+        least = self.min_relevance
+        if least is not None and not (_is_number(least) and 0 <= least <= 1):
+            raise InputError("min_relevance", f"must be a number from 0 to 1, not {least!r}")
 
     @property
     def chosen_fusion(self) -> Fusion | None:
@@ -162,6 +167,7 @@ class Query:
             "k": self.k,
             "offset": self.offset,
             "min_score": self.min_score,
+            "min_relevance": self.min_relevance,
         }
 
 

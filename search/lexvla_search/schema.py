@@ -89,6 +89,7 @@ class Hit(TypedDict):
 
     id: str
     score: float
+    relevance: float | None
     rank: int | None
     lexical: LegScore | None
     codes: LegScore | None
@@ -128,10 +129,11 @@ class Took(TypedDict):
 
 
 class SearchAnswer(TypedDict):
-    """Hits, best first."""
+    """Hits, best first. ``good_match`` is whether the first of all is relevant, null if unknown."""
 
     query: QueryRead
     hits: list[Hit]
+    good_match: bool | None
     took_ms: Took
     request_id: str
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeVar
+from functools import reduce
+from operator import add
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from lexvla.encoder import Encoder
 from lexvla.encoding import Encoding
@@ -18,12 +20,14 @@ from lexvla_search.encoded_query import EncodedQuery, encode_query
 from lexvla_search.explanation import Explanation, LegPart
 from lexvla_search.fitting import load_fusion
 from lexvla_search.fusion import (
-    DEFAULT_FUSION,
+    GOOD_MATCH,
     LEGS,
+    MAX_HITS,
     Fused,
     Fusion,
     LegRanking,
     Weighted,
+    default_fusion,
     named_fusion,
 )
 from lexvla_search.query import Query, check_page
@@ -37,6 +41,7 @@ __all__ = ["Answer", "Hit", "LegScore", "Searcher", "document_to_dict"]
 EXPLAIN_DEPTH = 1000  # how deep `Searcher.explain` looks for a document's rank
 T = TypeVar("T")
 _ATTEMPTS = 3  # to answer from one commit while a writer deletes
+_DEEPER = 10  # times the depth, where candidates do not fill the page
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,8 @@ class Hit:
     Attributes:
         id: The document's id.
         score: What hits are ordered by.
+        relevance: From 0 to 1, how likely the document is right; ``None`` where the fusion has no
+            calibration.
         rank: From 1; ``None`` if the document was not found.
         lexical: The lexical leg's own score and rank, or ``None``.
         codes: The same for the codes leg.
@@ -68,6 +75,7 @@ class Hit:
 
     id: str
     score: float
+    relevance: float | None
     rank: int | None
     lexical: LegScore | None
     codes: LegScore | None
@@ -86,6 +94,7 @@ class Hit:
         return {
             "id": self.id,
             "score": self.score,
+            "relevance": self.relevance,
             "rank": self.rank,
             "lexical": None if self.lexical is None else self.lexical.to_dict(),
             "codes": None if self.codes is None else self.codes.to_dict(),
@@ -115,6 +124,8 @@ class Answer:
         words: The query's words with their weights, heaviest first.
         legs: The legs that were asked.
         fusion: What fused their rankings.
+        good_match: Whether the best hit of all has a relevance of at least `GOOD_MATCH`; ``None``
+            where hits have none.
         encode_seconds: How long encoding the query took.
         search_seconds: How long the rest took.
     """
@@ -124,6 +135,7 @@ class Answer:
     words: list[tuple[str, float]]
     legs: tuple[Leg, ...]
     fusion: Fusion
+    good_match: bool | None
     encode_seconds: float
     search_seconds: float
 
@@ -131,17 +143,20 @@ class Answer:
 class Searcher:
     """Answer queries from one index with one model.
 
-    A search asks the index once for each leg, reads the candidates' vectors if the fusion scores
-    them by every leg, and fetches the documents of its hits. Bans and requirements are checked
-    against the stored words of the candidates, exactly; where too few are left, the leg is asked
-    for more, to the end of the index.
+    Hits by raw scores are the best of all documents, on an engine that can add up its legs'
+    scores. Otherwise a search asks the index for each leg's best, the candidates, reads their
+    vectors if the fusion scores them by every leg, and asks for ten times as many where they do
+    not fill the page; these come after the first ones, so that pages fit together. Bans and
+    requirements are checked against the stored words of the candidates, exactly; where too few
+    are left, the index is asked for more, to its end.
 
     Args:
         model: Encodes the queries. ``None`` searches by the plain words of texts and by terms.
         index: Filled by the same model.
 
     Attributes:
-        fusion: The fusion fitted for the index, used by queries that name none.
+        default: The fusion that ships with the model; see `default_fusion`.
+        fusion: That of queries that name none: the one fitted for the index, or the default.
 
     Raises:
         IndexCorruptError: The index's fusion cannot be read.
@@ -154,7 +169,8 @@ class Searcher:
         self.index = index
         if model is not None:
             check_match(model, index)
-        self.fusion = load_fusion(index)
+        self.default = default_fusion(self.model)
+        self.fusion: Fusion = load_fusion(index) or self.default
 
     def search(self, query: Query, k: int | None = None, explain: bool = False) -> list[Hit]:
         """Return the best hits, best first; equal scores by id.
@@ -187,15 +203,15 @@ class Searcher:
         ranked, hits = _retried(lambda: self._search(query, encoded, explain))
         ended = time.perf_counter()
         seconds = encoded_at - started, ended - encoded_at
-        legs = tuple(ranked.rankings)
-        return Answer(hits, encoded.encoding, encoded.words, legs, ranked.fusion, *seconds)
+        facts = ranked.legs, ranked.fusion, ranked.good_match
+        return Answer(hits, encoded.encoding, encoded.words, *facts, *seconds)
 
     def explain(self, query: Query, id: str) -> Hit:  # noqa: A002 - the public word for it
         """Return one document's hit with its explanation, found or not.
 
         The score is that of `search` for the documents that it finds; another document is scored
-        as though it were a candidate. The rank is ``None`` if the document is not among the best
-        of any leg, or is excluded by filter, bans or requirements.
+        as though it were a candidate. The rank is ``None`` if the document is not among the first
+        1,000, or is excluded by filter, bans or requirements.
 
         Raises:
             InputError: The query cannot be encoded.
@@ -208,9 +224,16 @@ class Searcher:
 
     def leg_rankings(self, query: Query) -> Mapping[Leg, LegRanking]:
         """Return how each leg ranks and scores all candidates of a query; see `search`."""
-        query = replace(query, fusion=Weighted())
+        query = replace(query, fusion="minmax")
         encoded = encode_query(query, self.model)
-        return _retried(lambda: self._rank(query, encoded)[1].rankings)
+        fusion, legs = self._choose(query, encoded)
+
+        def rankings() -> Mapping[Leg, LegRanking]:
+            candidates = Candidates(self.index, encoded)
+            candidates.ask(legs, fusion.depth)
+            return candidates.rankings(rescore=True)
+
+        return _retried(rankings)
 
     def query_words(self, query: Query, top_k: int | None = None) -> list[tuple[str, float]]:
         """Return the words that a query searches by with their weights, heaviest first."""
@@ -219,14 +242,17 @@ class Searcher:
     def _search(
         self, query: Query, encoded: EncodedQuery, explain: bool
     ) -> tuple[_Ranked, list[Hit]]:
-        _, ranked = self._rank(query, encoded)
-        fused = ranked.fusion.fuse(ranked.rankings)
+        ranked = self._rank(query, encoded, query.offset + query.k)
+        placed = ranked.placed
         if query.min_score is not None:
-            fused = [one for one in fused if one.score >= query.min_score]
-        page = fused[query.offset : query.offset + query.k]
+            placed = [one for one in placed if one.fused.score >= query.min_score]
+        if query.min_relevance is not None:
+            least, relevance_of = query.min_relevance, ranked.fusion.relevance_of
+            placed = [one for one in placed if (relevance_of(one.fused.score) or 0) >= least]
+        page = placed[query.offset : query.offset + query.k]
         if not page:
             return ranked, []
-        found = self.index.fetch([one.id for one in page])
+        found = self.index.fetch([one.fused.id for one in page])
         hits = []
         for row, (one, document) in enumerate(zip(page, found.documents, strict=True)):
             vectors = found.encoding[row] if explain else None
@@ -234,67 +260,99 @@ class Searcher:
         return ranked, hits
 
     def _explain(self, query: Query, encoded: EncodedQuery, name: str) -> Hit:
-        candidates, ranked = self._rank(query, encoded, EXPLAIN_DEPTH)
-        fused = ranked.fusion.fuse(ranked.rankings)
-        ranks = {one.id: rank for rank, one in enumerate(fused, 1)}
-        ranked = replace(ranked, rankings=candidates.rankings(ranked.fusion.rescores, also=name))
-        named = {one.id: one for one in ranked.fusion.fuse(ranked.rankings)}
+        ranked = self._rank(query, encoded, max(EXPLAIN_DEPTH, query.k + query.offset), name)
         (document,), vectors = self.index.fetch([name])
+        for rank, one in enumerate(ranked.placed, 1):
+            if one.fused.id == name:
+                return self._hit(ranked, one, rank, document, vectors)
+        rankings = ranked.candidates.rankings(ranked.fusion.rescores, also=name)
+        named = {one.id: one for one in ranked.fusion.fuse(rankings)}
         # A leg that did not find it may add nothing.
-        one = named.get(name) or Fused(name, 0.0, {})
-        return self._hit(ranked, one, ranks.get(name), document, vectors)
+        fused = named.get(name) or Fused(name, 0.0, {})
+        return self._hit(ranked, _Placed(fused, rankings), None, document, vectors)
 
     def _rank(
-        self, query: Query, encoded: EncodedQuery, single_depth: int = 1
-    ) -> tuple[Candidates, _Ranked]:
-        """Choose legs and fusion, and let each leg rank the candidates.
+        self, query: Query, encoded: EncodedQuery, wanted: int, name: str | None = None
+    ) -> _Ranked:
+        """Put the best documents in order.
 
         Args:
             query: What is asked for.
             encoded: The same as vectors.
-            single_depth: The least depth to look at if a single leg is asked.
+            wanted: How many documents, if there are so many.
+            name: Fewer will do if this one is among them.
         """
+        fusion, legs = self._choose(query, encoded)
+        candidates = Candidates(self.index, encoded)
+        weights, summed = fusion.weighed(legs), fusion.absolute and len(legs) > 1
+        if summed and candidates.ask_sum(weights, wanted, fusion.depth):
+            rankings = candidates.rankings(rescore=True)
+            best = [_Placed(one, rankings) for one in fusion.fuse(rankings)[:wanted]]
+            return _Ranked(encoded.encoding, fusion, legs, best, candidates)
+        placed: dict[str, _Placed] = {}
+        depth, first = 0, wanted if fusion.absolute and not summed else fusion.depth
+        while depth < MAX_HITS and len(placed) < wanted and name not in placed:
+            depth = min(depth * _DEEPER or first, MAX_HITS)
+            candidates.ask(legs, depth)
+            rankings = candidates.rankings(fusion.rescores)
+            fused = fusion.fuse(rankings)
+            if summed and depth == first:
+                # At first, only those are placed that no other document can come before.
+                most = reduce(add, (weights[leg] * candidates.unseen[leg] for leg in weights))
+                fused = [one for one in fused if one.score > most]
+            for one in fused:
+                placed.setdefault(one.id, _Placed(one, rankings))
+            if not any(candidates.unseen.values()):
+                break
+        return _Ranked(encoded.encoding, fusion, legs, list(placed.values()), candidates)
+
+    def _choose(self, query: Query, encoded: EncodedQuery) -> tuple[Fusion, tuple[Leg, ...]]:
+        """Return the fusion of a query, and the legs to ask."""
         given = [leg for leg in LEGS if getattr(encoded.encoding, leg) is not None]
         asked = query.chosen_fusion
         named = query.legs or (asked.legs if asked else None)
         for leg in named or ():
             if leg not in given:
                 raise UnsupportedError(f"the query has no {leg} leg: its encoder gives none")
-        fusion = asked or self._fitted(named or given)
-        if fusion is None:
-            fusion = DEFAULT_FUSION
+        fusion = asked or self._own(given, query.legs)
+        if asked is None and named is None and fusion == Weighted():
             # Codes cost other legs more than they add (docs/search.md): they are asked by name.
             given = [leg for leg in given if leg != "codes"]
         legs = [leg for leg in fusion.legs or named or given if leg in (named or given)]
-        alone = len(legs) == 1 and (asked is None or asked.name in LEGS)
-        depth = max(single_depth if alone else fusion.depth, query.k + query.offset)
-        candidates = Candidates(self.index, encoded)
-        candidates.ask(legs, depth, named is not None)
-        rankings = candidates.rankings(fusion.rescores)
+        if named is None:
+            there = self.index.legs()
+            legs = [leg for leg in legs if leg in there]
+        if not legs:
+            raise UnsupportedError(f"{self.index} and the query share no leg that {fusion} weighs")
         if asked is None:
-            first, *others = rankings
-            fusion = fusion.over(rankings) if others else named_fusion(first)
-        return candidates, _Ranked(encoded.encoding, rankings, fusion)
+            fusion = fusion.over(legs)
+            if len(legs) == 1 and fusion.relevance_of(0) is None:
+                fusion = named_fusion(legs[0])
+        if query.min_relevance is not None and fusion.relevance_of(0) is None:
+            rule = f"scores of {fusion} are not calibrated, so hits have no relevance"
+            raise UnsupportedError(f"min_relevance: {rule}")
+        return fusion, tuple(legs)
 
-    def _fitted(self, legs: Sequence[Leg]) -> Fusion | None:
-        """Return the index's own fusion if it weighs any of these legs."""
-        fusion = self.fusion
-        if fusion is None or fusion.legs is None:
-            return fusion
-        return fusion if set(fusion.legs) & set(legs) else None
+    def _own(self, given: Sequence[Leg], named: Sequence[Leg] | None) -> Fusion:
+        """Return the fusion of a query that names none; it may name legs."""
+        own = self.fusion.legs
+        if own is None or (set(named) <= set(own) if named else set(given) & set(own)):
+            return self.fusion
+        return Weighted()
 
     def _hit(
         self,
         ranked: _Ranked,
-        fused: Fused,
+        placed: _Placed,
         rank: int | None,
         document: Document,
         vectors: Encoding | None,
     ) -> Hit:
         """Return a hit; explained if its stored vectors are given."""
+        fused, rankings = placed
         parts = []
         scores: dict[Leg, LegScore | None] = dict.fromkeys(LEGS)
-        for leg, ranking in ranked.rankings.items():
+        for leg, ranking in rankings.items():
             score, place = ranking.scores.get(fused.id), ranking.ranks.get(fused.id)
             parts.append(LegPart(leg, score, place, fused.parts.get(leg, 0.0)))
             if score is not None and (place is not None or ranked.fusion.rescores):
@@ -312,6 +370,7 @@ class Searcher:
         return Hit(
             id=fused.id,
             score=fused.score,
+            relevance=ranked.fusion.relevance_of(fused.score),
             rank=rank,
             lexical=scores["lexical"],
             codes=scores["codes"],
@@ -321,13 +380,28 @@ class Searcher:
         )
 
 
+class _Placed(NamedTuple):
+    """A document with its score, and the rankings that it comes from."""
+
+    fused: Fused
+    rankings: Mapping[Leg, LegRanking]
+
+
 @dataclass(frozen=True)
 class _Ranked:
-    """A query, the rankings of the legs that could be asked, and the fusion of these."""
+    """A query, its fusion and legs, the best documents in order, and where they come from."""
 
     query: Encoding
-    rankings: Mapping[Leg, LegRanking]
     fusion: Fusion
+    legs: tuple[Leg, ...]
+    placed: list[_Placed]
+    candidates: Candidates
+
+    @property
+    def good_match(self) -> bool | None:
+        """Whether the best document's relevance is at least `GOOD_MATCH`; ``None`` without one."""
+        relevance = self.fusion.relevance_of(self.placed[0].fused.score) if self.placed else None
+        return None if relevance is None else relevance >= GOOD_MATCH
 
 
 def _retried(answer: Callable[[], T]) -> T:

@@ -142,11 +142,12 @@ class ElasticIndex(Index):
             return self._store.state.notes.get(name)
 
     def write_note(self, name: str, value: Any) -> None:
-        """Store a small JSON value with the index, such as fitted weights of legs."""
+        """Keep a small JSON value with the index; ``None`` takes it back."""
         with self._writing:
             self._check_open()
             self._store.check()
-            self._store.describe(notes={**self._store.state.notes, name: value})
+            notes = {**self._store.state.notes, name: value}
+            self._store.describe(notes={n: kept for n, kept in notes.items() if kept is not None})
 
     def _ask(self, ask: Callable[[Reader], T], newest: bool = True) -> T:
         return following(self._reader, ask)

@@ -83,6 +83,32 @@ class DenseLeg:
                 answers += self._search(self.lists, part, k, allowed, nprobe)
         return answers
 
+    def near_scores(
+        self, vector: np.ndarray, allowed: np.ndarray | None
+    ) -> tuple[np.ndarray, float]:
+        """Return (rows) float64 scores that are near the exact ones, and how far one can be off.
+
+        Rows that may not be found score 0. All others are read.
+
+        Args:
+            vector: As for `top`.
+            allowed: As for `top`.
+        """
+        vectors = self._check(np.asarray(vector)[None], 1, allowed, None)
+        scores = np.zeros(len(self.rows))
+        for numbers, products in self._products(vectors, allowed):
+            scores[numbers] = products[0]
+        return scores, float(self._errors(vectors)[0])
+
+    def scores(self, rows: np.ndarray, vector: np.ndarray) -> np.ndarray:
+        """Return the exact scores of some rows, as `top` gives them."""
+        scores = np.empty(len(rows))
+        for first in range(0, len(rows), _CHUNK):
+            span = slice(first, first + _CHUNK)
+            products = np.multiply(self.rows[rows[span]], vector, dtype=np.float64)
+            scores[span] = products.sum(axis=1)
+        return scores
+
     def recall(self, k: int = 10, sample: int = 100, nprobe: int | None = None) -> float:
         """Return the share of the k best rows that the lists find, with stored rows as queries.
 
@@ -157,7 +183,7 @@ class DenseLeg:
                     unclear.append(i)
                     continue
                 rows = np.unique(rows[rows >= 0])
-                answers[i] = _above_zero(self._scores(rows, vectors[i]), rows, k)
+                answers[i] = _above_zero(self.scores(rows, vectors[i]), rows, k)
             open_queries, asked = np.array(unclear, np.int64), 4 * asked
         return answers
 
@@ -179,7 +205,7 @@ class DenseLeg:
                     scores, rows = scores[kept], rows[kept]
                 near[i] = scores, rows
         return [
-            _above_zero(self._scores(rows, vector), rows, k)
+            _above_zero(self.scores(rows, vector), rows, k)
             for vector, (_, rows) in zip(vectors, near, strict=True)
         ]
 
@@ -197,14 +223,6 @@ class DenseLeg:
                 yield first + chosen, vectors @ block[chosen].T
             else:
                 yield first + chosen, (vectors @ block.T)[:, chosen]
-
-    def _scores(self, rows: np.ndarray, vector: np.ndarray) -> np.ndarray:
-        scores = np.empty(len(rows))
-        for first in range(0, len(rows), _CHUNK):
-            span = slice(first, first + _CHUNK)
-            products = np.multiply(self.rows[rows[span]], vector, dtype=np.float64)
-            scores[span] = products.sum(axis=1)
-        return scores
 
     def _errors(self, vectors: np.ndarray) -> np.ndarray:
         """Return how far a float32 product of each query can be off, (queries) float64."""

@@ -10,7 +10,7 @@ from weakref import WeakSet
 
 from lexvla.encoding import Encoding
 from lexvla.vocabulary import Vocabulary
-from lexvla_indexer.base import Index, Results
+from lexvla_indexer.base import Index, Results, Scored
 from lexvla_indexer.embedded.layout import Store
 from lexvla_indexer.embedded.reader import Reader, SegmentCache, Snapshot
 from lexvla_indexer.embedded.writer import Writer
@@ -117,6 +117,17 @@ class EmbeddedIndex(Index):
             OptionalDependencyError: There are inverted lists to read, and faiss is missing.
         """
         return self._ask(lambda reader: reader.search(queries, k, leg, filter, exact))
+
+    def search_legs(
+        self,
+        query: Encoding,
+        weights: Mapping[Leg, float],
+        k: int,
+        depth: int,
+        filter: str | None = None,  # noqa: A002 - the public word for it
+    ) -> Scored:
+        """Return the best of all documents by the weighted sum of several legs' exact scores."""
+        return self._ask(lambda reader: reader.search_legs(query, weights, k, depth, filter))
 
     def _ask(self, ask: Callable[[Reader], T], newest: bool = True) -> T:
         if newest:

@@ -15,11 +15,12 @@ import numpy as np
 from lexvla.encoding import Encoding
 from lexvla.errors import IndexCorruptError, OptionalDependencyError, UnknownDocumentError
 from lexvla_indexer.accuracy import DEPTH, SAMPLED_QUERIES, SAMPLED_ROWS, overlap, spread
-from lexvla_indexer.base import Fetched, Results
+from lexvla_indexer.base import Fetched, Results, Scored
 from lexvla_indexer.durable import total_bytes
 from lexvla_indexer.embedded.layout import Store
 from lexvla_indexer.embedded.manifest import FORMAT_VERSION, Manifest, Place, State
 from lexvla_indexer.embedded.segment import Segment
+from lexvla_indexer.embedded.weighted_sum import best_by_sum
 from lexvla_indexer.filters import Filter
 from lexvla_indexer.legs import Leg, check_asked, stack
 
@@ -67,6 +68,19 @@ class Snapshot:
             return [answer(0)]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             return list(pool.map(answer, range(len(queries))))
+
+    def search_legs(
+        self, query: Encoding, weights: Mapping[Leg, float], k: int, depth: int, masks: Masks
+    ) -> Scored:
+        """Return the best documents of all segments; see `Index.search_legs`."""
+        ids: list[str] = []
+        scores: dict[Leg, list[np.ndarray]] = {leg: [np.empty(0)] for leg in weights}
+        for number, segment in self.segments.items():
+            rows, own = best_by_sum(segment, query, weights, k, depth, masks[number])
+            ids += segment.ids(rows)
+            for leg, found in own.items():
+                scores[leg].append(found)
+        return Scored(ids, {leg: np.concatenate(own) for leg, own in scores.items()})
 
     def _search_dense(
         self, vectors: np.ndarray, k: int, masks: Masks, exact: bool
@@ -164,6 +178,21 @@ class Reader:
         check_asked(queries, k, leg, snapshot.state.widths, self._store.path)
         masks = snapshot.live if filter is None else self._choose(filter)
         return snapshot.search(queries, k, leg, masks, exact)
+
+    def search_legs(
+        self,
+        query: Encoding,
+        weights: Mapping[Leg, float],
+        k: int,
+        depth: int,
+        filter: str | None,  # noqa: A002 - the public word for it
+    ) -> Scored:
+        """Return the best documents by the legs' weighted sum; see `Index.search_legs`."""
+        snapshot = self.snapshot
+        for leg in weights:
+            check_asked(query, k, leg, snapshot.state.widths, self._store.path)
+        masks = snapshot.live if filter is None else self._choose(filter)
+        return snapshot.search_legs(query, weights, k, depth, masks)
 
     def fetch(self, ids: Sequence[str]) -> Fetched:
         """Return documents with their stored vectors."""

@@ -12,7 +12,7 @@ from lexvla_indexer.embedded.postings import LARGEST_SUM, Postings, best, kernel
 from lexvla_indexer.embedded.stored_rows import Rows, StoredRows
 from lexvla_indexer.impacts import ImpactQuantizer
 
-__all__ = ["exact_top", "integer_top"]
+__all__ = ["exact_top", "integer_scores", "integer_top", "row_scores"]
 
 # If more than this share of the rows is near the best, all are scored: reading them in order is
 # faster than picking so many.
@@ -43,7 +43,8 @@ def exact_top(
     if query.shape != (1, postings.width) or forward.shape != (postings.rows, postings.width):
         shapes = f"{query.shape} and {forward.shape}"
         raise ValueError(f"{shapes} do not fit {postings.rows} rows of {postings.width} terms")
-    integers, _, margin = _integers(query, quantizer)
+    integers, scale, bound = _integers(query, quantizer)
+    margin = min(math.ceil(2 * bound * scale / quantizer.step) + 1, LARGEST_SUM)
     scores, rows = postings.retrieve(query.indices, integers, k, margin, allowed)
     # A row that shares only dropped words with the query may be among the best.
     may_miss = quantizer.drop_zero and (
@@ -51,7 +52,7 @@ def exact_top(
     )
     if may_miss or len(rows) > SHARE * postings.rows:
         rows = np.arange(postings.rows) if allowed is None else np.flatnonzero(allowed)
-    exact = _row_scores(forward, rows, query)
+    exact = row_scores(forward, rows, query)
     found = exact > 0
     return best(exact[found], rows[found], k)
 
@@ -73,27 +74,51 @@ def integer_top(
     return scores * (quantizer.step / scale), rows
 
 
-def _integers(query: sparse.csr_array, quantizer: ImpactQuantizer) -> tuple[np.ndarray, float, int]:
-    """Return the query's weights as integers, their scale, and twice the scores' greatest error.
+def integer_scores(
+    query: sparse.csr_array,
+    quantizer: ImpactQuantizer,
+    postings: Postings,
+    allowed: np.ndarray | None = None,
+) -> tuple[np.ndarray, float]:
+    """Return the (rows) float64 scores of all rows by the integers, and how far one can be off.
+
+    Rows that may not be found score 0.
+
+    Args:
+        query: As for `exact_top`, like all the others.
+        quantizer: As for `exact_top`.
+        postings: As for `exact_top`.
+        allowed: As for `exact_top`.
+    """
+    integers, scale, bound = _integers(query, quantizer)
+    found, rows = postings.retrieve(query.indices, integers, 1, LARGEST_SUM, allowed)
+    scores = np.zeros(postings.rows)
+    scores[rows] = found * (quantizer.step / scale)
+    return scores, bound
+
+
+def _integers(
+    query: sparse.csr_array, quantizer: ImpactQuantizer
+) -> tuple[np.ndarray, float, float]:
+    """Return the query's weights as integers, their scale, and the scores' greatest error.
 
     The integers are as great as int32 scores allow, so that nearly all of the error is that of
     the postings. None is 0: an integer score is 0 only where documents' words were dropped.
     """
     bound = quantizer.bound(query)
     if not query.nnz:
-        return np.empty(0, np.int32), 1.0, 0
+        return np.empty(0, np.int32), 1.0, 0.0
     weights = query.data.astype(np.float64)
     scale = (LARGEST_SUM // 255 - len(weights) - 1) / weights.sum()
     integers = np.maximum(np.rint(weights * scale), 1)
     bound += quantizer.top * float(np.abs(weights - integers / scale).sum())
-    margin = 2 * bound * scale / quantizer.step
-    margin = min(math.ceil(margin * (1 + 1e-9)) + 1, LARGEST_SUM)
-    return integers.astype(np.int32), scale, margin
+    return integers.astype(np.int32), scale, bound * (1 + 1e-9)
 
 
-def _row_scores(
+def row_scores(
     forward: sparse.csr_array | StoredRows, rows: np.ndarray, query: sparse.csr_array
 ) -> np.ndarray:
+    """Return the (rows) float64 scores of some rows by their floats; see `exact_top`."""
     if isinstance(forward, StoredRows):
         forward, rows = forward.near(rows)
     dense = np.zeros(query.shape[1])

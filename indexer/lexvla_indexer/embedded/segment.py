@@ -38,6 +38,7 @@ from lexvla_indexer.embedded.dense import DenseLeg
 from lexvla_indexer.embedded.dense_lists import DenseLists, wants_lists, write_lists
 from lexvla_indexer.embedded.sparse_leg import SparseLeg, write_leg
 from lexvla_indexer.embedded.stored_rows import StoredArray
+from lexvla_indexer.legs import Leg
 
 __all__ = ["Segment", "write_segment"]
 
@@ -173,6 +174,20 @@ class Segment:
                 continue
             if found != checksum:
                 yield f"{file}: damaged: its checksum is {found:08x}, not {checksum:08x}"
+
+    def near_scores(
+        self, leg: Leg, query: Encoding, allowed: np.ndarray | None
+    ) -> tuple[np.ndarray, float]:
+        """Return (rows) scores of one query that are near the exact ones, and how far at most."""
+        if leg == "dense" and self.dense is not None and query.dense is not None:
+            return self.dense.near_scores(query.dense[0], allowed)
+        return self.sparse[leg].near_scores(getattr(query, leg), allowed)
+
+    def scores(self, leg: Leg, query: Encoding, rows: np.ndarray) -> np.ndarray:
+        """Return the exact scores of some rows for one query, float64."""
+        if leg == "dense" and self.dense is not None and query.dense is not None:
+            return self.dense.scores(rows, query.dense[0])
+        return self.sparse[leg].scores(rows, getattr(query, leg))
 
     def ids(self, rows: np.ndarray) -> list[str]:
         """Return the ids of rows."""

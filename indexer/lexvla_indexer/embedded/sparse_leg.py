@@ -11,7 +11,12 @@ from scipy import sparse
 from lexvla.errors import IndexCorruptError
 from lexvla_indexer.embedded.arrays import demand, open_array, save_array
 from lexvla_indexer.embedded.postings import Postings, build
-from lexvla_indexer.embedded.rescoring import exact_top, integer_top
+from lexvla_indexer.embedded.rescoring import (
+    exact_top,
+    integer_scores,
+    integer_top,
+    row_scores,
+)
 from lexvla_indexer.embedded.stored_rows import StoredArray, StoredRows
 from lexvla_indexer.impacts import ImpactQuantizer
 
@@ -77,6 +82,16 @@ class SparseLeg:
         if exact:
             return exact_top(query, self.rows, self.quantizer, self.postings, k, allowed)
         return integer_top(query, self.quantizer, self.postings, k, allowed)
+
+    def near_scores(
+        self, query: sparse.csr_array, allowed: np.ndarray | None
+    ) -> tuple[np.ndarray, float]:
+        """Return (rows) float64 scores that are near the exact ones, and how far one can be off."""
+        return integer_scores(query, self.quantizer, self.postings, allowed)
+
+    def scores(self, rows: np.ndarray, query: sparse.csr_array) -> np.ndarray:
+        """Return the exact scores of some rows, as `top` gives them."""
+        return row_scores(self.rows, rows, query)
 
     def take(self, rows: np.ndarray) -> tuple[sparse.csr_array, np.ndarray]:
         """Return rows, and where each of them starts in the stored arrays.

@@ -15,7 +15,7 @@ from lexvla_indexer.document import Document
 from lexvla_indexer.impacts import ImpactQuantizer
 from lexvla_indexer.legs import Leg, check_terms
 from lexvla_indexer.lucene.jvm import java_class, java_errors, start_java
-from lexvla_indexer.lucene.layout import State, Store, impact_terms
+from lexvla_indexer.lucene.layout import FIELD_OF, State, Store, impact_terms
 from lexvla_indexer.lucene.reader import Reader
 from lexvla_indexer.lucene.writer import Writer
 
@@ -118,6 +118,12 @@ class LuceneIndex(Index):
         Raises as `search` does.
         """
         return self._ask(lambda reader: reader.bound(queries, leg))
+
+    def legs(self) -> tuple[Leg, ...]:
+        """Return the legs that it can be searched by: words and codes."""
+        if self._refresh().state is None:
+            return ("lexical",)
+        return tuple(leg for leg in super().legs() if leg in FIELD_OF)
 
     def _ask(self, ask: Callable[[Reader], T], newest: bool = True) -> T:
         with self._writing:

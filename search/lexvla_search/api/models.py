@@ -108,6 +108,7 @@ class SearchRequest(_Request):
     k: Annotated[int, Field(ge=1)] = 10
     offset: Annotated[int, Field(ge=0)] = 0
     min_score: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    min_relevance: Annotated[float, Field(ge=0, le=1)] | None = None
     explain: bool = Field(False, description="Take each score apart.")
 
     @model_validator(mode="after")

@@ -150,6 +150,7 @@ def _search(
             "fusion": str(answer.fusion),
         },
         "hits": [hit.to_dict() for hit in answer.hits],
+        "good_match": answer.good_match,
         "took_ms": {
             "encode": _milliseconds(answer.encode_seconds),
             "search": _milliseconds(answer.search_seconds),

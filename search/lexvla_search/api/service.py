@@ -31,7 +31,6 @@ from lexvla_search.api.problems import Problem
 from lexvla_search.api.settings import Settings
 from lexvla_search.api.writing import IndexWriter
 from lexvla_search.fitting import load_fusion
-from lexvla_search.fusion import DEFAULT_FUSION
 from lexvla_search.searcher import Searcher
 
 __all__ = ["Service"]
@@ -190,9 +189,9 @@ class Service:
     def fusion(self) -> str:
         """Describe the fusion of queries that name none."""
         fusion = self.searcher.fusion
-        if fusion is None and len(self.legs()) == 1:
+        if fusion is self.searcher.default and len(self.legs()) == 1:
             return next(iter(self.legs()))
-        return str(fusion or DEFAULT_FUSION)
+        return str(fusion)
 
     def look_for_fusion(self) -> None:
         """Use a fusion that was fitted for the index meanwhile."""
@@ -201,7 +200,7 @@ class Service:
             return
         self._looked = now
         try:
-            self.searcher.fusion = load_fusion(self.index)
+            self.searcher.fusion = load_fusion(self.index) or self.searcher.default
         except (IndexCorruptError, IndexVersionError) as error:
             logger.warning("the fusion stays as it was: %s", error)
 

@@ -49,7 +49,7 @@ class Options(IndexOptions, ModelOptions, JsonOptions):
         "one system each, such as lexical lexical,dense", nargs="+", metavar="L"
     )
     fusion: list[str] | None = option(
-        "one system each: rrf, weighted, or a leg's name", nargs="+", metavar="F"
+        "one system each: weighted, minmax, zscore, rrf, or a leg's name", nargs="+", metavar="F"
     )
     depth: int = option("hits of each query (100)", type=positive, default=100, metavar="N")
     run: str | None = option("write the run; with several systems, one file each", metavar="FILE")

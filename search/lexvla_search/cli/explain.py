@@ -13,7 +13,7 @@ from lexvla_indexer import open_index
 from lexvla_indexer.base import Index
 from lexvla_search.cli.arguments import IndexOptions, JsonOptions, option, positional
 from lexvla_search.cli.console import UsageError, note, one_line, print_json
-from lexvla_search.cli.query import QueryOptions, described
+from lexvla_search.cli.query import QueryOptions, described, score_of
 from lexvla_search.explanation import Explanation
 from lexvla_search.heatmap import heatmap, match_map, word_map
 from lexvla_search.searcher import Hit, Searcher
@@ -53,7 +53,7 @@ def run(options: Options) -> int:
         print_json({"query": described(query), "hit": hit.to_dict(), **drawn})
         return 0
     place = "not among the best" if hit.rank is None else f"rank {hit.rank}"
-    print(f"{one_line(hit.label)}  {hit.id}  score {hit.score:.4f}  {place}")
+    print(f"{one_line(hit.label)}  {hit.id}  {score_of(hit)}  {place}")
     print(hit.explanation)
     for path in filter(None, drawn.values()):
         note(f"lexvla: drew {path}")

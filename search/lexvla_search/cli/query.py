@@ -13,7 +13,7 @@ from lexvla_search.cli.arguments import ModelOptions, flag, option, positional
 from lexvla_search.cli.console import UsageError
 from lexvla_search.fusion import FUSIONS, LEGS, Fusion, FusionName, named_fusion
 from lexvla_search.query import Query
-from lexvla_search.searcher import Answer
+from lexvla_search.searcher import Answer, Hit
 
 if TYPE_CHECKING:
     from lexvla import LexVLA
@@ -112,6 +112,12 @@ class QueryOptions(ModelOptions):
     def encoder(self) -> LexVLA | None:
         """Load the model, unless the query is to go without."""
         return None if self.no_model else self.load_model()
+
+
+def score_of(hit: Hit) -> str:
+    """Return a hit's score, with its relevance if it has one."""
+    relevance = "" if hit.relevance is None else f", relevance {100 * hit.relevance:.0f}%"
+    return f"score {hit.score:.4f}{relevance}"
 
 
 def described(query: Query, answer: Answer | None = None) -> dict[str, Any]:

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from lexvla_indexer import open_index
 from lexvla_search.cli.arguments import IndexOptions, JsonOptions, flag, option, positive
 from lexvla_search.cli.console import note, one_line, print_columns, print_json
-from lexvla_search.cli.query import QueryOptions, described, finite
+from lexvla_search.cli.query import QueryOptions, described, finite, score_of
 from lexvla_search.encoded_query import encode_query
 from lexvla_search.query import Query
 from lexvla_search.searcher import Hit, Searcher
 
+NO_GOOD_MATCH = "nothing here matches well"
 TABLE_ROWS = 20  # of one hit among several; `explain` and --json give all
 
 
@@ -29,13 +30,21 @@ class Options(QueryOptions, IndexOptions, JsonOptions):
     k: int = option("how many hits (10)", type=positive, default=10, metavar="N")
     offset: int = option("skip the first N hits", type=_offset, default=0, metavar="N")
     min_score: float | None = option("leave out lower scores", type=finite, metavar="S")
+    min_relevance: float | None = option(
+        "leave out lower relevances, such as 0.5", type=finite, metavar="R"
+    )
     explain: bool = flag("show the parts of each score")
     show_query: bool = flag("print the request to Elasticsearch without sending it")
 
 
 def run(options: Options) -> int:
     """Print the best hits of a query."""
-    query = options.query(k=options.k, offset=options.offset, min_score=options.min_score)
+    query = options.query(
+        k=options.k,
+        offset=options.offset,
+        min_score=options.min_score,
+        min_relevance=options.min_relevance,
+    )
     with open_index(options.index) as source:
         searcher = Searcher(options.encoder(), source)
         if options.show_query:
@@ -45,13 +54,16 @@ def run(options: Options) -> int:
     hits = answer.hits
     if options.json:
         hit_data = [hit.to_dict() for hit in hits]
-        print_json({"query": described(query, answer), "hits": hit_data})
+        found = {"good_match": answer.good_match, "hits": hit_data}
+        print_json({"query": described(query, answer), **found})
         return 0
-    if not hits:
+    if answer.good_match is False:
+        note(f"lexvla: {NO_GOOD_MATCH}")
+    elif not hits:
         note("lexvla: no hits")
     if options.explain:
         for hit in hits:
-            print(f"{hit.rank}. {one_line(hit.label)}  {hit.id}  score {hit.score:.4f}")
+            print(f"{hit.rank}. {one_line(hit.label)}  {hit.id}  {score_of(hit)}")
             print(hit.explanation.table(TABLE_ROWS) if hit.explanation else "", end="\n\n")
     else:
         print_columns(hit_rows(hits))
@@ -59,12 +71,13 @@ def run(options: Options) -> int:
 
 
 def hit_rows(hits: list[Hit]) -> list[tuple[str, ...]]:
-    """Return hits as rows of a table: rank, score, label, id and the strongest words."""
+    """Return hits as rows of a table: rank, score and relevance, label, id, strongest words."""
     digits = max((len(str(hit.rank)) for hit in hits), default=1)
     return [
         (
             f"{hit.rank:>{digits}}",
-            f"{hit.score:.3f}",
+            f"{hit.score:.3f}"
+            + ("" if hit.relevance is None else f"  {100 * hit.relevance:3.0f}%"),
             one_line(hit.label),
             hit.id,
             hit.explanation.summary() if hit.explanation else "",

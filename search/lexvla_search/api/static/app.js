@@ -112,7 +112,7 @@ function fail(problem, tries) {
   markFilter(problem);
 }
 
-function showAnswer({ query: asked, hits, took_ms: took }) {
+function showAnswer({ query: asked, hits, good_match: goodMatch, took_ms: took }) {
   showAsked(asked.words.slice(0, ASKED_WORDS));
   const open = detail.id();
   shown = hits.length;
@@ -122,7 +122,8 @@ function showAnswer({ query: asked, hits, took_ms: took }) {
   const by = asked.legs.length > 1 ? `${legs}, ${asked.fusion}` : legs;
   const time = took ? ` · ${number(took.total, 0)} ms` : "";
   const count = hits.length < PAGE ? plural(hits.length, "hit") : `The best ${hits.length} hits`;
-  say(hits.length ? `${count} · by ${by}${time}` : "No hits.");
+  const warning = goodMatch === false ? "Nothing here matches well. " : "";
+  say(hits.length ? `${warning}${count} · by ${by}${time}` : "No hits.");
   if (!hits.length) showNothing();
   if (open !== null) keepOpen(hits.find((hit) => hit.id === open));
 }

@@ -1,7 +1,7 @@
 // One hit, opened: its words, where each was read from, and what its score is made of.
 
 import { documentPath, getBlob, getJson, picture } from "./api.js";
-import { byId, element, number } from "./dom.js";
+import { byId, element, number, percent } from "./dom.js";
 import { fill, labelOf } from "./hits.js";
 import { wordItem, wordList } from "./words.js";
 
@@ -104,7 +104,7 @@ function heatMap(hit, view, caption) {
   };
 }
 
-const added = (match) => match.share ?? match.product;
+const added = (match) => match.part;
 
 function matches(hit, actions, look) {
   const found = hit.explanation?.matches ?? [];
@@ -162,7 +162,10 @@ function parts(hit) {
       cell(number(part.part, 4)),
     ),
   );
-  rows.push(element("tr", { class: "sum" }, cell("Score", "th"), cell(""), cell(""), cell(number(hit.score, 4))));
+  const sum = (name, value) =>
+    rows.push(element("tr", { class: "sum" }, cell(name, "th"), cell(""), cell(""), cell(value)));
+  sum("Score", number(hit.score, 4));
+  if (hit.relevance !== null) sum("Relevance", percent(hit.relevance));
   const head = ["", "its score", "its rank", "adds"].map((name) => element("th", { scope: "col" }, name));
   return element(
     "section",

@@ -21,6 +21,8 @@ export function element(tag, properties = {}, ...children) {
 
 export const number = (value, digits = 3) => Number(value).toFixed(digits);
 
+export const percent = (share) => `${number(100 * share, 0)}%`;
+
 export const plural = (count, word) => `${count.toLocaleString("en")} ${word}${count === 1 ? "" : "s"}`;
 
 // Share of a bar that is filled; set through the style object, which the page's policy allows.

@@ -1,7 +1,7 @@
 // The hits as a grid of cards; each opens to its words.
 
 import { documentPath, picture } from "./api.js";
-import { byId, element, number } from "./dom.js";
+import { byId, element, number, percent } from "./dom.js";
 
 const THUMBNAIL = 256; // pixels
 const WORDS_ON_CARD = 3;
@@ -33,7 +33,7 @@ export function card(hit, open) {
     },
     view,
     name,
-    element("span", { class: "score" }, element("span", { class: "unseen" }, "score "), number(hit.score)),
+    element("span", { class: "score" }, unseen("score "), number(hit.score), ...relevance(hit)),
     summary(hit),
   );
   fill(view, hit.document, "").then((url) => {
@@ -42,10 +42,16 @@ export function card(hit, open) {
   return element("li", { data: { id: hit.id } }, button);
 }
 
+function relevance(hit) {
+  return hit.relevance === null ? [] : [" · ", unseen("relevance "), percent(hit.relevance)];
+}
+
+const unseen = (text) => element("span", { class: "unseen" }, text);
+
 function summary(hit) {
   const words = (hit.explanation?.matches ?? []).slice(0, WORDS_ON_CARD).map((match) => match.word);
   if (!words.length) return null;
-  return element("span", { class: "why" }, element("span", { class: "unseen" }, "by "), words.join(", "));
+  return element("span", { class: "why" }, unseen("by "), words.join(", "));
 }
 
 // The document's picture; its text where it has none. Decorative where a label stands beside it.
