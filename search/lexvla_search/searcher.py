@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from lexvla.encoding import Encoder, Encoding
-from lexvla.errors import UnknownDocumentError, UnsupportedError
+from lexvla.errors import InputError, UnknownDocumentError, UnsupportedError
 from lexvla_indexer.base import Index, check_match
 from lexvla_indexer.document import Document
 from lexvla_indexer.legs import Leg
@@ -26,6 +26,7 @@ from lexvla_search.fusion import (
     named_fusion,
 )
 from lexvla_search.query import Query, check_page
+from lexvla_search.typed_words import UnknownWord
 from lexvla_search.words import PlainWords
 
 if TYPE_CHECKING:
@@ -116,6 +117,7 @@ class Answer:
         fusion: What fused their rankings.
         encode_seconds: How long encoding the query took.
         search_seconds: How long the rest took.
+        unknown: The words of the text that the model does not know; they were not asked for.
     """
 
     hits: list[Hit]
@@ -125,6 +127,7 @@ class Answer:
     fusion: Fusion
     encode_seconds: float
     search_seconds: float
+    unknown: tuple[UnknownWord, ...] = ()
 
 
 class Searcher:
@@ -187,7 +190,8 @@ class Searcher:
         ended = time.perf_counter()
         seconds = encoded_at - started, ended - encoded_at
         legs = tuple(ranked.rankings)
-        return Answer(hits, encoded.encoding, encoded.words, legs, ranked.fusion, *seconds)
+        found = hits, encoded.encoding, encoded.words, legs, ranked.fusion
+        return Answer(*found, *seconds, encoded.unknown)
 
     def explain(self, query: Query, id: str) -> Hit:  # noqa: A002 - the public word for it
         """Return one document's hit with its explanation, found or not.
@@ -206,9 +210,15 @@ class Searcher:
         return _retried(lambda: self._explain(query, encoded, id))
 
     def leg_rankings(self, query: Query) -> Mapping[Leg, LegRanking]:
-        """Return how each leg ranks and scores all candidates of a query; see `search`."""
+        """Return how each leg ranks and scores all candidates of a query; see `search`.
+
+        Raises:
+            InputError: The query has no known word, or as `search`.
+        """
         query = replace(query, fusion=Weighted())
         encoded = encode_query(query, self.model)
+        if not encoded:
+            raise InputError(query.describe(), "the query has no known word")
         return _retried(lambda: self._rank(query, encoded)[1].rankings)
 
     def query_words(self, query: Query, top_k: int | None = None) -> list[tuple[str, float]]:
@@ -253,8 +263,11 @@ class Searcher:
             encoded: The same as vectors.
             single_depth: The least depth to look at if a single leg is asked.
         """
-        given = [leg for leg in LEGS if getattr(encoded.encoding, leg) is not None]
         asked = query.chosen_fusion
+        if not encoded:
+            candidates = Candidates(self.index, encoded)
+            return candidates, _Ranked(encoded.encoding, {}, asked or DEFAULT_FUSION)
+        given = [leg for leg in LEGS if getattr(encoded.encoding, leg) is not None]
         named = query.legs or (asked.legs if asked else None)
         for leg in named or ():
             if leg not in given:

@@ -12,6 +12,7 @@ from lexvla_search.cli.query import QueryOptions, described, finite
 from lexvla_search.encoded_query import encode_query
 from lexvla_search.query import Query
 from lexvla_search.searcher import Hit, Searcher
+from lexvla_search.typed_words import say_unknown
 
 TABLE_ROWS = 20  # of one hit among several; `explain` and --json give all
 
@@ -47,6 +48,8 @@ def run(options: Options) -> int:
         hit_data = [hit.to_dict() for hit in hits]
         print_json({"query": described(query, answer), "hits": hit_data})
         return 0
+    if answer.unknown:
+        note(f"lexvla: {say_unknown(answer.unknown)}")
     if not hits:
         note("lexvla: no hits")
     if options.explain:
