@@ -18,6 +18,9 @@ __all__ = ["Encoder"]
 class Encoder(Protocol):
     """All that `lexvla_indexer` and `lexvla_search` know of a model.
 
+    It may also have ``known_words``, a `KnownWords`: other words of a query are then named to the
+    user, and not encoded.
+
     Attributes:
         name: Name of the model, recorded in indexes of its vectors.
         vocabulary: The terms of the lexical columns.

@@ -28,12 +28,13 @@ from lexvla.encoding import Encoding
 from lexvla.errors import InputError, ModelError, UnsupportedError
 from lexvla.image_tower import CachedCells, ImageTower
 from lexvla.images import ImageSource, open_image
+from lexvla.known_words import KnownWords
 from lexvla.lexical_head import elu1p, lexical_vector, max_over_patches, sparsify
 from lexvla.preprocessing import resize, to_pixels
 from lexvla.regions import Region, region_patches
 from lexvla.text_normalisation import normalise_text
 from lexvla.text_tower import PrefixCache, TextTower, tokenize
-from lexvla.vocabulary import Vocabulary
+from lexvla.vocabulary import WORD_START, Vocabulary
 
 __all__ = ["Features", "LexVLA"]
 
@@ -253,6 +254,20 @@ class LexVLA(PreTrainedModel):
     def patch_grid(self) -> tuple[int, int]:
         """Rows and columns of patches, which are numbered row by row."""
         return self.config.patch_grid
+
+    @cached_property
+    def known_words(self) -> KnownWords | None:
+        """The words that texts may have, and plurals of them; ``None`` where they may have any.
+
+        Where the configuration requires a known word, these are the vocabulary and
+        ``known_tokens``. Pieces of other words say nothing about them.
+        """
+        if not self.config.require_known_word:
+            return None
+        ids = [*(self.vocabulary.token_ids or ()), *range(*self.config.known_tokens)]
+        pieces = self.tokenizer.convert_ids_to_tokens(ids)
+        whole = (piece[1:] for piece in pieces if piece.startswith(WORD_START))
+        return KnownWords(whole, plurals=True)  # which training phrases texts with
 
     def encode_text(
         self,

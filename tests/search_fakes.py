@@ -10,6 +10,7 @@ from scipy import sparse
 
 from lexvla.encoding import Encoding
 from lexvla.images import ImageSource, open_image
+from lexvla.known_words import KnownWords
 from lexvla.vocabulary import Vocabulary
 from lexvla_indexer import Document, open_index
 from lexvla_indexer.base import Index
@@ -27,6 +28,7 @@ class FakeEncoder:
     def __init__(self, name: str = "fake", words: tuple[str, ...] = WORDS) -> None:
         self.name = name
         self.vocabulary = Vocabulary([f"\u2581{word}" for word in words])
+        self.known_words = KnownWords(words)
         self.patch_grid = GRID
 
     def encode_text(self, texts: list[str]) -> Encoding:

@@ -35,6 +35,8 @@ def test_the_client_searches_explains_and_encodes(client: Client, tmp_path: Path
     answer = client.search("red", k=1, explain=True)
     (hit,) = answer["hits"]
     assert (hit["id"], answer["query"]["description"]) == ("apple", '"red"')
+    unknown = client.search("gren")["query"]["unknown"]
+    assert unknown == [{"word": "gren", "nearest": ["green"]}]
     PICTURES["lime"].save(tmp_path / "lime.png")
     for image in (png(PICTURES["lime"]), tmp_path / "lime.png", str(tmp_path / "lime.png")):
         assert client.search(image=image, k=1)["hits"][0]["id"] == "lime"

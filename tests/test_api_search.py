@@ -23,6 +23,7 @@ from lexvla_indexer import open_index
 from lexvla_search import Query, ReciprocalRank, Searcher, Weighted, save_fusion
 from lexvla_search.api import Settings, create_app, search_routes, service
 from lexvla_search.candidates import Candidates
+from lexvla_search.fusion import FUSIONS
 from search_fakes import PICTURES, MappingEncoder
 
 
@@ -71,6 +72,20 @@ def test_hits_are_those_of_the_searcher(client: TestClient, folder: Path, asked:
     for hit in got["hits"]:
         parts = hit["explanation"]["parts"]
         assert math.isclose(math.fsum(part["part"] for part in parts), hit["score"])
+
+
+@pytest.mark.parametrize("fusion", [None, *FUSIONS])
+def test_unknown_words_are_an_answer(client: TestClient, fusion: str | None) -> None:
+    asked = {} if fusion is None else {"fusion": fusion}
+    answer = client.post("/v1/search", json={"text": "a gren zebra", **asked})
+    assert answer.status_code == 200, answer.text
+    assert (answer.json()["hits"], answer.json()["query"]["words"]) == ([], [])
+    unknown = [{"word": "gren", "nearest": ["green"]}, {"word": "zebra", "nearest": []}]
+    assert answer.json()["query"]["unknown"] == unknown
+    mixed = client.post("/v1/search", json={"text": "zebra red", "k": 1}).json()
+    assert [hit["id"] for hit in mixed["hits"]] == ["apple"]
+    assert mixed["query"]["unknown"] == unknown[1:]
+    assert client.post("/v1/search", json={"text": "red"}).json()["query"]["unknown"] == []
 
 
 def test_hits_are_as_openapi_describes_them(client: TestClient) -> None:

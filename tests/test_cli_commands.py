@@ -114,6 +114,7 @@ def test_search(address: str, capsys: Capture) -> None:
         "min_score": None,
         "min_relevance": None,
         "words": [{"word": "red", "weight": 1.0}],
+        "unknown": [],
     }
     assert [hit["id"] for hit in data["hits"]] == ["apple.png", "flag.png"]
     assert data["hits"][0]["explanation"] is None
@@ -157,10 +158,27 @@ def test_a_long_wild_text_stays_on_its_line(tmp_path: Path, capsys: Capture) -> 
     assert hit["document"]["text"] == line["text"]
 
 
-def test_search_without_known_words(address: str, capsys: Capture) -> None:
-    assert cli.main(["search", "zebra", "--index", address]) == 1
-    expected = "lexvla: error: 'zebra': no word of the query is in the vocabulary\n"
-    assert capsys.readouterr().err == expected
+@pytest.mark.parametrize("options", [[], ["--no-model"], ["--fusion", "rrf"], ["--legs", "dense"]])
+def test_search_without_known_words(address: str, options: list[str], capsys: Capture) -> None:
+    assert cli.main(["search", "a zebra", "--index", address, *options]) == 0
+    assert capsys.readouterr() == ("", "lexvla: no such word: zebra\nlexvla: no hits\n")
+    data = run(capsys, "search", "gren", "--index", address, *options)
+    assert (data["hits"], data["query"]["words"], data["query"]["legs"]) == ([], [], [])
+    assert data["query"]["unknown"] == [{"word": "gren", "nearest": ["green"]}]
+
+
+def test_an_unknown_word_is_named_beside_the_hits_of_the_others(
+    address: str, capsys: Capture
+) -> None:
+    assert cli.main(["search", "Bleu red", "--index", address]) == 0
+    out, err = capsys.readouterr()
+    assert err == "lexvla: no such word: Bleu (did you mean blue?)\n"
+    assert cli.main(["search", "red", "--index", address]) == 0
+    assert capsys.readouterr() == (out, "")
+    assert cli.main(["explain", "flag.png", "Bleu", "--index", address]) == 0
+    out, explained_err = capsys.readouterr()
+    assert explained_err == err
+    assert "score 0.0000  not among the best" in out
 
 
 def test_search_without_hits(address: str, capsys: Capture) -> None:

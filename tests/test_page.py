@@ -252,8 +252,26 @@ def test_no_hits_and_unknown_words_say_what_to_do(page: Page) -> None:
     assert "zebra" in page.text("#message .problem")
     page.press("#chips li[data-word=zebra] button")
     assert len(page.ids()) == 13 and page.text("#message") == ""
-    page.search("zebra")
-    assert "zebra" in page.text("#message .problem") and page.ids() == []
+
+
+def test_unknown_words_are_named_and_a_click_asks_for_what_was_meant(page: Page) -> None:
+    page.open("?q=a+zebra")
+    assert page.ids() == [] and page.text("#status") == "No hits."
+    assert page.text("#unknown") == "No such word: zebra."
+    assert page.text("#hits") == "No word of the query is known."
+    page.search("Gren or grens and yellwo")
+    assert page.texts("#unknown p") == [
+        "No such word: Gren. Did you mean green?",
+        "No such word: grens. Did you mean green?",
+        "No such word: yellwo. Did you mean yellow?",
+    ]
+    page.press("#unknown p:nth-child(1) button")
+    assert page.link() == "?q=green+or+grens+and+yellwo"
+    assert by_colour(page.ids()) == ["green"]
+    page.press("#unknown p:nth-child(2) button")
+    assert by_colour(page.ids()) == ["green", "yellow"]
+    page.search("red")
+    assert page.text("#unknown") == "" and len(page.ids()) == 13
 
 
 def test_a_failing_server_is_told_of_and_asked_again(page: Page, app: Rehearsed) -> None:

@@ -56,8 +56,11 @@ def test_text() -> None:
 
 
 def test_no_known_word() -> None:
-    with pytest.raises(InputError, match="'zebra': no word of the query is in the vocabulary"):
-        encode_query(Query(text="zebra"), FakeEncoder())
+    encoded = encode_query(Query(text="zebra"), FakeEncoder())
+    assert not encoded
+    assert encoded.encoding.lexical.shape == (1, 6)
+    assert [each.word for each in encoded.unknown] == ["zebra"]
+    assert encode_query(Query(text="zebra", boost={"red": 2}), FakeEncoder()).words == [("red", 2)]
 
 
 def test_image_by_path_and_in_memory(tmp_path: Path) -> None:
@@ -233,7 +236,10 @@ def test_what_is_banned_is_not_asked_for() -> None:
 @pytest.mark.parametrize("name", ["terms", "boost", "ban", "require"])
 def test_unknown_words(name: str) -> None:
     words = {"zebra": 1.0} if name in ("terms", "boost") else ["zebra"]
-    with pytest.raises(InputError, match="'zebra': the vocabulary has no such word"):
+    with pytest.raises(InputError, match=r"'zebra': the vocabulary has no such word$"):
+        encode_query(Query(text="red", **{name: words}), FakeEncoder())
+    words = {"gren": 1.0} if name in ("terms", "boost") else ["gren"]
+    with pytest.raises(InputError, match=r"no such word; did you mean green\?"):
         encode_query(Query(text="red", **{name: words}), FakeEncoder())
 
 
@@ -315,12 +321,11 @@ def test_text_and_image_in_all_legs() -> None:
     assert with_terms.dense.tolist() == [[3, 0]]
     terms = encode_query(Query(terms={"green": 1}), AllLegs()).encoding
     assert (terms.codes, terms.dense) == (None, None)
-    # What has no known word can still be asked for by its dense vector, if that is what is asked.
-    assert encode_query(
-        Query(text="zebra", legs=("dense",)), AllLegs()
-    ).encoding.dense.tolist() == [[3, 0]]
-    banned = encode_query(Query(text="red", ban=["red"]), AllLegs()).encoding
-    assert (banned.lexical.nnz, banned.dense.tolist()) == (0, [[3, 0]])
+    # A model without a list of words reads any text.
+    encoder = AllLegs()
+    assert not encode_query(Query(text="zebra", legs=("dense",)), encoder)
+    encoder.known_words = None
+    assert encode_query(Query(text="zebra"), encoder).encoding.dense.tolist() == [[3, 0]]
 
 
 def test_describe() -> None:
@@ -366,8 +371,13 @@ class TestPlainWords:
         assert vector(Query(text="Red, green!"), words) == near(math.sqrt(0.5), math.sqrt(0.5))
         twice = vector(Query(text="red red zebra green"), words)
         assert twice == near(2 / math.sqrt(5), 1 / math.sqrt(5))
-        with pytest.raises(InputError, match="'zebra': no word of the query is in the vocabulary"):
-            encode_query(Query(text="zebra"), words)
+        assert not encode_query(Query(text="zebra"), words)
+
+    def test_words_are_found_without_their_accents(self) -> None:
+        words = PlainWords(Vocabulary(["Café", "creme"]))
+        found = encode_query(Query(text="cafe_crème noir"), words)
+        assert sorted(word for word, _ in found.words) == ["Café", "creme"]
+        assert [each.word for each in found.unknown] == ["noir"]
 
     def test_rows_of_the_codebook(self) -> None:
         class Codebook(FakeEncoder):

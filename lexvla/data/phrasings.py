@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 
-__all__ = ["FRAMES", "phrase", "plural", "title_case", "with_article"]
+__all__ = ["FRAMES", "phrase", "plural", "singulars", "title_case", "with_article"]
 
 # {text} is the text, {bare} the text without an article, {a} the bare text after "a" or "an", and
 # {plural} its plural.
@@ -155,6 +155,18 @@ def plural(text: str) -> str:
     if match is None:
         return text
     return head[: match.start()] + _plural_word(match.group()) + head[match.end() :] + tail
+
+
+def singulars(word: str) -> set[str]:
+    """Return the words, in lower case, of which one in lower case may be the English plural.
+
+    Example:
+        >>> sorted(singulars("axes")), singulars("wolves"), singulars("cat")
+        (['ax', 'axe'], {'wolf'}, set())
+    """
+    cut = {word.removesuffix("s"), word.removesuffix("es"), f"{word.removesuffix('ies')}y"}
+    cut |= {word.removesuffix(many) + one for one, many in _IRREGULAR.items()}
+    return {one for one in cut if one != word and _plural_of(one) == word}
 
 
 def with_article(text: str) -> str:

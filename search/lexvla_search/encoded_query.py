@@ -15,6 +15,7 @@ from lexvla.errors import InputError
 from lexvla.images import ImageSource, open_image
 from lexvla.vocabulary import Vocabulary
 from lexvla_search.query import Query, name_of_image
+from lexvla_search.typed_words import UnknownWord, understood
 from lexvla_search.words import column_of, columns_of, strongest
 
 __all__ = ["Constraints", "EncodedQuery", "encode_query"]
@@ -51,12 +52,19 @@ class EncodedQuery:
         words: The words of that row with their weights, heaviest first.
         constraints: What the strongest words of a hit must be.
         filter: Which documents may be hits.
+        unknown: The words of the text that the encoder does not know.
     """
 
     encoding: Encoding
     words: list[tuple[str, float]]
     constraints: Constraints
     filter: str | None
+    unknown: tuple[UnknownWord, ...] = ()
+
+    def __bool__(self) -> bool:
+        """Tell whether there is anything to look for."""
+        encoding = self.encoding
+        return bool(self.words) or encoding.dense is not None or encoding.codes is not None
 
 
 def encode_query(query: Query, encoder: Encoder) -> EncodedQuery:
@@ -64,36 +72,33 @@ def encode_query(query: Query, encoder: Encoder) -> EncodedQuery:
 
     Text, image and terms are added up as unit vectors and the sum is scaled to length 1, and so
     are the dense vectors of text and image; codes are averaged. Terms have neither: a query of
-    terms alone has a lexical leg only.
+    terms alone has a lexical leg only. Words of the text that the encoder does not know are left
+    out of it; where no other word is left, the text adds nothing.
 
     Raises:
-        InputError: The text has no known word, the image cannot be read or does not contain the
-            region, the vocabulary lacks a word, a word is both banned and asked for, or the bans
-            leave nothing to ask for.
+        InputError: The image cannot be read, has no word or does not contain the region, the
+            vocabulary lacks a word that is not of the text, a word is both banned and asked for, or
+            the bans leave nothing to ask for.
         UnsupportedError: The encoder reads no images.
     """
     vocabulary = encoder.vocabulary
     parts: list[Encoding] = []
+    unknown: tuple[UnknownWord, ...] = ()
     if query.text is not None and query.has_text:
-        part = encoder.encode_text([query.text])
-        _require_words(query, part, query.text, "no word of the query is in the vocabulary")
-        parts.append(part)
+        text, unknown = understood(query.text, encoder)
+        if text:
+            parts.append(encoder.encode_text([text]))
     if query.image is not None:
         parts.append(_encode_image(query, query.image, encoder))
     constraints = _constraints(query, vocabulary)
-    lexical = _weigh(_sum_of_words(query, parts, vocabulary), query, constraints, vocabulary)
+    asked = _sum_of_words(query, parts, vocabulary)
+    lexical = _weigh(asked, query, constraints, vocabulary)
     encoding = Encoding(lexical, None, _mean_codes(parts), _sum_of_dense(parts))
-    if not lexical.nnz and encoding.dense is None and encoding.codes is None:
+    if asked.nnz and not lexical.nnz and encoding.dense is None and encoding.codes is None:
         raise InputError(", ".join(query.ban), "nothing to look for is left without these words")
     order = (-lexical.data).argsort(kind="stable").tolist()
     words = [(vocabulary.word(int(lexical.indices[at])), float(lexical.data[at])) for at in order]
-    return EncodedQuery(encoding, words, constraints, query.filter)
-
-
-def _require_words(query: Query, encoding: Encoding, item: str, rule: str) -> None:
-    needed = query.legs is None or "lexical" in query.legs
-    if needed and encoding.lexical.nnz == 0:
-        raise InputError(item, rule)
+    return EncodedQuery(encoding, words, constraints, query.filter, unknown)
 
 
 def _encode_image(query: Query, source: ImageSource, encoder: Encoder) -> Encoding:
@@ -107,7 +112,8 @@ def _encode_image(query: Query, source: ImageSource, encoder: Encoder) -> Encodi
         part = encoder.encode_image([image])
     except InputError as error:  # an encoder does not know the name of pixels in memory
         raise InputError(name, error.rule) from error
-    _require_words(query, part, name, "the model reads no word from the image")
+    if not part.lexical.nnz and (query.legs is None or "lexical" in query.legs):
+        raise InputError(name, "the model reads no word from the image")
     return part
 
 
@@ -148,6 +154,8 @@ def _sum_of_words(
         rows.append(sparse.csr_array(terms))
     elif len(rows) == 1:
         return rows[0]
+    if not rows:
+        return sparse.csr_array((1, len(vocabulary)), dtype=np.float32)
     units = [row.astype(np.float64) / np.linalg.norm(row.data) for row in rows if row.nnz]
     if not units:
         return rows[0]

@@ -15,7 +15,7 @@ from functools import reduce
 from operator import add
 from typing import Any, ClassVar, Literal, NamedTuple, Self, cast, get_args
 
-from lexvla.encoding import Encoder
+from lexvla.encoder import Encoder
 from lexvla.errors import InputError
 from lexvla_indexer.legs import Leg
 

@@ -29,6 +29,7 @@ from lexvla_indexer.lucene.scoring import query_weights
 from lexvla_search.cli.console import note
 from lexvla_search.encoded_query import encode_query
 from lexvla_search.query import Query
+from lexvla_search.typed_words import understood
 
 __all__ = ["QUERY_SCALE", "LexVLAQueryEncoder", "main", "write_topics"]
 
@@ -74,7 +75,7 @@ class LexVLAQueryEncoder:
                 does not know: a ban, a requirement or a filter.
         """
         if isinstance(query, str):
-            row = self._model.encode_text([query]).lexical
+            row = self._model.encode_text([understood(query, self._model)[0]]).lexical
         else:
             if refused := [name for name in _REFUSED if getattr(query, name)]:
                 rule = f"Pyserini cannot search by {', '.join(refused)}"
@@ -124,7 +125,8 @@ def _topics(
     for start in range(0, len(names), _BATCH):
         batch = names[start : start + _BATCH]
         texts = {name: queries[name].text or "" for name in batch if _is_text(queries[name])}
-        rows = model.encode_text(list(texts.values())).lexical if texts else None
+        read = [understood(text, model)[0] for text in texts.values()]
+        rows = model.encode_text(read).lexical if texts else None
         at = {name: row for row, name in enumerate(texts)}
         for name in batch:
             if rows is not None and name in at:

@@ -30,6 +30,7 @@ __all__ = [
     "SearchAnswer",
     "TermMatch",
     "Took",
+    "UnknownWord",
     "UpsertAnswer",
     "VocabularyFacts",
     "WeightedWord",
@@ -111,11 +112,19 @@ class Word(WeightedWord):
     patch: int | None
 
 
+class UnknownWord(TypedDict):
+    """A word of the text that is not known, and known words that may be meant, likeliest first."""
+
+    word: str
+    nearest: list[str]
+
+
 class QueryRead(TypedDict):
     """How a query was understood."""
 
     description: str
     words: list[WeightedWord]
+    unknown: list[UnknownWord]
     legs: list[Leg]
     fusion: str
 

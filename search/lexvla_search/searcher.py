@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from lexvla.encoder import Encoder
 from lexvla.encoding import Encoding
-from lexvla.errors import UnknownDocumentError, UnsupportedError
+from lexvla.errors import InputError, UnknownDocumentError, UnsupportedError
 from lexvla_indexer.base import Index, check_match
 from lexvla_indexer.document import Document
 from lexvla_indexer.legs import Leg
@@ -31,6 +31,7 @@ from lexvla_search.fusion import (
     named_fusion,
 )
 from lexvla_search.query import Query, check_page
+from lexvla_search.typed_words import UnknownWord
 from lexvla_search.words import PlainWords
 
 if TYPE_CHECKING:
@@ -128,6 +129,7 @@ class Answer:
             where hits have none.
         encode_seconds: How long encoding the query took.
         search_seconds: How long the rest took.
+        unknown: The words of the text that the model does not know; they were not asked for.
     """
 
     hits: list[Hit]
@@ -138,6 +140,7 @@ class Answer:
     good_match: bool | None
     encode_seconds: float
     search_seconds: float
+    unknown: tuple[UnknownWord, ...] = ()
 
 
 class Searcher:
@@ -204,7 +207,7 @@ class Searcher:
         ended = time.perf_counter()
         seconds = encoded_at - started, ended - encoded_at
         facts = ranked.legs, ranked.fusion, ranked.good_match
-        return Answer(hits, encoded.encoding, encoded.words, *facts, *seconds)
+        return Answer(hits, encoded.encoding, encoded.words, *facts, *seconds, encoded.unknown)
 
     def explain(self, query: Query, id: str) -> Hit:  # noqa: A002 - the public word for it
         """Return one document's hit with its explanation, found or not.
@@ -223,9 +226,14 @@ class Searcher:
         return _retried(lambda: self._explain(query, encoded, id))
 
     def leg_rankings(self, query: Query) -> Mapping[Leg, LegRanking]:
-        """Return how each leg ranks and scores all candidates of a query; see `search`."""
+        """Return how each leg ranks and scores all candidates of a query; see `search`.
+
+        A query without a known word raises `InputError`.
+        """
         query = replace(query, fusion="minmax")
         encoded = encode_query(query, self.model)
+        if not encoded:
+            raise InputError(query.describe(), "the query has no known word")
         fusion, legs = self._choose(query, encoded)
 
         def rankings() -> Mapping[Leg, LegRanking]:
@@ -282,8 +290,11 @@ class Searcher:
             wanted: How many documents, if there are so many.
             name: Fewer will do if this one is among them.
         """
-        fusion, legs = self._choose(query, encoded)
         candidates = Candidates(self.index, encoded)
+        if not encoded:
+            asked = query.chosen_fusion or self.fusion
+            return _Ranked(encoded.encoding, asked, (), [], candidates)
+        fusion, legs = self._choose(query, encoded)
         weights, summed = fusion.weighed(legs), fusion.absolute and len(legs) > 1
         if summed and candidates.ask_sum(weights, wanted, fusion.depth):
             rankings = candidates.rankings(rescore=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -15,25 +14,28 @@ from scipy import sparse
 from lexvla.encoder import Encoder
 from lexvla.encoding import Encoding
 from lexvla.errors import InputError, UnsupportedError
+from lexvla.known_words import KnownWords, fold
 from lexvla.text_normalisation import normalise_text
 from lexvla.vocabulary import Vocabulary
+from lexvla_search.typed_words import WORD, did_you_mean
 
-__all__ = ["SHOWN_WORDS", "PlainWords", "column_of", "columns_of", "strongest"]
+__all__ = ["SHOWN_WORDS", "PlainWords", "column_of", "columns_of", "known_words", "strongest"]
 
 SHOWN_WORDS = 16  # a document's strongest words, which people see, ban and require
 
 
 def columns_of(vocabulary: Vocabulary, word: str) -> frozenset[int]:
-    """Return all columns that people see as this word, however it is typed.
+    """Return all columns that people see as this word, in any case, with or without accents.
 
     A vocabulary may hold ``face`` as a word and as a piece of words; both read as "face".
 
     Raises:
-        InputError: The vocabulary has no such word.
+        InputError: The vocabulary has no such word; the rule names near ones.
     """
     columns = _columns(vocabulary).get(_plain(word))
     if columns is None:
-        raise InputError(word, "the vocabulary has no such word")
+        meant = did_you_mean("; ", known_words(vocabulary).nearest(_plain(word)))
+        raise InputError(word, f"the vocabulary has no such word{meant}")
     return columns
 
 
@@ -63,6 +65,7 @@ class PlainWords:
 
     def __init__(self, vocabulary: Vocabulary, encoder: Encoder | None = None) -> None:
         self.vocabulary = vocabulary
+        self.known_words = known_words(vocabulary)
         self.name = "plain words" if encoder is None else encoder.name
         self._encode_words: Any = getattr(encoder, "encode_words", None)
 
@@ -77,15 +80,19 @@ class PlainWords:
 
     def _row(self, text: str) -> sparse.csr_array:
         row = np.zeros((1, len(self.vocabulary)), np.float64)
-        words = re.findall(r"\w+", normalise_text(text))
-        found = [self.vocabulary.find(word) for word in words]
-        known = [(w, c) for w, c in zip(words, found, strict=True) if c is not None]
-        if known and callable(self._encode_words):
-            row += self._encode_words([word for word, _ in known]).lexical.sum(axis=0)
+        words = [word for word in WORD.findall(normalise_text(text)) if word in self.known_words]
+        if words and callable(self._encode_words):
+            row += self._encode_words(words).lexical.sum(axis=0)
         else:
-            for _, column in known:
-                row[0, column] += 1
+            for word in words:
+                row[0, column_of(self.vocabulary, word)] += 1
         return sparse.csr_array(row / (np.linalg.norm(row) or 1.0))
+
+
+@lru_cache(maxsize=4)
+def known_words(vocabulary: Vocabulary) -> KnownWords:
+    """Return the words of a vocabulary."""
+    return KnownWords(_columns(vocabulary))
 
 
 @lru_cache(maxsize=4)
@@ -97,4 +104,4 @@ def _columns(vocabulary: Vocabulary) -> dict[str, frozenset[int]]:
 
 
 def _plain(word: str) -> str:
-    return normalise_text(word).casefold()
+    return fold(normalise_text(word))

@@ -146,6 +146,7 @@ def _search(
         "query": {
             "description": query.describe(),
             "words": [{"word": word, "weight": weight} for word, weight in words],
+            "unknown": [word.to_dict() for word in answer.unknown],
             "legs": list(answer.legs),
             "fusion": str(answer.fusion),
         },

@@ -17,6 +17,7 @@ from lexvla_search.cli.query import QueryOptions, described, score_of
 from lexvla_search.explanation import Explanation
 from lexvla_search.heatmap import heatmap, match_map, word_map
 from lexvla_search.searcher import Hit, Searcher
+from lexvla_search.typed_words import say_unknown, understood
 
 if TYPE_CHECKING:
     from lexvla import LexVLA
@@ -43,7 +44,8 @@ def run(options: Options) -> int:
         raise UsageError("--heatmap needs a model; --picture does not")
     with open_index(options.index) as source:
         model = options.encoder()
-        hit = Searcher(model, source).explain(query, options.id)
+        searcher = Searcher(model, source)
+        hit = searcher.explain(query, options.id)
         if options.heatmap and model is not None:
             _draw(model, source, hit, options.word).save(options.heatmap, format="PNG")
         if options.picture:
@@ -52,6 +54,8 @@ def run(options: Options) -> int:
     if options.json:
         print_json({"query": described(query), "hit": hit.to_dict(), **drawn})
         return 0
+    if unknown := understood(query.text or "", searcher.model)[1]:
+        note(f"lexvla: {say_unknown(unknown)}")
     place = "not among the best" if hit.rank is None else f"rank {hit.rank}"
     print(f"{one_line(hit.label)}  {hit.id}  {score_of(hit)}  {place}")
     print(hit.explanation)

@@ -121,9 +121,11 @@ def score_of(hit: Hit) -> str:
 
 
 def described(query: Query, answer: Answer | None = None) -> dict[str, Any]:
-    """Return a query for programs; with its answer, also the words, legs and fusion it came to."""
+    """Return a query for programs; with its answer, also how it was understood."""
     data = {"description": query.describe(), **query.to_dict()}
     if answer is None:
         return data
     words = [{"word": word, "weight": weight} for word, weight in answer.words]
-    return {**data, "words": words, "legs": list(answer.legs), "fusion": str(answer.fusion)}
+    unknown = [word.to_dict() for word in answer.unknown]
+    read = {"words": words, "unknown": unknown, "legs": list(answer.legs)}
+    return {**data, **read, "fusion": str(answer.fusion)}

@@ -12,6 +12,7 @@ from lexvla_search.cli.query import QueryOptions, described, finite, score_of
 from lexvla_search.encoded_query import encode_query
 from lexvla_search.query import Query
 from lexvla_search.searcher import Hit, Searcher
+from lexvla_search.typed_words import say_unknown
 
 NO_GOOD_MATCH = "nothing here matches well"
 TABLE_ROWS = 20  # of one hit among several; `explain` and --json give all
@@ -57,6 +58,8 @@ def run(options: Options) -> int:
         found = {"good_match": answer.good_match, "hits": hit_data}
         print_json({"query": described(query, answer), **found})
         return 0
+    if answer.unknown:
+        note(f"lexvla: {say_unknown(answer.unknown)}")
     if answer.good_match is False:
         note(f"lexvla: {NO_GOOD_MATCH}")
     elif not hits:

@@ -23,6 +23,7 @@ from lexvla_search.evaluation.trec import Qrels, Read, Run, falling
 from lexvla_search.fusion import FUSIONS, LEGS, FusionName
 from lexvla_search.query import Query
 from lexvla_search.searcher import Searcher
+from lexvla_search.typed_words import say_unknown
 
 __all__ = [
     "KEPT",
@@ -200,15 +201,15 @@ def retrieve(
     for name, query in tqdm(queries.items(), desc=system.name, unit=" queries", disable=off):
         asked = replace(query, legs=system.legs, fusion=system.fusion, k=depth)
         try:
-            hits = searcher.search(asked)
+            answer = searcher.answer(asked)
         except InputError as error:
             errors += _unreadable(query, error)
             unanswered[name] = f"{error.item!r} {error.rule}"
             continue
-        if hits:
-            run[name] = falling((hit.id, hit.score) for hit in hits)
+        if answer.hits:
+            run[name] = falling((hit.id, hit.score) for hit in answer.hits)
         else:
-            unanswered[name] = ""
+            unanswered[name] = say_unknown(answer.unknown) if answer.unknown else ""
     if errors:
         raise GatheredInputError(errors)
     return Retrieved(run, unanswered)
@@ -235,9 +236,11 @@ def cut_queries(
     rows = {}
     for name, query in queries.items():
         try:
-            rows[name] = encode_query(query, searcher.model).encoding
+            encoded = encode_query(query, searcher.model)
         except InputError:
             continue
+        if encoded.words:
+            rows[name] = encoded.encoding
     most = max((row.lexical.nnz for row in rows.values()), default=0)
     last = next((k for k in kept if k >= most), kept[-1])
     found = {}

@@ -24,6 +24,7 @@ from lexvla_search.evaluation.significance import Comparison, Test, compare
 from lexvla_search.evaluation.trec import Qrels, Run, write_run
 from lexvla_search.query import Query
 from lexvla_search.searcher import Searcher
+from lexvla_search.typed_words import understood
 
 __all__ = ["TIES", "SearchFigures", "evaluate_search"]
 
@@ -200,8 +201,9 @@ def evaluate_search(
     """
     groups = group_queries(qrels, index, group) if group else {}
     encoder = Beforehand(model)
-    if texts := [query.text for query in queries.values() if query.text and query.has_text]:
-        encoder.encode_text(texts)
+    texts = [query.text for query in queries.values() if query.text and query.has_text]
+    if read := [text for text, _ in (understood(text, model) for text in texts) if text]:
+        encoder.encode_text(read)
     searcher = Searcher(encoder, index)
     found = {
         system: retrieve(searcher, queries, depth, system, show_progress_bar) for system in systems

@@ -6,7 +6,7 @@ import { watchWordField } from "./completion.js";
 import { detailPanel } from "./detail.js";
 import { byId, element, number, plural } from "./dom.js";
 import { card, showPictures, watchArrows } from "./hits.js";
-import { clearProblem, markFilter, say, showProblem, watchKey } from "./messages.js";
+import { clearProblem, markFilter, say, showProblem, showUnknown, watchKey } from "./messages.js";
 import { watchImage } from "./query_image.js";
 import * as query from "./state.js";
 import { wordList } from "./words.js";
@@ -30,6 +30,7 @@ const actions = {
   boost: (word) => go(query.withBoost(readForm(), word)),
   require: (word) => go(query.withRequire(readForm(), word)),
   release: (word) => (focusText(), go(query.without(readForm(), word))),
+  other: (word, other) => (focusText(), go(query.withOther(readForm(), word, other))),
   noFilter: () => (focusText(), go({ ...readForm(), filter: "" })),
   addFilter: (field, value) => go(query.withFilter(readForm(), field, value)),
   image: (file) => go(readForm(), { file, region: null }),
@@ -114,6 +115,7 @@ function fail(problem, tries) {
 
 function showAnswer({ query: asked, hits, good_match: goodMatch, took_ms: took }) {
   showAsked(asked.words.slice(0, ASKED_WORDS));
+  showUnknown(asked.unknown, actions);
   const open = detail.id();
   shown = hits.length;
   byId("hits").replaceChildren(...hits.map((hit) => card(hit, openDetail)));
@@ -124,12 +126,13 @@ function showAnswer({ query: asked, hits, good_match: goodMatch, took_ms: took }
   const count = hits.length < PAGE ? plural(hits.length, "hit") : `The best ${hits.length} hits`;
   const warning = goodMatch === false ? "Nothing here matches well. " : "";
   say(hits.length ? `${warning}${count} · by ${by}${time}` : "No hits.");
-  if (!hits.length) showNothing();
+  if (!hits.length) showNothing(asked);
   if (open !== null) keepOpen(hits.find((hit) => hit.id === open));
 }
 
-function showNothing() {
+function showNothing(asked) {
   const hints = [];
+  if (!asked.legs.length) hints.push("No word of the query is known.");
   if (state.ban.length || state.require.length) hints.push("Remove a banned or required word.");
   if (state.filter) hints.push("Loosen the filter.");
   if (!hints.length) hints.push("Try other words: nothing in the index shares one with the query.");
@@ -148,6 +151,7 @@ function clearHits() {
   byId("hits").replaceChildren();
   byId("more").hidden = true;
   byId("asked").hidden = true;
+  showUnknown([], actions);
   byId("results").removeAttribute("aria-busy");
   detail.hide();
 }

@@ -9,6 +9,21 @@ export function say(text) {
   byId("status").textContent = text;
 }
 
+// A line for each word that is not known; a click on another word asks for that instead.
+export function showUnknown(unknown, actions) {
+  const lines = unknown.map(({ word, nearest }) => {
+    const others = nearest.map((other) => {
+      const on = { click: () => actions.other(word, other) };
+      return element("button", { type: "button", on }, other);
+    });
+    const before = (at) => (at === 0 ? "" : at < others.length - 1 ? ", " : " or ");
+    const listed = others.flatMap((button, at) => [before(at), button]);
+    const asked = others.length ? [" Did you mean ", ...listed, "?"] : [];
+    return element("p", {}, `No such word: ${word}.`, ...asked);
+  });
+  byId("unknown").replaceChildren(...lines);
+}
+
 export function clearProblem() {
   byId("message").replaceChildren();
   byId("filter-error").textContent = "";

@@ -91,6 +91,12 @@ export function withRequire(state, word) {
   return { ...state, ban: others, require: [...state.require, word] };
 }
 
+// Another word in place of one that was typed, which is of letters and digits.
+export function withOther(state, word, other) {
+  const typed = new RegExp(`(?<![\\p{L}\\p{N}])${word}(?![\\p{L}\\p{N}])`, "giu");
+  return { ...state, text: state.text.replace(typed, other) };
+}
+
 // As the grammar of filters writes it: strings are those of JSON.
 export function withFilter(state, field, value) {
   const comparison = `${JSON.stringify(field)} = ${JSON.stringify(value)}`;

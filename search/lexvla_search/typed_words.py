@@ -1,0 +1,94 @@
+"""Which words of a query's text its encoder knows, and what the others may be meant to be."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lexvla.data.phrasings import FRAMES
+from lexvla.encoder import Encoder
+from lexvla.known_words import KnownWords, fold
+from lexvla.text_normalisation import normalise_text
+
+if TYPE_CHECKING:
+    from lexvla_search import schema
+
+__all__ = ["WORD", "UnknownWord", "did_you_mean", "say_unknown", "understood"]
+
+WORD = re.compile(r"(?:[^\W_]|[\u0300-\u036f])+")  # letters and digits, and accents of letters
+_NEAREST = 3
+_COMPARED = 16  # unknown words; more of them, in a long text, are named without near ones
+
+# Words that ask for nothing by themselves, beside those of "a photo of ..." and the like. Pieces
+# of "don't" and "they're" are among them.
+_FUNCTION_WORDS = """
+    about after all also am and any are aren as at be been before being but by can could d did didn
+    do does doesn doing don for from had has have having he her here hers him his how if in into is
+    isn it its just ll m may me might most must mine near no not off on onto or other our ours out
+    over please re s search shall she should so such t than that their them then there these they
+    this those through to too under until up upon us used very ve was wasn we were what when where
+    which while who whom whose why will with within without would you your yours
+    drawings emojis icon icons images photograph photographs
+"""
+_FRAME_WORDS = re.sub(r"{.*?}", " ", " ".join(FRAMES))
+_FILLERS = frozenset(WORD.findall(f"{_FUNCTION_WORDS} {_FRAME_WORDS}"))
+
+
+@dataclass(frozen=True)
+class UnknownWord:
+    """A word of a query's text that the encoder does not know.
+
+    Attributes:
+        word: As it was typed.
+        nearest: Known words that may be meant, the likeliest first; there may be none.
+    """
+
+    word: str
+    nearest: tuple[str, ...]
+
+    def to_dict(self) -> schema.UnknownWord:
+        """Return plain values for JSON."""
+        return {"word": self.word, "nearest": list(self.nearest)}
+
+    def __str__(self) -> str:
+        return f"{self.word}{did_you_mean(' (', self.nearest, ')')}"
+
+
+def did_you_mean(before: str, nearest: Sequence[str], after: str = "") -> str:
+    """Return "did you mean bird or bride?" between two texts; nothing if there is no such word."""
+    if not nearest:
+        return ""
+    listed = " or ".join(filter(None, [", ".join(nearest[:-1]), nearest[-1]]))
+    return f"{before}did you mean {listed}?{after}"
+
+
+def say_unknown(unknown: Iterable[UnknownWord]) -> str:
+    """Say in words which words are not known."""
+    return f"no such word: {', '.join(map(str, unknown))}"
+
+
+def understood(text: str, encoder: Encoder) -> tuple[str, tuple[UnknownWord, ...]]:
+    """Return what an encoder understands of a text, and the words that it does not know.
+
+    The text is left as it is where all its words are known, or where the encoder has no
+    ``known_words``. Otherwise unknown words are taken out of it: a tokenizer would read their
+    pieces as other words. It is empty if no word is left but such as "a photo of". Function words
+    are never named as unknown.
+    """
+    known: KnownWords | None = getattr(encoder, "known_words", None)
+    if known is None:
+        return text, ()
+    plain = normalise_text(text)
+    words = {fold(word): word for word in WORD.findall(plain)}
+    meant = [word for word in words if word in known]
+    missing = [word for word in words if word not in known and word not in _FILLERS]
+    if missing:
+        meant = [word for word in meant if word not in _FILLERS]
+        text = WORD.sub(lambda found: "" if fold(found[0]) in missing else found[0], plain)
+    unknown = []
+    for place, word in enumerate(missing):
+        nearest = known.nearest(word, _NEAREST) if place < _COMPARED else ()
+        unknown.append(UnknownWord(words[word], tuple(nearest)))
+    return text if meant else "", tuple(unknown)
