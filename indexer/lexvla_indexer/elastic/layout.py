@@ -186,6 +186,7 @@ class Store:
     Attributes:
         index: The name of the index that is read and written.
         state: What it says of itself.
+        seen_fields: Indices, with metadata fields that some document of theirs has had.
     """
 
     def __init__(self, client: Elasticsearch, address: Address) -> None:
@@ -193,6 +194,7 @@ class Store:
         self.address = address
         self.index = ""
         self.state = State()
+        self.seen_fields: set[tuple[str, str]] = set()
         self._checked = 0.0
         self._is_being_built = False
 

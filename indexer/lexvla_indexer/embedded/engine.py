@@ -131,6 +131,7 @@ class EmbeddedIndex(Index):
 
         Raises:
             FilterSyntaxError: The filter cannot be read.
+            InputError: No document has a field of the filter.
             IndexCorruptError: What is read of the index is damaged.
             OSError: A file cannot be read; the error names it.
             OptionalDependencyError: There are inverted lists to read, and faiss is missing.
