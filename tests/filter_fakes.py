@@ -75,6 +75,8 @@ comparisons = st.one_of(
     st.builds(Comparison, fields, ranges, strings | numbers),
     st.builds(In, fields, st.lists(values, max_size=4).map(tuple)),
 )
+# A filter may only be on fields that some document has.
+EVERY = Document("e", metadata=dict.fromkeys(FIELDS, True))
 
 
 def _parts(inner: st.SearchStrategy[Filter]) -> st.SearchStrategy[tuple[Filter, ...]]:

@@ -79,6 +79,7 @@ def problem(answer: Any, status: int) -> dict[str, Any]:
         ({}, "must have a text or an image"),
         ({"text": "red", "region": [0, 0, 1, 1]}, "region"),
         ({"text": "red", "filter": "year >>"}, "year >>"),
+        ({"text": "red", "filter": "lable = x"}, "there are id, uri, text, label"),
         ({"image": "%%"}, "image: is not valid base64"),
         ({"image": ""}, "empty"),
         ({"image": text_of(b"GIF89a")}, "GIF"),

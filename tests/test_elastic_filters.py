@@ -80,6 +80,7 @@ def test_many_filters_on_many_documents(index, made, tree):
     index.delete([f"d{i}" for i in range(8)])
     index.commit()
     made = [Document(f"d{i}", d.uri, d.text, d.metadata, d.fingerprint) for i, d in enumerate(made)]
+    made.append(filter_fakes.EVERY)
     put(index, made)
     texts = [filter_fakes.written(tree), f"not ({filter_fakes.written(tree)})"]
     for document in made:

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from filter_fakes import filters, written
-from lexvla.errors import FilterSyntaxError
+from lexvla.errors import FilterSyntaxError, InputError
 from lexvla_indexer import Document
-from lexvla_indexer.filters import And, Comparison, Filter, In, Not, Or
+from lexvla_indexer.filters import And, Comparison, Filter, In, Not, Or, check_fields
 
 
 def is_equal(field: str, value: object) -> Comparison:
@@ -279,3 +279,13 @@ def test_metadata_hides_what_is_the_documents_own():
         assert Filter.parse(text).matches(document)
     for text in ("id = x1", "text = own"):
         assert not Filter.parse(text).matches(document)
+
+
+def test_of_many_fields_the_first_are_named() -> None:
+    names = [f"f{n:02}" for n in range(60)]
+    with pytest.raises(InputError) as caught:
+        check_fields(Filter.parse("f00 = 1 or f = 1"), names.__contains__, lambda: names)
+    there = f"there are id, uri, text, {', '.join(names[:50])} and 10 more"
+    assert caught.value.item == "f"
+    assert caught.value.rule == f"no document has such a field to filter by; {there}"
+    check_fields(Filter.parse("f = 1"), lambda name: False, lambda: None)

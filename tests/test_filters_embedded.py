@@ -106,13 +106,13 @@ def test_any_filter_on_any_documents(tmp_path_factory, documents, filters, data)
     path = tmp_path_factory.mktemp("index") / "i.lex"
     with EmbeddedIndex(path, create=True, vocabulary=VOCABULARY) as index:
         old = [replace(documents[i], metadata={"year": 1, "tag": "old"}) for i in sorted(replaced)]
-        for part in (old, documents[:cut], documents[cut:]):
+        for part in (old, documents[:cut], [*documents[cut:], fakes.EVERY]):
             put(index, part)
         index.delete([f"d{i}" for i in deleted])
         index.commit()
         if data.draw(st.booleans()):
             index.compact()
-        live = [d for i, d in enumerate(documents) if i not in deleted]
+        live = [d for i, d in enumerate(documents) if i not in deleted] + [fakes.EVERY]
         assert index.fetch([d.id for d in live]).documents == live
         for tree in filters:
             expected = [d.id for d in live if tree.matches(d)]

@@ -23,6 +23,7 @@ from engine_parity import (
 )
 from indexer_fakes import LEGS, QUERY, documents, encode
 from lexvla.encoding import Encoding
+from lexvla.errors import InputError
 from lexvla_indexer import Document
 from postings_fakes import searching
 
@@ -97,7 +98,6 @@ def test_filters_come_before_the_best_are_taken(engine, tmp_path):
             "year < 2003 or id in (d001, d002, d100)",
             'text != "text of d001"',
             "year > 3000",
-            "nothing = 1",
             "id in ()",
         ):
             for query in queries(rng, 2):
@@ -109,12 +109,32 @@ def test_filters_come_before_the_best_are_taken(engine, tmp_path):
 @given(filter_fakes.documents, filter_fakes.filters)
 def test_any_filter_on_any_documents(engine, tmp_path_factory, made, tree):
     made = [Document(f"d{i}", d.uri, d.text, d.metadata, d.fingerprint) for i, d in enumerate(made)]
+    made.append(filter_fakes.EVERY)
     with engine.open(tmp_path_factory.mktemp("index") / "i") as index:
         index.add(made, encode([{0: 1.0}] * len(made)))
         index.commit()
         assert index.fetch([d.id for d in made]).documents == made
         (results,) = index.search(QUERY, filter=filter_fakes.written(tree))
         assert results.ids == [d.id for d in made if tree.matches(d)]
+
+
+def test_a_field_that_no_document_has_is_named_with_those_that_there_are(engine, tmp_path):
+    held = [{"year": 1, "tag": []}, {"a b\x01": True, "Tag": "x"}, {}, {"year": 2, "é" * 250: 1}]
+    made = [Document(f"d{i}", metadata=metadata) for i, metadata in enumerate(held)]
+    with engine.open(tmp_path / "i") as index:
+        assert index.search(QUERY, filter="yaer = 1")[0].ids == []
+        index.add(made, encode([{0: 1.0}] * 4))
+        index.commit()
+        for text in ("yaer = 1", "not yaer = 1", "year = 1 or (id = d0 and not yaer in ())"):
+            with pytest.raises(InputError) as caught:
+                index.search(QUERY, filter=text)
+            assert caught.value.item == "yaer"
+            known, long = caught.value.rule.rsplit(", ", 1)
+            there = "there are id, uri, text, Tag, a b\x01, tag, year"
+            assert known == f"no document has such a field to filter by; {there}"
+            assert set(long) == {"é"}
+        assert index.search(QUERY, filter="tag != x and uri != x")[0].ids == ["d0"]
+        assert index.search(QUERY, filter=f"{'é' * 250} = 1")[0].ids == ["d3"]
 
 
 def test_equal_scores_come_by_id_across_commits(engine, tmp_path):

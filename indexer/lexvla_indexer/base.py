@@ -164,6 +164,7 @@ class Index(ABC):
 
         Raises:
             FilterSyntaxError: The filter cannot be read.
+            InputError: No document has a field of the filter.
             UnsupportedError: The index or the queries lack the leg, or the engine cannot answer.
             ValueError: k is below 1, or there is no leg of that name.
             VocabularyMismatchError: The width of the leg is not that of the index.

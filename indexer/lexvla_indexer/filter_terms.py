@@ -14,13 +14,23 @@ digits of a number sort exactly as the numbers do, however large or small: see `
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from lexvla_indexer.document import Document
 from lexvla_indexer.filters import ATTRIBUTES, Comparison, Value, kind_of
 
-__all__ = ["LONGEST", "Span", "digits", "span", "terms_equal", "terms_of", "typed_term"]
+__all__ = [
+    "LONGEST",
+    "Span",
+    "digits",
+    "listed_fields",
+    "span",
+    "terms_equal",
+    "terms_of",
+    "terms_of_field",
+    "typed_term",
+]
 
 LONGEST = 200  # characters of a string that are compared; beyond them, its hash
 LONGEST_LIMIT = 900  # bytes; Lucene takes ranges of terms of up to 1,000
@@ -67,6 +77,26 @@ def _escaped(text: str) -> str:
         return text.translate(_SAFE)
     rest = hashlib.sha256(text.encode()).hexdigest()
     return f"{text[:LONGEST].translate(_SAFE)}{_CUT}{rest}"
+
+
+def terms_of_field(field: str) -> list[str]:
+    """Return the terms of which a document has one if it has the field."""
+    return [f"{_escaped(field)}{_OF}{kind}" for kind in ("S", "N", "b0", "b1")]
+
+
+def listed_fields(next_term: Callable[[str], str | None]) -> Iterator[str]:
+    """Give the metadata fields that terms are of; of a name of over 200 characters, its start.
+
+    Args:
+        next_term: Return the first term after a text, if there is one.
+    """
+    term = next_term("")
+    while term is not None:
+        name = term.partition(_OF)[0]
+        field = name.partition(_CUT)[0].replace("\x01\x01", "\0").replace("\x01\x02", "\x01")
+        if field not in ATTRIBUTES:
+            yield field
+        term = next_term(name + _OF + "\U0010ffff")
 
 
 def digits(number: float) -> str:

@@ -21,15 +21,26 @@ import math
 import operator
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, NoReturn, cast
 
-from lexvla.errors import FilterSyntaxError
+from lexvla.errors import FilterSyntaxError, InputError
 from lexvla_indexer.document import Document, MetadataValue
 
-__all__ = ["ATTRIBUTES", "And", "Comparison", "Filter", "In", "Not", "Or", "Value", "kind_of"]
+__all__ = [
+    "ATTRIBUTES",
+    "And",
+    "Comparison",
+    "Filter",
+    "In",
+    "Not",
+    "Or",
+    "Value",
+    "check_fields",
+    "kind_of",
+]
 
 Value = str | int | float | bool
 Kind = Literal["string", "number", "boolean"]
@@ -41,6 +52,7 @@ MAX_LENGTH = 16 * 1024 * 1024  # characters: 100,000 ids of 160 characters
 MAX_COMPARISONS = 256
 MAX_VALUES = 200_000  # of all `in` lists together
 MAX_DEPTH = 32  # of parentheses and `not`
+LISTED_FIELDS = 50  # in a message
 
 _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "=": operator.eq,
@@ -154,6 +166,45 @@ def kind_of(value: Value) -> Kind:
     if isinstance(value, str):
         return "string"
     return "boolean" if isinstance(value, bool) else "number"
+
+
+def check_fields(
+    filter: Filter,  # noqa: A002 - the public word for it
+    has: Callable[[str], bool],
+    listed: Callable[[], Iterable[str] | None],
+) -> None:
+    """Refuse a filter on a metadata field that no document has.
+
+    Args:
+        filter: What may be asked.
+        has: Tell whether a document has a field.
+        listed: Return all fields; ``None`` if there are no documents, so that nothing is known.
+
+    Raises:
+        InputError: There is no such field; the rule names those that there are.
+    """
+    for field in dict.fromkeys(_fields(filter)):
+        if field in ATTRIBUTES or has(field):
+            continue
+        names = listed()
+        if names is None:
+            return
+        known = sorted(names)
+        more = f" and {len(known) - LISTED_FIELDS:,} more" if len(known) > LISTED_FIELDS else ""
+        said = ", ".join([*ATTRIBUTES, *known[:LISTED_FIELDS]])
+        raise InputError(
+            field, f"no document has such a field to filter by; there are {said}{more}"
+        )
+
+
+def _fields(filter: Filter) -> Iterator[str]:  # noqa: A002
+    if isinstance(filter, And | Or):
+        for part in filter.parts:
+            yield from _fields(part)
+    elif isinstance(filter, Not):
+        yield from _fields(filter.part)
+    elif isinstance(filter, Comparison | In):
+        yield filter.field
 
 
 def _read(document: Document, field: str) -> MetadataValue | None:

@@ -184,7 +184,8 @@ class Searcher:
             explain: Whether hits carry their explanations.
 
         Raises:
-            InputError: k is below 1, or the query cannot be encoded.
+            InputError: k is below 1, the query cannot be encoded, or no document has a field of
+                its filter.
             UnsupportedError: The index or the query lacks a leg that was asked for by name.
         """
         return self.answer(query, k, explain).hits

@@ -171,6 +171,7 @@ class Store:
     Attributes:
         index: The name of the index that is read and written.
         state: How it describes itself.
+        seen_fields: Indices, with metadata fields that some document of theirs has had.
     """
 
     def __init__(self, client: Elasticsearch, address: Address) -> None:
@@ -178,6 +179,7 @@ class Store:
         self.address = address
         self.index = ""
         self.state = State()
+        self.seen_fields: set[tuple[str, str]] = set()
         self._checked = 0.0
         self._is_being_built = False
 

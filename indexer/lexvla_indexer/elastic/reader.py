@@ -29,8 +29,8 @@ from lexvla_indexer.elastic.layout import (
 )
 from lexvla_indexer.elastic.requests import CANDIDATES, WINDOW, dense_scale, leg_query, search_body
 from lexvla_indexer.elastic.selection import selection
-from lexvla_indexer.filter_terms import typed_term
-from lexvla_indexer.filters import Comparison, Filter
+from lexvla_indexer.filter_terms import listed_fields, terms_of_field, typed_term
+from lexvla_indexer.filters import Comparison, Filter, check_fields
 from lexvla_indexer.legs import Leg, check_asked, widths_of
 from lexvla_indexer.packed_rows import unpack
 
@@ -60,6 +60,7 @@ class Reader:
         self._address = store.address
         self._state = store.state
         self._vocabulary = vocabulary
+        self._seen_fields = store.seen_fields
 
     def search(self, queries: Encoding, k: int, leg: Leg, filter: str | None) -> list[Results]:  # noqa: A002
         """Return the k best for each query, by one request for all."""
@@ -226,7 +227,36 @@ class Reader:
                 self._client.options(ignore_status=404).close_point_in_time(id=pit)
 
     def _chosen(self, text: str | None) -> Json | None:
-        return None if text is None else selection(Filter.parse(text), self._matching)
+        if text is None:
+            return None
+        parsed = Filter.parse(text)
+        check_fields(parsed, self._has_field, self._fields)
+        return selection(parsed, self._matching)
+
+    def _has_field(self, name: str) -> bool:
+        """Tell whether a document has a metadata field; asked once of each that there is."""
+        if (self.index, name) in self._seen_fields:
+            return True
+        query = {"terms": {FILTER: terms_of_field(name)}}
+        with elastic_errors(self._address):
+            answer = self._client.count(index=self.index, query=query, terminate_after=1)
+        has = int(whole(self._address, answer.body)["count"]) > 0
+        if has:
+            self._seen_fields.add((self.index, name))
+        return has
+
+    def _fields(self) -> Iterable[str] | None:
+        """Return all metadata fields; ``None`` if there are no documents."""
+
+        def next_term(text: str) -> str | None:
+            with elastic_errors(self._address):
+                answer = self._client.terms_enum(
+                    index=self.index, field=FILTER, size=1, search_after=text or None
+                )
+            terms: list[str] = answer["terms"]
+            return terms[0] if terms else None
+
+        return listed_fields(next_term) if self.count() else None
 
     def _matching(self, part: Filter) -> Collection[str]:
         """Return the ids of documents that match a range which terms cannot decide."""

@@ -112,6 +112,7 @@ class EmbeddedIndex(Index):
         query; `info` reports their recall.
 
         Raises:
+            InputError: No document has a field of the filter.
             IndexCorruptError: What is read of the index is damaged.
             OSError: A file cannot be read; the error names it.
             OptionalDependencyError: There are inverted lists to read, and faiss is missing.

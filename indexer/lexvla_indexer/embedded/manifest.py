@@ -15,8 +15,8 @@ import numpy as np
 
 from lexvla.errors import IndexCorruptError, IndexVersionError, InputError
 from lexvla_indexer.document import Document
-from lexvla_indexer.embedded.selection import condition
-from lexvla_indexer.filters import Filter
+from lexvla_indexer.embedded.selection import condition, path_of
+from lexvla_indexer.filters import Filter, check_fields
 
 __all__ = ["FORMAT_VERSION", "Entry", "Manifest", "Place", "State"]
 
@@ -188,8 +188,10 @@ class Manifest:
     def select(self, filter: Filter, segments: Mapping[int, Entry]) -> dict[int, np.ndarray]:  # noqa: A002
         """Return a mask over the rows of each segment: those whose documents a filter chooses.
 
-        Exceptions of `Filter.matches` pass through unchanged.
+        Exceptions of `Filter.matches` pass through unchanged; a field that no document has raises
+        `InputError`.
         """
+        check_fields(filter, self._has_field, self._fields)
         test = condition(filter)
         masks = {number: np.zeros(e.rows, bool) for number, e in segments.items()}
         raised: list[BaseException] = []
@@ -215,6 +217,28 @@ class Manifest:
                 raise raised[0] from None
             raise
         return masks
+
+    def _has_field(self, name: str) -> bool:
+        """Tell whether a document has a metadata field; ``True`` if SQLite cannot name it."""
+        path = path_of(name)
+        if path is None:
+            return True
+        query = "SELECT 1 FROM documents WHERE json_type(metadata, ?) IS NOT NULL LIMIT 1"
+        with self._errors():
+            return self._run(query, (path,)).fetchone() is not None
+
+    def _fields(self) -> list[str] | None:
+        """Return all metadata fields; ``None`` if there are no documents."""
+        with self._errors():
+            if not self._run("SELECT 1 FROM documents LIMIT 1").fetchone():
+                return None
+            keys = [
+                key
+                for (key,) in self._run("SELECT DISTINCT key FROM documents, json_each(metadata)")
+            ]
+            if not all(isinstance(key, str) for key in keys):
+                raise ValueError("metadata must be an object")
+            return keys
 
     def commit(
         self,

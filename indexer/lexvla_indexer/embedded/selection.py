@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from lexvla_indexer.filters import ATTRIBUTES, And, Comparison, Filter, In, Not, Or, Value, kind_of
 
-__all__ = ["Condition", "condition"]
+__all__ = ["Condition", "condition", "path_of"]
 
 _SURE_DEPTH = 12
 _UNNAMEABLE = re.compile(r'["\\\x00-\x1f]')  # escaped in JSON
@@ -38,6 +38,11 @@ def condition(filter: Filter) -> Condition:  # noqa: A002 - the public word for 
     writer = _Writer()
     tests = writer.tree(filter, 0)
     return Condition(_if(r"instr(metadata, '\u0000')", "NULL", tests), writer.values)
+
+
+def path_of(field: str) -> str | None:
+    """Return the JSON path of a metadata field, if it has one."""
+    return f'$."{field}"' if field and not _UNNAMEABLE.search(field) else None
 
 
 class _Writer:
@@ -68,9 +73,10 @@ class _Writer:
         return f":{name}"
 
     def _field(self, name: str, test: _Equal | _Range) -> str:
-        if not name or _UNNAMEABLE.search(name):
+        named = path_of(name)
+        if named is None:
             return "NULL"
-        path = self.bind(f'$."{name}"')
+        path = self.bind(named)
         held = f"json_extract(metadata, {path})"
         cases = {
             "text": test.string(held),

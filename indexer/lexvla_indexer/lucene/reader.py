@@ -18,12 +18,14 @@ from lexvla.vocabulary import Vocabulary
 from lexvla_indexer.accuracy import DEPTH, SAMPLED_QUERIES, SAMPLED_ROWS, overlap, spread
 from lexvla_indexer.base import Fetched, Results
 from lexvla_indexer.durable import total_bytes
-from lexvla_indexer.filters import Filter
+from lexvla_indexer.filter_terms import listed_fields, terms_of_field
+from lexvla_indexer.filters import Filter, check_fields
 from lexvla_indexer.impacts import ImpactQuantizer
 from lexvla_indexer.legs import Leg, check_asked
 from lexvla_indexer.lucene.jvm import java_cast, java_class, java_errors, java_exception
 from lexvla_indexer.lucene.layout import (
     FIELD_OF,
+    FILTER,
     FINGERPRINT,
     FORMAT_VERSION,
     ID,
@@ -310,8 +312,23 @@ class Reader:
     def _choose(self, text: str) -> Any:
         # A search over several legs uses the same filter for each.
         if self._chosen is None or self._chosen[0] != text:
-            self._chosen = text, selection(Filter.parse(text), self._matching)
+            parsed = Filter.parse(text)
+            check_fields(parsed, self._has_field, self._fields)
+            self._chosen = text, selection(parsed, self._matching)
         return self._chosen[1]
+
+    def _has_field(self, name: str) -> bool:
+        """Tell whether a document has a metadata field, or had it before it was deleted."""
+        term = java_class("org.apache.lucene.index.Term")
+        return any(self._java.docFreq(term(FILTER, each)) for each in terms_of_field(name))
+
+    def _fields(self) -> set[str] | None:
+        """Return all metadata fields; ``None`` if there are no documents."""
+        if not self.count():
+            return None
+        leaves = self._java.leaves()
+        parts = [leaves.get(number).reader().terms(FILTER) for number in range(self.segments)]
+        return {field for terms in parts if terms for field in _fields_of(terms)}
 
     def _matching(self, part: Filter) -> list[str]:
         """Return the ids of the documents that a filter chooses, by looking at each."""
@@ -328,6 +345,18 @@ class Reader:
 
     def _stored(self, number: int) -> Any:
         return self._java.storedFields().document(number, signature=_OF_NUMBER)
+
+
+def _fields_of(terms: Any) -> Iterator[str]:
+    """Give the metadata fields of a segment."""
+    place = java_cast("org.apache.lucene.index.TermsEnum", terms.iterator())
+    to_bytes = java_class("org.apache.lucene.util.BytesRef")
+
+    def next_term(text: str) -> str | None:
+        found = str(place.seekCeil(to_bytes(text.encode())).toString())
+        return None if found == "END" else str(place.term().utf8ToString())
+
+    return listed_fields(next_term)
 
 
 def _facts(leg: LegState, rows: sparse.csr_array) -> dict[str, Any]:
