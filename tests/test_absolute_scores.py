@@ -5,20 +5,26 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import sparse
 
 import elastic_fakes
 from hybrid_fakes import RowEncoder, filled, names_of, text_of
 from indexer_fakes import LEGS, VOCABULARY, WORDS, encode, random_rows, scores
+from lexvla.encoding import Encoding
 from lexvla.errors import InputError, UnsupportedError
 from lexvla_indexer import Document, open_index
 from lexvla_indexer.base import Index
+from lexvla_indexer.embedded.segment import Segment
 from lexvla_search import Query, ReciprocalRank, Searcher, Weighted, save_fusion
+from lexvla_search.candidates import leg_scores
 from lexvla_search.encoded_query import encode_query
+from postings_fakes import searching
 
 rows = st.dictionaries(
     st.integers(0, WORDS - 1), st.integers(1, 8).map(lambda n: n / 8), min_size=1, max_size=5
@@ -71,6 +77,59 @@ def test_the_best_of_all_documents(
     assert [(-hit.score, hit.id) for hit in hits] == page
     for hit in hits:
         assert math.fsum(part.part for part in hit.explanation.parts) == pytest.approx(hit.score)
+
+
+def large_store(count: int) -> Encoding:
+    """Return rows of 16 words of 300 and of 24 columns, with weights that no integer fits."""
+    rng = np.random.default_rng(29)
+    columns = np.sort(np.argsort(rng.random((count, 300)))[:, :16]).astype(np.int32)
+    values = rng.gamma(1.0, 0.2, columns.shape).astype(np.float32) + np.float32(1e-3)
+    starts = np.arange(count + 1) * 16
+    lexical = sparse.csr_array((values.ravel(), columns.ravel(), starts), shape=(count, 300))
+    return Encoding(lexical, None, None, rng.normal(size=(count, 24)).astype(np.float32))
+
+
+@pytest.mark.parametrize("way", ["numba", "numpy"])
+def test_few_of_many_rows_are_scored_exactly_and_none_is_missed(tmp_path: Path, way: str) -> None:
+    if way == "numba":
+        pytest.importorskip("numba", reason="needs numba: pip install 'lexvla[fast]'")
+    stored = large_store(4000)
+    queries, stored = stored[:8], stored[8:]
+    names = [f"d{i:04}" for i in range(len(stored))]
+    weights = {"lexical": 0.7, "dense": 0.3}
+    scored: list[int] = []
+    real = Segment.scores
+
+    def counted(segment: Segment, leg: str, query: Encoding, rows: np.ndarray) -> np.ndarray:
+        scored.append(len(rows))
+        return real(segment, leg, query, rows)
+
+    with (
+        searching(way),
+        open_index(str(tmp_path / "large.lex"), create=True) as index,
+        mock.patch.object(Segment, "scores", counted),
+    ):
+        for part in (slice(0, 2500), slice(2500, None)):
+            index.add([Document(name) for name in names[part]], stored[part])
+            index.commit()
+        for query in queries:
+            found = index.search_legs(query, weights, 10, 20)
+            own = {leg: leg_scores(leg, query, stored) for leg in weights}
+            total = 0.7 * own["lexical"] + 0.3 * np.maximum(own["dense"], 0)
+            by_name = {
+                leg: dict(zip(found.ids, of.tolist(), strict=True))
+                for leg, of in found.scores.items()
+            }
+            for leg, scores_of_all in own.items():
+                pairs = dict(zip(names, scores_of_all.tolist(), strict=True))
+                assert by_name[leg] == {name: pairs[name] for name in found.ids}
+                assert set(best_names(names, scores_of_all, 20)) <= set(found.ids)
+            assert set(best_names(names, total, 10)) <= set(found.ids)
+    assert max(scored) < 600
+
+
+def best_names(names: list[str], values: np.ndarray, count: int) -> list[str]:
+    return [names[i] for i in np.argsort(-values, kind="stable")[:count]]
 
 
 STORED = random_rows(np.random.default_rng(17), 400)

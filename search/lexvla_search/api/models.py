@@ -50,7 +50,7 @@ class FusionSettings(_Request):
                 {
                     "name": "weighted",
                     "weights": {"lexical": 0.3, "dense": 0.7},
-                    "normalization": "raw",
+                    "normalization": "zscore",
                 }
             ]
         }
