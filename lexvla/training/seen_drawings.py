@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from lexvla.concept_memory import LAYOUT, ConceptMemory, with_level
 from lexvla.data.emoji import EmojiDrawings
+from lexvla.encoding import Encoding
 from lexvla.errors import InputError
 from lexvla.image_tower import CachedCells
 from lexvla.lexical_head import lexical_vector
@@ -31,6 +32,7 @@ from lexvla.training.recipe import Recipe
 
 __all__ = ["SeenDrawings"]
 
+_CHUNK = 512
 _PROTOTYPES = 6  # synthetic maps of each class, for its vector
 
 
@@ -101,19 +103,35 @@ class SeenDrawings:
         items, head = int(item.max()) + 1, model.image_dense_head
         words = torch.zeros(items, len(model.image_codebook))
         dense = None if head is None else torch.zeros(items, model.config.dense_width)
-        with torch.no_grad():
-            for rows, of_items in zip(whole.split(512), item.split(512), strict=True):
-                states = with_level(self._memory.shares(rows.float()))
-                vectors = model.sparsify(lexical_vector(states @ model.image_codebook.T))
-                words.index_add_(0, of_items, torch.from_numpy(vectors.toarray()))
-                if head is not None and dense is not None:
-                    dense.index_add_(0, of_items, head(states))
+        for rows, of_items in zip(whole.split(_CHUNK), item.split(_CHUNK), strict=True):
+            said = self._encode(model, rows)
+            words.index_add_(0, of_items, torch.from_numpy(said.lexical.toarray()))
+            if dense is not None and said.dense is not None:
+                dense.index_add_(0, of_items, torch.from_numpy(said.dense))
         own = model.image_codebook.detach()[:, :-1].T  # all but the level of absent words
         return ItemVectors(
             functional.normalize(own, dim=1),
             functional.normalize(words, dim=1),
             None if dense is None else functional.normalize(dense, dim=1),
         )
+
+    def encode(self, model: LexVLA, rows: np.ndarray) -> Encoding:
+        """Encode drawings by a memory that has not seen their styles.
+
+        Args:
+            model: The one that was given before, or a trained one of the same memory.
+            rows: (n,) numbers of drawings, of which the first view is taken.
+        """
+        parts = torch.from_numpy(rows).split(_CHUNK)
+        whole = (torch.cat([self._cosines[part], self._logits[part]], dim=1) for part in parts)
+        return Encoding.concat([self._encode(model, each) for each in whole])
+
+    @torch.no_grad()
+    def _encode(self, model: LexVLA, whole: Tensor) -> Encoding:
+        """Encode images, of which only the comparison with the concepts is known."""
+        states, head = with_level(self._memory.shares(whole.float())), model.image_dense_head
+        lexical = model.sparsify(lexical_vector(states @ model.image_codebook.T))
+        return Encoding(lexical, dense=None if head is None else head(states).numpy())
 
     def _class_wholes(self, seed: int) -> Tensor:
         """Compare synthetic maps of every class with the concepts."""

@@ -225,17 +225,15 @@ class Manifest:
             return True
         query = "SELECT 1 FROM documents WHERE json_type(metadata, ?) IS NOT NULL LIMIT 1"
         with self._errors():
-            return self._run(query, (path,)).fetchone() is not None
+            return self._db.execute(query, (path,)).fetchone() is not None
 
     def _fields(self) -> list[str] | None:
         """Return all metadata fields; ``None`` if there are no documents."""
         with self._errors():
-            if not self._run("SELECT 1 FROM documents LIMIT 1").fetchone():
+            if not self._db.execute("SELECT 1 FROM documents LIMIT 1").fetchone():
                 return None
-            keys = [
-                key
-                for (key,) in self._run("SELECT DISTINCT key FROM documents, json_each(metadata)")
-            ]
+            query = "SELECT DISTINCT key FROM documents, json_each(metadata)"
+            keys = [key for (key,) in self._db.execute(query)]
             if not all(isinstance(key, str) for key in keys):
                 raise ValueError("metadata must be an object")
             return keys
