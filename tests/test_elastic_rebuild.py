@@ -177,7 +177,7 @@ def test_a_vocabulary_is_read_while_its_index_is_being_moved(tmp_path, status, k
 READS: dict[str, Callable[[ElasticIndex], object]] = {
     "search": lambda index: index.search(QUERY)[0].ids,
     "deep": lambda index: index.search(QUERY, 10_001)[0].ids,
-    "filter": lambda index: index.search(QUERY, filter="year > 3")[0].ids,
+    "filter": lambda index: index.search(QUERY, filter="n > 3")[0].ids,
     "fetch": lambda index: [each.id for each in index.fetch(["a", "b"]).documents],
     "count": lambda index: index.count(),
     "info": lambda index: index.info()["documents"],
