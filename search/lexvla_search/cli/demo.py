@@ -155,8 +155,9 @@ def _print_what_next(home: Path, first: str) -> None:
     where = shlex.quote(str(home))
     # The command as it was typed, if its folder is not on the PATH.
     lexvla = "lexvla" if shutil.which("lexvla") else shlex.quote(sys.argv[0])
-    print("Each hit: rank, score, name, id, the words that it shares with the query with what each")
-    print("adds to the score, and [dense], what the nearness of the dense vectors adds. Next:")
+    print("Each hit: rank, score (with its relevance, if the model knows it), name, id, the words")
+    print("that it shares with the query with what each adds to the score, and [dense], what the")
+    print("nearness of the dense vectors adds. Next:")
     query = shlex.quote(QUERIES[0])
     index = "" if home == _cache_home() / "demo.lex" else f" --index {where}"
     print(f"  {lexvla} search 'crying cat' --index {where} --explain --json")
