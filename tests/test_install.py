@@ -188,4 +188,4 @@ def test_the_readmes_python_runs_as_it_stands(bin_folder: Path, elsewhere: Path)
     printed = run(bin_folder / "python", "-c", code, cwd=elsewhere)
     hits = re.findall(r"^(heart|dog) ([0-9.]+)$", printed, re.MULTILINE)
     assert [name for name, _ in hits] == ["heart", "dog"]
-    assert float(hits[0][1]) > 5 * float(hits[1][1]) > 0
+    assert float(hits[0][1]) > 10 * float(hits[1][1]) > 0
