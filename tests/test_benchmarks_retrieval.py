@@ -55,9 +55,10 @@ def test_overlap_is_over_the_queries_that_have_hits() -> None:
 
 
 def test_a_cut_keeps_the_heaviest_words_of_both_sides() -> None:
-    made = retrieval.cut(asked([[1, 2, 3]], [[3, 2, 1]]), 2)
-    assert made.encoding.lexical.toarray().tolist() == [[0, 2, 3]]
-    assert made.stored.lexical.toarray().tolist() == [[3, 2, 0]]
+    made = retrieval.cut(asked([[4, 4, 7]], [[7, 4, 4]]), 2)
+    scale = (81 / 65) ** 0.5  # back to the length of before
+    assert made.encoding.lexical.toarray()[0].tolist() == pytest.approx([4 * scale, 0, 7 * scale])
+    assert made.stored.lexical.toarray()[0].tolist() == pytest.approx([7 * scale, 4 * scale, 0])
 
 
 def test_shortcodes_share_no_word_with_their_labels() -> None:

@@ -18,7 +18,6 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from backbone_fakes import small
-from lexvla import encoder
 from lexvla.concept_memory import ConceptMemory, ConceptSizes, layout, roots, with_level
 from lexvla.config import LexVLAConfig
 from lexvla.errors import ModelError
@@ -690,7 +689,7 @@ def test_only_shown_concepts_are_multiplied(model: LexVLA, monkeypatch: pytest.M
         given.append((states, rows))
         return max_over_patches(states, rows, chunk)
 
-    monkeypatch.setattr(encoder, "max_over_patches", spy)
+    monkeypatch.setattr("lexvla.model.max_over_patches", spy)
     width = model.config.lexical_width
     states = torch.zeros(2, 3, width)
     states[..., -1] = 1

@@ -208,7 +208,7 @@ def test_one_view_of_each_item_does_not_tell_how_views_differ() -> None:
 
 def test_one_fold_is_refused() -> None:
     item = torch.tensor([0, 1, 0])
-    with pytest.raises(InputError, match="must tell at least two groups of styles apart"):
+    with pytest.raises(InputError, match="must have at least two groups of styles"):
         held_out_cosines(random_pooled(3), item, torch.zeros(3, dtype=torch.long), 2, 4)
 
 
@@ -397,7 +397,7 @@ def test_folders_without_a_classifier_are_named(classified: Path, tmp_path: Path
 
     refuse("the vision model cannot be read")
     save_file(rest, path)
-    refuse("has no classifier, whose classes the memory takes")
+    refuse("has no classifier, which the memory needs")
     save_file({**weights, "other.classifier.weight": torch.zeros(2, 2)}, path)
     refuse("has no classifier")
     save_file({**rest, "classifier.weight": torch.zeros(2, 2)}, path)

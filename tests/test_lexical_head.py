@@ -180,9 +180,9 @@ def test_no_items_or_no_words(shape: tuple[int, int, int, int]) -> None:
 
 
 def test_shapes_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ValueError, match="patches of width 4, and a codebook of width 5"):
+    with pytest.raises(ValueError, match="patches have width 4, but the codebook 5"):
         max_over_patches(torch.zeros(1, 2, 4), torch.zeros(3, 5), 2)
-    with pytest.raises(ValueError, match="32768 patches an item: it must be 1 to 32767"):
+    with pytest.raises(ValueError, match="patches of an item must be 1 to 32767, not 32768"):
         max_over_patches(torch.zeros(1, 32768, 1), torch.zeros(3, 1), 2)
     with pytest.raises(ValueError, match="0 patches an item"):
         max_over_patches(torch.zeros(1, 0, 4), torch.zeros(3, 4), 2)

@@ -117,7 +117,7 @@ def test_sizes_that_do_not_fit_are_refused(
 
 
 def test_no_captions_give_no_model() -> None:
-    with pytest.raises(ValueError, match="no captions"):
+    with pytest.raises(ValueError, match="captions must not be empty"):
         untrained_model([], **SIZES)
 
 

@@ -10,11 +10,12 @@ from lexvla_search.cli.arguments import IndexOptions, JsonOptions, flag, option,
 from lexvla_search.cli.console import note, one_line, print_columns, print_json
 from lexvla_search.cli.query import QueryOptions, described, finite, score_of
 from lexvla_search.encoded_query import encode_query
+from lexvla_search.fusion import GOOD_MATCH
 from lexvla_search.query import Query
 from lexvla_search.searcher import Hit, Searcher
 from lexvla_search.typed_words import say_unknown
 
-NO_GOOD_MATCH = "nothing here matches well"
+NO_GOOD_MATCH = f"no hit is a likely match (relevance below {GOOD_MATCH})"
 TABLE_ROWS = 20  # of one hit among several; `explain` and --json give all
 
 
