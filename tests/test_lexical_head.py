@@ -184,7 +184,7 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         max_over_patches(torch.zeros(1, 2, 4), torch.zeros(3, 5), 2)
     with pytest.raises(ValueError, match="patches of an item must be 1 to 32767, not 32768"):
         max_over_patches(torch.zeros(1, 32768, 1), torch.zeros(3, 1), 2)
-    with pytest.raises(ValueError, match="0 patches an item"):
+    with pytest.raises(ValueError, match="patches of an item must be 1 to 32767, not 0"):
         max_over_patches(torch.zeros(1, 0, 4), torch.zeros(3, 4), 2)
     patches = torch.zeros(1, 32767, 1)
     patches[0, -1] = 1
