@@ -75,8 +75,9 @@ def open_with_heat(page: Page, label: str, word: str) -> None:
     card = next(card for card in page.all(".card") if card.accessible_name.startswith(label))
     card.click()
     page.until(lambda: page.all("#detail .view img"))
-    page.until(lambda: page.all("#detail section:nth-of-type(2) li"))
-    at = page.one(f"#detail li[data-word='{word}'] .word")
+    shown = f"#detail li[data-word='{word}'] .word"
+    page.until(lambda: page.all(shown))
+    at = page.one(shown)
     ActionChains(page.driver).move_to_element(at).perform()
     page.until(lambda: page.all("#detail .heat"))
 
