@@ -27,9 +27,7 @@ _LONGEST_PAUSE = 10.0  # seconds between attempts
 class ApiError(LexVLAError):
     """The server answered with a problem.
 
-    Attributes:
-        status: The HTTP status; 0 if there was no answer.
-        problem: The problem's members, as of RFC 9457.
+    `status` is the HTTP status, 0 if there was no answer; `problem` has the members of RFC 9457.
     """
 
     def __init__(self, status: int, problem: Mapping[str, Any]) -> None:
@@ -40,16 +38,13 @@ class ApiError(LexVLAError):
 
 
 class Client:
-    """Talk to a server of ``lexvla serve``.
+    """Talk to a server of ``lexvla serve``. A request that fails raises `ApiError`.
 
     Args:
-        url: Where the server is, such as ``http://127.0.0.1:8080``.
+        url: The server, such as ``http://127.0.0.1:8080``.
         key: An API key, if the server needs one.
         timeout: Seconds to wait for an answer.
         retries: How often to retry when the server is busy, after the time that it names.
-
-    Raises:
-        OptionalDependencyError: The extra ``serve`` is not installed.
     """
 
     def __init__(
@@ -67,15 +62,9 @@ class Client:
     def search(
         self, text: str | None = None, *, image: bytes | str | Path | None = None, **query: Any
     ) -> schema.SearchAnswer:
-        """Find documents.
+        """Find documents by words and an image, given as the bytes or the path of a file.
 
-        Args:
-            text: Words to look for.
-            image: The bytes of an image file, or its path.
-            query: The rest, as docs/api.md lists it: ``boost``, ``ban``, ``filter``, ``k``, ...
-
-        Raises:
-            ApiError: The server answered with a problem, or did not answer.
+        docs/api.md lists the other settings: ``boost``, ``ban``, ``filter``, ``k``, ...
         """
         answer: schema.SearchAnswer = self._post("/v1/search", _asked(text, query), image)
         return answer
@@ -88,7 +77,7 @@ class Client:
         image: bytes | str | Path | None = None,
         **query: Any,
     ) -> schema.Hit:
-        """Take the score of one document apart; see `search`."""
+        """Explain one document's score; takes a query as `search` does."""
         asked = {**_asked(text, query), "id": id}
         hit: schema.Hit = self._post("/v1/explain", asked, image)["hit"]
         return hit
@@ -96,7 +85,7 @@ class Client:
     def encode(
         self, texts: Sequence[str] = (), images: Sequence[bytes] = (), **options: Any
     ) -> list[schema.EncodedItem]:
-        """Return the words of texts, or of image files; see `search` for errors."""
+        """Return the words of texts, or of image files."""
         if images:
             parts: list[tuple[str, Any]] = [("query", (None, json.dumps(options)))]
             parts += [("image", (f"{i}", data)) for i, data in enumerate(images)]
@@ -107,14 +96,12 @@ class Client:
         return items
 
     def upsert(self, documents: Iterable[Mapping[str, Any]]) -> schema.UpsertAnswer:
-        """Add or replace documents; what is counted as indexed is committed.
+        """Add or replace documents; those counted as indexed are committed.
 
         They are streamed, so there may be any number. Each has an ``id``, and a ``text``, an
         ``image`` (bytes of an image file) or an ``image_url``; ``uri`` and ``metadata`` are
-        optional. A busy server is not asked again, as the stream cannot be sent twice.
-
-        Raises:
-            ApiError: See `search`. Its problem says how many documents are committed.
+        optional. A busy server is not asked again, as the stream cannot be sent twice. On failure,
+        the `ApiError`'s problem says how many documents are committed.
         """
 
         def lines() -> Iterator[bytes]:
@@ -128,12 +115,12 @@ class Client:
         return answer
 
     def get(self, id: str) -> schema.Document:  # noqa: A002 - the public word for it
-        """Return what the index keeps of a document; see `search` for errors."""
+        """Return what the index keeps of a document."""
         document: schema.Document = self._send("GET", _path(id)).json()
         return document
 
     def delete(self, id: str) -> None:  # noqa: A002 - the public word for it
-        """Delete a document; see `search` for errors."""
+        """Delete a document."""
         self._send("DELETE", _path(id))
 
     def words(
@@ -141,30 +128,27 @@ class Client:
         id: str,  # noqa: A002 - the public word for it
         top_k: int | None = None,
     ) -> list[schema.Word]:
-        """Return a document's strongest words, by default as many as a ban looks at.
-
-        See `search` for errors.
-        """
+        """Return a document's strongest words, by default as many as a ban looks at."""
         params = {} if top_k is None else {"top_k": top_k}
         answer = self._send("GET", f"{_path(id)}/words", params=params).json()
         words: list[schema.Word] = answer["words"]
         return words
 
     def image(self, id: str, size: int = 512) -> bytes:  # noqa: A002 - the public word for it
-        """Return a document's picture as JPEG; see `search` for errors."""
+        """Return a document's picture as JPEG, its longer side at most `size` pixels."""
         return self._send("GET", f"{_path(id)}/image", params={"size": size}).content
 
     def heatmap(self, id: str, word: str) -> bytes:  # noqa: A002 - the public word for it
-        """Return where a word was read from, as PNG; see `search` for errors."""
+        """Return where a word was read from, as PNG."""
         return self._send("GET", f"{_path(id)}/heatmap/{quote(word, safe='')}").content
 
     def complete(self, prefix: str) -> list[str]:
-        """Return words of the vocabulary with this prefix; see `search` for errors."""
+        """Return words of the vocabulary with this prefix."""
         words: list[str] = self._send("GET", "/v1/words", params={"prefix": prefix}).json()["words"]
         return words
 
     def index(self) -> schema.Facts:
-        """Return what is served; see `search` for errors."""
+        """Return what is served."""
         facts: schema.Facts = self._send("GET", "/v1/index").json()
         return facts
 

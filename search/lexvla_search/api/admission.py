@@ -11,11 +11,9 @@ __all__ = ["Admission"]
 
 
 class Admission:
-    """Admit a number of requests at a time, and turn others away at once; for one event loop.
+    """Admit at most this many requests at a time and turn others away at once; for one event loop.
 
-    Args:
-        most: How many.
-        what: What they are, in the plural.
+    `what` names the requests in messages, in the plural.
     """
 
     def __init__(self, most: int, what: str) -> None:
@@ -30,7 +28,7 @@ class Admission:
 
     @contextmanager
     def place(self) -> Iterator[None]:
-        """Hold a place; see `check`."""
+        """Hold a place, or raise a `Problem`."""
         self.check()
         self.inside += 1
         try:

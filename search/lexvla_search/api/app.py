@@ -43,17 +43,7 @@ class _Page(StaticFiles):
 
 
 def create_app(settings: Settings, model: Encoder | None) -> FastAPI:
-    """Make the application that serves one index.
-
-    Args:
-        settings: What to serve, and to whom.
-        model: Encodes queries and documents; ``None`` for search by plain words only.
-
-    Raises:
-        IndexCorruptError: There is no index, or it is damaged.
-        LexVLAError: The file of keys cannot be read.
-        VocabularyMismatchError: The index is of another model.
-    """
+    """Make the application that serves one index; without a model, only for plain words."""
     metrics = Metrics()
     service = Service(settings, model, metrics)
 

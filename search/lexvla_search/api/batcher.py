@@ -1,4 +1,4 @@
-"""One thread for the model, which encodes together what waits together."""
+"""One thread for the model, which encodes waiting calls together."""
 
 from __future__ import annotations
 
@@ -30,10 +30,7 @@ class Overdue(Exception):  # noqa: N818 - what the call is
 
 @contextmanager
 def before(deadline: float) -> Iterator[None]:
-    """Let this thread's first call of a model begin before a `time.monotonic` moment, or fail.
-
-    Further calls have no deadline.
-    """
+    """Set a deadline, in `time.monotonic` seconds, for this thread's first model call to begin."""
     _patience.deadline = deadline
     try:
         yield
@@ -50,16 +47,14 @@ class _Job:
 
 
 class Batcher:
-    """An encoder that is called in one thread of its own.
+    """Call an encoder in a thread of its own.
 
-    While the model is busy, calls wait; then the texts, or the images, of all waiting calls go
-    through it together. All other attributes are the encoder's; its methods run in that thread. A
-    call that has not begun by the caller's deadline (see `before`) raises `Overdue`.
+    Calls that wait while the model is busy then go through it together. All other attributes are
+    the encoder's; its methods run in that thread. A call that has not begun by the caller's
+    deadline (see `before`) raises `Overdue`.
 
-    Args:
-        model: The encoder.
-        observe: Called after each call of the model with the method, the number of items, and how
-            many calls wait.
+    After each call of the model, `observe` is called with the method, the number of items, and how
+    many calls are waiting.
     """
 
     def __init__(
@@ -77,7 +72,7 @@ class Batcher:
 
     @property
     def waiting(self) -> int:
-        """How many calls wait for the model."""
+        """Return how many calls are waiting for the model."""
         return len(self._jobs)
 
     def encode_text(self, texts: Sequence[str], **options: Any) -> Encoding:
@@ -139,7 +134,7 @@ class Batcher:
                 self._observe(jobs[0].name, count, self.waiting)
 
     def _next(self) -> list[_Job]:
-        """Wait for the first job; return it with those that can be done in the same call."""
+        """Wait for the first job; return it with those that can share its call."""
         with self._wake:
             while not self._jobs and not self._closed:
                 self._wake.wait()
@@ -161,8 +156,6 @@ class Batcher:
             return jobs
 
     def _answer(self, jobs: list[_Job]) -> None:
-        """Run jobs, whose items go through the model together, and hand out the results."""
-
         def call(some: Sequence[_Job]) -> Any:
             first = some[0]
             if first.items is None:

@@ -1,4 +1,4 @@
-"""Bodies of requests, within limits: JSON, several parts (JSON and image files), or lines."""
+"""Request bodies, within limits: JSON, multipart (JSON and image files), or lines."""
 
 from __future__ import annotations
 
@@ -25,12 +25,7 @@ _QUERY, _IMAGE = "query", "image"  # the parts
 
 
 def body_schema(name: str, image: dict[str, Any]) -> dict[str, Any]:
-    """Describe such a body for OpenAPI.
-
-    Args:
-        name: Of the model of its JSON.
-        image: The schema of the parts ``image``.
-    """
+    """Describe a JSON or multipart body for OpenAPI; `image` is the schema of the image parts."""
     json = {"$ref": f"#/components/schemas/{name}"}
     parts = {
         "type": "object",
@@ -54,11 +49,7 @@ class Intake:
     async def receive(
         self, request: Request, model: type[Model]
     ) -> AsyncIterator[tuple[Model, list[bytes]]]:
-        """Give the JSON of a body and the files of its parts.
-
-        Raises:
-            Problem: The body is neither JSON nor multipart, or breaks the rules of the model.
-        """
+        """Yield the parsed JSON of a body and the files of its image parts."""
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind not in (_JSON, _PARTS):
             raise Problem(
@@ -73,11 +64,7 @@ class Intake:
 
     @asynccontextmanager
     async def body(self, request: Request) -> AsyncIterator[bytes]:
-        """Give a whole body, and count its bytes as held until it is no longer needed.
-
-        Raises:
-            Problem: It is too large or too slow, or all bodies together take too much memory.
-        """
+        """Yield a whole body, whose bytes count as held until the context ends."""
         most = self._limits.body_bytes
         self._check_length(request, most)
         body = bytearray()
@@ -98,11 +85,7 @@ class Intake:
             self.held -= len(body)
 
     async def lines(self, request: Request) -> AsyncIterator[tuple[int, bytes]]:
-        """Yield the lines of a body that are not blank with their numbers, from 1, as they come.
-
-        Raises:
-            Problem: A line or all of them are too large, or nothing comes for too long.
-        """
+        """Yield each line that is not blank with its number, from 1, as it arrives."""
         limits = self._limits
         self._check_length(request, limits.upsert_bytes)
         stream = aiter(request.stream())

@@ -16,11 +16,9 @@ _HEADERS = {"Accept": "image/*", "Accept-Encoding": "identity"}
 
 
 class Fetcher:
-    """Fetch images without following redirects.
+    """Fetch images of at most `most` bytes, without following redirects.
 
-    Args:
-        hosts: Allowed hosts, each with ``:port`` unless it is the usual one.
-        most: The most bytes of an image.
+    Each allowed host has ``:port`` unless the port is the default one.
     """
 
     def __init__(self, hosts: tuple[str, ...], most: int) -> None:
@@ -28,12 +26,7 @@ class Fetcher:
         self._most = most
 
     async def fetch(self, address: str) -> bytes:
-        """Return the bytes at an address.
-
-        Raises:
-            Problem: The host is not allowed, does not answer in time, or does not answer with a
-                file of the allowed size.
-        """
+        """Return the bytes at an address, or raise a `Problem`."""
         self._check(address)
         try:
             async with (

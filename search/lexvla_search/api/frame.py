@@ -41,11 +41,8 @@ class Frame:
     underscores; otherwise one is made. Answers carry it. A document's id is one part of the path:
     a slash in it must be sent as ``%2F``, and stays so until the route has been found.
 
-    Args:
-        app: The application.
-        metrics: Counts requests.
-        hosts: What the ``Host`` header may name; ``None`` for anything.
-        admission: Turns reading requests away unread when it is full.
+    `hosts` lists the ``Host`` headers to accept; ``None`` accepts any. When `admission` is full,
+    requests that only read are turned away before their bodies are read.
     """
 
     def __init__(

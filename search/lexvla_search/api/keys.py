@@ -29,14 +29,9 @@ _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 @dataclass(frozen=True)
 class Key:
-    """What the file keeps of a key.
+    """A key as the file keeps it: with scope ``write`` including ``read``, and seconds since 1970.
 
-    Attributes:
-        name: Names the key in the file and in the log.
-        scope: ``read``, or ``write``, which includes reading.
-        sha256: The hash of the key; a key is 256 random bits, so it needs neither salt nor a slow
-            hash.
-        created: Seconds since 1970.
+    A key is 256 random bits, so its hash needs neither salt nor a slow hash function.
     """
 
     name: str
@@ -45,7 +40,7 @@ class Key:
     created: int
 
     def may(self, scope: Scope) -> bool:
-        """Return whether the key allows this."""
+        """Return whether the key has this scope."""
         return self.scope in (scope, "write")
 
 
@@ -71,11 +66,9 @@ def read_keys(path: Path) -> list[Key]:
 
 
 def make_key(path: Path, scope: Scope, name: str | None = None) -> tuple[str, Key]:
-    """Add a key to a file, which is created if missing. Return the key, and what is kept of it.
+    """Add a key to a file, created if missing. Return the secret and what the file keeps of it.
 
-    Raises:
-        InputError: The name is taken, or has other characters than letters, digits and ``._-``.
-        LexVLAError: The file is damaged.
+    `InputError` if the name is taken, or has characters other than letters, digits and ``._-``.
     """
     secret = _PREFIX + secrets.token_urlsafe(32)
     name = name or f"{scope}-{secrets.token_hex(4)}"
@@ -91,12 +84,7 @@ def make_key(path: Path, scope: Scope, name: str | None = None) -> tuple[str, Ke
 
 
 def revoke_key(path: Path, name: str) -> None:
-    """Remove a key from a file. Running servers reject it from the next request on.
-
-    Raises:
-        InputError: There is no such key.
-        LexVLAError: The file is missing or damaged.
-    """
+    """Remove a key from a file. Running servers reject it from the next request on."""
     with _locked(path):
         keys = read_keys(path)
         left = [key for key in keys if key.name != name]
@@ -106,7 +94,7 @@ def revoke_key(path: Path, name: str) -> None:
 
 
 class Keys:
-    """The keys of a file, which is read again when it changes; see `read_keys` for errors."""
+    """The keys of a file, which is read again when it changes."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -115,7 +103,7 @@ class Keys:
         self._reload()
 
     def find(self, secret: str) -> Key | None:
-        """Return what is kept of a key, or ``None``; see `read_keys` for errors."""
+        """Return what is kept of a key, or ``None``."""
         self._reload()
         # Looked up by hash, so that the time taken reveals nothing about the key.
         return self._keys.get(_hash(secret))

@@ -88,10 +88,9 @@ class Metrics:
         )
 
     def exposition(self, count: Callable[[], int]) -> bytes:
-        """Return all metrics, of all workers, in Prometheus's text format.
+        """Return the metrics of all workers in Prometheus's text format.
 
-        Args:
-            count: Returns the number of documents.
+        `count` returns the number of documents.
         """
         registry = self.registry
         if os.environ.get(_SHARED):

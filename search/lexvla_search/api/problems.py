@@ -64,12 +64,8 @@ _OF_STATUS = {404: "not-found", 405: "method-not-allowed", 415: "unsupported-med
 class Problem(Exception):  # noqa: N818 - the RFC's word
     """Answer a request with a problem.
 
-    Args:
-        kind: One of the kinds that docs/api.md lists, such as ``not-found``.
-        detail: What is wrong with this request.
-        errors: What is wrong with its parts: each a ``field`` and a ``detail``.
-        headers: Headers of the answer.
-        extra: Further members of the answer.
+    `kind` is one of those listed in docs/api.md, such as ``not-found``. Each of `errors` has a
+    ``field`` and a ``detail``; `extra` adds members to the answer.
     """
 
     def __init__(

@@ -82,7 +82,6 @@ async def encode(request: Request, service: Serving) -> JSONResponse:
 
 
 async def _image(service: Service, asked: SearchRequest, files: list[bytes]) -> bytes | None:
-    """Return the query's image, from wherever it comes."""
     _check(service, asked)
     given = len(files) + (asked.image is not None) + (asked.image_url is not None)
     if given > 1:

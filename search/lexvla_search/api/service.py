@@ -1,4 +1,4 @@
-"""What all requests of one process share: the index, the model, threads and limits."""
+"""What all requests in a process share: the index, the model, threads and limits."""
 
 from __future__ import annotations
 
@@ -45,15 +45,7 @@ Made = TypeVar("Made")
 class Service:
     """Hold one open index and one model for many requests.
 
-    Args:
-        settings: What to serve, and its limits.
-        model: Encodes queries and documents; ``None`` for search by plain words only.
-        metrics: Counts the work.
-
-    Raises:
-        IndexCorruptError: There is no index, or it is damaged.
-        LexVLAError: The file of keys cannot be read.
-        VocabularyMismatchError: The index is of another model.
+    Without a model, search is by plain words only.
     """
 
     def __init__(self, settings: Settings, model: Encoder | None, metrics: Metrics) -> None:
@@ -78,11 +70,7 @@ class Service:
         self.metrics.model_queue.set(waiting)
 
     async def run(self, work: Callable[[], Made]) -> Made:
-        """Do some work in a thread.
-
-        Raises:
-            Problem: Too many requests are being answered, or this one's turn comes too late.
-        """
+        """Run work in a thread; raise a `Problem` if the server is too busy."""
         deadline = time.monotonic() + self.limits.wait_seconds
 
         def in_time() -> Made:
@@ -101,7 +89,7 @@ class Service:
                 raise self._late() from error
 
     async def work(self, work: Callable[[], Made]) -> Made:
-        """Do some work in a thread for a request that was admitted."""
+        """Run work in a thread for a request that was already admitted."""
         return await asyncio.wrap_future(self._submit(work))
 
     def _submit(self, work: Callable[[], Made]) -> Future[Made]:
@@ -118,7 +106,7 @@ class Service:
         return Problem("busy", f"its turn did not come within {seconds}; try again")
 
     async def write(self, work: Callable[[], Made]) -> Made:
-        """Do some work in the thread that writes."""
+        """Run work in the writer thread."""
 
         def timed() -> Made:
             started = time.perf_counter()
@@ -136,7 +124,7 @@ class Service:
         return self.model
 
     def fetch(self, name: str) -> tuple[Document, Encoding]:
-        """Return a document of the newest commit with its vectors; a `Problem` if unknown."""
+        """Return a document and its vectors as last committed, or raise a `Problem` if unknown."""
         self.index.count()  # moves this thread to the newest commit
         try:
             (document,), encoding = self.index.fetch([name])
@@ -145,7 +133,7 @@ class Service:
         return document, encoding
 
     def words(self, encoding: Encoding, top_k: int) -> list[schema.Word]:
-        """Return the strongest words of one row, with their patches."""
+        """Return the strongest words of a single row, with their patches."""
         weights, columns = encoding.lexical.data, encoding.lexical.indices
         vocabulary = self.index.vocabulary
         best = (-weights).argsort(kind="stable")[:top_k].tolist()
@@ -180,21 +168,21 @@ class Service:
         return dict(self.index.info().get("legs") or {})
 
     def legs(self) -> dict[str, int]:
-        """Return the index's legs with their widths; empty while nothing was ever put into it."""
+        """Return the index's legs and their widths; empty for an index never written to."""
         legs = self._legs
         if not legs:
             del self._legs  # to ask again
         return legs
 
     def fusion(self) -> str:
-        """Describe the fusion of queries that name none."""
+        """Describe the fusion used for queries that do not name one."""
         fusion = self.searcher.fusion
         if fusion is self.searcher.default and len(self.legs()) == 1:
             return next(iter(self.legs()))
         return str(fusion)
 
     def look_for_fusion(self) -> None:
-        """Use a fusion that was fitted for the index meanwhile."""
+        """Pick up a fusion that was fitted for the index after it was opened."""
         now = time.monotonic()
         if now < self._looked + FUSION_SECONDS:
             return
@@ -205,7 +193,7 @@ class Service:
             logger.warning("the fusion stays as it was: %s", error)
 
     def close(self) -> None:
-        """Finish the work that was begun, and close the index."""
+        """Finish pending work and close the index."""
         self._threads.shutdown()
         self._writing.shutdown()
         if self.model is not None:

@@ -28,8 +28,7 @@ class Limits:
         items: Texts or images of one call of ``/v1/encode``.
         concurrency: Requests in work or waiting; more are answered with 429.
         upserts: The same for upserts.
-        wait_seconds: For a thread and the model, once the request has arrived; a request whose
-            turn has not come by then is answered with 429.
+        wait_seconds: For a thread and the model, once the request has arrived; then it gets a 429.
         threads: For searches, besides the model's own.
         writer_seconds: To wait for another process that writes to the index.
         shutdown_seconds: To finish requests at the end.
@@ -54,18 +53,18 @@ class Limits:
 
 @dataclass(frozen=True)
 class Settings:
-    """Say what one server serves, and to whom.
+    """What one server serves, and to whom.
 
     Attributes:
         index: The address of the index.
         keys: A file of `lexvla_search.api.keys`; ``None`` lets everybody do everything.
-        images: A folder; pictures of documents are shown if they lie in it.
+        images: The folder whose pictures may be shown.
         image_hosts: Hosts that an ``image_url`` may name, each with ``:port`` unless it is the
-            usual one; without any, no image is fetched.
-        hosts: What the ``Host`` header may name, or ``None`` for anything. Without keys this
-            keeps other web pages from reaching the server under a name of their own.
+            default one; without any, no image is fetched.
+        hosts: ``Host`` headers to accept; ``None`` accepts any. Without keys this keeps other web
+            pages from reaching the server under a name of their own.
         log_queries: Log what people search for.
-        limits: Of requests.
+        limits: Limits on requests.
     """
 
     index: str
@@ -78,7 +77,7 @@ class Settings:
 
 
 def is_loopback(host: str) -> bool:
-    """Say whether only this machine can reach what listens at the host."""
+    """Return whether a server listening at this host is reachable from this machine only."""
     if host == "localhost":
         return True
     try:
@@ -88,5 +87,5 @@ def is_loopback(host: str) -> bool:
 
 
 def bracketed(host: str) -> str:
-    """Return a host as a URL has it: an IPv6 address in brackets."""
+    """Return a host as it appears in a URL: an IPv6 address in brackets."""
     return f"[{host.strip('[]')}]" if ":" in host else host

@@ -40,13 +40,9 @@ class _Item:
 
 @dataclass
 class Upsert:
-    """Read documents, and commit them in batches.
+    """Read documents and commit them in batches.
 
-    Attributes:
-        service: The service.
-        indexed: How many lines are committed.
-        rejected: How many lines were rejected.
-        errors: Why, for the first thousand of these.
+    `errors` says why lines were rejected, for the first thousand.
     """
 
     service: Service
@@ -57,8 +53,7 @@ class Upsert:
     async def run(self, request: Request) -> AsyncIterator[int]:
         """Read the lines of a body. Yield the number of the last line after each commit.
 
-        Raises:
-            Problem: The body breaks a limit, or the writer is busy; earlier commits stay.
+        A `Problem` ends the upsert; earlier commits stay.
         """
         batch: dict[str, _Item] = {}
         lines = pixels = last = 0
@@ -146,7 +141,6 @@ class Upsert:
 
 
 def _name_in(line: bytes) -> str | None:
-    """Return the id of a bad line, if it has one."""
     try:
         name = json.loads(line)["id"]
         name.encode()  # half a character cannot be told in an answer

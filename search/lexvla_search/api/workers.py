@@ -1,4 +1,4 @@
-"""Processes that serve at one socket: started, kept running and ended together."""
+"""Processes that serve one socket: started, kept running and stopped together."""
 
 from __future__ import annotations
 
@@ -33,11 +33,7 @@ Make = Callable[[], Any]
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Return a socket that takes connections, which wait until a process serves them.
-
-    Raises:
-        LexVLAError: The port is taken, or the address is not of this machine.
-    """
+    """Return a listening socket, whose connections wait until a process serves them."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # The protocol by name: asyncio sends small packets at once (TCP_NODELAY) for such sockets only.
     listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
@@ -55,10 +51,7 @@ def listen(host: str, port: int) -> socket.socket:
 def run_one(make: Make, options: Mapping[str, Any], listening: socket.socket) -> bool:
     """Serve in this process until a signal comes. Return whether it started.
 
-    Args:
-        make: Makes the application.
-        options: For `uvicorn.Config`.
-        listening: The socket to accept connections at.
+    `options` are for `uvicorn.Config`.
     """
     # uvicorn finishes its requests, and then raises the signal again for other handlers.
     for number in _SIGNALS:
@@ -113,6 +106,6 @@ def _work(make: Make, options: Mapping[str, Any], listening: socket.socket) -> N
 
 
 def _end_with(sentinel: int) -> None:
-    """End this process when its parent has been killed."""
+    """End this process if its parent is killed."""
     wait([sentinel])
     os.kill(os.getpid(), signal.SIGTERM)

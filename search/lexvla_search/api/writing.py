@@ -22,12 +22,7 @@ class IndexWriter:
     """Write to an index in turns with other processes; for one thread.
 
     The engine's lock is held for one commit only, so that a server's workers and commands such as
-    ``lexvla index`` take turns.
-
-    Args:
-        address: The index.
-        encoder: The model of the vectors.
-        seconds: How long to wait for another writer.
+    ``lexvla index`` take turns. A writer waits `seconds` for its turn.
     """
 
     def __init__(self, address: str, encoder: Encoder, seconds: float) -> None:
@@ -36,7 +31,7 @@ class IndexWriter:
         self._seconds = seconds
 
     def put(self, parts: Sequence[tuple[Sequence[Document], Encoding]]) -> None:
-        """Add documents with their vectors, and commit; `IndexLockedError` if others keep it."""
+        """Add documents and commit; `IndexLockedError` if another process keeps the lock."""
         with self._index() as index:
             check_match(self._encoder, index)
             for documents, encoding in parts:
@@ -44,7 +39,7 @@ class IndexWriter:
             index.commit()
 
     def delete(self, ids: Sequence[str]) -> int:
-        """Delete documents, and commit. Return how many there were; see `put` for errors."""
+        """Delete documents and commit. Return how many existed; `IndexLockedError` as in `put`."""
         with self._index() as index:
             deleted = index.delete(ids)
             index.commit()

@@ -1,4 +1,4 @@
-"""The ``lexvla`` command: each subcommand is the module of this folder that has its name.
+"""The ``lexvla`` command: each subcommand is the module of that name in this folder.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage (an unknown option, ``-k 0``, a query with neither text
 nor image), 130 interrupted, 141 the reader of the output went away.
@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse(arguments: Sequence[str]) -> tuple[Any, Any]:
-    """Return the module of the command that is named, and its options."""
+    """Return the module of the named command, and its options."""
     parser = _Parser(prog="lexvla", description="Explainable image search by words.")
     parser.add_argument(
         "--version",

@@ -1,4 +1,4 @@
-"""How a command declares its options, and those that several commands share.
+"""How a command declares its options, and options shared by several commands.
 
 A command's options are a dataclass. Its fields say how argparse reads them::
 
@@ -39,7 +39,7 @@ PLOTS = (".png", ".svg")
 
 
 def positional(what: str, **settings: Any) -> Any:
-    """Declare an argument without a name; the settings are those of `add_argument`."""
+    """Declare a positional argument; the settings are those of `add_argument`."""
     return field(metadata={"positional": True, "help": what, **settings})
 
 
@@ -52,7 +52,7 @@ def option(what: str, **settings: Any) -> Any:
 
 
 def flag(what: str) -> Any:
-    """Declare an option that is on when it is given."""
+    """Declare an option that takes no value."""
     return option(what, action="store_true")
 
 
@@ -97,7 +97,7 @@ def positive(text: str) -> int:
 
 
 def plot_file(text: str) -> str:
-    """Read the name of a picture that a plot is drawn into."""
+    """Read the file name of a plot."""
     if not text.lower().endswith(PLOTS):
         raise argparse.ArgumentTypeError(f"must name a file that ends in {' or '.join(PLOTS)}")
     return text
@@ -120,7 +120,7 @@ class ModelOptions:
     device: str = option("where it runs: cpu, cuda, ...", default="cpu", metavar="D")
 
     def load_model(self, introduce: bool = False) -> LexVLA:
-        """Load it; see the function `load_model`."""
+        """Load the model; see the function `load_model`."""
         return load_model(self.model, self.device, introduce)
 
 
@@ -132,17 +132,9 @@ class JsonOptions:
 
 
 def load_model(path: str | None, device: str = "cpu", introduce: bool = False) -> LexVLA:
-    """Load a saved model, or the default one, onto a device.
+    """Load a model from a folder or hub id, by default the one shipped, onto a device.
 
-    Args:
-        path: Its folder or hub id; ``None`` for the default one.
-        device: Where it is put.
-        introduce: Whether to tell people what it knows, if it says.
-
-    Raises:
-        UnsupportedError: torch has no such device here.
-        LexVLAError: A package that models need is missing or broken.
-        ModelError: There is no complete model at the path.
+    With `introduce`, tell people what the model knows, if it says.
     """
     try:
         from lexvla import LexVLA

@@ -22,7 +22,7 @@ __all__ = [
 
 
 class UsageError(LexVLAError):
-    """The command was called in a way that cannot be right, whatever the data."""
+    """The command was called in a way that is wrong whatever the data."""
 
 
 def note(message: str) -> None:
@@ -31,14 +31,14 @@ def note(message: str) -> None:
 
 
 def print_json(data: Any) -> None:
-    """Print a result for programs."""
+    """Print a result as JSON."""
     # Escapes where the terminal cannot show the characters, so that it stays valid JSON.
     escape = (sys.stdout.encoding or "").lower().replace("-", "") != "utf8"
     print(json.dumps(data, ensure_ascii=escape, indent=2, allow_nan=False))
 
 
 def print_columns(rows: Iterable[Sequence[str]], indent: str = "") -> None:
-    """Print rows of text as aligned columns; columns of numbers are aligned by the caller."""
+    """Print rows as columns, aligned left; the caller aligns numbers."""
     table = [list(row) for row in rows]
     if not table:
         return
@@ -49,7 +49,7 @@ def print_columns(rows: Iterable[Sequence[str]], indent: str = "") -> None:
 
 
 def print_numbers(rows: Sequence[Sequence[str]]) -> None:
-    """Print a table with a head; all columns but the first are numbers, aligned right."""
+    """Print a table with a header; all columns but the first are numbers, aligned right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     print_columns(
         (row[0], *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)))
@@ -65,7 +65,7 @@ def print_facts(facts: Mapping[str, Any]) -> None:
 
 
 def one_line(text: str, width: int = 36) -> str:
-    """Shorten a text to what a table has room for."""
+    """Shorten a text to fit a table cell."""
     # A document's text may be long, and hold line breaks or codes that steer a terminal.
     plain = re.sub(r"[\s\x00-\x1f\x7f-\x9f]+", " ", text).strip()
     return plain if len(plain) <= width else plain[: width - 1] + "\u2026"

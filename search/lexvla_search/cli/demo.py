@@ -81,7 +81,6 @@ def run(options: Options) -> int:
 
 
 def _filter(text: str) -> str | None:
-    """Return the filter that a question of the demo is asked with."""
     return _FILTER if text in OF_PHOTOGRAPHS else None
 
 
@@ -101,7 +100,7 @@ def _cache_home() -> Path:
 
 
 def _prepare(home: Path, model: LexVLA, may_replace: bool) -> None:
-    """Leave a whole index of this model at ``home``; what is there and right stays."""
+    """Make sure ``home`` holds a complete index of this model; one that is already there stays."""
     images = home.with_name(home.name + ".images")
     items = load_demo_corpus()
     wanted, photographs = len(items), sum(item.group == PHOTOGRAPHS for item in items)

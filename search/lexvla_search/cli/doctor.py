@@ -34,9 +34,8 @@ class Check:
     """One thing that LexVLA can use.
 
     Attributes:
-        name: What it is.
         ok: Whether it is here and new enough.
-        required: Whether the base cannot work without it.
+        required: Whether the base needs it.
         found: The version or place found; empty if none.
         gives: What it is for.
         get: How to get it; empty where it is here.

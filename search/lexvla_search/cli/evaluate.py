@@ -117,7 +117,6 @@ def run(options: Options) -> int:
 
 
 def _plan(options: Options) -> tuple[list[System], list[str], int]:
-    """Return the systems, the measures and the depth."""
     try:
         chosen = systems(options.legs or (), options.fusion or ())
         measures = parse_measures(options.measures or MEASURES)
@@ -135,7 +134,7 @@ def _plan(options: Options) -> tuple[list[System], list[str], int]:
 
 
 def _read(options: Options) -> _Inputs:
-    """Read all files, and report the errors in any of them together."""
+    """Read all files and report their errors together."""
     errors: list[InputError] = []
 
     def gather(read: Callable[[str], _T], path: str) -> _T | None:

@@ -84,11 +84,7 @@ class QueryOptions(ModelOptions):
     no_model: bool = flag("load no model: plain words, each of weight 1")
 
     def query(self, **hits: Any) -> Query:
-        """Return the query; `hits` are its settings of which hits to return.
-
-        Raises:
-            UsageError: It breaks a rule of queries.
-        """
+        """Return the query, or raise `UsageError`; `hits` are settings of which hits to return."""
         try:
             fusion: FusionName | Fusion | None = self.fusion
             if self.weights is not None:
@@ -110,7 +106,7 @@ class QueryOptions(ModelOptions):
             raise UsageError(str(error)) from error
 
     def encoder(self) -> LexVLA | None:
-        """Load the model, unless the query is to go without."""
+        """Load the model, unless the query does without one."""
         return None if self.no_model else self.load_model()
 
 
@@ -121,7 +117,7 @@ def score_of(hit: Hit) -> str:
 
 
 def described(query: Query, answer: Answer | None = None) -> dict[str, Any]:
-    """Return a query for programs; with its answer, also how it was understood."""
+    """Return a query as JSON values, and, given its answer, how it was understood."""
     data = {"description": query.describe(), **query.to_dict()}
     if answer is None:
         return data

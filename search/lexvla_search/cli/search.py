@@ -75,7 +75,7 @@ def run(options: Options) -> int:
 
 
 def hit_rows(hits: list[Hit]) -> list[tuple[str, ...]]:
-    """Return hits as rows of a table: rank, score and relevance, label, id, strongest words."""
+    """Return hits as table rows: rank, score and relevance, label, id, strongest words."""
     digits = max((len(str(hit.rank)) for hit in hits), default=1)
     return [
         (

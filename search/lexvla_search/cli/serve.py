@@ -68,8 +68,6 @@ class Options(IndexOptions, ModelOptions):
 
 @dataclass(frozen=True)
 class _Worker:
-    """Make the application in each process that serves."""
-
     settings: Settings
     model: str | None
     device: str
@@ -129,21 +127,11 @@ def serve(
     device: str = "cpu",
     without_model: bool = False,
 ) -> int:
-    """Serve an index until a signal comes, and finish what was begun.
+    """Serve an index until a signal comes, and finish the requests in progress.
 
-    Args:
-        settings: What to serve, and to whom; its ``hosts`` are set here.
-        host: The address to listen at. Without keys it must be one of this machine alone.
-        port: The port; 0 for any that is free.
-        workers: Processes. Each loads the model and reads the index; they write in turns.
-        model: A saved model; ``None`` for the default one.
-        device: Where the model runs.
-        without_model: Search by plain words alone.
-
-    Raises:
-        LexVLAError: The index, the model or the keys cannot be read, or the port is taken.
-        OptionalDependencyError: The extra ``serve`` is not installed.
-        UsageError: There are no keys, and others could reach the server.
+    The ``hosts`` of the settings are set here. Port 0 takes any free port. Each worker process
+    loads the model and reads the index; they take turns to write. `UsageError` if there are no
+    keys and other machines could reach the server.
     """
     try:
         from lexvla_search.api.workers import BACKLOG, listen, run_one, run_several

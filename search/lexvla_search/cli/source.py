@@ -1,4 +1,4 @@
-"""What ``lexvla index`` and ``encode`` share: how to read a source, and what to tell of it."""
+"""What ``lexvla index`` and ``encode`` share: how to read a source, and what to report of it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class SourceOptions:
 
 
 def counts(report: Report, skipped: str) -> dict[str, int]:
-    """Return the counts of a report; `skipped` is what to call the items that were skipped."""
+    """Return the counts of a report; `skipped` is the label for skipped items."""
     return {
         "added": report.added,
         skipped: report.skipped,
@@ -34,23 +34,21 @@ def counts(report: Report, skipped: str) -> dict[str, int]:
 
 
 def in_words(numbers: dict[str, int]) -> str:
-    """Return counts as a line of text, without zeros."""
+    """Return counts as one line, without zeros."""
     return ", ".join(f"{n:,} {name}" for name, n in numbers.items() if n or name == "added")
 
 
 def rejects_file(report: Report) -> dict[str, Any]:
-    """Return where the rejected items are listed, for programs."""
+    """Return where rejected items are listed, for JSON."""
     listed = report.rejects_path if report.rejected else None
     return {"rejects_file": None if listed is None else str(listed)}
 
 
 def exit_code(report: Report, strict: bool, failure: str) -> int:
-    """Tell people what was left out, and return the exit code.
+    """Report what was left out, and return the exit code.
 
-    Args:
-        report: Of the items.
-        strict: Whether it is a failure that something was left out.
-        failure: Why the command failed as a whole; empty if it did not.
+    With `strict`, leaving anything out is a failure. `failure` says why the command failed as a
+    whole; it is empty if it did not.
     """
     if report.rejected:
         first = report.rejected[0]
