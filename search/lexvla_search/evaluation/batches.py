@@ -1,4 +1,4 @@
-"""Items encoded in batches, and cut to their heaviest words."""
+"""Encode items in batches, and cut vectors to their heaviest words."""
 
 from __future__ import annotations
 
@@ -25,16 +25,10 @@ def encode_in_batches(
     active: int | None = None,
     **options: Any,
 ) -> Encoding:
-    """Encode items without their patches.
+    """Encode items without their patches, by a method of an encoder.
 
-    Args:
-        encode: A method of an encoder.
-        items: What it takes.
-        batch_size: Items in one pass.
-        show_progress_bar: On stderr; ``None`` shows it if that is a terminal.
-        unit: What the bar counts.
-        active: Keep at most this many words of each item.
-        options: More arguments of the method.
+    `active` keeps at most this many words of each item; `unit` is what the progress bar counts;
+    ``show_progress_bar=None`` shows the bar if stderr is a terminal. Options go to the method.
     """
     parts = []
     off = None if show_progress_bar is None else not show_progress_bar
@@ -46,16 +40,9 @@ def encode_in_batches(
 
 
 def keep_heaviest(vectors: sparse.csr_array, kept: int) -> sparse.csr_array:
-    """Keep the heaviest words of each vector; of equal ones, those of the lower columns.
+    """Keep the heaviest words of each (n, V) float32 CSR row; ties keep the lower columns.
 
-    What is kept is brought back to the vector's length, as a model does it.
-
-    Args:
-        vectors: (n, V) float32 CSR.
-        kept: The most words of a row to keep.
-
-    Returns:
-        (n, V) float32 CSR.
+    What is kept is scaled back to the vector's length, as a model does.
     """
     # By blocks, as sorting takes several times the memory of what it sorts.
     starts = range(0, vectors.shape[0], _BLOCK)

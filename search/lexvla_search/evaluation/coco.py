@@ -21,14 +21,11 @@ _SLACK = 1.0  # pixels that a corner may lie outside of its image: annotators' r
 
 @dataclass(frozen=True)
 class CocoScenes:
-    """Images with their masks, read one by one each time they are iterated over.
+    """Images with their masks, read anew on each iteration.
 
-    Where instances overlap, the smaller one is on top, and of two equal ones the later. A crowd
+    Where instances overlap, the smaller one is on top; of two equal ones, the later. A crowd
     region (``iscrowd``) has no sharp outline: it is left out, so its pixels are background.
-
-    Attributes:
-        class_names: The names of the categories, in the order of the file; their places are the
-            class numbers in the masks.
+    Classes are numbered in the order of the file's categories.
     """
 
     class_names: tuple[str, ...]
@@ -43,9 +40,7 @@ class CocoScenes:
     def __iter__(self) -> Iterator[Scene]:
         """Yield each image and its (height, width) int64 mask, -1 for background.
 
-        Raises:
-            InputError: An image is missing, unreadable or of another size than the file says, or a
-                mask is damaged or lies outside of its image.
+        `InputError` if an image cannot be read or is not of the stated size, or a mask is bad.
         """
         for record in self._images:
             image = open_image(self._folder / record["file_name"])
@@ -67,16 +62,9 @@ class CocoScenes:
 
 
 def read_coco(annotations: str | Path, images: str | Path) -> CocoScenes:
-    """Read an instances file as COCO has them, and check it; images and masks are read later.
+    """Read and check a COCO instances file; images and masks are read later.
 
-    Args:
-        annotations: A JSON object with ``images``, ``annotations`` and ``categories``.
-        images: The folder that the images' ``file_name`` starts from.
-
-    Raises:
-        InputError: The file is no such JSON, or an annotation names an image or a category that
-            it does not have.
-        OptionalDependencyError: pycocotools is missing.
+    The images' ``file_name`` is relative to the folder `images`.
     """
     _mask_tools()
     data = _load(Path(annotations))
@@ -131,7 +119,7 @@ def _field(record: dict[str, Any], key: str, kind: type[Any], item: str) -> Any:
 
 
 def _instance_mask(annotation: dict[str, Any], height: int, width: int) -> np.ndarray:
-    """Return the (height, width) bool mask of a segmentation: polygons or a run-length code."""
+    """Return the (height, width) bool mask of polygons or of a run-length code."""
     tools, item = _mask_tools(), f"annotation {annotation['id']}"
     shape = annotation.get("segmentation")
     if isinstance(shape, list):
@@ -178,8 +166,9 @@ def _run_lengths(code: dict[str, Any], height: int, width: int, item: str) -> di
 def _uncompress(text: str) -> list[int] | None:
     """Return the runs of COCO's compressed code, or None if it is cut short.
 
-    A number has 5 bits in each character, low ones first; bit 5 says that more follow, and the last
-    one's bit 4 is the sign. From the third run on, it is the difference to the run before last.
+    Each character holds 5 bits of a number, low ones first; bit 5 says that more follow, and bit 4
+    of the last is the sign. From the third run on, a number is the difference to the run before
+    last.
     """
     counts: list[int] = []
     value = shift = 0

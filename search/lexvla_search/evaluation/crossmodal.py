@@ -1,7 +1,8 @@
 """Recall between captions and images, between images of a class, and zero-shot classification.
 
-All by the full matrix of scores. Ties count against: what is right ranks behind all that is wrong
-and has its score. What shares no word is not found.
+All from the full matrix of scores. Ties count against: the right item ranks behind all wrong ones
+of its score. Items that share no word with the query are not found. A leg that needs dense vectors
+raises `UnsupportedError` for encodings without them.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class ClassFigures:
 
     Attributes:
         accuracy: Share of images whose class is among the first k, by k.
-        per_class: Mean over the classes of their shares for k = 1.
+        per_class: The mean over the classes for k = 1.
     """
 
     accuracy: dict[int, float]
@@ -70,9 +71,6 @@ def scores_of(queries: Encoding, items: Encoding, leg: MatchedLeg) -> np.ndarray
     """Return (queries, items) float32 dot products; ``-inf`` where no word is shared.
 
     ``both`` adds up words and dense vectors; then nothing is ``-inf``.
-
-    Raises:
-        UnsupportedError: An encoding has no dense vectors.
     """
     scores = np.zeros((len(queries), len(items)), np.float32)
     if leg != "dense":
@@ -98,15 +96,7 @@ def paired_recall_any(
 ) -> PairFigures:
     """Return recall in both directions; for an image, its best caption counts.
 
-    Args:
-        texts: All captions.
-        images: All images; each has a caption.
-        image_of: The number of each caption's image.
-        leg: What to compare by.
-        ks: The depths.
-
-    Raises:
-        UnsupportedError: An encoding has no dense vectors.
+    `image_of` is the image number of each caption. Every image needs a caption.
     """
     owner = np.asarray(image_of, dtype=int)
     if len(owner) != len(texts) or {*owner.tolist()} != {*range(len(images))}:
@@ -138,18 +128,8 @@ def class_recall(
 ) -> dict[int, float]:
     """Return, for each k, the share of images with one of their class among the k nearest.
 
-    An image that is alone in its class counts as not found.
-
-    Args:
-        queries: The images to ask with.
-        labels: The class of each.
-        gallery: The images to search; ``None`` for all other queries.
-        gallery_labels: The class of each.
-        leg: What to compare by.
-        ks: The depths.
-
-    Raises:
-        UnsupportedError: An encoding has no dense vectors.
+    Without a gallery, each query is searched for among the other queries. An image that is alone
+    in its class counts as not found.
     """
     items = queries if gallery is None else gallery
     theirs = np.asarray(labels if gallery is None else gallery_labels)
@@ -179,19 +159,7 @@ def zero_shot(
     leg: MatchedLeg = "lexical",
     ks: Sequence[int] = (1, 5),
 ) -> ClassFigures:
-    """Classify images by the nearest class name.
-
-    Args:
-        images: What to classify.
-        labels: The class of each.
-        names: The encoded class names.
-        name_labels: The class of each name, each once.
-        leg: What to compare by.
-        ks: The depths.
-
-    Raises:
-        UnsupportedError: An encoding has no dense vectors.
-    """
+    """Classify images by the nearest class name; each class has one name."""
     columns = {label: column for column, label in enumerate(name_labels)}
     if len(columns) != len(names) or len(labels) != len(images) or not {*labels} <= columns.keys():
         raise ValueError("each image must have one of the classes, and each class one name")

@@ -16,12 +16,7 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#
 
 
 def check_plot(path: str | Path) -> None:
-    """Refuse a plot that could not be drawn, before anything takes time.
-
-    Raises:
-        InputError: The plot's folder does not exist.
-        OptionalDependencyError: matplotlib is missing.
-    """
+    """Raise `InputError` before the work starts if a plot could not be written."""
     if importlib.util.find_spec("matplotlib") is None:
         raise OptionalDependencyError("matplotlib", "evaluation")
     if not Path(path).absolute().parent.is_dir():
@@ -34,16 +29,13 @@ def plot_evaluation(
     by_words: Mapping[str, Mapping[float, float]],
     groups: Mapping[str, Mapping[str, float]] | None = None,
 ) -> None:
-    """Draw an evaluation into a ``.png`` or ``.svg``, a panel for each thing that is given.
+    """Draw an evaluation into a ``.png`` or ``.svg``, with a panel for each argument given.
 
     Args:
-        path: The file.
+        path: The file to write.
         curves: By system: recall for k from 1.
         by_words: By measure: the value by the mean number of active words of a query.
         groups: By system: R@1 by group.
-
-    Raises:
-        OptionalDependencyError: matplotlib is missing.
     """
     try:
         from matplotlib import rc_context

@@ -1,4 +1,4 @@
-"""Measures of runs against judgements, by ir-measures."""
+"""Measure runs against judgements with ir-measures."""
 
 from __future__ import annotations
 
@@ -18,27 +18,17 @@ MEASURES = ("R@1", "R@5", "R@10", "nDCG@10", "RR@10")
 
 @dataclass(frozen=True)
 class Measured:
-    """What a run is worth.
-
-    Attributes:
-        mean: Over all queries that have judgements, by measure.
-        per_query: By measure, then by query.
-    """
+    """A run's values by measure: the mean over all judged queries, and each query's."""
 
     mean: dict[str, float]
     per_query: dict[str, dict[str, float]]
 
 
 def parse_measures(names: str | Iterable[str]) -> list[str]:
-    """Return measures as ir-measures writes them, each once.
+    """Return measures as ir-measures writes them, without repeats.
 
-    Args:
-        names: Such as ``"R@1 nDCG@10"``, or several such texts.
-
-    Raises:
-        GatheredInputError: A name is not a measure, or no installed package computes it.
-        InputError: There are no names.
-        OptionalDependencyError: ir-measures is missing.
+    `GatheredInputError` lists the names, in texts such as ``"R@1 nDCG@10"``, that are not measures
+    or that no installed package computes.
     """
     texts = [names] if isinstance(names, str) else list(names)
     parsed: dict[str, None] = {}
@@ -56,7 +46,7 @@ def parse_measures(names: str | Iterable[str]) -> list[str]:
 
 
 def deepest(measures: Iterable[str]) -> int:
-    """Return the greatest cutoff of some measures; 0 if they have none."""
+    """Return the greatest cutoff of the measures; 0 if they have none."""
     return max((_measure(name).params.get("cutoff", 0) for name in measures), default=0)
 
 
@@ -65,21 +55,12 @@ def measure(
     qrels: Mapping[str, Mapping[str, int]],
     measures: Sequence[str] = MEASURES,
 ) -> Measured:
-    """Measure a run as trec_eval does with ``-c``.
+    """Measure a run of scores as trec_eval does with ``-c``.
 
-    The mean is over the queries of the judgements: one that the run does not answer counts 0, and
-    one without judgements is ignored. Documents are ordered by score, as float32, equal scores by
-    id descending: trec_eval's rule. Runs of this project have no equal scores; see
+    The mean is over the judged queries: one that the run does not answer counts 0. Queries without
+    judgements are ignored. Documents are ordered by float32 score, equal scores by id descending:
+    trec_eval's rule. Runs of this project have no equal scores; see
     `lexvla_search.evaluation.trec.falling`.
-
-    Args:
-        run: Scores by document, by query.
-        qrels: Relevance by document, by query.
-        measures: Names, as `parse_measures` takes them.
-
-    Raises:
-        InputError: There are no judgements, a score is not finite, or a name is not a measure.
-        OptionalDependencyError: ir-measures is missing.
     """
     if not qrels:
         raise InputError("the judgements", "are empty")
@@ -103,9 +84,6 @@ def recall_curve(
     """Return mean R@k of a run for k from 1 to the depth; see `measure` for order and mean.
 
     A query without a relevant document counts 0.
-
-    Raises:
-        InputError: There are no judgements, or a score is not finite.
     """
     if not qrels:
         raise InputError("the judgements", "are empty")

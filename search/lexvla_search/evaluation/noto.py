@@ -1,4 +1,4 @@
-"""Figures of a model on the emoji of the bundled corpus, found from their pixels alone."""
+"""Figures of a model on the bundled emoji, found from their pixels alone."""
 
 from __future__ import annotations
 
@@ -26,7 +26,6 @@ _BATCH = 64
 
 
 def _split_longest(text: str, mark: str) -> str:
-    """Put a mark into the middle of the longest word."""
     words = text.split(" ")
     at = max(range(len(words)), key=lambda number: len(words[number]))
     middle = len(words[at]) // 2
@@ -51,53 +50,49 @@ PHRASINGS: dict[str, Callable[[str], str]] = {
 
 
 class NotoItem(Protocol):
-    """What the evaluation needs of an item of the corpus."""
+    """The parts of a corpus item that the evaluation needs."""
 
     @property
     def label(self) -> str:
-        """Name the item."""
+        """Return the item's name."""
         ...
 
     @property
     def tags(self) -> tuple[str, ...]:
-        """List the words that people look for it by."""
+        """Return words that people search for it by."""
         ...
 
     @property
     def image(self) -> Image.Image:
-        """Show the item."""
+        """Return the drawing."""
         ...
 
 
 @dataclass(frozen=True)
 class NotoFigures:
-    """What one run over the corpus gives. Ties count against everywhere.
+    """Figures of one run over the corpus. Ties count against everywhere.
+
+    Figures of dense vectors and codes are ``None`` for a model without them.
 
     Attributes:
-        model: The model's name.
-        items: How many images, and so labels.
-        label_to_image: R@k of finding the one image that bears the label.
+        label_to_image: R@k of finding the one image that bears the label, by words.
         image_to_label: R@k of finding the image's own label.
-        fused_label_to_image: The same by the sum of lexical and dense cosine, where the model has
-            dense vectors.
-        fused_image_to_label: Likewise.
+        fused_label_to_image: The same by the sum of lexical and dense cosine.
         words_per_text: Mean number of active words in a label's vector.
         words_per_image: Mean number of active words in an image's vector.
-        tags: How many tags were asked for: those that 3 to 60 items bear.
+        tags: How many tags were searched for: those that 3 to 60 items bear.
         tag_ndcg: nDCG@10 of tag to images.
         tag_precision: P@10 of tag to images.
-        chance_recall: R@k that a random order gives.
-        chance_tag_ndcg: nDCG@10 that a random order gives on average.
-        chance_tag_precision: P@10 that a random order gives on average.
+        chance_recall: R@k of a random order.
+        chance_tag_ndcg: nDCG@10 of a random order, on average.
+        chance_tag_precision: P@10 of a random order, on average.
         phrasings: R@1 of label to image by words, for the plain label and each of `PHRASINGS`.
             The default model is trained on phrasings such as these: the figures tell whether it
             has learnt them, not how it takes others. Five plurals are other items' labels.
-        dense_label_to_image: R@k of label to image by dense vectors alone, where there are some.
-        codes_label_to_image: The same by codes alone, where the model has them.
-        summed_label_to_image: The same by the plain sum of words, dense vectors and codes, where
-            the model has all three.
-        unused_codes: Share of the codes that neither an image nor a label keeps, where there are
-            codes.
+        dense_label_to_image: R@k of label to image by dense vectors alone.
+        codes_label_to_image: The same by codes alone.
+        summed_label_to_image: The same by the plain sum of words, dense vectors and codes.
+        unused_codes: Share of the codes that neither an image nor a label keeps.
     """
 
     model: str
@@ -122,12 +117,12 @@ class NotoFigures:
 
     @property
     def phrasing_points(self) -> dict[str, float]:
-        """Return how many points of R@1 each phrasing gains on the plain label, or loses."""
+        """Return how many points of R@1 each phrasing gains over the plain label."""
         plain = self.phrasings["plain"]
         return {name: 100 * (found - plain) for name, found in self.phrasings.items()}
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values that JSON can hold."""
+        """Return plain values for JSON."""
         return {**asdict(self), "phrasing_points": self.phrasing_points}
 
 
@@ -191,7 +186,6 @@ def tag_relevance(items: Sequence[NotoItem]) -> tuple[list[str], np.ndarray]:
 
 
 def _phrasings(model: Encoder, items: Sequence[NotoItem], images: Encoding) -> dict[str, float]:
-    """Return R@1 of label to image by words for each of `PHRASINGS`."""
     found = {}
     for name, phrasing in PHRASINGS.items():
         texts = encode_in_batches(model.encode_text, [phrasing(item.label) for item in items])

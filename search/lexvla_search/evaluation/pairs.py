@@ -1,4 +1,4 @@
-"""Images with texts from a source, for studies of retrieval between them."""
+"""Images with texts from a source, for studies of retrieval between the two."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Pairs(NamedTuple):
 
     Attributes:
         images: Paths, or the bytes of files.
-        texts: At least one of each image.
-        image_of: The number of each text's image.
+        texts: At least one for each image.
+        image_of: The image number of each text.
         rejects: Items that were left out.
     """
 
@@ -30,7 +30,7 @@ class Pairs(NamedTuple):
 
 
 def read_pairs(source: str | Path) -> Pairs:
-    """Read the items that have a text and an image that can be opened."""
+    """Read the items that have a text and a readable image."""
     pairs = Pairs([], [], [], [])
     numbers: dict[Path | bytes, int | str] = {}  # of an image that cannot be read, the reason
     for item in open_item_source(source).entries():

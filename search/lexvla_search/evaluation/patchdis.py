@@ -1,7 +1,7 @@
 """PatchDis (arXiv 2407.17827): does each patch of an image know what it shows?
 
-A patch gets the class whose name is most like it, without training on masks. The patches of a class
-are its predicted mask, and mIoU says how well these masks lie over the true ones.
+A patch gets the class whose name is most similar, without training on masks. The patches of a class
+are its predicted mask, and mIoU compares these masks with the true ones.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _DRAWS = 20  # of the random choice, for each patch
 
 
 class PatchEncoder(Encoder, Protocol):
-    """What PatchDis needs of a model beside `Encoder`."""
+    """What PatchDis needs of a model besides `Encoder`."""
 
     @property
     def patch_grid(self) -> tuple[int, int]:
@@ -48,7 +48,7 @@ class PatchEncoder(Encoder, Protocol):
         ...
 
     def encode_words(self, words: Sequence[str]) -> Encoding:
-        """Return one row for each single word."""
+        """Return one row for each word."""
         ...
 
     def encode_patches(self, images: Sequence[Image.Image]) -> Encoding:
@@ -58,14 +58,14 @@ class PatchEncoder(Encoder, Protocol):
 
 @dataclass(frozen=True)
 class PatchDisScore:
-    """How well the patches were told apart among one choice of candidates.
+    """How well the patches were classified among one choice of candidates.
 
     Attributes:
         miou: Mean IoU over the classes that occur.
         accuracy: Share of the measured patches that got their class.
-        undecided: Share that got no class: like none of them, or like two alike.
-        chance_miou: The mean IoU that a random candidate for each patch gives.
-        chance_accuracy: The share that a random candidate gives.
+        undecided: Share that got no class: similar to none, or equally to two.
+        chance_miou: The mean IoU of a random candidate for each patch.
+        chance_accuracy: The accuracy of a random candidate.
     """
 
     miou: float
@@ -77,16 +77,16 @@ class PatchDisScore:
 
 @dataclass(frozen=True)
 class PatchDisFigures:
-    """What one run gives.
+    """Figures of one run.
 
     Attributes:
         model: The model's name.
         names: How class names were encoded: ``words`` (rows of the codebook) or ``text`` (prompt).
-        images: How many images have a patch of a class.
-        patches: How many patches are of a class; the others are background, and not measured.
-        classes: How many classes are candidates where all are.
-        occurring: How many of them occur, and so make the mean.
-        wordless: How many class names have no word in the vocabulary; they are never chosen.
+        images: Images with a patch of a class.
+        patches: Patches of a class; the others are background, and not measured.
+        classes: Candidates where all classes are.
+        occurring: Classes that occur, over which the mean is taken.
+        wordless: Class names without a word in the vocabulary; they are never chosen.
         present: The score where the candidates are the classes of the image at hand.
         all: The score where all classes are candidates.
     """
@@ -102,22 +102,15 @@ class PatchDisFigures:
     all: PatchDisScore
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values that JSON can hold."""
+        """Return plain values for JSON."""
         return asdict(self)
 
 
 def patch_truth(mask: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-    """Bring a mask to the patch grid by majority.
+    """Reduce a (height, width) mask to int64 class numbers on a (rows, columns) patch grid.
 
     A pixel belongs to the patch that its centre lies in. A patch takes the class of most of its
-    pixels, background being one; where two share the lead, or there is no pixel, it is background.
-
-    Args:
-        mask: (height, width) class numbers, -1 for background.
-        grid: Rows and columns of patches.
-
-    Returns:
-        (rows, columns) int64 class numbers, -1 for background.
+    pixels, background (-1) being one; a tie, or no pixel at all, makes it background.
 
     Example:
         >>> patch_truth(np.array([[0, 0, 1, 2], [0, 3, 1, 2]]), (1, 2))
@@ -139,15 +132,10 @@ def patch_truth(mask: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
 
 
 def choose_classes(scores: np.ndarray, candidates: np.ndarray | None = None) -> np.ndarray:
-    """Give each patch its most similar class.
+    """Return the most similar class of each patch, by default from all: (patches,) int64.
 
-    Args:
-        scores: (patches, classes) similarities, at least 0.
-        candidates: The class numbers to choose from; by default all.
-
-    Returns:
-        (patches,) int64 class numbers; -1 where two candidates share the largest similarity, or
-        where all are 0: such a patch belongs to no class, which counts against the model.
+    Similarities are (patches, classes), at least 0. A patch gets -1 where two candidates share the
+    largest similarity or all are 0: it belongs to no class, which counts against the model.
 
     Example:
         >>> choose_classes(np.array([[0.1, 0.3], [0.2, 0.2], [0.0, 0.0]]))
@@ -163,15 +151,10 @@ def choose_classes(scores: np.ndarray, candidates: np.ndarray | None = None) -> 
 
 
 def count_overlap(predicted: np.ndarray, truth: np.ndarray, classes: int) -> np.ndarray:
-    """Count, of each class, the patches of the intersection, the prediction and the truth.
+    """Count each class's patches in the intersection, the prediction and the truth.
 
-    Args:
-        predicted: (n,) class numbers, -1 for none.
-        truth: (n,) class numbers; -1 is background, and its patches do not count at all.
-        classes: How many classes there are.
-
-    Returns:
-        (3, classes) int64. Counts of several images add up.
+    Class numbers are (n,), -1 for none; patches whose truth is -1, background, are ignored.
+    Returns (3, classes) int64, to be summed over images.
     """
     measured = truth != BACKGROUND
     predicted, truth = predicted[measured], truth[measured]
@@ -180,10 +163,9 @@ def count_overlap(predicted: np.ndarray, truth: np.ndarray, classes: int) -> np.
 
 
 def mean_iou(counts: np.ndarray) -> float:
-    """Return the mean over classes that occur of intersection over union, summed over all images.
+    """Return mean intersection over union over the classes that occur.
 
-    Args:
-        counts: (3, classes), the sum of what `count_overlap` gives for each image.
+    `counts` is the sum over images of what `count_overlap` returns.
     """
     occurs = counts[2] > 0
     if not occurs.any():
@@ -215,9 +197,6 @@ def evaluate_patchdis(
         batch_size: Images in one pass.
         seed: Of the random choice that gives chance.
         show_progress_bar: On stderr; ``None`` shows it if that is a terminal.
-
-    Raises:
-        InputError: The model cannot read an image, or no patch is of a class.
     """
     off = None if show_progress_bar is None else not show_progress_bar
     scenes = tqdm(scenes, unit=" images", disable=off)
@@ -250,7 +229,7 @@ def evaluate_patchdis(
 
 
 class _Tally:
-    """Sum the counts of the model, and of random choices beside it."""
+    """Sum the counts of the model, and of random choices."""
 
     def __init__(self, classes: int, seed: int) -> None:
         self.counts = np.zeros((3, classes), dtype=np.int64)

@@ -1,8 +1,8 @@
 """Figures of a model on photographs: things cut out from their background, with short captions.
 
 The things are stamps of the Debian package ``tuxpaint-stamps-default``, on white and in scenery of
-``plasma-workspace-wallpapers``. Only half of the stamps are read, those whose path has an even
-CRC-32: the other half is kept for a check by others.
+``plasma-workspace-wallpapers``. Only stamps whose path has an even CRC-32 are read, about half: the
+rest are kept for an independent check.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Photograph:
 
     Attributes:
         name: The path below the folder of stamps, with forward slashes.
-        caption: The first line of its text, without the full stop or exclamation mark at the end.
+        caption: The first line of its text, without a final full stop or exclamation mark.
         path: The PNG file.
     """
 
@@ -86,12 +86,7 @@ class Photograph:
 
 @dataclass(frozen=True)
 class Picture:
-    """A square picture of a thing, and where the thing lies.
-
-    Attributes:
-        image: The picture, RGB.
-        alpha: How much of each pixel is the thing: 0 to 255, of the same size.
-    """
+    """A square RGB picture, and how much of each pixel is the thing: 0 to 255, at the same size."""
 
     image: Image.Image
     alpha: Image.Image
@@ -99,18 +94,18 @@ class Picture:
 
 @dataclass(frozen=True)
 class PictureFigures:
-    """What the pictures of one kind give. Shares are from 0 to 1.
+    """Figures of one kind of picture. Shares are from 0 to 1.
 
     Attributes:
         recall: R@k of caption to image, by the legs that are summed: ``words``; ``words and
             dense`` where the model has dense vectors; ``words, codes and dense`` where it has both.
         class_recall: The same of the captions that name a class, still among all images; ``None``
-            where no caption does.
+            if no caption does.
         words_per_image: Mean number of active words in an image's vector.
-        pointing: Share of images whose strongest word was read from a patch on the thing, which
-            covers over half of such a patch. An image without words counts as a miss, and so does
-            one of a thing too thin for any patch. ``None`` where the model gives no patches.
-        chance_pointing: Mean share of patches on the thing, which a random patch would hit.
+        pointing: Share of images whose strongest word was read from a patch that the thing covers
+            by more than half. An image without words or without such a patch counts as a miss.
+            ``None`` if the model gives no patches.
+        chance_pointing: Mean share of patches on the thing: what a random patch scores.
     """
 
     recall: dict[str, dict[int, float]]
@@ -122,18 +117,16 @@ class PictureFigures:
 
 @dataclass(frozen=True)
 class PhotographFigures:
-    """What one run gives. Ties count against, also between things of the same caption.
+    """Figures of one run. Ties count against, also between things of the same caption.
 
     Attributes:
-        model: The model's name.
-        items: How many things, and so captions.
         class_items: How many captions name a class.
-        chance_recall: R@k that a random order gives.
+        chance_recall: R@k of a random order.
         words_per_text: Mean number of active words in a caption's vector.
         white: The figures on white.
         scenery: The figures in scenery.
         frequent_words: The ten words that most images on white bear, each with the share of images;
-            of words that equally many bear, the first in the vocabulary.
+            ties go by vocabulary order.
     """
 
     model: str
@@ -146,22 +139,16 @@ class PhotographFigures:
     frequent_words: list[tuple[str, float]]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values that JSON can hold."""
+        """Return plain values for JSON."""
         return asdict(self)
 
 
 def read_photographs(stamps: Path) -> list[Photograph]:
-    """Find the photographs of things whose captions are short, sorted by name.
+    """Find the photographs of things with short captions, sorted by name.
 
-    A caption has one to four words, an article at its beginning not counted. The folders symbols,
-    cartoon, flags and roadsigns are left out, wherever they lie; a few drawings lie elsewhere, and
-    stay. Every path with an odd CRC-32 is left out.
-
-    Args:
-        stamps: The folder of that name in the package.
-
-    Raises:
-        InputError: There are none.
+    A caption has one to four words besides a leading article. The folders symbols, cartoon, flags
+    and roadsigns are left out at any depth; a few drawings elsewhere stay. Paths with an odd CRC-32
+    are left out.
     """
     found = []
     for path in stamps.rglob("*.png"):
@@ -180,14 +167,7 @@ def read_photographs(stamps: Path) -> list[Photograph]:
 
 
 def read_scenery(wallpapers: Path) -> list[Image.Image]:
-    """Return the middle square of each photograph of scenery, 512 pixels wide.
-
-    Args:
-        wallpapers: The folder of that name in the package.
-
-    Raises:
-        InputError: One is missing.
-    """
+    """Return the middle square of each photograph of scenery, 512 pixels wide."""
     scenes = []
     for name in SCENERY:
         path = wallpapers / name / _SCENE_FILE
@@ -202,14 +182,14 @@ def read_scenery(wallpapers: Path) -> list[Image.Image]:
 
 
 def on_white(cutout: Image.Image) -> Picture:
-    """Lay a thing on the middle of a white square as wide as its longer side."""
+    """Centre a thing on a white square as wide as its longer side."""
     side = max(cutout.size)
     place = (side - cutout.width) // 2, (side - cutout.height) // 2
     return _lay(cutout, Image.new("RGB", (side, side), "white"), place)
 
 
 def in_scenery(cutout: Image.Image, scenes: Sequence[Image.Image], name: str) -> Picture:
-    """Lay a thing on one of the square scenes, its longer side half as long as the scene's.
+    """Place a thing on a square scene, its longer side half the scene's.
 
     The name's CRC-32 chooses the scene and the place, so that a name always gives the same picture.
     """
@@ -224,10 +204,9 @@ def in_scenery(cutout: Image.Image, scenes: Sequence[Image.Image], name: str) ->
 
 
 def class_words(lemmas: Iterable[str]) -> frozenset[str]:
-    """Return the last word of each name, in small letters.
+    """Return the last word of each class name, in lower case.
 
-    Args:
-        lemmas: Of each class its names, parted by commas, as WordNet's synsets are written.
+    The names of a class are separated by commas, as in WordNet's synsets.
 
     Example:
         >>> sorted(class_words(["tiger cat", "acorn squash, gourd"]))
@@ -238,7 +217,7 @@ def class_words(lemmas: Iterable[str]) -> frozenset[str]:
 
 
 def names_class(caption: str, words: frozenset[str]) -> bool:
-    """Tell whether the last word of a caption, or its singular, is the last word of a class.
+    """Return whether the last word of a caption, or its singular, is the last word of a class.
 
     Example:
         >>> names_class("A pair of cherries", frozenset({"cherry"}))
@@ -254,13 +233,9 @@ def evaluate_photographs(
     scenes: Sequence[Image.Image],
     words: frozenset[str],
 ) -> PhotographFigures:
-    """Find each thing by its caption, on white and in scenery, and see what words images bear.
+    """Find each thing by its caption, on white and in scenery, and count the words of the images.
 
-    Args:
-        model: Encodes captions and pictures.
-        items: The things.
-        scenes: Square pictures of scenery.
-        words: The last words of classes, see `class_words`.
+    `words` are the last words of class names; see `class_words`.
     """
     if not items or not scenes:
         raise ValueError("there must be items and scenes")
@@ -298,7 +273,7 @@ def _words(text: str) -> list[str]:
 
 
 def _singulars(word: str) -> set[str]:
-    """Return the word and what it may be the plural of."""
+    """Return the word and its possible singulars."""
     endings = {"s": "", "es": "", "ies": "y"}
     return {word} | {
         word.removesuffix(plural) + singular
@@ -316,7 +291,7 @@ def _lay(cutout: Image.Image, ground: Image.Image, place: tuple[int, int]) -> Pi
 
 
 def _encode(model: Encoder, pictures: Iterator[Picture]) -> tuple[Encoding, np.ndarray | None]:
-    """Encode pictures and tell which of their patches are on the thing: (pictures, patches)."""
+    """Encode pictures; also return which of their patches are on the thing: (pictures, patches)."""
     grid = getattr(model, "patch_grid", None)
     parts, where = [], []
     while batch := list(islice(pictures, _BATCH)):
@@ -327,7 +302,7 @@ def _encode(model: Encoder, pictures: Iterator[Picture]) -> tuple[Encoding, np.n
 
 
 def _patches_on(alpha: Image.Image, grid: tuple[int, int]) -> np.ndarray:
-    """Tell which patches, row by row, are on the thing: their mean alpha is over a half."""
+    """Return which patches, row by row, are on the thing: their mean alpha is over a half."""
     rows, columns = grid
     means = alpha.convert("F").resize((columns, rows), Image.Resampling.BOX)
     return np.asarray(means).ravel() > 255 / 2

@@ -3,7 +3,8 @@
 Every reader compares what it reads with the published counts, so that a wrong file, an incomplete
 download or another split is noticed before hours of encoding. A test, or another version of the
 data, passes its own counts, or ``None`` for any. All readers raise `InputError` if a file cannot be
-read, images are missing or the counts differ, and `GatheredInputError` if lines have another form.
+read, images are missing or the counts differ, and `GatheredInputError` for malformed lines. They
+look for images inside the data's own folder unless told where.
 """
 
 from __future__ import annotations
@@ -45,9 +46,9 @@ class Counts(NamedTuple):
     """How large a test set is.
 
     Attributes:
-        images: How many images to ask with.
-        classes: How many classes these have; of captioned images, how many captions.
-        gallery: How many other images to search, if any.
+        images: Query images.
+        classes: Their classes; of captioned images, the captions.
+        gallery: Other images to search, if any.
     """
 
     images: int
@@ -82,13 +83,7 @@ PROTOCOLS = (*PAIRED, *DEPTHS)
 
 @dataclass(frozen=True)
 class CaptionedImages:
-    """Images with captions.
-
-    Attributes:
-        images: Paths.
-        texts: All captions, image by image.
-        image_of: The number of each caption's image.
-    """
+    """Paths of images, all captions image by image, and the image number of each caption."""
 
     images: tuple[Path, ...]
     texts: tuple[str, ...]
@@ -100,7 +95,7 @@ class LabelledImages:
     """Images with classes.
 
     Attributes:
-        images: Paths of the images to ask with.
+        images: Paths of the query images.
         labels: The class of each.
         gallery: Paths of the images to search; if empty, each image is searched for among the
             others.
@@ -121,13 +116,10 @@ def read_captions(
     split: str = "test",
     counts: Counts | None = None,
 ) -> CaptionedImages:
-    """Read a split of ``dataset_flickr30k.json`` or ``dataset_coco.json``: five captions an image.
+    """Read a split of Karpathy's ``dataset_flickr30k.json`` or ``dataset_coco.json``.
 
-    Args:
-        path: Karpathy's file.
-        images: The folder of the images; see `lexvla.data.karpathy.read_karpathy`.
-        split: Its name.
-        counts: Of images and captions; a member of `PAIRED`.
+    Each image has five captions; `counts` is a member of `PAIRED`. For the folder of images see
+    `lexvla.data.karpathy.read_karpathy`.
     """
     pairs = read_karpathy(path, images, split, captions=5)
     if pairs.rejects:
@@ -149,8 +141,8 @@ def read_captions(
 def export_captions(data: CaptionedImages, folder: str | Path) -> tuple[Path, Path, Path]:
     """Write ``manifest.jsonl``, ``captions.tsv`` and ``captions.qrels`` into a folder.
 
-    They are for `lexvla index` and `lexvla evaluate`: an image's id is its file's name, a
-    caption's that name, ``#`` and its number.
+    They are for `lexvla index` and `lexvla evaluate`. An image's id is its file name; a caption's
+    id is that name, ``#`` and its number.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -177,18 +169,9 @@ def read_labelled(
     classify: bool = False,
     check_counts: bool = True,
 ) -> LabelledImages:
-    """Read the data of one of `DEPTHS`.
+    """Read the data of a protocol of `DEPTHS`; see its reader for the file or folder.
 
-    Args:
-        protocol: Its name.
-        data: Its file or folder; see the reader of its name.
-        images: The folder of the images, if elsewhere.
-        classify: Whether for classification, where that has other images.
-        check_counts: Whether there must be as many images and classes as are published.
-
-    Raises:
-        GatheredInputError: Lines are of another form.
-        InputError: A file cannot be read, images are missing, or the counts are others.
+    `classify` chooses the images for classification, where these differ.
     """
     published = (CLASSIFIED if classify else RETRIEVED).get(protocol)
     counts = published if check_counts else None
@@ -215,12 +198,8 @@ def read_cub(
 ) -> LabelledImages:
     """Read CUB-200-2011: classes 101 to 200, or to classify, the test images of all classes.
 
-    Args:
-        folder: ``CUB_200_2011``, with ``images.txt``, ``image_class_labels.txt``, ``classes.txt``
-            and ``train_test_split.txt``.
-        images: By default its folder ``images``.
-        classify: Whether to classify.
-        counts: A member of `RETRIEVED` or `CLASSIFIED`.
+    The folder is ``CUB_200_2011``, with ``images.txt``, ``image_class_labels.txt``, ``classes.txt``
+    and ``train_test_split.txt``; `counts` is a member of `RETRIEVED` or `CLASSIFIED`.
     """
     folder = Path(folder)
     paths = dict(_columns(folder / "images.txt", 2))
@@ -247,11 +226,8 @@ def read_cars(
 ) -> LabelledImages:
     """Read Cars196: classes 99 to 196, or to classify, the test images of all classes.
 
-    Args:
-        path: ``cars_annos.mat``.
-        images: The folder that holds ``car_ims``; by default the file's own.
-        classify: Whether to classify.
-        counts: A member of `RETRIEVED` or `CLASSIFIED`.
+    The file is ``cars_annos.mat``; the folder of images holds ``car_ims``; `counts` is a member of
+    `RETRIEVED` or `CLASSIFIED`.
     """
     from scipy.io.matlab import MatReadError, loadmat
 
@@ -278,16 +254,9 @@ def _halved(
     classify: bool,
     counts: Counts | None,
 ) -> LabelledImages:
-    """Choose the classes that training does not see, or to classify, the test images of all.
+    """Choose the classes not used for training, or to classify, the test images of all.
 
-    Args:
-        source: Named in errors.
-        top: The folder of the images.
-        entries: Of each image: its path, class, and whether it is a test image.
-        names: Words for each class.
-        trained: The last class that training sees.
-        classify: Whether to classify.
-        counts: What is published.
+    Entries are path, class, and whether it is a test image; `trained` is the last training class.
     """
     chosen = [each for each in entries if (each[2] if classify else each[1] > trained)]
     if lacking := [path for path, label, _ in chosen if label not in names]:
@@ -305,10 +274,7 @@ def read_sop(
 ) -> LabelledImages:
     """Read the test set of Stanford Online Products.
 
-    Args:
-        folder: ``Stanford_Online_Products``, with ``Ebay_test.txt``.
-        images: By default the same folder.
-        counts: A member of `RETRIEVED`.
+    The folder is ``Stanford_Online_Products``, with ``Ebay_test.txt``.
     """
     folder = Path(folder)
     top = folder if images is None else Path(images)
@@ -322,10 +288,8 @@ def read_inshop(
 ) -> LabelledImages:
     """Read queries and gallery of DeepFashion's In-Shop Clothes Retrieval.
 
-    Args:
-        folder: Holds ``list_eval_partition.txt``, or ``Eval`` with this file in it.
-        images: The folder that holds ``img``; by default the same.
-        counts: A member of `RETRIEVED`.
+    The folder, or its folder ``Eval``, holds ``list_eval_partition.txt``; that of the images
+    holds ``img``.
     """
     folder = Path(folder)
     top = folder if images is None else Path(images)
@@ -351,10 +315,8 @@ def read_inat(
 ) -> LabelledImages:
     """Read the test set of iNaturalist 2018 as Smooth-AP split it by species.
 
-    Args:
-        folder: Holds ``Inat_dataset_splits/Inaturalist_test_set1.txt``.
-        images: The folder that holds ``train_val2018``; by default the same.
-        counts: A member of `RETRIEVED`.
+    The folder holds ``Inat_dataset_splits/Inaturalist_test_set1.txt``; that of the images holds
+    ``train_val2018``.
     """
     folder = Path(folder)
     top = folder if images is None else Path(images)
@@ -371,7 +333,7 @@ def read_inat(
 
 
 def read_folders(folder: str | Path) -> LabelledImages:
-    """Read a folder with a folder of images for each class, whose name is the class's."""
+    """Read a folder that has a folder of images for each class, named after it."""
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(str(folder), "no such folder")
@@ -387,7 +349,6 @@ def read_folders(folder: str | Path) -> LabelledImages:
 
 
 def _columns(path: Path, number: int, skip: int = 0) -> Iterator[tuple[Any, ...]]:
-    """Yield the fields of each line."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:

@@ -1,9 +1,9 @@
 """Measures over scores, ranks and gains, as arrays with a row for each query.
 
-In a sparse matrix of scores an item that is not stored was not retrieved; in a dense one, an item
-whose score is ``-inf`` or ``nan``. Such an item counts as not found, whatever k, so an unanswered
-query counts 0 and stays in the mean. Ties count against: an item ranks behind all others with its
-score, so that a constant score finds nothing.
+Scores and relevance are (queries, items). An item that is not stored in a sparse matrix of scores,
+or whose score is ``-inf`` or ``nan`` in a dense one, was not retrieved. It counts as not found,
+whatever k, so an unanswered query counts 0 and stays in the mean. Ties count against: an item ranks
+behind all others with its score, so that a constant score finds nothing.
 """
 
 from __future__ import annotations
@@ -30,10 +30,6 @@ Scores: TypeAlias = np.ndarray | sparse.csr_array
 def ranks(scores: Scores, relevant_index: Sequence[int] | np.ndarray) -> np.ndarray:
     """Return the rank of each query's one relevant item, from 1; ``inf`` if not retrieved.
 
-    Args:
-        scores: (queries, items).
-        relevant_index: The column of each query's relevant item.
-
     Example:
         >>> ranks(np.array([[0.5, 0.9, 0.5]]), [0])
         array([3.])
@@ -59,11 +55,6 @@ def recall_at_k(
 ) -> dict[int, float]:
     """Return, for each k, the share of queries whose one relevant item is among the first k.
 
-    Args:
-        scores: (queries, items).
-        relevant_index: The column of each query's relevant item.
-        ks: The depths to measure at.
-
     Example:
         >>> recall_at_k(np.array([[0.9, 0.1], [0.8, 0.2]]), [0, 1], [1, 2])
         {1: 0.5, 2: 1.0}
@@ -75,11 +66,9 @@ def recall_at_k(
 
 
 def recall_curve_of(gains: np.ndarray, relevant: int) -> np.ndarray:
-    """Return recall at each depth: (..., k) shares of the relevant items that were found by then.
+    """Return recall at each depth: (..., k), of the (..., k) relevance at each rank.
 
-    Args:
-        gains: (..., k) the relevance of what stands at each rank; above 0 is relevant.
-        relevant: How many items are relevant.
+    Relevance above 0 is relevant; `relevant` counts all relevant items, found or not.
     """
     return np.cumsum(gains > 0, axis=-1) / relevant
 
@@ -96,10 +85,7 @@ def dcg(gains: np.ndarray) -> np.ndarray:
 def precision_at_k(scores: Scores, relevant: np.ndarray | sparse.csr_array, k: int) -> float:
     """Return the mean share of relevant items among the first k, always out of k.
 
-    Args:
-        scores: (queries, items).
-        relevant: (queries, items), true where the item is relevant; at least one in each row.
-        k: The depth.
+    Each row of `relevant` must have at least one relevant item.
     """
     return float(np.mean(_gains(scores, _truth(relevant), k).sum(axis=1) / k))
 
@@ -112,7 +98,7 @@ def ndcg_at_k(scores: Scores, relevant: np.ndarray | sparse.csr_array, k: int) -
 
 
 def _gains(scores: Scores, truth: np.ndarray, k: int) -> np.ndarray:
-    """Return 1 where the item at a rank is relevant: (queries, first k)."""
+    """Return (queries, first k): 1 where the item at a rank is relevant."""
     matrix = _dense(scores)
     if matrix.shape != truth.shape:
         raise ValueError(f"scores have the shape {matrix.shape}, relevance {truth.shape}")

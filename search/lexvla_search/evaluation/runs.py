@@ -42,7 +42,7 @@ KEPT = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
 @dataclass(frozen=True)
 class System:
-    """One way to search: by which legs, and how their answers become one list.
+    """Which legs to search by, and how to fuse their rankings.
 
     Attributes:
         legs: ``None`` for all that query and index have.
@@ -54,23 +54,18 @@ class System:
 
     @property
     def name(self) -> str:
-        """Such as ``lexical+dense rrf``; without spaces, it is the tag of the system's run."""
+        """The name, such as ``lexical+dense rrf``."""
         parts = ("+".join(self.legs or ()), self.fusion or "")
         return " ".join(part for part in parts if part) or "default"
 
     @property
     def tag(self) -> str:
-        """The name in characters that are fit for files and runs."""
+        """The name in characters that are safe in file names and runs."""
         return self.name.replace(" ", "-")
 
 
 class Beforehand:
-    """An encoder that encodes queries in batches, and none twice: several systems ask the same.
-
-    Args:
-        model: The encoder.
-        batch_size: Items in one pass.
-    """
+    """Encode queries in batches, each once: several systems ask the same queries."""
 
     def __init__(self, model: Encoder, batch_size: int = 64) -> None:
         self._model = model
@@ -104,11 +99,11 @@ class Beforehand:
 
 
 class Retrieved(NamedTuple):
-    """A run, and why some queries could not be asked.
+    """A run, and why some queries have no hits.
 
     Attributes:
         run: Scores that fall strictly in the order of the hits; a query without hits has none.
-        unanswered: Those without hits; the reason, or an empty text where nothing matched.
+        unanswered: By query without hits: the reason, or an empty text where nothing matched.
     """
 
     run: Run
@@ -118,12 +113,8 @@ class Retrieved(NamedTuple):
 def systems(legs: Sequence[str] = (), fusions: Sequence[str] = ()) -> list[System]:
     """Return every combination once. A leg alone needs no fusion, so it is one system.
 
-    Args:
-        legs: Each one or more names of legs with commas between, such as ``lexical,dense``.
-        fusions: Names of `lexvla_search.fusion.FUSIONS`; a leg's name means this leg alone.
-
-    Raises:
-        InputError: A name is unknown.
+    Each of `legs` is a comma-separated list such as ``lexical,dense``. Fusions are names of
+    `lexvla_search.fusion.FUSIONS`, where a leg's name means that leg alone.
     """
     sets: list[tuple[Leg, ...] | None] = []
     for text in legs:
@@ -148,7 +139,7 @@ def systems(legs: Sequence[str] = (), fusions: Sequence[str] = ()) -> list[Syste
 
 
 def check_judgements(queries: Read[Query], qrels: Read[dict[str, int]], index: Index) -> None:
-    """Refuse judgements that do not belong to these queries and this index.
+    """Check that judgements belong to these queries and this index.
 
     Raises:
         GatheredInputError: A judged query or document is unknown, or a query has no relevant
@@ -178,21 +169,12 @@ def retrieve(
     system: System = System(),
     show_progress_bar: bool | None = False,
 ) -> Retrieved:
-    """Ask all queries.
+    """Ask all queries for `depth` hits each.
 
     A query without a word that the model knows is not answered. Scores are made to fall strictly,
-    so that equal ones stay ordered by id; see `lexvla_search.evaluation.trec.falling`.
-
-    Args:
-        searcher: Answers them.
-        queries: By id.
-        depth: How many hits to keep of each.
-        system: By what to search.
-        show_progress_bar: On stderr; ``None`` shows it if that is a terminal.
-
-    Raises:
-        GatheredInputError: Images of queries cannot be read.
-        UnsupportedError: The model or the index lacks a leg of the system.
+    so that equal ones stay ordered by id; see `lexvla_search.evaluation.trec.falling`. Unreadable
+    images of queries are raised together, as a `GatheredInputError`. ``show_progress_bar=None``
+    shows it if stderr is a terminal.
     """
     run: Run = {}
     unanswered: dict[str, str] = {}
@@ -221,17 +203,10 @@ def cut_queries(
     depth: int,
     kept: Sequence[int] = KEPT,
 ) -> dict[int, tuple[float, Run]]:
-    """Search by the words alone, with only the heaviest words of each query.
+    """Search by words alone, with only the heaviest words of each query.
 
-    Args:
-        searcher: Its model encodes the queries, and its index answers them. Bans and requirements
-            do not hold; filters do.
-        queries: By id.
-        depth: How many hits to keep of each.
-        kept: Numbers of words. Those above the longest query's are left out but for the first.
-
-    Returns:
-        By the number: the mean number of words that are left, and the run.
+    Bans and requirements do not hold; filters do. Of the numbers in `kept` above the longest
+    query's, only the first is tried. Returns, by number, the mean number of words left and the run.
     """
     rows = {}
     for name, query in queries.items():
@@ -259,13 +234,10 @@ def cut_queries(
 
 
 def group_queries(qrels: Qrels, index: Index, field: str) -> dict[str, list[str]]:
-    """Sort queries by a metadata field of their relevant documents.
+    """Group queries by a metadata field of their relevant documents.
 
-    A query whose relevant documents have several values is in the group of each.
-
-    Raises:
-        InputError: No relevant document has the field.
-        UnknownDocumentError: The index lacks a document.
+    A query whose relevant documents have several values is in the group of each. `InputError` if
+    no relevant document has the field.
     """
     relevant = {
         query: [name for name, relevance in judged.items() if relevance > 0]

@@ -1,4 +1,4 @@
-"""Scenes of several demo drawings, where it is known which drawing each pixel is of."""
+"""Scenes of several demo drawings, with the drawing of each pixel known."""
 
 from __future__ import annotations
 
@@ -19,18 +19,12 @@ _CELL = 64  # pixels of a drawing, as it is in the corpus
 
 @dataclass(frozen=True)
 class DemoScenes:
-    """Pictures of drawings side by side over white, the same ones each time they are iterated over.
+    """Pictures of drawings side by side on white, the same on every iteration.
 
     The classes are the drawings whose label is one word of letters, so that names are compared as
-    words and any model is asked the same. They are dealt out like cards, and shuffled anew when too
-    few are left for a scene. A pixel is of a drawing where it is at least half opaque there; the
-    rest is background.
-
-    Args:
-        items: The emoji of the demo corpus.
-        count: How many scenes.
-        seed: Of the shuffle.
-        across: Drawings along a side: 2 makes scenes of 2 x 2.
+    words and every model gets the same ones. They are dealt out like cards, and reshuffled when too
+    few are left for a scene. A pixel belongs to a drawing where that is at least half opaque; the
+    rest is background. A scene has `across` x `across` drawings.
     """
 
     items: Sequence[DemoItem]

@@ -1,4 +1,4 @@
-"""What search in an index is worth, for queries whose answers are known."""
+"""Evaluate search in an index, with queries whose relevant documents are known."""
 
 from __future__ import annotations
 
@@ -35,16 +35,13 @@ _CUT_MEASURES = ("R@1", "R@5", "R@10")
 
 @dataclass(frozen=True)
 class SearchFigures:
-    """What each system is worth.
+    """What each system finds, and its measures.
 
     Attributes:
-        qrels: The judgements.
-        queries: How many queries were asked.
         depth: How many hits of each query were looked at.
-        measures: Their names.
-        found: What each system found.
-        measured: The measures, by the system's name.
-        baseline: The same of the baseline.
+        found: By system: what it found.
+        measured: By system: its measures.
+        baseline: The measures of the baseline.
         test: How systems were compared with the baseline.
         groups: The ids of queries by group.
         by_words: By measure: its value by the mean number of words that a query keeps.
@@ -63,7 +60,7 @@ class SearchFigures:
 
     @property
     def rows(self) -> list[tuple[str, Measured]]:
-        """The systems, and after them the baseline."""
+        """The systems, then the baseline."""
         last = [] if self.baseline is None else [("baseline", self.baseline)]
         return [*self.measured.items(), *last]
 
@@ -95,7 +92,7 @@ class SearchFigures:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values that JSON can hold."""
+        """Return plain values for JSON."""
         return {
             "queries": self.queries,
             "depth": self.depth,
@@ -130,9 +127,10 @@ class SearchFigures:
         }
 
     def write_runs(self, path: str | Path) -> dict[str, str]:
-        """Write the run of one system to a file, or of several beside it; return these by system.
+        """Write the systems' runs, and return the files by system.
 
-        Of several, each file has the system's name before its suffix.
+        A single run is written to the path; of several, each file has the system's name before its
+        suffix.
         """
         files = {}
         for system, one in self.found.items():
@@ -144,7 +142,7 @@ class SearchFigures:
         return files
 
     def write_per_query(self, path: str | Path) -> None:
-        """Write each measure of each query by each system as a line of a ``.tsv``."""
+        """Write each measure of each query by each system as a line of a ``.tsv`` file."""
         lines = ["query\tsystem\tmeasure\tvalue\n"]
         for system, one in self.rows:
             for name in self.measures:
@@ -153,7 +151,7 @@ class SearchFigures:
         Path(path).write_text("".join(lines), encoding="utf-8", newline="\n")
 
     def plot(self, path: str | Path) -> None:
-        """Draw recall by depth and by words, and the groups; see `plot_evaluation` for errors."""
+        """Draw recall by depth and by words, and the groups."""
         curves = {
             system.name: recall_curve(one.run, self.qrels, self.depth)
             for system, one in self.found.items()
@@ -182,22 +180,17 @@ def evaluate_search(
 
     Args:
         model: Encodes the queries.
-        index: Is searched.
+        index: The index to search.
         queries: By id.
         qrels: Relevance by document, by query.
         systems: Ways to search.
-        measures: Their names.
-        depth: How many hits of each query to look at.
+        measures: Names of measures.
+        depth: Hits to look at for each query.
         baseline: A run that each system is compared with.
         test: How to compare.
         group: A metadata field of the relevant documents, by which to group the queries.
-        cut: Whether to search with the heaviest words of each query alone, too.
+        cut: Also search with only the heaviest words of each query.
         show_progress_bar: On stderr; ``None`` shows it if that is a terminal.
-
-    Raises:
-        GatheredInputError: Images of queries cannot be read.
-        InputError: No relevant document has the field.
-        UnsupportedError: The model or the index lacks a leg of a system.
     """
     groups = group_queries(qrels, index, group) if group else {}
     encoder = Beforehand(model)

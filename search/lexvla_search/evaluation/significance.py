@@ -1,4 +1,4 @@
-"""Whether one system beats another by more than chance: paired tests over the same queries."""
+"""Whether one system beats another by more than chance: paired tests on the same queries."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Comparison(NamedTuple):
     """One system against the baseline.
 
     Attributes:
-        difference: The system's mean less the baseline's.
+        difference: The system's mean minus the baseline's.
         p: Two-sided, of this comparison alone.
         corrected: The same after Holm's correction over all systems.
     """
@@ -36,14 +36,8 @@ def paired_randomisation(
     """Return the two-sided p of Fisher's paired randomisation test on the difference of means.
 
     If neither system is better, each query's two values may as well be swapped: p is the share of
-    the ways to swap whose difference is at least as great. With up to 16 queries that differ all
-    ways are tried; with more, random ones, of which the one observed is one more.
-
-    Args:
-        first: A value for each query.
-        second: The other system's, in the same order.
-        rounds: How many random ways.
-        seed: Of the random numbers.
+    the ways to swap whose difference is at least as great. With up to 16 queries that differ, all
+    ways are tried; with more, `rounds` random ones, and the one observed counts too.
 
     References:
         Smucker, Allan, Carterette: A Comparison of Statistical Significance Tests for Information
@@ -69,7 +63,7 @@ def paired_randomisation(
 def paired_t(first: Sequence[float], second: Sequence[float]) -> float:
     """Return the two-sided p of Student's paired t-test.
 
-    Systems that are equal on every query give 1; a difference that is the same everywhere, 0.
+    It is 1 for systems that are equal on every query, 0 for a difference that is always the same.
     """
     from scipy import stats  # here, as it takes most of a second to load
 
@@ -83,7 +77,7 @@ def paired_t(first: Sequence[float], second: Sequence[float]) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Correct p values of several comparisons, in their order, by Holm's step-down method.
+    """Correct the p values of several comparisons, in order, by Holm's step-down method.
 
     Example:
         >>> holm([0.01, 0.04, 0.03])
@@ -102,13 +96,7 @@ def compare(
     baseline: Mapping[str, float],
     test: Test = "randomisation",
 ) -> dict[str, Comparison]:
-    """Test each system against one baseline.
-
-    Args:
-        systems: Each system's value of one measure, by query.
-        baseline: The baseline's, of the same queries.
-        test: Which test.
-    """
+    """Test each system against one baseline, by values of one measure for the same queries."""
     found: list[tuple[float, float]] = []
     for name, values in systems.items():
         if values.keys() != baseline.keys():

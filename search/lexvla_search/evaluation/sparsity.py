@@ -55,15 +55,12 @@ class SparsityPoint:
 
 @dataclass(frozen=True)
 class SparsityFigures:
-    """What one study gives.
+    """Figures of one study.
 
     Attributes:
-        model: The model's name.
-        texts: How many texts.
-        images: How many images.
         vocabulary: How many words a vector can have.
-        side: Which vectors were cut; the others are as the model's own rule leaves them.
-        complete: Whether the last point keeps all words, or only those that memory held.
+        side: Which vectors were cut; the others follow the model's own rule.
+        complete: Whether the last point keeps all words, not just those that fitted into memory.
         points: By the number of words kept, ascending.
         own: The model's own rule on both sides.
     """
@@ -102,14 +99,11 @@ def evaluate_sparsity(
         model: The encoder. One without a ``config`` gives only the words that its rule keeps.
         images: Paths or images.
         texts: At least one for each image.
-        image_of: The number of each text's image; by default the i-th text has the i-th image.
+        image_of: The image number of each text; by default the i-th text has the i-th image.
         side: Cut the vectors of images, of texts, or of both.
         kept: Numbers of words to keep; those beyond vocabulary or memory are left out.
         batch_size: Items in one pass.
         show_progress_bar: On stderr; ``None`` shows it if that is a terminal.
-
-    Raises:
-        InputError: An image cannot be read.
     """
     pairs = range(len(texts)) if image_of is None else image_of
     if len(pairs) != len(texts) or not texts or {*pairs} != {*range(len(images))}:
@@ -158,11 +152,7 @@ def evaluate_sparsity(
 
 
 def plot_sparsity(figures: SparsityFigures, path: str | Path) -> None:
-    """Draw quality over active words, one panel for each direction, into a ``.png`` or ``.svg``.
-
-    Raises:
-        OptionalDependencyError: matplotlib is missing.
-    """
+    """Draw quality over active words, one panel for each direction, into a ``.png`` or ``.svg``."""
     try:
         from matplotlib import rc_context
         from matplotlib.figure import Figure

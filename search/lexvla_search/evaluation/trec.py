@@ -1,8 +1,8 @@
-"""Queries, relevance judgements (qrels) and runs: TREC's files, read and written.
+"""TREC's files of queries, relevance judgements (qrels) and runs, read and written.
 
 Fields are separated by white space, or by single tabs if ids hold spaces. Windows line ends, a
 byte order mark and blank lines are accepted. All errors of a file are raised together, as one
-`GatheredInputError` that names file and lines.
+`GatheredInputError` that names file and lines; a file that is missing or empty is an `InputError`.
 """
 
 from __future__ import annotations
@@ -46,11 +46,9 @@ _T = TypeVar("_T")
 
 
 class Read(NamedTuple, Generic[_T]):
-    """What was read, and where each of its parts stands, such as ``qrels.txt:12``.
+    """Values by id, and where each stands, such as ``qrels.txt:12``.
 
-    Attributes:
-        values: By id.
-        where: The same keys; of qrels, the pairs of query and document.
+    `where` has the same keys; of qrels, pairs of query and document.
     """
 
     values: dict[str, _T]
@@ -64,16 +62,12 @@ def read_queries(path: str | Path) -> dict[str, Query]:
     from the file's folder), region, terms, boost, ban, require and filter. A folder is one of
     images: each is a query, and its id is the path under the folder. Any other file has lines of
     an id, a tab and a text.
-
-    Raises:
-        InputError: There is no such file or folder, or it has no queries.
-        GatheredInputError: A line is not a query, or an id comes twice.
     """
     return read_queries_lines(path).values
 
 
 def read_queries_lines(path: str | Path) -> Read[Query]:
-    """Read queries, and where each stands. See `read_queries`."""
+    """Read queries and where each stands; see `read_queries`."""
     path = Path(path)
     if path.is_dir():
         entries = _image_queries(path)
@@ -103,28 +97,18 @@ def read_queries_lines(path: str | Path) -> Read[Query]:
 def read_qrels(path: str | Path) -> Qrels:
     """Read judgements: lines of query, iteration (not used), document and relevance.
 
-    The relevance is a whole number; documents of 0 and less are not relevant.
-
-    Raises:
-        InputError: There is no such file, or it has no lines.
-        GatheredInputError: A line is not a judgement, or repeats one.
+    Relevance is a whole number; above 0 is relevant.
     """
     return read_qrels_lines(path).values
 
 
 def read_qrels_lines(path: str | Path) -> Read[dict[str, int]]:
-    """Read judgements, and where each pair of query and document stands. See `read_qrels`."""
+    """Read judgements and where each pair of query and document stands; see `read_qrels`."""
     return _read_pairs(Path(path), _judgement, "judgements")
 
 
 def read_run(path: str | Path) -> Run:
-    """Read a run: lines of query, ``Q0``, document, rank (not used), score and tag.
-
-    Raises:
-        InputError: There is no such file, or it has no lines.
-        GatheredInputError: A line has another form, a score that is not finite, or a document
-            that its query has already.
-    """
+    """Read a run: lines of query, ``Q0``, document, rank (not used), score and tag."""
     # Runs have millions of lines: where each stands is not kept.
     return _read_pairs(Path(path), _retrieved, "lines", places=False).values
 
@@ -133,15 +117,8 @@ def write_run(path: str | Path, run: Mapping[str, Mapping[str, float]], tag: str
     """Write a run that every tool puts in one order: by score, equal ones by id ascending.
 
     Tools read scores as float32 and order equal ones in ways of their own, so a score that does
-    not fall below the one before it is written as the next lower float32.
-
-    Args:
-        path: The file to write.
-        run: Scores by document, by query.
-        tag: Names the system; without spaces.
-
-    Raises:
-        GatheredInputError: An id or the tag is empty or has white space, or a score is not finite.
+    not fall below the one before it is written as the next lower float32. The tag names the
+    system; it and the ids must not have white space.
     """
     errors = [_no_field(path, "tag", tag)] if _is_split(tag) else []
     lines: list[str] = []
@@ -164,7 +141,7 @@ def write_run(path: str | Path, run: Mapping[str, Mapping[str, float]], tag: str
 
 
 def falling(hits: Iterable[tuple[str, float]]) -> dict[str, float]:
-    """Return hits, best first, with scores that fall strictly, as float32 too.
+    """Return hits, best first, with scores that fall strictly, even as float32.
 
     A score that does not lie below the one before it becomes the next lower float32. So the order
     of equal scores survives tools that have their own, such as trec_eval: by id descending.
