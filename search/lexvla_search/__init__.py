@@ -1,4 +1,4 @@
-"""Questions into explained answers: queries, the searcher, explanations and heat maps."""
+"""From queries to explained answers: queries, the searcher, explanations and heat maps."""
 
 from lexvla.lazy_exports import lazy_exports
 

@@ -1,4 +1,4 @@
-"""The documents that each leg finds for one query, with their scores by every leg."""
+"""The documents that each leg finds for a query, with their scores by every leg."""
 
 from __future__ import annotations
 
@@ -22,12 +22,7 @@ _FEW = 10_000  # documents with a required word: so few are listed before the le
 class Candidates:
     """Collect what an index's legs find for a query.
 
-    Args:
-        index: Where to look.
-        query: What to look for.
-
-    Attributes:
-        unseen: By leg, the most that it may give a document that it did not find.
+    `unseen` is, by leg, the most that it may give a document that it did not find.
     """
 
     def __init__(self, index: Index, query: EncodedQuery) -> None:
@@ -42,28 +37,15 @@ class Candidates:
         self._bearers: set[str] | None = None  # all documents that have the required words
 
     def ask(self, legs: Sequence[Leg], depth: int) -> None:
-        """Find each leg's best documents that meet filter and constraints, at most ``depth``.
-
-        Raises:
-            UnsupportedError: The index cannot be searched by a leg.
-        """
+        """Find each leg's best documents that meet filter and constraints, at most ``depth``."""
         for leg in legs:
             found = self._found[leg] = self._best(leg, depth)
             self.unseen[leg] = 0.0 if len(found.ids) < depth else float(found.scores[-1])
 
     def ask_sum(self, weights: Mapping[Leg, float], k: int, depth: int) -> bool:
-        """Find the k best of all documents by the legs' weighted sum, and each leg's best.
+        """Find the k best documents by the legs' weighted sum, and the ``depth`` best by each leg.
 
-        Args:
-            weights: What each leg counts.
-            k: How many documents by the sum.
-            depth: How many by each leg.
-
-        Returns:
-            Whether the engine can do so; if not, nothing was found.
-
-        Raises:
-            UnsupportedError: The index cannot be searched by a leg.
+        Return False, having found nothing, if the engine cannot search by a sum.
         """
         query, times = self._query, 1
         while True:
@@ -92,14 +74,11 @@ class Candidates:
         return True
 
     def rankings(self, rescore: bool, also: str | None = None) -> dict[Leg, LegRanking]:
-        """Return the ranking of the candidates by each leg that could be asked.
+        """Return each searched leg's ranking of the candidates.
 
-        Args:
-            rescore: Also score by each leg the candidates that only other legs found.
-            also: A document to score as though it were a candidate.
-
-        Raises:
-            UnknownDocumentError: A candidate was deleted meanwhile.
+        With `rescore`, each leg also scores the candidates that only other legs found. `also` is a
+        document to score as if it were a candidate. `UnknownDocumentError` if a candidate was
+        deleted in the meantime.
         """
         names = dict.fromkeys(name for found in self._found.values() for name in found.ids)
         if also is not None:
@@ -129,7 +108,7 @@ class Candidates:
             asked *= _DEEPER
 
     def _read(self, names: Sequence[str]) -> None:
-        """Read the vectors of documents that were not read yet."""
+        """Read the vectors of documents that have not been read yet."""
         if new := [name for name in names if name not in self._rows]:
             self._parts.append(self._index.vectors(new))
             part = len(self._parts) - 1
@@ -186,7 +165,7 @@ def _is_short(scores: np.ndarray, allowed: np.ndarray, most: int, times: int) ->
 def leg_scores(leg: Leg, query: Encoding, stored: Encoding) -> np.ndarray:
     """Return the leg's dot products of one query with stored rows: (rows) float64.
 
-    Products of float32 weights are exact in float64; they are added up in column order.
+    Products of float32 weights are exact in float64; they are summed in column order.
     """
     asked, rows = getattr(query, leg), getattr(stored, leg)
     if asked is None or rows is None:

@@ -1,4 +1,4 @@
-"""A query as vectors, and what its hits must show."""
+"""A query as vectors, and the constraints on its hits."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ __all__ = ["Constraints", "EncodedQuery", "encode_query"]
 
 @dataclass(frozen=True)
 class Constraints:
-    """What the strongest words of a hit must be.
+    """Constraints on the strongest words of a hit.
 
     Attributes:
-        banned: Columns none of which may be among them.
+        banned: Columns that must not be among them.
         required: Sets of columns; one of each set must be among them.
     """
 
@@ -62,7 +62,6 @@ class EncodedQuery:
     unknown: tuple[UnknownWord, ...] = ()
 
     def __bool__(self) -> bool:
-        """Tell whether there is anything to look for."""
         encoding = self.encoding
         return bool(self.words) or encoding.dense is not None or encoding.codes is not None
 
@@ -70,16 +69,14 @@ class EncodedQuery:
 def encode_query(query: Query, encoder: Encoder) -> EncodedQuery:
     """Encode a query as one row.
 
-    Text, image and terms are added up as unit vectors and the sum is scaled to length 1, and so
-    are the dense vectors of text and image; codes are averaged. Terms have neither: a query of
-    terms alone has a lexical leg only. Words of the text that the encoder does not know are left
-    out of it; where no other word is left, the text adds nothing.
+    Text, image and terms are added up as unit vectors and the sum is scaled to length 1, as are the
+    dense vectors of text and image; codes are averaged. Terms have neither: a query of terms alone
+    has a lexical leg only. Words of the text that the encoder does not know are left out; if no
+    other word is left, the text adds nothing.
 
-    Raises:
-        InputError: The image cannot be read, has no word or does not contain the region, the
-            vocabulary lacks a word that is not of the text, a word is both banned and asked for, or
-            the bans leave nothing to ask for.
-        UnsupportedError: The encoder reads no images.
+    `InputError` if the image cannot be read, has no word or does not contain the region, the
+    vocabulary lacks a word given outside the text, a word is both banned and asked for, or the bans
+    leave nothing to look for.
     """
     vocabulary = encoder.vocabulary
     parts: list[Encoding] = []
@@ -169,7 +166,6 @@ def _sum_of_words(
 def _weigh(
     lexical: sparse.csr_array, query: Query, constraints: Constraints, vocabulary: Vocabulary
 ) -> sparse.csr_array:
-    """Apply boosts, then bans."""
     if not query.boost and not constraints.banned:
         return lexical
     row = lexical.toarray().astype(np.float64)[0]

@@ -32,9 +32,9 @@ class TermMatch:
         term: The piece as the vocabulary writes it.
         word: The term as people see it.
         query_weight: Its weight in the query.
-        document_weight: Its weight in the item, as the index keeps it.
+        document_weight: Its weight in the document, as the index keeps it.
         product: The two multiplied: what it adds to the lexical leg's score.
-        patch: The patch of the item's image that the word was read from, or ``None``.
+        patch: The patch of the image that the word was read from, or ``None``.
         share: What it adds to the hit's score; ``None`` if that is the product.
     """
 
@@ -73,12 +73,12 @@ class LegPart:
 class Explanation:
     """A score taken apart, for any engine and fusion.
 
-    The legs' parts sum to the score. The lexical leg's part is shared out over the shared words in
+    The legs' parts sum to the score. The lexical leg's part is divided among the shared words in
     proportion to their products, so the words' parts sum to it.
 
     Attributes:
         matches: The shared words, the greatest product first.
-        score: The hit's score; `total` gives it again from the parts.
+        score: The hit's score; `total` computes it from the parts.
         parts: What each leg adds; empty if there are only the words' products.
         fusion: How the legs' rankings were fused.
     """
@@ -100,13 +100,7 @@ class Explanation:
     ) -> Explanation:
         """Explain one document's score for one query, both encodings of one row.
 
-        Args:
-            query: The query as it was searched by.
-            document: The document as the index keeps it.
-            vocabulary: Names the columns.
-            score: The hit's score; without it, the sum of the parts.
-            parts: What each leg adds; without them, the words' products are the parts.
-            fusion: How the legs' rankings were fused.
+        Without a score, it is the sum of the parts; without parts, these are the words' products.
         """
         shared, at_query, at_document = np.intersect1d(
             query.lexical.indices, document.lexical.indices, return_indices=True
@@ -184,7 +178,7 @@ class Explanation:
         return "  ".join([*shown, *(f"[{part.leg}] {part.part:.3f}" for part in others)])
 
     def table(self, top: int | None = None) -> str:
-        """Render the strongest words, or all, and the legs, with the sum of all under them."""
+        """Return a table of the strongest words, or all, and the legs, above their sum."""
         if not self.matches and not self._fused:
             return "no word in common: score 0"
         lines = _align(self._word_rows(top)) if self.matches else ["no word in common"]
@@ -198,13 +192,13 @@ class Explanation:
         grid: tuple[int, int] | None = None,
         weights: np.ndarray | None = None,
     ) -> Image.Image:
-        """Draw the query's words as bars, beside the image with the patches that carried them.
+        """Draw the matched words as bars, beside the image with the patches they came from.
 
         Args:
-            image: The item's image; without it there are bars only.
+            image: The document's image; without it there are bars only.
             grid: Rows and columns of the patches that the index names; without it, and without
                 weights, the image is drawn as it is.
-            weights: A finer map of where the words were read, from
+            weights: A finer map of where the words were read from, from
                 `lexvla_search.heatmap.match_map`.
         """
         if weights is None and grid is not None:
@@ -221,12 +215,10 @@ class Explanation:
         return draw(words, legs, self.score, image, weights)
 
     def __str__(self) -> str:
-        """Render all parts."""
         return self.table()
 
     @property
     def _fused(self) -> bool:
-        """Whether there is more to say than the words' products."""
         return len(self.parts) > 1 or any(part.leg != "lexical" for part in self.parts)
 
     def _word_rows(self, top: int | None) -> list[tuple[str, ...]]:

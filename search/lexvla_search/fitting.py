@@ -1,7 +1,7 @@
 """A fusion learned from judged queries, and kept with its index.
 
-`fit_weights` and `fit_relevance` learn from arrays of scores: what ships with a model as
-``score_weights`` and ``relevance`` is from them.
+`fit_weights` and `fit_relevance` learn from arrays of scores: the ``score_weights`` and
+``relevance`` that ship with a model come from them.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ class FittedFusion:
         fusion: The best one, with a calibration of its scores.
         measure: The measure's name.
         learned_on: How many queries it was chosen on.
-        tested_on: How many other queries the values are from.
-        value: The measure's mean over those.
+        tested_on: How many other queries it was measured on.
+        value: The mean of the measure on those.
         others: The same for each leg alone, rrf, minmax and the default.
         errors: Queries that could not be asked; they count 0.
     """
@@ -77,7 +77,7 @@ class FittedFusion:
 
     @property
     def gain(self) -> float:
-        """By how much the fusion beats the default on the test queries."""
+        """How much better than the default the fusion is on the test queries."""
         return self.value - self.others["default"]
 
     def to_dict(self) -> dict[str, Any]:
@@ -105,7 +105,7 @@ class FittedFusion:
 
 
 class RanksByLeg(Protocol):
-    """What fitting needs of a `lexvla_search.Searcher`."""
+    """The part of a `lexvla_search.Searcher` that fitting needs."""
 
     default: Weighted
 
@@ -126,18 +126,14 @@ def fit_fusion(
     See `fit_weights` for the weights, of raw scores, and `fit_relevance` for the calibration; both
     are learned on one half of the queries, from the documents among the 100 best of a leg. The
     halves are drawn by a hash of the queries' ids, so they are always the same. Queries without a
-    relevant document are ignored.
+    relevant document are ignored; at least four must remain.
 
     Args:
-        searcher: Has the model and the index.
+        searcher: Searches with the model and the index.
         queries: By id; their own legs and fusions are ignored.
         qrels: Relevance by document, by query; above 0 is relevant.
         measure: ``R@k``, ``nDCG@k`` or ``RR@k``, as trec_eval defines them.
         show_progress_bar: ``None`` shows it if stderr is a terminal.
-
-    Raises:
-        InputError: There are fewer than four judged queries, or the measure is unknown.
-        UnsupportedError: Query and index have only one leg.
     """
     value_of = _measure(measure)
     judged = [name for name in queries if any(value > 0 for value in qrels.get(name, {}).values())]
@@ -191,19 +187,11 @@ def fit_fusion(
 def fit_weights(
     scores: Mapping[Leg, np.ndarray], gains: np.ndarray, measure: str = "nDCG@10"
 ) -> dict[Leg, float]:
-    """Learn what each leg counts in a weighted sum of raw scores.
+    """Learn the weight of each leg in a sum of raw scores.
 
     All weights that sum to 1 are tried, in steps of 0.05 for two legs and of 0.1 for three. The
-    best mean of the measure wins, of equal ones the most even weights.
-
-    Args:
-        scores: (queries, items) of each leg.
-        gains: (queries, items): how relevant each item is, 0 if not. Queries for which none is are
-            ignored.
-        measure: As for `fit_fusion`.
-
-    Raises:
-        InputError: The measure is unknown, or no query has a relevant item.
+    best mean of the measure wins; of equal ones, the most even weights. Scores and gains
+    (relevance, 0 if none) are (queries, items); queries without a relevant item are ignored.
     """
     legs = [leg for leg in LEGS if leg in scores]
     asked = np.flatnonzero((gains > 0).any(axis=1)).tolist()
@@ -220,18 +208,12 @@ def fit_relevance(scores: np.ndarray, right: np.ndarray) -> tuple[float, float]:
     """Learn how likely a score is right: logistic(slope * score + intercept).
 
     By logistic regression, with Platt's targets: of n right pairs each counts (n + 1) / (n + 2)
-    right, and so for the wrong ones, so that pairs which a score separates have a finite slope.
+    right, and likewise for the wrong ones, so that the slope is finite even if a score separates
+    them. Returns slope and intercept.
 
-    Args:
-        scores: (pairs) raw scores of queries with items.
-        right: (pairs) bool. Their share among the pairs of a score is what is learned, so pairs
-            must be drawn as searches find them.
-
-    Returns:
-        Slope and intercept.
-
-    Raises:
-        InputError: All pairs are right, or none is, or right ones do not score higher.
+    `scores` and `right`, both (pairs), are of queries with items. Draw the pairs as searches find
+    them: the share of right pairs at each score is what is learned. `InputError` if all pairs are
+    right, or none is, or right ones do not score higher.
 
     References:
         Platt: Probabilistic outputs for support vector machines. Advances in Large Margin
@@ -259,15 +241,9 @@ def fit_relevance(scores: np.ndarray, right: np.ndarray) -> tuple[float, float]:
 
 
 def save_fusion(index: Index, fusion: Fusion | None, facts: dict[str, Any] | None = None) -> None:
-    """Keep a fusion with an index, as the one of queries that name none.
+    """Store a fusion with an index, for queries that do not name one; ``None`` removes it.
 
-    Args:
-        index: Keeps it, in place of the one that is there.
-        fusion: The fusion; ``None`` to keep none.
-        facts: JSON values about how it was found, kept beside it.
-
-    Raises:
-        UnsupportedError: The index cannot keep notes.
+    `facts` are JSON values about how it was found. `UnsupportedError` if the index keeps no notes.
     """
     data = None
     if fusion is not None:
@@ -276,11 +252,9 @@ def save_fusion(index: Index, fusion: Fusion | None, facts: dict[str, Any] | Non
 
 
 def load_fusion(index: Index) -> Fusion | None:
-    """Return the fusion that is kept with an index, or ``None``.
+    """Return the fusion stored with an index, or ``None``.
 
-    Raises:
-        IndexCorruptError: It cannot be read.
-        IndexVersionError: A newer program wrote it.
+    `IndexCorruptError` if it cannot be read, `IndexVersionError` if a newer program wrote it.
     """
     data = index.read_note(NOTE)
     if data is None:
@@ -295,7 +269,6 @@ def load_fusion(index: Index) -> Fusion | None:
 
 
 def _common_legs(rankings: Iterable[Rankings]) -> tuple[Leg, ...]:
-    """Return the legs that all queries could be asked by."""
     found = [set(own) for own in rankings]
     common = set.intersection(*found) if found else set()
     if len(common) < 2:
@@ -307,7 +280,7 @@ def _common_legs(rankings: Iterable[Rankings]) -> tuple[Leg, ...]:
 
 
 def _table(rankings: Rankings, judged: Judged, legs: Sequence[Leg]) -> Table:
-    """Return all candidates' scores, in the order of ids."""
+    """Return all candidates' scores, ordered by id."""
     parts = Weighted(dict.fromkeys(legs, 1.0)).parts({leg: rankings[leg] for leg in legs})
     names = sorted(parts)
     scores = np.array([[parts[name][leg] for leg in legs] for name in names])
@@ -315,7 +288,6 @@ def _table(rankings: Rankings, judged: Judged, legs: Sequence[Leg]) -> Table:
 
 
 def _best(tables: Iterable[Table], legs: Sequence[Leg], value_of: Measure) -> dict[Leg, float]:
-    """Return the weights with the greatest mean of the measure."""
     grid = _simplex(len(legs))
     totals = np.zeros(len(grid))
     for scores, gains, judged in tables:
@@ -331,7 +303,7 @@ def _best(tables: Iterable[Table], legs: Sequence[Leg], value_of: Measure) -> di
 def _calibration(
     tables: Sequence[Table], weights: Mapping[Leg, float]
 ) -> tuple[float, float] | None:
-    """Return slope and intercept of all candidates' sums; ``None`` if they tell nothing."""
+    """Return slope and intercept for all candidates' sums; ``None`` if nothing can be learned."""
     shares = np.array(list(weights.values()))
     try:
         return fit_relevance(

@@ -1,8 +1,9 @@
-"""Several legs' rankings as one list: by weighted scores, or by reciprocal ranks.
+"""Fuse several legs' rankings into one list: by weighted scores, or by reciprocal ranks.
 
 A fusion gives each candidate a part for each leg; the parts sum to the score. Candidates are
-ordered by score descending, equal scores by id ascending. An absolute fusion scores a document by
-nothing but the document and the query; all others depend on the other candidates too.
+ordered by score descending, equal scores by id ascending. An absolute fusion's scores depend on the
+document and the query only; all others depend on the other candidates too. Settings that break
+their rules raise `InputError`.
 """
 
 from __future__ import annotations
@@ -73,8 +74,8 @@ class Fusion(ABC):
     """Make one list of several legs' rankings; immutable.
 
     Attributes:
-        weights: What each leg counts; a leg of weight 0 is not asked. ``None`` gives equal weight
-            to all legs that query and index have.
+        weights: What each leg counts; a leg of weight 0 is not searched. ``None`` weighs all legs
+            that query and index have equally.
         depth: How many candidates to take from each leg.
         rescores: Whether each leg must score all candidates, not just those that it found.
     """
@@ -86,29 +87,29 @@ class Fusion(ABC):
     @property
     @abstractmethod
     def name(self) -> FusionName:
-        """One of `FUSIONS`; a leg's name if that leg counts alone, as it is."""
+        """One of `FUSIONS`; the leg's name if a single leg counts, as it is."""
 
     @property
     def absolute(self) -> bool:
-        """Whether a score depends on nothing but the document and the query."""
+        """Whether scores depend on the document and the query only."""
         return False
 
     @property
     def legs(self) -> tuple[Leg, ...] | None:
-        """The legs to ask; ``None`` for all that query and index have."""
+        """The legs to search; ``None`` for all that query and index have."""
         if self.weights is None:
             return None
         return tuple(leg for leg in LEGS if self.weights.get(leg, 0) > 0)
 
     def over(self, legs: Iterable[Leg]) -> Self:
-        """Return the same fusion of these legs only; their weights stay as they are."""
+        """Return the same fusion restricted to these legs; their weights stay as they are."""
         if self.weights is None:
             return self
         kept = {leg: self.weights[leg] for leg in legs if leg in self.weights}
         return replace(cast(Any, self), weights=kept)
 
     def weighed(self, legs: Iterable[Leg]) -> dict[Leg, float]:
-        """Return what each of these legs counts, in the order of `LEGS`; none that counts 0."""
+        """Return the weights above 0 of these legs, in the order of `LEGS`."""
         there = set(legs)
         weights = {leg: self._weight_of(leg, len(there)) for leg in LEGS if leg in there}
         return {leg: weight for leg, weight in weights.items() if weight > 0}
@@ -124,8 +125,7 @@ class Fusion(ABC):
     def fuse(self, rankings: Mapping[Leg, LegRanking]) -> list[Fused]:
         """Return all candidates, best first; equal scores by id.
 
-        Args:
-            rankings: By leg; legs that the fusion does not weigh are ignored.
+        Legs that the fusion does not weigh are ignored.
         """
         fused = [
             # Added as engines add: the sum must be theirs to the last bit.
@@ -153,11 +153,8 @@ class ReciprocalRank(Fusion):
 
     Args:
         constant: The greater, the less the first ranks stand out; 60 in the paper.
-        weights: By leg; ``None`` counts each leg 1.
+        weights: By leg; ``None`` gives each leg 1.
         depth: How many candidates to take from each leg, from 1 to 10,000.
-
-    Raises:
-        InputError: A value breaks its rule.
 
     References:
         Cormack, Clarke, Buettcher: Reciprocal Rank Fusion outperforms Condorcet and individual
@@ -198,17 +195,14 @@ class Weighted(Fusion):
     """Add up weight times score over all legs; each leg scores each candidate.
 
     Args:
-        weights: By leg; ``None`` counts each of n legs 1/n.
+        weights: By leg; ``None`` gives each of n legs 1/n.
         normalization: ``raw`` takes a leg's scores as they are, those below 0 as 0: a leg that
             says nothing for a document adds nothing. ``minmax`` maps a leg's scores of the
             candidates to 0 to 1 (equal scores to 1), ``zscore`` subtracts their mean and divides
             by their standard deviation (equal scores give 0).
         depth: How many candidates to take from each leg, from 1 to 10,000.
-        calibration: Slope and intercept of the logistic function that makes a relevance from 0 to
-            1 of a raw score.
-
-    Raises:
-        InputError: A value breaks its rule.
+        calibration: Slope and intercept of the logistic function that turns a raw score into a
+            relevance from 0 to 1.
     """
 
     weights: Mapping[Leg, float] | None = None
@@ -236,7 +230,7 @@ class Weighted(Fusion):
 
     @property
     def absolute(self) -> bool:
-        """Whether scores are raw, and so depend on nothing but the document and the query."""
+        """Whether scores are raw, and so depend on the document and the query only."""
         return self.normalization == "raw"
 
     @property
@@ -248,7 +242,7 @@ class Weighted(Fusion):
         return legs[0] if legs is not None and len(legs) == 1 else "weighted"
 
     def over(self, legs: Iterable[Leg]) -> Self:
-        """Return the same fusion of these legs only, without its calibration if one is missing."""
+        """Return the same fusion restricted to these legs, uncalibrated if one is missing."""
         kept = set(legs)
         fusion = super().over(kept)
         whole = self.legs is None or kept.issuperset(self.legs)
@@ -286,14 +280,11 @@ class Weighted(Fusion):
 
 
 def named_fusion(name: str, weights: Mapping[Leg, float] | None = None) -> Fusion:
-    """Return the fusion that a name of `FUSIONS` means.
+    """Return the fusion of a name in `FUSIONS`.
 
     ``rrf`` has the constant 60; ``weighted`` adds up raw scores, ``minmax`` and ``zscore`` scores
-    that are normalised over the candidates; a leg's name means the scores of this leg alone.
-
-    Raises:
-        InputError: The name is unknown, the weights break their rules, or weights are given for a
-            single leg.
+    that are normalised over the candidates; a leg's name means that leg's scores alone, which take
+    no weights.
     """
     if name == "rrf":
         return ReciprocalRank(weights=weights)
@@ -309,24 +300,17 @@ def named_fusion(name: str, weights: Mapping[Leg, float] | None = None) -> Fusio
 
 
 def default_fusion(model: Encoder) -> Weighted:
-    """Return the fusion that ships with a model; of one without, equal weights of its legs.
+    """Return the fusion that ships with a model, by default equal weights of its legs.
 
-    A model has ``score_weights``, by leg, and ``relevance``, a slope and an intercept; both may be
-    missing or ``None``.
-
-    Raises:
-        InputError: They break their rules.
+    A model may have ``score_weights``, by leg, and ``relevance``, a slope and an intercept; either
+    may be missing or ``None``.
     """
     weights = getattr(model, "score_weights", None)
     return Weighted(weights, calibration=getattr(model, "relevance", None))
 
 
 def fusion_from_dict(settings: Mapping[str, Any]) -> Fusion:
-    """Return the fusion that `Fusion.to_dict` describes: a name, and what is not the default.
-
-    Raises:
-        InputError: A setting is unknown or breaks its rule.
-    """
+    """Return the fusion that `Fusion.to_dict` describes: a name and any settings not at default."""
     own = dict(settings)
     name = own.pop("name", None)
     if name in LEGS and not own:

@@ -28,9 +28,7 @@ _COLOURS = np.array([[110, 0, 10], [214, 40, 15], [252, 146, 32], [255, 238, 140
 def patch_map(patches: Iterable[tuple[int, float]], grid: tuple[int, int]) -> np.ndarray:
     """Return the weights of patches as (rows, columns); weights of one patch add up.
 
-    Args:
-        patches: Pairs of patch number, counted row by row, and weight.
-        grid: Rows and columns of patches.
+    Each pair is a patch number, counted row by row, and a weight.
     """
     rows, columns = grid
     weights = np.zeros(rows * columns)
@@ -42,10 +40,10 @@ def patch_map(patches: Iterable[tuple[int, float]], grid: tuple[int, int]) -> np
 
 
 class WordMapper(Encoder, Protocol):
-    """What an encoder may offer beside `Encoder`: where in an image it reads words.
+    """What an encoder may offer besides `Encoder`: where in an image it reads words.
 
-    Without ``heatmaps``, a word lies on the one patch that the index keeps of it, for which the
-    grid must be known.
+    Without ``heatmaps``, a word is placed on the one patch that the index keeps of it, which needs
+    the grid.
     """
 
     @property
@@ -59,7 +57,7 @@ class WordMapper(Encoder, Protocol):
 
 
 class Match(Protocol):
-    """A word that was found in an image; see `lexvla_search.explanation.TermMatch`."""
+    """A word found in an image; see `lexvla_search.explanation.TermMatch`."""
 
     @property
     def term(self) -> str:
@@ -78,7 +76,7 @@ class Match(Protocol):
 
 
 class Matched(Protocol):
-    """What has matches, such as an `lexvla_search.Explanation`."""
+    """An object with matches, such as a `lexvla_search.Explanation`."""
 
     @property
     def matches(self) -> Sequence[Match]:
@@ -87,11 +85,10 @@ class Matched(Protocol):
 
 
 def match_map(model: Encoder, image: Image.Image, explanation: Matched) -> np.ndarray:
-    """Return where all matched words were read from, each by its product; see `WordMapper`.
+    """Return where all matched words were read from, weighted by their products; see `WordMapper`.
 
-    Raises:
-        InputError: Nothing matched, or the index keeps no patches of the matches.
-        UnsupportedError: The model has neither maps nor a patch grid.
+    `InputError` if nothing matched or the index keeps no patches of the matches,
+    `UnsupportedError` if the model has neither maps nor a patch grid.
     """
     matches = explanation.matches
     columns = [model.vocabulary.id(match.term) for match in matches]
@@ -106,11 +103,10 @@ def match_map(model: Encoder, image: Image.Image, explanation: Matched) -> np.nd
 
 
 def word_map(model: Encoder, image: Image.Image, word: str, document: Encoding) -> np.ndarray:
-    """Return where one word was read from, whether or not a query asks for it.
+    """Return where one word was read from, whether or not a query has it.
 
-    Raises:
-        InputError: The vocabulary has no such word, or the document has no patch of it.
-        UnsupportedError: The model has neither maps nor a patch grid.
+    `InputError` if the vocabulary has no such word or the document no patch of it,
+    `UnsupportedError` if the model has neither maps nor a patch grid.
     """
     column = model.vocabulary.find(word)
     if column is None:
@@ -127,13 +123,8 @@ def word_map(model: Encoder, image: Image.Image, word: str, document: Encoding) 
 def heatmap(image: Image.Image, weights: np.ndarray, caption: str = "") -> Image.Image:
     """Draw an image whose patches glow by their weights.
 
-    Args:
-        image: The picture that the patches were cut from.
-        weights: One weight of at least 0 for each patch, as (rows, columns) over the whole image.
-        caption: Text for a strip under the picture; no strip if empty.
-
-    Returns:
-        An RGB picture whose longer side, without the strip, is 384 to 1,024 pixels.
+    Weights are at least 0, as (rows, columns) over the whole image. A caption adds a strip under
+    the picture, which is RGB, its longer side 384 to 1,024 pixels without the strip.
     """
     weights = np.asarray(weights, dtype=np.float32)
     if weights.ndim != 2 or weights.size == 0:

@@ -23,14 +23,9 @@ def draw(
     image: Image.Image | None = None,
     weights: np.ndarray | None = None,
 ) -> Image.Image:
-    """Draw what each word and leg adds to a total as bars, beside the image.
+    """Draw what each word and leg adds to a total as bars, beside the image, if given.
 
-    Args:
-        words: Names and parts.
-        legs: The same of the legs, in another colour.
-        total: The score under the bars.
-        image: The document's image; without it there are bars only.
-        weights: What glows in the image, as `heatmap` takes it.
+    `weights` is what glows in the image, as in `lexvla_search.heatmap.heatmap`.
     """
     bars = _bars(words, legs, total)
     if image is None:

@@ -2,8 +2,8 @@
 
     python -m lexvla_search.pyserini search.lucene --impact --encoder lexvla --topics FILE ...
 
-runs a command of Pyserini in a process that is made ready for it, with ``lexvla`` (the default
-model) and ``lexvla:PATH`` as names of encoders. See docs/pyserini.md.
+runs a command of Pyserini in a process set up for it, with ``lexvla`` (the default model) and
+``lexvla:PATH`` as names of encoders. See docs/pyserini.md.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _BATCH = 64
 
 
 class LexVLAQueryEncoder:
-    """Give Pyserini's `LuceneImpactSearcher` a query's words with whole numbers as weights.
+    """Give Pyserini's `LuceneImpactSearcher` a query's words with integer weights.
 
     ::
 
@@ -56,12 +56,10 @@ class LexVLAQueryEncoder:
         searcher.search("red heart", k=10)
         searcher.search(Query(image="cat.png"), k=10)
 
-    A weight w becomes round(w x 2048), at least 1; less than 2048 where the sums of a long query
-    of great weights would be above what Lucene adds exactly. A document's score over 2048 and
-    over the index's own scale is the dot product. A text without known words finds nothing.
-
-    Args:
-        model: Encodes the queries; that of the index.
+    A weight w becomes round(w x 2048), at least 1; the factor is less than 2048 where the sums of
+    a long query of great weights would exceed what Lucene adds exactly. A document's score divided
+    by 2048 and by the index's own scale is the dot product. A text without known words finds
+    nothing. The model must be that of the index.
     """
 
     def __init__(self, model: Encoder) -> None:
@@ -70,9 +68,7 @@ class LexVLAQueryEncoder:
     def encode(self, query: str | Query, **_: object) -> dict[str, int]:
         """Return the query's terms with their weights.
 
-        Raises:
-            InputError: The query cannot be encoded, or has a condition that Pyserini's search
-                does not know: a ban, a requirement or a filter.
+        `InputError` if the query has a ban, a requirement or a filter, which Pyserini lacks.
         """
         if isinstance(query, str):
             row = self._model.encode_text([understood(query, self._model)[0]]).lexical
@@ -85,22 +81,13 @@ class LexVLAQueryEncoder:
 
 
 def write_topics(path: str | Path, queries: Mapping[str, Query], model: Encoder) -> int:
-    """Write queries as one file that is both topics and encoder for Pyserini's search command.
+    """Write queries as one ``.jsonl`` file, both topics and encoder for Pyserini's search command.
 
     A line has ``id``; ``title``, which Pyserini asks by; ``contents``, the same, by which it finds
     ``vector``, the words with the weights that `LexVLAQueryEncoder` gives. The title is the text
-    of a query of text alone, and else its id.
+    of a query of text alone, and otherwise its id. Titles must differ.
 
-    Args:
-        path: The file to write, ``.jsonl``; it comes into being whole or not at all.
-        queries: By id, as `lexvla_search.evaluation.trec.read_queries` reads them.
-        model: Encodes the queries.
-
-    Returns:
-        How many of the queries have no words: they find nothing.
-
-    Raises:
-        InputError: As `LexVLAQueryEncoder.encode`, or two queries would have the same title.
+    The file is written atomically. Returns how many queries have no words and so find nothing.
     """
     path, wordless = Path(path), 0
     vectors: dict[str, dict[str, int]] = {}
@@ -152,10 +139,10 @@ def _integers(row: sparse.csr_array, terms: Sequence[str]) -> dict[str, int]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command of Pyserini: ``search.lucene``, ``index.lucene``, ``eval.trec_eval``, ...
 
-    The process gets the Java that Lucene indexes would use, and its ``java`` first on ``PATH``;
-    a placeholder for the key that Pyserini 1.6 asks for when it is imported; queries of any
-    number of words; and, for ``search.lucene --impact``, ``--min-idf -1`` unless the arguments
-    say otherwise: at Pyserini's 0, words that every document has are dropped from queries.
+    The process gets the Java that Lucene indexes would use, with its ``java`` first on ``PATH``;
+    a placeholder for the key that Pyserini 1.6 asks for on import; queries of any number of words;
+    and, for ``search.lucene --impact``, ``--min-idf -1`` unless the arguments say otherwise: at
+    Pyserini's 0, words that every document has are dropped from queries.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0].startswith("-"):
@@ -210,7 +197,7 @@ def _min_idf(given: Sequence[str]) -> list[str]:
 
 
 def _name_encoder() -> None:
-    """Let Pyserini's searcher know our encoders by name, beside its own."""
+    """Register our encoders by name with Pyserini's searcher."""
     from lexvla import LexVLA
 
     searcher = importlib.import_module("pyserini.search.lucene").LuceneImpactSearcher

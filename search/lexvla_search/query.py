@@ -1,4 +1,4 @@
-"""What a search asks for: any mix of text, image and weighted words, and what hits must be."""
+"""A search query: any mix of text, image and weighted words, and conditions on hits."""
 
 from __future__ import annotations
 
@@ -27,10 +27,12 @@ LEAST_WEIGHT, GREATEST_WEIGHT = 1e-6, 1e6  # of terms and boosts, so that no pro
 
 @dataclass(frozen=True)
 class Query:
-    """Ask by text, image and words together, and say what hits must be.
+    """Ask by text, image and words together, and set conditions on hits.
 
     Words are matched to the vocabulary in any case: ``face`` means every term that people see as
-    "face". Boosts and bans change the query's words, but not its codes or its dense vector.
+    "face". Boosts and bans change the query's words, but not its codes or its dense vector. A query
+    without text, image or terms raises `InputError`, as does a value that breaks its rule; a filter
+    that cannot be parsed raises `FilterSyntaxError`.
 
     Args:
         text: Words to look for; blank text counts as no text.
@@ -52,12 +54,8 @@ class Query:
             `Fusion`. ``None`` takes the fusion fitted for the index, else that of the model.
         k: The most hits to return.
         offset: How many of the best hits to skip; offset and k together are at most 10,000.
-        min_score: The least score of a hit.
-        min_relevance: The least relevance of a hit, from 0 to 1.
-
-    Raises:
-        FilterSyntaxError: The filter cannot be parsed.
-        InputError: There is no text, image or term, or a value breaks its rule.
+        min_score: The lowest score of a hit.
+        min_relevance: The lowest relevance of a hit, from 0 to 1.
     """
 
     text: str | None = None
@@ -100,7 +98,7 @@ class Query:
 
     @property
     def chosen_fusion(self) -> Fusion | None:
-        """The fusion that was asked for."""
+        """The fusion that the query names."""
         return named_fusion(self.fusion) if isinstance(self.fusion, str) else self.fusion
 
     def _check_fusion(self) -> None:
@@ -125,7 +123,7 @@ class Query:
         return self.text is not None and bool(normalise_text(self.text))
 
     def describe(self) -> str:
-        """Say in words what is asked for."""
+        """Return a short description of the query."""
         asked = []
         if self.has_text:
             asked.append(f'"{self.text}"')
@@ -172,7 +170,7 @@ class Query:
 
 
 def check_page(k: object, offset: object = 0) -> None:
-    """Refuse k below 1, an offset below 0, and a sum of more than 10,000."""
+    """Raise `InputError` for k below 1, an offset below 0, or a sum above 10,000."""
     for name, value in (("k", k), ("offset", offset)):
         if not isinstance(value, int) or isinstance(value, bool):
             raise InputError(name, f"must be a whole number, not {value!r}")

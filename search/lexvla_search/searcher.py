@@ -47,7 +47,7 @@ _DEEPER = 10  # times the depth, where candidates do not fill the page
 
 @dataclass(frozen=True)
 class LegScore:
-    """What one leg alone gave a document; no rank if it was not among the leg's candidates."""
+    """What one leg gave a document; no rank if it was not among the leg's candidates."""
 
     score: float
     rank: int | None
@@ -64,13 +64,13 @@ class Hit:
     Attributes:
         id: The document's id.
         score: What hits are ordered by.
-        relevance: From 0 to 1, how likely the document is right; ``None`` where the fusion has no
+        relevance: From 0 to 1, how likely the document is right; ``None`` if the fusion has no
             calibration.
         rank: From 1; ``None`` if the document was not found.
         lexical: The lexical leg's own score and rank, or ``None``.
         codes: The same for the codes leg.
         dense: The same for the dense leg.
-        document: What the index keeps beside the vectors.
+        document: What the index keeps besides the vectors.
         explanation: The score's parts, if asked for.
     """
 
@@ -86,7 +86,7 @@ class Hit:
 
     @property
     def label(self) -> str:
-        """The best short name for people: label, else text, else uri, else id."""
+        """The best short name for display: label, else text, else uri, else id."""
         document = self.document
         return str(document.metadata.get("label") or document.text or document.uri or self.id)
 
@@ -117,19 +117,18 @@ def document_to_dict(document: Document) -> schema.Document:
 
 @dataclass(frozen=True)
 class Answer:
-    """Hits, and how they were found.
+    """Hits, best first, and how they were found.
 
     Attributes:
-        hits: Best first.
         encoding: The query as one row.
         words: The query's words with their weights, heaviest first.
-        legs: The legs that were asked.
-        fusion: What fused their rankings.
+        legs: The legs that were searched.
+        fusion: The fusion of their rankings.
         good_match: Whether the best hit of all has a relevance of at least `GOOD_MATCH`; ``None``
-            where hits have none.
+            if hits have none.
         encode_seconds: How long encoding the query took.
         search_seconds: How long the rest took.
-        unknown: The words of the text that the model does not know; they were not asked for.
+        unknown: The words of the text that the model does not know; they were left out.
     """
 
     hits: list[Hit]
@@ -148,23 +147,18 @@ class Searcher:
 
     Hits by raw scores are the best of all documents, on an engine that can add up its legs'
     scores. Otherwise a search asks the index for each leg's best, the candidates, reads their
-    vectors if the fusion scores them by every leg, and asks for ten times as many where they do
+    vectors if the fusion scores them by every leg, and asks for ten times as many if they do
     not fill the page; these come after the first ones, so that pages fit together. Bans and
-    requirements are checked against the stored words of the candidates, exactly; where too few
+    requirements are checked against the stored words of the candidates, exactly; if too few
     are left, the index is asked for more, to its end.
 
-    Args:
-        model: Encodes the queries. ``None`` searches by the plain words of texts and by terms.
-        index: Filled by the same model.
+    An index filled by another model raises `VocabularyMismatchError`. Without a model, texts are
+    searched by their plain words.
 
     Attributes:
         default: The fusion that ships with the model; see `default_fusion`.
-        fusion: That of queries that name none: the one fitted for the index, or the default.
-
-    Raises:
-        IndexCorruptError: The index's fusion cannot be read.
-        IndexVersionError: A newer program wrote the index's fusion.
-        VocabularyMismatchError: The index was made with another vocabulary or by another model.
+        fusion: The fusion of queries that name none: the one fitted for the index, or the default;
+            see `lexvla_search.fitting.load_fusion` for errors.
     """
 
     def __init__(self, model: Encoder | None, index: Index) -> None:
@@ -178,15 +172,9 @@ class Searcher:
     def search(self, query: Query, k: int | None = None, explain: bool = False) -> list[Hit]:
         """Return the best hits, best first; equal scores by id.
 
-        Args:
-            query: What is asked for.
-            k: The most hits to return; ``None`` for the query's own number.
-            explain: Whether hits carry their explanations.
-
-        Raises:
-            InputError: k is below 1, the query cannot be encoded, or no document has a field of
-                its filter.
-            UnsupportedError: The index or the query lacks a leg that was asked for by name.
+        `k` overrides the query's own number; with `explain`, hits carry explanations.
+        `InputError` if k is below 1, the query cannot be encoded, or no document has a field of its
+        filter; `UnsupportedError` if the index or the query lacks a leg that the query names.
         """
         return self.answer(query, k, explain).hits
 
@@ -197,7 +185,7 @@ class Searcher:
         return [self.search(query, k, explain) for query in queries]
 
     def answer(self, query: Query, k: int | None = None, explain: bool = False) -> Answer:
-        """Return the hits of a query, and how they were found; see `search`."""
+        """Return the hits of a query and how they were found; see `search`."""
         if k is not None:
             check_page(k, query.offset)
             query = replace(query, k=k)
@@ -214,13 +202,9 @@ class Searcher:
         """Return one document's hit with its explanation, found or not.
 
         The score is that of `search` for the documents that it finds; another document is scored
-        as though it were a candidate. The rank is ``None`` if the document is not among the first
-        1,000, or is excluded by filter, bans or requirements.
-
-        Raises:
-            InputError: The query cannot be encoded.
-            UnknownDocumentError: The index has no such id.
-            UnsupportedError: As `search`.
+        as if it were a candidate. The rank is ``None`` if the document is not among the first
+        1,000, or is excluded by filter, bans or requirements. `UnknownDocumentError` if the index
+        has no such id; otherwise errors are those of `search`.
         """
         self.index.fetch([id])
         encoded = encode_query(query, self.model)
@@ -229,7 +213,7 @@ class Searcher:
     def leg_rankings(self, query: Query) -> Mapping[Leg, LegRanking]:
         """Return how each leg ranks and scores all candidates of a query; see `search`.
 
-        A query without a known word raises `InputError`.
+        `InputError` if no word of the query is known.
         """
         query = replace(query, fusion="minmax")
         encoded = encode_query(query, self.model)
@@ -283,14 +267,7 @@ class Searcher:
     def _rank(
         self, query: Query, encoded: EncodedQuery, wanted: int, name: str | None = None
     ) -> _Ranked:
-        """Put the best documents in order.
-
-        Args:
-            query: What is asked for.
-            encoded: The same as vectors.
-            wanted: How many documents, if there are so many.
-            name: Fewer will do if this one is among them.
-        """
+        """Put the `wanted` best documents in order; fewer will do if `name` is among them."""
         candidates = Candidates(self.index, encoded)
         if not encoded:
             asked = query.chosen_fusion or self.fusion
@@ -319,7 +296,6 @@ class Searcher:
         return _Ranked(encoded.encoding, fusion, legs, list(placed.values()), candidates)
 
     def _choose(self, query: Query, encoded: EncodedQuery) -> tuple[Fusion, tuple[Leg, ...]]:
-        """Return the fusion of a query, and the legs to ask."""
         given = [leg for leg in LEGS if getattr(encoded.encoding, leg) is not None]
         asked = query.chosen_fusion
         named = query.legs or (asked.legs if asked else None)
@@ -346,7 +322,7 @@ class Searcher:
         return fusion, tuple(legs)
 
     def _own(self, given: Sequence[Leg], named: Sequence[Leg] | None) -> Fusion:
-        """Return the fusion of a query that names none; it may name legs."""
+        """Return the fusion of a query that does not name one, though it may name legs."""
         own = self.fusion.legs
         if own is None or (set(named) <= set(own) if named else set(given) & set(own)):
             return self.fusion
@@ -360,7 +336,7 @@ class Searcher:
         document: Document,
         vectors: Encoding | None,
     ) -> Hit:
-        """Return a hit; explained if its stored vectors are given."""
+        """Return a hit, explained if its stored vectors are given."""
         fused, rankings = placed
         parts = []
         scores: dict[Leg, LegScore | None] = dict.fromkeys(LEGS)
@@ -393,7 +369,7 @@ class Searcher:
 
 
 class _Placed(NamedTuple):
-    """A document with its score, and the rankings that it comes from."""
+    """A document's score, and the rankings it comes from."""
 
     fused: Fused
     rankings: Mapping[Leg, LegRanking]
@@ -401,7 +377,7 @@ class _Placed(NamedTuple):
 
 @dataclass(frozen=True)
 class _Ranked:
-    """A query, its fusion and legs, the best documents in order, and where they come from."""
+    """A query, its fusion and legs, and the best documents in order, with their candidates."""
 
     query: Encoding
     fusion: Fusion
@@ -411,13 +387,12 @@ class _Ranked:
 
     @property
     def good_match(self) -> bool | None:
-        """Whether the best document's relevance is at least `GOOD_MATCH`; ``None`` without one."""
         relevance = self.fusion.relevance_of(self.placed[0].fused.score) if self.placed else None
         return None if relevance is None else relevance >= GOOD_MATCH
 
 
 def _retried(answer: Callable[[], T]) -> T:
-    """Answer again if a writer deleted a candidate between two reads."""
+    """Try again if a writer deleted a candidate between two reads."""
     for _ in range(_ATTEMPTS - 1):
         try:
             return answer()

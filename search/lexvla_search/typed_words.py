@@ -1,4 +1,4 @@
-"""Which words of a query's text its encoder knows, and what the others may be meant to be."""
+"""Which words of a query's text its encoder knows, and what unknown ones may be meant to be."""
 
 from __future__ import annotations
 
@@ -40,9 +40,7 @@ _FILLERS = frozenset(WORD.findall(f"{_FUNCTION_WORDS} {_FRAME_WORDS}"))
 class UnknownWord:
     """A word of a query's text that the encoder does not know.
 
-    Attributes:
-        word: As it was typed.
-        nearest: Known words that may be meant, the likeliest first; there may be none.
+    `nearest` are known words that may be meant, the likeliest first; there may be none.
     """
 
     word: str
@@ -57,7 +55,7 @@ class UnknownWord:
 
 
 def did_you_mean(before: str, nearest: Sequence[str], after: str = "") -> str:
-    """Return "did you mean bird or bride?" between two texts; nothing if there is no such word."""
+    """Return "did you mean bird or bride?" between two texts; nothing if `nearest` is empty."""
     if not nearest:
         return ""
     listed = " or ".join(filter(None, [", ".join(nearest[:-1]), nearest[-1]]))
@@ -65,17 +63,17 @@ def did_you_mean(before: str, nearest: Sequence[str], after: str = "") -> str:
 
 
 def say_unknown(unknown: Iterable[UnknownWord]) -> str:
-    """Say in words which words are not known."""
+    """Return a sentence that names the unknown words."""
     return f"no such word: {', '.join(map(str, unknown))}"
 
 
 def understood(text: str, encoder: Encoder) -> tuple[str, tuple[UnknownWord, ...]]:
-    """Return what an encoder understands of a text, and the words that it does not know.
+    """Return the part of a text that an encoder understands, and the words that it does not know.
 
-    The text is left as it is where all its words are known, or where the encoder has no
-    ``known_words``. Otherwise unknown words are taken out of it: a tokenizer would read their
-    pieces as other words. It is empty if no word is left but such as "a photo of". Function words
-    are never named as unknown.
+    A text whose words are all known is left as it is, as is any text if the encoder has no
+    ``known_words``. Otherwise unknown words are removed: a tokenizer would read their pieces as
+    other words. The result is empty if only words such as "a photo of" are left. Function words
+    are never reported as unknown.
     """
     known: KnownWords | None = getattr(encoder, "known_words", None)
     if known is None:

@@ -1,4 +1,4 @@
-"""Words as people write and see them, over the columns of a vocabulary."""
+"""Words as people write and see them, and the columns of a vocabulary."""
 
 from __future__ import annotations
 
@@ -28,9 +28,7 @@ def columns_of(vocabulary: Vocabulary, word: str) -> frozenset[int]:
     """Return all columns that people see as this word, in any case, with or without accents.
 
     A vocabulary may hold ``face`` as a word and as a piece of words; both read as "face".
-
-    Raises:
-        InputError: The vocabulary has no such word; the rule names near ones.
+    `InputError`, which suggests near words, if it has no such word.
     """
     columns = _columns(vocabulary).get(_plain(word))
     if columns is None:
@@ -40,7 +38,7 @@ def columns_of(vocabulary: Vocabulary, word: str) -> frozenset[int]:
 
 
 def column_of(vocabulary: Vocabulary, word: str) -> int:
-    """Return the one column that a word as people type it stands for; see `columns_of`."""
+    """Return the one column that a typed word stands for; see `columns_of`."""
     column = vocabulary.find(word.strip())
     return min(columns_of(vocabulary, word)) if column is None else column
 
@@ -48,9 +46,7 @@ def column_of(vocabulary: Vocabulary, word: str) -> int:
 def strongest(columns: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Return the columns of the 16 greatest weights, greatest first; equal weights by column.
 
-    Args:
-        columns: (n) int, sorted.
-        weights: (n) float.
+    Columns are (n) int, sorted; weights are (n) float.
     """
     return columns[np.argsort(-weights, kind="stable")[:SHOWN_WORDS]]
 
@@ -58,9 +54,7 @@ def strongest(columns: np.ndarray, weights: np.ndarray) -> np.ndarray:
 class PlainWords:
     """Encode texts without a model: the words that the vocabulary has, each of weight 1.
 
-    Args:
-        vocabulary: The known words.
-        encoder: If it has ``encode_words``, a word becomes its row of the codebook instead.
+    If `encoder` has ``encode_words``, a word becomes its row of the codebook instead.
     """
 
     def __init__(self, vocabulary: Vocabulary, encoder: Encoder | None = None) -> None:
@@ -70,7 +64,7 @@ class PlainWords:
         self._encode_words: Any = getattr(encoder, "encode_words", None)
 
     def encode_text(self, texts: Sequence[str]) -> Encoding:
-        """Return the sum of each text's words as a unit row, empty if none of them is known."""
+        """Return the sum of each text's words as a unit row; empty if no word is known."""
         rows = [self._row(text) for text in texts]
         return Encoding(sparse.csr_array(sparse.vstack(rows, format="csr", dtype=np.float32)))
 
