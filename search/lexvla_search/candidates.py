@@ -15,8 +15,8 @@ from lexvla_search.fusion import LegRanking
 
 __all__ = ["Candidates", "leg_scores"]
 
-_DEEPER = 4  # how many times deeper to look where constraints leave too few hits
-_FEW = 10_000  # documents with a required word: so few are listed before the legs are asked
+_DEEPER = 4  # times the depth, if constraints leave too few hits
+_FEW = 10_000  # documents with a required word; up to this many are listed before searching
 
 
 class Candidates:
@@ -28,11 +28,11 @@ class Candidates:
     def __init__(self, index: Index, query: EncodedQuery) -> None:
         self._index = index
         self._query = query
-        self._parts: list[Encoding] = []  # stored vectors, as they were read
+        self._parts: list[Encoding] = []  # stored vectors, in the order they were read
         self._rows: dict[str, tuple[int, int]] = {}  # which part, and which row of it
         self._allowed: dict[str, bool] = {}
         self._found: dict[Leg, Results] = {}
-        self._known: dict[Leg, dict[str, float]] = {}  # scores that an engine gave beside those
+        self._known: dict[Leg, dict[str, float]] = {}  # further scores from the engine
         self.unseen: dict[Leg, float] = {}
         self._bearers: set[str] | None = None  # all documents that have the required words
 
@@ -108,14 +108,12 @@ class Candidates:
             asked *= _DEEPER
 
     def _read(self, names: Sequence[str]) -> None:
-        """Read the vectors of documents that have not been read yet."""
         if new := [name for name in names if name not in self._rows]:
             self._parts.append(self._index.vectors(new))
             part = len(self._parts) - 1
             self._rows.update((name, (part, row)) for row, name in enumerate(new))
 
     def _allow(self, names: Sequence[str]) -> list[bool]:
-        """Return which documents meet the constraints, by their stored words."""
         bearers = self._list_bearers()
         new = [name for name in names if name not in self._allowed]
         if bearers is not None:

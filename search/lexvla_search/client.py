@@ -194,7 +194,7 @@ def _asked(text: str | None, query: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _path(name: str) -> str:
-    # A part of dots alone would be read as a parent folder.
+    # A path segment of dots would be read as a parent folder.
     part = quote(name, safe="") if name.strip(".") else "%2E" * len(name)
     return f"/v1/documents/{part}"
 

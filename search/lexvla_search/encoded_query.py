@@ -50,7 +50,6 @@ class EncodedQuery:
     Attributes:
         encoding: One row, with terms, boosts and bans applied.
         words: The words of that row with their weights, heaviest first.
-        constraints: What the strongest words of a hit must be.
         filter: Which documents may be hits.
         unknown: The words of the text that the encoder does not know.
     """
@@ -102,12 +101,12 @@ def _encode_image(query: Query, source: ImageSource, encoder: Encoder) -> Encodi
     name = name_of_image(source)
     image = open_image(source, name)
     if query.region is not None:
-        # Cut out: read in its surroundings, it is full of them (docs/search.md has figures).
+        # Cut out: read in context, it gets the words of its surroundings (see docs/search.md).
         image = image.crop(_pixels(query.region, image.size))
         name = f"region {query.region} of {name}"
     try:
         part = encoder.encode_image([image])
-    except InputError as error:  # an encoder does not know the name of pixels in memory
+    except InputError as error:  # the encoder does not know the name of an image in memory
         raise InputError(name, error.rule) from error
     if not part.lexical.nnz and (query.legs is None or "lexical" in query.legs):
         raise InputError(name, "the model reads no word from the image")
@@ -179,7 +178,7 @@ def _weigh(
             row[column_of(vocabulary, word)] = factor * usual
     row[list(constraints.banned)] = 0
     weighed = sparse.csr_array(row[None].astype(np.float32))
-    weighed.eliminate_zeros()  # a weight that is too small for 32 bits
+    weighed.eliminate_zeros()  # weights too small for float32
     return weighed
 
 

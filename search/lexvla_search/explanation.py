@@ -31,9 +31,8 @@ class TermMatch:
     Attributes:
         term: The piece as the vocabulary writes it.
         word: The term as people see it.
-        query_weight: Its weight in the query.
         document_weight: Its weight in the document, as the index keeps it.
-        product: The two multiplied: what it adds to the lexical leg's score.
+        product: The two weights multiplied: what it adds to the lexical leg's score.
         patch: The patch of the image that the word was read from, or ``None``.
         share: What it adds to the hit's score; ``None`` if that is the product.
     """
@@ -57,7 +56,6 @@ class LegPart:
     """What one leg adds to the hit's score.
 
     Attributes:
-        leg: Its name.
         score: The leg's own score; ``None`` if it did not find the document.
         rank: The rank in the leg's own list, from 1; ``None`` if it is not on it.
         part: What the leg adds to the score after fusion.
@@ -258,7 +256,7 @@ class Explanation:
 
 
 def _rate(products: np.ndarray, parts: Sequence[LegPart]) -> float | None:
-    """Return what a product of 1 adds to the hit's score, or ``None`` where that is 1."""
+    """Return what a product of 1 adds to the hit's score, or ``None`` if that is 1."""
     total = math.fsum(products.tolist())
     for part in parts:
         if part.leg == "lexical" and total > 0:

@@ -42,14 +42,14 @@ __all__ = [
 ]
 
 NOTE = "fusion"
-LEAST_QUERIES = 4  # with something relevant: two to learn from, two to test on
-STEPS = {2: 20, 3: 10}  # into how many the weights' sum of 1 is cut, by the number of legs
+LEAST_QUERIES = 4  # with a relevant document: two to learn from, two to test on
+STEPS = {2: 20, 3: 10}  # steps from 0 to 1 of a weight, by the number of legs
 _FORMAT_VERSION = 1
 
 Rankings = Mapping[Leg, LegRanking]
 Judged = Mapping[str, float]
 Table = tuple[np.ndarray, np.ndarray, Judged]  # (items, legs) scores, (items) gains, judgements
-# (..., k) gains of what stands at each rank, and the judgements of the query: (...) values.
+# From (..., k) gains at each rank and the judgements of the query to (...) values.
 Measure = Callable[[np.ndarray, Judged], np.ndarray]
 
 
@@ -59,7 +59,6 @@ class FittedFusion:
 
     Attributes:
         fusion: The best one, with a calibration of its scores.
-        measure: The measure's name.
         learned_on: How many queries it was chosen on.
         tested_on: How many other queries it was measured on.
         value: The mean of the measure on those.
@@ -126,14 +125,11 @@ def fit_fusion(
     See `fit_weights` for the weights, of raw scores, and `fit_relevance` for the calibration; both
     are learned on one half of the queries, from the documents among the 100 best of a leg. The
     halves are drawn by a hash of the queries' ids, so they are always the same. Queries without a
-    relevant document are ignored; at least four must remain.
+    relevant document are ignored; at least four must remain. The queries' own legs and fusions are
+    ignored.
 
-    Args:
-        searcher: Searches with the model and the index.
-        queries: By id; their own legs and fusions are ignored.
-        qrels: Relevance by document, by query; above 0 is relevant.
-        measure: ``R@k``, ``nDCG@k`` or ``RR@k``, as trec_eval defines them.
-        show_progress_bar: ``None`` shows it if stderr is a terminal.
+    The measure is ``R@k``, ``nDCG@k`` or ``RR@k``, as trec_eval defines them; relevance above 0 is
+    relevant. ``show_progress_bar=None`` shows the bar if stderr is a terminal.
     """
     value_of = _measure(measure)
     judged = [name for name in queries if any(value > 0 for value in qrels.get(name, {}).values())]
@@ -166,11 +162,11 @@ def fit_fusion(
                 total += float(value_of(_gains(names, qrels[name]), qrels[name]))
         return total / len(test)
 
-    # A leg's own order, without the candidates that it did not find.
+    # The leg's own order, without candidates that it did not find.
     others: dict[str, Fusion] = {leg: ReciprocalRank(weights={leg: 1.0}) for leg in legs}
     default = searcher.default.over(legs)
     if default.weights is None:
-        # Codes are asked beside other legs only by name.
+        # With other legs, codes are searched only if named.
         default = Weighted(dict.fromkeys([leg for leg in legs if leg != "codes"], 1.0))
     others |= {"rrf": ReciprocalRank(), "minmax": named_fusion("minmax"), "default": default}
     return FittedFusion(
@@ -292,7 +288,7 @@ def _best(tables: Iterable[Table], legs: Sequence[Leg], value_of: Measure) -> di
     totals = np.zeros(len(grid))
     for scores, gains, judged in tables:
         sums = grid @ np.maximum(scores, 0).T
-        # Stable, so that equal scores stay in the order of ids.
+        # Stable, so that equal scores stay ordered by id.
         order = np.argsort(-sums, axis=1, kind="stable")
         totals += value_of(gains[order], judged)
     unevenness = np.abs(grid - 1 / len(legs)).sum(axis=1)

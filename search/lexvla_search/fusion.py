@@ -43,10 +43,10 @@ Parts = dict[str, dict[Leg, float]]
 
 LEGS: tuple[Leg, ...] = get_args(Leg)
 FUSIONS: tuple[FusionName, ...] = get_args(FusionName)
-MAX_HITS = 10_000  # how deep a result may reach, by k, offset or depth
-GOOD_MATCH = 0.5  # the least relevance of a best hit of which people are told nothing
+MAX_HITS = 10_000  # limit on depth, and on k + offset
+GOOD_MATCH = 0.5  # below this relevance of the best hit, people are told that none is good
 DEPTH = 100  # of each leg's list
-RANK_CONSTANT = 60.0  # of the paper on reciprocal rank fusion
+RANK_CONSTANT = 60.0  # as in the paper on reciprocal rank fusion
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class Fusion(ABC):
         Legs that the fusion does not weigh are ignored.
         """
         fused = [
-            # Added as engines add: the sum must be theirs to the last bit.
+            # Added one by one, as engines do: sums must agree to the last bit.
             Fused(name, reduce(add, parts.values()), parts)
             for name, parts in self.parts(rankings).items()
         ]
@@ -253,7 +253,7 @@ class Weighted(Fusion):
         if self.calibration is None:
             return None
         slope, intercept = self.calibration
-        # By tanh: an exponential of a great number would overflow.
+        # By tanh: exp would overflow for large numbers.
         return 0.5 + 0.5 * math.tanh(0.5 * (slope * score + intercept))
 
     def to_dict(self) -> dict[str, Any]:
@@ -340,7 +340,7 @@ def _minmax(scores: Mapping[str, float]) -> Mapping[str, float]:
 
 
 def _zscore(scores: Mapping[str, float]) -> Mapping[str, float]:
-    # Of equal scores the computed deviation may be a little above 0.
+    # Rounding may give equal scores a deviation slightly above 0.
     if len(set(scores.values())) < 2:
         return dict.fromkeys(scores, 0.0)
     mean = math.fsum(scores.values()) / len(scores)

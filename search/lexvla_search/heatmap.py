@@ -15,12 +15,12 @@ from lexvla.errors import InputError, UnsupportedError
 __all__ = ["WordMapper", "heatmap", "match_map", "patch_map", "word_map"]
 
 MIN_SIDE, MAX_SIDE = 384, 1024  # the longer side of the picture, in pixels
-GLOW = 0.8  # how far the strongest patch is covered by its colour
-SHADE = 0.48  # the brightness left where nothing glows
-SPREAD = 0.55  # how far a patch shines, as the width of a Gaussian in patches
+GLOW = 0.8  # opacity of the strongest patch
+SHADE = 0.48  # brightness of what does not glow
+SPREAD = 0.55  # sigma of the Gaussian of a patch, in patches
 _MARGIN, _FONT_SIZE = 8, 15
 
-# Dark red over orange to pale yellow: strength reads as brightness too, for the colour-blind.
+# Dark red to orange to pale yellow: brightness shows strength too, for the colour-blind.
 _STOPS = np.array([0.0, 0.4, 0.75, 1.0])
 _COLOURS = np.array([[110, 0, 10], [214, 40, 15], [252, 146, 32], [255, 238, 140]], dtype=float)
 
@@ -136,7 +136,7 @@ def heatmap(image: Image.Image, weights: np.ndarray, caption: str = "") -> Image
     base = np.asarray(picture, dtype=float)
     grey = base.mean(axis=2, keepdims=True)
     shaded = (0.5 * base + 0.5 * grey) * SHADE
-    cover = GLOW * strength**1.25  # a soft edge, and a middle that still shows the picture
+    cover = GLOW * strength**1.25  # soft edges; the picture stays visible
     lit = shaded + (base - shaded) * np.sqrt(strength)
     pixels = lit * (1 - cover) + _colour(strength[..., 0]) * cover
     glowing = Image.fromarray(np.clip(np.rint(pixels), 0, 255).astype(np.uint8))
@@ -157,7 +157,7 @@ def _grid(model: Encoder) -> tuple[int, int]:
 
 
 def _contrast(weights: np.ndarray) -> np.ndarray:
-    # A model's weights lie above 0 everywhere; a place shows by what it has over the mean.
+    # A model's weights are above 0 everywhere; what counts is the excess over the mean.
     weights = np.asarray(weights, dtype=float)
     above = np.maximum(weights - weights.mean(), 0)
     return above / (above.max() or 1.0)
@@ -171,7 +171,7 @@ def _fit(image: Image.Image) -> Image.Image:
 
 
 def _upsample(weights: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    # Gaussians rather than bicubic: they neither overshoot nor show the square of their support.
+    # Gaussian, not bicubic: no overshoot, and no visible squares.
     width, height = size
     large = _spread(height, weights.shape[0]) @ weights @ _spread(width, weights.shape[1]).T
     return large / max(float(large.max()), np.finfo(np.float32).tiny)
@@ -205,7 +205,7 @@ def _with_caption(picture: Image.Image, caption: str) -> Image.Image:
 
 def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float) -> list[str]:
     lines: list[str] = []
-    # Two spaces part a word-and-number pair from the next, so that a line never breaks inside one.
+    # Two spaces separate word-and-number pairs, so that a line never breaks inside one.
     for piece in text.split("  "):
         joined = f"{lines[-1]}   {piece}" if lines else piece
         if lines and font.getlength(joined) <= width:

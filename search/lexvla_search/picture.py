@@ -30,7 +30,7 @@ def draw(
     bars = _bars(words, legs, total)
     if image is None:
         return bars
-    # Without weights the image is shown as it is, at the size that a heat map has.
+    # Without weights, the image itself, at the size of a heat map.
     shown = heatmap(image, np.zeros((1, 1)) if weights is None else weights)
     if weights is None:
         shown = image.convert("RGB").resize(shown.size, Image.Resampling.BICUBIC)

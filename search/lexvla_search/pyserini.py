@@ -33,14 +33,14 @@ from lexvla_search.typed_words import understood
 
 __all__ = ["QUERY_SCALE", "LexVLAQueryEncoder", "main", "write_topics"]
 
-# A weight of 1 in a query. With impacts up to 255, sums of up to 1,024 words of a unit vector
-# stay below 2^24, up to which Lucene's float32 holds all whole numbers.
+# A query weight of 1. With impacts up to 255, sums over up to 1,024 words of a unit vector stay
+# below 2^24, up to which Lucene's float32 holds all integers.
 QUERY_SCALE = 2048
 
 _NAME = "lexvla"
 _PACKAGE = "pyserini"
 _SEARCH = "search.lucene"
-_MOST_CLAUSES = 2**31 - 1  # Lucene refuses queries of over 1,024 words else
+_MOST_CLAUSES = 2**31 - 1  # by default, Lucene refuses queries of over 1,024 words
 _REFUSED = ("ban", "require", "filter")
 _BATCH = 64
 
@@ -56,10 +56,10 @@ class LexVLAQueryEncoder:
         searcher.search("red heart", k=10)
         searcher.search(Query(image="cat.png"), k=10)
 
-    A weight w becomes round(w x 2048), at least 1; the factor is less than 2048 where the sums of
-    a long query of great weights would exceed what Lucene adds exactly. A document's score divided
-    by 2048 and by the index's own scale is the dot product. A text without known words finds
-    nothing. The model must be that of the index.
+    A weight w becomes round(w x 2048), at least 1; the factor is smaller for a long query of great
+    weights, whose sums would exceed what Lucene adds exactly. A document's score divided by 2048
+    and by the index's own scale is the dot product. A text without known words finds nothing. The
+    model must be that of the index.
     """
 
     def __init__(self, model: Encoder) -> None:
@@ -178,7 +178,7 @@ def _prepare() -> None:
     home = find_jdk().home
     os.environ["OPENAI_API_KEY"] = os.environ.get("OPENAI_API_KEY") or "unused"
     os.environ["JAVA_HOME"] = str(home)
-    # trec_eval starts a java of its own, the first on the path.
+    # trec_eval starts the first java on the path.
     os.environ["PATH"] = os.pathsep.join([str(home / "bin"), os.environ.get("PATH", os.defpath)])
 
 

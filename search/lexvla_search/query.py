@@ -22,7 +22,7 @@ __all__ = ["MAX_TEXT_LENGTH", "Query", "check_page", "name_of_image"]
 
 MAX_TEXT_LENGTH = 4096  # characters; far more than any text tower reads of a query
 MAX_WORDS = 1024  # in each of terms, boost, ban and require
-LEAST_WEIGHT, GREATEST_WEIGHT = 1e-6, 1e6  # of terms and boosts, so that no product overflows
+LEAST_WEIGHT, GREATEST_WEIGHT = 1e-6, 1e6  # for terms and boosts, so that no product overflows
 
 
 @dataclass(frozen=True)

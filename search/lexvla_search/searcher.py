@@ -42,7 +42,7 @@ __all__ = ["Answer", "Hit", "LegScore", "Searcher", "document_to_dict"]
 EXPLAIN_DEPTH = 1000  # how deep `Searcher.explain` looks for a document's rank
 T = TypeVar("T")
 _ATTEMPTS = 3  # to answer from one commit while a writer deletes
-_DEEPER = 10  # times the depth, where candidates do not fill the page
+_DEEPER = 10  # times the depth, if candidates do not fill the page
 
 
 @dataclass(frozen=True)
@@ -62,16 +62,13 @@ class Hit:
     """One document found for a query.
 
     Attributes:
-        id: The document's id.
         score: What hits are ordered by.
         relevance: From 0 to 1, how likely the document is right; ``None`` if the fusion has no
             calibration.
         rank: From 1; ``None`` if the document was not found.
-        lexical: The lexical leg's own score and rank, or ``None``.
-        codes: The same for the codes leg.
-        dense: The same for the dense leg.
+        lexical: The lexical leg's own score and rank, or ``None``; likewise for the other legs.
         document: What the index keeps besides the vectors.
-        explanation: The score's parts, if asked for.
+        explanation: The score's parts, if requested.
     """
 
     id: str
@@ -106,7 +103,7 @@ class Hit:
 
 
 def document_to_dict(document: Document) -> schema.Document:
-    """Return what people see of a document, as plain values for JSON."""
+    """Return the parts of a document that people see, as plain values for JSON."""
     return {
         "id": document.id,
         "uri": document.uri,
@@ -123,11 +120,9 @@ class Answer:
         encoding: The query as one row.
         words: The query's words with their weights, heaviest first.
         legs: The legs that were searched.
-        fusion: The fusion of their rankings.
         good_match: Whether the best hit of all has a relevance of at least `GOOD_MATCH`; ``None``
             if hits have none.
-        encode_seconds: How long encoding the query took.
-        search_seconds: How long the rest took.
+        encode_seconds: How long encoding the query took; the rest is `search_seconds`.
         unknown: The words of the text that the model does not know; they were left out.
     """
 
@@ -286,7 +281,7 @@ class Searcher:
             rankings = candidates.rankings(fusion.rescores)
             fused = fusion.fuse(rankings)
             if summed and depth == first:
-                # At first, only those are placed that no other document can come before.
+                # First place only those that no other document can precede.
                 most = reduce(add, (weights[leg] * candidates.unseen[leg] for leg in weights))
                 fused = [one for one in fused if one.score > most]
             for one in fused:
@@ -304,7 +299,7 @@ class Searcher:
                 raise UnsupportedError(f"the query has no {leg} leg: its encoder gives none")
         fusion = asked or self._own(given, query.legs)
         if asked is None and named is None and fusion == Weighted():
-            # Codes cost other legs more than they add (docs/search.md): they are asked by name.
+            # Codes cost more than they add to other legs (docs/search.md): only searched if named.
             given = [leg for leg in given if leg != "codes"]
         legs = [leg for leg in fusion.legs or named or given if leg in (named or given)]
         if named is None:

@@ -19,10 +19,10 @@ __all__ = ["WORD", "UnknownWord", "did_you_mean", "say_unknown", "understood"]
 
 WORD = re.compile(r"(?:[^\W_]|[\u0300-\u036f])+")  # letters and digits, and accents of letters
 _NEAREST = 3
-_COMPARED = 16  # unknown words; more of them, in a long text, are named without near ones
+_COMPARED = 16  # unknown words; any further ones, in a long text, get no suggestions
 
-# Words that ask for nothing by themselves, beside those of "a photo of ..." and the like. Pieces
-# of "don't" and "they're" are among them.
+# Words that mean nothing by themselves, besides those of "a photo of ..." and the like, with
+# pieces of "don't" and "they're".
 _FUNCTION_WORDS = """
     about after all also am and any are aren as at be been before being but by can could d did didn
     do does doesn doing don for from had has have having he her here hers him his how if in into is

@@ -21,7 +21,7 @@ from lexvla_search.typed_words import WORD, did_you_mean
 
 __all__ = ["SHOWN_WORDS", "PlainWords", "column_of", "columns_of", "known_words", "strongest"]
 
-SHOWN_WORDS = 16  # a document's strongest words, which people see, ban and require
+SHOWN_WORDS = 16  # a document's strongest words: those shown, banned and required
 
 
 def columns_of(vocabulary: Vocabulary, word: str) -> frozenset[int]:

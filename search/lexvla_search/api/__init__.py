@@ -22,7 +22,7 @@ _EXTRA = {"fastapi", "starlette", "uvicorn", "pydantic", "prometheus_client", "h
 
 
 def __getattr__(name: str) -> Any:
-    # Loading on demand: the extra may be missing, and the command line needs no server.
+    # Loaded on demand: the extra may be missing, and the command line needs no server.
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:

@@ -18,7 +18,7 @@ from lexvla_indexer.isolating import isolate
 
 __all__ = ["Batcher", "Overdue", "before"]
 
-_MOST = {"encode_text": 64, "encode_image": 8}  # items of one call
+_MOST = {"encode_text": 64, "encode_image": 8}  # items per call
 
 
 _patience = threading.local()
@@ -42,7 +42,7 @@ def before(deadline: float) -> Iterator[None]:
 class _Job:
     call: Callable[..., Any]
     name: str
-    items: list[Any] | None  # what may be encoded with that of other jobs
+    items: list[Any] | None  # that may share a call with those of other jobs
     answer: Future[Any] = field(default_factory=Future)
 
 
@@ -118,7 +118,7 @@ class Batcher:
             try:
                 job.answer.exception(max(0.0, deadline - time.monotonic()))
             except TimeoutError:
-                if job.answer.cancel():  # it has not begun, and will not
+                if job.answer.cancel():  # not begun, and now never will be
                     raise Overdue from None
             _patience.deadline = None
         return job.answer.result()

@@ -145,7 +145,7 @@ def _parse(model: type[Model], body: bytes) -> Model:
 async def _form(
     request: Request, body: bytes, most: int
 ) -> AsyncIterator[tuple[bytes, list[bytes]]]:
-    request._body = body  # what Starlette's parser of forms reads again
+    request._body = body  # Starlette's form parser reads it again
     async with request.form(max_files=most, max_fields=1, max_part_size=len(body) + 1) as form:
         query, files = b"{}", []
         for name, value in form.multi_items():

@@ -1,4 +1,4 @@
-"""Routes of documents: put, get and delete them, and see where their words were read from."""
+"""Routes of documents: put, get and delete them, and show where their words were read from."""
 
 from __future__ import annotations
 

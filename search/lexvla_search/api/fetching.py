@@ -11,7 +11,7 @@ from lexvla_search.api.problems import Problem
 __all__ = ["Fetcher"]
 
 _CONNECT_SECONDS, _TOTAL_SECONDS = 5.0, 10.0
-# Uncompressed: a small compressed body may be large.
+# Uncompressed: a small compressed body may expand to a large one.
 _HEADERS = {"Accept": "image/*", "Accept-Encoding": "identity"}
 
 
@@ -31,7 +31,7 @@ class Fetcher:
         try:
             async with (
                 asyncio.timeout(_TOTAL_SECONDS),
-                # Without the environment: no proxy, and no passwords of a .netrc.
+                # Ignore the environment: no proxy, and no passwords from a .netrc.
                 httpx2.AsyncClient(trust_env=False, timeout=_CONNECT_SECONDS) as client,
                 client.stream("GET", address, headers=_HEADERS) as response,
             ):

@@ -22,7 +22,7 @@ logger = logging.getLogger("lexvla_search.api.access")
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _DOCUMENTS = b"/v1/documents/"
-_GONE = 499  # the status of a client that left, in logs and metrics
+_GONE = 499  # status in logs and metrics of a client that left
 _HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
@@ -65,7 +65,7 @@ class Frame:
         started, status, begun = time.perf_counter(), _GONE, False
         scope["lexvla.request_id"] = _request_id(scope)
         scope["lexvla.log"] = {}
-        # HTTP answers HEAD wherever it answers GET; a copy, as servers look at their own scope.
+        # Every GET route answers HEAD. A copy, because servers look at their own scope.
         inner = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
 
         async def answer(message: Message) -> None:
@@ -116,7 +116,7 @@ class Frame:
             raise Problem("wrong-host", f"without keys, this is only {' or '.join(self._hosts)}")
 
     def _note(self, scope: Scope, status: int, seconds: float) -> None:
-        # The route, not the path: paths hold ids and words, and are unbounded in number.
+        # The route, not the path: paths hold ids and words, so there is no limit to them.
         route = getattr(scope.get("route"), "path", "") or "(none)"
         method = scope["method"] if scope["method"].isalpha() else "(other)"
         if route == "(none)" and method not in ("GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS"):

@@ -105,7 +105,7 @@ class Keys:
     def find(self, secret: str) -> Key | None:
         """Return what is kept of a key, or ``None``."""
         self._reload()
-        # Looked up by hash, so that the time taken reveals nothing about the key.
+        # By hash, so that the time taken reveals nothing about the key.
         return self._keys.get(_hash(secret))
 
     def _reload(self) -> None:

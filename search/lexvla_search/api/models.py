@@ -65,7 +65,7 @@ class FusionSettings(_Request):
     )
 
 
-# Told apart by type, so that an error is of the one that was meant.
+# Discriminated by type, so that errors are about the one that was meant.
 AnyFusion = Annotated[
     Annotated[FusionName, Tag("name")] | Annotated[FusionSettings, Tag("settings")],
     Discriminator(lambda value: "name" if isinstance(value, str) else "settings"),

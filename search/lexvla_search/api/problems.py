@@ -29,7 +29,7 @@ __all__ = ["MEDIA_TYPE", "Problem", "handle_errors", "invalid", "problem_of", "p
 MEDIA_TYPE = "application/problem+json"
 _URN = "urn:problem-type:lexvla:"
 
-# The name of each kind of problem, with its status and title.
+# Status and title of each kind of problem.
 _KINDS = {
     "bad-request": (400, "The request cannot be read"),
     "unauthorized": (401, "A key is needed"),
@@ -98,7 +98,7 @@ class Problem(Exception):  # noqa: N818 - the RFC's word
             **({"errors": self.errors} if self.errors else {}),
             **self.extra,
         }
-        # ASCII, so that half a character of a request can be named in an answer.
+        # ASCII, as a request may hold half a character (a lone surrogate).
         return json.dumps(members).encode()
 
 

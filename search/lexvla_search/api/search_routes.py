@@ -32,7 +32,7 @@ __all__ = ["router"]
 router = APIRouter(prefix="/v1", dependencies=[READ])
 
 _SHOWN_WORDS = 32  # of a query
-_GROUP_PIXELS = 25_000_000  # of images that are open at a time for one call of the model
+_GROUP_PIXELS = 25_000_000  # of the images open at a time, for one call of the model
 _FILE = {"type": "string", "format": "binary"}
 _ONE = _FILE
 _MANY = {"type": "array", "items": _FILE, "minItems": 1}

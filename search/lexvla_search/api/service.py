@@ -37,7 +37,7 @@ __all__ = ["Service"]
 
 logger = logging.getLogger(__name__)
 
-FUSION_SECONDS = 2.0  # between two looks for a fusion that was fitted meanwhile
+FUSION_SECONDS = 2.0  # between checks for a newly fitted fusion
 
 Made = TypeVar("Made")
 
@@ -81,7 +81,7 @@ class Service:
             running = self._submit(in_time)
             waiting = asyncio.wrap_future(running)
             await asyncio.wait([waiting], timeout=self.limits.wait_seconds)
-            if running.cancel():  # no thread has begun it, and none will
+            if running.cancel():  # not begun, and now never will be
                 raise self._late()
             try:
                 return await waiting
@@ -171,7 +171,7 @@ class Service:
         """Return the index's legs and their widths; empty for an index never written to."""
         legs = self._legs
         if not legs:
-            del self._legs  # to ask again
+            del self._legs  # to be read again
         return legs
 
     def fusion(self) -> str:

@@ -1,4 +1,4 @@
-"""What a server is started with: where its data is, and its limits."""
+"""A server's settings: where its data is, and its limits."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ class Upsert:
             if item is None:
                 continue
             lines += 1
-            batch[item.document.id] = item  # of two lines with one id, the last counts
+            batch[item.document.id] = item  # the last of several lines with one id counts
             pixels += 0 if item.image is None else item.image.width * item.image.height
             if lines >= _BATCH_LINES or pixels >= _BATCH_PIXELS:
                 await self._store(list(batch.values()), lines)
@@ -113,10 +113,10 @@ class Upsert:
         parts = await self.service.work(lambda: self._encode(items))
         stored = {document.id for documents, _ in parts for document in documents}
         if stored:
-            # Shielded: a commit that has begun is finished even if the request ends.
+            # Shielded: a commit in progress is finished even if the request ends.
             try:
                 await asyncio.shield(self.service.write(lambda: self.service.writer.put(parts)))
-            except OSError as error:  # the disk is full, or may not be written to
+            except OSError as error:  # the disk is full or read-only
                 raise Problem("not-stored", error.strerror or str(error)) from error
         count = lines - (len(items) - len(stored))
         self.indexed += count
@@ -128,7 +128,7 @@ class Upsert:
         parts: list[tuple[list[Document], Encoding]] = []
         pictures = [item for item in items if item.image is not None]
         texts = [item for item in items if item.image is None]
-        # Small groups, so that queries get their turn at the model.
+        # In small groups, so that queries get their turn at the model.
         groups = [pictures[i : i + 8] for i in range(0, len(pictures), 8)] + [texts]
         for batch in groups:
             for group, made in isolate(lambda some: _encoded(model, some), batch):
@@ -143,14 +143,14 @@ class Upsert:
 def _name_in(line: bytes) -> str | None:
     try:
         name = json.loads(line)["id"]
-        name.encode()  # half a character cannot be told in an answer
+        name.encode()  # half a character (a lone surrogate) cannot be sent
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
     return str(name)
 
 
 def _encoded(model: Encoder, group: Sequence[_Item]) -> Encoding:
-    """Encode documents that all have images, or all have none."""
+    """Encode documents that either all have images or all have none."""
     images = [item.image for item in group if item.image is not None]
     if images:
         return model.encode_image(images)

@@ -25,9 +25,9 @@ logger = logging.getLogger(__name__)
 
 _SPAWN = multiprocessing.get_context("spawn")
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-_STEADY = 10.0  # seconds; a process that ends sooner would end again
+_STEADY = 10.0  # seconds; a process that ends sooner would fail again
 
-BACKLOG = 2048  # connections that wait to be taken
+BACKLOG = 2048  # connections waiting to be accepted
 
 Make = Callable[[], Any]
 
@@ -35,7 +35,7 @@ Make = Callable[[], Any]
 def listen(host: str, port: int) -> socket.socket:
     """Return a listening socket, whose connections wait until a process serves them."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # The protocol by name: asyncio sends small packets at once (TCP_NODELAY) for such sockets only.
+    # Name the protocol: only then does asyncio send small packets at once (TCP_NODELAY).
     listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -53,7 +53,7 @@ def run_one(make: Make, options: Mapping[str, Any], listening: socket.socket) ->
 
     `options` are for `uvicorn.Config`.
     """
-    # uvicorn finishes its requests, and then raises the signal again for other handlers.
+    # uvicorn finishes its requests, then raises the signal again for other handlers.
     for number in _SIGNALS:
         signal.signal(number, lambda *_: None)
     server = uvicorn.Server(uvicorn.Config(make, factory=True, **options))

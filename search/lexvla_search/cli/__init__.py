@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         note(f"lexvla: error: {error}")
         return USAGE
     except BrokenPipeError:
-        # Else Python complains once more when it flushes at exit.
+        # Otherwise Python complains again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return NO_READER
     except KeyboardInterrupt:
@@ -107,7 +107,7 @@ def parse(arguments: Sequence[str]) -> tuple[Any, Any]:
 
 
 def _let_output_hold_any_name() -> None:
-    # A file's name may hold bytes that are not valid text; printing it must not fail.
+    # A file name may hold bytes that are not valid text; printing it must not fail.
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:

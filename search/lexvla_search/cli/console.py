@@ -26,13 +26,13 @@ class UsageError(LexVLAError):
 
 
 def note(message: str) -> None:
-    """Tell people something that is not part of the result, on stderr."""
+    """Print a message to stderr that is not part of the result."""
     print(message, file=sys.stderr, flush=True)
 
 
 def print_json(data: Any) -> None:
     """Print a result as JSON."""
-    # Escapes where the terminal cannot show the characters, so that it stays valid JSON.
+    # Escape characters that the terminal cannot show, so that it stays valid JSON.
     escape = (sys.stdout.encoding or "").lower().replace("-", "") != "utf8"
     print(json.dumps(data, ensure_ascii=escape, indent=2, allow_nan=False))
 
@@ -66,7 +66,7 @@ def print_facts(facts: Mapping[str, Any]) -> None:
 
 def one_line(text: str, width: int = 36) -> str:
     """Shorten a text to fit a table cell."""
-    # A document's text may be long, and hold line breaks or codes that steer a terminal.
+    # A document's text may be long, and hold line breaks or terminal control codes.
     plain = re.sub(r"[\s\x00-\x1f\x7f-\x9f]+", " ", text).strip()
     return plain if len(plain) <= width else plain[: width - 1] + "\u2026"
 

@@ -1,4 +1,4 @@
-"""``lexvla demo``: build an index of the bundled images and ask it a few things."""
+"""``lexvla demo``: build an index of the bundled images and run a few queries."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ QUERIES = (
     "cup of coffee",
     "rocket",
 )
-# Asked of the photographs alone: there are 11 of them among 1,906 emoji.
+# Searched among the 11 photographs only, not the 1,906 emoji.
 OF_PHOTOGRAPHS = frozenset({"photo of a cat", "cup of coffee", "rocket"})
 _FILTER = "group=photographs"
 _HITS = 5
@@ -47,7 +47,7 @@ class Options(ModelOptions, JsonOptions):
 
 
 def run(options: Options) -> int:
-    """Build the demo's index where there is none, and print explained hits."""
+    """Build the demo's index if there is none, and print explained hits."""
     home = _cache_home() / "demo.lex" if options.index is None else Path(options.index)
     if options.index is not None and ":" in options.index:
         raise UsageError("the demo keeps its index in a folder, not behind another address")
@@ -94,7 +94,7 @@ def _serve(home: Path, options: Options) -> int:
 
 def _cache_home() -> Path:
     base = os.environ.get("XDG_CACHE_HOME", "")
-    # The standard asks to ignore a relative path here.
+    # The XDG standard says to ignore relative paths.
     root = Path(base) if Path(base).is_absolute() else Path.home() / ".cache"
     return root / "lexvla"
 
@@ -110,7 +110,7 @@ def _prepare(home: Path, model: LexVLA, may_replace: bool) -> None:
         try:
             with open_index(str(home)) as source:
                 check_match(model, source)
-                # More is fine: people put documents of their own into it.
+                # More is fine: people add documents of their own.
                 if source.count() >= wanted and images.is_dir():
                     return
         except (VocabularyMismatchError, IndexCorruptError) as error:
@@ -140,7 +140,7 @@ def _fill(target: Index, manifest: Path, model: LexVLA, wanted: int) -> None:
 def _aligned_together(
     tables: dict[str, list[tuple[str, ...]]],
 ) -> dict[str, list[tuple[str, ...]]]:
-    # Pad the label and id columns alike in all tables, so that they line up down the page.
+    # Pad labels and ids alike in all tables, so that they line up down the page.
     widths = [
         max((len(row[i]) for rows in tables.values() for row in rows), default=0) for i in range(4)
     ]
@@ -152,7 +152,7 @@ def _aligned_together(
 
 def _print_what_next(home: Path, first: str) -> None:
     where = shlex.quote(str(home))
-    # The command as it was typed, if its folder is not on the PATH.
+    # As it was typed, if its folder is not on the PATH.
     lexvla = "lexvla" if shutil.which("lexvla") else shlex.quote(sys.argv[0])
     print("Each hit: rank, score (with its relevance, if the model knows it), name, id, the words")
     print("that it shares with the query with what each adds to the score, and [dense], what the")

@@ -35,10 +35,10 @@ class Check:
 
     Attributes:
         ok: Whether it is here and new enough.
-        required: Whether the base needs it.
+        required: Whether LexVLA cannot work without it.
         found: The version or place found; empty if none.
         gives: What it is for.
-        get: How to get it; empty where it is here.
+        get: How to get it; empty if it is here.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Check:
 
 
 def run(options: Options) -> int:
-    """Print all checks. Fail only where the base cannot work."""
+    """Print all checks. Fail only if LexVLA cannot work at all."""
     checks = [check() for check in _CHECKS]
     healthy = all(check.ok for check in checks if check.required)
     if options.json:
@@ -143,7 +143,7 @@ def _elastic() -> Check:
         found = importlib.metadata.version("elasticsearch")
     except importlib.metadata.PackageNotFoundError:
         found = ""
-    # One of major 9 does not speak to servers of 8; one of 8 speaks to both.
+    # Client 9 cannot talk to server 8; client 8 can talk to both.
     return _check("Elasticsearch client", found.startswith("8."), found, ELASTIC, get)
 
 

@@ -60,7 +60,7 @@ def run(options: Options) -> int:
         return _encode_queries(options, out)
     open_item_source(options.source, options.text_field)
     model = options.load_model()
-    # Anserini takes every .json and .jsonl of a folder for vectors.
+    # Anserini reads every .json and .jsonl file of a folder as vectors.
     rejects = ".rejected" if out.suffix == _LINES else ".rejected.jsonl"
     encoded, report = encode_source(
         options.source,

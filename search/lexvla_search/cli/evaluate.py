@@ -67,7 +67,7 @@ class _Inputs(NamedTuple):
 
 
 def run(options: Options) -> int:
-    """Print the measures of each system, and write what was asked for."""
+    """Print the measures of each system, and write the files that were requested."""
     chosen, measures, depth = _plan(options)
     inputs = _read(options)
     with open_index(options.index) as index:

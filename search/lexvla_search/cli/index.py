@@ -54,7 +54,7 @@ def run(options: Options) -> int:
     if (source is None) == (not files):
         raise UsageError("needs either a SOURCE or --from-encoded FILE...")
     if source is not None:
-        open_item_source(source, options.text_field)  # before an empty index is made for nothing
+        open_item_source(source, options.text_field)  # before an empty index is created
         model = options.load_model(introduce=True)
         vocabulary, name = model.vocabulary, model.name
     else:

@@ -16,7 +16,7 @@ from lexvla_search.searcher import Hit, Searcher
 from lexvla_search.typed_words import say_unknown
 
 NO_GOOD_MATCH = f"no hit is a likely match (relevance below {GOOD_MATCH})"
-TABLE_ROWS = 20  # of one hit among several; `explain` and --json give all
+TABLE_ROWS = 20  # of each hit; `explain` and --json show all
 
 
 def _offset(text: str) -> int:
@@ -51,7 +51,7 @@ def run(options: Options) -> int:
         searcher = Searcher(options.encoder(), source)
         if options.show_query:
             return _show_query(options, query, searcher)
-        # People always see the strongest words; programs get the explanation when they ask.
+        # People always see the strongest words; JSON has the explanation on request.
         answer = searcher.answer(query, explain=options.explain or not options.json)
     hits = answer.hits
     if options.json:

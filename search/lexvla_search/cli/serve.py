@@ -149,7 +149,7 @@ def serve(
         from lexvla_search.api.keys import read_keys
 
         read_keys(settings.keys)
-    open_index(settings.index).close()  # says what is wrong before any process starts
+    open_index(settings.index).close()  # fails before any process starts
     figures = None
     if workers > 1 and not os.environ.get(_SHARED_FIGURES):
         figures = tempfile.TemporaryDirectory(prefix="lexvla-figures-")

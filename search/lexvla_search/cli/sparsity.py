@@ -41,7 +41,7 @@ class Options(ModelOptions, JsonOptions):
 def run(options: Options) -> int:
     """Print, and draw, how retrieval keeps up as vectors keep fewer words."""
     if options.plot is not None:
-        check_plot(options.plot)  # before the minutes that the study takes
+        check_plot(options.plot)  # before the study, which takes minutes
     if options.source is None:
         items = load_demo_corpus("emoji")
         labels = [item.label for item in items]

@@ -13,7 +13,7 @@ from lexvla.encoding import Encoding
 
 __all__ = ["encode_in_batches", "keep_heaviest"]
 
-_BLOCK = 512  # rows that are sorted at one time
+_BLOCK = 512  # rows sorted at a time
 
 
 def encode_in_batches(
@@ -44,7 +44,7 @@ def keep_heaviest(vectors: sparse.csr_array, kept: int) -> sparse.csr_array:
 
     What is kept is scaled back to the vector's length, as a model does.
     """
-    # By blocks, as sorting takes several times the memory of what it sorts.
+    # By blocks: sorting takes several times the memory of its input.
     starts = range(0, vectors.shape[0], _BLOCK)
     blocks = [_cut(vectors[at : at + _BLOCK], kept) for at in starts]
     return sparse.csr_array(sparse.vstack(blocks, format="csr"))

@@ -16,7 +16,7 @@ from lexvla_search.evaluation.patchdis import BACKGROUND, Scene
 
 __all__ = ["CocoScenes", "read_coco"]
 
-_SLACK = 1.0  # pixels that a corner may lie outside of its image: annotators' rounding
+_SLACK = 1.0  # pixels that a corner may lie outside its image: annotators round
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,6 @@ def _field(record: dict[str, Any], key: str, kind: type[Any], item: str) -> Any:
 
 
 def _instance_mask(annotation: dict[str, Any], height: int, width: int) -> np.ndarray:
-    """Return the (height, width) bool mask of polygons or of a run-length code."""
     tools, item = _mask_tools(), f"annotation {annotation['id']}"
     shape = annotation.get("segmentation")
     if isinstance(shape, list):
@@ -154,7 +153,7 @@ def _run_lengths(code: dict[str, Any], height: int, width: int, item: str) -> di
         counts = _uncompress(counts)
     if not (isinstance(counts, list) and all(type(n) is int and n >= 0 for n in counts)):
         raise InputError(item, "the run-length code is damaged")
-    # pycocotools fills what the runs leave open with whatever is in memory.
+    # pycocotools leaves pixels that the runs do not cover uninitialised.
     if sum(counts) != height * width:
         pixels = f"{sum(counts)} pixels, the image has {height * width}"
         raise InputError(item, f"the run-length code has {pixels}")

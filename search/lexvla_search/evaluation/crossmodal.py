@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 MatchedLeg = Literal["lexical", "dense", "both"]
-_BLOCK = 256  # rows of scores in memory at one time
+_BLOCK = 256  # rows of scores in memory at a time
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def paired_recall_any(
         scores = scores_of(texts[block], images, leg)
         text_places[block] = ranks(scores, owner[block])
         np.maximum.at(best, owner[block], scores[np.arange(len(scores)), owner[block]])
-    before = np.zeros(len(images))  # captions of others that are not behind the best own one
+    before = np.zeros(len(images))  # captions of others that rank above the best own one, or tie
     for block in blocks:
         scores = scores_of(texts[block], images, leg)
         scores[np.arange(len(scores)), owner[block]] = -np.inf

@@ -11,7 +11,7 @@ from lexvla.errors import InputError, OptionalDependencyError
 
 __all__ = ["check_plot", "plot_evaluation"]
 
-# Okabe and Ito's colours, which most eyes can tell apart.
+# Okabe and Ito's palette, safe for colour-blind readers.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 
 
@@ -64,7 +64,7 @@ def plot_evaluation(
     if groups:
         _bars(panels[2], groups)
     is_svg = Path(path).suffix.lower() == ".svg"
-    with rc_context({"svg.hashsalt": "lexvla"}):  # the same figures give the same file
+    with rc_context({"svg.hashsalt": "lexvla"}):  # same figures, same file
         figure.savefig(path, dpi=120, metadata={"Date": None} if is_svg else None)
 
 

@@ -98,7 +98,7 @@ def recall_curve(
 
 
 def _places(query: str, scores: Mapping[str, float]) -> dict[str, int]:
-    """Return scores n, n-1, ..., 1 in trec_eval's order, which every provider then agrees on."""
+    """Return scores n, n-1, ..., 1 in trec_eval's order, so that every provider agrees on it."""
     values = {name: np.float32(score) for name, score in scores.items()}
     for name, value in values.items():
         if not np.isfinite(value):

@@ -20,7 +20,7 @@ from lexvla_search.evaluation.retrieval import dcg, ndcg_at_k, precision_at_k, r
 __all__ = ["KS", "PHRASINGS", "NotoFigures", "NotoItem", "evaluate_noto", "tag_relevance"]
 
 KS = (1, 5, 10)
-MIN_BEARERS, MAX_BEARERS = 3, 60  # a tag outside this range asks for too few items, or for any
+MIN_BEARERS, MAX_BEARERS = 3, 60  # a tag outside this range is too rare or too general
 TAG_DEPTH = 10
 _BATCH = 64
 

@@ -14,13 +14,9 @@ __all__ = ["Pairs", "read_pairs"]
 
 
 class Pairs(NamedTuple):
-    """Images, each once, and their texts.
+    """Images, each once, with at least one text for each, and the image number of each text.
 
-    Attributes:
-        images: Paths, or the bytes of files.
-        texts: At least one for each image.
-        image_of: The image number of each text.
-        rejects: Items that were left out.
+    Images are paths, or the bytes of files; rejects are items that were left out.
     """
 
     images: list[ImageSource]
@@ -32,7 +28,7 @@ class Pairs(NamedTuple):
 def read_pairs(source: str | Path) -> Pairs:
     """Read the items that have a text and a readable image."""
     pairs = Pairs([], [], [], [])
-    numbers: dict[Path | bytes, int | str] = {}  # of an image that cannot be read, the reason
+    numbers: dict[Path | bytes, int | str] = {}  # an image's number, or why it cannot be read
     for item in open_item_source(source).entries():
         if isinstance(item, Unlisted):
             pairs.rejects.append(item.reject)

@@ -80,15 +80,13 @@ class PatchDisFigures:
     """Figures of one run.
 
     Attributes:
-        model: The model's name.
         names: How class names were encoded: ``words`` (rows of the codebook) or ``text`` (prompt).
         images: Images with a patch of a class.
         patches: Patches of a class; the others are background, and not measured.
-        classes: Candidates where all classes are.
         occurring: Classes that occur, over which the mean is taken.
         wordless: Class names without a word in the vocabulary; they are never chosen.
-        present: The score where the candidates are the classes of the image at hand.
-        all: The score where all classes are candidates.
+        present: The score if the candidates are the classes of the image at hand.
+        all: The score if all classes are candidates.
     """
 
     model: str
@@ -134,7 +132,7 @@ def patch_truth(mask: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
 def choose_classes(scores: np.ndarray, candidates: np.ndarray | None = None) -> np.ndarray:
     """Return the most similar class of each patch, by default from all: (patches,) int64.
 
-    Similarities are (patches, classes), at least 0. A patch gets -1 where two candidates share the
+    Similarities are (patches, classes), at least 0. A patch gets -1 if two candidates share the
     largest similarity or all are 0: it belongs to no class, which counts against the model.
 
     Example:
@@ -185,18 +183,11 @@ def evaluate_patchdis(
 ) -> PatchDisFigures:
     """Classify every patch of every scene by the class names, and measure the masks.
 
-    Scenes are read batch by batch; only counts are kept.
-
-    Args:
-        model: Encodes patches and names.
-        scenes: Pairs of an image and its mask: (height, width) class numbers at the size of the
-            image, -1 for background.
-        class_names: The name of each class number.
-        names: Encode the names by their rows of the codebook (``words``, as the paper does), or by
-            the language model in its prompt (``text``).
-        batch_size: Images in one pass.
-        seed: Of the random choice that gives chance.
-        show_progress_bar: On stderr; ``None`` shows it if that is a terminal.
+    Scenes are read batch by batch; only counts are kept. A scene is an image and its mask: (height,
+    width) class numbers at the size of the image, -1 for background. Names are encoded by their
+    rows of the codebook (``words``, as the paper does), or by the language model in its prompt
+    (``text``). The seed is for the random choice that gives chance. ``show_progress_bar=None``
+    shows the bar if stderr is a terminal.
     """
     off = None if show_progress_bar is None else not show_progress_bar
     scenes = tqdm(scenes, unit=" images", disable=off)

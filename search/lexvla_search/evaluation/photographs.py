@@ -44,7 +44,7 @@ __all__ = [
 KS = (1, 5, 10)
 NO_PHOTOGRAPHS = frozenset({"symbols", "cartoon", "flags", "roadsigns"})
 MAX_WORDS = 4
-# The photographs of nature among the wallpapers; the others are drawings, renders and close-ups.
+# The nature photographs; the other wallpapers are drawings, renders and close-ups.
 SCENERY = (
     "BytheWater",
     "ColdRipple",
@@ -65,12 +65,10 @@ _BATCH = 16
 
 @dataclass(frozen=True)
 class Photograph:
-    """One thing, cut out.
+    """One thing, cut out, as a PNG file.
 
-    Attributes:
-        name: The path below the folder of stamps, with forward slashes.
-        caption: The first line of its text, without a final full stop or exclamation mark.
-        path: The PNG file.
+    Its name is the path below the folder of stamps, with forward slashes. Its caption is the first
+    line of its text, without a final full stop or exclamation mark.
     """
 
     name: str
@@ -123,8 +121,6 @@ class PhotographFigures:
         class_items: How many captions name a class.
         chance_recall: R@k of a random order.
         words_per_text: Mean number of active words in a caption's vector.
-        white: The figures on white.
-        scenery: The figures in scenery.
         frequent_words: The ten words that most images on white bear, each with the share of images;
             ties go by vocabulary order.
     """
@@ -194,7 +190,7 @@ def in_scenery(cutout: Image.Image, scenes: Sequence[Image.Image], name: str) ->
     The name's CRC-32 chooses the scene and the place, so that a name always gives the same picture.
     """
     number = zlib.crc32(name.encode())
-    scene = scenes[number // 2 % len(scenes)]  # the lowest bit is the same of all names
+    scene = scenes[number // 2 % len(scenes)]  # the lowest bit is 0 in all names that are read
     scale = scene.width / 2 / max(cutout.size)
     width, height = (max(1, round(side * scale)) for side in cutout.size)
     small = cutout.resize((width, height), Image.Resampling.BICUBIC)

@@ -43,13 +43,7 @@ __all__ = [
 
 
 class Counts(NamedTuple):
-    """How large a test set is.
-
-    Attributes:
-        images: Query images.
-        classes: Their classes; of captioned images, the captions.
-        gallery: Other images to search, if any.
-    """
+    """Published numbers of query images, of their classes (or captions), and of gallery images."""
 
     images: int
     classes: int
@@ -58,8 +52,8 @@ class Counts(NamedTuple):
 
 # Karpathy's test splits: images and captions, five of each image.
 PAIRED = {"flickr30k": Counts(1_000, 5_000), "coco": Counts(5_000, 25_000)}
-# Image to image: classes that training does not see. Cars has 16,185 images, of which the first 98
-# classes (8,054) are for training; its 8,041 test images are those of classification.
+# Image to image: classes that training does not see. Cars has 16,185 images, 8,054 of them
+# in the first 98 classes, for training; its 8,041 test images are for classification.
 RETRIEVED = {
     "cub": Counts(5_924, 100),
     "cars": Counts(8_131, 98),
@@ -92,15 +86,10 @@ class CaptionedImages:
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """Images with classes.
+    """Paths of query images with their classes, and a gallery with its classes.
 
-    Attributes:
-        images: Paths of the query images.
-        labels: The class of each.
-        gallery: Paths of the images to search; if empty, each image is searched for among the
-            others.
-        gallery_labels: The class of each.
-        class_names: Words for each class, by label, if the data has them.
+    If the gallery is empty, each image is searched for among the others. `class_names` has words
+    for each class, by label, if the data does.
     """
 
     images: tuple[Path, ...]

@@ -41,7 +41,7 @@ def ranks(scores: Scores, relevant_index: Sequence[int] | np.ndarray) -> np.ndar
     if len(own_at) and not (own_at.min() >= 0 and own_at.max() < matrix.shape[1]):
         raise ValueError(f"a relevant item lies outside the {matrix.shape[1]} items")
     own = matrix[np.arange(len(own_at)), own_at][:, None]
-    places = (matrix >= own).sum(axis=1)  # the item itself makes it count from 1
+    places = (matrix >= own).sum(axis=1)  # counts the item itself, so from 1
     return np.where(np.isneginf(own[:, 0]), np.inf, places)
 
 
@@ -106,7 +106,7 @@ def _gains(scores: Scores, truth: np.ndarray, k: int) -> np.ndarray:
         raise ValueError(f"k must be at least 1, not {k}")
     if not truth.any(axis=1).all() or not len(truth):
         raise ValueError("each query must have a relevant item, and there must be a query")
-    order = np.lexsort((truth, -matrix), axis=1)[:, :k]  # of equals, the relevant ones last
+    order = np.lexsort((truth, -matrix), axis=1)[:, :k]  # among ties, relevant ones last
     found = np.take_along_axis(truth, order, axis=1)
     retrieved = ~np.isneginf(np.take_along_axis(matrix, order, axis=1))
     return (found & retrieved).astype(float)

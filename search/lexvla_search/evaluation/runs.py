@@ -103,7 +103,7 @@ class Retrieved(NamedTuple):
 
     Attributes:
         run: Scores that fall strictly in the order of the hits; a query without hits has none.
-        unanswered: By query without hits: the reason, or an empty text where nothing matched.
+        unanswered: By query without hits: the reason, or an empty text if nothing matched.
     """
 
     run: Run
@@ -141,10 +141,8 @@ def systems(legs: Sequence[str] = (), fusions: Sequence[str] = ()) -> list[Syste
 def check_judgements(queries: Read[Query], qrels: Read[dict[str, int]], index: Index) -> None:
     """Check that judgements belong to these queries and this index.
 
-    Raises:
-        GatheredInputError: A judged query or document is unknown, or a query has no relevant
-            document. Each is named with its file and line.
-        UnsupportedError: The index cannot tell which ids it has.
+    A `GatheredInputError` names each unknown query and document, and each query without a relevant
+    document, with file and line. `UnsupportedError` if the index cannot tell which ids it has.
     """
     documents = list(dict.fromkeys(document for _, document in qrels.where))
     known = index.fingerprints(documents)

@@ -23,7 +23,7 @@ class DemoScenes:
 
     The classes are the drawings whose label is one word of letters, so that names are compared as
     words and every model gets the same ones. They are dealt out like cards, and reshuffled when too
-    few are left for a scene. A pixel belongs to a drawing where that is at least half opaque; the
+    few are left for a scene. A pixel belongs to a drawing that is at least half opaque there; the
     rest is background. A scene has `across` x `across` drawings.
     """
 

@@ -39,8 +39,6 @@ class SearchFigures:
 
     Attributes:
         depth: How many hits of each query were looked at.
-        found: By system: what it found.
-        measured: By system: its measures.
         baseline: The measures of the baseline.
         test: How systems were compared with the baseline.
         groups: The ids of queries by group.
@@ -176,21 +174,12 @@ def evaluate_search(
     cut: bool = False,
     show_progress_bar: bool | None = False,
 ) -> SearchFigures:
-    """Ask an index all queries by each system, and measure what is found.
+    """Ask an index all queries by each system, and measure the answers.
 
-    Args:
-        model: Encodes the queries.
-        index: The index to search.
-        queries: By id.
-        qrels: Relevance by document, by query.
-        systems: Ways to search.
-        measures: Names of measures.
-        depth: Hits to look at for each query.
-        baseline: A run that each system is compared with.
-        test: How to compare.
-        group: A metadata field of the relevant documents, by which to group the queries.
-        cut: Also search with only the heaviest words of each query.
-        show_progress_bar: On stderr; ``None`` shows it if that is a terminal.
+    `depth` is how many hits of each query to look at. Each system is compared with the baseline, if
+    given. `group` is a metadata field of the relevant documents, by which to group the queries;
+    `cut` also searches with only the heaviest words of each query. ``show_progress_bar=None`` shows
+    the bar if stderr is a terminal.
     """
     groups = group_queries(qrels, index, group) if group else {}
     encoder = Beforehand(model)

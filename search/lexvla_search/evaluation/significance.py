@@ -17,12 +17,9 @@ _EXACT = 16  # differences whose signs are all tried: 65,536 ways
 
 
 class Comparison(NamedTuple):
-    """One system against the baseline.
+    """One system against the baseline: the difference of means, and its two-sided p.
 
-    Attributes:
-        difference: The system's mean minus the baseline's.
-        p: Two-sided, of this comparison alone.
-        corrected: The same after Holm's correction over all systems.
+    `corrected` is p after Holm's correction over all systems.
     """
 
     difference: float
@@ -45,14 +42,14 @@ def paired_randomisation(
     """
     differences = _differences(first, second)
     observed = abs(differences.sum())
-    least = observed - 1e-9 * max(1.0, np.abs(differences).sum())  # equal but for rounding
+    least = observed - 1e-9 * max(1.0, np.abs(differences).sum())  # allow for rounding
     sizes, counts = np.unique(np.abs(differences[differences != 0]), return_counts=True)
     if counts.sum() <= _EXACT:
         sums = np.zeros(1)
         for size in np.repeat(sizes, counts):
             sums = np.concatenate([sums - size, sums + size])
         return float(np.mean(np.abs(sums) >= least))
-    # Of n equal sizes with random signs, the positive ones are binomial: no need to draw each.
+    # The number of positive signs among n equal sizes is binomial: no need to draw each.
     random = np.random.default_rng(seed)
     sums = np.zeros(rounds)
     for size, count in zip(sizes, counts, strict=True):
@@ -65,7 +62,7 @@ def paired_t(first: Sequence[float], second: Sequence[float]) -> float:
 
     It is 1 for systems that are equal on every query, 0 for a difference that is always the same.
     """
-    from scipy import stats  # here, as it takes most of a second to load
+    from scipy import stats  # slow to load: most of a second
 
     differences = _differences(first, second)
     if len(differences) < 2:

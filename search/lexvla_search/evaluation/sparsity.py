@@ -29,7 +29,7 @@ __all__ = [
 KS = (1, 5, 10)
 KEPT = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 Side = Literal["both", "images", "texts"]
-_MOST_WEIGHTS = 2**27  # that the vectors with all words may hold: 1 GiB
+_MOST_WEIGHTS = 2**27  # in the vectors with all words: 1 GiB
 
 
 @dataclass(frozen=True)
@@ -93,17 +93,11 @@ def evaluate_sparsity(
 
     Items are encoded by the model's own rule, and once more with all words, of which the heaviest
     are kept. For a large set, the vectors keep only as many words as fit into 1 GiB, and the study
-    ends there.
+    ends there; numbers beyond that or the vocabulary are left out. A model without a ``config``
+    gives only the words that its rule keeps.
 
-    Args:
-        model: The encoder. One without a ``config`` gives only the words that its rule keeps.
-        images: Paths or images.
-        texts: At least one for each image.
-        image_of: The image number of each text; by default the i-th text has the i-th image.
-        side: Cut the vectors of images, of texts, or of both.
-        kept: Numbers of words to keep; those beyond vocabulary or memory are left out.
-        batch_size: Items in one pass.
-        show_progress_bar: On stderr; ``None`` shows it if that is a terminal.
+    Each image needs a text. `image_of` is the image number of each text; by default the i-th text
+    has the i-th image. ``show_progress_bar=None`` shows the bar if stderr is a terminal.
     """
     pairs = range(len(texts)) if image_of is None else image_of
     if len(pairs) != len(texts) or not texts or {*pairs} != {*range(len(images))}:
@@ -158,7 +152,7 @@ def plot_sparsity(figures: SparsityFigures, path: str | Path) -> None:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise OptionalDependencyError("matplotlib", "evaluation") from error
-    # Without pyplot there is no display and no state. The colours are Okabe and Ito's.
+    # No pyplot: it needs a display and keeps state. The colours are Okabe and Ito's.
     styles = dict(zip(KS, (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^")), strict=True))
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
@@ -181,7 +175,7 @@ def plot_sparsity(figures: SparsityFigures, path: str | Path) -> None:
     panels[0].plot([], [], "*", color="0.6", mec="black", markersize=13, label="the model's rule")
     panels[0].legend(loc="lower right")
     is_svg = Path(path).suffix.lower() == ".svg"
-    with rc_context({"svg.hashsalt": "lexvla"}):  # the same figures give the same file
+    with rc_context({"svg.hashsalt": "lexvla"}):  # same figures, same file
         figure.savefig(path, dpi=120, metadata={"Date": None} if is_svg else None)
 
 

@@ -38,7 +38,7 @@ Qrels = dict[str, dict[str, int]]
 Run = dict[str, dict[str, float]]
 
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
-# What a line of a query file may say of its query; the rest of `Query` is for `lexvla evaluate`.
+# What a query file may set; the rest of `Query` is for `lexvla evaluate`.
 _ASKED = ("text", "image", "region", "terms", "boost", "ban", "require", "filter")
 _SUFFIXES = (".jsonl", ".ndjson")
 
@@ -109,7 +109,7 @@ def read_qrels_lines(path: str | Path) -> Read[dict[str, int]]:
 
 def read_run(path: str | Path) -> Run:
     """Read a run: lines of query, ``Q0``, document, rank (not used), score and tag."""
-    # Runs have millions of lines: where each stands is not kept.
+    # Runs have millions of lines, so their positions are not kept.
     return _read_pairs(Path(path), _retrieved, "lines", places=False).values
 
 
@@ -185,7 +185,7 @@ def _read_pairs(
 
 
 def _parsed(path: Path, parse: Callable[[str], _T]) -> Iterator[tuple[str, _T | InputError]]:
-    """Yield what each line says, or what is wrong with it."""
+    """Yield each line with its parsed value, or what is wrong with it."""
     try:
         content = path.read_bytes()
     except OSError as error:
