@@ -1,4 +1,4 @@
-"""Pictures of where in an image the matched words were read from."""
+"""Heat maps of where in an image the matched words were read from."""
 
 from __future__ import annotations
 
@@ -66,12 +66,12 @@ class Match(Protocol):
 
     @property
     def product(self) -> float:
-        """What it adds to the lexical leg's score."""
+        """What the word adds to the lexical leg's score."""
         ...
 
     @property
     def patch(self) -> int | None:
-        """The patch that it was read from, if known."""
+        """The patch that the word was read from, if known."""
         ...
 
 

@@ -197,7 +197,6 @@ def _min_idf(given: Sequence[str]) -> list[str]:
 
 
 def _name_encoder() -> None:
-    """Register our encoders by name with Pyserini's searcher."""
     from lexvla import LexVLA
 
     searcher = importlib.import_module("pyserini.search.lucene").LuceneImpactSearcher

@@ -331,7 +331,6 @@ class Searcher:
         document: Document,
         vectors: Encoding | None,
     ) -> Hit:
-        """Return a hit, explained if its stored vectors are given."""
         fused, rankings = placed
         parts = []
         scores: dict[Leg, LegScore | None] = dict.fromkeys(LEGS)
@@ -364,16 +363,12 @@ class Searcher:
 
 
 class _Placed(NamedTuple):
-    """A document's score, and the rankings it comes from."""
-
     fused: Fused
     rankings: Mapping[Leg, LegRanking]
 
 
 @dataclass(frozen=True)
 class _Ranked:
-    """A query, its fusion and legs, and the best documents in order, with their candidates."""
-
     query: Encoding
     fusion: Fusion
     legs: tuple[Leg, ...]

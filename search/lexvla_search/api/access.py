@@ -1,4 +1,4 @@
-"""What routes depend on: the service, and a key that allows them."""
+"""Dependencies of routes: the service, and a key that allows the request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many requests are worked on at once."""
+"""Limit how many requests are handled at once."""
 
 from __future__ import annotations
 

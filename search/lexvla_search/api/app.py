@@ -73,7 +73,6 @@ def create_app(settings: Settings, model: Encoder | None) -> FastAPI:
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:
-    """Describe the routes, with the bodies that they parse themselves and the problems."""
     if app.openapi_schema is None:
         schema = get_openapi(
             title=app.title, version=app.version, summary=app.summary, routes=app.routes

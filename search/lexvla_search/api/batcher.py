@@ -30,7 +30,7 @@ class Overdue(Exception):  # noqa: N818 - what the call is
 
 @contextmanager
 def before(deadline: float) -> Iterator[None]:
-    """Set a deadline, in `time.monotonic` seconds, for this thread's first model call to begin."""
+    """Set a deadline, in `time.monotonic` seconds, for this thread's next model call to begin."""
     _patience.deadline = deadline
     try:
         yield

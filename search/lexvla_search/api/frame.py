@@ -1,4 +1,4 @@
-"""What surrounds every request: its id, log line and metrics, and the answer to a failure."""
+"""What surrounds every request: its id, log line and metrics, and the response to a failure."""
 
 from __future__ import annotations
 

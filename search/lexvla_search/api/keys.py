@@ -29,7 +29,7 @@ _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 @dataclass(frozen=True)
 class Key:
-    """A key as the file keeps it: with scope ``write`` including ``read``, and seconds since 1970.
+    """A key as the file keeps it; scope ``write`` includes ``read``, and `created` is Unix time.
 
     A key is 256 random bits, so its hash needs neither salt nor a slow hash function.
     """

@@ -24,8 +24,6 @@ _SHARED = "PROMETHEUS_MULTIPROC_DIR"
 
 
 class _Size(Collector):
-    """Count documents when asked."""
-
     def __init__(self, count: Callable[[], int]) -> None:
         self._count = count
 
@@ -88,10 +86,7 @@ class Metrics:
         )
 
     def exposition(self, count: Callable[[], int]) -> bytes:
-        """Return the metrics of all workers in Prometheus's text format.
-
-        `count` returns the number of documents.
-        """
+        """Return the metrics of all workers in Prometheus's text format, with a document count."""
         registry = self.registry
         if os.environ.get(_SHARED):
             registry = CollectorRegistry()

@@ -1,4 +1,4 @@
-"""What all requests in a process share: the index, the model, threads and limits."""
+"""State shared by all requests in a process: the index, the model, threads and limits."""
 
 from __future__ import annotations
 

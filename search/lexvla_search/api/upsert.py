@@ -84,7 +84,6 @@ class Upsert:
             self.errors.append({"line": line, "id": short, "detail": detail})
 
     async def _read(self, number: int, line: bytes) -> _Item | None:
-        """Read one line; reject it and return ``None`` if it is bad."""
         name: str | None = None
         try:
             parsed = DocumentLine.model_validate_json(line)
@@ -150,7 +149,6 @@ def _name_in(line: bytes) -> str | None:
 
 
 def _encoded(model: Encoder, group: Sequence[_Item]) -> Encoding:
-    """Encode documents that either all have images or all have none."""
     images = [item.image for item in group if item.image is not None]
     if images:
         return model.encode_image(images)

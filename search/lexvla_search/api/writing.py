@@ -1,4 +1,4 @@
-"""Changes to the index: one writer at a time, in whichever process."""
+"""Write to the index, one process at a time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What commands print: messages, JSON and tables."""
+"""Command output: messages, JSON and tables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``lexvla search`` and ``lexvla explain`` share: how a query is given and shown."""
+"""Options and output that ``lexvla search`` and ``lexvla explain`` share."""
 
 from __future__ import annotations
 

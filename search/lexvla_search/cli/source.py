@@ -1,4 +1,4 @@
-"""What ``lexvla index`` and ``encode`` share: how to read a source, and what to report of it."""
+"""Options and reports that ``lexvla index`` and ``lexvla encode`` share."""
 
 from __future__ import annotations
 

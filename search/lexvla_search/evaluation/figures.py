@@ -16,7 +16,7 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#
 
 
 def check_plot(path: str | Path) -> None:
-    """Raise `InputError` before the work starts if a plot could not be written."""
+    """Raise, before the work starts, if a plot could not be drawn or written."""
     if importlib.util.find_spec("matplotlib") is None:
         raise OptionalDependencyError("matplotlib", "evaluation")
     if not Path(path).absolute().parent.is_dir():

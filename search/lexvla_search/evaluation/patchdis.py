@@ -220,8 +220,6 @@ def evaluate_patchdis(
 
 
 class _Tally:
-    """Sum the counts of the model, and of random choices."""
-
     def __init__(self, classes: int, seed: int) -> None:
         self.counts = np.zeros((3, classes), dtype=np.int64)
         self._chance = np.zeros((_DRAWS, 3, classes), dtype=np.int64)

@@ -269,7 +269,6 @@ def _words(text: str) -> list[str]:
 
 
 def _singulars(word: str) -> set[str]:
-    """Return the word and its possible singulars."""
     endings = {"s": "", "es": "", "ies": "y"}
     return {word} | {
         word.removesuffix(plural) + singular

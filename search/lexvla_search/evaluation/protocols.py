@@ -3,8 +3,8 @@
 Every reader compares what it reads with the published counts, so that a wrong file, an incomplete
 download or another split is noticed before hours of encoding. A test, or another version of the
 data, passes its own counts, or ``None`` for any. All readers raise `InputError` if a file cannot be
-read, images are missing or the counts differ, and `GatheredInputError` for malformed lines. They
-look for images inside the data's own folder unless told where.
+read, images are missing or the counts differ, and `GatheredInputError` for malformed lines. By
+default images are looked for in the data's own folder.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Evaluate search in an index, with queries whose relevant documents are known."""
+"""Evaluate search in an index with queries whose relevant documents are known."""
 
 from __future__ import annotations
 

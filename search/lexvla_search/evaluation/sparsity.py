@@ -180,7 +180,6 @@ def plot_sparsity(figures: SparsityFigures, path: str | Path) -> None:
 
 
 def _mean_words(figures: SparsityFigures, point: SparsityPoint) -> float:
-    """Return the mean over the vectors that the study cuts."""
     return max((1 - point.sparsity_ratio) * figures.vocabulary, 1.0)
 
 

@@ -185,7 +185,6 @@ def _read_pairs(
 
 
 def _parsed(path: Path, parse: Callable[[str], _T]) -> Iterator[tuple[str, _T | InputError]]:
-    """Yield each line with its parsed value, or what is wrong with it."""
     try:
         content = path.read_bytes()
     except OSError as error:
