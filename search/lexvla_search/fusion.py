@@ -74,8 +74,8 @@ class Fusion(ABC):
     """Make one list of several legs' rankings; immutable.
 
     Attributes:
-        weights: What each leg counts; a leg of weight 0 is not searched. ``None`` weighs all legs
-            that query and index have equally.
+        weights: What each leg counts; a leg of weight 0 is not searched. ``None`` gives equal
+            weight to all legs that query and index have.
         depth: How many candidates to take from each leg.
         rescores: Whether each leg must score all candidates, not just those that it found.
     """
@@ -87,7 +87,7 @@ class Fusion(ABC):
     @property
     @abstractmethod
     def name(self) -> FusionName:
-        """One of `FUSIONS`; the leg's name if a single leg counts, as it is."""
+        """One of `FUSIONS`; a leg's name for the raw scores of that leg alone."""
 
     @property
     def absolute(self) -> bool:
@@ -310,7 +310,7 @@ def default_fusion(model: Encoder) -> Weighted:
 
 
 def fusion_from_dict(settings: Mapping[str, Any]) -> Fusion:
-    """Return the fusion that `Fusion.to_dict` describes: a name and any settings not at default."""
+    """Return the fusion that `Fusion.to_dict` describes: a name and any non-default settings."""
     own = dict(settings)
     name = own.pop("name", None)
     if name in LEGS and not own:

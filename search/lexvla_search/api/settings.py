@@ -77,7 +77,7 @@ class Settings:
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether a server listening at this host is reachable from this machine only."""
+    """Return whether a server at this host can be reached from this machine only."""
     if host == "localhost":
         return True
     try:

@@ -29,7 +29,7 @@ def plot_evaluation(
     by_words: Mapping[str, Mapping[float, float]],
     groups: Mapping[str, Mapping[str, float]] | None = None,
 ) -> None:
-    """Draw an evaluation into a ``.png`` or ``.svg``, with a panel for each argument given.
+    """Draw an evaluation into a ``.png`` or ``.svg``: two panels, or three with groups.
 
     Args:
         path: The file to write.

@@ -52,8 +52,8 @@ class Counts(NamedTuple):
 
 # Karpathy's test splits: images and captions, five of each image.
 PAIRED = {"flickr30k": Counts(1_000, 5_000), "coco": Counts(5_000, 25_000)}
-# Image to image: classes that training does not see. Cars has 16,185 images, 8,054 of them
-# in the first 98 classes, for training; its 8,041 test images are for classification.
+# Image to image: classes that training does not see. Cars has 16,185 images: the 8,054 of
+# the first 98 classes are for training; its 8,041 test images are for classification.
 RETRIEVED = {
     "cub": Counts(5_924, 100),
     "cars": Counts(8_131, 98),
