@@ -19,7 +19,6 @@ from lexvla_search import (
     Weighted,
     fit_fusion,
     fit_relevance,
-    fit_weights,
     load_fusion,
     save_fusion,
 )
@@ -122,23 +121,6 @@ def test_measures_are_those_of_trec_eval() -> None:
     for name in ("R@1", "R@3", "R@10", "nDCG@2", "nDCG@5", "nDCG@10", "RR@1", "RR@10"):
         expected = measure(run, {"q": judged}, [name]).mean[name]
         assert _measure(name)(_gains(ranked, judged), judged) == pytest.approx(expected)
-
-
-def test_weights_of_arrays() -> None:
-    # Of two queries the words find one, the dense vectors the other; together they find both.
-    words = np.array([[0.9, 0.1, 0.0], [0.3, 0.35, 0.0], [0.0, 0.5, 0.0]])
-    dense = np.array([[0.4, 0.5, 0.0], [0.9, 0.1, -0.9], [0.0, 0.5, 0.0]])
-    gains = np.array([[1, 0, 0], [2, 0, 0], [0, 0, 0]])
-    weights = fit_weights({"dense": dense, "lexical": words}, gains, "R@1")
-    assert weights == {"lexical": 0.5, "dense": 0.5}
-    assert fit_weights({"lexical": words, "dense": -dense}, gains, "R@1") == {
-        "lexical": 0.5,
-        "dense": 0.5,
-    }
-    only = fit_weights({"lexical": words[:2], "dense": dense[:, ::-1][:2]}, gains[:2], "RR@3")
-    assert only["lexical"] > 0.5
-    with pytest.raises(InputError, match="no query has a relevant item"):
-        fit_weights({"lexical": words, "dense": dense}, gains * 0)
 
 
 def test_relevance_of_arrays() -> None:

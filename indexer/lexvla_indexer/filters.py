@@ -181,7 +181,7 @@ def check_fields(
         listed: Return all fields; ``None`` if there are no documents, so that nothing is known.
 
     Raises:
-        InputError: There is no such field; the rule names those that there are.
+        InputError: No document has such a field; the rule names those that exist.
     """
     for field in dict.fromkeys(_fields(filter)):
         if field in ATTRIBUTES or has(field):

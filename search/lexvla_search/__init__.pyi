@@ -4,7 +4,6 @@ from lexvla_search.explanation import TermMatch as TermMatch
 from lexvla_search.fitting import FittedFusion as FittedFusion
 from lexvla_search.fitting import fit_fusion as fit_fusion
 from lexvla_search.fitting import fit_relevance as fit_relevance
-from lexvla_search.fitting import fit_weights as fit_weights
 from lexvla_search.fitting import load_fusion as load_fusion
 from lexvla_search.fitting import save_fusion as save_fusion
 from lexvla_search.fusion import Fusion as Fusion

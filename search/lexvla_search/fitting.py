@@ -1,8 +1,4 @@
-"""A fusion learned from judged queries, and kept with its index.
-
-`fit_weights` and `fit_relevance` learn from arrays of scores: the ``score_weights`` and
-``relevance`` that ship with a model come from them.
-"""
+"""A fusion learned from judged queries, and kept with its index."""
 
 from __future__ import annotations
 
@@ -36,7 +32,6 @@ __all__ = [
     "FittedFusion",
     "fit_fusion",
     "fit_relevance",
-    "fit_weights",
     "load_fusion",
     "save_fusion",
 ]
@@ -122,11 +117,12 @@ def fit_fusion(
 ) -> FittedFusion:
     """Learn how to weigh the legs from queries whose relevant documents are known.
 
-    See `fit_weights` for the weights, of raw scores, and `fit_relevance` for the calibration; both
-    are learned on one half of the queries, from the documents among the 100 best of a leg. The
-    halves are drawn by a hash of the queries' ids, so they are always the same. Queries without a
-    relevant document are ignored; at least four must remain. The queries' own legs and fusions are
-    ignored.
+    All weights that sum to 1 are tried, in steps of 0.05 for two legs and of 0.1 for three. The
+    best mean of the measure wins; of equal ones, the most even weights. `fit_relevance` calibrates
+    the sum of raw scores. Both are learned on one half of the queries, from the documents among the
+    100 best of a leg. The halves are drawn by a hash of the queries' ids, so they are always the
+    same. Queries without a relevant document are ignored; at least four must remain. The queries'
+    own legs and fusions are ignored.
 
     The measure is ``R@k``, ``nDCG@k`` or ``RR@k``, as trec_eval defines them; relevance above 0 is
     relevant. ``show_progress_bar=None`` shows the bar if stderr is a terminal.
@@ -178,26 +174,6 @@ def fit_fusion(
         {name: tested(other) for name, other in others.items()},
         tuple(errors),
     )
-
-
-def fit_weights(
-    scores: Mapping[Leg, np.ndarray], gains: np.ndarray, measure: str = "nDCG@10"
-) -> dict[Leg, float]:
-    """Learn the weight of each leg in a sum of raw scores.
-
-    All weights that sum to 1 are tried, in steps of 0.05 for two legs and of 0.1 for three. The
-    best mean of the measure wins; of equal ones, the most even weights. Scores and gains
-    (relevance, 0 if none) are (queries, items); queries without a relevant item are ignored.
-    """
-    legs = [leg for leg in LEGS if leg in scores]
-    asked = np.flatnonzero((gains > 0).any(axis=1)).tolist()
-    if not asked:
-        raise InputError("the judgements", "no query has a relevant item")
-    tables = (
-        (np.stack([scores[leg][row] for leg in legs], axis=1), gains[row], _by_number(gains[row]))
-        for row in asked
-    )
-    return _best(tables, legs, _measure(measure))
 
 
 def fit_relevance(scores: np.ndarray, right: np.ndarray) -> tuple[float, float]:
@@ -308,10 +284,6 @@ def _calibration(
         )
     except InputError:
         return None
-
-
-def _by_number(gains: np.ndarray) -> Judged:
-    return {str(item): float(gains[item]) for item in np.flatnonzero(gains > 0)}
 
 
 def _simplex(legs: int) -> np.ndarray:

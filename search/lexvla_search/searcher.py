@@ -296,7 +296,7 @@ class Searcher:
         named = query.legs or (asked.legs if asked else None)
         for leg in named or ():
             if leg not in given:
-                raise UnsupportedError(f"the query has no {leg} leg: its encoder gives none")
+                raise UnsupportedError(f"the query has no {leg} leg")
         fusion = asked or self._own(given, query.legs)
         if asked is None and named is None and fusion == Weighted():
             # Codes cost more than they add to other legs (docs/search.md): only searched if named.
@@ -312,7 +312,7 @@ class Searcher:
             if len(legs) == 1 and fusion.relevance_of(0) is None:
                 fusion = named_fusion(legs[0])
         if query.min_relevance is not None and fusion.relevance_of(0) is None:
-            rule = f"scores of {fusion} are not calibrated, so hits have no relevance"
+            rule = f"scores of {fusion} are not calibrated; lexvla fit-fusion does that"
             raise UnsupportedError(f"min_relevance: {rule}")
         return fusion, tuple(legs)
 

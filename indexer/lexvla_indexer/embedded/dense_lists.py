@@ -10,7 +10,7 @@ of a segment:
                                     order of the lists
 
 The centre of a list is the unit mean of its members, because an index knows the codes of rows but
-not their codebook. A code that is no row's heaviest has no list.
+not their codebook. A code that is not the heaviest of any row has no list.
 
 faiss parses what precedes the lists; a wrong number there could make it allocate or read out of
 bounds. So the checksum of that part is verified when the lists are opened. The lists themselves
