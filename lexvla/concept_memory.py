@@ -41,10 +41,11 @@ class ConceptMemory(nn.Module):
     An image is compared with every item by two cosines: of its pooled channels, whitened by the
     differences between drawings of an item, and of its layout (3 x 3 means and the deviation of the
     finer stage), whitened likewise. Classes are the network's linear classifier on pooled channels.
-    Items and classes share a softmax: the more an image resembles an item, the less its classes
-    count. A patch's share of a concept is that of the image times the patch's evidence relative to
-    the best patch. So the best patch has the image's share, and the maximum over patches is the
-    paper's (LexVLA eq. 4).
+    Items share one softmax and classes another. The surer the best item is, the more all items
+    count and the less the classes: the items' part is its probability to the power of the gate. A
+    patch's share of a concept is that of the image times the patch's evidence relative to the best
+    patch. So the best patch has the image's share, and the maximum over patches is the paper's
+    (LexVLA eq. 4).
 
     A state has a number for each concept, and a 1 for the level of absent words. A row of the image
     codebook has the weights of concepts for a word.
@@ -68,7 +69,8 @@ class ConceptMemory(nn.Module):
         self.classifier = nn.Linear(channels, classes)
         self.local = nn.Linear(channels, local)
         self.local_keys = nn.Parameter(torch.zeros(items, local))
-        self.scales = nn.Parameter(torch.ones(4))  # of an image's items and classes, a patch's
+        # Scales of an image's items and classes, and a patch's; exponent of the gate.
+        self.scales = nn.Parameter(torch.ones(5))
         self.requires_grad_(False)
 
     def whole(self, cells: Tensor) -> Tensor:
@@ -86,9 +88,11 @@ class ConceptMemory(nn.Module):
 
     def shares(self, whole: Tensor) -> Tensor:
         """Return (B, items + classes) shares of concepts from `whole`, 0 below `LEAST_SHARE`."""
-        items = self.sizes.items
-        scaled = [self.scales[0] * whole[:, :items], self.scales[1] * whole[:, items:]]
-        shares = torch.cat(scaled, dim=-1).float().softmax(dim=-1)
+        known = self.sizes.items
+        items = (self.scales[0] * whole[:, :known]).float().softmax(dim=-1)
+        classes = (self.scales[1] * whole[:, known:]).float().softmax(dim=-1)
+        sure = items.amax(dim=-1, keepdim=True) ** self.scales[4].float()
+        shares = torch.cat([sure * items, (1 - sure) * classes], dim=-1)
         return shares * (shares >= LEAST_SHARE)
 
     def forward(self, cells: Tensor, whole: Tensor) -> Tensor:

@@ -55,7 +55,7 @@ def memory_model(network: Path, **changes: Any) -> LexVLA:
         for weight in memory.parameters():
             nn.init.normal_(weight, std=0.3)
         with torch.no_grad():
-            memory.scales.copy_(torch.tensor([6, 0.7, 1, 0.2]))
+            memory.scales.copy_(torch.tensor([6, 0.7, 1, 0.2, 0.5]))
             rows = model.image_codebook
             rows.copy_(3 * torch.randn(rows.shape) * (torch.rand(rows.shape) < 0.4))
             rows[:, -1] = -2

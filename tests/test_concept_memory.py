@@ -41,6 +41,7 @@ def random_memory() -> ConceptMemory:
     memory = ConceptMemory(SIZES)
     for weight in memory.parameters():
         nn.init.normal_(weight)
+    memory.scales[4] = 0.5
     return memory
 
 
@@ -110,17 +111,23 @@ def plain_whole(memory: ConceptMemory, cells: list[list[float]], side: int) -> l
 
 
 def plain_shares(memory: ConceptMemory, whole: list[float]) -> list[float]:
-    scales = memory.scales.tolist()
-    logits = [scales[number >= SIZES.items] * value for number, value in enumerate(whole)]
-    shown = [math.exp(logit - max(logits)) for logit in logits]
-    shares = [value / sum(shown) for value in shown]
+    of_items, of_classes, *_, gate = memory.scales.tolist()
+    items = plain_softmax([of_items * value for value in whole[: SIZES.items]])
+    classes = plain_softmax([of_classes * value for value in whole[SIZES.items :]])
+    sure = max(items) ** gate
+    shares = [sure * share for share in items] + [(1 - sure) * share for share in classes]
     return [share if share >= 0.001 else 0.0 for share in shares]
+
+
+def plain_softmax(logits: list[float]) -> list[float]:
+    shown = [math.exp(logit - max(logits)) for logit in logits]
+    return [value / sum(shown) for value in shown]
 
 
 def plain_forward(
     memory: ConceptMemory, cells: list[list[float]], whole: list[float]
 ) -> list[list[float]]:
-    patch_items, patch_classes = memory.scales.tolist()[2:]
+    patch_items, patch_classes = memory.scales.tolist()[2:4]
     evidence = []
     for cell in cells:
         own = cell[: SIZES.channels]
@@ -157,7 +164,7 @@ def test_whole_and_forward_are_what_plain_loops_give(side: int, scale: float) ->
 
 def test_states_worked_out_by_hand() -> None:
     """The image shows an item by 3/4 and a class by 1/4."""
-    memory = ConceptMemory(ConceptSizes(1, 1, channels=1, fine=1, layout=1, local=1))
+    memory = ConceptMemory(ConceptSizes(2, 1, channels=1, fine=1, layout=1, local=1))
     for weight, value in (
         (memory.local.weight, 1.0),
         (memory.local.bias, 5.0),
@@ -166,15 +173,17 @@ def test_states_worked_out_by_hand() -> None:
         (memory.classifier.bias, 7.0),
     ):
         weight.fill_(value)
-    memory.scales.copy_(torch.tensor([2.0, 1.0, math.log(2), math.log(3)]))
-    # Of its patches the item's evidence is 2 (root + 5) log 2, the class's (7 - cell) log 3.
+    memory.local_keys[1] = 0  # which all patches show alike
+    memory.scales.copy_(torch.tensor([2.0, 1.0, math.log(2), math.log(3), 0.5]))
+    # The items' probabilities are 0.64 and 0.36, so they have 0.8 of the image. Of its patches the
+    # first item's evidence is 2 (root + 5) log 2, the class's (7 - cell) log 3.
     cells = torch.zeros(1, 3, 5)
     cells[0, :, 0] = torch.tensor([4.0, 1.0, 0.0])
-    found = memory(cells, torch.tensor([[math.log(3) / 2, 0.0]]))
+    found = memory(cells, torch.tensor([[math.log(16 / 9) / 2, 0.0, 0.0]]))
     expected = [
-        [0.75, 0.25 / 81, 1],
-        [0.75 / 4, 0.25 / 3, 1],
-        [0.75 / 16, 0.25, 1],
+        [0.512, 0.288, 0.2 / 81, 1],
+        [0.512 / 4, 0.288, 0.2 / 3, 1],
+        [0.512 / 16, 0.288, 0.2, 1],
     ]
     torch.testing.assert_close(found[0], torch.tensor(expected))
 
@@ -210,35 +219,47 @@ def test_the_best_patch_of_a_concept_says_what_the_whole_image_says(seed: int, s
 @given(st.lists(st.floats(-9, 9, width=32), min_size=CONCEPTS, max_size=CONCEPTS))
 def test_shares_add_up_to_what_small_ones_leave(scores: list[float]) -> None:
     memory = random_memory()
-    memory.scales.copy_(torch.tensor([2.0, 0.5, 1, 1]))
+    memory.scales.copy_(torch.tensor([2.0, 0.5, 1, 1, 0.5]))
     found = memory.shares(torch.tensor([scores, scores]))
     assert torch.equal(found[0], found[1])
     kept = found[0] > 0
     assert (found[0][kept] >= 0.001).all()
     assert 1 - 0.001 * CONCEPTS < found[0].sum() <= 1 + 1e-6
-    scaled = torch.tensor(scores) * torch.tensor([2.0] * SIZES.items + [0.5] * SIZES.classes)
-    torch.testing.assert_close(found[0][kept], scaled.softmax(0)[kept])
+    items, classes = torch.tensor(scores).split([SIZES.items, SIZES.classes])
+    items, classes = (2 * items).softmax(0), (0.5 * classes).softmax(0)
+    sure = items.max().sqrt()
+    expected = torch.cat([sure * items, (1 - sure) * classes])
+    torch.testing.assert_close(found[0][kept], expected[kept])
 
 
 def test_shares_of_little_are_none() -> None:
     memory = random_memory()
     memory.scales.fill_(1)
-    shares = torch.tensor([0.6, 0.0011, 0.3, 0.0009, 0.098])
-    found = memory.shares(shares.log()[None])
-    torch.testing.assert_close(found[0], torch.tensor([0.6, 0.0011, 0.3, 0, 0.098]))
-    assert found[0, 3] == 0
+    parts = torch.tensor([0.8, 0.001, 0.199, 0.004, 0.996])
+    found = memory.shares(parts.log()[None])
+    # The items have 0.8 of it and the classes 0.2.
+    torch.testing.assert_close(found[0], torch.tensor([0.64, 0, 0.1592, 0, 0.1992]))
+    assert found[0, 1] == found[0, 3] == 0
 
 
 def test_a_sure_memory_shows_one_concept() -> None:
-    memory, cells = random_memory(), random_cells()
-    whole = torch.zeros(2, CONCEPTS)
-    whole[0, 1] = whole[1, SIZES.items] = 1
-    memory.scales.copy_(torch.tensor([1e4, 1e4, 0, 0]))
-    read = memory(cells, whole)
-    for image, concept in enumerate((1, SIZES.items)):
-        expected = torch.zeros(CONCEPTS + 1)
-        expected[[concept, CONCEPTS]] = 1
-        assert torch.equal(read[image], expected.expand(9, -1))
+    memory, cells = random_memory(), random_cells(1)
+    whole = torch.zeros(1, CONCEPTS)
+    whole[0, 1] = 1
+    memory.scales.copy_(torch.tensor([1e4, 1e4, 0, 0, 0.2]))
+    expected = torch.zeros(CONCEPTS + 1)
+    expected[[1, CONCEPTS]] = 1
+    assert torch.equal(memory(cells, whole)[0], expected.expand(9, -1))
+
+
+def test_the_less_sure_of_items_the_more_a_class_counts() -> None:
+    memory = random_memory()
+    memory.scales.copy_(torch.tensor([1e4, 1e4, 0, 0, 0.5]))
+    whole = torch.zeros(1, CONCEPTS)
+    whole[0, SIZES.items] = 1  # and the three items are equally likely
+    sure = (1 / 3) ** 0.5
+    expected = [sure / 3] * 3 + [1 - sure, 0]
+    assert memory.shares(whole)[0].tolist() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

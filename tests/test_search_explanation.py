@@ -93,7 +93,7 @@ def test_text() -> None:
         "+1 more                   0.2500",
         "sum                       0.7500",
     ]
-    assert explanation.summary() == "w22 0.500  w1 0.250"
+    assert explanation.summary(4) == "w22 0.500  w1 0.250"
     assert explanation.summary(top=1) == "w22 0.500  +1 more 0.250"
 
 
@@ -145,7 +145,7 @@ def test_a_fused_table() -> None:
         "dense                  0.9000     -  0.2000",
         "weighted (raw scores)                0.5000",
     ]
-    assert fused().summary() == "w1 0.200  w2 0.100  [dense] 0.200"
+    assert fused().summary(4) == "w1 0.200  w2 0.100  [dense] 0.200"
 
 
 def test_a_leg_that_did_not_find_it() -> None:
@@ -153,7 +153,7 @@ def test_a_leg_that_did_not_find_it() -> None:
     explanation = Explanation.of(row({1: 1}), row({2: 1}), VOCABULARY, 1 / 61, parts, "rrf")
     assert explanation.total() == 1 / 61
     assert (explanation.matches, explanation.difference) == ((), 0)
-    assert explanation.summary() == "[dense] 0.016"
+    assert explanation.summary(4) == "[dense] 0.016"
     assert str(explanation).splitlines()[0] == "no word in common"
     # Words in common of a document that the lexical leg did not find deep enough add nothing.
     shared = Explanation.of(row({1: 1}), row({1: 1}), VOCABULARY, 1 / 61, parts, "rrf")
@@ -169,7 +169,7 @@ def test_parts_sum_whatever_the_fusion(query, document, lexical: float, dense: f
     if explanation.matches:
         shares = math.fsum(match.part for match in explanation.matches)
         assert shares == pytest.approx(lexical, rel=1e-9, abs=1e-12)
-    assert len(explanation.summary()) > 0
+    assert len(explanation.summary(4)) > 0
     assert explanation.table().endswith(f"{total:.4f}")
 
 

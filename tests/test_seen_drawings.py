@@ -366,7 +366,9 @@ def test_items_are_what_the_model_says_of_their_drawings(
     cosines, _ = held_out_cosines(pooled, item, fold, len(ITEMS), 4)
     weight, bias = read_classifier(classified)
     logits = (pooled.means @ weight.T + bias).half()
-    shares = torch.cat([20 * cosines.float(), 0.7 * logits.float()], dim=1).softmax(1)
+    items, classes = (20 * cosines.float()).softmax(1), (0.7 * logits.float()).softmax(1)
+    sure = items.amax(1, keepdim=True) ** 0.2
+    shares = torch.cat([sure * items, (1 - sure) * classes], dim=1)
     shares = shares.where(shares >= 0.001, 0)
     rows = lexical_vector(with_level(shares) @ model.image_codebook.detach().T)
     rows = rows.where(rows > len(model.vocabulary) ** -0.5, 0)

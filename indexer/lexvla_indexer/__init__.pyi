@@ -1,10 +1,10 @@
-from lexvla_indexer.address import open_index as open_index
 from lexvla_indexer.base import Fetched as Fetched
 from lexvla_indexer.base import Index as Index
 from lexvla_indexer.base import Results as Results
 from lexvla_indexer.document import Document as Document
 from lexvla_indexer.elastic import ElasticIndex as ElasticIndex
 from lexvla_indexer.embedded import EmbeddedIndex as EmbeddedIndex
+from lexvla_indexer.engines import open_index as open_index
 from lexvla_indexer.filters import Filter as Filter
 from lexvla_indexer.lucene import LuceneIndex as LuceneIndex
 from lexvla_indexer.pipeline import index_source as index_source

@@ -31,8 +31,8 @@ __all__ = [
 _SHRINK = 0.1  # shrinkage of the covariance towards its diagonal
 _FLOOR = 1e-4  # share of the mean variance, added to all variances
 _WORD, _ABSENT = 4.0, -4.0  # logits of words of a concept, and of other words
-# Scales of images by items and by classes, then of patches.
-_SCALES = (20.0, 0.7, 10.0, 0.2)
+# Scales of images by items and by classes, then of patches; exponent of the gate.
+_SCALES = (20.0, 0.7, 10.0, 0.2, 0.2)
 _LOOKS = 0.6  # weight of the pooled channels' cosine, relative to the layout's
 _CHUNK = 256
 

@@ -166,7 +166,7 @@ class Explanation:
             "difference": self.difference,
         }
 
-    def summary(self, top: int = 4) -> str:
+    def summary(self, top: int) -> str:
         """Return the strongest words and the other legs with what each adds, on one line."""
         shown = [f"{match.word} {match.part:.3f}" for match in self.matches[:top]]
         rest = math.fsum(match.part for match in self.matches[top:])

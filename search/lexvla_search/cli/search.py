@@ -16,6 +16,7 @@ from lexvla_search.searcher import Hit, Searcher
 from lexvla_search.typed_words import say_unknown
 
 NO_GOOD_MATCH = f"no hit is a likely match (relevance below {GOOD_MATCH})"
+HIT_WORDS = 4  # of one hit in a list
 TABLE_ROWS = 20  # of each hit; `explain` and --json show all
 
 
@@ -84,7 +85,7 @@ def hit_rows(hits: list[Hit]) -> list[tuple[str, ...]]:
             + ("" if hit.relevance is None else f"  {100 * hit.relevance:3.0f}%"),
             one_line(hit.label),
             hit.id,
-            hit.explanation.summary() if hit.explanation else "",
+            hit.explanation.summary(HIT_WORDS) if hit.explanation else "",
         )
         for hit in hits
     ]

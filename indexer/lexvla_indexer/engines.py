@@ -1,4 +1,4 @@
-"""Index addresses: the one place that knows which engine an address means."""
+"""Engines by address: the one place that knows which engine an address means."""
 
 from __future__ import annotations
 
