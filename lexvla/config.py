@@ -97,7 +97,8 @@ class LexVLAConfig(PretrainedConfig):
             of which those left out count nothing; ``None`` for equal weights.
         relevance: Slope and intercept of the logistic function that makes a relevance from 0 to 1
             of such a score; ``None`` if it was not fitted. `lexvla_search.fitting` fits both.
-        weights_sha256: SHA-256 of the files of weights, set by `LexVLA.save_pretrained`.
+        weights_sha256: SHA-256 of each file of weights, set by `LexVLA.save_pretrained`.
+        values_sha256: SHA-256 of all weights as float16, set likewise.
     """
 
     model_type = "lexvla"
@@ -150,6 +151,7 @@ class LexVLAConfig(PretrainedConfig):
         score_weights: Mapping[str, float] | None = None,
         relevance: Sequence[float] | None = None,
         weights_sha256: dict[str, str] | None = None,
+        values_sha256: str = "",
         **kwargs: Any,
     ) -> None:
         self.text_config = _sub_config(text_config, "llama")
@@ -198,6 +200,7 @@ class LexVLAConfig(PretrainedConfig):
         self.score_weights = None if score_weights is None else dict(score_weights)
         self.relevance = None if relevance is None else list(relevance)
         self.weights_sha256 = dict(weights_sha256 or {})
+        self.values_sha256 = values_sha256
         self.check()
         super().__init__(**kwargs)
 
@@ -274,9 +277,9 @@ class LexVLAConfig(PretrainedConfig):
     @property
     def fingerprint(self) -> str:
         """Hash of weights and settings that encodings depend on; empty if not saved."""
-        if not self.weights_sha256:
+        if not self.values_sha256:
             return ""
-        names = {key: getattr(self, key) for key in (*_SETTINGS, "weights_sha256")}
+        names = {key: getattr(self, key) for key in (*_SETTINGS, "values_sha256")}
         return hashlib.sha256(json.dumps(names, sort_keys=True).encode()).hexdigest()
 
     @property

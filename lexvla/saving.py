@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,7 @@ __all__ = [
     "read_towers",
     "read_vocabulary",
     "read_weights",
+    "values_sha256",
     "write_model",
 ]
 
@@ -84,6 +86,7 @@ def write_model(model: LexVLA, folder: Path) -> None:
     save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     model.vocabulary.save(folder / VOCABULARY_FILE)
     config.weights_sha256 = {name: _sha256(folder / name) for name in _weight_files(config)}
+    config.values_sha256 = values_sha256(folder, config.weights_sha256)
     if not (folder / CARD_FILE).exists():
         (folder / CARD_FILE).write_text(model_card(model), encoding="utf-8")
     config.save_pretrained(folder)
@@ -176,6 +179,8 @@ def read_config(folder: Path) -> LexVLAConfig:
         if _sha256(folder / name) != config.weights_sha256.get(name):
             rule = f"the sha256 differs from the one in {CONFIG_FILE}"
             raise ModelError(f"{folder / name}: {rule}")
+    if not config.values_sha256:
+        raise ModelError(f"{path}: values_sha256 is missing: this version cannot read the model")
     return config
 
 
@@ -202,6 +207,37 @@ def _sha256(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except (OSError, SafetensorError) as error:
         raise ModelError(f"{path}: the weights cannot be read ({error})") from error
+
+
+def values_sha256(folder: Path, files: Iterable[str]) -> str:
+    """Return the hash of all weights of a model, rounded to float16.
+
+    It is the same for every type that holds the values: a model loaded from float16 and saved in
+    float32 keeps its name. Packed weights count by their bytes.
+    """
+    digest = hashlib.sha256()
+    for file in sorted(files):
+        weights = load_file(folder / file)
+        rounded = {k: w.half() if w.is_floating_point() else w for k, w in weights.items()}
+        _drop_zeros(rounded)
+        for name, weight in sorted(rounded.items()):
+            digest.update(f"{file} {name} {weight.dtype} {tuple(weight.shape)}\n".encode())
+            digest.update(weight.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _drop_zeros(parts: dict[str, Tensor]) -> None:
+    """Leave out of `_sparse_parts` the values that rounding made 0."""
+    names = [f"{CODEBOOK}.{name}" for name in _SPARSE]
+    if parts.keys() >= set(names):
+        counts, columns, values = (parts[name] for name in names)
+        rows = torch.arange(len(counts)).repeat_interleave(counts)[values != 0]
+        left = (
+            rows.bincount(minlength=len(counts)).int(),
+            columns[values != 0],
+            values[values != 0],
+        )
+        parts.update(zip(names, left, strict=True))
 
 
 def read_vocabulary(folder: Path, config: LexVLAConfig) -> Vocabulary:

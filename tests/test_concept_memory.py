@@ -515,6 +515,18 @@ def test_saved_in_half_precision(classified: Path, tmp_path: Path) -> None:
     assert low.encode_image(PICTURES).lexical.shape == (3, len(low.vocabulary))
 
 
+def test_values_that_float16_rounds_to_0_do_not_change_the_name(
+    classified: Path, tmp_path: Path
+) -> None:
+    model = memory_model(classified)
+    with torch.no_grad():
+        model.image_codebook[0, :2] = torch.tensor([1e-9, 2.0])
+    model.save_pretrained(tmp_path)
+    name = model.name
+    LexVLA.from_pretrained(tmp_path, dtype="float16").save_pretrained(tmp_path)
+    assert LexVLA.from_pretrained(tmp_path).name == name
+
+
 # Its image codebook in a file
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -12,6 +13,7 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import HfApi
+from safetensors.torch import load_file, save_file
 
 from backbone_fakes import (
     assert_same,
@@ -24,6 +26,8 @@ from backbone_fakes import (
 )
 from lexvla import LexVLA, saving
 from lexvla.errors import ModelError, UnsupportedError
+from lexvla.saving import values_sha256
+from model_fakes import edit_json
 
 
 @pytest.fixture
@@ -55,7 +59,6 @@ def test_what_is_written_and_that_peft_reads_it(
     text_model: str, vision_model: str, tmp_path: Path
 ) -> None:
     from peft import PeftModel
-    from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM
 
     model = random_lora(LexVLA.from_backbones(text_model, vision_model, **small()))
@@ -286,6 +289,70 @@ def test_a_setting_changes_the_name_and_a_chunk_does_not(model: LexVLA, tmp_path
     assert model.name == name
     model.config.max_text_tokens = 3
     assert model.name != name
+
+
+def test_the_stored_type_does_not_change_the_name(
+    text_model: str, vision_model: str, tmp_path: Path
+) -> None:
+    model = LexVLA.from_backbones(text_model, vision_model, **small(lora_rank=0))
+    model.config.text_model = model.config.vision_model = None
+    model.half().save_pretrained(tmp_path / "half")
+    full = LexVLA.from_pretrained(tmp_path / "half")
+    assert full.name == model.name
+    full.save_pretrained(tmp_path / "full")
+    assert full.name == model.name
+    stored = (folder / "model.safetensors" for folder in (tmp_path / "half", tmp_path / "full"))
+    kinds = [{weight.dtype for weight in load_file(path).values()} for path in stored]
+    assert kinds == [{torch.float16}, {torch.float32}]
+    assert LexVLA.from_pretrained(tmp_path / "full").name == model.name
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        "image_codebook",
+        "text_tower.language_model.model.norm.weight",
+        "image_tower.vision_model.layernorm.bias",
+    ],
+)
+def test_a_changed_weight_changes_the_name(
+    part: str, text_model: str, vision_model: str, tmp_path: Path
+) -> None:
+    model = LexVLA.from_backbones(text_model, vision_model, **small(lora_rank=0))
+    model.config.text_model = model.config.vision_model = None
+    model.half().save_pretrained(tmp_path)
+    name = model.name
+    weight = model.get_parameter(part)
+    with torch.no_grad():
+        weight.view(-1)[0] += 0.01
+    model.save_pretrained(tmp_path)
+    assert model.name != name
+
+
+def test_merging_lora_changes_the_name(model: LexVLA, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path / "one")
+    merged = LexVLA.from_pretrained(tmp_path / "one", merge_lora=True)
+    merged.save_pretrained(tmp_path / "two")
+    assert merged.name != model.name
+
+
+def test_packed_weights_are_named_by_their_bytes(tmp_path: Path) -> None:
+    packed = torch.tensor([1, 2, 255], dtype=torch.uint8)
+
+    def name(weights: dict[str, torch.Tensor]) -> str:
+        save_file(weights, tmp_path / "model.safetensors")
+        return values_sha256(tmp_path, ["model.safetensors"])
+
+    expected = b"model.safetensors packed torch.uint8 (3,)\n\x01\x02\xff"
+    assert name({"packed": packed}) == hashlib.sha256(expected).hexdigest()
+    assert name({"packed": packed[[0, 2, 1]]}) != hashlib.sha256(expected).hexdigest()
+
+
+def test_a_model_without_the_hash_of_its_values_is_refused(model: LexVLA, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path)
+    edit_json(tmp_path / "config.json", lambda values: values.pop("values_sha256"))
+    with pytest.raises(ModelError, match=r"config\.json: values_sha256 is missing"):
+        LexVLA.from_pretrained(tmp_path)
 
 
 def test_a_save_that_was_cut_short_is_no_model(
