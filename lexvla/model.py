@@ -30,6 +30,7 @@ from lexvla.image_tower import CachedCells, ImageTower
 from lexvla.images import ImageSource, open_image
 from lexvla.known_words import KnownWords
 from lexvla.lexical_head import elu1p, lexical_vector, max_over_patches, sparsify
+from lexvla.model_card import model_card
 from lexvla.preprocessing import resize, to_pixels
 from lexvla.regions import Region, region_patches
 from lexvla.text_normalisation import normalise_text
@@ -695,7 +696,7 @@ class LexVLA(PreTrainedModel):
                 model = cls(config, vocabulary, tokenizer, language, vision)
         except ModelError as error:
             raise ModelError(f"{folder / file}: {error}") from error
-        saving.read_weights(model, folder)
+        saving.read_weights(folder, config, saving.small_parts(model))
         for name, part in model.named_parameters():
             trained = not name.startswith(saving.TOWERS) or "lora_" in name
             if kind is not None and trained:
@@ -705,7 +706,12 @@ class LexVLA(PreTrainedModel):
 
     def save_pretrained(self, save_directory: str | Path) -> None:
         """Write all but the frozen backbones to a folder; `lexvla.saving` lists the files."""
-        saving.write_model(self, Path(save_directory))
+        folder, parts = Path(save_directory), saving.small_parts(self)
+        towers = self.text_tower.language_model, self.image_tower.vision_model
+        saving.write_model(folder, self.config, self.vocabulary, self.tokenizer, towers, parts)
+        if not (card := folder / "README.md").exists():
+            trained = sum(part.numel() for part in self.parameters() if part.requires_grad)
+            card.write_text(model_card(self.config, self.vocabulary, towers, trained), "utf-8")
 
     def push_to_hub(
         self,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import Any
 
-if TYPE_CHECKING:
-    from lexvla.model import LexVLA
+from lexvla.config import LexVLAConfig
+from lexvla.vocabulary import Vocabulary
 
 __all__ = ["model_card"]
 
@@ -39,28 +39,32 @@ model.decode(model.encode_image(["image.png"]), top_k=8)
 """
 
 
-def model_card(model: LexVLA) -> str:
-    """Return a model's card: Markdown with the hub's metadata."""
-    config = model.config
+def model_card(
+    config: LexVLAConfig, vocabulary: Vocabulary, towers: tuple[Any, Any], trained: int
+) -> str:
+    """Return a model's card: Markdown with the hub's metadata.
+
+    Args:
+        config: The model's settings.
+        vocabulary: Its pieces.
+        towers: Language model and vision model; their classes name those without a name.
+        trained: The number of parameters that are trained.
+    """
+    text_class, vision_class = (type(tower).__name__ for tower in towers)
     backbones = [name for name in (config.text_model, config.vision_model) if name]
     lines = "".join(f"  - {json.dumps(name)}\n" for name in backbones)
     lora = f", LoRA of rank {config.lora_rank}" if config.lora_rank else ""
     bits = f", {config.quantization} quantisation" if config.quantization != "none" else ""
-    text = f"`{config.text_model or type_name(model.text_tower.language_model)}`{bits}{lora}"
-    vision = f"`{config.vision_model or type_name(model.image_tower.vision_model)}`"
+    text = f"`{config.text_model or text_class}`{bits}{lora}"
+    vision = f"`{config.vision_model or vision_class}`"
     dense = f"width {config.dense_width}, {config.codebook_size:,} codes"
     return _CARD.format(
         base_models=f"base_model:\n{lines}" if backbones else "",
         name=config.model_name,
         vision=f"{vision}, {config.image_side} px, patches of {config.patch_size} px",
         text=text,
-        words=len(model.vocabulary),
-        vocabulary=model.vocabulary.sha256[:12],
-        trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        words=len(vocabulary),
+        vocabulary=vocabulary.sha256[:12],
+        trained=trained,
         dense=dense if config.dense_width else "none",
     )
-
-
-def type_name(module: object) -> str:
-    """Return the name of a module's class."""
-    return type(module).__name__

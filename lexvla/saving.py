@@ -18,7 +18,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
@@ -32,11 +32,7 @@ from lexvla.backbones import load_language_model, load_lora, load_vision_model, 
 from lexvla.config import LexVLAConfig
 from lexvla.errors import ModelError
 from lexvla.image_tower import is_frozen
-from lexvla.model_card import model_card
 from lexvla.vocabulary import Vocabulary
-
-if TYPE_CHECKING:
-    from lexvla.model import LexVLA
 
 __all__ = [
     "find_folder",
@@ -54,7 +50,6 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 TOKENIZER_FILE = "tokenizer.json"
 VOCABULARY_FILE = "vocabulary.json"
-CARD_FILE = "README.md"
 CODEBOOK = "image_codebook"
 _SPARSE = ("counts", "columns", "values")
 TOWERS = ("text_tower.language_model.", "image_tower.vision_model.")
@@ -62,10 +57,27 @@ LORA, TEXT_MODEL, VISION_MODEL = "lora", "text_model", "vision_model"
 _DEFAULT = Path(__file__).parent / "pretrained"
 
 
-def write_model(model: LexVLA, folder: Path) -> None:
-    """Write a model into a folder, config.json last: without it, the folder is incomplete."""
-    config = model.config
-    language_model, vision_model = model.text_tower.language_model, model.image_tower.vision_model
+def write_model(
+    folder: Path,
+    config: LexVLAConfig,
+    vocabulary: Vocabulary,
+    tokenizer: PreTrainedTokenizerBase,
+    towers: tuple[Any, Any],
+    weights: dict[str, Tensor],
+) -> None:
+    """Write a model into a folder, config.json last: without it, the folder is incomplete.
+
+    Backbones that are saved lose their names in ``config``, and it gets the hashes of all weights.
+
+    Args:
+        folder: Made if it is not there.
+        config: The model's settings.
+        vocabulary: Its pieces.
+        tokenizer: That of the language model.
+        towers: Language model (with LoRA) and vision model.
+        weights: Those outside the backbones, as `small_parts` returns them.
+    """
+    language_model, vision_model = towers
     if config.lora_rank:
         _check_lora_alone(language_model)  # before an earlier save is touched
     folder.mkdir(parents=True, exist_ok=True)
@@ -79,16 +91,14 @@ def write_model(model: LexVLA, folder: Path) -> None:
         if config.vision_model is None or not is_frozen(vision_model):
             config.vision_model = config.vision_revision = None
             vision_model.save_pretrained(folder / VISION_MODEL)
-        model.tokenizer.save_pretrained(folder)
-    weights = {name: part.contiguous() for name, part in small_parts(model).items()}
+        tokenizer.save_pretrained(folder)
+    weights = {name: part.contiguous() for name, part in weights.items()}
     if config.concept_items:  # most concepts do not bear a word
         weights.update(_sparse_parts(weights.pop(CODEBOOK)))
     save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
-    model.vocabulary.save(folder / VOCABULARY_FILE)
+    vocabulary.save(folder / VOCABULARY_FILE)
     config.weights_sha256 = {name: _sha256(folder / name) for name in _weight_files(config)}
     config.values_sha256 = values_sha256(folder, config.weights_sha256)
-    if not (folder / CARD_FILE).exists():
-        (folder / CARD_FILE).write_text(model_card(model), encoding="utf-8")
     config.save_pretrained(folder)
 
 
@@ -126,7 +136,7 @@ def _dense(parts: dict[str, Tensor], like: Tensor) -> Tensor:
     return matrix
 
 
-def small_parts(model: LexVLA) -> dict[str, Tensor]:
+def small_parts(model: nn.Module) -> dict[str, Tensor]:
     """Return the weights outside the towers' backbones."""
     return {k: v for k, v in model.state_dict().items() if not k.startswith(TOWERS)}
 
@@ -293,11 +303,11 @@ def moved(named: str | None, now: str | None, part: str) -> str | None:
     return now or named
 
 
-def read_weights(model: LexVLA, folder: Path) -> None:
-    """Load the weights outside the backbones into a model."""
+def read_weights(folder: Path, config: LexVLAConfig, own: dict[str, Tensor]) -> None:
+    """Load the weights outside the backbones into a model's ``own``, its `small_parts`."""
     path = folder / WEIGHTS_FILE
-    own, weights = small_parts(model), load_file(path)
-    if model.config.concept_items:
+    weights = load_file(path)
+    if config.concept_items:
         try:
             weights[CODEBOOK] = _dense(weights, own[CODEBOOK])
         except (ValueError, TypeError, RuntimeError) as error:

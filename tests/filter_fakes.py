@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from typing import get_args
 
 from hypothesis import strategies as st
 
 from lexvla_indexer import Document
-from lexvla_indexer.filters import And, Comparison, Filter, In, Not, Or
+from lexvla_indexer.filters import And, Comparison, Filter, In, Not, Operator, Or
 
 FIELDS = (
     "year",
@@ -68,11 +69,11 @@ numbers = (
     st.sampled_from(NUMBERS) | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
 )
 values = strings | numbers | st.booleans()
-ranges = st.sampled_from(["<", "<=", ">", ">="])
+OPERATORS = get_args(Operator)
 
 comparisons = st.one_of(
-    st.builds(Comparison, fields, st.sampled_from(["=", "!="]), values),
-    st.builds(Comparison, fields, ranges, strings | numbers),
+    st.builds(Comparison, fields, st.sampled_from(OPERATORS), strings | numbers),
+    st.builds(Comparison, fields, st.sampled_from(["=", "!="]), st.booleans()),
     st.builds(In, fields, st.lists(values, max_size=4).map(tuple)),
 )
 # A filter may only be on fields that some document has.

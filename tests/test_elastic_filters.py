@@ -16,8 +16,6 @@ from lexvla_indexer.elastic.selection import any_of
 from lexvla_indexer.filter_terms import LONGEST
 from lexvla_indexer.filters import Filter
 
-OPERATORS = ("=", "!=", "<", "<=", ">", ">=")
-
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory) -> Iterator[str]:
@@ -87,7 +85,7 @@ def test_many_filters_on_many_documents(index, made, tree):
         for key, value in list(document.metadata.items())[:3]:
             if not isinstance(value, list):
                 field = filter_fakes.json.dumps(key)
-                signs = ("=", "!=") if isinstance(value, bool) else OPERATORS
+                signs = ("=", "!=") if isinstance(value, bool) else filter_fakes.OPERATORS
                 texts += [f"{field} {sign} {filter_fakes.json.dumps(value)}" for sign in signs]
     for text in texts:
         expected = [d.id for d in made if Filter.parse(text).matches(d)]
@@ -102,7 +100,7 @@ def test_strings_longer_than_are_compared_by_their_characters(index):
     made.append(Document("e", metadata={"t": [same + "a", "z"]}))
     put(index, made)
     for value in [*values, same + "aa"]:
-        for sign in OPERATORS:
+        for sign in filter_fakes.OPERATORS:
             for form in ("{}", "not {}"):
                 text = form.format(f't {sign} "{value}"')
                 assert found(index, text) == [d.id for d in made if Filter.parse(text).matches(d)]
@@ -114,7 +112,7 @@ def test_numbers_and_fields_longer_than_a_term_of_a_range(index):
     values = [huge, huge + 1, -huge, 1, 0.5]
     made = [Document(f"d{i}", metadata={"n": value, field: i}) for i, value in enumerate(values)]
     put(index, made)
-    for sign in OPERATORS:
+    for sign in filter_fakes.OPERATORS:
         for text in (f"n {sign} {huge}", f"n {sign} -{huge}", f"{field} {sign} 2"):
             assert found(index, text) == [d.id for d in made if Filter.parse(text).matches(d)]
 

@@ -9,10 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from filter_fakes import filters, written
+from filter_fakes import OPERATORS, filters, written
 from lexvla.errors import FilterSyntaxError, InputError
 from lexvla_indexer import Document
+from lexvla_indexer.elastic import selection as elastic
+from lexvla_indexer.embedded import selection as embedded
 from lexvla_indexer.filters import And, Comparison, Filter, In, Not, Or, check_fields
+from lexvla_indexer.lucene import selection as lucene
 
 
 def is_equal(field: str, value: object) -> Comparison:
@@ -27,7 +30,7 @@ A, B, C = is_equal("a", 1), is_equal("b", 2), is_equal("c", 3)
     [
         ("year>=2020", Comparison("year", ">=", 2020)),
         ("\n year\t>=\u00a02020 ", Comparison("year", ">=", 2020)),
-        *((f"a {sign} 1", Comparison("a", sign, 1)) for sign in ("=", "!=", "<", "<=", ">", ">=")),
+        *((f"a {sign} 1", Comparison("a", sign, 1)) for sign in OPERATORS),
         ("a=1 and b=2 and c=3", And((A, B, C))),
         ("a=1 or b=2 and c=3", Or((A, And((B, C))))),
         ("(a=1 or b=2) and c=3", And((Or((A, B)), C))),
@@ -289,3 +292,17 @@ def test_of_many_fields_the_first_are_named() -> None:
     assert caught.value.item == "f"
     assert caught.value.rule == f"no document has such a field to filter by; {there}"
     check_fields(Filter.parse("f = 1"), lambda name: False, lambda: None)
+
+
+ENGINES = {
+    "matches": lambda tree: tree.matches(Document("d", metadata={"a": 1})),
+    "embedded": embedded.condition,
+    "elastic": lambda tree: elastic.selection(tree, list),
+    "lucene": lambda tree: lucene.selection(tree, list),
+}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_operator_that_an_engine_lacks_is_an_error(engine) -> None:
+    with pytest.raises((TypeError, KeyError), match="contains"):
+        ENGINES[engine](Comparison("a", "contains", 1))

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,17 @@ def test_indexer_imports_only_data_modules_of_lexvla() -> None:
     assert not offences(
         "lexvla_indexer", lambda name: within(name, {"lexvla"}) and not within(name, DATA_MODULES)
     )
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_modules_import_each_other_in_a_circle(package: str) -> None:
+    folder = FOLDERS[package]
+    graph = {}
+    for path in sources(package):
+        parts = path.relative_to(folder.parent).with_suffix("").parts
+        name = ".".join(parts).removesuffix(".__init__")
+        graph[name] = {other for _, other in imports(path) if is_module(other)}
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
 
 
 @pytest.mark.parametrize("package", [*PACKAGES, "lexvla_search.cli"])

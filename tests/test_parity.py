@@ -25,6 +25,7 @@ from indexer_fakes import LEGS, QUERY, documents, encode
 from lexvla.encoding import Encoding
 from lexvla.errors import InputError
 from lexvla_indexer import Document
+from lexvla_indexer.filters import Comparison
 from postings_fakes import searching
 
 EMBEDDED = Engine("embedded", str, lambda: searching("numba"), LEGS, True)
@@ -116,6 +117,19 @@ def test_any_filter_on_any_documents(engine, tmp_path_factory, made, tree):
         assert index.fetch([d.id for d in made]).documents == made
         (results,) = index.search(QUERY, filter=filter_fakes.written(tree))
         assert results.ids == [d.id for d in made if tree.matches(d)]
+
+
+def test_every_operator_means_the_same(engine, tmp_path):
+    held = [*("a", "b", "c", 1, 2, 2.5, True), ["b"], ["a", "c"]]
+    made = [Document(f"d{i}", metadata={"x": value}) for i, value in enumerate(held)]
+    with engine.open(tmp_path / "i") as index:
+        index.add(made, encode([{0: 1.0}] * len(made)))
+        index.commit()
+        for sign in filter_fakes.OPERATORS:
+            for value in ("b", 2):
+                tree = Comparison("x", sign, value)
+                expected = [d.id for d in made if tree.matches(d)]
+                assert index.search(QUERY, filter=filter_fakes.written(tree))[0].ids == expected
 
 
 def test_a_field_that_no_document_has_is_named_with_those_that_there_are(engine, tmp_path):

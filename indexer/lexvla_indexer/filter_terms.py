@@ -146,14 +146,17 @@ def span(comparison: Comparison) -> Span | None:
     ``None`` if terms cannot decide: the limit is a string of over 200 characters, or its term is
     too long.
     """
-    value, sign = comparison.value, comparison.operator
+    value = comparison.value
     mark = "s" if kind_of(value) == "string" else "n"
     text = _escaped(value) if isinstance(value, str) else digits(value)
     start = f"{_escaped(comparison.field)}{_OF}{mark}"
     is_cut = isinstance(value, str) and len(value) > LONGEST
     if is_cut or len(f"{start}{text}".encode()) > LONGEST_LIMIT:
         return None
-    has_limit = sign.endswith("=")
-    if sign.startswith("<"):
-        return Span(start, start + text, True, has_limit)
-    return Span(start + text, start[:-1] + chr(ord(start[-1]) + 1), has_limit, False)
+    limit, end = start + text, start[:-1] + chr(ord(start[-1]) + 1)
+    match comparison.operator:
+        case "<" | "<=" as sign:
+            return Span(start, limit, True, sign == "<=")
+        case ">" | ">=" as sign:
+            return Span(limit, end, sign == ">=", False)
+    raise TypeError(f"not a range: {comparison!r}")

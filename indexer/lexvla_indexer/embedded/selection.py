@@ -60,12 +60,14 @@ class _Writer:
         if isinstance(node, In):
             return self._field(node.field, _Equal(self, node.values))
         if not isinstance(node, Comparison):
-            raise TypeError(f"no SQL for {type(node).__name__}")
+            raise TypeError(f"not a filter: {node!r}")
         if node.operator == "=":
             return self._field(node.field, _Equal(self, (node.value,)))
         if node.operator == "!=":
             return self._field(node.field, _Unequal(self, (node.value,)))
-        return self._field(node.field, _Range(self, node.operator, node.value))
+        if node.operator in ("<", "<=", ">", ">="):
+            return self._field(node.field, _Range(self, node.operator, node.value))
+        raise TypeError(f"no SQL for {node!r}")
 
     def bind(self, value: str | float) -> str:
         name = f"v{len(self.values)}"
