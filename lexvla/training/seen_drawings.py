@@ -115,6 +115,17 @@ class SeenDrawings:
             None if dense is None else functional.normalize(dense, dim=1),
         )
 
+    def encode(self, model: LexVLA, rows: np.ndarray) -> Encoding:
+        """Encode drawings by a memory that has not seen their styles.
+
+        Args:
+            model: The one that was given before, or a trained one of the same memory.
+            rows: (n,) numbers of drawings, of which the first view is taken.
+        """
+        parts = torch.from_numpy(rows).split(_CHUNK)
+        whole = (torch.cat([self._cosines[part], self._logits[part]], dim=1) for part in parts)
+        return Encoding.concat([self._encode(model, each) for each in whole])
+
     @torch.no_grad()
     def _encode(self, model: LexVLA, whole: Tensor) -> Encoding:
         """Encode images, of which only the comparison with the concepts is known."""
