@@ -191,7 +191,7 @@ def test_copies_score_alike(tmp_path: Path) -> None:
 
 class CalibratedEncoder(RowEncoder):
     score_weights = {"lexical": 0.75, "dense": 0.25}  # noqa: RUF012
-    relevance = (8.0, -4.0)
+    relevance = (8.0, -6.0)
 
 
 def test_relevance(tmp_path: Path) -> None:
@@ -205,7 +205,7 @@ def test_relevance(tmp_path: Path) -> None:
         first, second, third = answer.hits
         assert [hit.id for hit in answer.hits] == ["d00", "d02", "d01"]
         assert first.score == 0.75 * 0.875 + 0.25
-        assert first.relevance == pytest.approx(1 / (1 + math.exp(4 - 8 * first.score)))
+        assert first.relevance == pytest.approx(1 / (1 + math.exp(6 - 8 * first.score)))
         assert second.explanation.parts[1].score < 0
         assert (second.score, second.explanation.parts[1].part) == (0.75 * 0.25, 0)
         assert third.relevance < second.relevance < first.relevance

@@ -139,11 +139,11 @@ def test_relevance_for_people(
     for arguments in ((), ("--min-relevance", "0.9")):
         assert cli.main(["search", "word7:0.125", "--index", hybrid, *arguments]) == 0
         shown = capsys.readouterr()
-        assert shown.err == "lexvla: no hit is a likely match (relevance below 0.5)\n"
+        assert shown.err == "lexvla: no hit matches well (relevance below 0.1)\n"
         assert bool(shown.out) == (not arguments)
     data = run(capsys, "search", "word7:0.125", "--index", hybrid)
     assert data["good_match"] is False
-    assert data["hits"][0]["relevance"] < 0.5
+    assert data["hits"][0]["relevance"] < 0.1
 
 
 def test_fit_fusion(

@@ -44,7 +44,7 @@ Parts = dict[str, dict[Leg, float]]
 LEGS: tuple[Leg, ...] = get_args(Leg)
 FUSIONS: tuple[FusionName, ...] = get_args(FusionName)
 MAX_HITS = 10_000  # limit on depth, and on k + offset
-GOOD_MATCH = 0.5  # below this relevance of the best hit, people are told that none is good
+GOOD_MATCH = 0.1  # below this relevance of the best hit, people are told that none is good
 DEPTH = 100  # of each leg's list
 RANK_CONSTANT = 60.0  # as in the paper on reciprocal rank fusion
 

@@ -15,7 +15,7 @@ from lexvla_search.query import Query
 from lexvla_search.searcher import Hit, Searcher
 from lexvla_search.typed_words import say_unknown
 
-NO_GOOD_MATCH = f"no hit is a likely match (relevance below {GOOD_MATCH})"
+NO_GOOD_MATCH = f"no hit matches well (relevance below {GOOD_MATCH})"
 HIT_WORDS = 4  # of one hit in a list
 TABLE_ROWS = 20  # of each hit; `explain` and --json show all
 

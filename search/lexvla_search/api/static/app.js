@@ -124,7 +124,7 @@ function showAnswer({ query: asked, hits, good_match: goodMatch, took_ms: took }
   const by = asked.legs.length > 1 ? `${legs}, ${asked.fusion}` : legs;
   const time = took ? ` · ${number(took.total, 0)} ms` : "";
   const count = hits.length < PAGE ? plural(hits.length, "hit") : `The best ${hits.length} hits`;
-  const warning = goodMatch === false ? "No likely match. " : "";
+  const warning = goodMatch === false ? "No hit matches well. " : "";
   say(hits.length ? `${warning}${count} · by ${by}${time}` : "No hits.");
   if (!hits.length) showNothing(asked);
   if (open !== null) keepOpen(hits.find((hit) => hit.id === open));
