@@ -18,6 +18,8 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+from noto_figures import tag_relevance
+
 from lexvla import LexVLA
 from lexvla.data.demo_corpus import DemoItem, load_demo_corpus
 from lexvla.errors import InputError
@@ -25,7 +27,6 @@ from lexvla_indexer import Document, Index, open_index
 from lexvla_indexer.legs import Leg
 from lexvla_search import Fusion, Query, ReciprocalRank, Searcher, Weighted
 from lexvla_search.evaluation.measures import measure
-from lexvla_search.evaluation.noto import tag_relevance
 
 LABEL_MEASURES, TAG_MEASURES = ["R@1", "R@5", "R@10"], ["nDCG@10"]
 TIMED = 200  # queries

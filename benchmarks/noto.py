@@ -18,12 +18,12 @@ import time
 from collections.abc import Sequence
 
 import numpy as np
+from noto_figures import KS, NotoFigures, evaluate_noto
 from rank_bm25 import BM25Okapi
 
 from lexvla import LexVLA
 from lexvla.data.demo_corpus import DemoItem, load_demo_corpus
-from lexvla_search.evaluation import NotoFigures, evaluate_noto, recall_at_k
-from lexvla_search.evaluation.noto import KS
+from lexvla_search.evaluation import recall_at_k
 
 
 def bm25_label_to_tags(items: Sequence[DemoItem]) -> dict[int, float]:

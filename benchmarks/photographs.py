@@ -21,11 +21,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from timm.data.imagenet_info import ImageNetInfo
-
-from lexvla import LexVLA
-from lexvla.errors import InputError
-from lexvla_search.evaluation.photographs import (
+from photograph_figures import (
     KS,
     PhotographFigures,
     PictureFigures,
@@ -34,6 +30,10 @@ from lexvla_search.evaluation.photographs import (
     read_photographs,
     read_scenery,
 )
+from timm.data.imagenet_info import ImageNetInfo
+
+from lexvla import LexVLA
+from lexvla.errors import InputError
 
 DATA = Path(__file__).resolve().parent.parent / "data" / "photographs"
 STAMPS, WALLPAPERS = "usr/share/tuxpaint/stamps", "usr/share/wallpapers"

@@ -14,12 +14,12 @@ import sys
 from collections.abc import Iterator
 
 import numpy as np
+from noto_figures import tag_relevance
 from scipy import sparse
 
 from lexvla import Encoding, LexVLA
 from lexvla.data.demo_corpus import load_demo_corpus
 from lexvla_indexer.impacts import ImpactQuantizer
-from lexvla_search.evaluation.noto import tag_relevance
 from lexvla_search.evaluation.retrieval import ndcg_at_k, recall_at_k
 from lexvla_search.pyserini import QUERY_SCALE
 

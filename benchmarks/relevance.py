@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from noto_figures import tag_relevance
+from photograph_figures import on_white, read_photographs
 from photographs import DATA, STAMPS, get_packages
 from scipy import special
 
@@ -25,8 +27,6 @@ from lexvla.data.demo_corpus import load_demo_corpus
 from lexvla.encoding import Encoding
 from lexvla.training.feed import own_words
 from lexvla_search.evaluation.batches import encode_in_batches
-from lexvla_search.evaluation.noto import tag_relevance
-from lexvla_search.evaluation.photographs import on_white, read_photographs
 from lexvla_search.fusion import GOOD_MATCH
 
 HITS = 10  # of a query

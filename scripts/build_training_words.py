@@ -22,9 +22,10 @@ from importlib.util import find_spec
 from itertools import islice, pairwise
 from pathlib import Path
 
+from wordnet import Synset, WordNet
+
 from lexvla.data.emoji import words_of
 from lexvla.data.emoji_phrases import STOP_WORDS
-from lexvla.data.wordnet import Synset, WordNet
 
 PACKAGE = "wordnet-base"
 VERSION = "WordNet 3.0"

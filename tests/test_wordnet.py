@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
-from lexvla.data.wordnet import Synset, WordNet
 from lexvla.errors import InputError
+from source_tree import ROOT
+
+sys.path.insert(0, str(ROOT / "scripts"))
+
+from wordnet import Synset, WordNet
 
 DATA = """\
   1 This is a licence.

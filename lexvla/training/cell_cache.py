@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -60,14 +59,13 @@ def cache_cells(
     if not done:  # the note must not describe cells that are gone
         note.unlink(missing_ok=True)
     cells = np.lib.format.open_memmap(path, "r+" if done else "w+", np.float16, shape)
-    make = _fast(tower, side)
     starts = range(done, views * count, _BATCH)
     for number in tqdm(starts, desc="cells", disable=None):
         chosen = range(number, min(number + _BATCH, views * count))
         for view in sorted({each // count for each in chosen}):
             rows = np.array([each % count for each in chosen if each // count == view])
-            seen = _view(pixels[rows], view, side, strength, (seed, number), config)
-            cells[view, rows] = make(seen).numpy()
+            seen = _view(pixels[rows], view, strength, (seed, number), config)
+            cells[view, rows] = _cells(tower, seen).numpy()
         if number % (_BATCH * 64) == 0:
             cells.flush()
             _write(note, key, chosen.stop)
@@ -97,14 +95,9 @@ def _write(note: Path, key: str, done: int) -> None:
 
 
 def _view(
-    pixels: np.ndarray,
-    view: int,
-    side: int,
-    strength: float,
-    seed: tuple[int, int],
-    config: LexVLAConfig,
+    pixels: np.ndarray, view: int, strength: float, seed: tuple[int, int], config: LexVLAConfig
 ) -> Tensor:
-    statistics = config.image_mean, config.image_std
+    side, statistics = config.image_side, (config.image_mean, config.image_std)
     if view == 0:
         return to_pixels([resize(_on_white(each), side) for each in pixels], *statistics)
     state = np.random.SeedSequence([*seed, view]).generate_state(1, np.uint64)[0] >> 1
@@ -119,16 +112,12 @@ def _on_white(pixels: np.ndarray) -> Image.Image:
     return Image.alpha_composite(white, drawing).convert("RGB")
 
 
-def _fast(tower: ImageTower, side: int) -> Callable[[Tensor], Tensor]:
-    """Return the tower's `cells` in bfloat16, channels last: three times as fast on CPUs."""
-
-    @torch.inference_mode()
-    def make(pixels: Tensor) -> Tensor:
-        pixels = pixels.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(pixels.device.type, torch.bfloat16):
-            return tower.cells(pixels).half()
-
-    return make
+@torch.inference_mode()
+def _cells(tower: ImageTower, pixels: Tensor) -> Tensor:
+    """Return the tower's `cells`, made in bfloat16, channels last: three times as fast on CPUs."""
+    pixels = pixels.contiguous(memory_format=torch.channels_last)
+    with torch.autocast(pixels.device.type, torch.bfloat16):
+        return tower.cells(pixels).half()
 
 
 def _key(

@@ -95,17 +95,16 @@ def untrained_model(
         tie_word_embeddings=False,
         attn_implementation="eager",  # on CPUs the fused kernel's backward pass is far slower
     )
-    known_tokens = _known_tokens(tokenizer, captions, other_texts)
+    settings = {
+        "adapter_heads": heads,
+        "adapter_width": 3 * width,
+        "vocabulary_chunk": 512,
+        "require_known_word": True,
+        "known_tokens": _known_tokens(tokenizer, captions, other_texts),
+        **config,
+    }
     if vision_model is not None:
-        settings = {
-            "adapter_heads": heads,
-            "adapter_width": 3 * width,
-            "vocabulary_chunk": 512,
-            "require_known_word": True,
-            "known_tokens": known_tokens,
-            "image_size": image_size,
-            **config,
-        }
+        settings = {"image_size": image_size, **settings}
         return _on_backbone(vision_model, text, vocabulary, tokenizer, settings)
     vision = Dinov2Config(
         hidden_size=width,
@@ -118,17 +117,8 @@ def untrained_model(
         use_mask_token=False,
         attn_implementation="eager",
     )
-    settings = {
-        "adapter_heads": heads,
-        "adapter_width": 3 * width,
-        "vocabulary_chunk": 512,
-        "require_known_word": True,
-        "known_tokens": known_tokens,
-        **config,
-    }
-    return LexVLA(
-        LexVLAConfig(text_config=text, vision_config=vision, **settings), vocabulary, tokenizer
-    )
+    whole = LexVLAConfig(text_config=text, vision_config=vision, **settings)
+    return LexVLA(whole, vocabulary, tokenizer)
 
 
 def _known_tokens(

@@ -90,15 +90,25 @@ def _sqlite() -> Check:
     return _check("SQLite", ok, found, "indexes", f"a Python built with SQLite {needed}", True)
 
 
-def _package(
-    name: str, package: str, gives: str, get: str, required: bool = False
-) -> Callable[[], Check]:
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _required(package: str) -> Callable[[], Check]:
     def check() -> Check:
-        try:
-            found = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found = ""
-        return _check(name, bool(found), found, gives, get, required)
+        found = _version(package)
+        return _check(package, bool(found), found, "models", f"pip install {package}", True)
+
+    return check
+
+
+def _optional(name: str, package: str, gives: str, extra: str) -> Callable[[], Check]:
+    def check() -> Check:
+        found = _version(package)
+        return _check(name, bool(found), found, gives, f"pip install 'lexvla[{extra}]'")
 
     return check
 
@@ -138,54 +148,31 @@ def _java() -> Check:
 
 
 def _elastic() -> Check:
-    get = "pip install 'lexvla[elasticsearch]'"
-    try:
-        found = importlib.metadata.version("elasticsearch")
-    except importlib.metadata.PackageNotFoundError:
-        found = ""
+    found = _version("elasticsearch")
     # Client 9 cannot talk to server 8; client 8 can talk to both.
+    get = "pip install 'lexvla[elasticsearch]'"
     return _check("Elasticsearch client", found.startswith("8."), found, ELASTIC, get)
 
 
 _CHECKS: tuple[Callable[[], Check], ...] = (
     _python,
     _sqlite,
-    _package("torch", "torch", "models", "pip install torch", required=True),
-    _package("transformers", "transformers", "models", "pip install transformers", required=True),
+    _required("torch"),
+    _required("transformers"),
     _model,
     _cuda,
-    _package(
-        "bitsandbytes",
-        "bitsandbytes",
-        "pretrained language models in 4 or 8 bits",
-        "pip install 'lexvla[gpu]'",
+    _optional("bitsandbytes", "bitsandbytes", "pretrained language models in 4 or 8 bits", "gpu"),
+    _optional("peft", "peft", "LoRA on pretrained language models", "gpu"),
+    _optional("Matplotlib", "matplotlib", "plots of lexvla sparsity", "evaluation"),
+    _optional("pycocotools", "pycocotools", "annotations for lexvla patchdis", "evaluation"),
+    _optional(
+        "Numba", "numba", "compiled search loops, several times faster on large indexes", "fast"
     ),
-    _package("peft", "peft", "LoRA on pretrained language models", "pip install 'lexvla[gpu]'"),
-    _package(
-        "Matplotlib", "matplotlib", "plots of lexvla sparsity", "pip install 'lexvla[evaluation]'"
+    _optional(
+        "faiss", "faiss-cpu", "inverted lists for dense legs of 100,000 rows or more", "fast"
     ),
-    _package(
-        "pycocotools",
-        "pycocotools",
-        "annotations for lexvla patchdis",
-        "pip install 'lexvla[evaluation]'",
-    ),
-    _package(
-        "Numba",
-        "numba",
-        "compiled search loops, several times faster on large indexes",
-        "pip install 'lexvla[fast]'",
-    ),
-    _package(
-        "faiss",
-        "faiss-cpu",
-        "inverted lists for dense legs of 100,000 rows or more",
-        "pip install 'lexvla[fast]'",
-    ),
-    _package(
-        "FastAPI", "fastapi", "lexvla serve, the page and the API", "pip install 'lexvla[serve]'"
-    ),
+    _optional("FastAPI", "fastapi", "lexvla serve, the page and the API", "serve"),
     _java,
-    _package("Pyserini", "pyserini", LUCENE, "pip install 'lexvla[pyserini]'"),
+    _optional("Pyserini", "pyserini", LUCENE, "pyserini"),
     _elastic,
 )

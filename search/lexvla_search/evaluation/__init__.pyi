@@ -2,8 +2,6 @@ from lexvla_search.evaluation.coco import read_coco as read_coco
 from lexvla_search.evaluation.measures import Measured as Measured
 from lexvla_search.evaluation.measures import measure as measure
 from lexvla_search.evaluation.measures import parse_measures as parse_measures
-from lexvla_search.evaluation.noto import NotoFigures as NotoFigures
-from lexvla_search.evaluation.noto import evaluate_noto as evaluate_noto
 from lexvla_search.evaluation.patchdis import PatchDisFigures as PatchDisFigures
 from lexvla_search.evaluation.patchdis import evaluate_patchdis as evaluate_patchdis
 from lexvla_search.evaluation.retrieval import ndcg_at_k as ndcg_at_k

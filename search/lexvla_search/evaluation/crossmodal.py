@@ -8,8 +8,8 @@ raises `UnsupportedError` for encodings without them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -45,10 +45,6 @@ class PairFigures:
     image_to_text: dict[int, float]
     rsum: float
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class ClassFigures:
@@ -61,10 +57,6 @@ class ClassFigures:
 
     accuracy: dict[int, float]
     per_class: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        return asdict(self)
 
 
 def scores_of(queries: Encoding, items: Encoding, leg: MatchedLeg) -> np.ndarray:

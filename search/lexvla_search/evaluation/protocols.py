@@ -164,16 +164,10 @@ def read_labelled(
     """
     published = (CLASSIFIED if classify else RETRIEVED).get(protocol)
     counts = published if check_counts else None
-    if protocol == "cub":
-        return read_cub(data, images, classify, counts)
-    if protocol == "cars":
-        return read_cars(data, images, classify, counts)
-    if protocol == "sop":
-        return read_sop(data, images, counts)
-    if protocol == "inshop":
-        return read_inshop(data, images, counts)
-    if protocol == "inat":
-        return read_inat(data, images, counts)
+    if halved := {"cub": read_cub, "cars": read_cars}.get(protocol):
+        return halved(data, images, classify, counts)
+    if split := {"sop": read_sop, "inshop": read_inshop, "inat": read_inat}.get(protocol):
+        return split(data, images, counts)
     if images is not None:
         raise InputError(str(images), "folders has its images in DATA")
     return read_folders(data)

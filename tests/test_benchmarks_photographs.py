@@ -20,7 +20,15 @@ from scipy import sparse
 from lexvla.encoding import Encoding
 from lexvla.errors import InputError
 from lexvla.images import ImageSource
-from lexvla_search.evaluation.photographs import (
+from search_fakes import FakeEncoder
+from source_tree import ROOT
+
+BENCHMARKS = ROOT / "benchmarks"
+if not BENCHMARKS.is_dir():
+    pytest.skip("needs a clone: benchmarks are in no distribution", allow_module_level=True)
+sys.path.insert(0, str(BENCHMARKS))
+
+from photograph_figures import (  # noqa: E402 - needs the path above
     SCENE_SIDE,
     SCENERY,
     Photograph,
@@ -32,9 +40,6 @@ from lexvla_search.evaluation.photographs import (
     read_photographs,
     read_scenery,
 )
-from search_fakes import FakeEncoder
-
-BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 
 
 def cutout(colour: str, size: tuple[int, int] = (16, 16)) -> Image.Image:
@@ -283,11 +288,8 @@ def test_there_must_be_items_and_scenes(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> Any:
+def script() -> Any:
     pytest.importorskip("timm", reason="needs timm: pip install timm")
-    if not BENCHMARKS.is_dir():
-        pytest.skip("needs a clone: benchmarks are in no distribution")
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
     import photographs
 
     return photographs

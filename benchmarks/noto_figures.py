@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-from PIL import Image
 from scipy import sparse
 
+from lexvla.data.demo_corpus import DemoItem
 from lexvla.data.phrasings import plural, title_case
 from lexvla.encoder import Encoder
 from lexvla.encoding import Encoding
 from lexvla_search.evaluation.batches import encode_in_batches
 from lexvla_search.evaluation.retrieval import dcg, ndcg_at_k, precision_at_k, recall_at_k
 
-__all__ = ["KS", "PHRASINGS", "NotoFigures", "NotoItem", "evaluate_noto", "tag_relevance"]
+__all__ = ["KS", "PHRASINGS", "NotoFigures", "evaluate_noto", "tag_relevance"]
 
 KS = (1, 5, 10)
 MIN_BEARERS, MAX_BEARERS = 3, 60  # a tag outside this range is too rare or too general
@@ -47,25 +47,6 @@ PHRASINGS: dict[str, Callable[[str], str]] = {
     "zero-width spaces": lambda text: _split_longest(text, "\u200b").replace(" ", " \u200b"),
     "soft hyphen": lambda text: _split_longest(text, "\u00ad"),
 }
-
-
-class NotoItem(Protocol):
-    """The parts of a corpus item that the evaluation needs."""
-
-    @property
-    def label(self) -> str:
-        """Return the item's name."""
-        ...
-
-    @property
-    def tags(self) -> tuple[str, ...]:
-        """Return words that people search for it by."""
-        ...
-
-    @property
-    def image(self) -> Image.Image:
-        """Return the drawing."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -126,7 +107,7 @@ class NotoFigures:
         return {**asdict(self), "phrasing_points": self.phrasing_points}
 
 
-def evaluate_noto(model: Encoder, items: Sequence[NotoItem]) -> NotoFigures:
+def evaluate_noto(model: Encoder, items: Sequence[DemoItem]) -> NotoFigures:
     """Encode every image, label and tag, and measure retrieval by each leg and by their sums."""
     starts = range(0, len(items), _BATCH)  # images are opened batch by batch
     batches = ([item.image for item in items[at : at + _BATCH]] for at in starts)
@@ -172,7 +153,7 @@ def evaluate_noto(model: Encoder, items: Sequence[NotoItem]) -> NotoFigures:
     )
 
 
-def tag_relevance(items: Sequence[NotoItem]) -> tuple[list[str], np.ndarray]:
+def tag_relevance(items: Sequence[DemoItem]) -> tuple[list[str], np.ndarray]:
     """Return the tags that 3 to 60 items bear, sorted, and who bears them: (tags, items)."""
     bearers = Counter(tag for item in items for tag in set(item.tags))
     tags = sorted(tag for tag, n in bearers.items() if MIN_BEARERS <= n <= MAX_BEARERS)
@@ -185,7 +166,7 @@ def tag_relevance(items: Sequence[NotoItem]) -> tuple[list[str], np.ndarray]:
     return tags, relevant
 
 
-def _phrasings(model: Encoder, items: Sequence[NotoItem], images: Encoding) -> dict[str, float]:
+def _phrasings(model: Encoder, items: Sequence[DemoItem], images: Encoding) -> dict[str, float]:
     found = {}
     for name, phrasing in PHRASINGS.items():
         texts = encode_in_batches(model.encode_text, [phrasing(item.label) for item in items])
