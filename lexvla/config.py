@@ -94,7 +94,7 @@ class LexVLAConfig(PretrainedConfig):
         knowledge: What the model knows and does not, as a sentence without its subject: "knows ...,
             but not ...".
         score_weights: What each leg counts in a search's score: ``lexical``, ``dense``, ``codes``,
-            of which those left out count nothing; ``None`` for equal weights.
+            and the documents' ``text``. Those left out count nothing; ``None`` for equal weights.
         relevance: Slope and intercept of the logistic function that makes a relevance from 0 to 1
             of such a score; ``None`` if it was not fitted. `lexvla_search.fitting` fits both.
         weights_sha256: SHA-256 of each file of weights, set by `LexVLA.save_pretrained`.
@@ -257,7 +257,8 @@ class LexVLAConfig(PretrainedConfig):
     def _check_scores(self) -> None:
         """Raise ValueError where the weights of a score or its calibration are amiss."""
         weights, relevance = self.score_weights, self.relevance
-        legs = {"lexical": True, "dense": self.dense_width > 0, "codes": self.codebook_size > 0}
+        legs = {"lexical": True, "text": True}
+        legs |= {"dense": self.dense_width > 0, "codes": self.codebook_size > 0}
         for leg, weight in (weights or {}).items():
             if not legs.get(leg):
                 raise ValueError(f"score_weights: the model has no leg {leg!r}")

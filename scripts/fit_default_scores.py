@@ -1,11 +1,14 @@
 """Calibrate the scores of the default model, and write the result into its configuration.
 
 Words and dense vectors count the same: what fits the training drawings best would trust dense
-vectors too much, as their heads were trained on them. How likely a score is right is learned from
-the training drawings, each as a model sees it that has not seen its set. Labels ask, tags, and
-nouns that belong to no drawing. The slope is that of a logistic regression of all hits. Its
-intercept is lowered until, for labels as for tags, four of five hits with a relevance above 0.5 are
-right: people, whose drawings differ little, would be taken for each other too surely otherwise.
+vectors too much, as their heads were trained on them. So do the documents' texts, of which the
+calibration knows nothing: words of the query in a text only make it surer.
+
+How likely a score is right is learned from the training drawings, each as a model sees it that has
+not seen its set. Labels ask, tags, and nouns that belong to no drawing. The slope is that of a
+logistic regression of all hits. Its intercept is lowered until, for labels as for tags, four of
+five hits with a relevance above 0.5 are right: people, whose drawings differ little, would be taken
+for each other too surely otherwise.
 
     python scripts/fit_default_scores.py recipes/default.toml lexvla/pretrained
 
@@ -62,7 +65,7 @@ def main() -> None:
     least = max(_least_trusted(*by_kind[kind]) for kind in ("labels", "tags"))
     path = asked.model / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
-    config["score_weights"] = WEIGHTS
+    config["score_weights"] = {**WEIGHTS, "text": max(WEIGHTS.values())}
     config["relevance"] = [round(slope, 3), round(-slope * least, 3)]
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     print(f"relevance {config['relevance']}: 0.5 at a score of {least:.3f}")

@@ -80,6 +80,8 @@ def flips(files: list[Path], seed: int, count: int) -> Iterator[tuple[Path, int]
 
 
 def search_all(index: EmbeddedIndex) -> None:
+    index.search_text("text d007e", 5)
+    index.search_text("text d007e", 5, "n = 5 and not id = d007é")
     for leg in LEGS:
         for exact in (None, True, False):
             index.search(QUERY, 5, leg, exact=exact)

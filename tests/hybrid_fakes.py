@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from indexer_fakes import VOCABULARY, documents, encode, scores
@@ -44,11 +45,12 @@ def text_of(row: Row) -> str:
 
 
 def filled(address: Path | str, rows: Sequence[Row], encoder: RowEncoder | None = None) -> Index:
-    """Return an open index of these rows, named d00, d01, ..."""
+    """Return an open index of these rows, named d00, d01, ..., without texts."""
     index = open_index(str(address), create=True, vocabulary=VOCABULARY, model="rows")
     names = names_of(rows)
     if rows:
-        index.add(documents(names), (encoder or RowEncoder()).only(encode(rows)))
+        untold = [replace(document, text="") for document in documents(names)]
+        index.add(untold, (encoder or RowEncoder()).only(encode(rows)))
     index.commit()
     return index
 

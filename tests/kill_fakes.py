@@ -21,7 +21,6 @@ from indexer_fakes import (
     VOCABULARY,
     ColourEncoder,
     brute_force,
-    documents,
     encode,
     found,
     random_rows,
@@ -212,9 +211,10 @@ def kill_writers(home: Path, seed: int, kills: Kills, wanted: int) -> None:
         assert check(index, history) == COMMITS
         index.compact()
         assert check(index, history) == COMMITS
-    with EmbeddedIndex(home / "new.lex", create=True, vocabulary=VOCABULARY) as rebuilt:
         state = history.states[-1]
-        rebuilt.add(documents(list(state)), encode(list(state.values())))
+        kept = index.fetch(list(state)).documents
+    with EmbeddedIndex(home / "new.lex", create=True, vocabulary=VOCABULARY) as rebuilt:
+        rebuilt.add(kept, encode(list(state.values())))
         rebuilt.commit()
     if files_of(path) != files_of(home / "new.lex"):
         kills.losses.append(f"seed {seed}: not what a new index is")

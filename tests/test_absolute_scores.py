@@ -100,7 +100,7 @@ def test_few_of_many_rows_are_scored_exactly_and_none_is_missed(tmp_path: Path, 
     scored: list[int] = []
     real = Segment.scores
 
-    def counted(segment: Segment, leg: str, query: Encoding, rows: np.ndarray) -> np.ndarray:
+    def counted(segment: Segment, leg: str, query: object, rows: np.ndarray) -> np.ndarray:
         scored.append(len(rows))
         return real(segment, leg, query, rows)
 

@@ -153,7 +153,8 @@ def test_a_long_wild_text_stays_on_its_line(tmp_path: Path, capsys: Capture) -> 
     capsys.readouterr()
     assert cli.main(["search", "red", "--index", place]) == 0
     out = capsys.readouterr().out
-    assert out == "1  1.000  red [31m alert red red red red red \u2026  wild  red 1.000\n"
+    shown = "red [31m alert red red red red red \u2026"
+    assert out == f"1  0.955  {shown}  wild  red 0.500  [text: red] 0.455\n"
     hit = run(capsys, "search", "red", "--index", place)["hits"][0]
     assert hit["document"]["text"] == line["text"]
 

@@ -71,7 +71,7 @@ CHANGES = {
 @pytest.mark.parametrize("change", [*CHANGES, "missing"])
 def test_a_file_of_another_form_is_named_at_open(index, change):
     files = files_of(index)
-    assert len(files) == 20 + 1 + 3 * bool(find_spec("faiss"))
+    assert len(files) == 30 + 1 + 3 * bool(find_spec("faiss"))
     refused = 0
     for file in files:
         data = file.read_bytes()
@@ -90,7 +90,7 @@ def test_a_file_of_another_form_is_named_at_open(index, change):
             assert file.name == "dense.list.faiss"
             assert change in ("with all moved", "of other rows")
         file.write_bytes(data)
-    assert refused >= (2 if change == "of other rows" else 20)
+    assert refused >= (2 if change == "of other rows" else 30)
 
 
 @pytest.mark.filterwarnings("ignore:Data type alias")

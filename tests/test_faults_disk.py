@@ -29,6 +29,7 @@ from indexer_fakes import (
 from kill_fakes import files_of
 from lexvla.encoding import Encoding
 from lexvla_indexer import EmbeddedIndex, open_index
+from lexvla_indexer.bm25 import TextRows
 from lexvla_indexer.embedded import merging
 
 Rows = dict[str, dict[int, float]]
@@ -192,7 +193,9 @@ def test_small_arrays_are_not_cut_short_unseen(tmp_path):
         for size in range(1, 1300, 29):
             resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
             with pytest.raises(OSError, match=r"segments/00000007\.new/"):
-                writer._store.write_segment(7, sorted(FIRST), encode(list(FIRST.values())))
+                writer._store.write_segment(
+                    7, sorted(FIRST), encode(list(FIRST.values())), TextRows.of([""] * len(FIRST))
+                )
         resource.setrlimit(resource.RLIMIT_FSIZE, (limits[1], limits[1]))
 
     in_a_child(work)

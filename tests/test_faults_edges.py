@@ -85,7 +85,7 @@ def test_writers_of_many_processes_take_turns(tmp_path):
         assert index.verify() == []
 
 
-def make_newer(path: Path, version: int) -> None:
+def make_of_format(path: Path, version: int) -> None:
     db = sqlite3.connect(path / "manifest.sqlite")
     with db:
         db.execute(f"UPDATE meta SET value = {version} WHERE key = 'format_version'")
@@ -94,20 +94,21 @@ def make_newer(path: Path, version: int) -> None:
     db.close()
 
 
-def test_a_format_that_becomes_newer_is_refused_by_open_readers_and_writers(index):
+@pytest.mark.parametrize(("version", "age"), [(2, "older"), (4, "newer")])
+def test_a_format_that_changes_is_refused_by_open_readers_and_writers(index, version, age):
     fill(index, "a")
     with open_index(index.directory) as reader:
         assert reader.count() == 1
-        make_newer(index.directory, 3)
-        newer = r"format 3, written by lexvla 7\.1"
+        make_of_format(index.directory, version)
+        other = rf"format {version}, written by lexvla 7\.1, is {age}"
         for work in (reader.count, lambda: found(reader), lambda: fill(index, "b"), index.compact):
-            with pytest.raises(IndexVersionError, match=newer):
+            with pytest.raises(IndexVersionError, match=other):
                 work()
         index.close()
         for create in (True, False):
-            with pytest.raises(IndexVersionError, match=newer):
+            with pytest.raises(IndexVersionError, match=other):
                 EmbeddedIndex(index.directory, create=create)
-        make_newer(index.directory, 2)
+        make_of_format(index.directory, 3)
         assert found(reader) == [("a", 1.0)]
 
 

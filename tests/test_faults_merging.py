@@ -16,6 +16,7 @@ from indexer_fakes import LEGS, VOCABULARY, brute_force, documents, encode, foun
 from kill_fakes import files_of
 from lexvla.encoding import Encoding
 from lexvla_indexer import EmbeddedIndex
+from lexvla_indexer.bm25 import TextRows
 from lexvla_indexer.embedded import merging, writer
 from lexvla_indexer.embedded.merging import FAN_IN, SEGMENT_ROWS, due, live_rows, merged
 from lexvla_indexer.embedded.segment import Segment, write_segment
@@ -135,7 +136,7 @@ def test_a_row_is_copied_about_once_for_each_eightfold_growth(size, commits):
 
 
 def segment_of(folder: Path, ids: list[str], rows: Encoding) -> Segment:
-    checksum = write_segment(folder, ids, rows)
+    checksum = write_segment(folder, ids, rows, TextRows.of(ids))
     widths = {"lexical": len(VOCABULARY), "codes": 4, "dense": 3}
     return Segment(folder, len(ids), widths, checksum)
 
@@ -162,11 +163,14 @@ def test_merged_rows_are_all_live_rows_by_id(held, most, seed):
             parts.append((part, live_rows(len(ids), rng.permutation(deleted))))
         chunks = list(merged(parts, most))
     names = sorted(left)
-    assert [name for ids, _ in chunks for name in ids] == names
-    assert [len(ids) for ids, _ in chunks] == [
+    assert [name for ids, *_ in chunks for name in ids] == names
+    assert [len(ids) for ids, *_ in chunks] == [
         min(most, len(names) - first) for first in range(0, len(names), most)
     ]
-    for ids, encoding in chunks:
+    for ids, encoding, text in chunks:
+        expected_text = TextRows.of(ids)
+        assert text.words == expected_text.words
+        assert (text.impacts != expected_text.impacts).nnz == 0
         for name, row in zip(ids, encoding, strict=True):
             assert (row.lexical != left[name].lexical).nnz == 0
             assert (row.codes != left[name].codes).nnz == 0

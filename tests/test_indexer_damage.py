@@ -27,6 +27,7 @@ def use(path: Path) -> None:
     with open_index(path) as index:
         for leg in LEGS:
             index.search(QUERY, leg=leg)
+        index.search_text("text of b")
         index.fetch(["a", "b", "c"])
         index.info()
 
@@ -39,7 +40,7 @@ def damaged_files(whole: Path) -> list[str]:
 @pytest.mark.parametrize("damage", ["removed", "emptied", "halved", "one byte short", "zeroed"])
 def test_every_damaged_file_is_named(whole, tmp_path, damage):
     names = damaged_files(whole)
-    assert len(names) == 2 * 21 + 2
+    assert len(names) == 2 * 31 + 2
     for name in names:
         path = tmp_path / name.replace("/", "_")
         shutil.copytree(whole, path)

@@ -277,12 +277,13 @@ def test_info(index):
         "segments": 2,
         "deleted_rows": 1,
         "mean_active_words": 2.0,
+        "documents_with_text": 3,
         "legs": {"lexical": 12, "codes": 4, "dense": 3},
         "vocabulary_size": 12,
         "vocabulary_sha256": VOCABULARY.sha256,
         "model": None,
         "commit": 2,
-        "format_version": 2,
+        "format_version": 3,
     }
 
 

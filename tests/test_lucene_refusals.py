@@ -136,11 +136,12 @@ def test_another_vocabulary_beside_the_index(index, tmp_path):
         LuceneIndex(tmp_path / "i")
 
 
-def test_a_newer_format(tmp_path, monkeypatch):
-    monkeypatch.setattr("lexvla_indexer.lucene.layout.FORMAT_VERSION", 2)
+@pytest.mark.parametrize(("version", "age"), [(1, "older"), (3, "newer")])
+def test_another_format(tmp_path, monkeypatch, version, age):
+    monkeypatch.setattr("lexvla_indexer.lucene.layout.FORMAT_VERSION", version)
     LuceneIndex(tmp_path / "i", create=True).close()
     monkeypatch.undo()
-    with pytest.raises(IndexVersionError, match="format 2 is newer"):
+    with pytest.raises(IndexVersionError, match=f"format {version} is {age}"):
         LuceneIndex(tmp_path / "i")
 
 

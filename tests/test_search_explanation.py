@@ -63,6 +63,7 @@ def test_plain_values() -> None:
         "score": 0.25,
         "fusion": "lexical",
         "parts": [],
+        "text": [],
         "difference": 0.0,
         "matches": [
             {

@@ -57,7 +57,7 @@ def test_text() -> None:
 
 def test_no_known_word() -> None:
     encoded = encode_query(Query(text="zebra"), FakeEncoder())
-    assert not encoded
+    assert encoded.legs == ("text",)
     assert encoded.encoding.lexical.shape == (1, 6)
     assert [each.word for each in encoded.unknown] == ["zebra"]
     assert encode_query(Query(text="zebra", boost={"red": 2}), FakeEncoder()).words == [("red", 2)]
@@ -323,7 +323,7 @@ def test_text_and_image_in_all_legs() -> None:
     assert (terms.codes, terms.dense) == (None, None)
     # A model without a list of words reads any text.
     encoder = AllLegs()
-    assert not encode_query(Query(text="zebra", legs=("dense",)), encoder)
+    assert encode_query(Query(text="zebra", legs=("dense",)), encoder).legs == ("text",)
     encoder.known_words = None
     assert encode_query(Query(text="zebra"), encoder).encoding.dense.tolist() == [[3, 0]]
 
@@ -371,7 +371,7 @@ class TestPlainWords:
         assert vector(Query(text="Red, green!"), words) == near(math.sqrt(0.5), math.sqrt(0.5))
         twice = vector(Query(text="red red zebra green"), words)
         assert twice == near(2 / math.sqrt(5), 1 / math.sqrt(5))
-        assert not encode_query(Query(text="zebra"), words)
+        assert encode_query(Query(text="zebra"), words).legs == ("text",)
 
     def test_words_are_found_without_their_accents(self) -> None:
         words = PlainWords(Vocabulary(["Café", "creme"]))

@@ -115,8 +115,9 @@ def test_hits_go_into_json(index: Index) -> None:
     (hit,) = Searcher(FakeEncoder(), index).search(Query(text="red"), k=1, explain=True)
     data = json.loads(json.dumps(hit.to_dict()))
     assert set(data) == {
-        "id", "score", "relevance", "rank", "lexical", "codes", "dense", "document", "explanation"
-    }  # fmt: skip
+        *("id", "score", "relevance", "rank", "lexical", "codes", "dense", "text"),
+        *("document", "explanation"),
+    }
     assert set(data["document"]) == {"id", "uri", "text", "metadata"}
     assert data["lexical"] == {"score": data["score"], "rank": 1}
 

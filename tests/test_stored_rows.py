@@ -15,7 +15,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from format1_fakes import write_format_1
 from indexer_fakes import LEGS, VOCABULARY, brute_force, documents, encode, found, random_rows
 from lexvla.errors import IndexCorruptError
 from lexvla_indexer import EmbeddedIndex, open_index
@@ -36,12 +35,9 @@ def always_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stored_rows, "FEW", 10**9)
 
 
-def make(path: Path, form: int = 2) -> Path:
+def make(path: Path) -> Path:
     """Write an index of two segments."""
     parts = [(documents(IDS[first : first + 100]), ROWS[first : first + 100]) for first in (0, 100)]
-    if form == 1:
-        write_format_1(path, VOCABULARY, [(*part, []) for part in parts])
-        return path
     with EmbeddedIndex(path, create=True, vocabulary=VOCABULARY) as index:
         for part in parts:
             index.add(*part)
@@ -76,9 +72,8 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="need
 
 
 @WAYS
-@pytest.mark.parametrize("form", [1, 2])
-def test_answers_are_those_of_brute_force(tmp_path, way, form):
-    with open_index(make(tmp_path / "i.lex", form)) as index, searching(way):
+def test_answers_are_those_of_brute_force(tmp_path, way):
+    with open_index(make(tmp_path / "i.lex")) as index, searching(way):
         assert all(segment.sparse["lexical"].rows.reads(1) for segment in parts(index))
         check(index)
 

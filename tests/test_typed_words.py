@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 
 from hybrid_fakes import RowEncoder
-from indexer_fakes import documents
 from lexvla.encoding import Encoding
 from lexvla.known_words import KnownWords
-from lexvla_indexer import open_index
+from lexvla_indexer import Document, open_index
 from lexvla_search import Query, Searcher
 from lexvla_search.fusion import FUSIONS
 from lexvla_search.typed_words import UnknownWord, say_unknown, understood
@@ -96,14 +95,18 @@ def searcher(tmp_path_factory: pytest.TempPathFactory) -> Searcher:
     encoder = Counting()
     place = str(tmp_path_factory.mktemp("typed") / "tiny.lex")
     index = open_index(place, create=True, vocabulary=encoder.vocabulary, model="tiny")
-    index.add(documents(["a", "b", "c"]), encoder.encode_image([picture(n) for n in range(3)]))
+    index.add(
+        [Document(name) for name in "abc"], encoder.encode_image([picture(n) for n in range(3)])
+    )
     index.commit()
     return Searcher(encoder, index)
 
 
 @pytest.mark.parametrize("fusion", [None, *FUSIONS])
 @pytest.mark.parametrize("text", ["xyzzyx", "a photo of a hrose", "bicyc"])
-def test_unknown_words_alone_find_nothing(searcher: Searcher, text: str, fusion: str) -> None:
+def test_unknown_words_alone_find_nothing_without_texts(
+    searcher: Searcher, text: str, fusion: str
+) -> None:
     searcher.model.texts.clear()
     answer = searcher.answer(Query(text=text, fusion=fusion), explain=True)
     assert (answer.hits, answer.words, answer.legs) == ([], [], ())

@@ -23,7 +23,7 @@ from lexvla.errors import (
 )
 from lexvla.vocabulary import Vocabulary
 from lexvla_indexer.document import Document
-from lexvla_indexer.legs import Leg, check_added, no_rows
+from lexvla_indexer.legs import Leg, VectorLeg, check_added, no_rows
 from lexvla_indexer.staging import Staging
 
 __all__ = ["Fetched", "Index", "Reader", "Results", "Scored", "check_match"]
@@ -57,8 +57,23 @@ class Fetched(NamedTuple):
 class Reader(Protocol):
     """Answer from one commit of an index; its methods mean what those of `Index` do."""
 
-    def search(self, queries: Encoding, k: int, leg: Leg, filter: str | None) -> list[Results]:  # noqa: A002
+    def search(
+        self,
+        queries: Encoding,
+        k: int,
+        leg: VectorLeg,
+        filter: str | None,  # noqa: A002
+    ) -> list[Results]:
         """See `Index.search`."""
+
+    def search_text(self, text: str, k: int, filter: str | None) -> Results:  # noqa: A002
+        """See `Index.search_text`."""
+
+    def text_parts(self, text: str, ids: Sequence[str]) -> list[dict[str, float]]:
+        """See `Index.text_parts`; at least one id."""
+
+    def has_text(self) -> bool:
+        """Return whether the leg ``text`` may find something."""
 
     def fetch(self, ids: Sequence[str]) -> Fetched:
         """See `Index.fetch`; at least one id."""
@@ -155,7 +170,7 @@ class Index(ABC):
         self,
         queries: Encoding,
         k: int = 10,
-        leg: Leg = "lexical",
+        leg: VectorLeg = "lexical",
         filter: str | None = None,  # noqa: A002 - the public word for it
     ) -> list[Results]:
         """Return the k best documents with a score above 0 for each query, one query a row.
@@ -171,6 +186,29 @@ class Index(ABC):
         """
         return self._ask(lambda reader: reader.search(queries, k, leg, filter))
 
+    def search_text(
+        self,
+        text: str,
+        k: int = 10,
+        filter: str | None = None,  # noqa: A002 - the public word for it
+    ) -> Results:
+        """Return the k best documents by the words of their texts: the leg ``text``.
+
+        Scores are those of `lexvla_indexer.bm25`, from 0 to 1. Errors about k and the filter are
+        those of `search`.
+        """
+        if k < 1:
+            raise ValueError(f"k must be at least 1, not {k}")
+        return self._ask(lambda reader: reader.search_text(text, k, filter))
+
+    def text_parts(self, text: str, ids: Sequence[str]) -> list[dict[str, float]]:
+        """Return what each shared word adds to each document's score by `search_text`.
+
+        The words of a document are ascending, and without case and accents. An id that the index
+        does not have raises UnknownDocumentError.
+        """
+        return self._look_up(lambda reader: reader.text_parts(text, ids)) if ids else []
+
     def search_legs(
         self,
         query: Encoding,
@@ -178,6 +216,7 @@ class Index(ABC):
         k: int,
         depth: int,
         filter: str | None = None,  # noqa: A002 - the public word for it
+        text: str = "",
     ) -> Scored | None:
         """Return the best documents of all by the weighted sum of several legs' scores.
 
@@ -190,6 +229,7 @@ class Index(ABC):
             k: How many to return by the sum.
             depth: How many to return by each leg.
             filter: Which documents may be found; see `lexvla_indexer.filters`.
+            text: What the leg ``text`` looks for.
 
         Returns:
             The documents, in no order; ``None`` if the engine can only search leg by leg.
@@ -202,9 +242,15 @@ class Index(ABC):
         return None
 
     def legs(self) -> tuple[Leg, ...]:
-        """Return the legs that it can be searched by; all if nothing was ever put into it."""
+        """Return the legs that it can be searched by; ``text`` only if a document has text.
+
+        Before anything was put into it, those are all legs of vectors.
+        """
         widths = self._widths()
-        return tuple(leg for leg in get_args(Leg) if not widths or leg in widths)
+        legs: list[Leg] = [leg for leg in get_args(VectorLeg) if not widths or leg in widths]
+        if self._ask(lambda reader: reader.has_text()):
+            legs.append("text")
+        return tuple(legs)
 
     def requests(
         self,
@@ -212,8 +258,11 @@ class Index(ABC):
         k: int = 10,
         legs: Sequence[Leg] | None = None,
         filter: str | None = None,  # noqa: A002 - the public word for it
+        text: str = "",
     ) -> dict[Leg, dict[str, Any]]:
         """Return the JSON of the request that `search` sends for each leg of one query.
+
+        ``text`` is what the leg ``text`` looks for.
 
         The default is all legs that both the query and the index have. A leg that cannot match
         anything is left out. Engines without a server raise UnsupportedError.

@@ -13,9 +13,19 @@ from lexvla.encoding import Encoding
 from lexvla.errors import UnsupportedError, VocabularyMismatchError
 from lexvla.vocabulary import Vocabulary
 
-__all__ = ["Leg", "check_added", "check_asked", "check_terms", "no_rows", "stack", "widths_of"]
+__all__ = [
+    "Leg",
+    "VectorLeg",
+    "check_added",
+    "check_asked",
+    "check_terms",
+    "no_rows",
+    "stack",
+    "widths_of",
+]
 
-Leg = Literal["lexical", "codes", "dense"]
+VectorLeg = Literal["lexical", "codes", "dense"]
+Leg = Literal[VectorLeg, "text"]
 
 MAX_TERM_BYTES = 32_766  # of Lucene, which Elasticsearch is built on
 
@@ -65,8 +75,8 @@ def check_asked(
     """
     if k < 1:
         raise ValueError(f"k must be at least 1, not {k}")
-    if leg not in get_args(Leg):
-        raise ValueError(f"no leg is called {leg!r}; there are {', '.join(get_args(Leg))}")
+    if leg not in get_args(VectorLeg):
+        raise ValueError(f"no leg is called {leg!r}; there are {', '.join(get_args(VectorLeg))}")
     if kept and leg not in kept:
         raise UnsupportedError(f"{place} has no {leg} leg")
     given = widths_of(queries)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import reduce
+from operator import add
 
 import numpy as np
 from scipy import sparse
 
 from lexvla.encoding import Encoding
 from lexvla_indexer.base import Index, Results
-from lexvla_indexer.legs import Leg
+from lexvla_indexer.legs import Leg, VectorLeg
 from lexvla_search.encoded_query import EncodedQuery
 from lexvla_search.fusion import LegRanking
 
@@ -50,7 +52,9 @@ class Candidates:
         query, times = self._query, 1
         while True:
             wide = k * times, depth * times
-            found = self._index.search_legs(query.encoding, weights, *wide, query.filter)
+            found = self._index.search_legs(
+                query.encoding, weights, *wide, query.filter, query.text
+            )
             if found is None:
                 return False
             allowed = np.ones(len(found.ids), np.bool_)
@@ -90,7 +94,8 @@ class Candidates:
             ranks = {name: rank for rank, name in enumerate(found.ids, 1)}
             rankings[leg] = LegRanking(ranks, scores)
             missing[leg] = [name for name in names if rescore and name not in scores]
-        self._read(list(dict.fromkeys(name for names in missing.values() for name in names)))
+        vectors = (names for leg, names in missing.items() if leg != "text")
+        self._read(list(dict.fromkeys(name for names in vectors for name in names)))
         for leg, unscored in missing.items():
             rankings[leg].scores.update(zip(unscored, self._scores(leg, unscored), strict=True))
         return rankings
@@ -98,7 +103,10 @@ class Candidates:
     def _best(self, leg: Leg, depth: int) -> Results:
         query, asked = self._query, depth
         while True:
-            (results,) = self._index.search(query.encoding, asked, leg, query.filter)
+            if leg == "text":
+                results = self._index.search_text(query.text, asked, query.filter)
+            else:
+                (results,) = self._index.search(query.encoding, asked, leg, query.filter)
             if not query.constraints:
                 return results
             allowed = self._allow(results.ids)
@@ -143,6 +151,10 @@ class Candidates:
         return self._bearers
 
     def _scores(self, leg: Leg, names: Sequence[str]) -> list[float]:
+        if leg == "text":
+            # Added one by one, as engines do.
+            parts = self._index.text_parts(self._query.text, names)
+            return [reduce(add, own.values(), 0.0) for own in parts]
         by_part: dict[int, np.ndarray] = {}
         scores = []
         for name in names:
@@ -160,7 +172,7 @@ def _is_short(scores: np.ndarray, allowed: np.ndarray, most: int, times: int) ->
     return bool(np.count_nonzero(scores > 0) >= most * times)
 
 
-def leg_scores(leg: Leg, query: Encoding, stored: Encoding) -> np.ndarray:
+def leg_scores(leg: VectorLeg, query: Encoding, stored: Encoding) -> np.ndarray:
     """Return the leg's dot products of one query with stored rows: (rows) float64.
 
     Products of float32 weights are exact in float64; they are summed in column order.

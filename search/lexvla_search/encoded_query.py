@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 from scipy import sparse
@@ -14,8 +15,9 @@ from lexvla.encoding import Encoding
 from lexvla.errors import InputError
 from lexvla.images import ImageSource, open_image
 from lexvla.vocabulary import Vocabulary
+from lexvla_indexer.legs import Leg, VectorLeg
 from lexvla_search.query import Query, name_of_image
-from lexvla_search.typed_words import UnknownWord, understood
+from lexvla_search.typed_words import UnknownWord, telling, understood
 from lexvla_search.words import column_of, columns_of, strongest
 
 __all__ = ["Constraints", "EncodedQuery", "encode_query"]
@@ -52,6 +54,7 @@ class EncodedQuery:
         words: The words of that row with their weights, heaviest first.
         filter: Which documents may be hits.
         unknown: The words of the text that the encoder does not know.
+        text: What to look for in documents' texts, those words included; empty if nothing.
     """
 
     encoding: Encoding
@@ -59,10 +62,15 @@ class EncodedQuery:
     constraints: Constraints
     filter: str | None
     unknown: tuple[UnknownWord, ...] = ()
+    text: str = ""
 
-    def __bool__(self) -> bool:
-        encoding = self.encoding
-        return bool(self.words) or encoding.dense is not None or encoding.codes is not None
+    @property
+    def legs(self) -> tuple[Leg, ...]:
+        """The legs to ask by: no vectors if all words are unknown."""
+        vectors = [leg for leg in get_args(VectorLeg) if getattr(self.encoding, leg) is not None]
+        if vectors == ["lexical"] and not self.words:
+            vectors = []
+        return (*vectors, "text") if self.text else tuple(vectors)
 
 
 def encode_query(query: Query, encoder: Encoder) -> EncodedQuery:
@@ -71,7 +79,7 @@ def encode_query(query: Query, encoder: Encoder) -> EncodedQuery:
     Text, image and terms are added up as unit vectors and the sum is scaled to length 1, as are the
     dense vectors of text and image; codes are averaged. Terms have neither: a query of terms alone
     has a lexical leg only. Words of the text that the encoder does not know are left out; if no
-    other word is left, the text adds nothing.
+    other word is left, the text adds nothing to the vectors.
 
     `InputError` if the image cannot be read, has no word or does not contain the region, the
     vocabulary lacks a word given outside the text, a word is both banned and asked for, or the bans
@@ -80,10 +88,12 @@ def encode_query(query: Query, encoder: Encoder) -> EncodedQuery:
     vocabulary = encoder.vocabulary
     parts: list[Encoding] = []
     unknown: tuple[UnknownWord, ...] = ()
+    told = ""
     if query.text is not None and query.has_text:
         text, unknown = understood(query.text, encoder)
         if text:
             parts.append(encoder.encode_text([text]))
+        told = telling(query.text, query.ban)
     if query.image is not None:
         parts.append(_encode_image(query, query.image, encoder))
     constraints = _constraints(query, vocabulary)
@@ -94,7 +104,7 @@ def encode_query(query: Query, encoder: Encoder) -> EncodedQuery:
         raise InputError(", ".join(query.ban), "nothing to look for is left without these words")
     order = (-lexical.data).argsort(kind="stable").tolist()
     words = [(vocabulary.word(int(lexical.indices[at])), float(lexical.data[at])) for at in order]
-    return EncodedQuery(encoding, words, constraints, query.filter, unknown)
+    return EncodedQuery(encoding, words, constraints, query.filter, unknown, told)
 
 
 def _encode_image(query: Query, source: ImageSource, encoder: Encoder) -> Encoding:

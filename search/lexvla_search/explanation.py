@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,7 +19,7 @@ from lexvla_search.picture import draw
 if TYPE_CHECKING:
     from lexvla_search import schema
 
-__all__ = ["Explanation", "LegPart", "TermMatch"]
+__all__ = ["Explanation", "LegPart", "TermMatch", "TextMatch"]
 
 MAX_BARS = 12  # words of a picture; the others are one bar together
 
@@ -52,6 +52,20 @@ class TermMatch:
 
 
 @dataclass(frozen=True)
+class TextMatch:
+    """A word of the query that the document's text has, without case and accents.
+
+    Attributes:
+        score: What it adds to the text leg's score.
+        part: What it adds to the hit's score.
+    """
+
+    word: str
+    score: float
+    part: float
+
+
+@dataclass(frozen=True)
 class LegPart:
     """What one leg adds to the hit's score.
 
@@ -72,19 +86,22 @@ class Explanation:
     """A score taken apart, for any engine and fusion.
 
     The legs' parts sum to the score. The lexical leg's part is divided among the shared words in
-    proportion to their products, so the words' parts sum to it.
+    proportion to their products, so the words' parts sum to it; so is the text leg's part among the
+    words of the document's text, in proportion to their scores.
 
     Attributes:
         matches: The shared words, the greatest product first.
         score: The hit's score; `total` computes it from the parts.
         parts: What each leg adds; empty if there are only the words' products.
         fusion: How the legs' rankings were fused.
+        text: The words of the document's text, the greatest part first.
     """
 
     matches: tuple[TermMatch, ...]
     score: float
     parts: tuple[LegPart, ...] = ()
     fusion: str = "lexical"
+    text: tuple[TextMatch, ...] = ()
 
     @classmethod
     def of(
@@ -95,10 +112,12 @@ class Explanation:
         score: float | None = None,
         parts: Sequence[LegPart] = (),
         fusion: str = "lexical",
+        text: Mapping[str, float] | None = None,
     ) -> Explanation:
         """Explain one document's score for one query, both encodings of one row.
 
         Without a score, it is the sum of the parts; without parts, these are the words' products.
+        ``text`` is what each word of the document's text adds to the text leg's score.
         """
         shared, at_query, at_document = np.intersect1d(
             query.lexical.indices, document.lexical.indices, return_indices=True
@@ -107,7 +126,7 @@ class Explanation:
         document_weights = document.lexical.data[at_document].astype(float)
         products = query_weights * document_weights
         patches = None if document.patches is None else document.patches[at_document]
-        rate = _rate(products, parts)
+        rate = _rate("lexical", products.tolist(), parts)
         matches = tuple(
             TermMatch(
                 vocabulary.terms[shared[i]],
@@ -120,8 +139,14 @@ class Explanation:
             )
             for i in np.argsort(-products, kind="stable")
         )
-        made = cls(matches, 0.0, tuple(parts), fusion)
-        return cls(matches, made.total() if score is None else score, tuple(parts), fusion)
+        scores = text or {}
+        share = _rate("text", scores.values(), parts) or 0.0
+        texts = tuple(
+            TextMatch(word, scores[word], scores[word] * share)
+            for word in sorted(scores, key=lambda word: -scores[word])
+        )
+        made = cls(matches, 0.0, tuple(parts), fusion, texts)
+        return replace(made, score=made.total() if score is None else score)
 
     def total(self) -> float:
         """Return the sum of all parts."""
@@ -163,6 +188,10 @@ class Explanation:
                 }
                 for match in self.matches
             ],
+            "text": [
+                {"word": match.word, "score": match.score, "part": match.part}
+                for match in self.text
+            ],
             "difference": self.difference,
         }
 
@@ -173,13 +202,16 @@ class Explanation:
         if len(self.matches) > top:
             shown.append(f"+{len(self.matches) - top} more {rest:.3f}")
         others = [part for part in self.parts if part.leg != "lexical"]
-        return "  ".join([*shown, *(f"[{part.leg}] {part.part:.3f}" for part in others)])
+        return "  ".join([*shown, *(f"{self._name(part)} {part.part:.3f}" for part in others)])
 
     def table(self, top: int | None = None) -> str:
         """Return a table of the strongest words, or all, and the legs, above their sum."""
         if not self.matches and not self._fused:
             return "no word in common: score 0"
         lines = _align(self._word_rows(top)) if self.matches else ["no word in common"]
+        if self.text:
+            rows = [(m.word, f"{m.score:.4f}", f"{m.part:.4f}") for m in self.text[:top]]
+            lines += ["", *_align([("word of the text", "score", "part"), *rows])]
         if self._fused:
             lines += ["", *_align(self._leg_rows())]
         return "\n".join(lines)
@@ -206,7 +238,7 @@ class Explanation:
         if rest := self.matches[MAX_BARS:]:
             words.append((f"+{len(rest)} more", sum(match.part for match in rest)))
         legs = [
-            (f"[{part.leg}]", part.part)
+            (self._name(part), part.part)
             for part in self.parts
             if part.leg != "lexical" or not self.matches
         ]
@@ -214,6 +246,11 @@ class Explanation:
 
     def __str__(self) -> str:
         return self.table()
+
+    def _name(self, part: LegPart) -> str:
+        """Return a leg's name, with the words of the document's text that it found."""
+        words = " ".join(match.word for match in self.text) if part.leg == "text" else ""
+        return f"[{part.leg}: {words}]" if words else f"[{part.leg}]"
 
     @property
     def _fused(self) -> bool:
@@ -255,11 +292,14 @@ class Explanation:
         return rows
 
 
-def _rate(products: np.ndarray, parts: Sequence[LegPart]) -> float | None:
-    """Return what a product of 1 adds to the hit's score, or ``None`` if that is 1."""
-    total = math.fsum(products.tolist())
+def _rate(leg: Leg, scores: Iterable[float], parts: Sequence[LegPart]) -> float | None:
+    """Return what a leg's score of 1 adds to the hit's, or ``None`` if that is 1.
+
+    ``scores`` are those of the leg's words.
+    """
+    total = math.fsum(scores)
     for part in parts:
-        if part.leg == "lexical" and total > 0:
+        if part.leg == leg and total > 0:
             return part.part / total
     return 0.0 if parts else None
 

@@ -38,7 +38,7 @@ __all__ = [
 
 NOTE = "fusion"
 LEAST_QUERIES = 4  # with a relevant document: two to learn from, two to test on
-STEPS = {2: 20, 3: 10}  # steps from 0 to 1 of a weight, by the number of legs
+STEPS = {2: 20, 3: 10, 4: 10}  # steps from 0 to 1 of a weight, by the number of legs
 _FORMAT_VERSION = 1
 
 Rankings = Mapping[Leg, LegRanking]
@@ -117,7 +117,7 @@ def fit_fusion(
 ) -> FittedFusion:
     """Learn how to weigh the legs from queries whose relevant documents are known.
 
-    All weights that sum to 1 are tried, in steps of 0.05 for two legs and of 0.1 for three. The
+    All weights that sum to 1 are tried, in steps of 0.05 for two legs and of 0.1 for more. The
     best mean of the measure wins; of equal ones, the most even weights. `fit_relevance` calibrates
     the sum of raw scores. Both are learned on one half of the queries, from the documents among the
     100 best of a leg. The halves are drawn by a hash of the queries' ids, so they are always the

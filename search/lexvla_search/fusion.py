@@ -242,10 +242,14 @@ class Weighted(Fusion):
         return legs[0] if legs is not None and len(legs) == 1 else "weighted"
 
     def over(self, legs: Iterable[Leg]) -> Self:
-        """Return the same fusion restricted to these legs, uncalibrated if one is missing."""
+        """Return the same fusion restricted to these legs.
+
+        It is uncalibrated if one is missing. Not so for ``text``: where no document has text, that
+        leg adds nothing anyway.
+        """
         kept = set(legs)
         fusion = super().over(kept)
-        whole = self.legs is None or kept.issuperset(self.legs)
+        whole = self.legs is None or kept.issuperset(set(self.legs) - {"text"})
         return fusion if whole else replace(fusion, calibration=None)
 
     def relevance_of(self, score: float) -> float | None:

@@ -29,6 +29,7 @@ __all__ = [
     "QueryRead",
     "SearchAnswer",
     "TermMatch",
+    "TextMatch",
     "Took",
     "UnknownWord",
     "UpsertAnswer",
@@ -66,6 +67,14 @@ class TermMatch(TypedDict):
     part: float
 
 
+class TextMatch(TypedDict):
+    """A word of the query that the document's text has, and what it adds to the score."""
+
+    word: str
+    score: float
+    part: float
+
+
 class LegPart(TypedDict):
     """What one leg adds to the score."""
 
@@ -82,6 +91,7 @@ class Explanation(TypedDict):
     fusion: str
     parts: list[LegPart]
     matches: list[TermMatch]
+    text: list[TextMatch]
     difference: float
 
 
@@ -95,6 +105,7 @@ class Hit(TypedDict):
     lexical: LegScore | None
     codes: LegScore | None
     dense: LegScore | None
+    text: LegScore | None
     document: Document
     explanation: Explanation | None
 
@@ -209,12 +220,13 @@ class VocabularyFacts(TypedDict):
 
 
 class Facts(TypedDict):
-    """What is served."""
+    """What is served; ``legs`` are those of vectors, with their widths."""
 
     count: int
     model: str | None
     vocabulary: VocabularyFacts
     legs: dict[str, int]
+    has_text: bool
     fusion: str
     writable: bool
     images: bool

@@ -78,6 +78,7 @@ class Hit:
     lexical: LegScore | None
     codes: LegScore | None
     dense: LegScore | None
+    text: LegScore | None
     document: Document
     explanation: Explanation | None = None
 
@@ -97,6 +98,7 @@ class Hit:
             "lexical": None if self.lexical is None else self.lexical.to_dict(),
             "codes": None if self.codes is None else self.codes.to_dict(),
             "dense": None if self.dense is None else self.dense.to_dict(),
+            "text": None if self.text is None else self.text.to_dict(),
             "document": document_to_dict(self.document),
             "explanation": None if self.explanation is None else self.explanation.to_dict(),
         }
@@ -123,7 +125,8 @@ class Answer:
         good_match: Whether the best hit of all has a relevance of at least `GOOD_MATCH`; ``None``
             if hits have none.
         encode_seconds: How long encoding the query took; the rest is `search_seconds`.
-        unknown: The words of the text that the model does not know; they were left out.
+        unknown: The words of the text that the model does not know: only documents' texts were
+            searched for them.
     """
 
     hits: list[Hit]
@@ -212,7 +215,7 @@ class Searcher:
         """
         query = replace(query, fusion="minmax")
         encoded = encode_query(query, self.model)
-        if not encoded:
+        if not self._can_find(query, encoded):
             raise InputError(query.describe(), "the query has no known word")
         fusion, legs = self._choose(query, encoded)
 
@@ -240,39 +243,48 @@ class Searcher:
         page = placed[query.offset : query.offset + query.k]
         if not page:
             return ranked, []
-        found = self.index.fetch([one.fused.id for one in page])
-        hits = []
+        names = [one.fused.id for one in page]
+        found, hits = self.index.fetch(names), []
+        texts = self._text_parts(ranked, names) if explain else []
         for row, (one, document) in enumerate(zip(page, found.documents, strict=True)):
             vectors = found.encoding[row] if explain else None
-            hits.append(self._hit(ranked, one, query.offset + row + 1, document, vectors))
+            words = texts[row] if explain else {}
+            hits.append(self._hit(ranked, one, query.offset + row + 1, document, vectors, words))
         return ranked, hits
 
     def _explain(self, query: Query, encoded: EncodedQuery, name: str) -> Hit:
         ranked = self._rank(query, encoded, max(EXPLAIN_DEPTH, query.k + query.offset), name)
         (document,), vectors = self.index.fetch([name])
+        (words,) = self._text_parts(ranked, [name])
         for rank, one in enumerate(ranked.placed, 1):
             if one.fused.id == name:
-                return self._hit(ranked, one, rank, document, vectors)
+                return self._hit(ranked, one, rank, document, vectors, words)
         rankings = ranked.candidates.rankings(ranked.fusion.rescores, also=name)
         named = {one.id: one for one in ranked.fusion.fuse(rankings)}
         # A leg that did not find it may add nothing.
         fused = named.get(name) or Fused(name, 0.0, {})
-        return self._hit(ranked, _Placed(fused, rankings), None, document, vectors)
+        return self._hit(ranked, _Placed(fused, rankings), None, document, vectors, words)
+
+    def _text_parts(self, ranked: _Ranked, names: Sequence[str]) -> list[dict[str, float]]:
+        """Return what each word adds to each document's score by the leg ``text``."""
+        if "text" not in ranked.legs:
+            return [{}] * len(names)
+        return self.index.text_parts(ranked.query.text, names)
 
     def _rank(
         self, query: Query, encoded: EncodedQuery, wanted: int, name: str | None = None
     ) -> _Ranked:
         """Put the `wanted` best documents in order; fewer will do if `name` is among them."""
         candidates = Candidates(self.index, encoded)
-        if not encoded:
+        if not self._can_find(query, encoded):
             asked = query.chosen_fusion or self.fusion
-            return _Ranked(encoded.encoding, asked, (), [], candidates)
+            return _Ranked(encoded, asked, (), [], candidates)
         fusion, legs = self._choose(query, encoded)
         weights, summed = fusion.weighed(legs), fusion.absolute and len(legs) > 1
         if summed and candidates.ask_sum(weights, wanted, fusion.depth):
             rankings = candidates.rankings(rescore=True)
             best = [_Placed(one, rankings) for one in fusion.fuse(rankings)[:wanted]]
-            return _Ranked(encoded.encoding, fusion, legs, best, candidates)
+            return _Ranked(encoded, fusion, legs, best, candidates)
         placed: dict[str, _Placed] = {}
         depth, first = 0, wanted if fusion.absolute and not summed else fusion.depth
         while depth < MAX_HITS and len(placed) < wanted and name not in placed:
@@ -288,12 +300,21 @@ class Searcher:
                 placed.setdefault(one.id, _Placed(one, rankings))
             if not any(candidates.unseen.values()):
                 break
-        return _Ranked(encoded.encoding, fusion, legs, list(placed.values()), candidates)
+        return _Ranked(encoded, fusion, legs, list(placed.values()), candidates)
+
+    def _can_find(self, query: Query, encoded: EncodedQuery) -> bool:
+        """Return whether anything is asked for; unknown words are so by texts only."""
+        if encoded.legs != ("text",):
+            return bool(encoded.legs)
+        named = _named_legs(query)
+        return (named is None or "text" in named) and "text" in self.index.legs()
 
     def _choose(self, query: Query, encoded: EncodedQuery) -> tuple[Fusion, tuple[Leg, ...]]:
-        given = [leg for leg in LEGS if getattr(encoded.encoding, leg) is not None]
+        given = list(encoded.legs)
         asked = query.chosen_fusion
-        named = query.legs or (asked.legs if asked else None)
+        named = _named_legs(query)
+        if given == ["text"]:
+            named = None if named is None else ("text",)
         for leg in named or ():
             if leg not in given:
                 raise UnsupportedError(f"the query has no {leg} leg")
@@ -330,6 +351,7 @@ class Searcher:
         rank: int | None,
         document: Document,
         vectors: Encoding | None,
+        text: Mapping[str, float],
     ) -> Hit:
         fused, rankings = placed
         parts = []
@@ -342,12 +364,13 @@ class Searcher:
         explanation = None
         if vectors is not None:
             explanation = Explanation.of(
-                ranked.query,
+                ranked.query.encoding,
                 vectors,
                 self.index.vocabulary,
                 fused.score,
                 parts,
                 str(ranked.fusion),
+                text,
             )
         return Hit(
             id=fused.id,
@@ -357,6 +380,7 @@ class Searcher:
             lexical=scores["lexical"],
             codes=scores["codes"],
             dense=scores["dense"],
+            text=scores["text"],
             document=document,
             explanation=explanation,
         )
@@ -369,7 +393,7 @@ class _Placed(NamedTuple):
 
 @dataclass(frozen=True)
 class _Ranked:
-    query: Encoding
+    query: EncodedQuery
     fusion: Fusion
     legs: tuple[Leg, ...]
     placed: list[_Placed]
@@ -379,6 +403,12 @@ class _Ranked:
     def good_match(self) -> bool | None:
         relevance = self.fusion.relevance_of(self.placed[0].fused.score) if self.placed else None
         return None if relevance is None else relevance >= GOOD_MATCH
+
+
+def _named_legs(query: Query) -> tuple[Leg, ...] | None:
+    """Return the legs that a query names, perhaps by its fusion."""
+    asked = query.chosen_fusion
+    return query.legs or (asked.legs if asked else None)
 
 
 def _retried(answer: Callable[[], T]) -> T:

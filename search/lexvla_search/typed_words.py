@@ -11,11 +11,12 @@ from lexvla.data.phrasings import FRAMES
 from lexvla.encoder import Encoder
 from lexvla.known_words import KnownWords, fold
 from lexvla.text_normalisation import normalise_text
+from lexvla_indexer.text_words import text_words
 
 if TYPE_CHECKING:
     from lexvla_search import schema
 
-__all__ = ["WORD", "UnknownWord", "did_you_mean", "say_unknown", "understood"]
+__all__ = ["WORD", "UnknownWord", "did_you_mean", "say_unknown", "telling", "understood"]
 
 WORD = re.compile(r"(?:[^\W_]|[\u0300-\u036f])+")  # letters and digits, and accents of letters
 _NEAREST = 3
@@ -65,6 +66,17 @@ def did_you_mean(before: str, nearest: Sequence[str], after: str = "") -> str:
 def say_unknown(unknown: Iterable[UnknownWord]) -> str:
     """Return a sentence that names the unknown words."""
     return f"no such word: {', '.join(map(str, unknown))}"
+
+
+def telling(text: str, banned: Iterable[str] = ()) -> str:
+    """Return the words of a text to look for in documents' texts.
+
+    Banned words are left out, and function words and those of "a photo of" too, unless there are no
+    others.
+    """
+    not_asked = {part for word in banned for part in text_words(word)}
+    words = [word for word in text_words(text) if word not in not_asked]
+    return " ".join([word for word in words if word not in _FILLERS] or words)
 
 
 def understood(text: str, encoder: Encoder) -> tuple[str, tuple[UnknownWord, ...]]:

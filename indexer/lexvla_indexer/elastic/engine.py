@@ -18,7 +18,7 @@ from lexvla_indexer.elastic.layout import State, Store
 from lexvla_indexer.elastic.reader import Reader
 from lexvla_indexer.elastic.requests import console_text
 from lexvla_indexer.elastic.writer import Writer, check_rows
-from lexvla_indexer.legs import Leg, check_terms
+from lexvla_indexer.legs import Leg, VectorLeg, check_terms
 
 __all__ = ["ElasticIndex"]
 
@@ -113,7 +113,7 @@ class ElasticIndex(Index):
             self.commit()
             self._writer.publish()
 
-    def bound(self, queries: Encoding, leg: Leg = "lexical") -> np.ndarray:
+    def bound(self, queries: Encoding, leg: VectorLeg = "lexical") -> np.ndarray:
         """Return how far each query's scores can be from the exact dot products, float64.
 
         Raises as `search` does.
@@ -126,9 +126,10 @@ class ElasticIndex(Index):
         k: int = 10,
         legs: Sequence[Leg] | None = None,
         filter: str | None = None,  # noqa: A002 - the public word for it
+        text: str = "",
     ) -> dict[Leg, dict[str, Any]]:
         """Return the exact JSON of the request that `search` sends for each leg of one query."""
-        return self._ask(lambda reader: reader.requests(query, k, legs, filter))
+        return self._ask(lambda reader: reader.requests(query, k, legs, filter, text))
 
     def show(self, requests: Mapping[Leg, dict[str, Any]]) -> str:
         """Return requests as text to paste into the console of Kibana."""

@@ -4,6 +4,7 @@
     lex           sparse_vector: the words; terms as the vocabulary writes them
     codes         sparse_vector: the codes; column numbers as terms
     dense         dense_vector, by inner product
+    words         text, by BM25: the words of the document's text; left out if there are none
     filter        the terms of `lexvla_indexer.filter_terms`
     text, uri     stored as they are, not searched
     metadata      the same, as JSON
@@ -12,7 +13,7 @@
                   server keeps the weights of ``lex`` and ``codes`` with 9 significant bits
     vocabulary    of one document that is not an item: the terms of the lexical columns
 
-``lex``, ``codes``, ``dense`` and ``filter`` are indexed but not kept in ``_source``.
+``lex``, ``codes``, ``dense``, ``words`` and ``filter`` are indexed but not kept in ``_source``.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from lexvla.version import program_version
 from lexvla.vocabulary import Vocabulary
 from lexvla_indexer.document import Document
 from lexvla_indexer.elastic.connection import Address, elastic_errors, following, refusal
-from lexvla_indexer.legs import Leg
+from lexvla_indexer.legs import VectorLeg
 
 if TYPE_CHECKING:
     from elasticsearch import Elasticsearch
@@ -44,6 +45,7 @@ __all__ = [
     "ID",
     "SHOWN",
     "VOCABULARY_ID",
+    "WORDS",
     "State",
     "Store",
     "document_of",
@@ -52,11 +54,11 @@ __all__ = [
     "settings",
 ]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 KEY = "lexvla"
 
-ID, FILTER = "id", "filter"
-FIELD_OF: dict[Leg, str] = {"lexical": "lex", "codes": "codes", "dense": "dense"}
+ID, FILTER, WORDS = "id", "filter", "words"
+FIELD_OF: dict[VectorLeg, str] = {"lexical": "lex", "codes": "codes", "dense": "dense"}
 SHOWN = ("text", "uri", "metadata", "fingerprint")
 VOCABULARY_ID = "\x1fvocabulary"  # no id of an item has this character
 
@@ -83,6 +85,7 @@ class State:
         vocabulary_sha256: Names the vocabulary; empty before the first vectors, if none was given.
         widths: The number of columns of each leg; empty before the first vectors.
         dense: How the dense leg is searched: ``flat``, exactly, or ``int8_hnsw``.
+        has_text: Whether a document with text was ever added.
         notes: What `write_note` stored, by name, such as fitted weights of legs.
     """
 
@@ -90,6 +93,7 @@ class State:
     vocabulary_sha256: str = ""
     widths: Mapping[str, int] = field(default_factory=dict)
     dense: str = FLAT
+    has_text: bool = False
     writer_version: str = field(default_factory=program_version)
     notes: Mapping[str, Any] = field(default_factory=dict)
 
@@ -103,8 +107,11 @@ class State:
         try:
             values = dict(found[KEY])
             number = values.pop("format_version")
-            if number > FORMAT_VERSION:
-                rule = f"format {number} is newer than this program, which reads {FORMAT_VERSION}"
+            if number != FORMAT_VERSION:
+                age = "newer" if number > FORMAT_VERSION else "older"
+                rule = f"format {number} is {age} than this program, which reads {FORMAT_VERSION}"
+                if number < FORMAT_VERSION:
+                    rule += "; index the items again under another name"
                 raise IndexVersionError(f"{place}: {rule}")
             widths = {leg: values["widths"][leg] for leg in FIELD_OF if leg in values["widths"]}
             return cls(**{**values, "widths": widths})
@@ -126,10 +133,12 @@ def mappings(state: State) -> dict[str, Any]:
     return {
         "dynamic": "strict",
         "_meta": state.dump(),
-        "_source": {"excludes": [*FIELD_OF.values(), FILTER]},
+        "_source": {"excludes": [*FIELD_OF.values(), WORDS, FILTER]},
         "properties": {
             ID: {"type": "keyword"},
             FILTER: {"type": "keyword", "doc_values": False},
+            # Words come as our tokenizer makes them. K1 and B are the server's defaults.
+            WORDS: {"type": "text", "analyzer": "whitespace", "index_options": "freqs"},
             **dict.fromkeys((*SHOWN, "vocabulary"), _KEPT),
             "vectors": {"type": "binary"},
             **leg_fields(state),

@@ -16,6 +16,7 @@ from lexvla.encoding import Encoding
 from lexvla.errors import UnknownDocumentError, UnsupportedError
 from lexvla.vocabulary import Vocabulary
 from lexvla_indexer.base import Fetched, Results
+from lexvla_indexer.bm25 import K1, idf
 from lexvla_indexer.elastic.connection import elastic_errors, found_documents, refusal, whole
 from lexvla_indexer.elastic.layout import (
     FILTER,
@@ -24,15 +25,24 @@ from lexvla_indexer.elastic.layout import (
     FORMAT_VERSION,
     ID,
     SHOWN,
+    WORDS,
     Store,
     document_of,
 )
-from lexvla_indexer.elastic.requests import CANDIDATES, WINDOW, dense_scale, leg_query, search_body
+from lexvla_indexer.elastic.requests import (
+    CANDIDATES,
+    WINDOW,
+    dense_scale,
+    leg_query,
+    search_body,
+    text_query,
+)
 from lexvla_indexer.elastic.selection import selection
 from lexvla_indexer.filter_terms import listed_fields, terms_of_field, typed_term
 from lexvla_indexer.filters import Comparison, Filter, check_fields
-from lexvla_indexer.legs import Leg, check_asked, widths_of
+from lexvla_indexer.legs import Leg, VectorLeg, check_asked, widths_of
 from lexvla_indexer.packed_rows import unpack
+from lexvla_indexer.text_words import text_words
 
 __all__ = ["Reader"]
 
@@ -43,6 +53,8 @@ FETCHED = 500  # documents of a request: each takes a few kilobytes
 REQUEST_BYTES = 16 * 1024 * 1024  # of several searches together
 REQUEST_HITS = 100_000  # of their answers together
 PIT_TIME = "2m"
+# The words' idf is that of all shards together: otherwise copies would score differently.
+_GLOBAL: Json = {"search_type": "dfs_query_then_fetch"}
 _HITS = "hits.hits._id,hits.hits._score,hits.hits.sort,pit_id"
 _MANY = "responses.hits.hits._id,responses.hits.hits._score,responses.error,responses.status"
 
@@ -62,7 +74,13 @@ class Reader:
         self._vocabulary = vocabulary
         self._seen_fields = store.seen_fields
 
-    def search(self, queries: Encoding, k: int, leg: Leg, filter: str | None) -> list[Results]:  # noqa: A002
+    def search(
+        self,
+        queries: Encoding,
+        k: int,
+        leg: VectorLeg,
+        filter: str | None,  # noqa: A002 - the public word for it
+    ) -> list[Results]:
         """Return the k best for each query, by one request for all."""
         check_asked(queries, k, leg, self._state.widths, self._address)
         chosen = self._chosen(filter)
@@ -82,7 +100,63 @@ class Reader:
             found[row] = _results(hits, scale)
         return found
 
-    def bound(self, queries: Encoding, leg: Leg) -> np.ndarray:
+    def search_text(self, text: str, k: int, filter: str | None) -> Results:  # noqa: A002
+        """Return the k best by the server's BM25, divided by the most that the words can score."""
+        chosen, (words, total) = self._chosen(filter), self._asked_words(text)
+        if not words:
+            return Results([], np.empty(0))
+        (hits,) = self._many([text_query(words, chosen)], k, **_GLOBAL)
+        found = _results(hits)
+        return Results(found.ids, found.scores / total)
+
+    def text_parts(self, text: str, ids: Sequence[str]) -> list[dict[str, float]]:
+        """Return what each word adds to each document's score, as the server says."""
+        words, total = self._asked_words(text)
+        parts = {name: dict[str, float]() for name in self._sources(ids, [])}
+        names = list(parts) if words else []
+        for start in range(0, len(names), FETCHED):
+            some = names[start : start + FETCHED]
+            query = text_query(words, {"ids": {"values": some}})
+            with elastic_errors(self._address):
+                answer = self._client.search(
+                    index=self.index,
+                    query=query,
+                    size=len(some),
+                    source=False,
+                    include_named_queries_score=True,
+                    allow_partial_search_results=False,
+                    **_GLOBAL,
+                )
+            for hit in answer["hits"]["hits"]:
+                scores = sorted(hit["matched_queries"].items())
+                parts[hit["_id"]] = {word: score / total for word, score in scores}
+        return [parts[name] for name in ids]
+
+    def has_text(self) -> bool:
+        """Return whether a document with text was ever added."""
+        return self._state.has_text
+
+    def _asked_words(self, text: str) -> tuple[list[str], float]:
+        """Return a query's words that documents have, ascending, and the most they can score."""
+        words = sorted(set(text_words(text)))
+        if not words or not self._state.has_text:
+            return [], 0.0
+        counted = [{"exists": {"field": WORDS}}, *({"term": {WORDS: word}} for word in words)]
+        with elastic_errors(self._address):
+            answer = self._client.search(
+                index=self.index,
+                size=0,
+                track_total_hits=False,
+                aggregations={"words": {"filters": {"filters": counted}}},
+                allow_partial_search_results=False,
+            )
+        buckets = answer["aggregations"]["words"]["buckets"]
+        documents, *counts = [bucket["doc_count"] for bucket in buckets]
+        there = [word for word, count in zip(words, counts, strict=True) if count]
+        # The server multiplies by K1 + 1, as Lucene once did.
+        return there, float(idf(documents, np.array(counts)).sum()) * (K1 + 1)
+
+    def bound(self, queries: Encoding, leg: VectorLeg) -> np.ndarray:
         """Return how far each query's scores can be from the exact dot products, float64."""
         best = self.search(queries, 1, leg, None)
         top = np.array([found.scores[0] if found.ids else 0.0 for found in best])
@@ -99,16 +173,22 @@ class Reader:
         k: int,
         legs: Sequence[Leg] | None,
         filter: str | None,  # noqa: A002
+        text: str,
     ) -> dict[Leg, Json]:
         """Return the request of each leg of one query, as the server takes it."""
         if len(query) != 1:
             raise ValueError(f"one query makes a request, not {len(query)}")
         if legs is None:
             shared = self._state.widths.keys() & widths_of(query).keys()
-            legs = [leg for leg in get_args(Leg) if leg in shared]
+            legs = [leg for leg in get_args(Leg) if leg in shared or leg == "text"]
         chosen = self._chosen(filter)
         made: dict[Leg, Json] = {}
         for leg in legs:
+            if leg == "text":
+                words, _ = self._asked_words(text)
+                if words:
+                    made[leg] = search_body(text_query(words, chosen), min(k, WINDOW))
+                continue
             check_asked(query, k, leg, self._state.widths, self._address)
             self._check_depth(k, leg)
             one = leg_query(query, leg, self._vocabulary.terms, self._state, k, chosen)
@@ -128,8 +208,11 @@ class Reader:
 
     def count(self) -> int:
         """Return the number of searchable documents."""
+        return self._count({"exists": {"field": ID}})
+
+    def _count(self, query: Json) -> int:
         with elastic_errors(self._address):
-            answer = self._client.count(index=self.index, query={"exists": {"field": ID}})
+            answer = self._client.count(index=self.index, query=query)
         return int(whole(self._address, answer.body)["count"])
 
     def info(self) -> Json:
@@ -155,6 +238,7 @@ class Reader:
             "bytes": primaries["store"]["size_in_bytes"],
             "legs": dict(state.widths),
             "searched_legs": list(state.widths),
+            "documents_with_text": self._count({"exists": {"field": WORDS}}),
             "weights": "9 significant bits, cut off: scores are up to 0.4% low",
             "notes": sorted(state.notes),
             "format_version": FORMAT_VERSION,
@@ -167,20 +251,22 @@ class Reader:
             found["dense_search"] = exact if state.dense == FLAT else graph
         return found
 
-    def _check_depth(self, k: int, leg: Leg) -> None:
+    def _check_depth(self, k: int, leg: VectorLeg) -> None:
         if leg == "dense" and k > WINDOW and self.count() > WINDOW:
             rule = f"Elasticsearch gives at most {WINDOW:,} hits by dense vectors, not {k:,}"
             raise UnsupportedError(f"{self._address}: {rule}")
 
-    def _many(self, queries: Sequence[Json], k: int) -> list[list[tuple[str, float]]]:
+    def _many(
+        self, queries: Sequence[Json], k: int, **options: Any
+    ) -> list[list[tuple[str, float]]]:
         """Return the k best ids with scores for each query, best first, equal ones by id."""
         found: list[list[tuple[str, float]]] = []
         if k > WINDOW:
             for query in queries:
-                with closing(self._pages(query)) as pages:
+                with closing(self._pages(query, **options)) as pages:
                     found.append(list(islice(pages, k)))
             return found
-        header = json.dumps({"index": self.index, "allow_partial_search_results": False})
+        header = json.dumps({"index": self.index, "allow_partial_search_results": False, **options})
         for batch in _batches((search_body(query, k) for query in queries), REQUEST_HITS // k):
             # As text, whose length is known and which the client sends unchanged.
             searches: Any = [part for body in batch for part in (header, body)]
@@ -193,7 +279,9 @@ class Reader:
                 found.append([(hit["_id"], hit["_score"]) for hit in hits])
         return found
 
-    def _pages(self, query: Json, source: bool = False) -> Generator[tuple[str, Any]]:
+    def _pages(
+        self, query: Json, source: bool = False, **options: Any
+    ) -> Generator[tuple[str, Any]]:
         """Yield all hits of a query from one moment's view of the index, with their scores.
 
         With ``source``, by ascending id, with what is stored of each instead of its score.
@@ -214,7 +302,10 @@ class Reader:
                     if after is not None:
                         body["search_after"] = after
                     answer = self._client.search(
-                        body=body, filter_path=path, allow_partial_search_results=False
+                        body=body,
+                        filter_path=path,
+                        allow_partial_search_results=False,
+                        **options,
                     )
                     pit = answer.get("pit_id", pit)
                     hits = answer.get("hits", {}).get("hits", [])

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from lexvla.encoding import Encoding
-from lexvla_indexer.elastic.layout import FIELD_OF, FLAT, ID, State
-from lexvla_indexer.legs import Leg
+from lexvla_indexer.elastic.layout import FIELD_OF, FLAT, ID, WORDS, State
+from lexvla_indexer.legs import Leg, VectorLeg
 
 __all__ = [
     "CANDIDATES",
@@ -22,6 +22,7 @@ __all__ = [
     "leg_query",
     "named_terms",
     "search_body",
+    "text_query",
 ]
 
 Json = dict[str, Any]
@@ -33,7 +34,7 @@ _BEST_FIRST: list[Json] = [{"_score": "desc"}, {ID: "asc"}]
 
 
 def named_terms(
-    queries: Encoding, leg: Leg, terms: Sequence[str], row: int = 0
+    queries: Encoding, leg: VectorLeg, terms: Sequence[str], row: int = 0
 ) -> dict[str, float]:
     """Return one query's weights of ``lexical`` or ``codes`` by term."""
     rows = queries.lexical if leg == "lexical" else queries.codes
@@ -66,7 +67,7 @@ def candidates(k: int, state: State) -> int:
 
 def leg_query(
     queries: Encoding,
-    leg: Leg,
+    leg: VectorLeg,
     terms: Sequence[str],
     state: State,
     k: int,
@@ -102,6 +103,13 @@ def leg_query(
         "sparse_vector": {"field": FIELD_OF[leg], "query_vector": weights, "prune": False}
     }
     return found if chosen is None else {"bool": {"must": [found], "filter": [chosen]}}
+
+
+def text_query(words: Iterable[str], chosen: Json | None = None) -> Json:
+    """Return the query of the leg ``text``, whose clauses bear the names of their words."""
+    clauses = [{"term": {WORDS: {"value": word, "_name": word}}} for word in words]
+    found: Json = {"should": clauses, "minimum_should_match": 1}
+    return {"bool": found if chosen is None else {**found, "filter": [chosen]}}
 
 
 def search_body(query: Json, size: int) -> Json:

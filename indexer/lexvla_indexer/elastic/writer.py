@@ -28,11 +28,21 @@ from lexvla_indexer.elastic.connection import (
     found_documents,
     whole,
 )
-from lexvla_indexer.elastic.layout import FIELD_OF, FILTER, FLAT, FLAT_DOCUMENTS, GRAPH, ID, Store
+from lexvla_indexer.elastic.layout import (
+    FIELD_OF,
+    FILTER,
+    FLAT,
+    FLAT_DOCUMENTS,
+    GRAPH,
+    ID,
+    WORDS,
+    Store,
+)
 from lexvla_indexer.filter_terms import terms_of
-from lexvla_indexer.legs import Leg, widths_of
+from lexvla_indexer.legs import VectorLeg, widths_of
 from lexvla_indexer.packed_rows import pack
 from lexvla_indexer.staging import Staging
+from lexvla_indexer.text_words import text_words
 
 if TYPE_CHECKING:
     from elasticsearch import Elasticsearch
@@ -105,8 +115,8 @@ class Writer:
             patiently(store.check)
             rows = staging.rows() if staging.documents else None
             if rows is not None:
-                made = rows[1]
-                patiently(lambda: self._describe(made, vocabulary))
+                made = rows
+                patiently(lambda: self._describe(*made, vocabulary))
             deleted = staging.deleted - staging.documents.keys()
             self._load(deleted, rows, vocabulary.terms)
             if self._built is not None:
@@ -141,7 +151,9 @@ class Writer:
         with elastic_errors(self._address):
             whole(self._address, self._client.indices.refresh(index=self._store.index).body)
 
-    def _describe(self, encoding: Encoding, vocabulary: Vocabulary) -> None:
+    def _describe(
+        self, documents: Sequence[Document], encoding: Encoding, vocabulary: Vocabulary
+    ) -> None:
         """Record what is needed to read the new rows, before they come."""
         state, widths = self._store.state, widths_of(encoding)
         if state.vocabulary_sha256 not in ("", vocabulary.sha256) or (
@@ -151,8 +163,9 @@ class Writer:
             raise VocabularyMismatchError(f"{self._address}: {rule}")
         if not state.vocabulary_sha256:
             self._store.save_vocabulary(vocabulary)
-        if not state.widths:
-            self._store.describe(widths=widths)
+        has_text = state.has_text or any(text_words(document.text) for document in documents)
+        if not state.widths or has_text != state.has_text:
+            self._store.describe(widths=widths, has_text=has_text)
 
     def _load(
         self,
@@ -273,7 +286,7 @@ def sources(
     # One format writes all numbers of a row. 9 digits distinguish all float32 numbers; the json
     # module would write the 17 of a float64, which takes it and the server longer.
     of_word = cache(lambda column: _json(terms[column]).replace("%", "%%") + f":{NUMBER}")
-    legs: list[tuple[Leg, sparse.csr_array, Callable[[int], str]]]
+    legs: list[tuple[VectorLeg, sparse.csr_array, Callable[[int], str]]]
     legs = [("lexical", encoding.lexical, of_word)]
     if encoding.codes is not None:
         legs.append(("codes", encoding.codes, f'"{{}}":{NUMBER}'.format))
@@ -287,6 +300,8 @@ def sources(
             "fingerprint": document.fingerprint,
             "vectors": base64.b64encode(vectors).decode(),
         }
+        if words := text_words(document.text):
+            made[WORDS] = " ".join(words)
         parts = [_json(made)[1:-1]]
         for leg, matrix, of_column in legs:
             span = slice(*matrix.indptr[row : row + 2].tolist())

@@ -14,7 +14,7 @@ from lexvla_indexer.base import Index, Results, Scored
 from lexvla_indexer.embedded.layout import Store
 from lexvla_indexer.embedded.reader import Reader, SegmentCache, Snapshot
 from lexvla_indexer.embedded.writer import Writer
-from lexvla_indexer.legs import Leg
+from lexvla_indexer.legs import Leg, VectorLeg
 
 __all__ = ["EmbeddedIndex"]
 
@@ -96,7 +96,7 @@ class EmbeddedIndex(Index):
         self,
         queries: Encoding,
         k: int = 10,
-        leg: Leg = "lexical",
+        leg: VectorLeg = "lexical",
         filter: str | None = None,  # noqa: A002 - the public word for it
         exact: bool | None = None,
     ) -> list[Results]:
@@ -126,9 +126,10 @@ class EmbeddedIndex(Index):
         k: int,
         depth: int,
         filter: str | None = None,  # noqa: A002 - the public word for it
+        text: str = "",
     ) -> Scored:
         """Return the best of all documents by the weighted sum of several legs' exact scores."""
-        return self._ask(lambda reader: reader.search_legs(query, weights, k, depth, filter))
+        return self._ask(lambda reader: reader.search_legs(query, weights, k, depth, filter, text))
 
     def _ask(self, ask: Callable[[Reader], T], newest: bool = True) -> T:
         if newest:

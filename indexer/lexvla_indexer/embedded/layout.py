@@ -19,6 +19,7 @@ from lexvla.encoding import Encoding
 from lexvla.errors import IndexCorruptError, IndexLockedError, ModelError
 from lexvla.version import program_version
 from lexvla.vocabulary import Vocabulary
+from lexvla_indexer.bm25 import TextRows
 from lexvla_indexer.durable import NEW, fsync, publish, replacing
 from lexvla_indexer.embedded.manifest import Entry, Manifest
 from lexvla_indexer.embedded.segment import Segment, write_segment
@@ -116,13 +117,15 @@ class Store:
         with replacing(self._vocabulary) as new:
             vocabulary.save(new)
 
-    def write_segment(self, number: int, ids: Sequence[str], encoding: Encoding) -> Entry:
+    def write_segment(
+        self, number: int, ids: Sequence[str], encoding: Encoding, text: TextRows
+    ) -> Entry:
         """Write a segment, whole or not at all; the commit that has the entry makes it live."""
         folder = self._folder(number)
         new = folder.with_name(folder.name + NEW)
         for leftover in (new, folder):  # of a failed commit, perhaps on a full disk
             shutil.rmtree(leftover, ignore_errors=True)
-        checksum = write_segment(new, ids, encoding)
+        checksum = write_segment(new, ids, encoding, text)
         publish(new, folder)
         return Entry(len(ids), checksum)
 

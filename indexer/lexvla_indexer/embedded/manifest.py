@@ -20,11 +20,13 @@ from lexvla_indexer.filters import Filter, check_fields
 
 __all__ = ["FORMAT_VERSION", "Entry", "Manifest", "Place", "State"]
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 _SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE segments (number INTEGER PRIMARY KEY, rows INTEGER NOT NULL, checksum INTEGER);
+CREATE TABLE segments (
+    number INTEGER PRIMARY KEY, rows INTEGER NOT NULL, checksum INTEGER NOT NULL
+);
 CREATE TABLE tombstones (
     segment INTEGER NOT NULL, row INTEGER NOT NULL, PRIMARY KEY (segment, row)
 ) WITHOUT ROWID;
@@ -39,10 +41,10 @@ _DAMAGE = ("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_ERROR", "SQLITE_IOERR_SHOR
 
 
 class Entry(NamedTuple):
-    """A segment's number of rows, and the checksum of its segment.json; ``None`` in format 1."""
+    """A segment's number of rows, and the checksum of its segment.json."""
 
     rows: int
-    checksum: int | None
+    checksum: int
 
 
 class Place(NamedTuple):
@@ -78,8 +80,8 @@ class Manifest:
     """Read a manifest as of one commit, and write the next.
 
     All reads between two calls of `refresh` see the same commit: they share one read transaction.
-    A manifest that is not ``writable`` cannot `commit`, `merge` or `shrink`. IndexVersionError if a
-    newer program wrote it, perhaps just before a `refresh`.
+    A manifest that is not ``writable`` cannot `commit`, `merge` or `shrink`. IndexVersionError if
+    another version of this program wrote it, perhaps just before a `refresh`.
     """
 
     def __init__(self, path: Path, writable: bool = False) -> None:
@@ -100,8 +102,6 @@ class Manifest:
             if writable:
                 self._db.execute("PRAGMA synchronous = FULL")
             self.refresh()
-            if writable and self._version < FORMAT_VERSION:
-                self._upgrade()
         except BaseException:
             self._db.close()
             raise
@@ -134,11 +134,14 @@ class Manifest:
                 return self._commit
             self._seen = -1
             meta = self._meta()
-            self._version = int(meta["format_version"])
-            if self._version > FORMAT_VERSION:
-                written = f"format {self._version}, written by lexvla {meta.get('writer_version')}"
-                rule = f"index {written}, is newer than this program reads ({FORMAT_VERSION})"
-                raise IndexVersionError(f"{self._path}: {rule}")
+            version = int(meta["format_version"])
+            if version != FORMAT_VERSION:
+                written = f"index format {version}, written by lexvla {meta.get('writer_version')}"
+                rule = f"is newer than this program reads ({FORMAT_VERSION})"
+                if version < FORMAT_VERSION:
+                    rule = f"is older than this program reads ({FORMAT_VERSION})"
+                    rule += "; index the items again"
+                raise IndexVersionError(f"{self._path}: {written}, {rule}")
             self._commit, self._seen = int(meta["commit"]), seen
             return self._commit
 
@@ -147,14 +150,13 @@ class Manifest:
         with self._errors():
             meta = self._meta()
             query = "SELECT * FROM segments ORDER BY number"
-            segments = {int(row[0]): _entry(*row[1:]) for row in self._db.execute(query)}
+            segments = {int(row[0]): Entry(*map(int, row[1:])) for row in self._db.execute(query)}
             deleted: dict[int, list[int]] = {}
             for number, row in self._db.execute("SELECT segment, row FROM tombstones"):
                 if not 0 <= row < segments[number].rows:
                     raise ValueError(f"segment {number} has no row {row}")
                 deleted.setdefault(number, []).append(row)
-            # Format 1 gave segments the numbers of their commits.
-            used = max(int(meta.get("last_segment", meta["commit"])), 0, *segments)
+            used = max(int(meta.get("last_segment", 0)), 0, *segments)
             return State(
                 commit=int(meta["commit"]),
                 vocabulary_sha256=str(meta["vocabulary_sha256"]),
@@ -322,13 +324,6 @@ class Manifest:
         rows = self._db.execute("SELECT key, value FROM meta")
         return {str(key): json.loads(value) for key, value in rows}
 
-    def _upgrade(self) -> None:
-        """Make room for what format 1 did not have. Its segments stay until they are merged."""
-        with self._transaction():
-            self._db.execute("ALTER TABLE segments ADD COLUMN checksum INTEGER")
-            version = (str(FORMAT_VERSION),)
-            self._db.execute("UPDATE meta SET value = ? WHERE key = 'format_version'", version)
-
     @contextmanager
     def _transaction(self) -> Iterator[None]:
         """Make one commit, durable if nothing fails; then move to it."""
@@ -360,10 +355,6 @@ class Manifest:
             raise OSError(f"{self._path}: {error}") from error
         except (ValueError, TypeError, LookupError, OverflowError) as error:
             raise IndexCorruptError(f"{self._path}: damaged ({error!r})") from error
-
-
-def _entry(rows: int, checksum: int | None = None) -> Entry:
-    return Entry(int(rows), None if checksum is None else int(checksum))
 
 
 # Made once: for many documents, making it takes longer than using it.

@@ -8,10 +8,13 @@ import numpy as np
 
 from lexvla.encoding import Encoding
 from lexvla.errors import IndexCorruptError
+from lexvla_indexer.bm25 import TextRows
 from lexvla_indexer.embedded.segment import Segment
 from lexvla_indexer.legs import stack
 
-__all__ = ["SEGMENT_ROWS", "due", "live_rows", "merged"]
+__all__ = ["SEGMENT_ROWS", "SegmentRows", "due", "live_rows", "merged"]
+
+SegmentRows = tuple[list[str], Encoding, TextRows]  # ids, vectors and words
 
 SEGMENT_ROWS = 1 << 20  # the most rows of a segment, so that a merge fits into memory
 FAN_IN = 8  # segments of about one size that become one
@@ -48,10 +51,8 @@ def live_rows(count: int, deleted: np.ndarray) -> np.ndarray:
     return np.delete(np.arange(count), deleted)
 
 
-def merged(
-    parts: Sequence[tuple[Segment, np.ndarray]], most: int
-) -> Iterator[tuple[list[str], Encoding]]:
-    """Yield ids and vectors of rows of segments by ascending id, at most ``most`` at a time.
+def merged(parts: Sequence[tuple[Segment, np.ndarray]], most: int) -> Iterator[SegmentRows]:
+    """Yield ids, vectors and words of rows of segments by ascending id, at most ``most`` at a time.
 
     The parts are segments, each with the rows to take, ascending. A damaged file of a segment
     raises IndexCorruptError: nothing of it may be copied.
@@ -67,13 +68,14 @@ def merged(
         chosen = order[first : first + most]
         # A stable sort keeps the rows of a segment ascending, as their ids are.
         by_owner = np.argsort(owners[chosen], kind="stable")
-        chunk = [
-            parts[owner][0].encoding(numbers[chosen[owners[chosen] == owner]])
+        taken = [
+            (parts[owner][0], numbers[chosen[owners[chosen] == owner]])
             for owner in np.unique(owners[chosen])
         ]
         place = np.empty_like(by_owner)
         place[by_owner] = np.arange(len(by_owner))
-        encoding = stack(chunk)
-        if len(chunk) > 1:
-            encoding = encoding[place]
-        yield [ids[i] for i in chosen.tolist()], encoding
+        encoding = stack([segment.encoding(rows) for segment, rows in taken])
+        text = TextRows.stack([segment.text(rows) for segment, rows in taken])
+        if len(taken) > 1:
+            encoding, text = encoding[place], text[place]
+        yield [ids[i] for i in chosen.tolist()], encoding, text

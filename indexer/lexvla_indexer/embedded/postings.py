@@ -160,6 +160,17 @@ class Postings:
         yield "row", there, f"must hold rows below {self.rows}"
         yield "impact", len(self.impacts) == starts[-1], f"must hold {starts[-1]} impacts"
 
+    def rows_of(self, term: int) -> np.ndarray:
+        """Return the rows that have a term, ascending."""
+        found = [np.empty(0, np.int64)]
+        for block, base in enumerate(range(0, self.rows, BLOCK)):
+            first, last = self.blocks[block : block + 2].tolist()
+            place = first + int(np.searchsorted(self.terms[first:last], term))
+            if place < last and self.terms[place] == term:
+                span = slice(*self.starts[place : place + 2].tolist())
+                found.append(self.ids[span].astype(np.int64) + base)
+        return np.concatenate(found)
+
     def top(
         self, terms: np.ndarray, weights: np.ndarray, k: int, allowed: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:

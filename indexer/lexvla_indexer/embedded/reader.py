@@ -7,22 +7,26 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
 import numpy as np
+from scipy import sparse
 
 from lexvla.encoding import Encoding
 from lexvla.errors import IndexCorruptError, OptionalDependencyError, UnknownDocumentError
 from lexvla_indexer.accuracy import DEPTH, SAMPLED_QUERIES, SAMPLED_ROWS, overlap, spread
 from lexvla_indexer.base import Fetched, Results, Scored
+from lexvla_indexer.bm25 import word_weights
 from lexvla_indexer.durable import total_bytes
 from lexvla_indexer.embedded.layout import Store
 from lexvla_indexer.embedded.manifest import FORMAT_VERSION, Manifest, Place, State
 from lexvla_indexer.embedded.segment import Segment
 from lexvla_indexer.embedded.weighted_sum import best_by_sum
 from lexvla_indexer.filters import Filter
-from lexvla_indexer.legs import Leg, check_asked, stack
+from lexvla_indexer.legs import Leg, VectorLeg, check_asked, stack
+from lexvla_indexer.text_words import text_words
 
 __all__ = ["Masks", "Reader", "SegmentCache", "Snapshot"]
 
@@ -45,7 +49,7 @@ class Snapshot:
         return sum(entry.rows for entry in self.state.segments.values()) - deleted
 
     def search(
-        self, queries: Encoding, k: int, leg: Leg, masks: Masks, exact: bool | None
+        self, queries: Encoding, k: int, leg: VectorLeg, masks: Masks, exact: bool | None
     ) -> list[Results]:
         """Return the k best documents of all segments for each query; see `EmbeddedIndex.search`.
 
@@ -69,17 +73,79 @@ class Snapshot:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             return list(pool.map(answer, range(len(queries))))
 
+    def search_text(self, text: str, k: int, masks: Masks) -> Results:
+        """Return the k best documents of all segments; see `Index.search_text`."""
+        found = [
+            (number, *self.segments[number].sparse["text"].top(row, k, masks[number], True))
+            for number, row in self.text_rows(text).items()
+        ]
+        return self._best(found, k)
+
+    def text_weights(self, text: str) -> dict[str, float]:
+        """Return the weights of a query's words, ascending, of which some document has each."""
+        words = sorted(set(text_words(text)))
+        frequencies = [sum(self._frequency(word, n) for n in self.segments) for word in words]
+        weights = word_weights(self.documents_with_text, np.array(frequencies, np.int64))
+        return {
+            word: weight for word, weight in zip(words, weights.tolist(), strict=True) if weight
+        }
+
+    def text_rows(self, text: str) -> dict[int, sparse.csr_array]:
+        """Return these weights as a row for each segment that has one of the words."""
+        weights, made = self.text_weights(text), {}
+        for number, segment in self.segments.items():
+            if segment.words is None:
+                continue
+            found = [(segment.words.find(word), weight) for word, weight in weights.items()]
+            there = [(column, weight) for column, weight in found if column is not None]
+            if there:
+                columns = np.array([column for column, _ in there], np.int32)
+                parts = np.array([weight for _, weight in there]), columns, [0, len(there)]
+                made[number] = sparse.csr_array(parts, shape=(1, len(segment.words)))
+        return made
+
+    def _frequency(self, word: str, number: int) -> int:
+        """Return how many documents of a segment have a word."""
+        segment, live = self.segments[number], self.live[number]
+        column = None if segment.words is None else segment.words.find(word)
+        if column is None:
+            return 0
+        rows = segment.sparse["text"].postings.rows_of(column)
+        return len(rows) if live is None else int(np.count_nonzero(live[rows]))
+
+    @cached_property
+    def documents_with_text(self) -> int:
+        """The number of documents whose texts have words."""
+        count = 0
+        for number, segment in self.segments.items():
+            if "text" in segment.sparse:
+                has_words, live = segment.sparse["text"].lengths > 0, self.live[number]
+                count += int(np.count_nonzero(has_words if live is None else has_words & live))
+        return count
+
     def search_legs(
-        self, query: Encoding, weights: Mapping[Leg, float], k: int, depth: int, masks: Masks
+        self,
+        query: Encoding,
+        weights: Mapping[Leg, float],
+        k: int,
+        depth: int,
+        masks: Masks,
+        text: str,
     ) -> Scored:
         """Return the best documents of all segments; see `Index.search_legs`."""
         ids: list[str] = []
         scores: dict[Leg, list[np.ndarray]] = {leg: [np.empty(0)] for leg in weights}
+        words = self.text_rows(text) if "text" in weights else {}
+        asked: dict[Leg, Any] = {leg: getattr(query, leg) for leg in weights if leg != "text"}
+        if "dense" in asked:
+            asked["dense"] = asked["dense"][0]
         for number, segment in self.segments.items():
-            rows, own = best_by_sum(segment, query, weights, k, depth, masks[number])
+            own = asked | ({"text": words[number]} if number in words else {})
+            weighed = {leg: weight for leg, weight in weights.items() if leg in own}
+            rows, found = best_by_sum(segment, own, weighed, k, depth, masks[number])
             ids += segment.ids(rows)
-            for leg, found in own.items():
-                scores[leg].append(found)
+            for leg, parts in scores.items():
+                parts.append(found.get(leg, np.zeros(len(rows))))
         return Scored(ids, {leg: np.concatenate(own) for leg, own in scores.items()})
 
     def _search_dense(
@@ -169,15 +235,22 @@ class Reader:
         self,
         queries: Encoding,
         k: int,
-        leg: Leg,
+        leg: VectorLeg,
         filter: str | None,  # noqa: A002 - the public word for it
         exact: bool | None = None,
     ) -> list[Results]:
         """Return the k best documents for each query; see `EmbeddedIndex.search`."""
         snapshot = self.snapshot
         check_asked(queries, k, leg, snapshot.state.widths, self._store.path)
-        masks = snapshot.live if filter is None else self._choose(filter)
-        return snapshot.search(queries, k, leg, masks, exact)
+        return snapshot.search(queries, k, leg, self._masks(filter), exact)
+
+    def search_text(self, text: str, k: int, filter: str | None) -> Results:  # noqa: A002
+        """Return the k best documents by their texts; see `Index.search_text`."""
+        return self.snapshot.search_text(text, k, self._masks(filter))
+
+    def has_text(self) -> bool:
+        """Return whether a document's text has words."""
+        return self.snapshot.documents_with_text > 0
 
     def search_legs(
         self,
@@ -186,13 +259,14 @@ class Reader:
         k: int,
         depth: int,
         filter: str | None,  # noqa: A002 - the public word for it
+        text: str,
     ) -> Scored:
         """Return the best documents by the legs' weighted sum; see `Index.search_legs`."""
         snapshot = self.snapshot
         for leg in weights:
-            check_asked(query, k, leg, snapshot.state.widths, self._store.path)
-        masks = snapshot.live if filter is None else self._choose(filter)
-        return snapshot.search_legs(query, weights, k, depth, masks)
+            if leg != "text":
+                check_asked(query, k, leg, snapshot.state.widths, self._store.path)
+        return snapshot.search_legs(query, weights, k, depth, self._masks(filter), text)
 
     def fetch(self, ids: Sequence[str]) -> Fetched:
         """Return documents with their stored vectors."""
@@ -203,6 +277,22 @@ class Reader:
     def vectors(self, ids: Sequence[str]) -> Encoding:
         """Return only the documents' stored vectors."""
         return self._stored(ids, self._found(ids, self.manifest.places))
+
+    def text_parts(self, text: str, ids: Sequence[str]) -> list[dict[str, float]]:
+        """Return what each shared word adds to each document's score; see `Index.text_parts`."""
+        places, weights = self._found(ids, self.manifest.places), self.snapshot.text_weights(text)
+        parts: dict[str, dict[str, float]] = {}
+        for number, own in _by_segment(ids, places).items():
+            names = [ids[position] for position in own]
+            rows = np.array([places[name].row for name in names])
+            held = self._segment(number, rows, names).text(rows)
+            words, impacts = held.words, held.impacts
+            for row, name in enumerate(names):
+                span = slice(*impacts.indptr[row : row + 2].tolist())
+                shared = (words[column] for column in impacts.indices[span].tolist())
+                pairs = zip(shared, impacts.data[span].tolist(), strict=True)
+                parts[name] = {w: impact * weights[w] for w, impact in pairs if w in weights}
+        return [parts[name] for name in ids]
 
     def count(self) -> int:
         """Return the number of documents."""
@@ -224,7 +314,7 @@ class Reader:
         snapshot = self.snapshot
         state, documents = snapshot.state, snapshot.count()
         words = sum(s.active_words(snapshot.live[n]) for n, s in snapshot.segments.items())
-        legs: list[Leg] = [leg for leg in ("lexical", "codes") if leg in state.widths]
+        legs: list[VectorLeg] = [leg for leg in ("lexical", "codes") if leg in state.widths]
         found: dict[str, Any] = {
             "engine": "embedded",
             "documents": documents,
@@ -232,6 +322,7 @@ class Reader:
             "deleted_rows": sum(map(len, state.tombstones.values())),
             "bytes": total_bytes(self._store.path),
             "mean_active_words": words / documents if documents else 0.0,
+            "documents_with_text": snapshot.documents_with_text,
             "legs": state.widths,
             "quantization": {leg: _sparse_accuracy(snapshot, leg) for leg in legs},
         }
@@ -243,7 +334,9 @@ class Reader:
             "writer_version": state.writer_version,
         }
 
-    def _choose(self, text: str) -> Masks:
+    def _masks(self, text: str | None) -> Masks:
+        if text is None:
+            return self.snapshot.live
         state = self.snapshot.state
         key = (state.commit, text)
         if self._chosen is None or self._chosen[0] != key:
@@ -263,23 +356,30 @@ class Reader:
         return found
 
     def _stored(self, ids: Sequence[str], places: Mapping[str, Place]) -> Encoding:
-        positions: dict[int, list[int]] = {}
-        for position, name in enumerate(ids):
-            positions.setdefault(places[name].segment, []).append(position)
-        parts = []
-        for number, own in positions.items():
+        parts, order = [], []
+        for number, own in _by_segment(ids, places).items():
             names = [ids[position] for position in own]
-            parts.append(self._rows(number, np.array([places[n].row for n in names]), names))
-        return stack(parts)[np.argsort(np.concatenate(list(positions.values())))]
+            rows = np.array([places[name].row for name in names])
+            parts.append(self._segment(number, rows, names).encoding(rows))
+            order += own
+        return stack(parts)[np.argsort(order)]
 
-    def _rows(self, number: int, rows: np.ndarray, names: Sequence[str]) -> Encoding:
-        """Return rows of a segment, after checking that they are those of the ids."""
+    def _segment(self, number: int, rows: np.ndarray, names: Sequence[str]) -> Segment:
+        """Return a segment, after checking that some rows are those of these ids."""
         segment = self.snapshot.segments.get(number)
         there = segment is not None and 0 <= rows.min() <= rows.max() < segment.count
         if segment is None or not there or segment.ids(rows) != names:
             rule = f"manifest.sqlite and segment {number} do not match"
             raise IndexCorruptError(f"{self._store.path}: damaged: {rule}")
-        return segment.encoding(rows)
+        return segment
+
+
+def _by_segment(ids: Sequence[str], places: Mapping[str, Place]) -> dict[int, list[int]]:
+    """Return which of the ids lie in each segment."""
+    positions: dict[int, list[int]] = {}
+    for position, name in enumerate(ids):
+        positions.setdefault(places[name].segment, []).append(position)
+    return positions
 
 
 def _live(rows: int, deleted: np.ndarray | None) -> np.ndarray | None:
@@ -308,7 +408,7 @@ def _dense_accuracy(snapshot: Snapshot) -> dict[str, Any]:
     return {"listed_rows": listed, "lists": lists, "nprobe": nprobe, f"recall@{DEPTH}": recall}
 
 
-def _sparse_accuracy(snapshot: Snapshot, leg: Leg) -> dict[str, Any]:
+def _sparse_accuracy(snapshot: Snapshot, leg: VectorLeg) -> dict[str, Any]:
     documents = max(snapshot.count(), 1)
     sampled, total, weights, worst, bits = 0, 0.0, 0, 0.0, set()
     best: list[list[str]] = []

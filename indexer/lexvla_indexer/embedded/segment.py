@@ -4,20 +4,21 @@ A segment of n rows is a directory of ``.npy`` files, readable with numpy alone,
 Rows are in the order of their ids, and so are rows of equal score.
 
     segment.json         the quantisers of the postings; size and CRC-32 of each other file
-    ids.text             uint8    the ids as UTF-8, one after the other
-    ids.start            int64    (n + 1) where each id starts in it
+    ids.*                the ids: see `lexvla_indexer.embedded.stored_strings`
     LEG.row.start        int64    (n + 1) the rows, exact: compressed sparse rows
     LEG.row.column       int32
     LEG.row.weight       float32
     LEG.posting.*        the postings, for searches: see `lexvla_indexer.embedded.postings`
+    text.word.*          the words of the documents' texts, ascending, stored as the ids are: the
+                         columns of the leg ``text``
     patch                int16    aligned with lexical.row.weight; -1 for a word without one;
                                   no such file if no word has one
     dense                float32  (n, width)
     dense.list.*         the rows of a large segment by code: see
                          `lexvla_indexer.embedded.dense_lists`
 
-LEG is ``lexical`` or ``codes``; an index without codes or dense vectors has no such files.
-Format 1 had no segment.json and other postings; its segments are read but no longer written.
+LEG is ``lexical``, ``codes`` or ``text``, whose weights are the impacts of `lexvla_indexer.bm25`.
+An index without codes or dense vectors has no such files, nor has a segment without texts.
 """
 
 from __future__ import annotations
@@ -32,12 +33,14 @@ import numpy as np
 
 from lexvla.encoding import Encoding
 from lexvla.errors import IndexCorruptError
+from lexvla_indexer.bm25 import TextRows, used_columns
 from lexvla_indexer.durable import fsync, writing
-from lexvla_indexer.embedded.arrays import Mark, demand, mark, open_array, save_array
+from lexvla_indexer.embedded.arrays import Mark, demand, mark, save_array
 from lexvla_indexer.embedded.dense import DenseLeg
 from lexvla_indexer.embedded.dense_lists import DenseLists, wants_lists, write_lists
 from lexvla_indexer.embedded.sparse_leg import SparseLeg, write_leg
 from lexvla_indexer.embedded.stored_rows import StoredArray
+from lexvla_indexer.embedded.stored_strings import StoredStrings, string_arrays
 from lexvla_indexer.legs import Leg
 
 __all__ = ["Segment", "write_segment"]
@@ -45,17 +48,15 @@ __all__ = ["Segment", "write_segment"]
 _HEAD = "segment.json"
 
 
-def write_segment(folder: Path, ids: Sequence[str], encoding: Encoding) -> int:
+def write_segment(folder: Path, ids: Sequence[str], encoding: Encoding, text: TextRows) -> int:
     """Write a segment into a new directory, sync it to the disk, and return its checksum.
 
     Ids are ascending, one for each row.
     """
     folder.mkdir()
-    names = [name.encode() for name in ids]
-    arrays: dict[str, np.ndarray] = {
-        "ids.text": np.frombuffer(b"".join(names), np.uint8),
-        "ids.start": np.cumsum([0, *map(len, names)], dtype=np.int64),
-    }
+    arrays = string_arrays("ids", ids)
+    if text.words:
+        arrays |= string_arrays("text.word", text.words)
     if encoding.patches is not None and (encoding.patches >= 0).any():
         arrays["patch"] = encoding.patches
     if encoding.dense is not None:
@@ -64,7 +65,8 @@ def write_segment(folder: Path, ids: Sequence[str], encoding: Encoding) -> int:
     for file, array in zip(files, arrays.values(), strict=True):
         save_array(file, array)
     quantizers = {}
-    for leg, rows in (("lexical", encoding.lexical), ("codes", encoding.codes)):
+    impacts = text.impacts if text.words else None
+    for leg, rows in (("lexical", encoding.lexical), ("codes", encoding.codes), ("text", impacts)):
         if rows is not None:
             written, quantizer = write_leg(folder, leg, rows)
             files += written
@@ -86,25 +88,22 @@ def write_segment(folder: Path, ids: Sequence[str], encoding: Encoding) -> int:
 class Segment:
     """Open one segment: search its legs, read its rows. Damaged files raise IndexCorruptError.
 
-    ``widths`` are those of the index's legs; ``checksum`` is what `write_segment` returned, or
-    ``None`` for a segment of format 1.
+    ``widths`` are those of the index's legs of vectors; ``checksum`` is what `write_segment`
+    returned.
 
     Attributes:
         count: How many rows there are.
-        sparse: The legs ``lexical`` and, if the index has it, ``codes``.
+        sparse: The legs ``lexical``; ``codes``, if the index has it; ``text``, if a row has words.
+        words: The columns of the leg ``text``, if there is one.
         dense: The dense leg, if the index has it.
     """
 
-    def __init__(
-        self, folder: Path, rows: int, widths: Mapping[str, int], checksum: int | None
-    ) -> None:
+    def __init__(self, folder: Path, rows: int, widths: Mapping[str, int], checksum: int) -> None:
         self.count = rows
         self._folder = folder
         self._checksum = checksum
         self._files: dict[str, Mark] = {}
-        quantizers: dict[str, Any] = {}
-        if checksum is not None:
-            quantizers = self._read_head(checksum)
+        quantizers = self._read_head(checksum)
         try:
             self._open(rows, widths, quantizers)
         except IndexCorruptError as error:
@@ -114,21 +113,20 @@ class Segment:
 
     def _open(self, rows: int, widths: Mapping[str, int], quantizers: Mapping[str, Any]) -> None:
         folder = self._folder
-        self._id_start = open_array(folder / "ids.start.npy", np.int64, (rows + 1,))
-        starts = self._id_start
-        rising = bool(starts[0] == 0 and (starts[1:] > starts[:-1]).all())
-        demand(folder / "ids.start.npy", rising, "must rise from 0")
-        self._id_text = open_array(folder / "ids.text.npy", np.uint8, (int(self._id_start[-1]),))
+        self._ids = StoredStrings(folder, "ids", rows)
+        self.words: StoredStrings | None = None
+        columns = {leg: widths[leg] for leg in ("lexical", "codes") if leg in widths}
+        if "text" in quantizers:
+            self.words = StoredStrings(folder, "text.word")
+            columns["text"] = len(self.words)
         self.sparse = {
-            leg: SparseLeg(folder, leg, rows, widths[leg], quantizers.get(leg))
-            for leg in ("lexical", "codes")
-            if leg in widths
+            leg: SparseLeg(folder, leg, rows, width, quantizers[leg])
+            for leg, width in columns.items()
         }
         self._patch: StoredArray | None = None
-        # Format 1 has no list of files. For others, do not look into the folder: a writer that has
-        # merged this segment may be removing its files.
-        listed = self._checksum is not None
-        if "patch.npy" in self._files if listed else (folder / "patch.npy").exists():
+        # Not by a look into the folder: a writer that has merged this segment may be removing its
+        # files.
+        if "patch.npy" in self._files:
             stored = self.sparse["lexical"].stored
             self._patch = StoredArray(folder / "patch.npy", np.int16, (stored,))
         self.dense: DenseLeg | None = None
@@ -158,13 +156,9 @@ class Segment:
         return dict(head["quantizers"])
 
     def damage(self) -> Iterator[str]:
-        """Read all files, and yield what is wrong with each that has changed since it was written.
-
-        There is nothing to compare a segment of format 1 with.
-        """
-        known = {name: wanted.crc32 for name, wanted in self._files.items()}
-        if self._checksum is not None:
-            known = {_HEAD: self._checksum, **known}
+        """Read all files, and yield what is wrong with each that changed since it was written."""
+        known = {_HEAD: self._checksum}
+        known |= {name: wanted.crc32 for name, wanted in self._files.items()}
         for name, checksum in known.items():
             file = self._folder / name
             try:
@@ -176,27 +170,33 @@ class Segment:
                 yield f"{file}: damaged: its checksum is {found:08x}, not {checksum:08x}"
 
     def near_scores(
-        self, leg: Leg, query: Encoding, allowed: np.ndarray | None
+        self, leg: Leg, query: Any, allowed: np.ndarray | None
     ) -> tuple[np.ndarray, float]:
-        """Return (rows) scores of one query that are near the exact ones, and how far at most."""
-        if leg == "dense" and self.dense is not None and query.dense is not None:
-            return self.dense.near_scores(query.dense[0], allowed)
-        return self.sparse[leg].near_scores(getattr(query, leg), allowed)
+        """Return (rows) scores of one query that are near the exact ones, and how far at most.
 
-    def scores(self, leg: Leg, query: Encoding, rows: np.ndarray) -> np.ndarray:
-        """Return the exact scores of some rows for one query, float64."""
-        if leg == "dense" and self.dense is not None and query.dense is not None:
-            return self.dense.scores(rows, query.dense[0])
-        return self.sparse[leg].scores(rows, getattr(query, leg))
+        ``query`` is its row of a sparse leg, or its dense vector.
+        """
+        if leg == "dense" and self.dense is not None:
+            return self.dense.near_scores(query, allowed)
+        return self.sparse[leg].near_scores(query, allowed)
+
+    def scores(self, leg: Leg, query: Any, rows: np.ndarray) -> np.ndarray:
+        """Return the exact scores of some rows, float64; ``query`` is that of `near_scores`."""
+        if leg == "dense" and self.dense is not None:
+            return self.dense.scores(rows, query)
+        return self.sparse[leg].scores(rows, query)
 
     def ids(self, rows: np.ndarray) -> list[str]:
         """Return the ids of rows."""
-        try:
-            starts, stops = self._id_start[rows].tolist(), self._id_start[rows + 1].tolist()
-            spans = zip(starts, stops, strict=True)
-            return [self._id_text[start:stop].tobytes().decode() for start, stop in spans]
-        except (ValueError, IndexError) as error:
-            raise IndexCorruptError(f"{self._folder}: an id is damaged ({error})") from error
+        return self._ids.take(rows)
+
+    def text(self, rows: np.ndarray) -> TextRows:
+        """Return the words of rows, with their impacts."""
+        if self.words is None:
+            return TextRows.of([""] * len(rows))
+        impacts, _ = self.sparse["text"].take(rows)
+        impacts, kept = used_columns(impacts)
+        return TextRows(self.words.take(kept), impacts)
 
     def encoding(self, rows: np.ndarray) -> Encoding:
         """Return the stored vectors of rows in the given order; damage raises IndexCorruptError."""
@@ -216,5 +216,5 @@ class Segment:
 
     def active_words(self, allowed: np.ndarray | None) -> int:
         """Return the number of words stored in the allowed rows."""
-        lengths = np.diff(self.sparse["lexical"].rows.mapped.indptr)
+        lengths = self.sparse["lexical"].lengths
         return int(lengths.sum() if allowed is None else lengths[allowed].sum())

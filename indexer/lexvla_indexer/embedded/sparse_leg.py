@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from lexvla.errors import IndexCorruptError
 from lexvla_indexer.embedded.arrays import demand, open_array, save_array
 from lexvla_indexer.embedded.postings import Postings, build
 from lexvla_indexer.embedded.rescoring import (
@@ -44,12 +43,12 @@ def write_leg(folder: Path, leg: str, rows: sparse.csr_array) -> tuple[list[Path
 class SparseLeg:
     """Search one sparse leg and read its rows.
 
-    ``quantizer`` has the settings of the quantiser of the postings; it is ``None`` for a segment of
-    format 1, whose postings are built in memory. Damaged files raise IndexCorruptError.
+    ``quantizer`` has the settings of the quantiser of the postings. Damaged files raise
+    IndexCorruptError.
     """
 
     def __init__(
-        self, folder: Path, leg: str, rows: int, width: int, quantizer: dict[str, Any] | None
+        self, folder: Path, leg: str, rows: int, width: int, quantizer: dict[str, Any]
     ) -> None:
         self._file = folder / f"{leg}.row"
         start = folder / f"{leg}.row.start.npy"
@@ -60,17 +59,15 @@ class SparseLeg:
         columns = StoredArray(folder / f"{leg}.row.column.npy", np.int32, (self.stored,))
         weights = StoredArray(folder / f"{leg}.row.weight.npy", np.float32, (self.stored,))
         self.rows = StoredRows(starts, columns, weights, width)
-        if quantizer is None:
-            try:
-                self.quantizer = ImpactQuantizer.fit(self.rows.mapped)
-                self.postings = build(self.quantizer.quantize(self.rows.mapped))
-            except ValueError as error:
-                raise IndexCorruptError(f"{self._file}.*: damaged ({error})") from error
-            return
         self.quantizer = ImpactQuantizer.from_dict(quantizer)
         self.postings = Postings.open(folder, leg)
         fits = (self.postings.rows, self.postings.width) == (rows, width)
         demand(folder / f"{leg}.posting.block.npy", fits, f"must name {rows} rows of {width} terms")
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """How many entries each row has."""
+        return np.diff(self.rows.mapped.indptr)
 
     def top(
         self, query: sparse.csr_array, k: int, allowed: np.ndarray | None, exact: bool

@@ -9,10 +9,10 @@ are scored exactly. The same holds for each leg alone.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
-from lexvla.encoding import Encoding
 from lexvla_indexer.embedded.postings import best
 from lexvla_indexer.embedded.segment import Segment
 from lexvla_indexer.legs import Leg
@@ -22,7 +22,7 @@ __all__ = ["best_by_sum", "weighted_sum"]
 
 def best_by_sum(
     segment: Segment,
-    query: Encoding,
+    query: Mapping[Leg, Any],
     weights: Mapping[Leg, float],
     k: int,
     depth: int,
@@ -32,7 +32,7 @@ def best_by_sum(
 
     Args:
         segment: Has these legs.
-        query: One row.
+        query: Its row of each sparse leg, and its dense vector.
         weights: What each leg counts, above 0.
         k: How many rows by the sum.
         depth: How many rows by each leg.
@@ -44,7 +44,7 @@ def best_by_sum(
     near, above = np.zeros((2, segment.count), np.bool_)
     total, error = np.zeros(segment.count), 0.0
     for leg, weight in weights.items():
-        scores, off = segment.near_scores(leg, query, allowed)
+        scores, off = segment.near_scores(leg, query[leg], allowed)
         # A NaN, of numbers too great for float32, is near everything, here and in `_near`.
         may_be = ~(scores <= -off)
         if leg != "dense" and not segment.sparse[leg].quantizer.drop_zero:
@@ -58,7 +58,7 @@ def best_by_sum(
     if allowed is not None:
         near &= allowed
     rows = np.flatnonzero(near)
-    exact = {leg: segment.scores(leg, query, rows) for leg in weights}
+    exact = {leg: segment.scores(leg, query[leg], rows) for leg in weights}
     kept = _best_places(weighted_sum(weights, exact), k)
     for scores in exact.values():
         kept |= _best_places(scores, depth)

@@ -10,10 +10,11 @@ import numpy as np
 
 from lexvla.encoding import Encoding
 from lexvla.vocabulary import Vocabulary
+from lexvla_indexer.bm25 import TextRows
 from lexvla_indexer.document import Document
 from lexvla_indexer.embedded.layout import Store
 from lexvla_indexer.embedded.manifest import Entry, State
-from lexvla_indexer.embedded.merging import SEGMENT_ROWS, due, live_rows, merged
+from lexvla_indexer.embedded.merging import SEGMENT_ROWS, SegmentRows, due, live_rows, merged
 from lexvla_indexer.embedded.reader import SegmentCache
 from lexvla_indexer.legs import widths_of
 from lexvla_indexer.staging import Staging
@@ -42,12 +43,12 @@ class Writer:
         state = self._manifest.state()
         documents: list[Document] = []
         rows: list[int] = []
-        parts: Iterable[tuple[list[str], Encoding]] = ()
+        parts: Iterable[SegmentRows] = ()
         meta: dict[str, str | dict[str, int]] = {}
         if staging.documents:
             documents, encoding = staging.rows()
             rows = _cut(len(documents))
-            parts = _parts([document.id for document in documents], encoding, rows)
+            parts = _parts(documents, encoding, rows)
             meta["widths"] = widths_of(encoding)
             if state.vocabulary_sha256 != vocabulary.sha256:
                 self._store.save_vocabulary(vocabulary)
@@ -77,9 +78,8 @@ class Writer:
 
     def _is_compact(self, state: State) -> bool:
         """Return whether the rows are split into segments as in a new index."""
-        entries = list(state.segments.values())
-        rows = [entry.rows for entry in entries]
-        if state.tombstones or rows != _cut(sum(rows)) or any(e.checksum is None for e in entries):
+        rows = [entry.rows for entry in state.segments.values()]
+        if state.tombstones or rows != _cut(sum(rows)):
             return False
         segments = self._cache.get(state).values()
         ends = [name for s in segments for name in s.ids(np.array([0, s.count - 1]))]
@@ -112,13 +112,13 @@ class Writer:
             raise
 
     def _write(
-        self, state: State, parts: Iterable[tuple[list[str], Encoding]]
+        self, state: State, parts: Iterable[SegmentRows]
     ) -> tuple[dict[int, Entry], list[str]]:
         """Write segments, and return them with the ids of all their rows."""
         written: dict[int, Entry] = {}
         names: list[str] = []
-        for number, (ids, encoding) in enumerate(parts, state.next_segment):
-            written[number] = self._store.write_segment(number, ids, encoding)
+        for number, (ids, encoding, text) in enumerate(parts, state.next_segment):
+            written[number] = self._store.write_segment(number, ids, encoding, text)
             names += ids
         return written, names
 
@@ -129,13 +129,13 @@ def _cut(rows: int) -> list[int]:
 
 
 def _parts(
-    ids: list[str], encoding: Encoding, rows: Sequence[int]
-) -> Iterator[tuple[list[str], Encoding]]:
-    if len(rows) == 1:
-        yield ids, encoding  # a copy might not fit into memory
-        return
+    documents: Sequence[Document], encoding: Encoding, rows: Sequence[int]
+) -> Iterator[SegmentRows]:
     first = 0
     for count in rows:
         span = slice(first, first + count)
-        yield ids[span], encoding[span]
+        own = documents[span]
+        # A copy of all might not fit into memory.
+        vectors = encoding if len(rows) == 1 else encoding[span]
+        yield [d.id for d in own], vectors, TextRows.of([d.text for d in own])
         first += count

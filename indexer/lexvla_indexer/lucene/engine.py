@@ -13,9 +13,9 @@ from lexvla.vocabulary import Vocabulary
 from lexvla_indexer.base import Index
 from lexvla_indexer.document import Document
 from lexvla_indexer.impacts import ImpactQuantizer
-from lexvla_indexer.legs import Leg, check_terms
+from lexvla_indexer.legs import Leg, VectorLeg, check_terms
 from lexvla_indexer.lucene.jvm import java_class, java_errors, start_java
-from lexvla_indexer.lucene.layout import FIELD_OF, State, Store, impact_terms
+from lexvla_indexer.lucene.layout import State, Store, impact_terms
 from lexvla_indexer.lucene.reader import Reader
 from lexvla_indexer.lucene.writer import Writer
 
@@ -112,7 +112,7 @@ class LuceneIndex(Index):
         """Read all files against their checksums. Return a line for each damaged segment."""
         return self._ask(lambda reader: list(reader.damage()))
 
-    def bound(self, queries: Encoding, leg: Leg = "lexical") -> np.ndarray:
+    def bound(self, queries: Encoding, leg: VectorLeg = "lexical") -> np.ndarray:
         """Return how far each query's scores can be from the exact dot products, float64.
 
         Raises as `search` does.
@@ -120,10 +120,10 @@ class LuceneIndex(Index):
         return self._ask(lambda reader: reader.bound(queries, leg))
 
     def legs(self) -> tuple[Leg, ...]:
-        """Return the legs that it can be searched by: words and codes."""
+        """Return the legs that it can be searched by: words, codes and text."""
         if self._refresh().state is None:
             return ("lexical",)
-        return tuple(leg for leg in super().legs() if leg in FIELD_OF)
+        return tuple(leg for leg in super().legs() if leg != "dense")
 
     def _ask(self, ask: Callable[[Reader], T], newest: bool = True) -> T:
         with self._writing:

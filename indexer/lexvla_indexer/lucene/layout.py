@@ -11,6 +11,7 @@ A document has the fields of Anserini, and what explanations and filters need:
     id            the id: a string, stored, and its UTF-8 as a binary value that orders ties
     contents      the lexical vector: terms as the vocabulary writes them, frequencies as impacts
     codes         the codes: column numbers as terms, frequencies as impacts
+    text          the words of the document's text, with lengths: searched by BM25
     filter        the terms of `lexvla_indexer.filter_terms`
     fingerprint   a binary value
     raw           stored: id, text (as ``contents``), uri and metadata as JSON
@@ -38,7 +39,7 @@ from lexvla.vocabulary import Vocabulary
 from lexvla_indexer.document import Document
 from lexvla_indexer.durable import replacing
 from lexvla_indexer.impacts import ImpactQuantizer
-from lexvla_indexer.legs import Leg, widths_of
+from lexvla_indexer.legs import VectorLeg, widths_of
 from lexvla_indexer.lucene.jvm import java_class, java_errors
 
 __all__ = [
@@ -53,6 +54,7 @@ __all__ = [
     "KEY",
     "LEXICAL",
     "RAW",
+    "TEXT",
     "VECTORS",
     "LegState",
     "State",
@@ -62,12 +64,12 @@ __all__ = [
     "raw_of",
 ]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 KEY = "lexvla"  # of our own data in Lucene's commits
 
-ID, LEXICAL, CODES, FILTER = "id", "contents", "codes", "filter"
+ID, LEXICAL, CODES, TEXT, FILTER = "id", "contents", "codes", "text", "filter"
 FINGERPRINT, RAW, VECTORS = "fingerprint", "raw", "vectors"
-FIELD_OF: dict[Leg, str] = {"lexical": LEXICAL, "codes": CODES}
+FIELD_OF: dict[VectorLeg, str] = {"lexical": LEXICAL, "codes": CODES}
 
 # A null character ends a term, and \x01 precedes its impact. A vocabulary has no null
 # characters; the others are so rare that nearly all terms are in the index unchanged.
@@ -166,8 +168,11 @@ class State:
         try:
             values: dict[str, Any] = json.loads(text)
             found = values.pop("format_version")
-            if found > FORMAT_VERSION:
-                rule = f"format {found} is newer than this program, which reads {FORMAT_VERSION}"
+            if found != FORMAT_VERSION:
+                age = "newer" if found > FORMAT_VERSION else "older"
+                rule = f"format {found} is {age} than this program, which reads {FORMAT_VERSION}"
+                if found < FORMAT_VERSION:
+                    rule += "; index the items again"
                 raise IndexVersionError(f"{place}: {rule}")
             legs = {
                 leg: LegState(ImpactQuantizer.from_dict(stored.pop("quantizer")), **stored)

@@ -17,11 +17,12 @@ from lexvla.errors import UnknownDocumentError, UnsupportedError
 from lexvla.vocabulary import Vocabulary
 from lexvla_indexer.accuracy import DEPTH, SAMPLED_QUERIES, SAMPLED_ROWS, overlap, spread
 from lexvla_indexer.base import Fetched, Results
+from lexvla_indexer.bm25 import idf
 from lexvla_indexer.durable import total_bytes
 from lexvla_indexer.filter_terms import listed_fields, terms_of_field
 from lexvla_indexer.filters import Filter, check_fields
 from lexvla_indexer.impacts import ImpactQuantizer
-from lexvla_indexer.legs import Leg, check_asked
+from lexvla_indexer.legs import VectorLeg, check_asked
 from lexvla_indexer.lucene.jvm import java_cast, java_class, java_errors, java_exception
 from lexvla_indexer.lucene.layout import (
     FIELD_OF,
@@ -32,6 +33,7 @@ from lexvla_indexer.lucene.layout import (
     KEY,
     LEXICAL,
     RAW,
+    TEXT,
     VECTORS,
     LegState,
     State,
@@ -42,6 +44,7 @@ from lexvla_indexer.lucene.layout import (
 from lexvla_indexer.lucene.scoring import error_bound, query_weights
 from lexvla_indexer.lucene.selection import any_of, narrowed, selection
 from lexvla_indexer.packed_rows import unpack
+from lexvla_indexer.text_words import text_words
 
 __all__ = ["Reader"]
 
@@ -71,11 +74,11 @@ class Reader:
         self.quantizer: ImpactQuantizer | None = None
         self._store = store
         self._java = java
-        self._searcher = java_class(f"{_SEARCH}IndexSearcher")(
-            java, signature=f"(L{_INDEX}IndexReader;)V"
-        )
+        searcher, signature = java_class(f"{_SEARCH}IndexSearcher"), f"(L{_INDEX}IndexReader;)V"
+        self._searcher = searcher(java, signature=signature)
         similarity = java_class("io.anserini.search.similarity.ImpactSimilarity")
         self._searcher.setSimilarity(similarity())
+        self._text_searcher = searcher(java, signature=signature)  # by BM25, Lucene's default
         sort_field = java_class(f"{_SEARCH}SortField")
         by_bytes = java_class(f"{_SEARCH}SortField$Type").STRING_VAL
         sort = java_class(f"{_SEARCH}Sort")
@@ -155,7 +158,13 @@ class Reader:
             except thrown as error:
                 yield f"{self._store.path}: {error.innermessage}"
 
-    def search(self, queries: Encoding, k: int, leg: Leg, filter: str | None) -> list[Results]:  # noqa: A002
+    def search(
+        self,
+        queries: Encoding,
+        k: int,
+        leg: VectorLeg,
+        filter: str | None,  # noqa: A002 - the public word for it
+    ) -> list[Results]:
         """Return the k best documents for each query, by integer scores."""
         rows, known = self._asked(queries, k, leg)
         chosen = None
@@ -164,7 +173,53 @@ class Reader:
             chosen = self._choose(filter)
         return [self._top(rows[[i]], k, leg, known, chosen) for i in range(len(queries))]
 
-    def bound(self, queries: Encoding, leg: Leg) -> np.ndarray:
+    def search_text(self, text: str, k: int, filter: str | None) -> Results:  # noqa: A002
+        """Return the k best documents by Lucene's BM25, divided by the sum of the words' idf."""
+        self.ours()
+        chosen = None if filter is None else self._choose(filter)
+        weights = self._idf(text)
+        if not weights or not self.count():
+            return Results([], np.empty(0))
+        hits = self._text_hits(list(weights), k, chosen)
+        scores = np.array(list(hits.values()), np.float64)
+        return Results(list(hits), scores / sum(weights.values()))
+
+    def text_parts(self, text: str, ids: Sequence[str]) -> list[dict[str, float]]:
+        """Return what each word adds to each document's score, by a search for each word."""
+        self._known_places(ids)
+        parts: dict[str, dict[str, float]] = {name: {} for name in ids}
+        weights, chosen = self._idf(text), any_of(ID, set(ids))
+        for word in weights:
+            for name, score in self._text_hits([word], len(parts), chosen).items():
+                parts[name][word] = score / sum(weights.values())
+        return [parts[name] for name in ids]
+
+    def has_text(self) -> bool:
+        """Return whether there is a document with text, perhaps a deleted one."""
+        return int(self._java.getDocCount(TEXT)) > 0
+
+    def _idf(self, text: str) -> dict[str, float]:
+        """Return Lucene's idf of the query's words that documents have, ascending.
+
+        Deleted documents count until their segments are merged.
+        """
+        term = java_class("org.apache.lucene.index.Term")
+        words = sorted(set(text_words(text)))
+        counts = np.array([self._java.docFreq(term(TEXT, word)) for word in words], np.int64)
+        weights = idf(int(self._java.getDocCount(TEXT)), counts).tolist()
+        return {word: weight for word, weight in zip(words, weights, strict=True) if weight}
+
+    def _text_hits(self, words: Sequence[str], k: int, chosen: Any) -> dict[str, float]:
+        """Return the best documents' ids and scores, best first."""
+        parser = java_class("org.apache.lucene.queryparser.classic.QueryParser")
+        # Words without weights would be read as one term.
+        query = parser(TEXT, _whole()).parse(" ".join(f"{word}^1" for word in words))
+        if chosen is not None:
+            query = narrowed(query, chosen)
+        hits = self._run(query, self._by_score, k, max(k, 1000), self._text_searcher)
+        return {_text(hit["fields"][1]): hit["fields"][0] for hit in hits}
+
+    def bound(self, queries: Encoding, leg: VectorLeg) -> np.ndarray:
         """Return how far each query's scores can be from the exact dot products, float64."""
         rows, (longest, quantizer) = self._asked(queries, 1, leg)
         each = (rows[[i]] for i in range(len(queries)))
@@ -216,6 +271,7 @@ class Reader:
             "deleted_rows": rows - self.count(),
             "bytes": total_bytes(self._store.path),
             "mean_active_words": words / rows if rows else 0.0,
+            "documents_with_text": int(self._java.getDocCount(TEXT)),
             "legs": widths,
             "searched_legs": [leg for leg in widths if leg in FIELD_OF],
             **({"quantization": quantization} if state or quantization else {}),
@@ -236,7 +292,7 @@ class Reader:
         return {leg: _facts(kept, rows[leg]) for leg, kept in state.legs.items()}
 
     def _asked(
-        self, queries: Encoding, k: int, leg: Leg
+        self, queries: Encoding, k: int, leg: VectorLeg
     ) -> tuple[sparse.csr_array, tuple[float | None, ImpactQuantizer | None]]:
         """Return the queries' rows of a leg, and the greatest length and quantiser of documents."""
         if leg == "dense":
@@ -255,7 +311,7 @@ class Reader:
         self,
         row: sparse.csr_array,
         k: int,
-        leg: Leg,
+        leg: VectorLeg,
         known: tuple[float | None, ImpactQuantizer | None],
         chosen: Any,
     ) -> Results:
@@ -281,14 +337,16 @@ class Reader:
         step = 1.0 if quantizer is None else quantizer.step
         return Results([_text(hit["fields"][1]) for hit in hits], scores * (step / scale))
 
-    def _run(self, query: Any, sort: Any, k: int, threshold: int) -> list[dict[str, Any]]:
+    def _run(
+        self, query: Any, sort: Any, k: int, threshold: int, searcher: Any = None
+    ) -> list[dict[str, Any]]:
         collector = java_class(f"{_SEARCH}TopFieldCollector").create(
             sort,
             min(k, max(self.rows, 1)),
             threshold,
             signature=f"(L{_PATH}Sort;II)L{_PATH}TopFieldCollector;",
         )
-        self._searcher.search(query, java_cast(f"{_SEARCH}Collector", collector))
+        (searcher or self._searcher).search(query, java_cast(f"{_SEARCH}Collector", collector))
         # All hits come back in one piece too: one by one they would take longer.
         text = _json_writer().writeValueAsString(collector.topDocs())
         hits: list[dict[str, Any]] = json.loads(text)["scoreDocs"]

@@ -27,6 +27,7 @@ from lexvla_indexer.lucene.layout import (
     KEY,
     LEXICAL,
     RAW,
+    TEXT,
     VECTORS,
     State,
     Store,
@@ -36,6 +37,7 @@ from lexvla_indexer.lucene.layout import (
 from lexvla_indexer.lucene.selection import any_of
 from lexvla_indexer.packed_rows import pack
 from lexvla_indexer.staging import Staging
+from lexvla_indexer.text_words import text_words
 
 __all__ = ["Writer"]
 
@@ -107,8 +109,9 @@ class Writer:
         settings = java_class(f"{_INDEX}IndexWriterConfig")(
             _analyzer(), signature="(Lorg/apache/lucene/analysis/Analyzer;)V"
         )
-        similarity = java_class("io.anserini.search.similarity.ImpactSimilarity")
-        settings.setSimilarity(similarity())
+        # It writes the lengths of texts; other fields have none.
+        similarity = java_class("org.apache.lucene.search.similarities.BM25Similarity")
+        settings.setSimilarity(similarity(signature="()V"))
         settings.setRAMBufferSizeMB(_BUFFER_MIB)
         settings.setCommitOnClose(False)
         settings.setUseCompoundFile(False)
@@ -185,13 +188,14 @@ class _LuceneDocument:
         options = java_class(f"{_INDEX}IndexOptions")
         self._lexical = _text_field(LEXICAL, options.DOCS_AND_FREQS)
         self._codes = _text_field(CODES, options.DOCS_AND_FREQS) if has_codes else None
+        self._text = _text_field(TEXT, options.DOCS_AND_FREQS, has_lengths=True)
         self._filter = _text_field(FILTER, options.DOCS)
         stored = java_class(f"{_DOCUMENT}StoredField")
         self._raw = stored(RAW, "", signature="(Ljava/lang/String;Ljava/lang/String;)V")
         self._vectors = stored(VECTORS, b"", signature="(Ljava/lang/String;[B)V")
         fields = (self._id, self._order, self._fingerprint, self._lexical, self._codes)
         self.java = java_class(f"{_DOCUMENT}Document")()
-        for field in (*fields, self._filter, self._raw, self._vectors):
+        for field in (*fields, self._text, self._filter, self._raw, self._vectors):
             if field is not None:
                 self.java.add(field)
 
@@ -203,16 +207,17 @@ class _LuceneDocument:
         self._lexical.setStringValue(lexical)
         if self._codes is not None:
             self._codes.setStringValue(codes)
+        self._text.setStringValue(END.join(text_words(document.text)))
         self._filter.setStringValue(END.join(terms_of(document)))
         self._raw.setStringValue(raw_of(document))
         self._vectors.setBytesValue(vectors)
 
 
-def _text_field(name: str, options: Any) -> Any:
+def _text_field(name: str, options: Any, has_lengths: bool = False) -> Any:
     kind = java_class(f"{_DOCUMENT}FieldType")()
     kind.setIndexOptions(options)
     kind.setTokenized(True)
-    kind.setOmitNorms(True)
+    kind.setOmitNorms(not has_lengths)
     kind.freeze()
     path = _INDEX.replace(".", "/")
     signature = f"(Ljava/lang/String;Ljava/lang/CharSequence;L{path}IndexableFieldType;)V"
@@ -221,13 +226,13 @@ def _text_field(name: str, options: Any) -> Any:
 
 
 def _analyzer() -> Any:
-    """Return what reads our fields: terms with impacts, and the plain terms of filters."""
+    """Return what reads our fields: terms with impacts, and the plain ones of texts and filters."""
     custom = java_class("org.apache.lucene.analysis.custom.CustomAnalyzer")
     impacts = custom.builder().withTokenizer("simplePatternSplit", _map(pattern=END))
     impacts = impacts.addTokenFilter("delimitedTermFrequency", _map(delimiter=IMPACT)).build()
     plain = custom.builder().withTokenizer("simplePatternSplit", _map(pattern=END)).build()
     wrapper = "org.apache.lucene.analysis.miscellaneous.PerFieldAnalyzerWrapper"
-    return java_class(wrapper)(impacts, _map(**{FILTER: plain}))
+    return java_class(wrapper)(impacts, _map(**{FILTER: plain, TEXT: plain}))
 
 
 def _map(**values: Any) -> Any:

@@ -78,6 +78,7 @@ def _facts(service: Service) -> schema.Facts:
         "model": service.index.model,
         "vocabulary": {"size": len(vocabulary), "sha256": vocabulary.sha256},
         "legs": service.legs(),
+        "has_text": "text" in service.index.legs(),
         "fusion": service.fusion(),
         "writable": service.model is not None and (folder is None or os.access(folder, os.W_OK)),
         "images": service.settings.images is not None,

@@ -168,7 +168,7 @@ class Service:
         return dict(self.index.info().get("legs") or {})
 
     def legs(self) -> dict[str, int]:
-        """Return the index's legs and their widths; empty for an index never written to."""
+        """Return the legs of vectors and their widths; empty for an index never written to."""
         legs = self._legs
         if not legs:
             del self._legs  # to be read again
@@ -176,10 +176,8 @@ class Service:
 
     def fusion(self) -> str:
         """Describe the fusion used for queries that do not name one."""
-        fusion = self.searcher.fusion
-        if fusion is self.searcher.default and len(self.legs()) == 1:
-            return next(iter(self.legs()))
-        return str(fusion)
+        fusion, legs = self.searcher.fusion, self.index.legs()
+        return legs[0] if fusion is self.searcher.default and len(legs) == 1 else str(fusion)
 
     def look_for_fusion(self) -> None:
         """Pick up a fusion that was fitted for the index after it was opened."""

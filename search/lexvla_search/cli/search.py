@@ -94,8 +94,8 @@ def hit_rows(hits: list[Hit]) -> list[tuple[str, ...]]:
 def _show_query(options: Options, query: Query, searcher: Searcher) -> int:
     """Print the request of each leg; bans, requirements and fusion come after the answers."""
     index = searcher.index
-    encoded = encode_query(query, searcher.model).encoding
-    requests = index.requests(encoded, query.offset + query.k, query.legs, query.filter)
+    encoded, most = encode_query(query, searcher.model), query.offset + query.k
+    requests = index.requests(encoded.encoding, most, query.legs, query.filter, encoded.text)
     if options.json:
         print_json({"index": options.index, "requests": requests})
     else:

@@ -13,7 +13,7 @@ import { wordList } from "./words.js";
 
 const PAGE = 24; // hits at a time
 const ASKED_WORDS = 12;
-const LEGS = { lexical: "words", codes: "codes", dense: "dense vectors" };
+const LEGS = { lexical: "words", codes: "codes", dense: "dense vectors", text: "texts" };
 
 let state = query.fromLink(location.search);
 let image = { file: null, region: null };
@@ -228,6 +228,7 @@ async function showIndex() {
   byId("about").textContent = plural(index.count, "item");
   showPictures(index.images);
   const legs = Object.keys(index.legs).filter((leg) => index.legs[leg] > 0);
+  if (index.has_text) legs.push("text");
   const boxes = legs.map((leg) => {
     const box = element("input", { type: "checkbox", name: "leg", value: leg });
     return element("label", {}, box, ` ${LEGS[leg] ?? leg}`);

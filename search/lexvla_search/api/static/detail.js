@@ -7,7 +7,7 @@ import { wordItem, wordList } from "./words.js";
 
 const SHOWN_WORDS = 16; // that of words.py: as many as a ban looks at
 const PAUSE = 60; // ms on a word before its heat map is asked for
-const LEGS = { lexical: "words", codes: "codes", dense: "dense" };
+const LEGS = { lexical: "words", codes: "codes", dense: "dense", text: "text" };
 const LOOK = "Point at a word, or tap it, to see where it was read from.";
 
 export function detailPanel(actions, close) {
@@ -111,6 +111,7 @@ function matches(hit, actions, look) {
   const section = element("section", {}, element("h3", {}, "Words that matched"));
   if (!found.length) {
     section.append(element("p", { class: "quiet" }, "No word of the query is among its words."));
+    section.append(inText(hit));
     return section;
   }
   const most = Math.max(...found.map(added));
@@ -122,8 +123,16 @@ function matches(hit, actions, look) {
     return item;
   });
   const list = element("ul", { class: "words", "aria-label": "Words that matched" }, ...items);
-  section.append(list, rest(found.slice(SHOWN_WORDS)));
+  section.append(list, rest(found.slice(SHOWN_WORDS)), inText(hit));
   return section;
+}
+
+// The words of the query that somebody wrote beside the picture.
+function inText(hit) {
+  const found = hit.explanation?.text ?? [];
+  if (!found.length) return "";
+  const words = found.map((match) => `${match.word} ${number(added(match))}`);
+  return element("p", {}, `In its text: ${words.join(", ")}`);
 }
 
 function rest(found) {

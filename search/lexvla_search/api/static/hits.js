@@ -49,7 +49,9 @@ function relevance(hit) {
 const unseen = (text) => element("span", { class: "unseen" }, text);
 
 function summary(hit) {
-  const words = (hit.explanation?.matches ?? []).slice(0, WORDS_ON_CARD).map((match) => match.word);
+  const { matches = [], text = [] } = hit.explanation ?? {};
+  const words = matches.slice(0, WORDS_ON_CARD).map((match) => match.word);
+  words.push(...text.map((match) => `\u201c${match.word}\u201d`));
   if (!words.length) return null;
   return element("span", { class: "why" }, unseen("by "), words.join(", "));
 }
