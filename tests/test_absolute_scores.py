@@ -234,6 +234,23 @@ def test_relevance(tmp_path: Path) -> None:
         assert hit.relevance == pytest.approx(1 / (1 + math.exp(-2 * hit.score)))
 
 
+def test_words_of_a_text_only_raise_a_relevance(tmp_path: Path) -> None:
+    stored, encoder = [{0: 0.875}, {0: 0.25, 3: 1.0}], CalibratedEncoder()
+    encoder.score_weights = {**encoder.score_weights, "text": 0.5}
+    with filled(tmp_path / "rows.lex", stored) as index:
+        alone = Searcher(encoder, index).search(Query(text="word0:1"))
+        index.add([Document("told", text="word0")], encoder.only(encode(stored[:1])))
+        index.commit()
+        told, *others = Searcher(encoder, index).search(Query(text="word0:1"))
+    assert [(hit.id, hit.score, hit.relevance) for hit in others] == [
+        (hit.id, hit.score, hit.relevance) for hit in alone
+    ]
+    text = 1 / (1 + 1.2 * (0.25 + 0.75 / 10))  # BM25's share of the best: once, in one word
+    assert told.id == "told"
+    assert told.score == pytest.approx(alone[0].score + 0.5 * text)
+    assert told.relevance == pytest.approx(1 / (1 + math.exp(6 - 8 * told.score)))
+
+
 def test_a_model_with_weights_that_break_their_rules(tmp_path: Path) -> None:
     encoder = RowEncoder()
     encoder.score_weights = {"words": 1.0}
