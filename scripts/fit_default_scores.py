@@ -5,10 +5,9 @@ vectors too much, as their heads were trained on them. So do the documents' text
 calibration knows nothing: words of the query in a text only make it surer.
 
 How likely a score is right is learned from the training drawings, each as a model sees it that has
-not seen its set. Labels ask, tags, and nouns that belong to no drawing. The slope is that of a
-logistic regression of all hits. Its intercept is lowered until, for labels as for tags, four of
-five hits with a relevance above 0.5 are right: people, whose drawings differ little, would be taken
-for each other too surely otherwise.
+not seen its set. Labels ask, tags, and nouns that belong to no drawing. A relevance of 0.5 is the
+score from which on four of five hits are right, for labels as for tags: people, whose drawings
+differ little, would be taken for each other too surely otherwise. The slope is then the likeliest.
 
     python scripts/fit_default_scores.py recipes/default.toml lexvla/pretrained
 
@@ -24,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy import optimize
 
 from lexvla import LexVLA
 from lexvla.data.emoji import EmojiDrawings
@@ -32,7 +32,6 @@ from lexvla.training.recipe import Recipe
 from lexvla.training.seen_drawings import SeenDrawings
 from lexvla.training.sources import open_source
 from lexvla.training.start import start_model
-from lexvla_search.fitting import fit_relevance
 
 Hits = tuple[np.ndarray, np.ndarray]  # scores, and which are right
 
@@ -61,8 +60,8 @@ def main() -> None:
         for kind, hits in _hits(model, drawings, seen, style, rng).items():
             kinds.setdefault(kind, []).append(hits)
     by_kind = {kind: _joined(hits) for kind, hits in kinds.items()}
-    slope, _ = fit_relevance(*_joined(list(by_kind.values())))
     least = max(_least_trusted(*by_kind[kind]) for kind in ("labels", "tags"))
+    slope = _likeliest_slope(*_joined(list(by_kind.values())), least)
     path = asked.model / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     config["score_weights"] = {**WEIGHTS, "text": max(WEIGHTS.values())}
@@ -81,6 +80,16 @@ def _least_trusted(scores: np.ndarray, right: np.ndarray) -> float:
     order = np.argsort(-scores)
     share = np.cumsum(right[order]) / np.arange(1, len(order) + 1)
     return float(scores[order][share >= TRUSTED][-1])
+
+
+def _likeliest_slope(scores: np.ndarray, right: np.ndarray, even: float) -> float:
+    """Return the best slope of a logistic function that is 0.5 at the score `even`."""
+
+    def loss(slope: float) -> float:
+        logits = slope * (scores - even)
+        return float(np.mean(np.logaddexp(0, logits) - right * logits))
+
+    return float(optimize.minimize_scalar(loss, bounds=(0.1, 50), method="bounded").x)
 
 
 def _hits(
