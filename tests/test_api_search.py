@@ -13,13 +13,13 @@ pytest.importorskip("fastapi", reason="needs the server: pip install 'lexvla[ser
 
 from starlette.testclient import TestClient
 
-from api_fakes import ids, png, served
+from api_fakes import ids, new_index, png, served
 from api_fakes import text_of as base64_of
 from hybrid_fakes import RowEncoder, filled, text_of
 from lexvla.encoding import Encoding
 from lexvla.errors import UnknownDocumentError
 from lexvla.images import ImageSource
-from lexvla_indexer import open_index
+from lexvla_indexer import Document, open_index
 from lexvla_search import Query, ReciprocalRank, Searcher, Weighted, save_fusion
 from lexvla_search.api import Settings, create_app, search_routes, service
 from lexvla_search.candidates import Candidates
@@ -200,10 +200,36 @@ def test_words_are_completed(client: TestClient) -> None:
     assert client.get("/v1/words").status_code == 422
 
 
+def test_a_word_that_only_a_text_has_is_found_and_explained(tmp_path: Path) -> None:
+    new_index(tmp_path)
+    with open_index(tmp_path / "pictures.lex", create=True) as index:
+        index.add([Document("note", text="A toucan.")], MappingEncoder().encode_text(["green"]))
+        index.commit()
+    with served(tmp_path) as client:
+        facts = client.get("/v1/index").json()
+        assert (facts["has_text"], facts["legs"]) == (True, {"lexical": 6})
+        answer = client.post("/v1/search", json={"text": "toucan", "explain": True}).json()
+        query, (hit,) = answer["query"], answer["hits"]
+        assert (query["legs"], query["fusion"]) == (["text"], "text")
+        assert [unknown["word"] for unknown in query["unknown"]] == ["toucan"]
+        assert (hit["id"], hit["lexical"]) == ("note", None)
+        assert hit["text"] == {"score": hit["score"], "rank": 1}
+        explained = hit["explanation"]
+        own = {"word": "toucan", "score": hit["score"], "part": hit["score"]}
+        assert (explained["text"], explained["matches"]) == ([own], [])
+        weights = {"lexical": 0.25, "text": 0.75}
+        asked = {"text": "green", "fusion": {"name": "weighted", "weights": weights}}
+        hits = client.post("/v1/search", json=asked).json()["hits"]
+        assert {hit["id"] for hit in hits} == {"lime", "note"}
+        both = client.post("/v1/search", json={**asked, "text": "green toucan"}).json()["hits"]
+        assert both[0]["id"] == "note"
+
+
 def test_facts_health_and_the_page(client: TestClient) -> None:
     facts = client.get("/v1/index").json()
     assert (facts["count"], facts["model"], facts["legs"]) == (4, "fake", {"lexical": 6})
     assert (facts["fusion"], facts["writable"], facts["images"]) == ("lexical", True, True)
+    assert facts["has_text"] is False
     assert client.get("/healthz").json() == {"status": "ok"}
     assert client.get("/readyz").json() == {"status": "ready"}
     page = client.get("/")

@@ -225,7 +225,7 @@ def test_another_vocabulary_and_other_legs(index, address):
 
 
 @needs_server
-def test_newer_formats_and_indices_of_others(address):
+def test_other_formats_and_indices_of_others(address):
     name = f"{Address.parse(address).name}-other"
     with ElasticIndex(f"{address}-other", True, VOCABULARY) as index:
         client = index._client
@@ -236,7 +236,10 @@ def test_newer_formats_and_indices_of_others(address):
             open_index(f"{address}-other")
         with pytest.raises(IndexVersionError, match="format 99"):
             open_index(f"{address}-other", create=True)
-        client.indices.put_mapping(index=name, meta={"lexvla": {"format_version": 1, "x": 2}})
+        client.indices.put_mapping(index=name, meta={"lexvla": {"format_version": 1}})
+        with pytest.raises(IndexVersionError, match="format 1 is older"):
+            open_index(f"{address}-other")
+        client.indices.put_mapping(index=name, meta={"lexvla": {"format_version": 2, "x": 2}})
         with pytest.raises(IndexCorruptError, match="_meta is damaged"):
             open_index(f"{address}-other")
         foreign = f"{Address.parse(address).name}-foreign"

@@ -68,12 +68,14 @@ def test_typing_finds_and_the_link_says_what_was_asked(page: Page) -> None:
     assert page.focused().get_attribute("id") == "text"
     page.search("red")
     assert page.ids() == ["note/1", *(f"red-{n:02}" for n in range(12))]
-    assert page.text("#status").startswith("13 hits · by words")
+    assert page.text("#status").startswith("13 hits · by words + texts")
     assert page.link() == "?q=red"
     assert page.driver.title == "red – LexVLA"
     card = page.one('#hits li[data-id="red-00"] .card')
-    assert card.accessible_name == "red spot 0 score 0.707 by red"
+    assert card.accessible_name == "red spot 0 score 0.354 by red"
     page.until(lambda: page.all('#hits li[data-id="red-00"] img'))
+    note = page.one('#hits li[data-id="note/1"] .card')
+    assert note.accessible_name.endswith("by red, “red”")
     assert "A note about red." in page.text('#hits li[data-id="note/1"] .view')
 
 
@@ -134,7 +136,7 @@ def test_shift_click_and_the_button_boost_a_word(page: Page) -> None:
     page.settle()
     assert page.chips() == ["blue × 2"]
     assert page.link() == "?q=red+blue&boost=blue:2"
-    assert page.ids()[0] == "hostile" and by_colour(page.ids()[1:13]) == ["blue"]
+    assert page.ids()[0] == "hostile" and by_colour(page.ids()[1:14]) == ["blue", "note/1"]
     assert page.text('#hits li[data-id="blue-00"] .score') > before
     assert page.one("#detail").is_displayed()  # still a hit: still open, with its new parts
     page.press("#detail li[data-word=blue] .boost")
@@ -148,8 +150,8 @@ def test_the_parts_of_the_score_and_the_heat_map_of_the_word_under_the_cursor(pa
     page.open("?q=red")
     page.open_hit("red-03")
     page.until(lambda: page.all("#detail .view img"))
-    assert page.texts("#detail .parts tbody tr:last-child td")[-1] == "0.7071"
-    assert page.texts("#detail .parts tbody tr:first-child *") == ["words", "0.707", "5", "0.7071"]
+    assert page.texts("#detail .parts tbody tr:last-child td")[-1] == "0.3536"
+    assert page.texts("#detail .parts tbody tr:first-child *") == ["words", "0.707", "5", "0.3536"]
     assert page.focused().get_attribute("id") == "detail-title"
     word = page.one("#detail li[data-word=red] .word")
     ActionChains(page.driver).move_to_element(word).perform()
@@ -259,6 +261,10 @@ def test_unknown_words_are_named_and_a_click_asks_for_what_was_meant(page: Page)
     assert page.ids() == [] and page.text("#status") == "No hits."
     assert page.text("#unknown") == "No such word: zebra."
     assert page.text("#hits") == "No word of the query is known."
+    page.search("a note")  # which only a text has
+    assert page.ids() == ["note/1"] and page.text("#unknown").startswith("No such word: note.")
+    page.open_hit("note/1")
+    assert page.text("#detail").count("In its text: note 0.602") == 1
     page.search("Gren or grens and yellwo")
     assert page.texts("#unknown p") == [
         "No such word: Gren. Did you mean green?",

@@ -108,6 +108,8 @@ def test_scores_and_parts_of_a_few_documents(tmp_path: Path) -> None:
         assert index.search_text("toucan", filter="id = d1").ids == ["d1"]
         assert index.search_text("zebra").ids == index.search_text("?").ids == []
         assert index.search_text("heart").scores.tolist() == [impact(1, 3)]
+        by_sum = index.search_legs(QUERY, {"text": 0.5}, 9, 9, text="heart")
+        assert (by_sum.ids, by_sum.scores["text"].tolist()) == (["d3"], [impact(1, 3)])
         assert index.info()["documents_with_text"] == 3
         with pytest.raises(UnknownDocumentError):
             index.text_parts("red", ["d9"])

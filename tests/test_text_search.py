@@ -13,7 +13,7 @@ import pytest
 import elastic_fakes
 from indexer_fakes import VOCABULARY, encode, random_rows
 from lexvla.encoding import Encoding
-from lexvla.errors import UnsupportedError
+from lexvla.errors import InputError, UnsupportedError
 from lexvla.known_words import KnownWords
 from lexvla_indexer import Document, ElasticIndex, open_index
 from lexvla_indexer.base import Index
@@ -227,6 +227,10 @@ def test_a_fitted_fusion_weighs_texts(tmp_path: Path) -> None:
         assert [hit.id for hit in answer.hits] == ["a", "b"]
         assert answer.hits[0].relevance is not None
         assert searcher.answer(Query(text="toucan")).hits[0].relevance is None
+        assert searcher.answer(Query(text="toucan", min_relevance=0.0)).hits == []
+        with pytest.raises(InputError, match="the query has no known word"):
+            searcher.leg_rankings(Query(text="toucan"))
+        assert searcher.leg_rankings(Query(text="word0")).keys() == {*own.legs()}
 
 
 @pytest.mark.parametrize(

@@ -215,7 +215,7 @@ class Searcher:
         """
         query = replace(query, fusion="minmax")
         encoded = encode_query(query, self.model)
-        if not self._can_find(query, encoded):
+        if encoded.legs in ((), ("text",)):
             raise InputError(query.describe(), "the query has no known word")
         fusion, legs = self._choose(query, encoded)
 
@@ -307,6 +307,8 @@ class Searcher:
         if encoded.legs != ("text",):
             return bool(encoded.legs)
         named = _named_legs(query)
+        if named is None and query.min_relevance is not None:
+            return False  # scores of texts alone have no relevance
         return (named is None or "text" in named) and "text" in self.index.legs()
 
     def _choose(self, query: Query, encoded: EncodedQuery) -> tuple[Fusion, tuple[Leg, ...]]:

@@ -142,6 +142,8 @@ class Snapshot:
         for number, segment in self.segments.items():
             own = asked | ({"text": words[number]} if number in words else {})
             weighed = {leg: weight for leg, weight in weights.items() if leg in own}
+            if not weighed:
+                continue
             rows, found = best_by_sum(segment, own, weighed, k, depth, masks[number])
             ids += segment.ids(rows)
             for leg, parts in scores.items():

@@ -132,7 +132,7 @@ function showAnswer({ query: asked, hits, good_match: goodMatch, took_ms: took }
 
 function showNothing(asked) {
   const hints = [];
-  if (!asked.legs.length) hints.push("No word of the query is known.");
+  if (!asked.words.length) hints.push("No word of the query is known.");
   if (state.ban.length || state.require.length) hints.push("Remove a banned or required word.");
   if (state.filter) hints.push("Loosen the filter.");
   if (!hints.length) hints.push("Try other words: nothing in the index shares one with the query.");
