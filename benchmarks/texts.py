@@ -13,13 +13,14 @@ import json
 import sys
 import tempfile
 
+from noto_figures import tag_relevance
+
 from lexvla import LexVLA
 from lexvla.data.demo_corpus import load_demo_corpus
 from lexvla_indexer import Document, open_index
 from lexvla_indexer.legs import Leg
 from lexvla_search import Query, Searcher, Weighted
 from lexvla_search.evaluation.measures import measure
-from lexvla_search.evaluation.noto import tag_relevance
 
 MEASURE = "nDCG@10"
 BOTH: dict[Leg, float] = {"lexical": 1.0, "dense": 1.0}

@@ -92,9 +92,11 @@ def test_a_word_that_only_a_caption_has(index: Index) -> None:
     ]
     assert f"[text: toucan] {hit.score:.3f}" in hit.explanation.summary(3)
     assert "toucan" in str(hit.explanation)
+    (other,) = searcher.search(Query(text=QUERY, filter="id = d008"), explain=True)
+    assert "[text" not in other.explanation.summary(3)  # its text is empty
     assert searcher.explain(Query(text="toucan"), "d007").score == pytest.approx(hit.score)
-    other = searcher.explain(Query(text="toucan"), "d000")
-    assert (other.score, other.rank, other.explanation.text) == (0, None, ())
+    lost = searcher.explain(Query(text="toucan"), "d000")
+    assert (lost.score, lost.rank, lost.explanation.text) == (0, None, ())
     # Nor does it find what no document has, or what other legs alone are asked for.
     for query in (
         Query(text="zebra"),

@@ -201,7 +201,12 @@ class Explanation:
         rest = math.fsum(match.part for match in self.matches[top:])
         if len(self.matches) > top:
             shown.append(f"+{len(self.matches) - top} more {rest:.3f}")
-        others = [part for part in self.parts if part.leg != "lexical"]
+        # Most documents of an index may have no text: a leg that adds nothing is left out.
+        others = [
+            part
+            for part in self.parts
+            if part.leg != "lexical" and (part.part or part.leg != "text")
+        ]
         return "  ".join([*shown, *(f"{self._name(part)} {part.part:.3f}" for part in others)])
 
     def table(self, top: int | None = None) -> str:
