@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -398,6 +399,18 @@ class TestDemo:
         # But what the user named is the user's.
         assert cli.main(["demo", "--index", str(tmp_path / "here.lex")]) == 1
         assert "'new'" in capsys.readouterr().err
+
+    def test_an_index_of_an_older_format_is_built_anew(
+        self, tmp_path: Path, capsys: Capture
+    ) -> None:
+        assert cli.main(["demo"]) == 0
+        db = sqlite3.connect(tmp_path / "cache" / "lexvla" / "demo.lex" / "manifest.sqlite")
+        with db:
+            db.execute("UPDATE meta SET value = 1 WHERE key = 'format_version'")
+        db.close()
+        capsys.readouterr()
+        assert cli.main(["demo"]) == 0
+        assert "building the demo's index anew" in capsys.readouterr().err
 
     def test_it_leaves_other_indexes_alone(self, address: str, capsys: Capture) -> None:
         assert cli.main(["demo", "--index", address]) == 2

@@ -11,7 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lexvla.data.demo_corpus import PHOTOGRAPHS, extract_demo_corpus, load_demo_corpus
-from lexvla.errors import IndexCorruptError, LexVLAError, VocabularyMismatchError
+from lexvla.errors import (
+    IndexCorruptError,
+    IndexVersionError,
+    LexVLAError,
+    VocabularyMismatchError,
+)
 from lexvla_indexer import open_index
 from lexvla_indexer.base import Index, check_match
 from lexvla_search.cli.arguments import JsonOptions, ModelOptions, flag, not_empty, option
@@ -113,7 +118,7 @@ def _prepare(home: Path, model: LexVLA, may_replace: bool) -> None:
                 # More is fine: people add documents of their own.
                 if source.count() >= wanted and images.is_dir():
                     return
-        except (VocabularyMismatchError, IndexCorruptError) as error:
+        except (VocabularyMismatchError, IndexCorruptError, IndexVersionError) as error:
             if not may_replace:
                 raise
             note(f"lexvla: building the demo's index anew: {error}")
