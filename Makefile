@@ -47,13 +47,14 @@ $(MADE):
 	  rm -rf $(VENV); exit 1; }
 	@touch $@
 
-# First and apart: it is the largest by far, and a change of our own files must not fetch it again.
+# For development alone. First and apart: it is the largest by far, and a change of our own files must
+# not fetch it again.
 $(TORCH): constraints.txt | $(MADE)
 	@echo "Installing torch into $(VENV) (large: some minutes the first time) ..."
 	@$(PIP) install -c constraints.txt torch
 	@touch $@
 
-$(BASE): pyproject.toml $(TORCH)
+$(BASE): pyproject.toml constraints.txt | $(MADE)
 	@echo "Installing LexVLA into $(VENV) ..."
 	@$(PIP) install -c constraints.txt -e '.[serve]'
 	@touch $@

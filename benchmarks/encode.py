@@ -37,7 +37,8 @@ from lexvla.config import QUANTIZATIONS
 from lexvla.images import open_image
 from lexvla.model import LexVLA
 from lexvla.preprocessing import preprocess
-from lexvla.text_tower import PrefixCache, tokenize
+from lexvla.text_tower import PrefixCache
+from lexvla.tokens import tokenize
 
 LORA_RANK = 8
 DISTINCT_IMAGES = 16  # a larger batch repeats them

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import Any, TypeVar
 
-import torch
 from tqdm import tqdm
 
 from lexvla.errors import ModelError
@@ -25,6 +24,8 @@ _THREADS = min(8, os.cpu_count() or 1)
 @contextmanager
 def inference(model: Any) -> Iterator[None]:
     """Disable gradients and dropout, and restore the model's mode afterwards."""
+    import torch  # not above: without it, other runtimes use the rest of this module
+
     was_training = model.training
     model.eval()
     try:

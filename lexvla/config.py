@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from transformers import CONFIG_MAPPING, PretrainedConfig
+
+from lexvla.model_settings import ModelSettings, own_side
 
 __all__ = ["LexVLAConfig"]
 
@@ -22,18 +22,10 @@ IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_STD = (0.229, 0.224, 0.225)
 Sparsification = Literal["mean", "top_k", "threshold"]
 Quantization = Literal["none", "int8", "nf4"]
-# What encodings depend on besides the weights; part of the fingerprint.
-_SETTINGS = (
-    *("text_model", "text_revision", "vision_model", "vision_revision", "vocabulary_sha256"),
-    *("prompt", "max_text_tokens", "require_known_word", "known_tokens"),
-    *("image_size", "image_mean", "image_std", "pool_cls", "fine_stage"),
-    *("sparsification", "kept_words", "threshold", "max_active_dims"),
-    *("codes_per_item", "code_temperature"),
-)
 QUANTIZATIONS = ("none", "int8", "nf4")
 
 
-class LexVLAConfig(PretrainedConfig):
+class LexVLAConfig(ModelSettings, PretrainedConfig):
     """Configuration of towers, adapter, heads, prompt and sparsification.
 
     A tower with a name, ``text_model`` or ``vision_model``, is a frozen pretrained backbone, loaded
@@ -99,6 +91,7 @@ class LexVLAConfig(PretrainedConfig):
             of such a score; ``None`` if it was not fitted. `lexvla_search.fitting` fits both.
         weights_sha256: SHA-256 of each file of weights, set by `LexVLA.save_pretrained`.
         values_sha256: SHA-256 of all weights as float16, set likewise.
+        graphs: Format and SHA-256 of the ONNX graphs, set by `lexvla.onnx_export`.
     """
 
     model_type = "lexvla"
@@ -152,6 +145,7 @@ class LexVLAConfig(PretrainedConfig):
         relevance: Sequence[float] | None = None,
         weights_sha256: dict[str, str] | None = None,
         values_sha256: str = "",
+        graphs: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         self.text_config = _sub_config(text_config, "llama")
@@ -201,6 +195,7 @@ class LexVLAConfig(PretrainedConfig):
         self.relevance = None if relevance is None else list(relevance)
         self.weights_sha256 = dict(weights_sha256 or {})
         self.values_sha256 = values_sha256
+        self.graphs = dict(graphs or {})
         self.check()
         super().__init__(**kwargs)
 
@@ -247,7 +242,7 @@ class LexVLAConfig(PretrainedConfig):
         if self.has_map and min(sizes) < 1:
             rule = "needs map_width and map_stride above 0; LexVLA.from_backbones measures them"
             raise ValueError(f"{kind} {rule}")
-        if self.has_map and not self.image_size and not _own_side(self.vision_config):
+        if self.has_map and not self.image_size and not own_side(self.vision_config):
             raise ValueError(f"{kind} names no input size; give an image_size")
         if not self.has_map and (any(sizes) or self.fine_stage):
             raise ValueError(f"map_width, map_stride and fine_stage are not for {kind}")
@@ -275,63 +270,10 @@ class LexVLAConfig(PretrainedConfig):
             rule = "must be two finite numbers, a slope above 0 and an intercept"
             raise ValueError(f"relevance {rule}, not {relevance}")
 
-    @property
-    def fingerprint(self) -> str:
-        """Hash of weights and settings that encodings depend on; empty if not saved."""
-        if not self.values_sha256:
-            return ""
-        names = {key: getattr(self, key) for key in (*_SETTINGS, "values_sha256")}
-        return hashlib.sha256(json.dumps(names, sort_keys=True).encode()).hexdigest()
-
-    @property
-    def has_map(self) -> bool:
-        """Whether patches are the cells of a feature map of timm's network."""
-        return bool(self.vision_config.model_type == "timm_wrapper")
-
-    @property
-    def vision_width(self) -> int:
-        """Channels of a patch, or of a cell of the feature map."""
-        return int(self.map_width if self.has_map else self.vision_config.hidden_size)
-
-    @property
-    def lexical_width(self) -> int:
-        """Width of patch states and of the image codebook's rows."""
-        concepts = self.concept_items + self.concept_classes
-        return concepts + 1 if self.concept_items else int(self.text_config.hidden_size)
-
-    @property
-    def patch_size(self) -> int:
-        """Side of a patch in pixels; of a feature map, its stride."""
-        return int(self.map_stride if self.has_map else self.vision_config.patch_size)
-
-    @property
-    def smallest_image(self) -> int:
-        """Smallest side of an image in pixels: a patch, or a quarter of a map's stride."""
-        return self.patch_size // 4 if self.has_map else self.patch_size
-
-    @property
-    def image_side(self) -> int:
-        """Side in pixels that images are resized to."""
-        if self.image_size or not self.has_map:
-            return int(self.image_size or self.vision_config.image_size)
-        return _own_side(self.vision_config) // self.map_stride * self.map_stride
-
-    @property
-    def patch_grid(self) -> tuple[int, int]:
-        """Rows and columns of an image's patches."""
-        side = self.image_side // self.patch_size
-        return side, side
-
 
 def _is_number(value: object) -> bool:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return is_number and math.isfinite(value)  # type: ignore[arg-type]
-
-
-def _own_side(config: PretrainedConfig) -> int:
-    """Return the input side that timm's network was trained with; 0 if unknown."""
-    trained = getattr(config, "pretrained_cfg", None) or {}
-    return int(trained.get("input_size", [0])[-1])
 
 
 def _sub_config(config: PretrainedConfig | dict[str, Any] | None, default: str) -> PretrainedConfig:

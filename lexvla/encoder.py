@@ -22,12 +22,15 @@ class Encoder(Protocol):
     user, and not encoded.
 
     Attributes:
-        name: Name of the model, recorded in indexes of its vectors.
         vocabulary: The terms of the lexical columns.
     """
 
-    name: str
     vocabulary: Vocabulary
+
+    @property
+    def name(self) -> str:
+        """The model's name, recorded in indexes of its vectors."""
+        ...
 
     def encode_text(self, texts: Sequence[str]) -> Encoding:
         """Return one row a text."""

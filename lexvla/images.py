@@ -22,7 +22,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from lexvla.errors import InputError
 
-__all__ = ["FORMATS", "IMAGE_SUFFIXES", "MAX_PIXELS", "ImageSource", "open_image"]
+__all__ = ["FORMATS", "IMAGE_SUFFIXES", "MAX_PIXELS", "ImageSource", "open_image", "resize"]
 
 ImageSource = str | Path | bytes | Image.Image | np.ndarray
 
@@ -105,6 +105,11 @@ def open_image(
         return _from_path(Path(source), name or str(source), max_pixels)
     kind = type(source).__name__
     raise InputError(name or f"<{kind}>", f"an image cannot be read from a value of type {kind}")
+
+
+def resize(image: Image.Image, side: int) -> np.ndarray:
+    """Resize an RGB image to a square and return (side, side, 3) uint8."""
+    return np.asarray(image.resize((side, side), Image.Resampling.BICUBIC, reducing_gap=3.0))
 
 
 def _from_path(path: Path, name: str, max_pixels: int) -> Image.Image:

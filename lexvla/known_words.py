@@ -22,6 +22,8 @@ def fold(word: str) -> str:
         >>> fold("Café")
         'cafe'
     """
+    if word.isascii():  # most are, and have no accents
+        return word.casefold()
     parts = unicodedata.normalize("NFKD", word)
     return "".join(c for c in parts if unicodedata.category(c) != "Mn").casefold()
 

@@ -222,7 +222,8 @@ def sparsify(
             (LexVLA section 4.4); ``top_k`` the largest; ``threshold`` those above a number.
         kept_words: Number of words for ``top_k``.
         threshold: Smallest weight for ``threshold``.
-        max_active_dims: Largest number of words for all rules.
+        max_active_dims: Largest number of words for all rules. Of equal weights at the limit, the
+            words that come first are kept.
     """
     size = vectors.shape[1]
     if rule == "mean":
@@ -235,8 +236,11 @@ def sparsify(
     else:
         raise ValueError(f"unknown sparsification {rule!r}: use mean, top_k or threshold")
     if max_active_dims is not None and max_active_dims < size:
-        best = vectors.topk(max_active_dims, dim=1).indices
-        keep &= torch.zeros_like(keep).scatter_(1, best, value=True)
+        # Of equal weights topk takes any, which would differ between machines.
+        least = vectors.topk(max(1, max_active_dims), dim=1).values[:, -1:]
+        above, equal = vectors > least, vectors == least
+        room = max_active_dims - above.sum(dim=1, keepdim=True)
+        keep &= above | (equal & (equal.cumsum(dim=1) <= room))
     rows, columns = keep.nonzero(as_tuple=True)
     counts = np.bincount(rows.cpu().numpy(), minlength=len(vectors))
     starts = np.concatenate([[0], counts.cumsum()]).astype(np.int32)

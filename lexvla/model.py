@@ -4,44 +4,39 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from threading import Lock
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
 from huggingface_hub import HfApi
-from PIL import Image
 from scipy import sparse
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lexvla import backbones, saving
+from lexvla import backbones, facade, model_folder, saving
 from lexvla.batching import ahead, batches, inference, split
 from lexvla.codebook import Codebook, top_codes
 from lexvla.config import LexVLAConfig, Quantization
 from lexvla.dense_head import DenseHead
 from lexvla.encoding import Encoding
 from lexvla.errors import InputError, ModelError, UnsupportedError
+from lexvla.facade import check_text, concat
 from lexvla.image_tower import CachedCells, ImageTower
-from lexvla.images import ImageSource, open_image
-from lexvla.known_words import KnownWords
+from lexvla.images import ImageSource
 from lexvla.lexical_head import elu1p, lexical_vector, max_over_patches, sparsify
 from lexvla.model_card import model_card
-from lexvla.preprocessing import resize, to_pixels
-from lexvla.regions import Region, region_patches
+from lexvla.preprocessing import to_pixels
+from lexvla.regions import Region
 from lexvla.text_normalisation import normalise_text
-from lexvla.text_tower import PrefixCache, TextTower, tokenize
-from lexvla.vocabulary import WORD_START, Vocabulary
+from lexvla.text_tower import PrefixCache, TextTower
+from lexvla.tokens import tokenize
+from lexvla.vocabulary import Vocabulary
 
 __all__ = ["Features", "LexVLA"]
 
-# PIL decodes a file when its pixels are first asked for: not to be done by two threads at once,
-# where one image is given several times.
-_LOADING = Lock()
 _WINDOW = 32  # batches whose texts are sorted by length together
 
 
@@ -63,14 +58,8 @@ class Features(NamedTuple):
     logits: Tensor | None = None
 
 
-class LexVLA(PreTrainedModel):
-    """Turn images and texts into weighted words (Li et al., NeurIPS 2024, arXiv 2407.17827).
-
-    The encode methods share these arguments: ``batch_size``, items in a forward pass;
-    ``show_progress_bar``, by default off, ``None`` for on if stderr is a terminal;
-    ``max_active_dims``, the largest number of words of an item. They keep only sparse rows, on the
-    CPU. They raise `InputError` without items, and `ModelError` if values are not finite or a batch
-    does not fit into the device's memory.
+class LexVLA(facade.LexVLA, PreTrainedModel):
+    """The model on torch, which trains and runs models of any kind.
 
     Args:
         config: Sizes of all parts.
@@ -117,22 +106,6 @@ class LexVLA(PreTrainedModel):
                 config.codebook_size, config.dense_width, config.code_temperature
             )
 
-    @property
-    def name(self) -> str:
-        """The name that indexes record, with a hash of weights and settings."""
-        weights = self.config.fingerprint[:12] or "unsaved"
-        return f"{self.config.model_name}@{weights}"
-
-    @property
-    def score_weights(self) -> dict[str, float] | None:
-        """What each leg counts in a search's score; see `LexVLAConfig`."""
-        return self.config.score_weights
-
-    @property
-    def relevance(self) -> list[float] | None:
-        """Slope and intercept that make a relevance of such a score; see `LexVLAConfig`."""
-        return self.config.relevance
-
     def text_codebook(self) -> Tensor:
         """Return the (V, d) rows of the language model's output embedding for the kept pieces."""
         rows = self.text_tower.language_model.get_output_embeddings().weight
@@ -157,7 +130,7 @@ class LexVLA(PreTrainedModel):
         ``pixels`` are (B, 3, H, W), normalised as by `preprocess`.
         """
         patch = self.config.patch_size
-        if not len(pixels) or min(pixels.shape[-2:]) < patch:
+        if not pixels.shape[0] or min(pixels.shape[-2:]) < patch:
             rule = f"must be at least one image of at least one patch ({patch} x {patch} pixels)"
             raise InputError(f"pixels of shape {tuple(pixels.shape)}", rule)
         return self.image_tower(pixels)
@@ -251,25 +224,6 @@ class LexVLA(PreTrainedModel):
         """The device of the trained parts, to which inputs are moved."""
         return self.image_codebook.device
 
-    @property
-    def patch_grid(self) -> tuple[int, int]:
-        """Rows and columns of patches, which are numbered row by row."""
-        return self.config.patch_grid
-
-    @cached_property
-    def known_words(self) -> KnownWords | None:
-        """The words that texts may have, and plurals of them; ``None`` where they may have any.
-
-        Where the configuration requires a known word, these are the vocabulary and
-        ``known_tokens``. Pieces of other words say nothing about them.
-        """
-        if not self.config.require_known_word:
-            return None
-        ids = [*(self.vocabulary.token_ids or ()), *range(*self.config.known_tokens)]
-        pieces = self.tokenizer.convert_ids_to_tokens(ids)
-        whole = (piece[1:] for piece in pieces if piece.startswith(WORD_START))
-        return KnownWords(whole, plurals=True)  # which training phrases texts with
-
     def encode_text(
         self,
         texts: Iterable[str],
@@ -277,11 +231,7 @@ class LexVLA(PreTrainedModel):
         show_progress_bar: bool | None = False,
         max_active_dims: int | None = None,
     ) -> Encoding:
-        """Encode texts into lexical vectors, without patches.
-
-        If the configuration requires a known word, a text without a piece of the vocabulary gets an
-        empty row. A text with a lone surrogate raises `InputError`.
-        """
+        """Encode texts into lexical vectors, without patches."""
         windows: list[Encoding] = []
         cache = PrefixCache()
         with inference(self):
@@ -290,7 +240,7 @@ class LexVLA(PreTrainedModel):
             for window in split(small, _WINDOW):
                 chosen = [text for batch in window for text in batch]
                 for text in chosen:
-                    _check_text(text)
+                    check_text(text)
                 # Texts of like length share a batch, so that little of it is padding.
                 order = sorted(range(len(chosen)), key=lambda i: len(chosen[i]))
                 parts = []
@@ -300,7 +250,7 @@ class LexVLA(PreTrainedModel):
                     known = self._known(batch) if self.config.require_known_word else None
                     parts.append(self._text_rows(states, codebook, known, max_active_dims))
                 windows.append(Encoding.concat(parts)[np.argsort(order)])
-        return _concat(windows, "texts")
+        return concat(windows, "texts")
 
     def encode_image(
         self,
@@ -309,24 +259,16 @@ class LexVLA(PreTrainedModel):
         show_progress_bar: bool | None = False,
         max_active_dims: int | None = None,
     ) -> Encoding:
-        """Encode images into lexical vectors, each word with its patch.
-
-        Images are paths, bytes, PIL images or uint8 arrays, as for `open_image`. One that cannot be
-        read or is too small raises `InputError`.
-        """
+        """Encode images into lexical vectors, each word with its patch."""
         parts = []
         with inference(self):
             for states in self._states(images, batch_size, show_progress_bar):
                 numbers = np.arange(states.shape[1]) - self.config.pool_cls  # CLS has -1
                 parts.append(self._image_rows(states, numbers, max_active_dims))
-        return _concat(parts, "images")
+        return concat(parts, "images")
 
     def encode_words(self, words: Iterable[str], max_active_dims: int | None = None) -> Encoding:
-        """Encode single words by their rows of the text codebook, without the language model.
-
-        A word or short class name of several pieces is the mean of their rows, without pieces that
-        are not in the vocabulary (LexVLA section 3.2); if there are none, its row is empty.
-        """
+        """Encode single words by their rows of the text codebook, without the language model."""
         columns = {token: i for i, token in enumerate(self.vocabulary.token_ids or ())}
         parts = []
         with inference(self):
@@ -334,7 +276,7 @@ class LexVLA(PreTrainedModel):
             for batch in batches(words, 256, False, "words"):
                 means, known = [], []
                 for word in batch:
-                    _check_text(word)
+                    check_text(word)
                     column = self.vocabulary.find(word)
                     plain = normalise_text(word)
                     pieces = self.tokenizer(plain, add_special_tokens=False)["input_ids"]
@@ -347,7 +289,7 @@ class LexVLA(PreTrainedModel):
                         torch.stack(means), codebook, torch.tensor(known), max_active_dims
                     )
                 )
-        return _concat(parts, "words")
+        return concat(parts, "words")
 
     def encode_region(
         self,
@@ -357,12 +299,7 @@ class LexVLA(PreTrainedModel):
         show_progress_bar: bool | None = False,
         max_active_dims: int | None = None,
     ) -> Encoding:
-        """Encode a region of each image, with the maximum over its patches only.
-
-        A region is a box ``(x, y, width, height)`` in pixels of the upright image, or a bool mask
-        of patches of shape `patch_grid`; one that is empty or leaves the image raises `InputError`.
-        Patches are numbered as in the whole image.
-        """
+        """Encode a region of each image, with the maximum over its patches only."""
         parts = []
         pairs = list(zip(images, regions, strict=True))
         with inference(self):
@@ -377,7 +314,7 @@ class LexVLA(PreTrainedModel):
                     self._image_rows(states[row, numbers][None], numbers, max_active_dims)
                     for row, (_, numbers) in enumerate(batch)
                 ]
-        return _concat(parts, "images")
+        return concat(parts, "images")
 
     def encode_patches(
         self,
@@ -386,11 +323,7 @@ class LexVLA(PreTrainedModel):
         show_progress_bar: bool | None = False,
         max_active_dims: int | None = None,
     ) -> Encoding:
-        """Encode every patch of images separately (LexVLA section 3.3), as `encode_image`.
-
-        Returns:
-            (n * P, V) rows: the patches of the first image row by row, then those of the next.
-        """
+        """Encode every patch of images separately (LexVLA section 3.3), as `encode_image`."""
         parts = []
         with inference(self):
             for states in self._states(images, batch_size, show_progress_bar):
@@ -399,66 +332,16 @@ class LexVLA(PreTrainedModel):
                     numbers = np.arange(len(patches), dtype=np.int16)
                     place = np.repeat(numbers, np.diff(rows.lexical.indptr))
                     parts.append(replace(rows, patches=place))
-        return _concat(parts, "images")
-
-    def heatmap(self, image: ImageSource, word: str) -> np.ndarray:
-        """Return the (rows, columns) float32 weights of a word in the patches.
-
-        Raises:
-            KeyError: The word is not in the vocabulary.
-        """
-        return self.heatmaps(image, [word])[0]
+        return concat(parts, "images")
 
     def heatmaps(self, image: ImageSource, words: Sequence[str | int]) -> np.ndarray:
-        """Return the `heatmap` of each word, (n, rows, columns), in one pass.
-
-        Words may be given as columns, because two pieces may read as the same word.
-        """
-        columns = []
-        for word in words:
-            column = word if isinstance(word, int) else self.vocabulary.find(word)
-            if column is None:
-                raise KeyError(word)
-            columns.append(column)
+        """Return the `heatmap` of each word, (n, rows, columns), in one pass."""
+        columns = self._columns(words)
         with inference(self):
             pixels = self._pixels([self._resized(image)])
             states = self._without_cls(self.patch_states(pixels))[0]
             weights = elu1p((self.image_codebook[columns] @ states.T).float())
         return weights.cpu().numpy().reshape(-1, *self.patch_grid)
-
-    def decode(self, encoding: Encoding, top_k: int | None = None) -> list[list[tuple[str, float]]]:
-        """Return the words of each item with their weights, heaviest first."""
-        decoded = []
-        for row in encoding:
-            order = np.argsort(-row.lexical.data, kind="stable")[:top_k]
-            columns, weights = row.lexical.indices[order], row.lexical.data[order]
-            words = (self.vocabulary.word(int(c)) for c in columns)
-            decoded.append(list(zip(words, weights.tolist(), strict=True)))
-        return decoded
-
-    def similarity(self, queries: Encoding, items: Encoding) -> np.ndarray:
-        """Return the (nq, ni) float32 dot products of lexical vectors."""
-        return (queries.lexical @ items.lexical.T).toarray()
-
-    def intersection(self, queries: Encoding, items: Encoding) -> sparse.csr_array:
-        """Return the contribution of each word to the similarity of query i and item i.
-
-        One query is compared with every item.
-
-        Returns:
-            (n, V) float32 CSR of products; a row sums to the pair's similarity.
-        """
-        if len(queries) not in (1, len(items)):
-            raise ValueError(f"{len(queries)} queries do not match {len(items)} items")
-        mine = queries if len(queries) == len(items) else queries[np.zeros(len(items), int)]
-        product = sparse.csr_array(mine.lexical.multiply(items.lexical))
-        product.eliminate_zeros()  # a product of small weights may be 0 in 32 bits
-        return product
-
-    def sparsity(self, encoding: Encoding) -> dict[str, float]:
-        """Return the mean number of active words, and the share of inactive words."""
-        active = encoding.lexical.nnz / max(1, len(encoding))
-        return {"active_dims": active, "sparsity_ratio": 1 - active / len(self.vocabulary)}
 
     def _text_rows(
         self, states: Tensor, codebook: Tensor, known: Tensor | None, limit: int | None
@@ -516,27 +399,9 @@ class LexVLA(PreTrainedModel):
             codes = top_codes(self.codebook(dense), config.codes_per_item)
         return Encoding(lexical, None, codes, dense.cpu().numpy()), rows
 
-    def _open(self, source: ImageSource) -> Image.Image:
-        least = self.config.smallest_image
-        with _LOADING if isinstance(source, Image.Image) else nullcontext():
-            image = open_image(source)
-        if min(image.size) < least:
-            name = str(source) if isinstance(source, str | Path) else "<image>"
-            size = f"{image.size[0]} x {image.size[1]} pixels"
-            raise InputError(name, f"is too small: {size}, and it needs {least} x {least}")
-        return image
-
     def _states(self, images: Iterable[ImageSource], size: int, bar: bool | None) -> Any:
         for batch in ahead(self._resized, batches(images, size, bar, "images")):
             yield self.patch_states(self._pixels(batch))
-
-    def _resized(self, source: ImageSource) -> np.ndarray:
-        return resize(self._open(source), self.config.image_side)
-
-    def _region(self, source: ImageSource, region: Region) -> tuple[np.ndarray, np.ndarray]:
-        image = self._open(source)
-        patches = region_patches(region, image.size, self.patch_grid)
-        return resize(image, self.config.image_side), patches
 
     def _pixels(self, resized: Sequence[np.ndarray]) -> Tensor:
         return to_pixels(resized, self.config.image_mean, self.config.image_std).to(self.device)
@@ -634,7 +499,7 @@ class LexVLA(PreTrainedModel):
         return model.eval()
 
     @classmethod
-    def from_pretrained(
+    def from_pretrained(  # type: ignore[override]  # the facade chooses by its options
         cls,
         path: str | Path | None = None,
         *,
@@ -667,7 +532,7 @@ class LexVLA(PreTrainedModel):
             UnsupportedError: The device, or quantisation on it, is not available; or LoRA is to be
                 merged into quantised weights.
         """
-        folder = saving.find_folder(path, revision, token)
+        folder = model_folder.find_folder(path, revision, token)
         config = saving.read_config(folder)
         if quantization is not None:
             config.quantization = quantization
@@ -675,7 +540,7 @@ class LexVLA(PreTrainedModel):
         if merge_lora and config.quantization != "none":
             rule = "LoRA cannot be merged into quantised weights"
             raise UnsupportedError(f"{rule}: use merge_lora=False or quantization='none'")
-        vocabulary = saving.read_vocabulary(folder, config)
+        vocabulary = model_folder.read_vocabulary(folder, config.vocabulary_sha256)
         tokenizer = saving.read_tokenizer(folder)
         place, kind = backbones.as_device(device), backbones.as_dtype(dtype)
         names = (
@@ -686,10 +551,10 @@ class LexVLA(PreTrainedModel):
         if merge_lora and config.lora_rank:
             language = language.merge_and_unload()
             config.lora_rank, config.text_model, config.text_revision = 0, None, None
-        file = saving.VOCABULARY_FILE
+        file = model_folder.VOCABULARY_FILE
         try:  # add the file to the error
             _check_vocabulary(vocabulary, tokenizer, config.text_config.vocab_size)
-            file = saving.CONFIG_FILE
+            file = model_folder.CONFIG_FILE
             with torch.random.fork_rng(
                 devices=[]
             ):  # new layers draw random numbers before they are loaded
@@ -756,16 +621,3 @@ def _check_vocabulary(
         raise ModelError("the vocabulary holds token ids that the language model does not have")
     if tokenizer.convert_ids_to_tokens(list(ids)) != list(vocabulary.terms):
         raise ModelError("the vocabulary's terms are not the tokenizer's pieces")
-
-
-def _check_text(text: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(ascii(text), "is not valid Unicode text") from error
-
-
-def _concat(parts: list[Encoding], items: str) -> Encoding:
-    if not parts:
-        raise InputError(items, "an empty batch cannot be encoded; give at least one item")
-    return Encoding.concat(parts)

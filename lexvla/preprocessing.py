@@ -10,8 +10,9 @@ from PIL import Image
 from torch import Tensor
 
 from lexvla.config import IMAGE_MEAN, IMAGE_STD
+from lexvla.images import resize
 
-__all__ = ["normalise_pixels", "preprocess", "resize", "to_pixels"]
+__all__ = ["normalise_pixels", "preprocess", "to_pixels"]
 
 
 def normalise_pixels(
@@ -31,11 +32,6 @@ def preprocess(
 ) -> Tensor:
     """Resize RGB images to squares and return (B, 3, side, side) normalised float32."""
     return to_pixels([resize(image, side) for image in images], mean, std)
-
-
-def resize(image: Image.Image, side: int) -> np.ndarray:
-    """Resize an RGB image to a square and return (side, side, 3) uint8."""
-    return np.asarray(image.resize((side, side), Image.Resampling.BICUBIC, reducing_gap=3.0))
 
 
 def to_pixels(

@@ -15,14 +15,12 @@ Frozen pretrained backbones are not written: config.json has their names and rev
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError, StrictDataclassError
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -32,29 +30,32 @@ from lexvla.backbones import load_language_model, load_lora, load_vision_model, 
 from lexvla.config import LexVLAConfig
 from lexvla.errors import ModelError
 from lexvla.image_tower import is_frozen
+from lexvla.model_folder import (
+    CONFIG_FILE,
+    LORA,
+    TEXT_MODEL,
+    TOKENIZER_FILE,
+    VISION_MODEL,
+    VOCABULARY_FILE,
+    WEIGHTS_FILE,
+    check_files,
+    read_values,
+)
 from lexvla.vocabulary import Vocabulary
 
 __all__ = [
-    "find_folder",
     "moved",
     "read_config",
     "read_tokenizer",
     "read_towers",
-    "read_vocabulary",
     "read_weights",
     "values_sha256",
     "write_model",
 ]
 
-CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
-TOKENIZER_FILE = "tokenizer.json"
-VOCABULARY_FILE = "vocabulary.json"
 CODEBOOK = "image_codebook"
 _SPARSE = ("counts", "columns", "values")
 TOWERS = ("text_tower.language_model.", "image_tower.vision_model.")
-LORA, TEXT_MODEL, VISION_MODEL = "lora", "text_model", "vision_model"
-_DEFAULT = Path(__file__).parent / "pretrained"
 
 
 def write_model(
@@ -98,6 +99,7 @@ def write_model(
     save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     vocabulary.save(folder / VOCABULARY_FILE)
     config.weights_sha256 = {name: _sha256(folder / name) for name in _weight_files(config)}
+    config.graphs = {}  # of other weights
     config.values_sha256 = values_sha256(folder, config.weights_sha256)
     config.save_pretrained(folder)
 
@@ -141,37 +143,12 @@ def small_parts(model: nn.Module) -> dict[str, Tensor]:
     return {k: v for k, v in model.state_dict().items() if not k.startswith(TOWERS)}
 
 
-def find_folder(path: str | Path | None, revision: str | None, token: str | None) -> Path:
-    """Return the folder of a model: the shipped one, a local one, or a download from the hub."""
-    if path is None:
-        return _DEFAULT
-    folder = Path(path)
-    if folder.exists() or not _is_hub_id(str(path)):
-        return folder
-    try:
-        return Path(snapshot_download(str(path), revision=revision, token=token))
-    except (OSError, ValueError, HFValidationError) as error:  # hub errors are OSErrors
-        reason = str(error).strip().splitlines()[0]
-        raise ModelError(f"{path}: no LexVLA model here, and none on the hub ({reason})") from error
-
-
-def _is_hub_id(name: str) -> bool:
-    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and "\\" not in name
-
-
 def read_config(folder: Path) -> LexVLAConfig:
     """Read a model's configuration, and check that all its files are present and unchanged."""
-    if not folder.is_dir():
-        raise ModelError(f"{folder}: no LexVLA model here, no such folder")
-    _check_files(folder, [CONFIG_FILE])
-    path = folder / CONFIG_FILE
+    path, values = folder / CONFIG_FILE, read_values(folder)
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        if values["model_type"] != LexVLAConfig.model_type:
-            raise ModelError(f"{path}: describes a {values['model_type']} model, not a LexVLA")
         config = LexVLAConfig.from_dict(values)
     except (
-        OSError,
         ValueError,
         TypeError,
         LookupError,
@@ -184,19 +161,12 @@ def read_config(folder: Path) -> LexVLAConfig:
     settings = [str(Path(name).with_name(CONFIG_FILE)) for name in files]
     if config.lora_rank:
         settings[-1] = f"{LORA}/adapter_config.json"
-    _check_files(folder, [*settings, *files, TOKENIZER_FILE, VOCABULARY_FILE])
+    check_files(folder, [*settings, *files, TOKENIZER_FILE, VOCABULARY_FILE])
     for name in files:
         if _sha256(folder / name) != config.weights_sha256.get(name):
             rule = f"the sha256 differs from the one in {CONFIG_FILE}"
             raise ModelError(f"{folder / name}: {rule}")
-    if not config.values_sha256:
-        raise ModelError(f"{path}: values_sha256 is missing: this version cannot read the model")
     return config
-
-
-def _check_files(folder: Path, names: list[str]) -> None:
-    if missing := [name for name in names if not (folder / name).is_file()]:
-        raise ModelError(f"{folder}: no LexVLA model here, {', '.join(missing)} missing")
 
 
 def _weight_files(config: LexVLAConfig) -> list[str]:
@@ -248,16 +218,6 @@ def _drop_zeros(parts: dict[str, Tensor]) -> None:
             values[values != 0],
         )
         parts.update(zip(names, left, strict=True))
-
-
-def read_vocabulary(folder: Path, config: LexVLAConfig) -> Vocabulary:
-    """Read a model's vocabulary and compare its hash with the configuration."""
-    path = folder / VOCABULARY_FILE
-    vocabulary = Vocabulary.load(path)
-    if vocabulary.sha256 != config.vocabulary_sha256:
-        rule = f"its sha256 is {vocabulary.sha256[:12]}, but {CONFIG_FILE} has"
-        raise ModelError(f"{path}: {rule} {config.vocabulary_sha256[:12]}")
-    return vocabulary
 
 
 def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

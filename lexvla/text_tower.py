@@ -6,32 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, DynamicCache
 
 from lexvla.config import LexVLAConfig
-from lexvla.text_normalisation import normalise_text
+from lexvla.tokens import common_prefix
 
-__all__ = ["PrefixCache", "TextTower", "tokenize"]
-
-
-def tokenize(
-    tokenizer: PreTrainedTokenizerBase, texts: list[str], prompt: str, max_text_tokens: int
-) -> list[list[int]]:
-    """Normalise each text, put it into the prompt and return token ids.
-
-    A text is cut at the character where its last allowed token ends, before the prompt is put
-    around it, so the ids are always those of one string.
-    """
-    if not texts:
-        return []
-    texts = [normalise_text(text) for text in texts]
-    cut = []
-    parts = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
-    for text, offsets in zip(texts, parts["offset_mapping"], strict=True):
-        long = len(offsets) > max_text_tokens
-        cut.append(text[: offsets[max_text_tokens - 1][1]] if long else text)
-    before, after = prompt.split("{text}")
-    return tokenizer([before + text + after for text in cut])["input_ids"]
+__all__ = ["PrefixCache", "TextTower"]
 
 
 class PrefixCache:
@@ -46,7 +26,7 @@ class PrefixCache:
 
     def common(self, token_ids: list[list[int]]) -> int:
         """Count the cached tokens that all sequences begin with."""
-        held = self.ids[: _common_prefix(token_ids)]
+        held = self.ids[: common_prefix(token_ids)]
         first = token_ids[0]
         return next((i for i, token in enumerate(held) if token != first[i]), len(held))
 
@@ -99,7 +79,7 @@ class TextTower(nn.Module):
         shared = cache.common(token_ids)
         # With gradient checkpointing, no keys and values are kept while training.
         keeps = not (backbone.training and getattr(backbone, "gradient_checkpointing", False))
-        if keeps and not shared and (shared := _common_prefix(token_ids)):
+        if keeps and not shared and (shared := common_prefix(token_ids)):
             cache.ids = token_ids[0][:shared]
             prefix = torch.tensor([cache.ids], device=device)
             once = backbone(input_ids=prefix, use_cache=True).past_key_values
@@ -131,13 +111,3 @@ class TextTower(nn.Module):
             use_cache=past is not None,
         )
         return output.last_hidden_state, mask[:, shared:].bool()
-
-
-def _common_prefix(token_ids: list[list[int]]) -> int:
-    """Count the tokens that all sequences begin with, leaving each its last token."""
-    shortest, longest = min(token_ids), max(token_ids)
-    limit = min(map(len, token_ids)) - 1
-    shared = 0
-    while shared < limit and shortest[shared] == longest[shared]:
-        shared += 1
-    return shared

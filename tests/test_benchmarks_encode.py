@@ -14,7 +14,8 @@ import torch
 from transformers import Dinov2Config, LlamaConfig
 
 from lexvla.config import LexVLAConfig
-from lexvla.text_tower import PrefixCache, tokenize
+from lexvla.text_tower import PrefixCache
+from lexvla.tokens import tokenize
 from lexvla.vocabulary import Vocabulary
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"

@@ -20,7 +20,8 @@ from source_tree import PYTHONPATH
 
 COMMANDS = (
     *("demo", "index", "encode", "search", "explain", "fit-fusion", "delete", "compact", "info"),
-    *("patchdis", "sparsity", "evaluate", "crossmodal", "train", "serve", "api-key", "doctor"),
+    *("patchdis", "sparsity", "evaluate", "crossmodal", "train", "export"),
+    *("serve", "api-key", "doctor"),
 )
 
 

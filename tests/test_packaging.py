@@ -19,7 +19,10 @@ from source_tree import FOLDERS, PYTHONPATH, ROOT
 
 PACKAGES = tuple(FOLDERS)
 # The extras that CI installs.
-CI = ("elasticsearch", "train", "gpu", "evaluation", "fast", "serve", "dev", "pyserini")
+CI = (
+    *("torch", "export", "elasticsearch", "train", "gpu", "evaluation", "fast", "serve", "dev"),
+    "pyserini",
+)
 # What `lexvla_indexer` may use of `lexvla`: data types and files, never the model.
 DATA_MODULES = {
     *("lexvla.encoder", "lexvla.encoding", "lexvla.errors", "lexvla.images"),

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -254,7 +255,7 @@ def test_to_the_hub_and_back(
 
     monkeypatch.setattr(HfApi, "create_repo", create_repo)
     monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
-    monkeypatch.setattr(saving, "snapshot_download", download)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     url = model.push_to_hub("someone/words", private=True)
     assert url == "https://hub/someone/words/commit/1"
     assert made == [("someone/words", {"private": True, "exist_ok": True})]

@@ -11,7 +11,7 @@ from torch import Tensor
 from lexvla.config import PROMPT, LexVLAConfig
 from lexvla.model import LexVLA
 from lexvla.text_normalisation import normalise_text
-from lexvla.text_tower import tokenize
+from lexvla.tokens import tokenize
 from model_fakes import tiny_model
 
 TEXTS = [

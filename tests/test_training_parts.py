@@ -13,8 +13,8 @@ from torch.nn import functional
 
 from lexvla.codebook import Codebook, code_counts
 from lexvla.errors import ModelError
+from lexvla.images import resize
 from lexvla.losses import HierarchicalProxy
-from lexvla.preprocessing import resize
 from lexvla.training.augment import random_view
 from lexvla.training.teacher import FeatureQueue
 from lexvla.training.trainer import (

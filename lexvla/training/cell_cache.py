@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 from lexvla.config import LexVLAConfig
 from lexvla.image_tower import ImageTower
-from lexvla.preprocessing import resize, to_pixels
+from lexvla.images import resize
+from lexvla.preprocessing import to_pixels
 from lexvla.training.augment import augment
 
 __all__ = ["cache_cells"]

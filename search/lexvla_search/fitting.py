@@ -10,7 +10,6 @@ from itertools import product
 from typing import Any, Protocol
 
 import numpy as np
-from scipy import optimize, special
 from tqdm import tqdm
 
 from lexvla.errors import IndexCorruptError, IndexVersionError, InputError, UnsupportedError
@@ -191,6 +190,8 @@ def fit_relevance(scores: np.ndarray, right: np.ndarray) -> tuple[float, float]:
         Platt: Probabilistic outputs for support vector machines. Advances in Large Margin
         Classifiers, 1999.
     """
+    from scipy import optimize, special  # slow to load, and a search needs neither
+
     scores, right = np.asarray(scores, np.float64).ravel(), np.asarray(right, bool).ravel()
     count = np.count_nonzero(right)
     if not 0 < count < len(right):

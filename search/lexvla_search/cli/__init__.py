@@ -36,6 +36,7 @@ COMMANDS = {
     "evaluate": "measure search against known answers",
     "crossmodal": "measure a model by the field's protocols",
     "train": "train a model",
+    "export": "write a model that runs without torch",
     "serve": "serve the page and the REST API",
     "api-key": "make or revoke a key for lexvla serve",
     "doctor": "show what this machine can run",

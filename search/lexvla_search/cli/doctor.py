@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from lexvla.errors import EngineUnavailableError
+from lexvla.facade import is_exported
 from lexvla_indexer.jdk import GET as JAVA_GET
 from lexvla_indexer.jdk import find_jdk, installed_jdks, java_home
 from lexvla_search.cli.arguments import JsonOptions
@@ -21,6 +22,7 @@ from lexvla_search.cli.console import print_columns, print_json
 MIN_PYTHON = (3, 11)
 MIN_SQLITE = (3, 35, 0)
 LUCENE = "indexes lucene:DIR"
+TORCH = "training, and models that are not exported"
 ELASTIC = "indexes elasticsearch+http(s)://..."
 
 
@@ -117,7 +119,12 @@ def _model() -> Check:
     spec = importlib.util.find_spec("lexvla")
     places = (spec.submodule_search_locations or []) if spec else []
     weights = [file for place in places for file in Path(place).glob("pretrained/**/*.safetensors")]
-    found = str(weights[0].parent) if weights else ""
+    found = ""
+    if weights:
+        exported = is_exported(None)
+        why = "it is exported" if exported else "it is not exported"
+        runtime = "ONNX Runtime" if exported else "torch"
+        found = f"{weights[0].parent}, on {runtime}: {why}"
     get = "pip install --force-reinstall lexvla, or name one with --model"
     return _check("default model", bool(weights), found, "search without --model", get, True)
 
@@ -157,9 +164,11 @@ def _elastic() -> Check:
 _CHECKS: tuple[Callable[[], Check], ...] = (
     _python,
     _sqlite,
-    _required("torch"),
-    _required("transformers"),
+    _required("onnxruntime"),
     _model,
+    _optional("torch", "torch", TORCH, "torch"),
+    _optional("transformers", "transformers", TORCH, "torch"),
+    _optional("onnxscript", "onnxscript", "lexvla export", "export"),
     _cuda,
     _optional("bitsandbytes", "bitsandbytes", "pretrained language models in 4 or 8 bits", "gpu"),
     _optional("peft", "peft", "LoRA on pretrained language models", "gpu"),

@@ -1,0 +1,57 @@
+"""Measure what it takes to start: processor time, time and memory of a first answer.
+
+    python benchmarks/start.py --index demo.lex
+
+Each runtime loads the default model in a new process and encodes one text; then `lexvla search`
+answers from an index of `lexvla demo`. The smallest of several runs counts: other load only adds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+TEXT = "red heart"
+ENCODE = "from lexvla import LexVLA; LexVLA.from_pretrained(runtime='{}').encode_text(['{}'])"
+
+
+def measure(command: Sequence[str]) -> tuple[float, float, float]:
+    """Run a command and return its processor seconds, seconds and largest MB."""
+    began = time.perf_counter()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)  # noqa: S603 - our own commands
+    seconds = time.perf_counter() - began
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime, seconds, used.ru_maxrss / 1024
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print a line for each way to start."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--index", required=True, help="of lexvla demo")
+    parser.add_argument("--runs", type=int, default=5)
+    args = parser.parse_args(arguments)
+    commands = {
+        "a text by ONNX Runtime": ["-c", ENCODE.format("onnx", TEXT)],
+        "a text by torch": ["-c", ENCODE.format("torch", TEXT)],
+        "lexvla search": ["-m", "lexvla", "search", TEXT, "--index", args.index],
+    }
+    found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in commands}
+    for _ in range(args.runs):
+        for name, command in commands.items():
+            # In a process of its own, as the system keeps the sum over all children of one.
+            with multiprocessing.Pool(1) as pool:
+                found[name].append(pool.apply(measure, [[sys.executable, *command]]))
+    for name, runs in found.items():
+        processor, seconds, memory = (min(column) for column in zip(*runs, strict=True))
+        line = {"processor_s": round(processor, 2), "s": round(seconds, 2), "mb": round(memory)}
+        print(json.dumps({"start": name, **line}))
+
+
+if __name__ == "__main__":
+    main()
