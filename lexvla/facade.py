@@ -16,7 +16,7 @@ from PIL import Image
 from scipy import sparse
 
 from lexvla.encoding import Encoding
-from lexvla.errors import InputError, OptionalDependencyError, UnsupportedError
+from lexvla.errors import InputError, ModelError, OptionalDependencyError, UnsupportedError
 from lexvla.images import ImageSource, open_image, resize
 from lexvla.known_words import KnownWords
 from lexvla.model_folder import CONFIG_FILE, find_folder
@@ -242,6 +242,27 @@ class LexVLA:
         """Return the mean number of active words, and the share of inactive words."""
         active = encoding.lexical.nnz / max(1, len(encoding))
         return {"active_dims": active, "sparsity_ratio": 1 - active / len(self.vocabulary)}
+
+    def nearest_words(self, vectors: np.ndarray, top_k: int = 8) -> list[list[tuple[str, float]]]:
+        """Return the words whose dense vectors are nearest to each of (n, w) dense unit vectors.
+
+        Each comes with its cosine, the nearest first. The first call encodes the vocabulary as
+        texts, which takes seconds for thousands of words. `ModelError` without dense heads.
+        """
+        cosines = vectors @ self._word_vectors.T
+        best = np.argsort(-cosines, axis=1, kind="stable")[:, :top_k]
+        return [
+            [(self.vocabulary.word(int(column)), float(row[column])) for column in columns]
+            for row, columns in zip(cosines, best, strict=True)
+        ]
+
+    @cached_property
+    def _word_vectors(self) -> np.ndarray:
+        words = [self.vocabulary.word(column) for column in range(len(self.vocabulary))]
+        dense = self.encode_text(words).dense
+        if dense is None:
+            raise ModelError(f"{self.name} has no dense vectors")
+        return dense
 
     def _open(self, source: ImageSource) -> Image.Image:
         least = self.config.smallest_image

@@ -194,6 +194,22 @@ def test_a_fusion_that_is_no_better_than_the_default_is_not_stored(
     assert run(capsys, *arguments)["stored"] is False
 
 
+def test_explain_tells_what_a_dense_vector_is_about(
+    hybrid: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Encoder(RowEncoder):
+        def nearest_words(self, vectors: np.ndarray) -> list[list[tuple[str, float]]]:
+            return [[(f"word{row.argmax()}", float(row.max()))] for row in vectors]
+
+    use(monkeypatch, Encoder())
+    data = run(capsys, "explain", "d01", "word0:1", "--index", hybrid, "--nearest")
+    assert data["nearest"] == [{"word": "word1", "cosine": 1.0}]
+    assert cli.main(["explain", "d01", "word0:1", "--index", hybrid, "--nearest"]) == 0
+    assert "\nits dense vector is nearest to those of  word1 1.000\n" in capsys.readouterr().out
+    assert cli.main(["explain", "d01", "word0", "--index", hybrid, "--nearest", "--no-model"]) == 2
+    assert "--nearest needs a model" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("word", ["red", "blue"])
 def test_explain_draws_a_picture(address: str, word: str, tmp_path: Path, capsys: Capture) -> None:
     target = tmp_path / "why.png"

@@ -104,6 +104,23 @@ def test_images(both: tuple[LexVLA, LexVLA]) -> None:
     assert len(mine.encode_image(PICTURES, max_active_dims=1).lexical.data) == len(PICTURES)
 
 
+def test_the_words_nearest_to_a_dense_vector(both: tuple[LexVLA, LexVLA]) -> None:
+    for model in both:
+        word = model.vocabulary.word(3)
+        vectors = model.encode_text([word, "a red hat"]).dense
+        assert vectors is not None
+        (first, *others), second = model.nearest_words(vectors, top_k=4)
+        assert first == (word, pytest.approx(1))
+        assert [cosine for _, cosine in others] == sorted((c for _, c in others), reverse=True)
+        column = model.vocabulary.find(second[0][0])
+        assert column is not None
+        (nearest,) = model.encode_text([second[0][0]]).dense
+        assert second[0][1] == pytest.approx(float(nearest @ vectors[1]), abs=1e-5)
+    own = both[0].encode_text(["a red hat"]).dense
+    words = [[word for word, _ in model.nearest_words(own)[0]] for model in both]
+    assert words[0] == words[1]
+
+
 def test_words_regions_patches_and_heat_maps(both: tuple[LexVLA, LexVLA]) -> None:
     mine, yours = both
     words = ["dog", "Red", "two dogs", "xyz"]

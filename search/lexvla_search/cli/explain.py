@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from lexvla.errors import InputError
+from lexvla.errors import InputError, UnsupportedError
 from lexvla.images import open_image
 from lexvla_indexer import open_index
 from lexvla_indexer.base import Index
-from lexvla_search.cli.arguments import IndexOptions, JsonOptions, option, positional
+from lexvla_search.cli.arguments import IndexOptions, JsonOptions, flag, option, positional
 from lexvla_search.cli.console import UsageError, note, one_line, print_json
 from lexvla_search.cli.query import QueryOptions, described, score_of
 from lexvla_search.explanation import Explanation
@@ -33,6 +33,7 @@ class Options(QueryOptions, IndexOptions, JsonOptions):
     picture: str | None = option("draw the parts beside the image", metavar="PNG")
     heatmap: str | None = option("draw where the words were read from", metavar="PNG")
     word: str | None = option("draw this word only", metavar="W")
+    nearest: bool = flag("tell which words the item's dense vector is nearest to")
 
 
 def run(options: Options) -> int:
@@ -42,6 +43,8 @@ def run(options: Options) -> int:
         raise UsageError("--word needs --heatmap")
     if options.heatmap and options.no_model:
         raise UsageError("--heatmap needs a model; --picture does not")
+    if options.nearest and options.no_model:
+        raise UsageError("--nearest needs a model")
     with open_index(options.index) as source:
         model = options.encoder()
         searcher = Searcher(model, source)
@@ -50,18 +53,31 @@ def run(options: Options) -> int:
             _draw(model, source, hit, options.word).save(options.heatmap, format="PNG")
         if options.picture:
             _picture(model, hit).save(options.picture, format="PNG")
+        nearest = _nearest(model, source, hit.id) if options.nearest and model is not None else []
     drawn = {"heatmap": options.heatmap, "picture": options.picture}
     if options.json:
-        print_json({"query": described(query), "hit": hit.to_dict(), **drawn})
+        near = [{"word": word, "cosine": cosine} for word, cosine in nearest]
+        said = {"nearest": near} if options.nearest else {}
+        print_json({"query": described(query), "hit": hit.to_dict(), **drawn, **said})
         return 0
     if unknown := understood(query.text or "", searcher.model)[1]:
         note(f"lexvla: {say_unknown(unknown)}")
     place = "not among the best" if hit.rank is None else f"rank {hit.rank}"
     print(f"{one_line(hit.label)}  {hit.id}  {score_of(hit)}  {place}")
     print(hit.explanation)
+    if nearest:
+        words = "  ".join(f"{word} {cosine:.3f}" for word, cosine in nearest)
+        print(f"\nits dense vector is nearest to those of  {words}")
     for path in filter(None, drawn.values()):
         note(f"lexvla: drew {path}")
     return 0
+
+
+def _nearest(model: LexVLA, source: Index, name: str) -> list[tuple[str, float]]:
+    dense = source.vectors([name]).dense
+    if dense is None:
+        raise UnsupportedError(f"--nearest: {source} has no dense vectors")
+    return model.nearest_words(dense)[0]
 
 
 def _image_of(hit: Hit) -> Image.Image:
