@@ -1,4 +1,7 @@
-"""The text tower: a causal language model as lexical predictor."""
+"""The text tower: a causal language model as lexical predictor.
+
+It gets token ids: `lexvla.tokens.tokenize` puts texts into the prompt, a setting of `LexVLAConfig`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,9 @@
-"""Engines by address: the one place that knows which engine an address means."""
+"""Engines by address: the one place that knows which engine an address means.
+
+A new engine is a folder beside the others with an `Index` of its own (docs/architecture.md), an
+address here, a name in ``__init__.pyi``, a check in the command ``doctor`` and an extra in
+``pyproject.toml``; ``tests/test_parity.py`` holds it to the others.
+"""
 
 from __future__ import annotations
 

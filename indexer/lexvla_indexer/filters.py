@@ -2,8 +2,8 @@
 
     year >= 2020 and not (tag in (cat, "wild cat") or draft = true)
 
-``docs/filters.md`` describes the grammar for users. In every engine a filter means what
-`Filter.matches` says:
+``docs/filters.md`` describes the grammar for users. Each engine translates filters in its
+``selection.py``, and in each a filter means what `Filter.matches` says:
 
 - A comparison matches values of its own type only: strings, numbers (integers and floats) and
   booleans never mix. Neither ``year = "2020"`` nor ``year != "2020"`` matches the number 2020.

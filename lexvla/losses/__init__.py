@@ -1,4 +1,8 @@
-"""The losses, one file each. Rows are those of all processes: gather them first."""
+"""The losses, one file each. Rows are those of all processes: gather them first.
+
+A training run adds them up in `lexvla.training.objective`, by the weights in `Losses` there; a new
+one also goes into the rule of `[loss]` in `lexvla.training.recipe`.
+"""
 
 from lexvla.losses.class_tree import class_levels
 from lexvla.losses.codis import CodisTerms, codis_loss

@@ -307,7 +307,8 @@ def default_fusion(model: Encoder) -> Weighted:
     """Return the fusion that ships with a model, by default equal weights of its legs.
 
     A model may have ``score_weights``, by leg, and ``relevance``, a slope and an intercept; either
-    may be missing or ``None``.
+    may be missing or ``None``. A fusion that was fitted for an index comes before this one
+    (`lexvla_search.fitting.load_fusion`).
     """
     weights = getattr(model, "score_weights", None)
     return Weighted(weights, calibration=getattr(model, "relevance", None))

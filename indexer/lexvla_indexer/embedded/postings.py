@@ -10,6 +10,8 @@ cache. Postings never change and lie in five ``.npy`` files, readable with numpy
     LEG.posting.impact   uint8    its impact
 
 A term that does not occur in a block takes no room, so that a segment of few rows is small.
+Compiled loops in ``kernels.py`` read them. Another layout needs another ``FORMAT_VERSION`` in
+``manifest.py``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""Errors as the API answers them: RFC 9457 problem details."""
+"""Errors as the API answers them: RFC 9457 problem details.
+
+OpenAPI describes the members by `models.ProblemModel`; `lexvla_search.client` and
+``static/api.js`` read them.
+"""
 
 from __future__ import annotations
 
