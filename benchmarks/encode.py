@@ -35,10 +35,10 @@ from torch import Tensor
 
 from lexvla.config import QUANTIZATIONS
 from lexvla.images import open_image
-from lexvla.model import LexVLA
 from lexvla.preprocessing import preprocess
 from lexvla.text_tower import PrefixCache
 from lexvla.tokens import tokenize
+from lexvla.torch_model import TorchLexVLA
 
 LORA_RANK = 8
 DISTINCT_IMAGES = 16  # a larger batch repeats them
@@ -46,7 +46,7 @@ MOST_BATCHES = 32  # of texts in one call
 Figures = dict[str, Any]
 
 
-def run_in_full(model: LexVLA, token_ids: list[list[int]]) -> Tensor:
+def run_in_full(model: TorchLexVLA, token_ids: list[list[int]]) -> Tensor:
     """Return the last states of left-padded sequences, without sharing a prefix."""
     length = max(map(len, token_ids))
     ids = torch.tensor([[0] * (length - len(row)) + row for row in token_ids])
@@ -61,7 +61,7 @@ def run_in_full(model: LexVLA, token_ids: list[list[int]]) -> Tensor:
     return output.last_hidden_state[:, -1]
 
 
-def measure_texts(model: LexVLA, clock: Clock, product: Product, batch: int) -> Figures:
+def measure_texts(model: TorchLexVLA, clock: Clock, product: Product, batch: int) -> Figures:
     """Measure texts at a batch size."""
     config, words = model.config, len(model.vocabulary)
     texts = make_captions(model.vocabulary, MOST_BATCHES * batch)
@@ -97,7 +97,7 @@ def measure_texts(model: LexVLA, clock: Clock, product: Product, batch: int) -> 
     }
 
 
-def measure_images(model: LexVLA, clock: Clock, product: Product, batch: int) -> Figures:
+def measure_images(model: TorchLexVLA, clock: Clock, product: Product, batch: int) -> Figures:
     """Measure images at a batch size: from pixels on the device, and from JPEG files."""
     config, files = model.config, make_images(DISTINCT_IMAGES)
     opened = map(open_image, files)
@@ -123,14 +123,14 @@ def _ratio(amount: float | None, seconds: float | None) -> float | None:
     return amount / seconds if amount and seconds else None
 
 
-def load(args: argparse.Namespace, quantization: str, folder: Path) -> LexVLA:
+def load(args: argparse.Namespace, quantization: str, folder: Path) -> TorchLexVLA:
     """Load the model of a size through the public loaders."""
     dtype = getattr(torch, args.dtype)
     if args.size == "default":
-        return LexVLA.from_pretrained(device=args.device, dtype=dtype)
+        return TorchLexVLA.from_pretrained(device=args.device, dtype=dtype)
     size = SIZES[args.size]
     text, vision = write_backbones(size, folder, args.device)
-    model = LexVLA.from_backbones(
+    model = TorchLexVLA.from_backbones(
         text,
         vision,
         quantization=quantization,

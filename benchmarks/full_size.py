@@ -32,8 +32,8 @@ from lexvla.encoding import Encoding
 from lexvla.images import open_image
 from lexvla.lexical_head import lexical_vector
 from lexvla.losses import InfoNCE, overuse_penalty
-from lexvla.model import LexVLA
 from lexvla.preprocessing import preprocess
+from lexvla.torch_model import TorchLexVLA
 
 LORA_RANK = 8
 OVERUSE_IMAGE, OVERUSE_TEXT = 5e-4, 1e-3  # LexVLA section 3.4
@@ -74,12 +74,12 @@ def part_of(name: str) -> str:
     return "LoRA" if "lora_" in name else "projector"
 
 
-def trained(model: LexVLA) -> dict[str, torch.nn.Parameter]:
+def trained(model: TorchLexVLA) -> dict[str, torch.nn.Parameter]:
     """Return the trained parameters."""
     return {name: part for name, part in model.named_parameters() if part.requires_grad}
 
 
-def count_parts(model: LexVLA, size_layers: int) -> dict[str, int]:
+def count_parts(model: TorchLexVLA, size_layers: int) -> dict[str, int]:
     """Print the parameters of each trained part and the paper's numbers."""
     counts = dict.fromkeys(PAPER, 0)
     for name, part in trained(model).items():
@@ -93,7 +93,7 @@ def count_parts(model: LexVLA, size_layers: int) -> dict[str, int]:
     return counts
 
 
-def digests(model: LexVLA) -> dict[str, str]:
+def digests(model: TorchLexVLA) -> dict[str, str]:
     """Return a SHA-256 of each frozen weight, including quantisation constants."""
     own = trained(model)
     return {
@@ -108,7 +108,7 @@ def _bytes(part: Tensor) -> np.ndarray:
 
 
 def train(
-    model: LexVLA, texts: list[str], pixels: Tensor, steps: int
+    model: TorchLexVLA, texts: list[str], pixels: Tensor, steps: int
 ) -> tuple[list[float], dict[str, list[float]]]:
     """Train on the same pairs and return the losses, and each parameter's gradient norms."""
     contrast = InfoNCE().to(model.device)
@@ -168,7 +168,7 @@ def run(args: argparse.Namespace, folder: Path) -> list[str]:
     with stage("write random backbones", device):
         text, vision = write_backbones(size, Path(args.backbones or folder / "b"), args.device)
     with stage("assemble by from_backbones", device):
-        model = LexVLA.from_backbones(
+        model = TorchLexVLA.from_backbones(
             text,
             vision,
             quantization=args.quantization,
@@ -213,7 +213,7 @@ def run(args: argparse.Namespace, folder: Path) -> list[str]:
     check("the saved weights are the trained ones", held <= saved < held + 2**20, f"{saved:,} B")
     del model
     with stage("load again", device):
-        loaded = LexVLA.from_pretrained(folder / "m", device=device)
+        loaded = TorchLexVLA.from_pretrained(folder / "m", device=device)
     again = loaded.encode_text(texts), loaded.encode_image(files)
     for one, other, name in zip(after, again, ("texts", "images"), strict=True):
         check(f"the loaded model encodes the {name} to the same bits", equal(one, other))

@@ -1,228 +1,126 @@
-"""The LexVLA model: an image tower and a text tower with a shared vocabulary."""
+"""LexVLA as everybody uses it: one class, whichever runtime works behind it."""
 
 from __future__ import annotations
 
-import tempfile
+import json
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from contextlib import nullcontext
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from threading import Lock
+from typing import Any, Literal
 
 import numpy as np
-import torch
-from huggingface_hub import HfApi
+from PIL import Image
 from scipy import sparse
-from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lexvla import backbones, facade, model_folder, saving
-from lexvla.batching import ahead, batches, inference, split
-from lexvla.codebook import Codebook, top_codes
-from lexvla.config import LexVLAConfig, Quantization
-from lexvla.dense_head import DenseHead
 from lexvla.encoding import Encoding
-from lexvla.errors import InputError, ModelError, UnsupportedError
-from lexvla.facade import check_text, concat
-from lexvla.image_tower import CachedCells, ImageTower
-from lexvla.images import ImageSource
-from lexvla.lexical_head import elu1p, lexical_vector, max_over_patches, sparsify
-from lexvla.model_card import model_card
-from lexvla.preprocessing import to_pixels
-from lexvla.regions import Region
-from lexvla.text_normalisation import normalise_text
-from lexvla.text_tower import PrefixCache, TextTower
-from lexvla.tokens import tokenize
-from lexvla.vocabulary import Vocabulary
+from lexvla.errors import InputError, ModelError, OptionalDependencyError, UnsupportedError
+from lexvla.images import ImageSource, open_image, resize
+from lexvla.known_words import KnownWords
+from lexvla.model_folder import CONFIG_FILE, find_folder
+from lexvla.regions import Region, region_patches
+from lexvla.vocabulary import WORD_START, Vocabulary
 
-__all__ = ["Features", "LexVLA"]
+__all__ = ["LexVLA", "Runtime", "check_text", "concat", "is_exported"]
 
-_WINDOW = 32  # batches whose texts are sorted by length together
+Runtime = Literal["onnx", "torch"]
+# By name, as they build on this module, and each needs packages that the other does without.
+_CLASSES = {
+    "onnx": ("lexvla.onnx_model", "OnnxLexVLA"),
+    "torch": ("lexvla.torch_model", "TorchLexVLA"),
+}
+_OF_TORCH = ("safetensors", "torch", "transformers")
+# PIL decodes a file when its pixels are first asked for: not to be done by two threads at once,
+# where one image is given several times.
+_LOADING = Lock()
 
 
-class Features(NamedTuple):
-    """Vectors of a batch of images or of texts; ``None`` if not asked for.
+class LexVLA:
+    """Turn images and texts into weighted words (Li et al., NeurIPS 2024, arXiv 2407.17827).
 
-    Attributes:
-        lexical: (B, V) float32 unit vectors of word weights, not truncated.
-        dense: (B, w) float32 unit vectors.
-        locals: (B, L, w) float32 unit vectors of patches or tokens.
-        mask: (B, L) bool, which locals are real; ``None`` for all.
-        logits: (B, V) of the words, before elu1p.
+    `lexvla.onnx_model` runs models that `lexvla export` wrote, without torch;
+    `lexvla.torch_model` runs all models, and trains them. Both give the same encodings.
+
+    The encode methods share these arguments: ``batch_size``, items in a forward pass;
+    ``show_progress_bar``, by default off, ``None`` for on if stderr is a terminal;
+    ``max_active_dims``, the largest number of words of an item. They keep only sparse rows, on the
+    CPU. They raise `InputError` without items, and `ModelError` if values are not finite or a batch
+    does not fit into the device's memory.
     """
 
-    lexical: Tensor
-    dense: Tensor | None = None
-    locals: Tensor | None = None
-    mask: Tensor | None = None
-    logits: Tensor | None = None
+    config: Any
+    vocabulary: Vocabulary
+    tokenizer: Any
 
-
-class LexVLA(facade.LexVLA, PreTrainedModel):
-    """The model on torch, which trains and runs models of any kind.
-
-    Args:
-        config: Sizes of all parts.
-        vocabulary: The kept pieces, with their token ids.
-        tokenizer: The tokenizer of the language model.
-        language_model: A causal language model; by default with random weights.
-        vision_model: A vision model; by default with random weights.
-    """
-
-    config_class = LexVLAConfig
-    main_input_name = "pixel_values"
-    supports_gradient_checkpointing = True
-
-    def __init__(
-        self,
-        config: LexVLAConfig,
-        vocabulary: Vocabulary,
-        tokenizer: PreTrainedTokenizerBase,
-        language_model: Any = None,
-        vision_model: Any = None,
-    ) -> None:
-        super().__init__(config)
-        _check_vocabulary(vocabulary, tokenizer, config.text_config.vocab_size)
-        config.vocabulary_sha256 = vocabulary.sha256
-        self.vocabulary = vocabulary
-        self.tokenizer = tokenizer
-        self.text_tower = TextTower(config, language_model)
-        self.image_tower = ImageTower(config, vision_model)
-        width = config.lexical_width
-        if config.concept_items:
-            rows = torch.zeros(len(vocabulary), width)
-        else:
-            rows = self.text_codebook().detach().to("cpu", torch.float32, copy=True)
-        self.image_codebook = nn.Parameter(rows)
-        self.text_dense_head: DenseHead | None = None
-        self.image_dense_head: DenseHead | None = None
-        self.codebook: Codebook | None = None
-        if config.dense_width:
-            text_width = config.text_config.hidden_size
-            self.text_dense_head = DenseHead(text_width, config.dense_width)
-            self.image_dense_head = DenseHead(width, config.dense_width)
-        if config.codebook_size:
-            self.codebook = Codebook(
-                config.codebook_size, config.dense_width, config.code_temperature
-            )
-
-    def text_codebook(self) -> Tensor:
-        """Return the (V, d) rows of the language model's output embedding for the kept pieces."""
-        rows = self.text_tower.language_model.get_output_embeddings().weight
-        return rows[torch.tensor(self.vocabulary.token_ids, device=rows.device)]
-
-    def text_states(self, texts: list[str], cache: PrefixCache | None = None) -> Tensor:
-        """Return (B, d) states of the language model after each text in the prompt.
-
-        ``cache`` keeps the prompt's keys and values between calls.
-        """
-        if not texts:
-            raise InputError("texts", "must hold at least one text")
-        return self.text_tower(self.prompt_ids(texts), cache)
-
-    def text_logits(self, texts: list[str]) -> Tensor:
-        """Return (B, V) logits of the words that each text is about (LexVLA eq. 2)."""
-        return self.text_states(texts) @ self.text_codebook().T
-
-    def patch_states(self, pixels: Tensor) -> Tensor:
-        """Return (B, P, d) states of the patches; with ``pool_cls`` the CLS token comes first.
-
-        ``pixels`` are (B, 3, H, W), normalised as by `preprocess`.
-        """
-        patch = self.config.patch_size
-        if not pixels.shape[0] or min(pixels.shape[-2:]) < patch:
-            rule = f"must be at least one image of at least one patch ({patch} x {patch} pixels)"
-            raise InputError(f"pixels of shape {tuple(pixels.shape)}", rule)
-        return self.image_tower(pixels)
-
-    def image_logits(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (B, V) logits and the int16 patch that each comes from (LexVLA eq. 4).
-
-        With ``pool_cls`` the CLS token is the patch -1.
-        """
-        logits, place = self.words_of_patches(self.patch_states(pixels))
-        return logits, place - 1 if self.config.pool_cls else place
-
-    def forward(
-        self,
-        images: Tensor | CachedCells,
-        token_ids: list[list[int]],
-        dense: bool = False,
-        locals: bool = False,  # noqa: A002 - TCL's word
-        logits: bool = False,
-        image_words: bool = True,
-    ) -> tuple[Features, Features]:
-        """Return the features of images and of texts, for training.
+    @classmethod
+    def from_pretrained(
+        cls, path: str | Path | None = None, *, runtime: Runtime | None = None, **options: Any
+    ) -> LexVLA:
+        """Load a saved model, or without a path the one that ships with the package.
 
         Args:
-            images: (B, 3, H, W) pixels, normalised as `preprocess` does; or what a frozen vision
-                model made of them before.
-            token_ids: A sequence for each text, in the prompt: see `prompt_ids`.
-            dense: Whether dense vectors are wanted.
-            locals: Whether those of patches and of the texts' own tokens are wanted too.
-            logits: Whether the words' logits are wanted.
-            image_words: Whether those of images are; else their lexical vectors have no word.
+            path: A folder of `save_pretrained` or `lexvla export`, or a hub id.
+            runtime: ``onnx``, which needs no torch, or ``torch``; by default ``onnx`` for an
+                exported model on a CPU.
+            options: For torch: see `lexvla.torch_model.TorchLexVLA.from_pretrained`. ``revision``
+                and ``token`` of a hub id are for both.
+
+        Raises:
+            ModelError: The model is incomplete or damaged, or was not exported for ``onnx``.
+            OptionalDependencyError: The model needs torch, which is not installed.
         """
-        if isinstance(images, CachedCells):
-            patches = self.image_tower.adapt(images.cells, images.whole)
-        else:
-            patches = self.patch_states(images)
-        image_logits = patches.new_zeros(len(patches), 0)
-        if image_words:
-            image_logits, _ = self.words_of_patches(patches)
-        if locals:
-            states, mask = self.text_tower.states(token_ids)
-            last = states[:, -1]
-        else:
-            last = self.text_tower.by_length(token_ids)
-        text_logits = last @ self.text_codebook().T
-        image, text = Features(lexical_vector(image_logits)), Features(lexical_vector(text_logits))
-        if logits:
-            image, text = image._replace(logits=image_logits), text._replace(logits=text_logits)
-        if not dense:
-            return image, text
-        if self.image_dense_head is None or self.text_dense_head is None:
-            raise ModelError("the model has no dense heads; give it a dense_width")
-        image = image._replace(dense=self.image_dense_head(self.pooled(patches)))
-        text = text._replace(dense=self.text_dense_head(last))
-        if locals:
-            own = patches[:, 1:] if self.config.pool_cls else patches
-            image = image._replace(locals=self.image_dense_head(own))
-            mask = mask.clone()
-            mask[:, mask.shape[1] - self._prompt_end :] = False
-            text = text._replace(locals=self.text_dense_head(states), mask=mask)
-        return image, text
+        if runtime not in ("onnx", "torch", None):
+            raise ValueError(f"unknown runtime {runtime!r}: use onnx or torch")
+        own = {key: options[key] for key in ("revision", "token") if key in options}
+        others = {k: v for k, v in options.items() if k not in own and (k, v) != ("device", "cpu")}
+        if runtime == "onnx" and others:
+            raise UnsupportedError(f"{', '.join(others)}: only for runtime='torch'")
+        if runtime is None:
+            runtime = "onnx" if not others and is_exported(path, **own) else "torch"
+        chosen: Any = own if runtime == "onnx" else options
+        return _class(runtime).from_pretrained(path, **chosen)
 
-    def words_of_texts(self, token_ids: list[list[int]]) -> tuple[Tensor, Tensor]:
-        """Return the (B, V) logits and (B, d) states of texts alone, for training."""
-        states = self.text_tower.by_length(token_ids)
-        return states @ self.text_codebook().T, states
-
-    def prompt_ids(self, texts: list[str]) -> list[list[int]]:
-        """Normalise texts, put them into the prompt and return their token ids."""
-        return tokenize(self.tokenizer, texts, self.config.prompt, self.config.max_text_tokens)
-
-    @cached_property
-    def _prompt_end(self) -> int:
-        """The number of tokens after a text, at least the last one, which gives its vector."""
-        end = self.config.prompt.split("{text}")[1]
-        return max(1, len(self.tokenizer(end, add_special_tokens=False)["input_ids"]))
-
-    def _move_small_parts(self, device: torch.device) -> None:
-        """Move all but the language model: quantised, it cannot be moved."""
-        self.image_codebook.data = self.image_codebook.data.to(device)
-        for name, part in self.named_children():
-            if name != "text_tower":
-                part.to(device)
-
-    def _init_weights(self, module: nn.Module) -> None:
-        # The towers initialise themselves; other layers keep torch's defaults.
-        return
+    @classmethod
+    def from_backbones(cls, *arguments: Any, **options: Any) -> LexVLA:
+        """Assemble an untrained model; see `lexvla.torch_model.TorchLexVLA.from_backbones`."""
+        return _class("torch").from_backbones(*arguments, **options)
 
     @property
-    def device(self) -> torch.device:
-        """The device of the trained parts, to which inputs are moved."""
-        return self.image_codebook.device
+    def name(self) -> str:
+        """The name that indexes record, with a hash of weights and settings."""
+        weights = self.config.fingerprint[:12] or "unsaved"
+        return f"{self.config.model_name}@{weights}"
+
+    @property
+    def score_weights(self) -> dict[str, float] | None:
+        """What each leg counts in a search's score; see `LexVLAConfig`."""
+        return self.config.score_weights
+
+    @property
+    def relevance(self) -> list[float] | None:
+        """Slope and intercept that make a relevance of such a score; see `LexVLAConfig`."""
+        return self.config.relevance
+
+    @property
+    def patch_grid(self) -> tuple[int, int]:
+        """Rows and columns of patches, which are numbered row by row."""
+        return self.config.patch_grid
+
+    @cached_property
+    def known_words(self) -> KnownWords | None:
+        """The words that texts may have, and plurals of them; ``None`` where they may have any.
+
+        Where the configuration requires a known word, these are the vocabulary and
+        ``known_tokens``. Pieces of other words say nothing about them.
+        """
+        if not self.config.require_known_word:
+            return None
+        ids = [*(self.vocabulary.token_ids or ()), *range(*self.config.known_tokens)]
+        pieces = self.tokenizer.convert_ids_to_tokens(ids)
+        whole = (piece[1:] for piece in pieces if piece.startswith(WORD_START))
+        return KnownWords(whole, plurals=True)  # which training phrases texts with
 
     def encode_text(
         self,
@@ -231,26 +129,12 @@ class LexVLA(facade.LexVLA, PreTrainedModel):
         show_progress_bar: bool | None = False,
         max_active_dims: int | None = None,
     ) -> Encoding:
-        """Encode texts into lexical vectors, without patches."""
-        windows: list[Encoding] = []
-        cache = PrefixCache()
-        with inference(self):
-            codebook = self.text_codebook()
-            small = batches(texts, batch_size, show_progress_bar, "texts")
-            for window in split(small, _WINDOW):
-                chosen = [text for batch in window for text in batch]
-                for text in chosen:
-                    check_text(text)
-                # Texts of like length share a batch, so that little of it is padding.
-                order = sorted(range(len(chosen)), key=lambda i: len(chosen[i]))
-                parts = []
-                for rows in split(order, batch_size):
-                    batch = [chosen[i] for i in rows]
-                    states = self.text_states(batch, cache)
-                    known = self._known(batch) if self.config.require_known_word else None
-                    parts.append(self._text_rows(states, codebook, known, max_active_dims))
-                windows.append(Encoding.concat(parts)[np.argsort(order)])
-        return concat(windows, "texts")
+        """Encode texts into lexical vectors, without patches.
+
+        If the configuration requires a known word, a text without a piece of the vocabulary gets an
+        empty row. A text with a lone surrogate raises `InputError`.
+        """
+        raise NotImplementedError
 
     def encode_image(
         self,
@@ -259,37 +143,20 @@ class LexVLA(facade.LexVLA, PreTrainedModel):
         show_progress_bar: bool | None = False,
         max_active_dims: int | None = None,
     ) -> Encoding:
-        """Encode images into lexical vectors, each word with its patch."""
-        parts = []
-        with inference(self):
-            for states in self._states(images, batch_size, show_progress_bar):
-                numbers = np.arange(states.shape[1]) - self.config.pool_cls  # CLS has -1
-                parts.append(self._image_rows(states, numbers, max_active_dims))
-        return concat(parts, "images")
+        """Encode images into lexical vectors, each word with its patch.
+
+        Images are paths, bytes, PIL images or uint8 arrays, as for `open_image`. One that cannot be
+        read or is too small raises `InputError`.
+        """
+        raise NotImplementedError
 
     def encode_words(self, words: Iterable[str], max_active_dims: int | None = None) -> Encoding:
-        """Encode single words by their rows of the text codebook, without the language model."""
-        columns = {token: i for i, token in enumerate(self.vocabulary.token_ids or ())}
-        parts = []
-        with inference(self):
-            codebook = self.text_codebook()
-            for batch in batches(words, 256, False, "words"):
-                means, known = [], []
-                for word in batch:
-                    check_text(word)
-                    column = self.vocabulary.find(word)
-                    plain = normalise_text(word)
-                    pieces = self.tokenizer(plain, add_special_tokens=False)["input_ids"]
-                    kept = [columns[i] for i in pieces if i in columns]
-                    kept = kept if column is None else [column]
-                    known.append(bool(kept))
-                    means.append(codebook[kept].mean(0) if kept else torch.zeros_like(codebook[0]))
-                parts.append(
-                    self._text_rows(
-                        torch.stack(means), codebook, torch.tensor(known), max_active_dims
-                    )
-                )
-        return concat(parts, "words")
+        """Encode single words by their rows of the text codebook, without the language model.
+
+        A word or short class name of several pieces is the mean of their rows, without pieces that
+        are not in the vocabulary (LexVLA section 3.2); if there are none, its row is empty.
+        """
+        raise NotImplementedError
 
     def encode_region(
         self,
@@ -299,22 +166,13 @@ class LexVLA(facade.LexVLA, PreTrainedModel):
         show_progress_bar: bool | None = False,
         max_active_dims: int | None = None,
     ) -> Encoding:
-        """Encode a region of each image, with the maximum over its patches only."""
-        parts = []
-        pairs = list(zip(images, regions, strict=True))
-        with inference(self):
-            for batch in ahead(
-                lambda pair: self._region(*pair),
-                batches(pairs, batch_size, show_progress_bar, "regions"),
-            ):
-                states = self._without_cls(
-                    self.patch_states(self._pixels([pixels for pixels, _ in batch]))
-                )
-                parts += [
-                    self._image_rows(states[row, numbers][None], numbers, max_active_dims)
-                    for row, (_, numbers) in enumerate(batch)
-                ]
-        return concat(parts, "images")
+        """Encode a region of each image, with the maximum over its patches only.
+
+        A region is a box ``(x, y, width, height)`` in pixels of the upright image, or a bool mask
+        of patches of shape `patch_grid`; one that is empty or leaves the image raises `InputError`.
+        Patches are numbered as in the whole image.
+        """
+        raise NotImplementedError
 
     def encode_patches(
         self,
@@ -323,301 +181,142 @@ class LexVLA(facade.LexVLA, PreTrainedModel):
         show_progress_bar: bool | None = False,
         max_active_dims: int | None = None,
     ) -> Encoding:
-        """Encode every patch of images separately (LexVLA section 3.3), as `encode_image`."""
-        parts = []
-        with inference(self):
-            for states in self._states(images, batch_size, show_progress_bar):
-                for patches in self._without_cls(states):
-                    rows = self._image_rows(patches[:, None], np.zeros(1), max_active_dims)
-                    numbers = np.arange(len(patches), dtype=np.int16)
-                    place = np.repeat(numbers, np.diff(rows.lexical.indptr))
-                    parts.append(replace(rows, patches=place))
-        return concat(parts, "images")
+        """Encode every patch of images separately (LexVLA section 3.3), as `encode_image`.
+
+        Returns:
+            (n * P, V) rows: the patches of the first image row by row, then those of the next.
+        """
+        raise NotImplementedError
+
+    def heatmap(self, image: ImageSource, word: str) -> np.ndarray:
+        """Return the (rows, columns) float32 weights of a word in the patches.
+
+        Raises:
+            KeyError: The word is not in the vocabulary.
+        """
+        return self.heatmaps(image, [word])[0]
 
     def heatmaps(self, image: ImageSource, words: Sequence[str | int]) -> np.ndarray:
-        """Return the `heatmap` of each word, (n, rows, columns), in one pass."""
-        columns = self._columns(words)
-        with inference(self):
-            pixels = self._pixels([self._resized(image)])
-            states = self._without_cls(self.patch_states(pixels))[0]
-            weights = elu1p((self.image_codebook[columns] @ states.T).float())
-        return weights.cpu().numpy().reshape(-1, *self.patch_grid)
+        """Return the `heatmap` of each word, (n, rows, columns), in one pass.
 
-    def _text_rows(
-        self, states: Tensor, codebook: Tensor, known: Tensor | None, limit: int | None
-    ) -> Encoding:
-        """Encode (B, d) states of texts; those that are not known get empty rows."""
-        logits = states.to(codebook.dtype) @ codebook.T
-        dense = None if self.text_dense_head is None else self.text_dense_head(states)
-        return self._encoding(logits, dense, limit, known)[0]
+        Words may be given as columns, because two pieces may read as the same word.
+        """
+        raise NotImplementedError
 
-    def _image_rows(self, states: Tensor, numbers: np.ndarray, limit: int | None) -> Encoding:
-        """Encode (B, P, d) states of patches with these P numbers."""
-        logits, place = self.words_of_patches(states)
-        head = self.image_dense_head
-        dense = None if head is None else head(self.pooled(states.float()))
-        encoding, rows = self._encoding(logits, dense, limit)
-        positions = place.cpu().numpy()[rows, encoding.lexical.indices]
-        return replace(encoding, patches=numbers[positions].astype(np.int16))
+    def _columns(self, words: Sequence[str | int]) -> list[int]:
+        columns = []
+        for word in words:
+            column = word if isinstance(word, int) else self.vocabulary.find(word)
+            if column is None:
+                raise KeyError(word)
+            columns.append(column)
+        return columns
 
-    def pooled(self, states: Tensor) -> Tensor:
-        """Return the (B, d) mean of (B, P, d) states; of a memory's concepts, the largest."""
-        return states.mean(1) if self.image_tower.memory is None else states.amax(1)
+    def decode(self, encoding: Encoding, top_k: int | None = None) -> list[list[tuple[str, float]]]:
+        """Return the words of each item with their weights, heaviest first."""
+        decoded = []
+        for row in encoding:
+            order = np.argsort(-row.lexical.data, kind="stable")[:top_k]
+            columns, weights = row.lexical.indices[order], row.lexical.data[order]
+            words = (self.vocabulary.word(int(c)) for c in columns)
+            decoded.append(list(zip(words, weights.tolist(), strict=True)))
+        return decoded
 
-    def words_of_patches(self, states: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the (B, V) largest logit of each word over (B, P, d) states, and its patch."""
-        rows: Tensor = self.image_codebook
-        if self.image_tower.memory is not None:  # of its concepts, most are shown nowhere
-            shown = (states != 0).flatten(0, 1).any(0)
-            states, rows = states[..., shown], rows[:, shown]
-        return max_over_patches(states, rows, self.config.vocabulary_chunk)
+    def similarity(self, queries: Encoding, items: Encoding) -> np.ndarray:
+        """Return the (nq, ni) float32 dot products of lexical vectors."""
+        return (queries.lexical @ items.lexical.T).toarray()
 
-    def sparsify(self, vectors: Tensor, max_active_dims: int | None = None) -> sparse.csr_array:
-        """Keep the heavy words of unit vectors by the model's own rule; see `sparsify`."""
-        config = self.config
-        limits = [each for each in (max_active_dims, config.max_active_dims) if each is not None]
-        rule = (config.sparsification, config.kept_words, config.threshold)
-        return sparsify(vectors, *rule, min(limits, default=None))
+    def intersection(self, queries: Encoding, items: Encoding) -> sparse.csr_array:
+        """Return the contribution of each word to the similarity of query i and item i.
 
-    def _encoding(
-        self, logits: Tensor, dense: Tensor | None, limit: int | None, known: Tensor | None = None
-    ) -> tuple[Encoding, np.ndarray]:
-        """Return sparse rows on the CPU, and the row of each stored word."""
-        if not logits.isfinite().all():
-            rule = "gives logits that are not finite"
-            raise ModelError(f"{self.config.model_name} {rule}: weights are damaged, or dtype")
-        config = self.config
-        vectors = lexical_vector(logits)
-        if known is not None:
-            vectors *= known.to(vectors.device)[:, None]
-        lexical = self.sparsify(vectors, limit)
-        rows = np.repeat(np.arange(len(vectors)), np.diff(lexical.indptr))
+        One query is compared with every item.
+
+        Returns:
+            (n, V) float32 CSR of products; a row sums to the pair's similarity.
+        """
+        if len(queries) not in (1, len(items)):
+            raise ValueError(f"{len(queries)} queries do not match {len(items)} items")
+        mine = queries if len(queries) == len(items) else queries[np.zeros(len(items), int)]
+        product = sparse.csr_array(mine.lexical.multiply(items.lexical))
+        product.eliminate_zeros()  # a product of small weights may be 0 in 32 bits
+        return product
+
+    def sparsity(self, encoding: Encoding) -> dict[str, float]:
+        """Return the mean number of active words, and the share of inactive words."""
+        active = encoding.lexical.nnz / max(1, len(encoding))
+        return {"active_dims": active, "sparsity_ratio": 1 - active / len(self.vocabulary)}
+
+    def nearest_words(self, vectors: np.ndarray, top_k: int = 8) -> list[list[tuple[str, float]]]:
+        """Return the words whose dense vectors are nearest to each of (n, w) dense unit vectors.
+
+        Each comes with its cosine, the nearest first. The first call encodes the vocabulary as
+        texts, which takes seconds for thousands of words. `ModelError` without dense heads.
+        """
+        cosines = vectors @ self._word_vectors.T
+        best = np.argsort(-cosines, axis=1, kind="stable")[:, :top_k]
+        return [
+            [(self.vocabulary.word(int(column)), float(row[column])) for column in columns]
+            for row, columns in zip(cosines, best, strict=True)
+        ]
+
+    @cached_property
+    def _word_vectors(self) -> np.ndarray:
+        words = [self.vocabulary.word(column) for column in range(len(self.vocabulary))]
+        dense = self.encode_text(words).dense
         if dense is None:
-            return Encoding(lexical), rows
-        codes = None
-        if self.codebook is not None:
-            codes = top_codes(self.codebook(dense), config.codes_per_item)
-        return Encoding(lexical, None, codes, dense.cpu().numpy()), rows
+            raise ModelError(f"{self.name} has no dense vectors")
+        return dense
 
-    def _states(self, images: Iterable[ImageSource], size: int, bar: bool | None) -> Any:
-        for batch in ahead(self._resized, batches(images, size, bar, "images")):
-            yield self.patch_states(self._pixels(batch))
+    def _open(self, source: ImageSource) -> Image.Image:
+        least = self.config.smallest_image
+        with _LOADING if isinstance(source, Image.Image) else nullcontext():
+            image = open_image(source)
+        if min(image.size) < least:
+            name = str(source) if isinstance(source, str | Path) else "<image>"
+            size = f"{image.size[0]} x {image.size[1]} pixels"
+            raise InputError(name, f"is too small: {size}, and it needs {least} x {least}")
+        return image
 
-    def _pixels(self, resized: Sequence[np.ndarray]) -> Tensor:
-        return to_pixels(resized, self.config.image_mean, self.config.image_std).to(self.device)
+    def _resized(self, source: ImageSource) -> np.ndarray:
+        return resize(self._open(source), self.config.image_side)
 
-    def _without_cls(self, states: Tensor) -> Tensor:
-        return states[:, 1:] if self.config.pool_cls else states
-
-    def _known(self, texts: list[str]) -> Tensor:
-        """Tell which texts have at least one piece that the vocabulary keeps, or that is known."""
-        pieces = tokenize(self.tokenizer, texts, "{text}", self.config.max_text_tokens)
-        kept = {*(self.vocabulary.token_ids or ()), *range(*self.config.known_tokens)}
-        return torch.tensor([not kept.isdisjoint(ids) for ids in pieces])
-
-    @classmethod
-    def from_backbones(
-        cls,
-        text_model: str,
-        vision_model: str,
-        *,
-        text_revision: str | None = None,
-        vision_revision: str | None = None,
-        quantization: Quantization = "none",
-        lora_rank: int = 8,
-        image_size: int | None = 224,
-        vocabulary: Vocabulary | None = None,
-        vocabulary_rule: str = "letters",
-        vocabulary_texts: Iterable[str] | None = None,
-        device: str | torch.device = "cpu",
-        dtype: str | torch.dtype | None = None,
-        token: str | None = None,
-        **config: Any,
-    ) -> Self:
-        """Assemble an untrained model from pretrained backbones, initialised as in the paper.
-
-        The backbones are frozen; LoRA, adapter, image codebook, dense heads and codes are trained
-        in float32. The image codebook starts as a copy of the text codebook (LexVLA section 3.3).
-
-        Args:
-            text_model: Hub id or path of a causal language model, such as
-                ``meta-llama/Llama-2-7b-hf``.
-            vision_model: Hub id or path of a vision transformer, such as ``facebook/dinov2-base``,
-                or of a convolutional network of timm.
-            text_revision: Branch, tag or commit; the commit is recorded.
-            vision_revision: Likewise for the vision model.
-            quantization: ``none``, ``int8`` or ``nf4``, for the language model.
-            lora_rank: Rank of LoRA on the language model; 0 for none.
-            image_size: Side in pixels that images are resized to; ``None`` for the backbone's.
-            vocabulary: The kept pieces; by default chosen by ``vocabulary_rule``.
-            vocabulary_rule: See `Vocabulary.from_tokenizer`.
-            vocabulary_texts: Keep only pieces that these texts produce.
-            device: Device of the model.
-            dtype: Type of the backbones; by default bfloat16 if quantised, else float32.
-            token: Hub token for gated models; by default the one huggingface_hub finds.
-            config: Other fields of `LexVLAConfig`.
-
-        Raises:
-            ModelError: A backbone cannot be loaded or does not fit the other options.
-            OptionalDependencyError: PEFT, bitsandbytes or timm is missing.
-            UnsupportedError: The device, or quantisation on it, is not available.
-        """
-        place = backbones.as_device(device)
-        kind = backbones.as_dtype(dtype) or (
-            torch.float32 if quantization == "none" else torch.bfloat16
-        )
-        text_config = backbones.read_backbone_config(text_model, text_revision, token)
-        commit = getattr(text_config, "_commit_hash", None)
-        text_config = text_config.get_text_config()
-        vision_config = backbones.read_backbone_config(vision_model, vision_revision, token)
-        fine = bool(config.get("fine_stage"))
-        fields = backbones.vision_fields(vision_model, vision_config, vision_revision, token, fine)
-        tokenizer = backbones.load_tokenizer(text_model, text_revision, token)
-        settings = LexVLAConfig(
-            text_config=text_config,
-            vision_config=vision_config,
-            text_model=text_model,
-            text_revision=commit or text_revision,
-            vision_model=vision_model,
-            vision_revision=getattr(vision_config, "_commit_hash", None) or vision_revision,
-            backbone_dtype=str(kind).removeprefix("torch."),
-            quantization=quantization,
-            lora_rank=lora_rank,
-            image_size=image_size,
-            vocabulary_rule=vocabulary_rule if vocabulary is None else "",
-            **{**fields, **config},
-        )
-        if vocabulary is None:
-            vocabulary = Vocabulary.from_tokenizer(tokenizer, vocabulary_rule, vocabulary_texts)
-        language = backbones.load_language_model(settings, text_model, place, kind, token)
-        language.requires_grad_(False)
-        if lora_rank:
-            language = backbones.add_lora(language, settings)
-        vision = backbones.load_vision_model(settings, vision_model, place, kind, token)
-        model = cls(settings, vocabulary, tokenizer, language, vision.requires_grad_(False))
-        model._move_small_parts(place)
-        return model.eval()
-
-    @classmethod
-    def from_pretrained(  # type: ignore[override]  # the facade chooses by its options
-        cls,
-        path: str | Path | None = None,
-        *,
-        revision: str | None = None,
-        device: str | torch.device = "cpu",
-        dtype: str | torch.dtype | None = None,
-        quantization: Quantization | None = None,
-        merge_lora: bool = False,
-        text_model: str | None = None,
-        vision_model: str | None = None,
-        token: str | None = None,
-    ) -> Self:
-        """Load a saved model, or without a path the one that ships with the package.
-
-        Args:
-            path: A folder of `save_pretrained`, or a hub id.
-            revision: Branch, tag or commit of a hub id.
-            device: Device of the model.
-            dtype: Type of all weights; by default that of the backbones when they were assembled,
-                and float32 for trained parts.
-            quantization: ``none``, ``int8`` or ``nf4``; by default as the model was assembled.
-            merge_lora: Merge LoRA into the language model: faster, equal up to rounding.
-            text_model: Path of the language model, if it was moved.
-            vision_model: Path of the vision model, if it was moved.
-            token: Hub token for gated models; by default the one huggingface_hub finds.
-
-        Raises:
-            ModelError: The model is incomplete or damaged, or a backbone cannot be loaded.
-            OptionalDependencyError: PEFT, bitsandbytes or timm is missing.
-            UnsupportedError: The device, or quantisation on it, is not available; or LoRA is to be
-                merged into quantised weights.
-        """
-        folder = model_folder.find_folder(path, revision, token)
-        config = saving.read_config(folder)
-        if quantization is not None:
-            config.quantization = quantization
-            config.check()
-        if merge_lora and config.quantization != "none":
-            rule = "LoRA cannot be merged into quantised weights"
-            raise UnsupportedError(f"{rule}: use merge_lora=False or quantization='none'")
-        vocabulary = model_folder.read_vocabulary(folder, config.vocabulary_sha256)
-        tokenizer = saving.read_tokenizer(folder)
-        place, kind = backbones.as_device(device), backbones.as_dtype(dtype)
-        names = (
-            saving.moved(config.text_model, text_model, "text_model"),
-            saving.moved(config.vision_model, vision_model, "vision_model"),
-        )
-        language, vision = saving.read_towers(folder, config, names, place, kind, token)
-        if merge_lora and config.lora_rank:
-            language = language.merge_and_unload()
-            config.lora_rank, config.text_model, config.text_revision = 0, None, None
-        file = model_folder.VOCABULARY_FILE
-        try:  # add the file to the error
-            _check_vocabulary(vocabulary, tokenizer, config.text_config.vocab_size)
-            file = model_folder.CONFIG_FILE
-            with torch.random.fork_rng(
-                devices=[]
-            ):  # new layers draw random numbers before they are loaded
-                model = cls(config, vocabulary, tokenizer, language, vision)
-        except ModelError as error:
-            raise ModelError(f"{folder / file}: {error}") from error
-        saving.read_weights(folder, config, saving.small_parts(model))
-        for name, part in model.named_parameters():
-            trained = not name.startswith(saving.TOWERS) or "lora_" in name
-            if kind is not None and trained:
-                part.data = part.data.to(kind)
-        model._move_small_parts(place)
-        return model.eval()
-
-    def save_pretrained(self, save_directory: str | Path) -> None:
-        """Write all but the frozen backbones to a folder; `lexvla.saving` lists the files."""
-        folder, parts = Path(save_directory), saving.small_parts(self)
-        towers = self.text_tower.language_model, self.image_tower.vision_model
-        saving.write_model(folder, self.config, self.vocabulary, self.tokenizer, towers, parts)
-        if not (card := folder / "README.md").exists():
-            trained = sum(part.numel() for part in self.parameters() if part.requires_grad)
-            card.write_text(model_card(self.config, self.vocabulary, towers, trained), "utf-8")
-
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        private: bool | None = None,
-        token: str | None = None,
-        revision: str | None = None,
-        commit_message: str = "Upload LexVLA model",
-    ) -> str:
-        """Upload the model and its card to a hub repository, and return the commit's URL.
-
-        Args:
-            repo_id: The repository, created if it does not exist.
-            private: Whether a new repository is private.
-            token: Hub token with write access; by default the one huggingface_hub finds.
-            revision: Branch to commit to.
-            commit_message: First line of the commit message.
-        """
-        api = HfApi(token=token)
-        made = api.create_repo(repo_id, private=private, exist_ok=True)
-        with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder)
-            commit = api.upload_folder(
-                repo_id=made.repo_id,
-                folder_path=folder,
-                revision=revision,
-                commit_message=commit_message,
-            )
-        return str(commit)
+    def _region(self, source: ImageSource, region: Region) -> tuple[np.ndarray, np.ndarray]:
+        image = self._open(source)
+        patches = region_patches(region, image.size, self.patch_grid)
+        return resize(image, self.config.image_side), patches
 
 
-def _check_vocabulary(
-    vocabulary: Vocabulary, tokenizer: PreTrainedTokenizerBase, size: int
-) -> None:
-    ids = vocabulary.token_ids
-    if ids is None:
-        raise ModelError("the vocabulary of a model needs the token id of each term")
-    if not ids:
-        raise ModelError("the vocabulary of a model needs at least one term")
-    if not 0 <= min(ids) <= max(ids) < size:
-        raise ModelError("the vocabulary holds token ids that the language model does not have")
-    if tokenizer.convert_ids_to_tokens(list(ids)) != list(vocabulary.terms):
-        raise ModelError("the vocabulary's terms are not the tokenizer's pieces")
+def is_exported(
+    path: str | Path | None, revision: str | None = None, token: str | None = None
+) -> bool:
+    """Tell whether a model has graphs that ONNX Runtime can run."""
+    try:
+        folder = find_folder(path, revision, token)
+        return bool(json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8")).get("graphs"))
+    except (OSError, ValueError, AttributeError):
+        return False  # the other runtime says what is wrong
+
+
+def _class(runtime: Runtime) -> Any:
+    module, name = _CLASSES[runtime]
+    try:
+        return getattr(import_module(module), name)
+    except ImportError as error:
+        if (package := str(error.name).partition(".")[0]) not in _OF_TORCH:
+            raise
+        raise OptionalDependencyError(package, "torch") from error
+
+
+def check_text(text: str) -> None:
+    """Raise `InputError` if a text has a lone surrogate."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(ascii(text), "is not valid Unicode text") from error
+
+
+def concat(parts: list[Encoding], items: str) -> Encoding:
+    """Stack encodings; raise `InputError` if there are none."""
+    if not parts:
+        raise InputError(items, "an empty batch cannot be encoded; give at least one item")
+    return Encoding.concat(parts)

@@ -29,7 +29,7 @@ from lexvla.errors import OptionalDependencyError, UnsupportedError
 from lexvla.onnx_format import FORMAT_VERSION, GRAPHS, OPSET
 
 if TYPE_CHECKING:
-    from lexvla.model import LexVLA
+    from lexvla.torch_model import TorchLexVLA
 
 __all__ = ["export_model"]
 
@@ -49,7 +49,7 @@ def export_model(path: str | Path | None, out: str | Path) -> None:
         UnsupportedError: The model is quantised, has LoRA, or leaves out a backbone.
         OptionalDependencyError: A package of the extra ``export`` is missing.
     """
-    from lexvla.model import LexVLA
+    from lexvla.torch_model import TorchLexVLA
 
     onnx = _import("onnx")
     _import("onnxscript")
@@ -64,7 +64,7 @@ def export_model(path: str | Path | None, out: str | Path) -> None:
     if named := config.text_model or config.vision_model:
         rule = "set config.text_model and config.vision_model to None and save it"
         raise UnsupportedError(f"{source}: the weights of {named} are not in the folder; {rule}")
-    model = LexVLA.from_pretrained(source)
+    model = TorchLexVLA.from_pretrained(source)
     places = _places(source, config.has_map)
     graphs = {}
     for name in GRAPHS:
@@ -91,7 +91,7 @@ def _import(package: str) -> ModuleType:
 class _Head(nn.Module):
     """Word logits of states, and dense vectors and codes if the model has them."""
 
-    def __init__(self, model: LexVLA) -> None:
+    def __init__(self, model: TorchLexVLA) -> None:
         super().__init__()
         self.model = model
         ids = torch.tensor(model.vocabulary.token_ids)
@@ -141,7 +141,7 @@ class _Image(nn.Module):
     channel_mean: Tensor
     channel_std: Tensor
 
-    def __init__(self, model: LexVLA) -> None:
+    def __init__(self, model: TorchLexVLA) -> None:
         super().__init__()
         self.model = model
         for name in ("mean", "std"):
@@ -157,7 +157,7 @@ class _Image(nn.Module):
 class _Pooled(nn.Module):
     """Dense vectors and codes of pooled states of images."""
 
-    def __init__(self, model: LexVLA) -> None:
+    def __init__(self, model: TorchLexVLA) -> None:
         super().__init__()
         self.model = model
 
@@ -165,7 +165,7 @@ class _Pooled(nn.Module):
         return _dense_outputs(self.model, self.model.pooled(states), "image")
 
 
-def _dense_outputs(model: LexVLA, states: Tensor, kind: str) -> tuple[Tensor, ...]:
+def _dense_outputs(model: TorchLexVLA, states: Tensor, kind: str) -> tuple[Tensor, ...]:
     head = getattr(model, f"{kind}_dense_head")
     if head is None:
         return ()
@@ -173,7 +173,7 @@ def _dense_outputs(model: LexVLA, states: Tensor, kind: str) -> tuple[Tensor, ..
     return (dense,) if model.codebook is None else (dense, model.codebook(dense))
 
 
-def _traced(name: str, model: LexVLA) -> Any:
+def _traced(name: str, model: TorchLexVLA) -> Any:
     batch, length, shared = (torch.export.Dim(each) for each in ("batch", "length", "shared"))
     config = model.config
     if name == "image.onnx":
@@ -199,7 +199,7 @@ def _traced(name: str, model: LexVLA) -> Any:
     )
 
 
-def _dense_names(model: LexVLA) -> list[str]:
+def _dense_names(model: TorchLexVLA) -> list[str]:
     return ["dense", "codes"][: (model.text_dense_head is not None) + (model.codebook is not None)]
 
 
@@ -240,7 +240,7 @@ def _trace(
     return model
 
 
-def _patches_graph(onnx: ModuleType, model: LexVLA) -> Any:
+def _patches_graph(onnx: ModuleType, model: TorchLexVLA) -> Any:
     """Build the lexical head of images: a loop over items, whose patch logits alone are held."""
     make, sizes = onnx.helper, (len(model.vocabulary), model.config.lexical_width)
     codebook = "model.image_codebook"

@@ -16,8 +16,8 @@ import numpy as np
 from lexvla.batching import ahead, batches, split
 from lexvla.encoding import Encoding
 from lexvla.errors import ModelError, UnsupportedError
-from lexvla.facade import LexVLA, check_text, concat
 from lexvla.images import ImageSource
+from lexvla.model import LexVLA, check_text, concat
 from lexvla.model_folder import (
     CONFIG_FILE,
     TOKENIZER_FILE,
@@ -42,7 +42,7 @@ _IMAGES = 8  # in a pass of the image graph: more do not stay in the processor's
 
 
 class OnnxLexVLA(LexVLA):
-    """A model on ONNX Runtime; its methods are those of `lexvla.model.LexVLA`.
+    """A model on ONNX Runtime; its methods are those of `lexvla.torch_model.TorchLexVLA`.
 
     Args:
         folder: The model's folder, with its graphs.
@@ -60,7 +60,7 @@ class OnnxLexVLA(LexVLA):
         self._graphs = _Graphs(folder, config)
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]  # the facade chooses by its options
+    def from_pretrained(  # type: ignore[override]  # LexVLA chooses by its options
         cls,
         path: str | Path | None = None,
         *,

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
 
-from lexvla.model import LexVLA
+from lexvla.torch_model import TorchLexVLA
 from lexvla.training.untrained import untrained_model
 from model_fakes import CAPTIONS, ITEMS, drawing_sections
 
@@ -38,7 +38,7 @@ def save_classified(folder: Path, seed: int = 2, classes: int = CLASSES) -> Path
     return folder
 
 
-def memory_model(network: Path, **changes: Any) -> LexVLA:
+def memory_model(network: Path, **changes: Any) -> TorchLexVLA:
     """Return a model with a memory of 6 items and 4 classes, random as its image codebook is."""
     torch.manual_seed(0)
     options: dict[str, Any] = {

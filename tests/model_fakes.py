@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import Dinov2Config, LlamaConfig, PreTrainedTokenizerFast
 
 from lexvla.config import PROMPT, LexVLAConfig
-from lexvla.model import LexVLA
+from lexvla.torch_model import TorchLexVLA
 from lexvla.training.tokenizer import build_vocabulary, train_tokenizer
 
 CAPTIONS = (
@@ -34,7 +34,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return train_tokenizer([*CAPTIONS, PROMPT], 60)
 
 
-def tiny_model(seed: int = 0, **config: Any) -> LexVLA:
+def tiny_model(seed: int = 0, **config: Any) -> TorchLexVLA:
     """Return a model of 24-pixel images and 15 words, whose weights are far from alike."""
     pieces = tokenizer()
     vocabulary = build_vocabulary(pieces, CAPTIONS, STOP_WORDS)
@@ -70,7 +70,7 @@ def tiny_model(seed: int = 0, **config: Any) -> LexVLA:
         "require_known_word": True,
         **config,
     }
-    model = LexVLA(LexVLAConfig(text, vision, **sizes), vocabulary, pieces)
+    model = TorchLexVLA(LexVLAConfig(text, vision, **sizes), vocabulary, pieces)
     return model.eval()
 
 

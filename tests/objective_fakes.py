@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lexvla.model import Features
+from lexvla.torch_model import Features
 from lexvla.training.objective import Losses, Objective, Targets, TeacherView
 
 COUNT, WORDS, WIDTH, QUEUE, CODES, CLASSES = 4, 12, 5, 7, 6, 3

@@ -18,8 +18,8 @@ from PIL import Image
 from torch import Tensor
 
 from lexvla.image_tower import ImageTower
-from lexvla.model import LexVLA
 from lexvla.preprocessing import preprocess
+from lexvla.torch_model import TorchLexVLA
 from lexvla.training import cell_cache
 from lexvla.training.augment import augment
 from lexvla.training.cell_cache import cache_cells
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
-def model(classified: Path) -> LexVLA:
+def model(classified: Path) -> TorchLexVLA:
     return memory_model(classified)
 
 
@@ -53,13 +53,13 @@ def drawings() -> np.ndarray:
     return pixels
 
 
-def run(folder: Path, model: LexVLA, **changes: Any) -> np.ndarray:
+def run(folder: Path, model: TorchLexVLA, **changes: Any) -> np.ndarray:
     given = {"pixels": drawings(), "views": VIEWS, "strength": 1.0, "seed": SEED, **changes}
     return cache_cells(folder, model.image_tower, model.config, **given)
 
 
 @pytest.fixture(scope="module")
-def whole(model: LexVLA, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(model: TorchLexVLA, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a run that nothing disturbed."""
     folder = tmp_path_factory.mktemp("cells")
     with pytest.MonkeyPatch.context() as patch:
@@ -117,7 +117,7 @@ def on_white(pixels: np.ndarray) -> list[Image.Image]:
 
 
 def test_the_first_view_is_the_drawing_as_the_model_reads_an_image(
-    model: LexVLA, whole: Path
+    model: TorchLexVLA, whole: Path
 ) -> None:
     found = np.load(whole / "cells.npy")
     assert (found.shape, found.dtype) == (SHAPE, np.float16)
@@ -128,7 +128,7 @@ def test_the_first_view_is_the_drawing_as_the_model_reads_an_image(
     assert np.abs(found[0].astype(np.float32)).max() > 0.1
 
 
-def test_other_views_are_random_ones(model: LexVLA, whole: Path) -> None:
+def test_other_views_are_random_ones(model: TorchLexVLA, whole: Path) -> None:
     found = np.load(whole / "cells.npy").astype(np.float32)
     assert not np.array_equal(found[1], found[0])
     for number in range(COUNT):
@@ -147,14 +147,14 @@ def test_other_views_are_random_ones(model: LexVLA, whole: Path) -> None:
         near(found[1, 1:5], model.image_tower.cells(large))
 
 
-def test_what_is_returned_is_the_file(model: LexVLA, whole: Path, tmp_path: Path) -> None:
+def test_what_is_returned_is_the_file(model: TorchLexVLA, whole: Path, tmp_path: Path) -> None:
     found = run(copy_of(whole, tmp_path), model)
     assert isinstance(found, np.memmap)
     assert not found.flags.writeable
     np.testing.assert_array_equal(found, np.load(whole / "cells.npy"))
 
 
-def test_a_tower_is_left_as_it_was(model: LexVLA, tmp_path: Path) -> None:
+def test_a_tower_is_left_as_it_was(model: TorchLexVLA, tmp_path: Path) -> None:
     before = {name: part.clone() for name, part in model.state_dict().items()}
     run(tmp_path, model, views=1)
     for name, part in model.state_dict().items():
@@ -166,7 +166,7 @@ def test_a_tower_is_left_as_it_was(model: LexVLA, tmp_path: Path) -> None:
 
 
 def test_a_finished_run_is_not_repeated(
-    model: LexVLA, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: TorchLexVLA, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes = count_batches(monkeypatch)
     run(copy_of(whole, tmp_path), model)
@@ -176,7 +176,7 @@ def test_a_finished_run_is_not_repeated(
 
 @pytest.mark.parametrize("stop_after", [0, 1, 2, 4, 6])
 def test_a_stopped_run_goes_on_to_the_same_bytes(
-    model: LexVLA,
+    model: TorchLexVLA,
     whole: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -215,7 +215,7 @@ tests.run(Path(sys.argv[2]), model)
 
 
 def test_a_killed_run_goes_on_to_the_same_bytes(
-    model: LexVLA, classified: Path, whole: Path, tmp_path: Path
+    model: TorchLexVLA, classified: Path, whole: Path, tmp_path: Path
 ) -> None:
     killed = subprocess.run(
         [sys.executable, "-c", KILL, classified, tmp_path],
@@ -250,7 +250,7 @@ def edited(pixels: np.ndarray) -> np.ndarray:
     ids=["seed", "strength", "views", "drawing", "fewer"],
 )
 def test_other_settings_make_it_anew(
-    model: LexVLA,
+    model: TorchLexVLA,
     whole: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -287,7 +287,7 @@ def test_how_images_are_read_is_part_of_it(
 
 
 def test_other_settings_that_were_stopped_at_once_leave_nothing_to_trust(
-    model: LexVLA, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: TorchLexVLA, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The old note must not speak of the new, empty file."""
     copy_of(whole, tmp_path)
@@ -353,7 +353,7 @@ def array(shape: tuple[int, ...], kind: Any) -> Callable[[Path], None]:
     ],
 )
 def test_damage_is_not_trusted(
-    model: LexVLA, whole: Path, tmp_path: Path, damage: Callable[[Path], None]
+    model: TorchLexVLA, whole: Path, tmp_path: Path, damage: Callable[[Path], None]
 ) -> None:
     damage(copy_of(whole, tmp_path))
     run(tmp_path, model)
@@ -362,7 +362,7 @@ def test_damage_is_not_trusted(
 
 @pytest.mark.parametrize("name", ["cells.json", "cells.npy"])
 def test_a_file_that_is_gone_is_made_anew(
-    model: LexVLA, whole: Path, tmp_path: Path, name: str
+    model: TorchLexVLA, whole: Path, tmp_path: Path, name: str
 ) -> None:
     (copy_of(whole, tmp_path) / name).unlink()
     run(tmp_path, model)

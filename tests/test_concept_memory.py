@@ -23,9 +23,9 @@ from lexvla.config import LexVLAConfig
 from lexvla.errors import ModelError
 from lexvla.image_tower import CachedCells
 from lexvla.lexical_head import lexical_vector, max_over_patches, sparsify
-from lexvla.model import LexVLA
 from lexvla.preprocessing import preprocess
 from lexvla.saving import _dense, _sparse_parts
+from lexvla.torch_model import TorchLexVLA
 from memory_fakes import CHANNELS, CLASSES, FINE, GRID, SIDE, memory_model
 from model_fakes import ITEMS, edit_weights, picture, tiny_model
 
@@ -51,7 +51,7 @@ def random_cells(images: int = 2, side: int = 3, seed: int = 0) -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def model(classified: Path) -> LexVLA:
+def model(classified: Path) -> TorchLexVLA:
     return memory_model(classified)
 
 
@@ -342,7 +342,7 @@ def test_a_memory_needs_the_fine_stage(classified: Path) -> None:
 
 def test_a_transformer_has_no_memory(text_model: str, vision_model: str) -> None:
     with pytest.raises(ValueError, match="concept_items needs a convolutional vision model"):
-        LexVLA.from_backbones(text_model, vision_model, **small(concept_items=3))
+        TorchLexVLA.from_backbones(text_model, vision_model, **small(concept_items=3))
 
 
 def test_heads_need_not_divide_what_no_adapter_has(classified: Path) -> None:
@@ -372,12 +372,12 @@ def test_the_image_side_has_a_width_of_its_own(classified: Path) -> None:
 def test_an_image_codebook_begins_empty(classified: Path) -> None:
     config = memory_model(classified).config
     model = memory_model(classified)
-    made = LexVLA(config, model.vocabulary, model.tokenizer)
+    made = TorchLexVLA(config, model.vocabulary, model.tokenizer)
     assert made.image_codebook.shape == model.image_codebook.shape
     assert not made.image_codebook.any()
 
 
-def test_what_an_encoding_follows_from_is_in_its_name(model: LexVLA, tmp_path: Path) -> None:
+def test_what_an_encoding_follows_from_is_in_its_name(model: TorchLexVLA, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     config = LexVLAConfig.from_pretrained(tmp_path)
     name = config.fingerprint
@@ -388,11 +388,11 @@ def test_what_an_encoding_follows_from_is_in_its_name(model: LexVLA, tmp_path: P
 # In a model
 
 
-def normalised(model: LexVLA) -> Tensor:
+def normalised(model: TorchLexVLA) -> Tensor:
     return preprocess(PICTURES, SIDE, model.config.image_mean, model.config.image_std)
 
 
-def test_a_model_has_the_sizes_of_its_network(model: LexVLA) -> None:
+def test_a_model_has_the_sizes_of_its_network(model: TorchLexVLA) -> None:
     memory = model.image_tower.memory
     assert memory is not None
     assert memory.sizes == (len(ITEMS), CLASSES, CHANNELS, FINE, 6, 2)
@@ -404,7 +404,7 @@ def test_a_model_has_the_sizes_of_its_network(model: LexVLA) -> None:
     assert model.config.vision_model is None
 
 
-def test_the_memory_stands_in_the_adapters_place(model: LexVLA) -> None:
+def test_the_memory_stands_in_the_adapters_place(model: TorchLexVLA) -> None:
     tower = model.image_tower
     with torch.no_grad():
         cells = tower.cells(normalised(model))
@@ -417,7 +417,7 @@ def test_the_memory_stands_in_the_adapters_place(model: LexVLA) -> None:
     torch.testing.assert_close(some[..., :-1].amax(1), tower.memory.shares(whole))
 
 
-def test_an_images_words_are_those_of_its_concepts(model: LexVLA) -> None:
+def test_an_images_words_are_those_of_its_concepts(model: TorchLexVLA) -> None:
     """Where no concept speaks against a word, its best patch says what the whole image says."""
     with torch.no_grad():
         cells = model.image_tower.cells(normalised(model))
@@ -431,7 +431,7 @@ def test_an_images_words_are_those_of_its_concepts(model: LexVLA) -> None:
     torch.testing.assert_close(logits[:, lone], most[:, lone])
 
 
-def test_cells_that_are_kept_give_the_features_of_their_pixels(model: LexVLA) -> None:
+def test_cells_that_are_kept_give_the_features_of_their_pixels(model: TorchLexVLA) -> None:
     ids = model.prompt_ids(["red dog", "hat"])
     with torch.no_grad():
         cells = model.image_tower.cells(normalised(model))
@@ -449,7 +449,7 @@ def test_cells_that_are_kept_give_the_features_of_their_pixels(model: LexVLA) ->
     assert CachedCells(cells).to(torch.device("cpu"))[1:].whole is None
 
 
-def test_every_way_of_encoding(model: LexVLA) -> None:
+def test_every_way_of_encoding(model: TorchLexVLA) -> None:
     images = model.encode_image(PICTURES)
     words = len(model.vocabulary)
     assert images.lexical.nnz
@@ -473,13 +473,13 @@ def test_every_way_of_encoding(model: LexVLA) -> None:
     np.testing.assert_allclose(whole.lexical.toarray(), images[0].lexical.toarray(), atol=1e-5)
 
 
-def encodings(model: LexVLA) -> list[np.ndarray]:
+def encodings(model: TorchLexVLA) -> list[np.ndarray]:
     images, texts = model.encode_image(PICTURES), model.encode_text(["a red dog", "two hats"])
     found = [images.lexical.toarray(), images.patches, images.dense, images.codes.toarray()]
     return [*found, texts.lexical.toarray(), texts.dense]
 
 
-def assert_same_model(one: LexVLA, other: LexVLA) -> None:
+def assert_same_model(one: TorchLexVLA, other: TorchLexVLA) -> None:
     """A model that is loaded has another kernel for attention over text."""
     pairs = list(zip(encodings(one), encodings(other), strict=True))
     for mine, yours in pairs[:4]:
@@ -488,9 +488,9 @@ def assert_same_model(one: LexVLA, other: LexVLA) -> None:
         np.testing.assert_allclose(mine, yours, atol=1e-5)
 
 
-def test_saved_and_loaded_bit_by_bit(model: LexVLA, tmp_path: Path) -> None:
+def test_saved_and_loaded_bit_by_bit(model: TorchLexVLA, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
-    loaded = LexVLA.from_pretrained(tmp_path)
+    loaded = TorchLexVLA.from_pretrained(tmp_path)
     assert loaded.config.vision_model is None
     assert (tmp_path / "vision_model" / "model.safetensors").is_file()
     own, found = model.state_dict(), loaded.state_dict()
@@ -509,9 +509,9 @@ def test_saved_in_half_precision(classified: Path, tmp_path: Path) -> None:
     stored = load_file(tmp_path / "model.safetensors")
     for name in ("image_tower.memory.item_keys", "image_codebook.values"):
         assert stored[name].dtype == torch.float16
-    loaded = LexVLA.from_pretrained(tmp_path)
+    loaded = TorchLexVLA.from_pretrained(tmp_path)
     assert_same_model(loaded, model.float())
-    low = LexVLA.from_pretrained(tmp_path, dtype="bfloat16")
+    low = TorchLexVLA.from_pretrained(tmp_path, dtype="bfloat16")
     assert low.encode_image(PICTURES).lexical.shape == (3, len(low.vocabulary))
 
 
@@ -523,14 +523,14 @@ def test_values_that_float16_rounds_to_0_do_not_change_the_name(
         model.image_codebook[0, :2] = torch.tensor([1e-9, 2.0])
     model.save_pretrained(tmp_path)
     name = model.name
-    LexVLA.from_pretrained(tmp_path, dtype="float16").save_pretrained(tmp_path)
-    assert LexVLA.from_pretrained(tmp_path).name == name
+    TorchLexVLA.from_pretrained(tmp_path, dtype="float16").save_pretrained(tmp_path)
+    assert TorchLexVLA.from_pretrained(tmp_path).name == name
 
 
 # Its image codebook in a file
 
 
-def test_an_image_codebook_is_stored_without_its_zeros(model: LexVLA, tmp_path: Path) -> None:
+def test_an_image_codebook_is_stored_without_its_zeros(model: TorchLexVLA, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     stored = load_file(tmp_path / "model.safetensors")
     parts = {name: stored[f"image_codebook.{name}"] for name in ("counts", "columns", "values")}
@@ -570,7 +570,7 @@ def test_an_empty_image_codebook_comes_back(classified: Path, tmp_path: Path) ->
         model.image_codebook[2, 5] = 3
     for number in (1, 0):
         model.save_pretrained(tmp_path)
-        loaded = LexVLA.from_pretrained(tmp_path)
+        loaded = TorchLexVLA.from_pretrained(tmp_path)
         assert torch.equal(loaded.image_codebook, model.image_codebook)
         assert (loaded.image_codebook != 0).sum() == number
         with torch.no_grad():
@@ -642,19 +642,19 @@ def raise_first(weights: Weights) -> None:
     ],
 )
 def test_damaged_parts_of_an_image_codebook_are_named(
-    model: LexVLA, tmp_path: Path, change: Callable[[Weights], object], words: str
+    model: TorchLexVLA, tmp_path: Path, change: Callable[[Weights], object], words: str
 ) -> None:
     model.save_pretrained(tmp_path)
     edit_weights(tmp_path, change)
     with pytest.raises(ModelError) as caught:
-        LexVLA.from_pretrained(tmp_path)
+        TorchLexVLA.from_pretrained(tmp_path)
     assert str(tmp_path / "model.safetensors") in str(caught.value)
     assert "image_codebook" in str(caught.value)
     assert words in str(caught.value)
 
 
 def test_an_image_codebook_in_one_piece_is_not_that_of_a_memory(
-    model: LexVLA, tmp_path: Path
+    model: TorchLexVLA, tmp_path: Path
 ) -> None:
     model.save_pretrained(tmp_path)
 
@@ -665,7 +665,7 @@ def test_an_image_codebook_in_one_piece_is_not_that_of_a_memory(
 
     edit_weights(tmp_path, join)
     with pytest.raises(ModelError, match=r"model\.safetensors: image_codebook: parts are missing"):
-        LexVLA.from_pretrained(tmp_path)
+        TorchLexVLA.from_pretrained(tmp_path)
 
 
 def test_parts_are_not_for_a_model_with_an_adapter(classified: Path, tmp_path: Path) -> None:
@@ -674,7 +674,7 @@ def test_parts_are_not_for_a_model_with_an_adapter(classified: Path, tmp_path: P
     assert "image_codebook" in load_file(tmp_path / "model.safetensors")
     edit_weights(tmp_path, lambda w: w.update(_sparse_parts(w.pop("image_codebook"))))
     with pytest.raises(ModelError, match=r"weights missing for .* image_codebook"):
-        LexVLA.from_pretrained(tmp_path)
+        TorchLexVLA.from_pretrained(tmp_path)
 
 
 # The words of patches
@@ -688,7 +688,7 @@ def eighths(*shape: int, seed: int) -> Tensor:
 
 @given(st.integers(0, 10**6), st.integers(1, 4), st.integers(1, 9), st.floats(0, 1))
 def test_concepts_that_no_patch_shows_say_nothing(
-    model: LexVLA, seed: int, images: int, patches: int, share: float
+    model: TorchLexVLA, seed: int, images: int, patches: int, share: float
 ) -> None:
     """With them and without them, logits and places are equal to the bit."""
     words, width = model.image_codebook.shape
@@ -705,7 +705,7 @@ def test_concepts_that_no_patch_shows_say_nothing(
 
 
 @contextmanager
-def replaced(model: LexVLA, rows: Tensor) -> Iterator[None]:
+def replaced(model: TorchLexVLA, rows: Tensor) -> Iterator[None]:
     kept = model.image_codebook.data
     model.image_codebook.data = rows
     try:
@@ -715,14 +715,16 @@ def replaced(model: LexVLA, rows: Tensor) -> Iterator[None]:
         model.image_codebook.data = kept
 
 
-def test_only_shown_concepts_are_multiplied(model: LexVLA, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_shown_concepts_are_multiplied(
+    model: TorchLexVLA, monkeypatch: pytest.MonkeyPatch
+) -> None:
     given = []
 
     def spy(states: Tensor, rows: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
         given.append((states, rows))
         return max_over_patches(states, rows, chunk)
 
-    monkeypatch.setattr("lexvla.model.max_over_patches", spy)
+    monkeypatch.setattr("lexvla.torch_model.max_over_patches", spy)
     width = model.config.lexical_width
     states = torch.zeros(2, 3, width)
     states[..., -1] = 1
@@ -734,7 +736,7 @@ def test_only_shown_concepts_are_multiplied(model: LexVLA, monkeypatch: pytest.M
     assert torch.equal(rows, model.image_codebook[:, [1, 4, width - 1]])
 
 
-def test_a_state_that_is_no_number_stays_one(model: LexVLA) -> None:
+def test_a_state_that_is_no_number_stays_one(model: TorchLexVLA) -> None:
     states = torch.zeros(1, 2, model.config.lexical_width)
     states[0, 1, 3] = math.nan
     with torch.no_grad():
@@ -742,7 +744,7 @@ def test_a_state_that_is_no_number_stays_one(model: LexVLA) -> None:
 
 
 @torch.no_grad()
-def test_a_dense_vector_is_of_what_the_best_patches_show(model: LexVLA) -> None:
+def test_a_dense_vector_is_of_what_the_best_patches_show(model: TorchLexVLA) -> None:
     states = model.patch_states(normalised(model))
     pooled = model.pooled(states)
     assert torch.equal(pooled, states.amax(1))
@@ -771,7 +773,7 @@ def test_without_a_memory_all_dimensions_count(classified: Path) -> None:
 
 @pytest.mark.parametrize("limit", [None, 1, 2, 5])
 def test_a_model_sparsifies_by_its_own_rule(
-    model: LexVLA, monkeypatch: pytest.MonkeyPatch, limit: int | None
+    model: TorchLexVLA, monkeypatch: pytest.MonkeyPatch, limit: int | None
 ) -> None:
     vectors = lexical_vector(torch.randn(4, 12, generator=torch.Generator().manual_seed(0)))
     for rule, most in (("mean", None), ("top_k", 3), ("threshold", 2)):
@@ -796,14 +798,14 @@ def test_a_known_word_need_not_be_in_the_vocabulary(classified: Path, tmp_path: 
     assert known == {"▁zebra", "▁savanna"}
     assert model.vocabulary.find("zebra") is None
     model.save_pretrained(tmp_path)
-    for each in (model, LexVLA.from_pretrained(tmp_path)):
+    for each in (model, TorchLexVLA.from_pretrained(tmp_path)):
         rows = each.encode_text(["zebra", "Savanna!", "red zebra", "dog", "the", "xqv", "", "!"])
         counts = np.diff(rows.lexical.indptr)
         assert (counts[:4] > 0).all()
         assert not counts[4:].any()
 
 
-def test_without_other_texts_no_more_words_are_known(model: LexVLA) -> None:
+def test_without_other_texts_no_more_words_are_known(model: TorchLexVLA) -> None:
     assert model.config.known_tokens == [0, 0]
     counts = np.diff(model.encode_text(["dog", "zebra", "the"]).lexical.indptr)
     assert counts[0] > 0

@@ -15,9 +15,9 @@ from PIL import Image
 from lexvla.encoding import Encoding
 from lexvla.errors import InputError, ModelError
 from lexvla.lexical_head import elu1p, lexical_vector
-from lexvla.model import LexVLA
 from lexvla.preprocessing import preprocess
 from lexvla.text_tower import PrefixCache, TextTower
+from lexvla.torch_model import TorchLexVLA
 from model_fakes import GRID, picture, tiny_model
 
 PICTURES = [picture(1), picture(2)]
@@ -25,7 +25,7 @@ TEXTS = ["a red dog", "two blue birds, flying over the horse", "hat", "the cat's
 
 
 @pytest.fixture(scope="module")
-def model() -> LexVLA:
+def model() -> TorchLexVLA:
     return tiny_model()
 
 
@@ -37,7 +37,7 @@ def rule(vectors: torch.Tensor) -> np.ndarray:
 
 
 @torch.no_grad()
-def test_a_word_is_its_row_of_the_text_codebook(model: LexVLA) -> None:
+def test_a_word_is_its_row_of_the_text_codebook(model: TorchLexVLA) -> None:
     codebook = model.text_codebook()
     dog, red = model.vocabulary.find("dog"), model.vocabulary.find("red")
     encoding = model.encode_words(["dog", "red dog", "zzz", "DOG"])
@@ -54,7 +54,7 @@ def test_a_word_is_its_row_of_the_text_codebook(model: LexVLA) -> None:
 
 
 @torch.no_grad()
-def test_a_patch_has_the_vector_of_its_own_state(model: LexVLA) -> None:
+def test_a_patch_has_the_vector_of_its_own_state(model: TorchLexVLA) -> None:
     states = model.patch_states(preprocess(PICTURES, 8 * GRID))
     vectors = lexical_vector(states @ model.image_codebook.T).flatten(0, 1)
     encoding = model.encode_patches(iter(PICTURES))
@@ -68,7 +68,7 @@ def test_a_patch_has_the_vector_of_its_own_state(model: LexVLA) -> None:
 
 
 @torch.no_grad()
-def test_a_region_is_the_maximum_over_its_patches(model: LexVLA) -> None:
+def test_a_region_is_the_maximum_over_its_patches(model: TorchLexVLA) -> None:
     states = model.patch_states(preprocess(PICTURES, 8 * GRID))
     mask = np.zeros((GRID, GRID), bool)
     mask[0, 2] = mask[2, 1] = True
@@ -83,7 +83,7 @@ def test_a_region_is_the_maximum_over_its_patches(model: LexVLA) -> None:
         np.testing.assert_allclose(encoding.dense[row], dense.numpy(), atol=1e-6)
 
 
-def test_the_whole_image_is_a_region_too(model: LexVLA) -> None:
+def test_the_whole_image_is_a_region_too(model: TorchLexVLA) -> None:
     whole = model.encode_image(PICTURES)
     boxes = [(0, 0, *image.size) for image in PICTURES]
     region = model.encode_region(PICTURES, boxes, batch_size=1)
@@ -91,7 +91,7 @@ def test_the_whole_image_is_a_region_too(model: LexVLA) -> None:
     np.testing.assert_array_equal(region.patches, whole.patches)
 
 
-def test_regions_that_are_refused(model: LexVLA) -> None:
+def test_regions_that_are_refused(model: TorchLexVLA) -> None:
     with pytest.raises(InputError, match="outside the image of 40 x 30"):
         model.encode_region(PICTURES[:1], [(0, 0, 41, 3)])
     with pytest.raises(ValueError, match="shorter"):
@@ -99,7 +99,7 @@ def test_regions_that_are_refused(model: LexVLA) -> None:
 
 
 @torch.no_grad()
-def test_every_leg_of_texts_and_images(model: LexVLA) -> None:
+def test_every_leg_of_texts_and_images(model: TorchLexVLA) -> None:
     texts, images = model.encode_text(TEXTS), model.encode_image(PICTURES)
     states = model.text_states(TEXTS)
     np.testing.assert_allclose(texts.dense, model.text_dense_head(states).numpy(), atol=1e-5)
@@ -122,7 +122,7 @@ def test_a_model_without_dense_head_or_codes_says_so() -> None:
     assert dense.dense.shape == (2, 6)
 
 
-def test_intersection_shares_the_similarity_out(model: LexVLA) -> None:
+def test_intersection_shares_the_similarity_out(model: TorchLexVLA) -> None:
     texts, images = model.encode_text(TEXTS[:2]), model.encode_image(PICTURES)
     pairs = model.intersection(texts, images)
     expected = texts.lexical.toarray() * images.lexical.toarray()
@@ -137,17 +137,17 @@ def test_intersection_shares_the_similarity_out(model: LexVLA) -> None:
         model.intersection(texts, images[0])
 
 
-def test_sparsity(model: LexVLA) -> None:
+def test_sparsity(model: TorchLexVLA) -> None:
     encoding = model.encode_text(["a red dog", "?!"], max_active_dims=3)
     size = len(model.vocabulary)
     assert model.sparsity(encoding) == {"active_dims": 1.5, "sparsity_ratio": 1 - 1.5 / size}
 
 
-def test_several_heat_maps_by_one_pass(model: LexVLA, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_heat_maps_by_one_pass(model: TorchLexVLA, monkeypatch: pytest.MonkeyPatch) -> None:
     passes = []
-    patch_states = LexVLA.patch_states
+    patch_states = TorchLexVLA.patch_states
     monkeypatch.setattr(
-        LexVLA, "patch_states", lambda self, x: passes.append(1) or patch_states(self, x)
+        TorchLexVLA, "patch_states", lambda self, x: passes.append(1) or patch_states(self, x)
     )
     maps = model.heatmaps(PICTURES[0], ["dog", "red"])
     assert maps.shape == (2, GRID, GRID)
@@ -163,7 +163,7 @@ def test_several_heat_maps_by_one_pass(model: LexVLA, monkeypatch: pytest.Monkey
         model.heatmaps(PICTURES[0], ["dog", "zzz"])
 
 
-def test_items_may_come_from_an_iterator(model: LexVLA) -> None:
+def test_items_may_come_from_an_iterator(model: TorchLexVLA) -> None:
     texts = [f"red dog {i}" for i in range(70)]
     whole = model.encode_text(texts, batch_size=2)  # over more than one window of sorted batches
     streamed = model.encode_text(iter(texts), batch_size=2)
@@ -177,7 +177,7 @@ def test_items_may_come_from_an_iterator(model: LexVLA) -> None:
 
 
 def test_the_prompt_is_run_once_for_all_batches(
-    model: LexVLA, monkeypatch: pytest.MonkeyPatch
+    model: TorchLexVLA, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokens: list[int] = []
     backbone = model.text_tower.language_model.get_decoder()
@@ -196,7 +196,7 @@ def test_the_prompt_is_run_once_for_all_batches(
 
 
 @torch.no_grad()
-def test_a_cache_of_a_longer_beginning_is_cut(model: LexVLA) -> None:
+def test_a_cache_of_a_longer_beginning_is_cut(model: TorchLexVLA) -> None:
     cache = PrefixCache()
     for texts in (["red dog", "red hat"], ["red dog", "blue hat"], ["hat"], ["red dog", "red hat"]):
         cached = model.text_states(texts, cache)
@@ -205,7 +205,7 @@ def test_a_cache_of_a_longer_beginning_is_cut(model: LexVLA) -> None:
     assert other in (0, 1)
 
 
-def test_training_keeps_no_cache(model: LexVLA) -> None:
+def test_training_keeps_no_cache(model: TorchLexVLA) -> None:
     seen = []
     forward = TextTower.forward
 
@@ -220,11 +220,11 @@ def test_training_keeps_no_cache(model: LexVLA) -> None:
     model.zero_grad()
 
 
-def test_out_of_memory_names_the_knob(model: LexVLA, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(self: LexVLA, pixels: torch.Tensor) -> torch.Tensor:
+def test_out_of_memory_names_the_knob(model: TorchLexVLA, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: TorchLexVLA, pixels: torch.Tensor) -> torch.Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(LexVLA, "patch_states", full)
+    monkeypatch.setattr(TorchLexVLA, "patch_states", full)
     with pytest.raises(ModelError, match="smaller batch_size"):
         model.encode_image(PICTURES)
 
@@ -236,7 +236,7 @@ def test_memory_grows_with_the_kept_words_alone() -> None:
 import resource, sys
 sys.path.insert(0, "tests")
 from lexvla.config import LexVLAConfig
-from lexvla.model import LexVLA
+from lexvla.torch_model import LexVLA
 from lexvla.training.tokenizer import train_tokenizer
 from lexvla.vocabulary import Vocabulary
 from transformers import Dinov2Config, LlamaConfig
@@ -271,7 +271,9 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
     assert int(done.stdout) < 60
 
 
-def test_an_image_that_is_not_yet_decoded_may_be_given_often(model: LexVLA, tmp_path: Path) -> None:
+def test_an_image_that_is_not_yet_decoded_may_be_given_often(
+    model: TorchLexVLA, tmp_path: Path
+) -> None:
     picture(1, (400, 300)).save(tmp_path / "one.png")
     with Image.open(tmp_path / "one.png") as lazy:
         often = model.encode_image([lazy] * 40, batch_size=7)
@@ -280,7 +282,9 @@ def test_an_image_that_is_not_yet_decoded_may_be_given_often(model: LexVLA, tmp_
         np.testing.assert_allclose(row.lexical.toarray(), once.lexical.toarray(), atol=1e-6)
 
 
-def test_the_first_bad_image_ends_the_batch_with_its_name(model: LexVLA, tmp_path: Path) -> None:
+def test_the_first_bad_image_ends_the_batch_with_its_name(
+    model: TorchLexVLA, tmp_path: Path
+) -> None:
     (tmp_path / "bad.png").write_bytes(b"no image")
     taken: list[int] = []
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from lexvla.encoding import Encoding
 from lexvla.errors import InputError
 from lexvla.lexical_head import lexical_vector
-from lexvla.model import LexVLA
 from lexvla.preprocessing import preprocess
 from lexvla.text_tower import TextTower
+from lexvla.torch_model import TorchLexVLA
 from model_fakes import GRID, picture, tiny_model
 
 TEXTS = ["a red dog and the white horse", "hat", "two blue birds", "cat", "green hat", "red dog"]
@@ -23,7 +23,7 @@ PICTURES = [picture(seed) for seed in range(5)]
 
 
 @pytest.fixture(scope="module")
-def model() -> LexVLA:
+def model() -> TorchLexVLA:
     return tiny_model()
 
 
@@ -35,7 +35,7 @@ def close(one: Encoding, other: Encoding) -> None:
 
 
 @torch.no_grad()
-def expected(model: LexVLA, logits: Tensor) -> np.ndarray:
+def expected(model: TorchLexVLA, logits: Tensor) -> np.ndarray:
     """Return what is above 1/sqrt(V) of the unit vectors, with unit length, by plain arithmetic."""
     vectors = lexical_vector(logits).numpy()
     kept = np.where(vectors > len(model.vocabulary) ** -0.5, vectors, 0)
@@ -43,7 +43,7 @@ def expected(model: LexVLA, logits: Tensor) -> np.ndarray:
 
 
 @torch.no_grad()
-def test_texts(model: LexVLA) -> None:
+def test_texts(model: TorchLexVLA) -> None:
     encoding = model.encode_text(TEXTS)
     assert encoding.lexical.shape == (6, len(model.vocabulary))
     assert encoding.lexical.dtype == np.float32
@@ -53,7 +53,7 @@ def test_texts(model: LexVLA) -> None:
 
 
 @torch.no_grad()
-def test_images(model: LexVLA) -> None:
+def test_images(model: TorchLexVLA) -> None:
     encoding = model.encode_image(PICTURES)
     assert encoding.lexical.shape == (5, len(model.vocabulary))
     assert encoding.lexical.dtype == np.float32
@@ -78,19 +78,21 @@ def test_images(model: LexVLA) -> None:
         lambda model: model.image_logits(torch.zeros(0, 3, 24, 24)),
     ],
 )
-def test_an_empty_batch_is_refused(model: LexVLA, encode: Callable[[LexVLA], object]) -> None:
+def test_an_empty_batch_is_refused(
+    model: TorchLexVLA, encode: Callable[[TorchLexVLA], object]
+) -> None:
     with pytest.raises(InputError, match="at least one"):
         encode(model)
 
 
 @pytest.mark.parametrize("size", [1, 2, 4, 100])
-def test_the_batch_size_changes_nothing(model: LexVLA, size: int) -> None:
+def test_the_batch_size_changes_nothing(model: TorchLexVLA, size: int) -> None:
     close(model.encode_text(TEXTS, batch_size=size), model.encode_text(TEXTS))
     close(model.encode_image(PICTURES, batch_size=size), model.encode_image(PICTURES))
 
 
 @pytest.mark.parametrize("size", [0, -1])
-def test_a_batch_has_at_least_one_item(model: LexVLA, size: int) -> None:
+def test_a_batch_has_at_least_one_item(model: TorchLexVLA, size: int) -> None:
     with pytest.raises(ValueError, match="batch_size must be at least 1"):
         model.encode_text(TEXTS, batch_size=size)
     with pytest.raises(ValueError, match="batch_size must be at least 1"):
@@ -98,7 +100,7 @@ def test_a_batch_has_at_least_one_item(model: LexVLA, size: int) -> None:
 
 
 def test_order_is_kept_though_texts_are_sorted_by_length(
-    model: LexVLA, monkeypatch: pytest.MonkeyPatch
+    model: TorchLexVLA, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lengths: list[int] = []
     forward = TextTower.forward
@@ -117,7 +119,7 @@ def test_order_is_kept_though_texts_are_sorted_by_length(
 
 
 @pytest.mark.parametrize("text", ["", " ", "?!", "the and", "собака", "\n"])
-def test_a_text_without_a_known_piece_has_an_empty_row(model: LexVLA, text: str) -> None:
+def test_a_text_without_a_known_piece_has_an_empty_row(model: TorchLexVLA, text: str) -> None:
     encoding = model.encode_text(["red dog", text, "hat"])
     assert np.diff(encoding.lexical.indptr).astype(bool).tolist() == [True, False, True]
 
@@ -128,7 +130,7 @@ def test_a_word_beyond_the_limit_is_no_known_piece() -> None:
     assert np.diff(encoding.lexical.indptr).astype(bool).tolist() == [False, True]
 
 
-def test_one_text_is_not_a_list_of_letters(model: LexVLA) -> None:
+def test_one_text_is_not_a_list_of_letters(model: TorchLexVLA) -> None:
     with pytest.raises(TypeError, match="a list of texts"):
         model.encode_text("red dog")
     with pytest.raises(TypeError, match="a list of words"):
@@ -137,13 +139,13 @@ def test_one_text_is_not_a_list_of_letters(model: LexVLA) -> None:
         model.encode_image("dog.png")
 
 
-def test_half_a_character_is_refused(model: LexVLA) -> None:
+def test_half_a_character_is_refused(model: TorchLexVLA) -> None:
     with pytest.raises(InputError, match="not valid Unicode") as caught:
         model.encode_text(["hat", "dog \udcff"])
     assert "dog" in caught.value.item
 
 
-def test_max_active_dims(model: LexVLA) -> None:
+def test_max_active_dims(model: TorchLexVLA) -> None:
     for encoding, whole in (
         (model.encode_text(TEXTS, max_active_dims=2), model.encode_text(TEXTS)),
         (model.encode_image(PICTURES, max_active_dims=2), model.encode_image(PICTURES)),
@@ -165,7 +167,7 @@ def test_the_configuration_says_how_vectors_are_cut() -> None:
     assert np.diff(model.encode_image(PICTURES).lexical.indptr).min() > 3
 
 
-def test_decode(model: LexVLA) -> None:
+def test_decode(model: TorchLexVLA) -> None:
     words = [model.vocabulary.word(i) for i in range(4)]
     row = np.zeros((2, len(model.vocabulary)), np.float32)
     row[0, :4] = [0.25, 0.75, 0.25, 0.5]
@@ -175,7 +177,7 @@ def test_decode(model: LexVLA) -> None:
     assert model.decode(encoding, top_k=3) == [heaviest[:3], []]
 
 
-def test_similarity(model: LexVLA) -> None:
+def test_similarity(model: TorchLexVLA) -> None:
     queries, items = model.encode_text(TEXTS), model.encode_image(PICTURES)
     found = model.similarity(queries, items)
     assert found.shape == (6, 5)
@@ -184,7 +186,7 @@ def test_similarity(model: LexVLA) -> None:
     np.testing.assert_allclose(found, plain, atol=1e-6)
 
 
-def test_the_heat_map_is_hottest_where_the_word_was_read(model: LexVLA) -> None:
+def test_the_heat_map_is_hottest_where_the_word_was_read(model: TorchLexVLA) -> None:
     assert model.patch_grid == (GRID, GRID)
     seen = set()
     for image in PICTURES:
@@ -202,7 +204,7 @@ def test_the_heat_map_is_hottest_where_the_word_was_read(model: LexVLA) -> None:
     assert len(seen) > 2
 
 
-def test_a_heat_map_over_the_length_of_what_is_kept_is_the_words_weight(model: LexVLA) -> None:
+def test_a_heat_map_over_the_length_of_what_is_kept_is_the_words_weight(model: TorchLexVLA) -> None:
     words = [model.vocabulary.word(i) for i in range(len(model.vocabulary))]
     raw = np.array([model.heatmap(PICTURES[0], word).max() for word in words])
     weights = model.encode_image(PICTURES[:1]).lexical
@@ -210,12 +212,12 @@ def test_a_heat_map_over_the_length_of_what_is_kept_is_the_words_weight(model: L
     np.testing.assert_allclose(weights.data, expected, rtol=1e-5)
 
 
-def test_a_heat_map_of_an_unknown_word(model: LexVLA) -> None:
+def test_a_heat_map_of_an_unknown_word(model: TorchLexVLA) -> None:
     with pytest.raises(KeyError, match="zebra"):
         model.heatmap(PICTURES[0], "zebra")
 
 
-def test_paths_arrays_and_images_agree(model: LexVLA, tmp_path: Path) -> None:
+def test_paths_arrays_and_images_agree(model: TorchLexVLA, tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     PICTURES[0].save(path)
     forms = [PICTURES[0], path, str(path), path.read_bytes(), np.asarray(PICTURES[0])]
@@ -226,7 +228,7 @@ def test_paths_arrays_and_images_agree(model: LexVLA, tmp_path: Path) -> None:
         np.testing.assert_array_equal(model.heatmap(form, "dog"), model.heatmap(path, "dog"))
 
 
-def test_a_broken_image_is_named(model: LexVLA, tmp_path: Path) -> None:
+def test_a_broken_image_is_named(model: TorchLexVLA, tmp_path: Path) -> None:
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no image at all")
     with pytest.raises(InputError, match=r"broken\.png") as caught:
@@ -259,7 +261,9 @@ def test_the_mode_is_put_back_and_no_gradient_is_kept(training: bool) -> None:
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_progress_is_shown_when_asked_for(model: LexVLA, capfd: pytest.CaptureFixture[str]) -> None:
+def test_progress_is_shown_when_asked_for(
+    model: TorchLexVLA, capfd: pytest.CaptureFixture[str]
+) -> None:
     model.encode_text(TEXTS)
     assert capfd.readouterr().err == ""
     model.encode_text(TEXTS, show_progress_bar=True)
@@ -267,7 +271,7 @@ def test_progress_is_shown_when_asked_for(model: LexVLA, capfd: pytest.CaptureFi
 
 
 @pytest.mark.cuda
-def test_a_gpu_gives_what_the_cpu_gives(model: LexVLA) -> None:
+def test_a_gpu_gives_what_the_cpu_gives(model: TorchLexVLA) -> None:
     try:
         moved = model.to("cuda")
         texts, images = moved.encode_text(TEXTS), moved.encode_image(PICTURES)

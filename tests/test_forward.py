@@ -9,7 +9,7 @@ import torch
 from backbone_fakes import TEXTS
 from lexvla.errors import ModelError
 from lexvla.lexical_head import lexical_vector
-from lexvla.model import LexVLA
+from lexvla.torch_model import TorchLexVLA
 from model_fakes import GRID, tiny_model
 from training_fakes import (
     CAPTIONS,
@@ -91,7 +91,7 @@ def test_image_locals_are_the_patches_without_cls(pool_cls: bool) -> None:
     torch.testing.assert_close(image.locals.norm(dim=2), torch.ones(3, GRID * GRID))
 
 
-def own_tokens(model: LexVLA, texts: list[str]) -> list[list[str]]:
+def own_tokens(model: TorchLexVLA, texts: list[str]) -> list[list[str]]:
     """Return the tokens that the mask of the texts' locals leaves."""
     ids = model.prompt_ids(texts)
     images = torch.zeros(len(texts), 3, SIDE, SIDE)

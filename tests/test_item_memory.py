@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lexvla.model import Features
+from lexvla.torch_model import Features
 from lexvla.training.item_memory import ItemMemory
 
 

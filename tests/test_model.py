@@ -13,8 +13,8 @@ import torch
 from lexvla.config import PROMPT, LexVLAConfig
 from lexvla.errors import ModelError
 from lexvla.lexical_head import lexical_vector
-from lexvla.model import LexVLA
 from lexvla.preprocessing import preprocess
+from lexvla.torch_model import TorchLexVLA
 from lexvla.vocabulary import Vocabulary
 from model_fakes import GRID, edit_json, edit_weights, picture, tiny_model
 
@@ -34,12 +34,12 @@ MADE = {"README.md", "text_model/generation_config.json"}  # not needed for load
 
 
 @pytest.fixture(scope="module")
-def model() -> LexVLA:
+def model() -> TorchLexVLA:
     return tiny_model()
 
 
 @pytest.fixture(scope="module")
-def saved(model: LexVLA, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def saved(model: TorchLexVLA, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("saved")
     model.save_pretrained(folder)
     return folder
@@ -53,24 +53,24 @@ def folder(saved: Path, tmp_path: Path) -> Path:
 
 def refuse(folder: Path, *words: str) -> None:
     with pytest.raises(ModelError) as caught:
-        LexVLA.from_pretrained(folder)
+        TorchLexVLA.from_pretrained(folder)
     for word in words:
         assert word in str(caught.value)
 
 
-def encode(model: LexVLA) -> tuple[np.ndarray, ...]:
+def encode(model: TorchLexVLA) -> tuple[np.ndarray, ...]:
     texts, images = model.encode_text(TEXTS), model.encode_image([picture(1), picture(2)])
     assert images.patches is not None
     return texts.lexical.toarray(), images.lexical.toarray(), images.patches
 
 
-def assert_same(one: LexVLA, other: LexVLA) -> None:
+def assert_same(one: TorchLexVLA, other: TorchLexVLA) -> None:
     for mine, yours in zip(encode(one), encode(other), strict=True):
         np.testing.assert_array_equal(mine, yours)
 
 
 @torch.no_grad()
-def test_vectors_have_unit_length_and_no_negative_weight(model: LexVLA) -> None:
+def test_vectors_have_unit_length_and_no_negative_weight(model: TorchLexVLA) -> None:
     images = preprocess([picture(1), picture(2), picture(3)], 8 * GRID)
     for logits in (model.text_logits(TEXTS), model.image_logits(images)[0]):
         vectors = lexical_vector(logits)
@@ -80,7 +80,7 @@ def test_vectors_have_unit_length_and_no_negative_weight(model: LexVLA) -> None:
 
 
 @torch.no_grad()
-def test_text_logits_are_next_token_logits_of_the_kept_pieces(model: LexVLA) -> None:
+def test_text_logits_are_next_token_logits_of_the_kept_pieces(model: TorchLexVLA) -> None:
     logits = model.text_logits(TEXTS)
     for row, text in zip(logits, TEXTS, strict=True):
         ids = torch.tensor(model.tokenizer([PROMPT.replace("{text}", text)])["input_ids"])
@@ -89,7 +89,7 @@ def test_text_logits_are_next_token_logits_of_the_kept_pieces(model: LexVLA) -> 
 
 
 @torch.no_grad()
-def test_image_logits_are_the_best_of_the_patches_without_cls(model: LexVLA) -> None:
+def test_image_logits_are_the_best_of_the_patches_without_cls(model: TorchLexVLA) -> None:
     pixels = preprocess([picture(1), picture(2)], 8 * GRID)
     tower = model.image_tower
     states = tower.adapter(tower.vision_model(pixel_values=pixels).last_hidden_state)[:, 1:]
@@ -101,19 +101,19 @@ def test_image_logits_are_the_best_of_the_patches_without_cls(model: LexVLA) -> 
 
 
 @torch.no_grad()
-def test_images_of_other_sizes_have_as_many_patches_as_fit(model: LexVLA) -> None:
+def test_images_of_other_sizes_have_as_many_patches_as_fit(model: TorchLexVLA) -> None:
     assert model.image_tower(torch.zeros(1, 3, 16, 40)).shape == (1, 2 * 5, 16)
 
 
-def test_the_image_codebook_starts_as_a_copy_of_the_texts(model: LexVLA) -> None:
+def test_the_image_codebook_starts_as_a_copy_of_the_texts(model: TorchLexVLA) -> None:
     rows = model.text_tower.language_model.lm_head.weight[list(model.vocabulary.token_ids or ())]
     assert torch.equal(model.image_codebook, rows)
     assert model.image_codebook.data_ptr() != rows.data_ptr()
     assert torch.equal(model.text_codebook(), rows)
 
 
-def test_save_and_load_give_equal_bits(model: LexVLA, saved: Path) -> None:
-    loaded = LexVLA.from_pretrained(saved)
+def test_save_and_load_give_equal_bits(model: TorchLexVLA, saved: Path) -> None:
+    loaded = TorchLexVLA.from_pretrained(saved)
     assert_same(loaded, model)
     assert loaded.vocabulary == model.vocabulary
     assert loaded.config.prompt == PROMPT
@@ -122,38 +122,38 @@ def test_save_and_load_give_equal_bits(model: LexVLA, saved: Path) -> None:
     assert found == FILES | MADE
 
 
-def test_half_precision_on_disk_is_float32_in_memory(model: LexVLA, tmp_path: Path) -> None:
+def test_half_precision_on_disk_is_float32_in_memory(model: TorchLexVLA, tmp_path: Path) -> None:
     tiny_model().half().save_pretrained(tmp_path)
-    loaded = LexVLA.from_pretrained(tmp_path)
+    loaded = TorchLexVLA.from_pretrained(tmp_path)
     rounded = {name: w.half().float() for name, w in model.state_dict().items()}
     for name, weight in loaded.state_dict().items():
         assert weight.dtype == torch.float32
         assert torch.equal(weight, rounded[name])
-    assert LexVLA.from_pretrained(tmp_path, dtype=torch.float16).dtype == torch.float16
+    assert TorchLexVLA.from_pretrained(tmp_path, dtype=torch.float16).dtype == torch.float16
 
 
 def test_the_name_follows_the_weights(saved: Path, tmp_path: Path) -> None:
     assert tiny_model().name == "lexvla@unsaved"
-    loaded = LexVLA.from_pretrained(saved)
+    loaded = TorchLexVLA.from_pretrained(saved)
     assert loaded.name == f"lexvla@{loaded.config.fingerprint[:12]}"
     for copy in ("same", "again"):
         loaded.save_pretrained(tmp_path / copy)
-        assert LexVLA.from_pretrained(tmp_path / copy).name == loaded.name
+        assert TorchLexVLA.from_pretrained(tmp_path / copy).name == loaded.name
     named = loaded.name
     with torch.no_grad():
         loaded.image_codebook[0, 0] += 1
     loaded.save_pretrained(tmp_path / "changed")
     assert loaded.name != named
-    assert LexVLA.from_pretrained(tmp_path / "changed").name == loaded.name
+    assert TorchLexVLA.from_pretrained(tmp_path / "changed").name == loaded.name
 
 
 def test_weights_of_scores_ship_with_the_model(saved: Path, tmp_path: Path) -> None:
-    loaded = LexVLA.from_pretrained(saved)
+    loaded = TorchLexVLA.from_pretrained(saved)
     assert (loaded.score_weights, loaded.relevance) == (None, None)
     named = loaded.name
     loaded.config.score_weights, loaded.config.relevance = {"lexical": 0.6, "dense": 0.4}, [9, -3.5]
     loaded.save_pretrained(tmp_path / "fitted")
-    again = LexVLA.from_pretrained(tmp_path / "fitted")
+    again = TorchLexVLA.from_pretrained(tmp_path / "fitted")
     assert again.score_weights == {"lexical": 0.6, "dense": 0.4}
     assert again.relevance == [9, -3.5]
     # No encoding follows from them: an index stays good.
@@ -256,7 +256,7 @@ def test_a_vocabulary_of_another_size(folder: Path) -> None:
     refuse(folder, "vocabulary.json", "sha256")
 
 
-def test_a_vocabulary_of_another_tokenizer(folder: Path, model: LexVLA) -> None:
+def test_a_vocabulary_of_another_tokenizer(folder: Path, model: TorchLexVLA) -> None:
     ids = model.vocabulary.token_ids
     assert ids is not None
     path = folder / "vocabulary.json"

@@ -22,7 +22,7 @@ from lexvla.losses import (
     overuse_penalty,
     pool_patches,
 )
-from lexvla.model import Features
+from lexvla.torch_model import Features
 from lexvla.training import objective as module
 from lexvla.training.objective import Losses, Objective, Targets, TeacherView, dense
 from objective_fakes import (

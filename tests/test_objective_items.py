@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lexvla.lexical_head import lexical_vector
 from lexvla.losses import cross_modal_loss, intra_modal_loss, own_words_loss
-from lexvla.model import Features
+from lexvla.torch_model import Features
 from lexvla.training import objective as module
 from lexvla.training.item_memory import ItemMemory
 from lexvla.training.objective import Losses, Objective, Targets, TeacherView, dense

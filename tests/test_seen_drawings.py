@@ -20,7 +20,7 @@ from lexvla.data.phrasings import phrase
 from lexvla.errors import InputError, ModelError
 from lexvla.image_tower import CachedCells, ImageTower
 from lexvla.lexical_head import lexical_vector
-from lexvla.model import LexVLA
+from lexvla.torch_model import TorchLexVLA
 from lexvla.training.checkpoint import load_checkpoint
 from lexvla.training.class_prototypes import ClassPrototypes
 from lexvla.training.concept_start import (
@@ -343,7 +343,7 @@ def test_a_checkpoint_leaves_out_what_stays(whole: Path) -> None:
     assert all(name.startswith("text_tower.") for name in names)
 
 
-def vectors_of(feed: DrawingFeed, model: LexVLA, seed: int) -> ItemVectors:
+def vectors_of(feed: DrawingFeed, model: TorchLexVLA, seed: int) -> ItemVectors:
     found = feed.item_vectors(model, seed)
     assert found is not None
     return found
@@ -468,7 +468,7 @@ def test_the_saved_model_needs_nothing_but_its_folder(
     folder = trainer.run().rename(tmp_path / "moved")
     shutil.rmtree(network)
     shutil.rmtree(tmp_path / "cells")
-    model = LexVLA.from_pretrained(folder)
+    model = TorchLexVLA.from_pretrained(folder)
     config = json.loads((folder / "config.json").read_text())
     assert config["vision_model"] is None
     assert str(network) not in (folder / "config.json").read_text()
@@ -486,7 +486,7 @@ def test_the_saved_model_needs_nothing_but_its_folder(
 
 
 def test_a_run_in_half_precision_leaves_a_model(whole: Path) -> None:
-    model = LexVLA.from_pretrained(whole / "model")
+    model = TorchLexVLA.from_pretrained(whole / "model")
     images = model.encode_image([picture(1, (70, 50))])
     texts = model.encode_text(["red apple", "kitten"])
     assert (np.diff(texts.lexical.indptr) > 0).all()

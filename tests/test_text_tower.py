@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lexvla.config import PROMPT, LexVLAConfig
-from lexvla.model import LexVLA
 from lexvla.text_normalisation import normalise_text
 from lexvla.tokens import tokenize
+from lexvla.torch_model import TorchLexVLA
 from model_fakes import tiny_model
 
 TEXTS = [
@@ -34,21 +34,21 @@ MODEL = tiny_model()
 
 
 @pytest.fixture(scope="module")
-def model() -> LexVLA:
+def model() -> TorchLexVLA:
     return MODEL
 
 
-def ids_of(model: LexVLA, texts: list[str], limit: int = 64) -> list[list[int]]:
+def ids_of(model: TorchLexVLA, texts: list[str], limit: int = 64) -> list[list[int]]:
     return tokenize(model.tokenizer, texts, PROMPT, limit)
 
 
 @torch.no_grad()
-def states(model: LexVLA, texts: list[str]) -> Tensor:
+def states(model: TorchLexVLA, texts: list[str]) -> Tensor:
     return model.text_tower(ids_of(model, texts))
 
 
 @torch.no_grad()
-def alone(model: LexVLA, text: str) -> Tensor:
+def alone(model: TorchLexVLA, text: str) -> Tensor:
     """Run one text through the plain language model: no padding, no cache."""
     whole = PROMPT.replace("{text}", normalise_text(text))
     ids = torch.tensor(model.tokenizer([whole])["input_ids"])
@@ -60,7 +60,7 @@ def close(one: Tensor, other: Tensor) -> None:
     torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
 
 
-def test_a_batch_gives_each_text_the_state_that_it_has_alone(model: LexVLA) -> None:
+def test_a_batch_gives_each_text_the_state_that_it_has_alone(model: TorchLexVLA) -> None:
     batch = states(model, TEXTS)
     assert batch.shape == (len(TEXTS), 16)
     for row, text in zip(batch, TEXTS, strict=True):
@@ -68,11 +68,11 @@ def test_a_batch_gives_each_text_the_state_that_it_has_alone(model: LexVLA) -> N
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_a_batch_of_one(model: LexVLA, text: str) -> None:
+def test_a_batch_of_one(model: TorchLexVLA, text: str) -> None:
     close(states(model, [text])[0], alone(model, text))
 
 
-def test_equal_texts_have_equal_states(model: LexVLA) -> None:
+def test_equal_texts_have_equal_states(model: TorchLexVLA) -> None:
     batch = states(model, ["red dog", "red dog", "red dog"])
     close(batch[1], batch[0])
     close(batch[2], alone(model, "red dog"))
@@ -87,7 +87,7 @@ def test_prompts_that_share_little_or_nothing(prompt: str) -> None:
         close(row, model.text_logits([text])[0])
 
 
-def test_the_order_of_a_batch_does_not_matter(model: LexVLA) -> None:
+def test_the_order_of_a_batch_does_not_matter(model: TorchLexVLA) -> None:
     texts = TEXTS[:4]
     expected = dict(zip(texts, states(model, texts), strict=True))
     for order in itertools.islice(itertools.permutations(texts), 1, None, 5):
@@ -96,13 +96,13 @@ def test_the_order_of_a_batch_does_not_matter(model: LexVLA) -> None:
 
 
 @pytest.mark.parametrize("parts", [1, 3, 100])
-def test_texts_of_like_length_together_keep_their_order(model: LexVLA, parts: int) -> None:
+def test_texts_of_like_length_together_keep_their_order(model: TorchLexVLA, parts: int) -> None:
     ids = ids_of(model, TEXTS)
     with torch.no_grad():
         close(model.text_tower.by_length(ids, parts), model.text_tower(ids))
 
 
-def test_gradients_reach_the_shared_prompt(model: LexVLA) -> None:
+def test_gradients_reach_the_shared_prompt(model: TorchLexVLA) -> None:
     model.zero_grad()
     model.text_tower(ids_of(model, ["red dog", "blue birds"])).sum().backward()
     gradient = model.text_tower.language_model.get_input_embeddings().weight.grad
@@ -115,14 +115,14 @@ def test_gradients_reach_the_shared_prompt(model: LexVLA) -> None:
     model.zero_grad()
 
 
-def test_the_text_is_put_between_the_prompts_halves(model: LexVLA) -> None:
+def test_the_text_is_put_between_the_prompts_halves(model: TorchLexVLA) -> None:
     for text in TEXTS:
         before, after = PROMPT.split("{text}")
         whole = before + normalise_text(text) + after
         assert ids_of(model, [text]) == model.tokenizer([whole])["input_ids"]
 
 
-def test_a_long_text_is_cut_and_the_prompt_stays_whole(model: LexVLA) -> None:
+def test_a_long_text_is_cut_and_the_prompt_stays_whole(model: TorchLexVLA) -> None:
     (empty,) = ids_of(model, [""])
     (cut,) = ids_of(model, ["red dog blue cat " * 50], limit=6)
     assert cut == ids_of(model, ["red dog blue cat red dog"])[0]
@@ -133,7 +133,7 @@ def test_a_long_text_is_cut_and_the_prompt_stays_whole(model: LexVLA) -> None:
     assert fits == cut
 
 
-def test_one_long_text_leaves_the_others_of_its_batch_alone(model: LexVLA) -> None:
+def test_one_long_text_leaves_the_others_of_its_batch_alone(model: TorchLexVLA) -> None:
     short = ids_of(model, ["hat"], limit=3)
     assert ids_of(model, ["hat", "red " * 500], limit=3)[:1] == short
 
@@ -150,7 +150,7 @@ def test_any_text_is_cut_near_its_limit(text: str, limit: int) -> None:
         assert len(cut) <= limit + 18
 
 
-def test_no_texts(model: LexVLA) -> None:
+def test_no_texts(model: TorchLexVLA) -> None:
     assert ids_of(model, []) == []
 
 

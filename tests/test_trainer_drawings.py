@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lexvla.errors import InputError, ModelError
-from lexvla.model import LexVLA
+from lexvla.torch_model import TorchLexVLA
 from lexvla.training import drawing_feed, objective
 from lexvla.training.checkpoint import load_checkpoint
 from lexvla.training.recipe import Recipe
@@ -52,7 +52,7 @@ def test_every_term_is_used_and_finite(whole: Path) -> None:
 
 def test_a_finished_run_leaves_a_model(whole: Path) -> None:
     assert load_file(whole / "model/model.safetensors")["image_codebook"].dtype == torch.float16
-    model = LexVLA.from_pretrained(whole / "model")
+    model = TorchLexVLA.from_pretrained(whole / "model")
     assert model.dtype == torch.float32
     assert model.config.model_name == "tiny"
     assert model.patch_grid == (3, 3)
@@ -74,7 +74,7 @@ def test_what_is_saved_is_the_average(drawing_recipes: Recipes, tmp_path: Path, 
     assert not torch.equal(trainer.average.weights["image_codebook"], first)
     kind = load_file(folder / "model.safetensors")["image_codebook"].dtype
     assert kind == (torch.float16 if half else torch.float32)
-    saved = LexVLA.from_pretrained(folder).state_dict()
+    saved = TorchLexVLA.from_pretrained(folder).state_dict()
     assert saved.keys() == trainer.average.weights.keys()
     for name, weight in trainer.average.weights.items():
         assert torch.equal(saved[name], weight.to(kind).float()), name
@@ -95,7 +95,7 @@ def test_without_an_average_the_trained_weights_are_saved(
 ) -> None:
     recipe = drawing_recipes.write(tmp_path, train={"steps": 2, "average": 0, "half": False})
     trainer = Trainer(Recipe.load(recipe))
-    saved = LexVLA.from_pretrained(trainer.run())
+    saved = TorchLexVLA.from_pretrained(trainer.run())
     assert torch.equal(saved.image_codebook, trainer.model.image_codebook)
 
 
@@ -272,7 +272,7 @@ def test_the_papers_terms_on_drawings(drawing_recipes: Recipes, tmp_path: Path) 
     line = read_log(tmp_path)[2]
     assert line.keys() >= TERMS | more
     assert all(math.isfinite(value) for value in line.values())
-    saved = LexVLA.from_pretrained(tmp_path / "model")
+    saved = TorchLexVLA.from_pretrained(tmp_path / "model")
     assert saved.encode_text(["red apple"]).dense.shape == (1, 6)
     assert saved.codebook is not None
     assert saved.codebook.codes.norm(dim=1).tolist() == pytest.approx([1] * 4, abs=2e-3)
@@ -298,7 +298,7 @@ def test_the_command(
     recipe = drawing_recipes.write(tmp_path, train={"steps": 3})
     assert cli.main(["train", str(recipe), "--json"]) == 0
     folder = Path(json.loads(capsys.readouterr().out)["model"])
-    assert LexVLA.from_pretrained(folder).name.startswith("tiny@")
+    assert TorchLexVLA.from_pretrained(folder).name.startswith("tiny@")
     assert cli.main(["train", str(recipe), "--resume"]) == 0
     assert capsys.readouterr().out == f"the model is in {folder}\n"
     assert cli.main(["train", str(tmp_path / "none.toml")]) == 1

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import lexvla
 from lexvla.losses import InfoNCE
-from lexvla.model import Features
+from lexvla.torch_model import Features
 from lexvla.training.gathering import gather_rows
 from lexvla.training.gradient_cache import Parts, cached_backward
 from lexvla.training.item_memory import ItemMemory

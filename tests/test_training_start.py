@@ -13,7 +13,7 @@ from torch import nn
 from lexvla.data.emoji import EmojiDrawings
 from lexvla.errors import InputError
 from lexvla.lexical_head import lexical_vector
-from lexvla.model import LexVLA
+from lexvla.torch_model import TorchLexVLA
 from lexvla.training.drawing_feed import DrawingFeed
 from lexvla.training.objective import Losses, Objective
 from lexvla.training.pair_feed import PairFeed
@@ -40,7 +40,7 @@ SIZES = {
 }
 
 
-def begin(path: Path) -> LexVLA:
+def begin(path: Path) -> TorchLexVLA:
     recipe = Recipe.load(path)
     return start_model(recipe, open_source(recipe.data), CPU)
 
@@ -195,7 +195,7 @@ def test_the_source_decides_the_feed(
 Names = dict[int, str]
 
 
-def named(model: LexVLA, objective: Objective) -> Names:
+def named(model: TorchLexVLA, objective: Objective) -> Names:
     names = {id(weight): name for name, weight in model.named_parameters()}
     return names | {id(weight): f"loss.{name}" for name, weight in objective.named_parameters()}
 

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from backbone_fakes import random_lora, small
-from lexvla.model import Features, LexVLA
 from lexvla.preprocessing import preprocess
+from lexvla.torch_model import Features, TorchLexVLA
 from model_fakes import GRID, picture, tiny_model
 
 SIDE = 8 * GRID
@@ -32,7 +32,7 @@ def pixels() -> Tensor:
 
 
 @cache
-def shared_model() -> LexVLA:
+def shared_model() -> TorchLexVLA:
     """A model that no test changes."""
     return tiny_model()
 
@@ -51,10 +51,10 @@ def assert_all_close(found: list[Tensor], expected: list[Tensor], tolerance: flo
         torch.testing.assert_close(one, other, atol=tolerance, rtol=tolerance)
 
 
-def adapted(text_model: str, vision_model: str) -> LexVLA:
+def adapted(text_model: str, vision_model: str) -> TorchLexVLA:
     """A model of frozen towers with LoRA."""
     torch.manual_seed(0)
-    model = LexVLA.from_backbones(text_model, vision_model, **small(lora_dropout=0.3))
+    model = TorchLexVLA.from_backbones(text_model, vision_model, **small(lora_dropout=0.3))
     return random_lora(model)
 
 

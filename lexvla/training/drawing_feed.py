@@ -15,7 +15,7 @@ from lexvla.data.phrasings import phrase
 from lexvla.errors import InputError
 from lexvla.image_tower import CachedCells
 from lexvla.losses import class_levels
-from lexvla.model import LexVLA
+from lexvla.torch_model import TorchLexVLA
 from lexvla.training.augment import augment
 from lexvla.training.feed import Draw, ItemVectors, own_words
 from lexvla.training.recipe import Recipe
@@ -131,7 +131,7 @@ class DrawingFeed:
         shared[label] = _LABEL_SHARE * itself[label] + (1 - _LABEL_SHARE) * shared[label]
         return shared
 
-    def item_vectors(self, model: LexVLA, seed: int) -> ItemVectors | None:
+    def item_vectors(self, model: TorchLexVLA, seed: int) -> ItemVectors | None:
         """Return the items' vectors, where the model has a memory of concepts."""
         return None if self._seen is None else self._seen.item_vectors(model, seed)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lexvla.data.emoji import content_columns
 from lexvla.image_tower import CachedCells
-from lexvla.model import LexVLA
+from lexvla.torch_model import TorchLexVLA
 from lexvla.vocabulary import Vocabulary
 
 __all__ = ["Draw", "Feed", "ItemVectors", "own_words"]
@@ -71,7 +71,7 @@ class Feed(Protocol):
     def draw(self, seed: int) -> Draw:
         """Return the next batch; its randomness depends on the seed."""
 
-    def item_vectors(self, model: LexVLA, seed: int) -> ItemVectors | None:
+    def item_vectors(self, model: TorchLexVLA, seed: int) -> ItemVectors | None:
         """Return the vectors of the items, where they are known before the first step."""
 
     def state_dict(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lexvla.model import Features
+from lexvla.torch_model import Features
 
 __all__ = ["ItemMemory"]
 

@@ -27,7 +27,7 @@ from lexvla.losses import (
     ramped_alpha,
     shares,
 )
-from lexvla.model import Features
+from lexvla.torch_model import Features
 from lexvla.training.item_memory import ItemMemory
 
 __all__ = ["Losses", "Objective", "Targets", "TeacherView", "dense"]

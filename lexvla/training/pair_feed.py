@@ -13,8 +13,8 @@ from torch import Tensor
 from lexvla.config import LexVLAConfig
 from lexvla.data.loader import Batch, PairLoader
 from lexvla.data.pairs import IndexedSource, ShardedSource
-from lexvla.model import LexVLA
 from lexvla.preprocessing import to_pixels
+from lexvla.torch_model import TorchLexVLA
 from lexvla.training.augment import random_view
 from lexvla.training.feed import Draw, ItemVectors, own_words
 from lexvla.training.recipe import Recipe
@@ -86,7 +86,7 @@ class PairFeed:
         views = list(self._pool.map(make, range(len(batch))))
         return to_pixels(views, config.image_mean, config.image_std)
 
-    def item_vectors(self, model: LexVLA, seed: int) -> ItemVectors | None:
+    def item_vectors(self, model: TorchLexVLA, seed: int) -> ItemVectors | None:
         """Return None: pairs have no concepts."""
         return None
 

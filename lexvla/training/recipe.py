@@ -10,7 +10,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from lexvla.config import LexVLAConfig
 from lexvla.errors import InputError
-from lexvla.model import LexVLA
+from lexvla.torch_model import TorchLexVLA
 from lexvla.training.objective import Losses
 from lexvla.training.untrained import untrained_model
 
@@ -268,9 +268,9 @@ def _fits(value: Any, kind: Any) -> bool:
 def _model(values: dict[str, Any], name: str) -> dict[str, Any]:
     if "start" in values:
         # Not dtype: small steps are lost in 16 bits; [train] bfloat16 is for computing.
-        known = {"start", *inspect.signature(LexVLA.from_pretrained).parameters} - {"dtype"}
+        known = {"start", *inspect.signature(TorchLexVLA.from_pretrained).parameters} - {"dtype"}
     else:
-        build = untrained_model if "width" in values else LexVLA.from_backbones
+        build = untrained_model if "width" in values else TorchLexVLA.from_backbones
         known = set(inspect.signature(build).parameters)
         known |= set(inspect.signature(LexVLAConfig.__init__).parameters)
         if "width" not in values and not {"text_model", "vision_model"} <= values.keys():

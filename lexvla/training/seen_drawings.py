@@ -15,7 +15,7 @@ from lexvla.encoding import Encoding
 from lexvla.errors import InputError
 from lexvla.image_tower import CachedCells
 from lexvla.lexical_head import lexical_vector
-from lexvla.model import LexVLA
+from lexvla.torch_model import TorchLexVLA
 from lexvla.training.cell_cache import cache_cells
 from lexvla.training.class_prototypes import ClassPrototypes
 from lexvla.training.concept_start import (
@@ -50,7 +50,7 @@ class SeenDrawings:
         known: Numbers of the emoji with drawings in at least two folds.
     """
 
-    def __init__(self, drawings: EmojiDrawings, recipe: Recipe, model: LexVLA) -> None:
+    def __init__(self, drawings: EmojiDrawings, recipe: Recipe, model: TorchLexVLA) -> None:
         data, tower = recipe.data, model.image_tower
         memory = _memory(drawings, model)
         self._memory, self._patches = memory, data.patches
@@ -89,7 +89,7 @@ class SeenDrawings:
         self._prototypes = ClassPrototypes(weight, pooled.means)
         self._item, self._drawn = item, drawings.drawn
 
-    def item_vectors(self, model: LexVLA, seed: int) -> ItemVectors:
+    def item_vectors(self, model: TorchLexVLA, seed: int) -> ItemVectors:
         """Return the words of each item, and what the model says of it; classes included.
 
         Args:
@@ -115,7 +115,7 @@ class SeenDrawings:
             None if dense is None else functional.normalize(dense, dim=1),
         )
 
-    def encode(self, model: LexVLA, rows: np.ndarray) -> Encoding:
+    def encode(self, model: TorchLexVLA, rows: np.ndarray) -> Encoding:
         """Encode drawings by a memory that has not seen their styles.
 
         Args:
@@ -127,7 +127,7 @@ class SeenDrawings:
         return Encoding.concat([self._encode(model, each) for each in whole])
 
     @torch.no_grad()
-    def _encode(self, model: LexVLA, whole: Tensor) -> Encoding:
+    def _encode(self, model: TorchLexVLA, whole: Tensor) -> Encoding:
         """Encode images, of which only the comparison with the concepts is known."""
         states, head = with_level(self._memory.shares(whole.float())), model.image_dense_head
         lexical = model.sparsify(lexical_vector(states @ model.image_codebook.T))
@@ -176,7 +176,7 @@ class SeenDrawings:
         return np.sort(order[:, : self._patches or cells], axis=1)
 
 
-def _memory(drawings: EmojiDrawings, model: LexVLA) -> ConceptMemory:
+def _memory(drawings: EmojiDrawings, model: TorchLexVLA) -> ConceptMemory:
     memory = model.image_tower.memory
     classes = len(drawings.items) - drawings.drawn
     if memory is None:

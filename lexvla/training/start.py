@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lexvla.data.emoji import EmojiDrawings
 from lexvla.errors import InputError
-from lexvla.model import LexVLA
+from lexvla.torch_model import TorchLexVLA
 from lexvla.training.drawing_feed import DrawingFeed
 from lexvla.training.feed import Feed
 from lexvla.training.objective import Objective
@@ -24,12 +24,12 @@ __all__ = ["open_feed", "optimizers", "start_model"]
 _TABLES = ("codebook", "embed_tokens", "lm_head", "memory")
 
 
-def start_model(recipe: Recipe, source: Source, device: torch.device) -> LexVLA:
+def start_model(recipe: Recipe, source: Source, device: torch.device) -> TorchLexVLA:
     """Load, assemble or build a recipe's model, and freeze what its losses do not train."""
     loss, options = recipe.loss, dict(recipe.model)
     place: dict[str, Any] = {"device": device}
     if "start" in options:
-        model = LexVLA.from_pretrained(options.pop("start"), **options, **place)
+        model = TorchLexVLA.from_pretrained(options.pop("start"), **options, **place)
     elif "width" in options:
         try:
             others = source.other_texts() if isinstance(source, EmojiDrawings) else ()
@@ -37,7 +37,7 @@ def start_model(recipe: Recipe, source: Source, device: torch.device) -> LexVLA:
         except (TypeError, ValueError) as error:
             raise InputError("[model]", str(error)) from error
     else:
-        model = LexVLA.from_backbones(**options, **place)
+        model = TorchLexVLA.from_backbones(**options, **place)
     patch = model.config.patch_size
     for side in recipe.train.sides:
         if side % patch:
@@ -62,7 +62,9 @@ def start_model(recipe: Recipe, source: Source, device: torch.device) -> LexVLA:
     return model
 
 
-def open_feed(source: Source, recipe: Recipe, model: LexVLA, rank: int, world_size: int) -> Feed:
+def open_feed(
+    source: Source, recipe: Recipe, model: TorchLexVLA, rank: int, world_size: int
+) -> Feed:
     """Return the feed of a process."""
     if isinstance(source, EmojiDrawings):
         if recipe.data.views and world_size > 1:
@@ -72,7 +74,7 @@ def open_feed(source: Source, recipe: Recipe, model: LexVLA, rank: int, world_si
     return PairFeed(source, recipe, model.config, model.vocabulary, rank, world_size)
 
 
-def optimizers(model: LexVLA, objective: Objective, run: Run) -> list[torch.optim.Optimizer]:
+def optimizers(model: TorchLexVLA, objective: Objective, run: Run) -> list[torch.optim.Optimizer]:
     """Return AdamW for trained weights, and Muon for inner matrices if it has a rate.
 
     Only matrices have weight decay. Tables of words and codes always use AdamW, which moves only

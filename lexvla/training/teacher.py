@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional
 
-from lexvla.model import Features, LexVLA
+from lexvla.torch_model import Features, TorchLexVLA
 
 __all__ = ["FeatureQueue", "Teacher"]
 
@@ -21,7 +21,7 @@ class Teacher:
     step keeps, 0.995 in TCL.
     """
 
-    def __init__(self, model: LexVLA, decay: float) -> None:
+    def __init__(self, model: TorchLexVLA, decay: float) -> None:
         self.decay = decay
         self.weights = {
             name: weight.detach().clone()
@@ -30,7 +30,7 @@ class Teacher:
         }
 
     @torch.no_grad()
-    def update(self, model: LexVLA, step: int | None = None) -> None:
+    def update(self, model: TorchLexVLA, step: int | None = None) -> None:
         """Move the average towards the student; call it before the teacher looks.
 
         With ``step``, the number of steps taken, the average forgets random initial weights faster.
@@ -41,8 +41,10 @@ class Teacher:
                 self.weights[name].lerp_(weight.detach(), 1 - decay)
 
     @torch.no_grad()
-    def __call__(self, model: LexVLA, *inputs: Any, **options: Any) -> tuple[Features, Features]:
-        """Return the teacher's features of images and texts; see `LexVLA.forward`."""
+    def __call__(
+        self, model: TorchLexVLA, *inputs: Any, **options: Any
+    ) -> tuple[Features, Features]:
+        """Return the teacher's features of images and texts; see `TorchLexVLA.forward`."""
         return functional_call(model, self.weights, inputs, options)
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -22,7 +22,7 @@ from lexvla.errors import InputError, ModelError
 from lexvla.image_tower import CachedCells
 from lexvla.lexical_head import lexical_vector
 from lexvla.losses import HierarchicalProxy
-from lexvla.model import Features
+from lexvla.torch_model import Features
 from lexvla.training.checkpoint import differences, load_checkpoint, save_checkpoint
 from lexvla.training.feed import Draw
 from lexvla.training.gathering import gather_rows, share_state

@@ -14,8 +14,8 @@ from lexvla import backbones
 from lexvla.config import PROMPT, LexVLAConfig
 from lexvla.data.emoji_phrases import STOP_WORDS
 from lexvla.data.phrasings import FRAMES
-from lexvla.model import LexVLA
 from lexvla.text_normalisation import normalise_text
+from lexvla.torch_model import TorchLexVLA
 from lexvla.training.tokenizer import build_vocabulary, train_tokenizer
 from lexvla.vocabulary import Vocabulary
 
@@ -39,7 +39,7 @@ def untrained_model(
     drop_path: float = 0.1,
     dropout: float = 0.1,
     **config: Any,
-) -> LexVLA:
+) -> TorchLexVLA:
     """Build a model with an untrained text tower and, without ``vision_model``, image tower.
 
     Args:
@@ -118,7 +118,7 @@ def untrained_model(
         attn_implementation="eager",
     )
     whole = LexVLAConfig(text_config=text, vision_config=vision, **settings)
-    return LexVLA(whole, vocabulary, tokenizer)
+    return TorchLexVLA(whole, vocabulary, tokenizer)
 
 
 def _known_tokens(
@@ -150,7 +150,7 @@ def _on_backbone(
     vocabulary: Vocabulary,
     tokenizer: PreTrainedTokenizerFast,
     settings: dict[str, Any],
-) -> LexVLA:
+) -> TorchLexVLA:
     """Build a model with a frozen pretrained vision model, which is saved with it."""
     vision = backbones.read_backbone_config(name)
     fine = bool(settings.get("fine_stage"))
@@ -158,4 +158,4 @@ def _on_backbone(
     vision.name_or_path = ""  # it is saved with the model
     config = LexVLAConfig(text_config=text, vision_config=vision, **settings)
     network = backbones.load_vision_model(config, name, torch.device("cpu"), torch.float32, None)
-    return LexVLA(config, vocabulary, tokenizer, vision_model=network.requires_grad_(False))
+    return TorchLexVLA(config, vocabulary, tokenizer, vision_model=network.requires_grad_(False))

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from lexvla.errors import EngineUnavailableError
-from lexvla.facade import is_exported
+from lexvla.model import is_exported
 from lexvla_indexer.jdk import GET as JAVA_GET
 from lexvla_indexer.jdk import find_jdk, installed_jdks, java_home
 from lexvla_search.cli.arguments import JsonOptions
