@@ -110,7 +110,7 @@ class Snapshot:
         column = None if segment.words is None else segment.words.find(word)
         if column is None:
             return 0
-        rows = segment.sparse["text"].postings.rows_of(column)
+        rows = segment.sparse["text"].rows_of(column)
         return len(rows) if live is None else int(np.count_nonzero(live[rows]))
 
     @cached_property

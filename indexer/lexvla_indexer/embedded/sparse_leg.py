@@ -90,6 +90,15 @@ class SparseLeg:
         """Return the exact scores of some rows, as `top` gives them."""
         return row_scores(self.rows, rows, query)
 
+    def rows_of(self, term: int) -> np.ndarray:
+        """Return the rows that have a term, ascending; damaged ones raise IndexCorruptError."""
+        found = self.postings.rows_of(term)
+        rising = bool((found[1:] > found[:-1]).all())
+        inside = not len(found) or int(found[-1]) < self.postings.rows
+        name = self._file.with_suffix(".posting.row.npy")
+        demand(name, rising and inside, f"must hold rows below {self.postings.rows}, ascending")
+        return found
+
     def take(self, rows: np.ndarray) -> tuple[sparse.csr_array, np.ndarray]:
         """Return rows, and where each of them starts in the stored arrays.
 
