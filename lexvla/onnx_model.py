@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -341,6 +342,8 @@ def _runtime() -> Any:
     if platform.machine() in ("x86_64", "AMD64") and not _has_avx():
         rule = "this processor has no AVX, which onnxruntime needs; use runtime='torch'"
         raise UnsupportedError(rule)
+    # Before the import: it would keep a device id and a record of its use in people's cache folder.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnxruntime
     except ImportError as error:

@@ -82,8 +82,10 @@ def test_the_demo(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     results = json.loads(done.stdout)["results"]
     found = {each["query"]["text"]: [hit["id"] for hit in each["hits"]] for each in results}
-    assert "2764" in found["red heart"]
+    assert found["smiling cat"][0] == "1f638"
     assert found["rocket"][0] == "photo-rocket"
+    # No runtime keeps a record of its use.
+    assert {path.name for path in tmp_path.iterdir()} == {"lexvla"}
 
 
 def test_what_needs_torch_names_the_extra(tmp_path: Path) -> None:
