@@ -14,7 +14,7 @@ from ingest_fakes import contents, manifest, new_index, pictures
 from lexvla.encoding import Encoding
 from lexvla.errors import InputError, VocabularyMismatchError
 from lexvla.vocabulary import Vocabulary
-from lexvla_indexer import index_source
+from lexvla_indexer import index_source, open_index
 from lexvla_indexer.encoded import Encoded, encode_source, index_encoded
 from lexvla_search import cli
 from search_fakes import FakeEncoder, save_pictures
@@ -243,3 +243,27 @@ def test_prune_and_text_field(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert (done["unchanged"], done["pruned"], done["documents"]) == (1, 1, 1)
     assert cli.main(["index", source, *place]) == 1  # no text in the usual field
     assert "(in 'text')" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("model")
+def test_metadata_may_be_part_of_a_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = ["--index", str(tmp_path / "i.lex")]
+    fields = ["--text-field", "text, metadata.title,metadata.tags"]
+    lines = [
+        {"id": "all", "text": "red", "metadata": {"title": "A toucan.", "tags": ["bird", "zoo"]}},
+        {"id": "one", "metadata": {"title": "blue"}},
+        {"id": "number", "text": "red", "metadata": {"title": 7}},
+        {"id": "none", "metadata": {"author": "green"}},
+    ]
+    source = str(manifest(tmp_path / "m", *lines))
+    assert run(capsys, "index", source, *place, *fields)["added"] == 2
+    rejects = (tmp_path / "i.lex" / "rejected.jsonl").read_text().splitlines()
+    assert [json.loads(line)["rule"] for line in rejects] == [
+        "metadata.title must be a string or a list of strings, to be a text",
+        "has neither an image nor a text (in 'text' or 'metadata.title' or 'metadata.tags')",
+    ]
+    with open_index(tmp_path / "i.lex") as index:
+        (first, second), _ = index.fetch(["all", "one"])
+    assert (first.text, second.text) == ("red\nA toucan.\nbird zoo", "blue")
+    assert cli.main(["index", str(tmp_path / "*.tar"), *place, *fields]) == 1
+    assert "shards have one text field" in capsys.readouterr().err

@@ -88,10 +88,13 @@ def open_item_source(source: str | Path, text_field: str | None = None) -> ItemS
     the documents' texts, a line each.
 
     ``text_field`` holds the text: of a manifest's lines (default ``text``), or of the ``.json``
-    files in shards (default ``caption``).
+    files in shards (default ``caption``). Of a manifest it may name several, separated by commas,
+    and ``metadata.title`` the metadata value ``title``, a string or a list of strings: their texts
+    are joined, a line each.
 
     Raises:
-        InputError: The source is missing or of another kind, or a folder is given a text field.
+        InputError: The source is missing or of another kind, or a folder is given a text field, or
+            shards several.
     """
     path = Path(source).absolute()
     if path.is_dir():
@@ -99,6 +102,8 @@ def open_item_source(source: str | Path, text_field: str | None = None) -> ItemS
             raise InputError(str(source), "a folder of images has no text field")
         return _Folder(path)
     if path.suffix.lower() == SHARD_SUFFIX:
+        if text_field is not None and "," in text_field:
+            raise InputError(str(source), "shards have one text field, so no commas")
         return _Shards(path, text_field or "caption")
     if not path.exists():
         raise InputError(str(source), "no such file or folder")
@@ -146,7 +151,7 @@ class _Manifest(ItemSource):
     def __init__(self, path: Path, text_field: str) -> None:
         super().__init__(str(path))
         self._path = path
-        self._text_field = text_field
+        self._text_fields = [field.strip() for field in text_field.split(",")]
 
     def entries(self) -> Iterator[Listed | Unlisted]:
         with self._path.open("rb") as file:
@@ -160,10 +165,12 @@ class _Manifest(ItemSource):
             record = _record(line, name)
             known = name = check_id(record["id"])
             image = _field(record, "image", str, name)
-            text = _field(record, self._text_field, str, name)
             metadata = _field(record, "metadata", dict, name)
+            texts = [_text(record, metadata, field, name) for field in self._text_fields]
+            text = "\n".join(filter(None, texts))
             if not image and not text.strip():
-                raise InputError(name, f"has neither an image nor a text (in {self._text_field!r})")
+                where_from = " or ".join(map(repr, self._text_fields))
+                raise InputError(name, f"has neither an image nor a text (in {where_from})")
             path = self._path.parent / image if image else None
             return Listed(Document(name, str(path or ""), text, metadata), path, where)
         except InputError as error:
@@ -189,6 +196,17 @@ def _field(record: dict[str, Any], key: str, kind: type[Any], name: str) -> Any:
     if not isinstance(value, kind):
         raise InputError(name, f"{key} must be {'a string' if kind is str else 'an object'}")
     return value
+
+
+def _text(record: dict[str, Any], metadata: dict[str, Any], field: str, name: str) -> str:
+    of_metadata = field.removeprefix("metadata.")
+    if of_metadata == field:
+        return str(_field(record, field, str, name))
+    value = metadata.get(of_metadata)
+    values = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(isinstance(each, str) for each in values):
+        raise InputError(name, f"{field} must be a string or a list of strings, to be a text")
+    return " ".join(values)
 
 
 class _Shards(ItemSource):

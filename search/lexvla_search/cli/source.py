@@ -16,7 +16,9 @@ SOURCE = "a folder of images, a JSONL manifest, or the path or pattern of .tar s
 class SourceOptions:
     """How to read a source."""
 
-    text_field: str | None = option("which field is the text", type=not_empty, metavar="F")
+    text_field: str | None = option(
+        "which field is the text, or several: text,metadata.title", type=not_empty, metavar="F"
+    )
     batch_size: int = option("items in one pass (64)", type=positive, default=64, metavar="N")
     strict: bool = flag("fail if any item was left out")
 
