@@ -96,7 +96,7 @@ def test_three_ways_to_run_the_prompt_agree(load, backbones) -> None:
     encode, random_backbones = load("encode"), load("random_backbones")
     size = random_backbones.SIZES["tiny"]
     text, vision = random_backbones.write_backbones(size, backbones)
-    model = encode.LexVLA.from_backbones(text, vision, lora_rank=0, **size.settings())
+    model = encode.TorchLexVLA.from_backbones(text, vision, lora_rank=0, **size.settings())
     texts = random_backbones.make_captions(model.vocabulary, 5)
     ids = tokenize(model.tokenizer, texts, model.config.prompt, 64)
     kept = PrefixCache()

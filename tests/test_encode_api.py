@@ -236,7 +236,7 @@ def test_memory_grows_with_the_kept_words_alone() -> None:
 import resource, sys
 sys.path.insert(0, "tests")
 from lexvla.config import LexVLAConfig
-from lexvla.torch_model import LexVLA
+from lexvla.torch_model import TorchLexVLA
 from lexvla.training.tokenizer import train_tokenizer
 from lexvla.vocabulary import Vocabulary
 from transformers import Dinov2Config, LlamaConfig
@@ -249,7 +249,7 @@ text = LlamaConfig(vocab_size=len(pieces), hidden_size=8, intermediate_size=8,
     num_hidden_layers=1, num_attention_heads=1, max_position_embeddings=64)
 vision = Dinov2Config(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, image_size=16,
     patch_size=8, use_mask_token=False)
-model = LexVLA(LexVLAConfig(text, vision, prompt="{text}", adapter_heads=1, adapter_width=8,
+model = TorchLexVLA(LexVLAConfig(text, vision, prompt="{text}", adapter_heads=1, adapter_width=8,
     dense_width=0, codebook_size=0), vocabulary, pieces)
 def encode(count):
     return model.encode_text((words[i % 6000] for i in range(count)), 256, max_active_dims=8)
