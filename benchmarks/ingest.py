@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from measuring import describe
 
 from lexvla import LexVLA
@@ -63,7 +64,7 @@ def measure(count: int, batch_size: int, repeats: int) -> dict[str, Any]:
         "encode_seconds": statistics.median(alone),
         "ingest_seconds": statistics.median(whole),
         "ratio": statistics.median(w / a for w, a in zip(whole, alone, strict=True)),
-        **describe(model.device),
+        **describe(getattr(model, "device", torch.device("cpu"))),  # ONNX Runtime: the CPU
     }
 
 

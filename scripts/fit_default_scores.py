@@ -25,8 +25,8 @@ import numpy as np
 import torch
 from scipy import optimize
 
-from lexvla import LexVLA
 from lexvla.data.emoji import EmojiDrawings
+from lexvla.torch_model import TorchLexVLA
 from lexvla.training.feed import own_words
 from lexvla.training.recipe import Recipe
 from lexvla.training.seen_drawings import SeenDrawings
@@ -51,7 +51,7 @@ def main() -> None:
     drawings = open_source(recipe.data)
     if not isinstance(drawings, EmojiDrawings):
         raise SystemExit(f"{asked.recipe}: not a recipe of drawings")
-    model = LexVLA.from_pretrained(asked.model).float()
+    model = TorchLexVLA.from_pretrained(asked.model).float()
     # A model as before the first step, whose cells are there, and which is not written.
     seen = SeenDrawings(drawings, recipe, start_model(recipe, drawings, model.device))
     rng = np.random.default_rng(recipe.train.seed)
@@ -93,7 +93,11 @@ def _likeliest_slope(scores: np.ndarray, right: np.ndarray, even: float) -> floa
 
 
 def _hits(
-    model: LexVLA, drawings: EmojiDrawings, seen: SeenDrawings, style: int, rng: np.random.Generator
+    model: TorchLexVLA,
+    drawings: EmojiDrawings,
+    seen: SeenDrawings,
+    style: int,
+    rng: np.random.Generator,
 ) -> dict[str, Hits]:
     """Return the scores of the first hits among a set's drawings, by kind of query.
 
