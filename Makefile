@@ -20,7 +20,7 @@ demo: $(BASE)
 	$(BIN)/lexvla demo
 
 test: $(DEV)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
 
 lint: $(DEV)
 	$(BIN)/ruff check .
