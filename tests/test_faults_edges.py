@@ -32,6 +32,7 @@ from lexvla.errors import IndexLockedError, IndexVersionError, InputError, Vocab
 from lexvla.vocabulary import Vocabulary
 from lexvla_indexer import Document, EmbeddedIndex, open_index
 from lexvla_indexer.document import MAX_ID_BYTES
+from lexvla_indexer.embedded.manifest import FORMAT_VERSION
 from postings_fakes import WAYS, searching
 
 FORK = multiprocessing.get_context("fork")
@@ -94,7 +95,9 @@ def make_of_format(path: Path, version: int) -> None:
     db.close()
 
 
-@pytest.mark.parametrize(("version", "age"), [(2, "older"), (4, "newer")])
+@pytest.mark.parametrize(
+    ("version", "age"), [(FORMAT_VERSION - 1, "older"), (FORMAT_VERSION + 1, "newer")]
+)
 def test_a_format_that_changes_is_refused_by_open_readers_and_writers(index, version, age):
     fill(index, "a")
     with open_index(index.directory) as reader:
@@ -108,7 +111,7 @@ def test_a_format_that_changes_is_refused_by_open_readers_and_writers(index, ver
         for create in (True, False):
             with pytest.raises(IndexVersionError, match=other):
                 EmbeddedIndex(index.directory, create=create)
-        make_of_format(index.directory, 3)
+        make_of_format(index.directory, FORMAT_VERSION)
         assert found(reader) == [("a", 1.0)]
 
 

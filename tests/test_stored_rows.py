@@ -14,12 +14,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import sparse
 
 from indexer_fakes import LEGS, VOCABULARY, brute_force, documents, encode, found, random_rows
 from lexvla.errors import IndexCorruptError
 from lexvla_indexer import EmbeddedIndex, open_index
 from lexvla_indexer.embedded import stored_rows
 from lexvla_indexer.embedded.arrays import save_array
+from lexvla_indexer.embedded.sparse_leg import SparseLeg, write_leg
 from lexvla_indexer.embedded.stored_rows import StoredArray
 from postings_fakes import WAYS, searching
 
@@ -76,6 +78,21 @@ def test_answers_are_those_of_brute_force(tmp_path, way):
     with open_index(make(tmp_path / "i.lex")) as index, searching(way):
         assert all(segment.sparse["lexical"].rows.reads(1) for segment in parts(index))
         check(index)
+
+
+@WAYS
+@pytest.mark.parametrize(("width", "kind"), [(1 << 16, np.uint16), ((1 << 16) + 1, np.int32)])
+def test_column_numbers_take_as_few_bytes_as_the_width_allows(tmp_path, way, width, kind):
+    rows = sparse.csr_array(([1.0, 2.0, 3.0], ([0, 0, 1], [0, width - 1, 1])), (2, width))
+    rows = rows.astype(np.float32)
+    _, quantizer = write_leg(tmp_path, "lexical", rows)
+    leg = SparseLeg(tmp_path, "lexical", 2, width, quantizer.to_dict())
+    assert np.load(tmp_path / "lexical.row.column.npy").dtype == kind
+    with searching(way):
+        scores, found = leg.top(rows[[0]], 2, None, exact=True)
+    assert (scores.tolist(), found.tolist()) == ([5.0], [0])
+    taken, _ = leg.take(np.array([1, 0]))
+    assert (taken != rows[[1, 0]]).nnz == 0
 
 
 def parts(index: EmbeddedIndex) -> list:

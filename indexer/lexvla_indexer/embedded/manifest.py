@@ -20,7 +20,7 @@ from lexvla_indexer.filters import Filter, check_fields
 
 __all__ = ["FORMAT_VERSION", "Entry", "Manifest", "Place", "State"]
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 
 _SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);

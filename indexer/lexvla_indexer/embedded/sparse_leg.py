@@ -31,7 +31,7 @@ def write_leg(folder: Path, leg: str, rows: sparse.csr_array) -> tuple[list[Path
     files = build(quantizer.quantize(rows)).save(folder, leg)
     arrays = {
         "start": rows.indptr.astype(np.int64, copy=False),
-        "column": rows.indices.astype(np.int32, copy=False),
+        "column": rows.indices.astype(_column_type(rows.shape[1]), copy=False),
         "weight": rows.data,
     }
     for name, array in arrays.items():
@@ -56,8 +56,9 @@ class SparseLeg:
         rising = bool(starts[0] == 0 and (starts[1:] >= starts[:-1]).all())
         demand(start, rising, "must rise from 0")
         self.stored = int(starts[-1])
-        columns = StoredArray(folder / f"{leg}.row.column.npy", np.int32, (self.stored,))
-        weights = StoredArray(folder / f"{leg}.row.weight.npy", np.float32, (self.stored,))
+        kind, shape = _column_type(width), (self.stored,)
+        columns = StoredArray(folder / f"{leg}.row.column.npy", kind, shape)
+        weights = StoredArray(folder / f"{leg}.row.weight.npy", np.float32, shape)
         self.rows = StoredRows(starts, columns, weights, width)
         self.quantizer = ImpactQuantizer.from_dict(quantizer)
         self.postings = Postings.open(folder, leg)
@@ -111,4 +112,9 @@ class SparseLeg:
         demand(Path(f"{self._file}.column.npy"), inside, f"must hold columns below {width}")
         above = not len(weights) or 0 < float(weights.min()) <= float(weights.max()) < np.inf
         demand(Path(f"{self._file}.weight.npy"), above, "must hold finite numbers above 0")
-        return sparse.csr_array((weights, columns, ends), shape=(len(rows), width)), firsts
+        entries = weights, columns.astype(np.int32, copy=False), ends
+        return sparse.csr_array(entries, shape=(len(rows), width)), firsts
+
+
+def _column_type(width: int) -> type[np.generic]:
+    return np.uint16 if width <= 1 << 16 else np.int32

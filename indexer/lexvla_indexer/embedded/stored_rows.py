@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from scipy import sparse
 
 from lexvla.errors import IndexCorruptError
 from lexvla_indexer.durable import naming
@@ -98,7 +97,7 @@ class StoredArray:
 class StoredRows:
     """Hold the rows of a sparse leg; ``starts``, (rows + 1) int64, is where each of them starts.
 
-    ``mapped`` has all rows, float32.
+    ``mapped`` has all rows, with float32 weights.
     """
 
     def __init__(
@@ -106,10 +105,7 @@ class StoredRows:
     ) -> None:
         self.shape = len(starts) - 1, width
         self._columns, self._weights = columns, weights
-        # Given the arrays at once, scipy would copy all columns to the type of the starts.
-        self.mapped = sparse.csr_array(self.shape, dtype=np.float32)
-        self.mapped.data, self.mapped.indices = weights.mapped, columns.mapped
-        self.mapped.indptr = starts
+        self.mapped = Rows(starts, columns.mapped, weights.mapped)
 
     def reads(self, rows: int) -> bool:
         """Tell whether so many rows are read, and not taken from the map."""
@@ -118,8 +114,7 @@ class StoredRows:
     def near(self, rows: np.ndarray) -> tuple[Rows, np.ndarray]:
         """Return rows to score, and which of them are meant: all that were read, or some mapped."""
         if not self.reads(len(rows)):
-            mapped = self.mapped
-            return Rows(mapped.indptr, mapped.indices, mapped.data), rows
+            return self.mapped, rows
         return self.take(rows)[0], np.arange(len(rows))
 
     def take(self, rows: np.ndarray) -> tuple[Rows, np.ndarray]:
