@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from lexvla.errors import InputError
 from lexvla_indexer.document import Document
-from lexvla_indexer.sources import Listed
+from lexvla_indexer.item_source import Listed
 
 if TYPE_CHECKING:
     from PIL import Image

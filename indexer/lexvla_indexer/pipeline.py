@@ -20,10 +20,11 @@ from lexvla.errors import InputError, UnsupportedError, VocabularyMismatchError
 from lexvla_indexer.base import Index, check_match
 from lexvla_indexer.document import Document
 from lexvla_indexer.isolating import isolate
+from lexvla_indexer.item_source import ItemSource, Listed, Unlisted
 from lexvla_indexer.ledger import Ledger
 from lexvla_indexer.loading import Loaded, in_order, in_shard, load, source_of
 from lexvla_indexer.report import Reject, RejectLog, Report
-from lexvla_indexer.sources import ItemSource, Listed, Unlisted, open_item_source
+from lexvla_indexer.sources import open_item_source
 
 __all__ = ["IndexSink", "Ingest", "Sink", "index_source", "take_writer_lock"]
 

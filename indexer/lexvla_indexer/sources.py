@@ -2,79 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lexvla.data.webdataset_shards import WebDatasetShards
 from lexvla.errors import InputError
-from lexvla.images import IMAGE_SUFFIXES
 from lexvla_indexer.document import Document, check_id
+from lexvla_indexer.folder_source import FolderSource
+from lexvla_indexer.item_source import ItemSource, Listed, Unlisted
 from lexvla_indexer.report import Reject
 
-__all__ = ["ItemSource", "Listed", "Unlisted", "open_item_source"]
+__all__ = ["open_item_source"]
 
 MANIFEST_SUFFIXES = frozenset({".jsonl", ".ndjson"})
 SHARD_SUFFIX = ".tar"
-
-
-@dataclass(frozen=True)
-class Listed:
-    """Describe one item to encode: by its image if it has one, otherwise by its text.
-
-    Attributes:
-        document: What the index will store, without a fingerprint yet.
-        image: The path of the image, or its bytes if it lies within another file.
-        where: See `Reject`.
-    """
-
-    document: Document
-    image: Path | bytes | None = field(repr=False)
-    where: str
-
-
-@dataclass(frozen=True)
-class Unlisted:
-    """Describe something that a source has and cannot give.
-
-    Attributes:
-        reject: What it is, and why.
-        id: The id if it is one known item; ``None`` if it may hide any number of items.
-    """
-
-    reject: Reject
-    id: str | None
-
-
-class ItemSource(ABC):
-    """List items one by one, without decoding their images.
-
-    Attributes:
-        name: Identifies the source: the same name is the same source.
-        ignored: Files that the latest listing skipped because their suffix is not an image's.
-    """
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.ignored = 0
-
-    @property
-    def key(self) -> str:
-        """Return a short hash of the name."""
-        return hashlib.sha256(os.fsencode(self.name)).hexdigest()[:16]
-
-    @abstractmethod
-    def entries(self) -> Iterator[Listed | Unlisted]:
-        """Yield everything there is, always in the same order."""
-
-    def count(self) -> int:
-        """Return how many entries there are."""
-        return sum(1 for _ in self.entries())
 
 
 def open_item_source(source: str | Path, text_field: str | None = None) -> ItemSource:
@@ -100,7 +43,7 @@ def open_item_source(source: str | Path, text_field: str | None = None) -> ItemS
     if path.is_dir():
         if text_field is not None:
             raise InputError(str(source), "a folder of images has no text field")
-        return _Folder(path)
+        return FolderSource(path)
     if path.suffix.lower() == SHARD_SUFFIX:
         if text_field is not None and "," in text_field:
             raise InputError(str(source), "shards have one text field, so no commas")
@@ -111,40 +54,6 @@ def open_item_source(source: str | Path, text_field: str | None = None) -> ItemS
         rule = "must be a folder of images, a manifest (.jsonl) or shards (.tar)"
         raise InputError(str(source), rule)
     return _Manifest(path, text_field or "text")
-
-
-class _Folder(ItemSource):
-    def __init__(self, path: Path) -> None:
-        super().__init__(str(path))
-        self._top = path
-
-    def entries(self) -> Iterator[Listed | Unlisted]:
-        self.ignored = 0
-        hidden: list[Unlisted] = []
-
-        def unreadable(error: OSError) -> None:
-            folder = str(error.filename)
-            rule = f"the folder cannot be read ({error.strerror})"
-            hidden.append(Unlisted(Reject(folder, rule, folder), None))
-
-        for folder, folders, names in os.walk(self._top, onerror=unreadable):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            for name in sorted(names):
-                path = Path(folder, name)
-                if name.startswith("."):
-                    continue
-                if path.suffix.lower() in IMAGE_SUFFIXES:
-                    yield self._entry(path)
-                else:
-                    self.ignored += 1
-        yield from hidden
-
-    def _entry(self, path: Path) -> Listed | Unlisted:
-        name = path.relative_to(self._top).as_posix()
-        try:
-            return Listed(Document(name, uri=str(path)), path, str(path))
-        except InputError as error:
-            return Unlisted(Reject(error.item, error.rule, str(path)), name)
 
 
 class _Manifest(ItemSource):

@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 from lexvla.errors import InputError
 from lexvla.images import ImageSource, open_image
+from lexvla_indexer.item_source import Unlisted
 from lexvla_indexer.report import Reject
-from lexvla_indexer.sources import Unlisted, open_item_source
+from lexvla_indexer.sources import open_item_source
 
 __all__ = ["Pairs", "read_pairs"]
 

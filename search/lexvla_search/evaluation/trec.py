@@ -17,7 +17,8 @@ import numpy as np
 
 from lexvla.errors import FilterSyntaxError, GatheredInputError, InputError
 from lexvla_indexer.document import check_id
-from lexvla_indexer.sources import Unlisted, open_item_source
+from lexvla_indexer.item_source import Unlisted
+from lexvla_indexer.sources import open_item_source
 from lexvla_search.query import Query
 
 __all__ = [
