@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from image_bytes import encoded, noise, png
+from image_bytes import encoded, noise, png, tiff
 from lexvla.errors import InputError
 from lexvla.images import open_image
 
@@ -166,12 +166,62 @@ def test_big_endian_tiff_is_scaled() -> None:
     np.testing.assert_array_equal(pixels(open_image(encoded(image, "TIFF")))[0, :, 0], EIGHT)
 
 
-def test_pixels_without_a_stated_range_are_refused() -> None:
-    wide = Image.fromarray(np.array([[70_000]], np.int32))
-    with pytest.raises(InputError, match="32 bits has no stated range"):
-        open_image(encoded(wide, "TIFF"))
-    with pytest.raises(InputError, match="floating-point"):
-        open_image(encoded(Image.new("F", (1, 1)), "TIFF"))
+@pytest.mark.parametrize(
+    ("samples", "expected", "lost"),
+    [
+        (np.array([0, 0.5, 1], np.float32), [0, 128, 255], []),
+        (np.array([-1, 0, 3], np.float32), [0, 64, 255], ["-1 is shown black, and 3 white"]),
+        (np.array([7, 7, 7], np.float32), [0, 0, 0], ["7 is shown black, and 7 white"]),
+        (np.array([0, np.nan, 1], np.float32), [0, 0, 255], ["not finite numbers"]),
+        (np.array([0, 70_000, 140_000], np.int32), [0, 128, 255], ["and 140000 white"]),
+        (np.array([-5, 0, 5], np.int16), [0, 128, 255], ["-5 is shown black"]),
+        (np.array([0, 3 << 30, 3 << 30], np.uint32), [0, 255, 255], ["3.22123e+09 white"]),
+        (np.array([0, 257, 65_535], np.uint32), [0, 1, 255], []),
+    ],
+)
+def test_numbers_without_a_stated_range_are_stretched_with_a_warning(
+    samples: np.ndarray, expected: list[int], lost: list[str]
+) -> None:
+    told: list[str] = []
+    image = open_image(tiff(samples[None, :, None], photometric=1), warn=told.append)
+    assert pixels(image)[0, :, 0].tolist() == expected
+    assert len(told) == len(lost)
+    assert all(part in each for part, each in zip(lost, told, strict=True))
+
+
+def test_what_is_lost_is_logged_by_default(caplog: pytest.LogCaptureFixture) -> None:
+    open_image(tiff(np.full((1, 1, 1), 9, np.float32), photometric=1), name="scan")
+    assert "'scan': its values have no stated range" in caplog.text
+
+
+def test_floats_that_are_no_numbers_are_refused() -> None:
+    with pytest.raises(InputError, match="no finite number"):
+        open_image(tiff(np.full((1, 1, 1), np.inf, np.float32), photometric=1))
+
+
+COLOURS = np.array([[[255, 0, 100]]])
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize(
+    ("samples", "photometric", "planar"),
+    [
+        (COLOURS.astype(np.uint8), 2, False),
+        (COLOURS.astype(np.uint8), 2, True),
+        ((COLOURS * 257).astype(np.uint16), 2, False),
+        (np.array([[[0, 255, 155, 0]]], np.uint8), 5, False),
+        (np.array([[[0, 255, 155, 0]]], np.uint8), 5, True),
+    ],
+)
+def test_tiff_modes(samples: np.ndarray, photometric: int, planar: bool, order: str) -> None:
+    image = open_image(tiff(samples, photometric, planar, order))
+    assert pixels(image).tolist() == COLOURS.tolist()
+
+
+def test_lab_becomes_rgb() -> None:
+    grey = tiff(np.array([[[128, 0, 0]]], np.uint8), photometric=8)
+    assert np.ptp(pixels(open_image(grey))) <= 1
+    assert abs(int(pixels(open_image(grey))[0, 0, 0]) - 119) <= 2  # L* of 50
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "GIF"])

@@ -137,14 +137,15 @@ def bombs() -> dict[str, bytes]:
     for tag in (256, 257):
         entry = tiff.index(struct.pack("<HHI", tag, 4, 1))
         tiff[entry + 8 : entry + 12] = struct.pack("<I", side)
-    webp = encoded(Image.new("RGB", (10_000, 10_000)), "WEBP", lossless=True, method=0)
+    webp = bytearray(encoded(one, "WEBP", lossless=True))
+    webp[21:25] = struct.pack("<I", (16_383) | 16_383 << 14)  # a side may have 16,384 pixels
     return {
         "PNG": png((side, side, 8, 2), b"\0" * 10**6),
         "GIF": bytes(gif),
         "BMP": bytes(bmp),
         "JPEG": bytes(jpeg),
         "TIFF": bytes(tiff),
-        "WEBP": webp,
+        "WEBP": bytes(webp),
     }
 
 
@@ -154,7 +155,7 @@ def test_a_bomb_is_refused_from_its_header() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for kind, bomb in data.items():
-            with pytest.raises(InputError, match=f"more than {MAX_PIXELS} pixels"):
+            with pytest.raises(InputError, match=f"(more than {MAX_PIXELS}|too many) pixels"):
                 open_image(bomb, name=kind)
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert grown < 50_000  # KiB; one byte a pixel would be 900,000

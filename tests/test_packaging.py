@@ -26,6 +26,7 @@ CI = (
 # What `lexvla_indexer` may use of `lexvla`: data types and files, never the model.
 DATA_MODULES = {
     *("lexvla.encoder", "lexvla.encoding", "lexvla.errors", "lexvla.images"),
+    *("lexvla.image_formats", "lexvla.photo_metadata"),
     *("lexvla.data.webdataset_shards", "lexvla.lazy_exports", "lexvla.version"),
     "lexvla.vocabulary",
 }

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lexvla.errors import InputError
-from lexvla.images import IMAGE_SUFFIXES
+from lexvla.image_formats import IMAGE_SUFFIXES
 from lexvla_indexer.document import Document
 from lexvla_indexer.item_source import ItemSource, Listed, Unlisted
 from lexvla_indexer.report import Reject

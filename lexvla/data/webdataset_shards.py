@@ -25,7 +25,7 @@ from lexvla.data.pairs import (
     matching,
 )
 from lexvla.errors import InputError
-from lexvla.images import IMAGE_SUFFIXES
+from lexvla.image_formats import IMAGE_SUFFIXES
 
 __all__ = ["WebDatasetShards", "expand_braces"]
 

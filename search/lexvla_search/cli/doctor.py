@@ -180,6 +180,8 @@ _CHECKS: tuple[Callable[[], Check], ...] = (
     _optional(
         "faiss", "faiss-cpu", "inverted lists for dense legs of 100,000 rows or more", "fast"
     ),
+    _optional("pillow-heif", "pillow-heif", "HEIC and HEIF pictures", "heif"),
+    _optional("JPEG XL plugin", "pillow-jxl-plugin", "JPEG XL pictures", "jxl"),
     _optional("FastAPI", "fastapi", "lexvla serve, the page and the API", "serve"),
     _java,
     _optional("Pyserini", "pyserini", LUCENE, "pyserini"),

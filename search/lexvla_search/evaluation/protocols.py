@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from lexvla.data.karpathy import read_karpathy
 from lexvla.errors import GatheredInputError, InputError
-from lexvla.images import IMAGE_SUFFIXES
+from lexvla.image_formats import IMAGE_SUFFIXES
 
 __all__ = [
     "CLASSIFIED",
