@@ -19,8 +19,8 @@ from lexvla_search import cli
 from source_tree import PYTHONPATH
 
 COMMANDS = (
-    *("demo", "index", "encode", "search", "explain", "fit-fusion", "delete", "compact", "info"),
-    *("patchdis", "sparsity", "evaluate", "crossmodal", "train", "export"),
+    *("demo", "index", "relocate", "encode", "search", "explain", "fit-fusion", "delete"),
+    *("compact", "info", "patchdis", "sparsity", "evaluate", "crossmodal", "train", "export"),
     *("serve", "api-key", "doctor"),
 )
 

@@ -51,6 +51,8 @@ def test_index_and_again(tmp_path: Path, capsys: Capture) -> None:
         "index": place,
         "added": 4,
         "unchanged": 0,
+        "updated": 0,
+        "moved": 0,
         "pruned": 0,
         "rejected": 0,
         "ignored": 0,

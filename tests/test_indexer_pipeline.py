@@ -17,6 +17,7 @@ from ingest_fakes import manifest, picture
 from lexvla.errors import IndexLockedError, InputError, VocabularyMismatchError
 from lexvla.vocabulary import Vocabulary
 from lexvla_indexer import EmbeddedIndex, index_source, open_index, pipeline
+from lexvla_indexer.roots import Roots
 
 
 @pytest.fixture
@@ -58,17 +59,17 @@ def test_a_folder_of_images(tmp_path, index, encoder):
     assert ids(index, "red", encoder) == ["b.PNG", "a/ä ö.jpg"]
     assert ids(index, "blue", encoder) == ["a/z.tiff"]
     fetched = index.fetch(["a/z.tiff"])
-    assert fetched.documents[0].uri == str(top / "a" / "z.tiff")
+    assert fetched.documents[0].uri == "a/z.tiff"
     assert fetched.encoding.patches.tolist() == [0]
 
 
-def test_a_relative_folder_gives_paths_that_can_be_opened_elsewhere(
-    tmp_path, index, encoder, monkeypatch
-):
+def test_files_are_found_from_anywhere(tmp_path, index, encoder, monkeypatch):
     picture(tmp_path / "photos" / "a.png")
     monkeypatch.chdir(tmp_path)
     index_source("photos", index, encoder)
-    assert index.fetch(["a.png"]).documents[0].uri == str(tmp_path / "photos" / "a.png")
+    (document,) = index.fetch(["a.png"]).documents
+    monkeypatch.chdir("/")
+    assert Roots(index).locate(document) == str(tmp_path / "photos" / "a.png")
 
 
 def test_a_manifest_of_images_and_texts(tmp_path, index, encoder):
@@ -87,7 +88,9 @@ def test_a_manifest_of_images_and_texts(tmp_path, index, encoder):
     fetched = index.fetch(["x/1", "x/2", "x/3"])
     assert [d.text for d in fetched.documents] == ["red", "blue blue", "no known word"]
     assert [d.metadata for d in fetched.documents] == [{"year": 2020}, {}, {}]
-    assert [d.uri for d in fetched.documents] == [str(tmp_path / "m" / "images" / "a.png"), "", ""]
+    assert [d.uri for d in fetched.documents] == ["images/a.png", "", ""]
+    paths = [str(tmp_path / "m" / "images" / "a.png"), "", ""]
+    assert list(map(Roots(index).locate, fetched.documents)) == paths
     assert fetched.encoding.patches.tolist() == [0, -1]
 
 
@@ -194,8 +197,11 @@ def test_what_is_there_and_unchanged_is_skipped(tmp_path, index, encoder):
     manifest(tmp_path / "m", {**lines[0], "metadata": {"y": 2, "x": 1}})
     assert index_source(source, index, encoder).skipped == 1  # the order of keys says nothing
     manifest(tmp_path / "m", {**lines[0], "metadata": {"y": 2, "x": 3}})
+    batches = list(encoder.batches)
     report = index_source(source, index, encoder)
-    assert (report.added, report.skipped, index.count()) == (1, 0, 3)
+    assert (report.added, report.updated, report.skipped, index.count()) == (0, 1, 0, 3)
+    assert encoder.batches == batches  # the image is the same, so its vectors are
+    assert index.fetch(["a"]).documents[0].metadata == {"y": 2, "x": 3}
     report = index_source(source, index, encoder, resume=False)
     assert (report.added, report.skipped) == (1, 0)
 

@@ -219,9 +219,8 @@ def test_exit_codes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert "bad.png" in capsys.readouterr().err
     manifest(tmp_path / "m", b"no json", {"id": "a", "text": "red"})
     holes = ["index", str(tmp_path / "m" / "items.jsonl"), "--index", place, "--prune"]
-    assert cli.main(holes) == 0
-    assert "pruned nothing, because the listing is incomplete: 'line 1'" in capsys.readouterr().err
-    assert cli.main([*holes, "--strict"]) == 1
+    assert cli.main(holes) == 1
+    assert "pruned nothing: the listing is incomplete: 'line 1'" in capsys.readouterr().err
     for path in folder.glob("*.png"):
         path.write_bytes(b"no image")
     (tmp_path / "other").mkdir()

@@ -43,10 +43,12 @@ class Document:
 
     Args:
         id: Names the item within its index; see `check_id`.
-        uri: A path or an address; may be empty.
+        uri: An address, or a path, from the root of the item's source if it has one (see
+            `lexvla_indexer.roots`); may be empty.
         text: The item's own text; may be empty.
         metadata: Flat values to filter by and to show: str, number, bool or list of str.
-        fingerprint: Hash of what was encoded, so that an ingest can resume; may be empty.
+        fingerprint: The source's key and hashes of what was encoded and stored, so that an ingest
+            can resume; may be empty.
 
     Raises:
         InputError: The id, the text or a metadata value is not allowed.

@@ -7,6 +7,7 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -24,11 +25,12 @@ from lexvla_indexer.legs import stack
 from lexvla_indexer.loading import in_shard
 from lexvla_indexer.pipeline import IndexSink, Ingest, take_writer_lock
 from lexvla_indexer.report import Reject, RejectLog, Report
+from lexvla_indexer.roots import Roots, SourcePlace, key_of
 from lexvla_indexer.sources import open_item_source
 
 __all__ = ["Encoded", "Origin", "encode_source", "index_encoded", "read_origins"]
 
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2
 _COLLECTION_SCALE = 100  # the integer of a weight of 1, for Anserini
 _CHUNK = 1024  # documents to look up and to add at once
 
@@ -43,11 +45,16 @@ class Origin:
 
 @dataclass(frozen=True)
 class Encoded:
-    """Hold documents with their vectors, row by row, outside any index."""
+    """Hold documents with their vectors, row by row, outside any index.
+
+    Attributes:
+        place: Where their source lies.
+    """
 
     origin: Origin
     documents: list[Document]
     encoding: Encoding
+    place: SourcePlace
 
     def save(self, path: str | Path) -> None:
         """Write everything into one ``.npz`` file, which `Encoding.load` can read too.
@@ -64,6 +71,7 @@ class Encoded:
             "vocabulary_sha256": vocabulary.sha256,
             "terms": vocabulary.terms,
             "token_ids": vocabulary.token_ids,
+            "source": self.place._asdict(),
         }
         members = {"origin": origin, "documents": [asdict(each) for each in self.documents]}
         with zipfile.ZipFile(new, "a", zipfile.ZIP_DEFLATED) as archive:
@@ -75,16 +83,18 @@ class Encoded:
     @classmethod
     def load(cls, path: str | Path) -> Encoded:
         """Read what `save` wrote; a damaged, foreign or newer file raises InputError."""
-        origin = _origin(_member(path, "origin"), path)
+        data = _member(path, "origin")
+        origin = _origin(data, path)
         try:
+            place = SourcePlace(**data["source"])
             documents = [Document(**each) for each in _member(path, "documents")]
             encoding = Encoding.load(path)
-        except (ValueError, TypeError) as error:
-            raise InputError(str(path), f"is damaged ({error})") from error
+        except (KeyError, ValueError, TypeError) as error:
+            raise InputError(str(path), f"is damaged ({error!r})") from error
         if len(documents) != len(encoding):
             rule = f"is damaged ({len(documents)} documents with {len(encoding)} vectors)"
             raise InputError(str(path), rule)
-        return cls(origin, documents, encoding)
+        return cls(origin, documents, encoding, place)
 
     def save_collection(self, path: str | Path) -> None:
         """Write the words as Anserini reads them, one line a document.
@@ -128,7 +138,8 @@ def encode_source(
     report.skipped = sum(not in_shard(name, shard) for name in ingest.seen)
     nothing = Encoding(sparse.csr_array((0, len(encoder.vocabulary)), dtype=np.float32))
     encoding = stack(sink.parts) if sink.parts else nothing
-    return Encoded(Origin(encoder.name, encoder.vocabulary), sink.documents, encoding), report
+    origin = Origin(encoder.name, encoder.vocabulary)
+    return Encoded(origin, sink.documents, encoding, opened.place), report
 
 
 class _Collection:
@@ -150,6 +161,9 @@ class _Collection:
         self.parts.append(encoding)
         self._report.added += len(documents)
         self._report.empty += int((np.diff(encoding.lexical.indptr) == 0).sum())
+
+    def reuse(self, document: Document, twin: str) -> None:
+        raise NotImplementedError  # likewise
 
     def finish(self) -> None:
         pass
@@ -173,6 +187,7 @@ def index_encoded(
     index: Index,
     resume: bool = True,
     show_progress_bar: bool | None = None,
+    stop: Event | None = None,
 ) -> Report:
     """Store what `encode_source` made, as if the sources themselves had been indexed here.
 
@@ -191,6 +206,7 @@ def index_encoded(
     report = Report()
     sink = IndexSink(index, report, resume)
     take_writer_lock(index)
+    roots = Roots(index)
     seen: set[str] = set()
     disable = None if show_progress_bar is None else not show_progress_bar
     with (
@@ -199,7 +215,11 @@ def index_encoded(
     ):
         for path in files:
             encoded = Encoded.load(path)
+            roots.enter(encoded.place, key_of(encoded.place))
             for start in range(0, len(encoded.documents), _CHUNK):
+                if stop is not None and stop.is_set():
+                    report.interrupted = f"{len(seen):,} items"
+                    break
                 documents = encoded.documents[start : start + _CHUNK]
                 known = sink.known([document.id for document in documents])
                 rows = []
@@ -244,9 +264,9 @@ def _member(path: str | Path, name: str) -> Any:
 
 def _origin(data: Any, path: str | Path) -> Origin:
     try:
-        if data["format_version"] > _FORMAT_VERSION:
-            version = data["format_version"]
-            raise InputError(str(path), f"its format {version} is newer than this program")
+        if (version := int(data["format_version"])) != _FORMAT_VERSION:
+            age = "newer than this program" if version > _FORMAT_VERSION else "old; encode it again"
+            raise InputError(str(path), f"its format {version} is {age}")
         vocabulary = Vocabulary(data["terms"], data["token_ids"])
         if vocabulary.sha256 != data["vocabulary_sha256"]:
             raise InputError(str(path), "its terms do not match their sha256")

@@ -11,6 +11,7 @@ from lexvla.image_formats import IMAGE_SUFFIXES
 from lexvla_indexer.document import Document
 from lexvla_indexer.item_source import ItemSource, Listed, Unlisted
 from lexvla_indexer.report import Reject
+from lexvla_indexer.roots import SourcePlace
 
 __all__ = ["FolderSource"]
 
@@ -18,9 +19,11 @@ __all__ = ["FolderSource"]
 class FolderSource(ItemSource):
     """Every image file under a folder."""
 
+    has_paths = True
+
     def __init__(self, path: Path) -> None:
-        super().__init__(str(path))
-        self._top = path
+        self._top = path.resolve()
+        super().__init__(SourcePlace(str(self._top), ""))
 
     def entries(self) -> Iterator[Listed | Unlisted]:
         """Yield the images in the order of their names, then the folders that cannot be read."""
@@ -47,6 +50,6 @@ class FolderSource(ItemSource):
     def _entry(self, path: Path) -> Listed | Unlisted:
         name = path.relative_to(self._top).as_posix()
         try:
-            return Listed(Document(name, uri=str(path)), path, str(path))
+            return Listed(Document(name, uri=name), path, str(path))
         except InputError as error:
             return Unlisted(Reject(error.item, error.rule, str(path)), name)

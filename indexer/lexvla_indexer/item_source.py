@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -11,6 +9,7 @@ from pathlib import Path
 
 from lexvla_indexer.document import Document
 from lexvla_indexer.report import Reject
+from lexvla_indexer.roots import SourcePlace, key_of
 
 __all__ = ["ItemSource", "Listed", "Unlisted"]
 
@@ -47,18 +46,18 @@ class ItemSource(ABC):
     """List items one by one, without decoding their images.
 
     Attributes:
-        name: Identifies the source: the same name is the same source.
+        place: The folder and the name; the same folder and name are the same source.
+        key: Names the source in an index.
+        has_paths: Whether ids are paths, so that an item under another id may be one that moved.
         ignored: Files that the latest listing skipped because their suffix is not an image's.
     """
 
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.ignored = 0
+    has_paths = False
 
-    @property
-    def key(self) -> str:
-        """Return a short hash of the name."""
-        return hashlib.sha256(os.fsencode(self.name)).hexdigest()[:16]
+    def __init__(self, place: SourcePlace) -> None:
+        self.place = place
+        self.key = key_of(place)
+        self.ignored = 0
 
     @abstractmethod
     def entries(self) -> Iterator[Listed | Unlisted]:

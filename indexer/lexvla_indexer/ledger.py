@@ -7,11 +7,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+from lexvla_indexer.base import Index
 from lexvla_indexer.document import Document
-from lexvla_indexer.loading import source_of
+from lexvla_indexer.roots import source_of
 
 __all__ = ["Ledger"]
 
+_NAME = "sources.sqlite"
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS documents (
     source TEXT NOT NULL, id TEXT NOT NULL, PRIMARY KEY (source, id)
@@ -29,6 +31,11 @@ class Ledger:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+
+    @classmethod
+    def beside(cls, index: Index) -> Ledger | None:
+        """Return the ledger of an index, or ``None`` if the index has no directory."""
+        return None if index.directory is None else cls(index.directory / _NAME)
 
     def note(self, documents: Iterable[Document]) -> None:
         """Record documents, durably."""

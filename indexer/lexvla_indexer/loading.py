@@ -6,11 +6,12 @@ import hashlib
 import json
 import os
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from lexvla.errors import InputError
 from lexvla_indexer.document import Document
@@ -19,7 +20,7 @@ from lexvla_indexer.item_source import Listed
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["THREADS", "WINDOW", "Loaded", "in_order", "in_shard", "load", "source_of"]
+__all__ = ["THREADS", "WINDOW", "Loaded", "content_of", "in_order", "in_shard", "load"]
 
 THREADS = min(8, os.cpu_count() or 1)
 WINDOW = 2 * THREADS  # items that are being loaded or wait to be taken
@@ -38,6 +39,7 @@ class Loaded:
         where: See `Reject`.
         image: The decoded image, if there is one and it is needed.
         known: The fingerprint that the index has, if the content is unchanged.
+        twin: The id under which the index has the same vectors already.
         error: What is wrong with the item.
     """
 
@@ -45,35 +47,55 @@ class Loaded:
     where: str
     image: Image.Image | None = None
     known: str | None = None
+    twin: str | None = None
     error: InputError | None = None
 
 
-def load(item: Listed, known: str | None, source: str, model: str) -> Loaded:
+def load(
+    item: Listed,
+    known: str | None,
+    source: str,
+    model: str,
+    missing: Mapping[str, list[str]],
+) -> Loaded:
     """Read an item's image, and decode it if the content is new. The file is read once.
 
-    A fingerprint is the source's key and a hash of the content: the encoder's name, address, text,
-    metadata, and the bytes of the image. ``known`` is the one that the index has, if any.
+    A fingerprint is the source's key, a hash of what the vectors depend on (the encoder's name
+    and the bytes of the image, or the text without one), and a hash of what is stored besides
+    (address, text and metadata). ``known`` is the one that the index has of this id, if any.
+    ``missing`` has ids that the source no longer lists, by the hash of their content; a twin is
+    taken out of it.
     """
     from lexvla.images import open_image
 
     document = item.document
     try:
         data = _read(item.image, document.id) if isinstance(item.image, Path) else item.image
-        digest = None if data is None else hashlib.sha256(data).hexdigest()
-        parts = [model, document.uri, document.text, dict(document.metadata), digest]
-        content = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
-        document = replace(document, fingerprint=f"{source}:{content}")
-        if known is not None and known.rpartition(":")[2] == content:
-            return Loaded(document, item.where, known=known)
+        encoded = ["text", document.text]
+        if data is not None:
+            encoded = ["image", hashlib.sha256(data).hexdigest()]
+        content = _hash([model, *encoded])
+        stored = _hash([document.uri, document.text, dict(document.metadata)])
+        document = replace(document, fingerprint=f"{source}:{content}:{stored}")
+        if known is not None and content_of(known) == content:
+            if known.rpartition(":")[2] == stored:
+                return Loaded(document, item.where, known=known)
+            return Loaded(document, item.where, twin=document.id)
+        with suppress(IndexError, KeyError):
+            return Loaded(document, item.where, twin=missing[content].pop())
         image = None if data is None else open_image(data, document.id)
         return Loaded(document, item.where, image)
     except InputError as error:
         return Loaded(document, item.where, error=error)
 
 
-def source_of(fingerprint: str) -> str:
-    """Return the key of the source in a fingerprint."""
-    return fingerprint.rpartition(":")[0]
+def content_of(fingerprint: str) -> str:
+    """Return the hash of what the vectors depend on; equal ones mean equal vectors."""
+    return fingerprint.rpartition(":")[0].rpartition(":")[2]
+
+
+def _hash(values: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def in_shard(name: str, shard: tuple[int, int]) -> bool:

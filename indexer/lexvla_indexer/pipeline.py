@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from threading import Event
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -22,14 +23,15 @@ from lexvla_indexer.document import Document
 from lexvla_indexer.isolating import isolate
 from lexvla_indexer.item_source import ItemSource, Listed, Unlisted
 from lexvla_indexer.ledger import Ledger
-from lexvla_indexer.loading import Loaded, in_order, in_shard, load, source_of
+from lexvla_indexer.loading import Loaded, content_of, in_order, in_shard, load
+from lexvla_indexer.pruning import doubt
 from lexvla_indexer.report import Reject, RejectLog, Report
+from lexvla_indexer.roots import Roots, source_of
 from lexvla_indexer.sources import open_item_source
 
 __all__ = ["IndexSink", "Ingest", "Sink", "index_source", "take_writer_lock"]
 
 _REJECTS = "rejected.jsonl"
-_LEDGER = "sources.sqlite"
 # A killed run loses at most what came since the last commit. Each commit makes a segment, and
 # searches take longer over many.
 _COMMIT_SECONDS = 60.0
@@ -48,6 +50,8 @@ def index_source(
     *,
     text_field: str | None = None,
     prune: bool = False,
+    prune_anyway: bool = False,
+    stop: Event | None = None,
 ) -> Report:
     """Encode the items of a source and store them; `open_item_source` lists the kinds of source.
 
@@ -56,9 +60,15 @@ def index_source(
     line; during the run, to ``rejected.jsonl.part``. Work is committed about once a minute, so
     that a killed run can be started again and continues.
 
+    One folder is one source, however its path is spelt; the index keeps where it lies (see
+    `Roots`), and documents' uris are paths from there. A file of a folder that was moved or renamed
+    within it keeps its vectors: the document gets its new id.
+
     A document belongs to the source that last listed it. Pruning deletes the documents of this
-    source that it no longer lists. It is refused, and the report says so, if the listing may be
-    incomplete: a folder that cannot be read, a line without an id, a damaged shard, or no items.
+    source that it no longer lists. It is refused, and the report says why, if the listing may be
+    incomplete (a folder that cannot be read, a line without an id, a damaged shard), and unless
+    ``prune_anyway`` is set, if more than a tenth of the source's documents and at least 10 would
+    go, or a folder that had documents has no files, as if its disk was not mounted.
 
     Memory: the decoded images of two batches and two for each thread; what is staged since the
     last commit; the ids (about 100 bytes each).
@@ -73,6 +83,9 @@ def index_source(
         show_progress_bar: Show progress on stderr; by default if that is a terminal.
         text_field: See `open_item_source`.
         prune: Delete what is gone from the source.
+        prune_anyway: Delete it even if much is gone.
+        stop: Set it, from another thread or a signal handler, to stop: what is encoded by then
+            is committed.
 
     Raises:
         IndexLockedError: Another writer has the index.
@@ -84,19 +97,24 @@ def index_source(
         raise VocabularyMismatchError("the index was made without a vocabulary, and is empty")
     check_match(encoder, index)
     opened = open_item_source(source, text_field)
-    if prune and index.directory is None:
+    if (prune or prune_anyway) and index.directory is None:
         raise UnsupportedError("only an index in a directory knows what came from which source")
     report = Report()
     sink = IndexSink(index, report, resume)
-    ingest = Ingest(opened, encoder, sink, report, batch_size, show_progress_bar)
     take_writer_lock(index)
+    opened.key = Roots(index).enter(opened.place)
+    ingest = Ingest(
+        opened, encoder, sink, report, batch_size, show_progress_bar, stop=stop or Event()
+    )
+    if opened.has_paths and resume:
+        ingest.missing = sink.missing(opened)
     with RejectLog(sink.path(_REJECTS), report) as rejects:
         ingest.run(rejects)
-        if prune:
-            nothing = "" if ingest.seen else "the source lists no items"
-            report.prune_refused = ingest.gap or nothing
-            if not report.prune_refused:
-                sink.prune(opened.key, ingest.seen)
+        if (prune or prune_anyway) and not report.interrupted:
+            if ingest.gap:
+                report.prune_refused = f"the listing is incomplete: {ingest.gap}"
+            else:
+                sink.prune(opened, ingest.seen, prune_anyway)
     return report
 
 
@@ -117,6 +135,9 @@ class Sink(Protocol):
     def store(self, documents: Sequence[Document], encoding: Encoding) -> None:
         """Take documents with their vectors."""
 
+    def reuse(self, document: Document, twin: str) -> None:
+        """Take a document whose vectors are there already, under the id ``twin``."""
+
     def finish(self) -> None:
         """Make everything that was taken durable."""
 
@@ -131,9 +152,8 @@ class IndexSink:
         self._index = index
         self._report = report
         self._resume = resume
-        path = self.path(_LEDGER)
-        self._ledger = None if path is None else Ledger(path)
-        self._moved: list[Document] = []
+        self._ledger = Ledger.beside(index)
+        self._reused: list[tuple[Document, str]] = []
         self._staged: list[Document] = []
         self._committed = time.monotonic()
 
@@ -145,13 +165,42 @@ class IndexSink:
         """Return the fingerprints of those ids that the index has."""
         return self._index.fingerprints(ids) if self._resume else {}
 
+    def missing(self, source: ItemSource) -> dict[str, list[str]]:
+        """Return the documents that a source no longer lists, by the hash of their content.
+
+        Nothing if the listing may be incomplete, so that they may still be there.
+        """
+        before = [] if self._ledger is None else list(self._ledger.ids(source.key))
+        if not before:
+            return {}
+        listed = set()
+        for entry in source.entries():
+            name = entry.document.id if isinstance(entry, Listed) else entry.id
+            if name is None:
+                return {}
+            listed.add(name)
+        found: dict[str, list[str]] = {}
+        gone = (name for name in before if name not in listed)
+        for name, known in self._own(source.key, gone):
+            found.setdefault(content_of(known), []).append(name)
+        return found
+
     def keep(self, document: Document, known: str) -> None:
         """Leave a document as it is, or hand it to the source that lists it now."""
         self._report.skipped += 1
         if document.fingerprint != known:
-            self._moved.append(document)
-            if len(self._moved) == _CHUNK:
-                self._move()
+            self._reuse(document, document.id)
+
+    def reuse(self, document: Document, twin: str) -> None:
+        """Store a document with the vectors of one that is there: of itself, or another id's.
+
+        Another id is deleted: the document has moved.
+        """
+        if twin == document.id:
+            self._report.updated += 1
+        else:
+            self._report.moved += 1
+        self._reuse(document, twin)
 
     def store(self, documents: Sequence[Document], encoding: Encoding) -> None:
         """Stage documents, and commit if it is time."""
@@ -161,26 +210,55 @@ class IndexSink:
 
     def finish(self) -> None:
         """Commit what is left."""
-        self._move()
+        self._stage_reused()
         self._commit()
 
-    def prune(self, source: str, listed: set[str]) -> None:
-        """Delete the documents of a source that are not among those listed, and commit."""
+    def prune(self, source: ItemSource, listed: set[str], anyway: bool) -> None:
+        """Delete the documents of a source that are not among those listed, and commit.
+
+        ``anyway`` says that it does not matter how many these are.
+        """
         if self._ledger is None:
             return
-        gone = [name for name in self._ledger.ids(source) if name not in listed]
+        before = list(self._ledger.ids(source.key))
+        own = [name for name, _ in self._own(source.key, before)]
+        gone = [name for name in own if name not in listed]
+        if not anyway:
+            kept = [name for name in own if name in listed]
+            root = source.place.root if source.has_paths else None
+            self._report.prune_refused = doubt(root, gone, kept)
+            if not listed and not self._report.prune_refused:
+                self._report.prune_refused = "the source lists no items"
+            if self._report.prune_refused:
+                return
         for start in range(0, len(gone), _CHUNK):
-            found = self._index.fingerprints(gone[start : start + _CHUNK])
-            mine = [name for name, known in found.items() if source_of(known) == source]
-            self._report.pruned += self._index.delete(mine)
+            self._report.pruned += self._index.delete(gone[start : start + _CHUNK])
         self._index.commit()
-        self._ledger.forget(source, gone)
+        self._ledger.forget(source.key, [name for name in before if name not in listed])
 
-    def _move(self) -> None:
-        if self._moved:
-            rows = self._index.vectors([document.id for document in self._moved])
-            self._stage(self._moved, rows)
-        self._moved = []
+    def _own(self, source: str, ids: Iterable[str]) -> Iterator[tuple[str, str]]:
+        """Yield those of the ids whose documents belong to a source, with their fingerprints."""
+        names = iter(ids)
+        while chunk := list(islice(names, _CHUNK)):
+            found = self._index.fingerprints(chunk)
+            yield from (
+                (name, known) for name, known in found.items() if source_of(known) == source
+            )
+
+    def _reuse(self, document: Document, twin: str) -> None:
+        self._reused.append((document, twin))
+        if len(self._reused) == _CHUNK:
+            self._stage_reused()
+
+    def _stage_reused(self) -> None:
+        if self._reused:
+            documents = [document for document, _ in self._reused]
+            twins = [twin for _, twin in self._reused]
+            rows = self._index.vectors(twins)
+            # Before they are added, so that a commit has both or neither.
+            self._index.delete([t for d, t in self._reused if t != d.id])
+            self._stage(documents, rows)
+        self._reused = []
 
     def _stage(self, documents: Sequence[Document], encoding: Encoding) -> None:
         self._index.add(documents, encoding)
@@ -211,6 +289,8 @@ class Ingest:
 
     Attributes:
         seen: The ids that the source lists, including those of bad items.
+        missing: Ids that the source no longer lists, by the hash of their content.
+        stop: Ends the run before the next item when it is set.
         gap: Why the listing may be incomplete; empty if it is complete.
     """
 
@@ -221,6 +301,8 @@ class Ingest:
     batch_size: int = 64
     show_progress_bar: bool | None = None
     shard: tuple[int, int] = (1, 1)
+    stop: Event = field(default_factory=Event)
+    missing: dict[str, list[str]] = field(default_factory=dict, init=False)
     seen: set[str] = field(default_factory=set, init=False)
     gap: str = field(default="", init=False)
     _running: Future[_Encoded] | None = field(default=None, init=False)
@@ -244,10 +326,15 @@ class Ingest:
                 self._bar.total = self.source.count()
                 self._bar.refresh()
             for loaded in items:
+                if self.stop.is_set():
+                    break
                 if loaded.error is not None:
                     self._reject(Reject(loaded.error.item, loaded.error.rule, loaded.where))
                 elif loaded.known is not None:
                     self.sink.keep(loaded.document, loaded.known)
+                    self._bar.update()
+                elif loaded.twin is not None:
+                    self.sink.reuse(loaded.document, loaded.twin)
                     self._bar.update()
                 else:
                     batch = texts if loaded.image is None else images
@@ -256,11 +343,15 @@ class Ingest:
                     if len(batch) == self.batch_size or held > _MAX_PIXELS_HELD:
                         self._encode(batch)
             for batch in (images, texts):
-                if batch:
+                if batch and not self.stop.is_set():
                     self._encode(batch)
             if self._running is not None:
                 self._store(self._running.result())
             self.sink.finish()
+            if self.stop.is_set():
+                of = "" if self._bar.total is None else f" of {self._bar.total:,}"
+                done = self.report.stored + len(self.report.rejected)
+                self.report.interrupted = f"{done:,}{of} items"
         self.report.ignored = self.source.ignored
 
     def _jobs(self) -> Iterator[tuple[Listed, str | None]]:
@@ -292,7 +383,7 @@ class Ingest:
 
     def _load(self, job: tuple[Listed, str | None]) -> Loaded:
         item, known = job
-        return load(item, known, self.source.key, self.encoder.name)
+        return load(item, known, self.source.key, self.encoder.name, self.missing)
 
     def _reject(self, reject: Reject) -> None:
         self._rejects.add(reject)

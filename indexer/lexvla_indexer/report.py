@@ -33,22 +33,35 @@ class Report:
     Attributes:
         added: Items encoded and stored, new ones and changed ones.
         skipped: Items that the index already had, unchanged.
+        updated: Items whose image is unchanged, but not their text, metadata or address; their
+            vectors were kept.
+        moved: Files of a folder that were in another place of it before; their vectors were kept.
         empty: Items among the added whose lexical vector is empty; no words find them.
         ignored: Files of the folder that have no image suffix.
         pruned: Documents deleted because their source no longer lists them.
         prune_refused: Why nothing was pruned although it was asked for; otherwise empty.
+        interrupted: How far the run came if it was stopped, such as "12 of 40 items"; otherwise
+            empty.
         rejected: Items left out, each with the rule that it breaks.
         rejects_path: The file that lists them; ``None`` if the index has no directory.
     """
 
     added: int = 0
     skipped: int = 0
+    updated: int = 0
+    moved: int = 0
     empty: int = 0
     ignored: int = 0
     pruned: int = 0
     prune_refused: str = ""
+    interrupted: str = ""
     rejected: list[Reject] = field(default_factory=list)
     rejects_path: Path | None = None
+
+    @property
+    def stored(self) -> int:
+        """Items of the source that the index has now."""
+        return self.added + self.skipped + self.updated + self.moved
 
 
 class RejectLog:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from lexvla.data.webdataset_shards import WebDatasetShards
 from lexvla.errors import InputError
-from lexvla_indexer.document import Document, check_id
+from lexvla_indexer.document import Document
 from lexvla_indexer.folder_source import FolderSource
 from lexvla_indexer.item_source import ItemSource, Listed, Unlisted
+from lexvla_indexer.manifest_source import ManifestSource
 from lexvla_indexer.report import Reject
+from lexvla_indexer.roots import SourcePlace
 
 __all__ = ["open_item_source"]
 
@@ -53,75 +54,15 @@ def open_item_source(source: str | Path, text_field: str | None = None) -> ItemS
     if path.suffix.lower() not in MANIFEST_SUFFIXES:
         rule = "must be a folder of images, a manifest (.jsonl) or shards (.tar)"
         raise InputError(str(source), rule)
-    return _Manifest(path, text_field or "text")
-
-
-class _Manifest(ItemSource):
-    def __init__(self, path: Path, text_field: str) -> None:
-        super().__init__(str(path))
-        self._path = path
-        self._text_fields = [field.strip() for field in text_field.split(",")]
-
-    def entries(self) -> Iterator[Listed | Unlisted]:
-        with self._path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield self._entry(line, f"line {number}", f"{self._path}:{number}")
-
-    def _entry(self, line: bytes, name: str, where: str) -> Listed | Unlisted:
-        known = None
-        try:
-            record = _record(line, name)
-            known = name = check_id(record["id"])
-            image = _field(record, "image", str, name)
-            metadata = _field(record, "metadata", dict, name)
-            texts = [_text(record, metadata, field, name) for field in self._text_fields]
-            text = "\n".join(filter(None, texts))
-            if not image and not text.strip():
-                where_from = " or ".join(map(repr, self._text_fields))
-                raise InputError(name, f"has neither an image nor a text (in {where_from})")
-            path = self._path.parent / image if image else None
-            return Listed(Document(name, str(path or ""), text, metadata), path, where)
-        except InputError as error:
-            return Unlisted(Reject(error.item, error.rule, where), known)
-
-
-def _record(line: bytes, name: str) -> dict[str, Any]:
-    try:
-        record = json.loads(line.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise InputError(name, f"is not JSON ({error})") from error
-    if not isinstance(record, dict):
-        raise InputError(name, "must be a JSON object")
-    if "id" not in record:
-        raise InputError(name, "has no id")
-    return record
-
-
-def _field(record: dict[str, Any], key: str, kind: type[Any], name: str) -> Any:
-    value = record.get(key)
-    if value is None:
-        return kind()
-    if not isinstance(value, kind):
-        raise InputError(name, f"{key} must be {'a string' if kind is str else 'an object'}")
-    return value
-
-
-def _text(record: dict[str, Any], metadata: dict[str, Any], field: str, name: str) -> str:
-    of_metadata = field.removeprefix("metadata.")
-    if of_metadata == field:
-        return str(_field(record, field, str, name))
-    value = metadata.get(of_metadata)
-    values = value if isinstance(value, list) else [] if value is None else [value]
-    if not all(isinstance(each, str) for each in values):
-        raise InputError(name, f"{field} must be a string or a list of strings, to be a text")
-    return " ".join(values)
+    return ManifestSource(path, text_field or "text")
 
 
 class _Shards(ItemSource):
     def __init__(self, pattern: Path, text_key: str) -> None:
-        super().__init__(str(pattern))
-        self._shards = WebDatasetShards(pattern, text_key)
+        folder = next(path for path in pattern.parents if path.is_dir())  # above any wildcard
+        place = SourcePlace(str(folder.resolve()), str(pattern.relative_to(folder)))
+        super().__init__(place)
+        self._shards = WebDatasetShards(Path(place.path), text_key)
 
     def entries(self) -> Iterator[Listed | Unlisted]:
         for number, path in enumerate(self._shards.paths):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import unquote
 
@@ -19,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 from lexvla.errors import InputError, LexVLAError
 from lexvla.images import open_image
 from lexvla_indexer import Document
+from lexvla_indexer.roots import Roots
 from lexvla_search import schema
 from lexvla_search.api.access import READ, WRITE, Serving
 from lexvla_search.api.problems import Problem, problem_of
@@ -201,9 +201,7 @@ def _picture(service: Service, document: Document) -> Image.Image:
     root = folder.resolve()
     try:
         # Resolved first, so that neither ".." nor a link leads out of the folder.
-        path = (root / Path(document.uri)).resolve()
-        if not path.is_relative_to(root):
-            path = Path(document.uri).resolve()
+        path = (root / Roots(service.index).locate(document, root)).resolve()
         if not path.is_relative_to(root) or not path.is_file():
             raise absent
         return open_image(path, document.id, service.limits.pixels)

@@ -14,16 +14,17 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from lexvla.errors import GatheredInputError, LexVLAError
-from lexvla_search.cli.console import UsageError, note
+from lexvla_search.cli.console import INTERRUPTED, UsageError, note
 
 __all__ = ["COMMANDS", "main", "parse"]
 
-DONE, FAILED, USAGE, INTERRUPTED, NO_READER = 0, 1, 2, 130, 141
+DONE, FAILED, USAGE, NO_READER = 0, 1, 2, 141
 
 # The summaries are here so that --help imports none of the commands.
 COMMANDS = {
     "demo": "search the bundled images, with explanations",
     "index": "put images and texts into an index",
+    "relocate": "tell an index where its folder lies now",
     "encode": "write the vectors of a source, or of queries (.tsv), to a file",
     "search": "find images by text, image and words",
     "explain": "break one item's score down",

@@ -11,6 +11,7 @@ from typing import Any
 from lexvla.errors import LexVLAError
 
 __all__ = [
+    "INTERRUPTED",
     "UsageError",
     "note",
     "one_line",
@@ -19,6 +20,9 @@ __all__ = [
     "print_json",
     "print_numbers",
 ]
+
+
+INTERRUPTED = 130  # exit code
 
 
 class UsageError(LexVLAError):

@@ -21,6 +21,7 @@ from lexvla_indexer import open_index
 from lexvla_indexer.base import Index, check_match
 from lexvla_search.cli.arguments import JsonOptions, ModelOptions, flag, not_empty, option
 from lexvla_search.cli.console import UsageError, note, print_columns, print_json
+from lexvla_search.cli.query import located
 from lexvla_search.cli.search import hit_rows
 from lexvla_search.query import Query
 from lexvla_search.searcher import Searcher
@@ -63,7 +64,10 @@ def run(options: Options) -> int:
     with open_index(str(home)) as source:
         searcher = Searcher(model, source)
         answers = {
-            text: searcher.search(Query(text=text, filter=_filter(text)), k=_HITS, explain=True)
+            text: located(
+                searcher.search(Query(text=text, filter=_filter(text)), k=_HITS, explain=True),
+                source,
+            )
             for text in QUERIES
         }
     if options.json:

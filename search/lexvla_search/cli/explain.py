@@ -13,7 +13,7 @@ from lexvla_indexer import open_index
 from lexvla_indexer.base import Index
 from lexvla_search.cli.arguments import IndexOptions, JsonOptions, flag, option, positional
 from lexvla_search.cli.console import UsageError, note, one_line, print_json
-from lexvla_search.cli.query import QueryOptions, described, score_of
+from lexvla_search.cli.query import QueryOptions, described, located, score_of
 from lexvla_search.explanation import Explanation
 from lexvla_search.heatmap import heatmap, match_map, word_map
 from lexvla_search.searcher import Hit, Searcher
@@ -48,7 +48,7 @@ def run(options: Options) -> int:
     with open_index(options.index) as source:
         model = options.encoder()
         searcher = Searcher(model, source)
-        hit = searcher.explain(query, options.id)
+        (hit,) = located([searcher.explain(query, options.id)], source)
         if options.heatmap and model is not None:
             _draw(model, source, hit, options.word).save(options.heatmap, format="PNG")
         if options.picture:

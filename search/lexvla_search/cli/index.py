@@ -27,6 +27,7 @@ from lexvla_search.cli.source import (
     in_words,
     rejects_file,
 )
+from lexvla_search.cli.stopping import stopping
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ class Options(SourceOptions, IndexOptions, ModelOptions, JsonOptions):
         action=argparse.BooleanOptionalAction,
         default=True,
     )
-    prune: bool = flag("delete items that the source no longer has")
+    prune: bool = flag("delete items that the source no longer has, unless these are many")
+    prune_anyway: bool = flag("delete them however many they are")
     rebuild: bool = flag(
         "fill a new index, and swap it for the old one at the end (Elasticsearch only)"
     )
@@ -58,16 +60,19 @@ def run(options: Options) -> int:
         model = options.load_model(introduce=True)
         vocabulary, name = model.vocabulary, model.name
     else:
-        for given in ("model", "text_field", "prune"):
+        for given in ("model", "text_field", "prune", "prune_anyway"):
             if getattr(options, given):
                 raise UsageError(f"--{given.replace('_', '-')} does not go with --from-encoded")
         origin = read_origins(files)
         vocabulary, name = origin.vocabulary, origin.model
-    with open_index(
-        options.index, create=True, vocabulary=vocabulary, model=name, rebuild=options.rebuild
-    ) as target:
+    with (
+        open_index(
+            options.index, create=True, vocabulary=vocabulary, model=name, rebuild=options.rebuild
+        ) as target,
+        stopping() as stop,
+    ):
         if source is None:
-            report = index_encoded(files, target, resume=options.resume)
+            report = index_encoded(files, target, resume=options.resume, stop=stop)
         else:
             report = index_source(
                 source,
@@ -77,9 +82,11 @@ def run(options: Options) -> int:
                 resume=options.resume,
                 text_field=options.text_field,
                 prune=options.prune,
+                prune_anyway=options.prune_anyway,
+                stop=stop,
             )
         failure = ""
-        if not (report.added or report.skipped):
+        if not (report.stored or report.pruned):
             failure = f"nothing in {source or ' '.join(files)} could be added"
         code = exit_code(report, options.strict, failure)
         if options.rebuild and code == 0:

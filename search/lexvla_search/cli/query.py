@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import math
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from lexvla.errors import InputError
+from lexvla_indexer.base import Index
 from lexvla_indexer.legs import Leg
+from lexvla_indexer.roots import Roots
 from lexvla_search.cli.arguments import ModelOptions, flag, option, positional
 from lexvla_search.cli.console import UsageError
 from lexvla_search.fusion import FUSIONS, LEGS, Fusion, FusionName, named_fusion
@@ -114,6 +117,14 @@ def score_of(hit: Hit) -> str:
     """Return a hit's score, with its relevance if it has one."""
     relevance = "" if hit.relevance is None else f", relevance {100 * hit.relevance:.0f}%"
     return f"score {hit.score:.4f}{relevance}"
+
+
+def located(hits: Iterable[Hit], index: Index) -> list[Hit]:
+    """Return hits whose uris are paths that can be opened here."""
+    roots = Roots(index)
+    return [
+        replace(hit, document=replace(hit.document, uri=roots.locate(hit.document))) for hit in hits
+    ]
 
 
 def described(query: Query, answer: Answer | None = None) -> dict[str, Any]:

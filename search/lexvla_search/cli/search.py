@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from lexvla_indexer import open_index
 from lexvla_search.cli.arguments import IndexOptions, JsonOptions, flag, option, positive
 from lexvla_search.cli.console import note, one_line, print_columns, print_json
-from lexvla_search.cli.query import QueryOptions, described, finite, score_of
+from lexvla_search.cli.query import QueryOptions, described, finite, located, score_of
 from lexvla_search.encoded_query import encode_query
 from lexvla_search.fusion import GOOD_MATCH
 from lexvla_search.query import Query
@@ -54,7 +54,7 @@ def run(options: Options) -> int:
             return _show_query(options, query, searcher)
         # People always see the strongest words; JSON has the explanation on request.
         answer = searcher.answer(query, explain=options.explain or not options.json)
-    hits = answer.hits
+        hits = located(answer.hits, source)
     if options.json:
         hit_data = [hit.to_dict() for hit in hits]
         found = {"good_match": answer.good_match, "hits": hit_data}

@@ -7,7 +7,7 @@ from typing import Any
 
 from lexvla_indexer.report import Report
 from lexvla_search.cli.arguments import flag, not_empty, option, positive
-from lexvla_search.cli.console import note
+from lexvla_search.cli.console import INTERRUPTED, note
 
 SOURCE = "a folder of images, a JSONL manifest, or the path or pattern of .tar shards"
 
@@ -28,6 +28,8 @@ def counts(report: Report, skipped: str) -> dict[str, int]:
     return {
         "added": report.added,
         skipped: report.skipped,
+        "updated": report.updated,
+        "moved": report.moved,
         "pruned": report.pruned,
         "rejected": len(report.rejected),
         "ignored": report.ignored,
@@ -49,15 +51,19 @@ def rejects_file(report: Report) -> dict[str, Any]:
 def exit_code(report: Report, strict: bool, failure: str) -> int:
     """Report what was left out, and return the exit code.
 
-    With `strict`, leaving anything out is a failure. `failure` says why the command failed as a
-    whole; it is empty if it did not.
+    A refused prune is a failure; with `strict`, leaving anything out is too. `failure` says why
+    the command failed as a whole; it is empty if it did not.
     """
     if report.rejected:
         first = report.rejected[0]
         where = report.rejects_path or "no file, as the index has no directory"
         note(f"lexvla: rejected {first.item!r}: {first.rule}; all are in {where}")
     if report.prune_refused:
-        note(f"lexvla: pruned nothing, because the listing is incomplete: {report.prune_refused}")
+        note(f"lexvla: error: pruned nothing: {report.prune_refused}")
+    if report.interrupted:
+        done = f"interrupted after {report.interrupted}; what was done is in the index"
+        note(f"lexvla: {done}, and the same command goes on from there")
+        return INTERRUPTED
     if failure:
         note(f"lexvla: error: {failure}")
-    return 1 if failure or (strict and (report.rejected or report.prune_refused)) else 0
+    return 1 if failure or report.prune_refused or (strict and report.rejected) else 0

@@ -1,0 +1,87 @@
+"""A manifest as a source of items to index: a file with an item on each line."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lexvla.errors import InputError
+from lexvla_indexer.document import Document, check_id
+from lexvla_indexer.item_source import ItemSource, Listed, Unlisted
+from lexvla_indexer.report import Reject
+from lexvla_indexer.roots import SourcePlace
+
+__all__ = ["ManifestSource"]
+
+
+class ManifestSource(ItemSource):
+    """The lines of a manifest; images are paths from its folder."""
+
+    def __init__(self, path: Path, text_field: str) -> None:
+        self._folder = path.parent.resolve()
+        self._path = self._folder / path.name
+        super().__init__(SourcePlace(str(self._folder), path.name))
+        self._text_fields = [field.strip() for field in text_field.split(",")]
+
+    def entries(self) -> Iterator[Listed | Unlisted]:
+        """Yield the items in the order of the lines."""
+        with self._path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield self._entry(line, f"line {number}", f"{self._path}:{number}")
+
+    def _entry(self, line: bytes, name: str, where: str) -> Listed | Unlisted:
+        known = None
+        try:
+            record = _record(line, name)
+            known = name = check_id(record["id"])
+            image = _field(record, "image", str, name)
+            metadata = _field(record, "metadata", dict, name)
+            texts = [_text(record, metadata, field, name) for field in self._text_fields]
+            text = "\n".join(filter(None, texts))
+            if not image and not text.strip():
+                where_from = " or ".join(map(repr, self._text_fields))
+                raise InputError(name, f"has neither an image nor a text (in {where_from})")
+            if not image:
+                return Listed(Document(name, "", text, metadata), None, where)
+            path = Path(os.path.normpath(self._folder / image))
+            inside = path.is_relative_to(self._folder)
+            uri = path.relative_to(self._folder).as_posix() if inside else os.path.normpath(image)
+            return Listed(Document(name, uri, text, metadata), path, where)
+        except InputError as error:
+            return Unlisted(Reject(error.item, error.rule, where), known)
+
+
+def _record(line: bytes, name: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(name, f"is not JSON ({error})") from error
+    if not isinstance(record, dict):
+        raise InputError(name, "must be a JSON object")
+    if "id" not in record:
+        raise InputError(name, "has no id")
+    return record
+
+
+def _field(record: dict[str, Any], key: str, kind: type[Any], name: str) -> Any:
+    value = record.get(key)
+    if value is None:
+        return kind()
+    if not isinstance(value, kind):
+        raise InputError(name, f"{key} must be {'a string' if kind is str else 'an object'}")
+    return value
+
+
+def _text(record: dict[str, Any], metadata: dict[str, Any], field: str, name: str) -> str:
+    of_metadata = field.removeprefix("metadata.")
+    if of_metadata == field:
+        return str(_field(record, field, str, name))
+    value = metadata.get(of_metadata)
+    values = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(isinstance(each, str) for each in values):
+        raise InputError(name, f"{field} must be a string or a list of strings, to be a text")
+    return " ".join(values)

@@ -1,0 +1,122 @@
+"""Where the sources of an index lie: the folders that its documents' uris start from."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lexvla.errors import IndexCorruptError, IndexVersionError, InputError
+from lexvla_indexer.base import Index
+from lexvla_indexer.document import Document
+
+__all__ = ["Roots", "SourcePlace", "key_of", "source_of"]
+
+NOTE = "roots"
+_FORMAT_VERSION = 1
+
+
+class SourcePlace(NamedTuple):
+    """Name a source.
+
+    Attributes:
+        root: The folder that uris start from: a folder of images, or that of a manifest or shards.
+        name: The name of the manifest or the pattern of the shards there; empty for a folder.
+    """
+
+    root: str
+    name: str
+
+    @property
+    def path(self) -> str:
+        """The source as one path."""
+        return str(Path(self.root, self.name))
+
+
+def key_of(place: SourcePlace) -> str:
+    """Return a short hash of a source's place."""
+    return hashlib.sha256(os.fsencode("\0".join(place))).hexdigest()[:16]
+
+
+def source_of(fingerprint: str) -> str:
+    """Return the key of the source in a document's fingerprint; empty if it has none."""
+    return fingerprint.rpartition(":")[0].partition(":")[0]
+
+
+class Roots(Mapping[str, SourcePlace]):
+    """The sources of an index by the key in their documents' fingerprints.
+
+    A key is the hash of the place where the source was first indexed, and stays when it moves.
+    """
+
+    def __init__(self, index: Index) -> None:
+        self._index = index
+        self._places: dict[str, SourcePlace] = {}
+        data = index.read_note(NOTE)
+        if data is None:
+            return
+        try:
+            version = int(data["format_version"])
+            if version > _FORMAT_VERSION:
+                raise IndexVersionError(f"{index}: roots of format {version} are newer than this")
+            for key, place in data["sources"].items():
+                self._places[key] = SourcePlace(str(place["root"]), str(place["name"]))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise IndexCorruptError(f"{index}: no readable roots ({error!r})") from error
+
+    def __getitem__(self, key: str) -> SourcePlace:
+        return self._places[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def locate(self, document: Document, instead: Path | None = None) -> str:
+        """Return the path of a document's file: its uri, from the root of its source.
+
+        If the index has a single root and that is not on this machine, ``instead`` stands for it.
+        """
+        place = self.get(source_of(document.fingerprint))
+        if place is None or not document.uri:
+            return document.uri
+        root = Path(place.root)
+        if instead is not None and not root.is_dir():
+            root = instead if len({each.root for each in self.values()}) == 1 else root
+        return os.path.normpath(root / document.uri)
+
+    def enter(self, place: SourcePlace, key: str = "") -> str:
+        """Return the key of a source, which is noted if it is new, under ``key`` if that is given.
+
+        The index must be this process's to write.
+        """
+        for known, other in self.items():
+            if other == place:
+                return known
+        if key in self:
+            return key  # it has moved since it was encoded
+        number = 0
+        while not key or key in self:  # another source was there first, and has moved
+            key = key_of(place._replace(name=f"{place.name}\0{number}" if number else place.name))
+            number += 1
+        self._write({**self._places, key: place})
+        return key
+
+    def move(self, was: str, root: str) -> None:
+        """Note that all sources in a folder lie in another one now.
+
+        InputError if that would be the place of another source.
+        """
+        changed = {key: p._replace(root=root) for key, p in self.items() if p.root == was}
+        for key, place in self.items():
+            if key not in changed and place in changed.values():
+                raise InputError(place.path, "is another source of this index")
+        self._write({**self._places, **changed})
+
+    def _write(self, places: dict[str, SourcePlace]) -> None:
+        self._places = places
+        sources: dict[str, Any] = {key: place._asdict() for key, place in places.items()}
+        self._index.write_note(NOTE, {"format_version": _FORMAT_VERSION, "sources": sources})

@@ -1,0 +1,249 @@
+"""A library of photographs between runs: moved, renamed, unmounted, half deleted, grown."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from indexer_fakes import ColourEncoder
+from ingest_fakes import contents, manifest, new_index, picture, pictures
+from lexvla.errors import InputError
+from lexvla_indexer import Document, Report, index_source
+from lexvla_indexer.encoded import encode_source, index_encoded
+from lexvla_indexer.relocating import relocate
+from lexvla_indexer.roots import Roots
+
+
+def run(source: Any, place: Path, **options: Any) -> dict[str, int]:
+    """Return the counts that are not 0; the model must not be asked for what is not added."""
+    encoder = ColourEncoder()
+    with new_index(place) as index:
+        report = index_source(source, index, encoder, **options)
+    assert sum(encoder.batches) == report.added
+    return counts(report)
+
+
+def counts(report: Report) -> dict[str, Any]:
+    kept = {name: value for name, value in vars(report).items() if value and name != "rejects_path"}
+    if report.prune_refused:
+        why, anyway = report.prune_refused.split(" (--")
+        assert anyway == "prune-anyway deletes them)"
+        kept["prune_refused"] = why
+    return {name: len(value) if name == "rejected" else value for name, value in kept.items()}
+
+
+def same_as_fresh(photos: Path, place: Path) -> bool:
+    """Tell whether an index has what a new index of the folder has, in the same places."""
+    fresh = place.with_name("fresh.lex")
+    shutil.rmtree(fresh, ignore_errors=True)
+    run(photos, fresh)
+    ids = sorted(path.relative_to(photos).as_posix() for path in photos.rglob("*.png"))
+    with new_index(place) as old, new_index(fresh) as new:
+        both = contents(old, ids), contents(new, ids)
+        files = [[Roots(i).locate(d) for d, *_ in c] for i, c in zip((old, new), both, strict=True)]
+        assert files[0] == files[1] == [str(photos / name) for name in ids]
+        plain = [[(d.id, d.uri, d.text, d.metadata, *v) for d, *v in each] for each in both]
+        return plain[0] == plain[1]
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Write 30 pictures, 15 in each of two folders."""
+    pictures(tmp_path / "photos" / "2023", range(15))
+    pictures(tmp_path / "photos" / "2024", range(15, 30))
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def place(tmp_path: Path, photos: Path) -> Path:
+    assert run(photos, tmp_path / "i.lex") == {"added": 30}
+    return tmp_path / "i.lex"
+
+
+def test_one_folder_is_one_source_however_it_is_spelt(
+    photos: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (photos.parent / "jobs").mkdir()
+    (photos.parent / "link").symlink_to(photos)
+    monkeypatch.chdir(photos.parent / "jobs")
+    (photos / "2024" / "029.png").unlink()
+    expected = {"skipped": 29, "pruned": 1}
+    for spelling in ("../photos", "../photos/", "../link", "../jobs/../photos", str(photos)):
+        assert run(spelling, place, prune=True) == expected
+        expected = {"skipped": 29}
+    with new_index(place) as index:
+        assert [p.path for p in Roots(index).values()] == [str(photos)]
+    assert same_as_fresh(photos, place)
+
+
+def test_a_manifest_is_one_source_however_it_is_spelt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = manifest(tmp_path / "m", {"id": "a", "text": "red"}, {"id": "b", "text": "red"})
+    assert run(source, tmp_path / "i.lex") == {"added": 2}
+    manifest(tmp_path / "m", {"id": "a", "text": "red"})
+    (tmp_path / "link").symlink_to(tmp_path / "m")
+    monkeypatch.chdir(tmp_path / "m")
+    spelt = "../link/items.jsonl"
+    assert run(spelt, tmp_path / "i.lex", prune=True) == {"skipped": 1, "pruned": 1}
+
+
+def test_a_moved_library_is_not_encoded_again(photos: Path, place: Path, tmp_path: Path) -> None:
+    new = tmp_path / "disk" / "pictures"
+    new.parent.mkdir()
+    photos.rename(new)
+    with new_index(place) as index:
+        assert relocate(index, new) == str(photos)
+    assert same_as_fresh(new, place)
+    (new / "2024" / "029.png").unlink()
+    assert run(new, place, prune=True) == {"skipped": 29, "pruned": 1}
+    # Another library may take the old place: it is another source.
+    pictures(photos, range(40, 43))
+    assert run(photos, place) == {"added": 3}
+    assert run(new, place, prune=True) == {"skipped": 29}
+
+
+def test_only_a_folder_of_the_index_that_has_its_files_is_relocated(
+    photos: Path, place: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "empty").mkdir()
+    other = pictures(tmp_path / "other", [50])
+    with new_index(place) as index:
+        with pytest.raises(InputError, match=r"has none of the files of .*photos, such as 2023/0"):
+            relocate(index, tmp_path / "empty")
+        with pytest.raises(InputError, match="no such folder"):
+            relocate(index, tmp_path / "gone")
+        with pytest.raises(InputError, match=r"no folder of this index; there are: .*photos$"):
+            relocate(index, photos, tmp_path / "x")
+        index_source(other, index, ColourEncoder())
+        with pytest.raises(InputError, match=r"several folders; .*: .*other, .*photos$"):
+            relocate(index, tmp_path / "empty")
+        shutil.copytree(other, photos, dirs_exist_ok=True)
+        with pytest.raises(InputError, match="is another source of this index"):
+            relocate(index, photos, other)
+    with new_index(tmp_path / "new.lex") as index, pytest.raises(InputError, match="not made from"):
+        relocate(index, photos)
+
+
+def test_files_that_move_within_a_library_keep_their_vectors(photos: Path, place: Path) -> None:
+    (photos / "2023").rename(photos / "archive")
+    (photos / "2024" / "020.png").rename(photos / "best.png")
+    picture(photos / "2024" / "new.png", "red")
+    assert run(photos, place) == {"moved": 16, "skipped": 14, "added": 1}
+    assert same_as_fresh(photos, place)
+    assert run(photos, place, prune=True) == {"skipped": 31}
+
+
+def test_a_copy_does_not_move_the_original(photos: Path, place: Path) -> None:
+    shutil.copy(photos / "2023" / "000.png", photos / "copy.png")
+    assert run(photos, place) == {"added": 1, "skipped": 30}
+    (photos / "2023" / "000.png").rename(photos / "a.png")
+    shutil.copy(photos / "a.png", photos / "b.png")
+    assert run(photos, place) == {"moved": 1, "added": 1, "skipped": 30}
+    assert same_as_fresh(photos, place)
+
+
+def test_a_file_that_replaces_another_keeps_its_own_vectors(photos: Path, place: Path) -> None:
+    (photos / "2023" / "000.png").rename(photos / "2024" / "020.png")
+    assert run(photos, place) == {"moved": 1, "skipped": 28}
+    assert same_as_fresh(photos, place)
+
+
+def test_nothing_moves_while_a_folder_cannot_be_read(
+    photos: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (photos / "2023" / "000.png").rename(photos / "a.png")
+    real = photos.resolve()
+
+    def walk(top: Path, onerror: Any, **_: Any) -> Any:
+        yield str(real), [], ["a.png"]
+        onerror(PermissionError(13, "Permission denied", str(real / "2023")))
+
+    monkeypatch.setattr("os.walk", walk)
+    assert run(photos, place) == {"added": 1, "rejected": 1}
+
+
+def test_an_unmounted_disk_is_not_pruned(photos: Path, place: Path) -> None:
+    aside = photos.parent / "aside"
+    pictures(photos / "disk", range(40, 43))
+    assert run(photos, place) == {"added": 3, "skipped": 30}
+    (photos / "disk").rename(aside)
+    (photos / "disk").mkdir()  # the mount point stays
+    refused = run(photos, place, prune=True)
+    assert refused.pop("prune_refused") == (
+        f"3 of 33 documents are gone, 3 of them from '{photos / 'disk'}', which has no files now"
+    )
+    assert refused == {"skipped": 30}
+    (photos / "disk").rmdir()
+    aside.rename(photos / "disk")
+    assert run(photos, place, prune=True) == {"skipped": 33}
+    shutil.rmtree(photos / "disk")  # few, and the folder is gone too: it was deleted
+    assert run(photos, place, prune=True) == {"skipped": 30, "pruned": 3}
+
+
+def test_a_library_that_is_not_mounted_is_not_pruned(photos: Path, place: Path) -> None:
+    shutil.rmtree(photos)
+    photos.mkdir()
+    refused = run(photos, place, prune=True)
+    assert refused == {
+        "prune_refused": f"30 of 30 documents are gone, 30 of them from '{photos}', "
+        "which has no files now"
+    }
+    assert run(photos, place, prune_anyway=True) == {"pruned": 30}
+
+
+def test_half_a_library_is_pruned_only_on_demand(photos: Path, place: Path) -> None:
+    for number in range(9):
+        (photos / "2023" / f"{number:03}.png").unlink()
+    assert run(photos, place, prune=True) == {"skipped": 21, "pruned": 9}  # fewer than 10
+    for number in range(15, 25):
+        (photos / "2024" / f"{number:03}.png").unlink()
+    refused = run(photos, place, prune=True)
+    folder = photos / "2024"
+    assert (
+        refused.pop("prune_refused") == f"10 of 21 documents are gone, all of them from '{folder}'"
+    )
+    assert refused == {"skipped": 11}
+    assert run(photos, place, prune_anyway=True) == {"skipped": 11, "pruned": 10}
+    assert same_as_fresh(photos, place)
+
+
+def test_a_tenth_may_go(tmp_path: Path) -> None:
+    lines = [{"id": f"{number:03}", "text": "red"} for number in range(110)]
+    source, place = manifest(tmp_path / "m", *lines), tmp_path / "i.lex"
+    run(source, place)
+    manifest(tmp_path / "m", *lines[11:])
+    assert run(source, place, prune=True) == {"skipped": 99, "pruned": 11}
+    manifest(tmp_path / "m", *lines[21:])
+    refused = run(source, place, prune=True)
+    assert refused == {"skipped": 89, "prune_refused": "10 of 99 documents are gone"}
+
+
+def test_a_library_that_grows_keeps_what_it_had(photos: Path, place: Path) -> None:
+    pictures(photos / "2025", range(31, 36))
+    assert run(photos, place, prune=True) == {"skipped": 30, "added": 5}
+    assert same_as_fresh(photos, place)
+
+
+def test_vectors_encoded_elsewhere_can_be_relocated_and_go_on(photos: Path, tmp_path: Path) -> None:
+    encoded, _ = encode_source(photos, ColourEncoder())
+    encoded.save(tmp_path / "v.npz")
+    here = tmp_path / "here"
+    photos.rename(here)
+    place = tmp_path / "i.lex"
+    with new_index(place) as index:
+        assert index_encoded([tmp_path / "v.npz"], index).added == 30
+        relocate(index, here)
+        assert index_encoded([tmp_path / "v.npz"], index).skipped == 30  # and the root stays
+    assert run(here, place, prune=True) == {"skipped": 30}
+    assert same_as_fresh(here, place)
+
+
+def test_a_document_of_no_source_keeps_its_uri(place: Path) -> None:
+    with new_index(place) as index:
+        assert Roots(index).locate(Document("x", uri="https://example.org/a.png")) == (
+            "https://example.org/a.png"
+        )
