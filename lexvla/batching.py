@@ -7,12 +7,12 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from itertools import islice
+from itertools import count, islice
 from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from lexvla.errors import ModelError
+from lexvla.errors import InputError, ModelError
 
 __all__ = ["ahead", "batches", "inference", "split"]
 
@@ -49,28 +49,48 @@ def batches(
     items: Iterable[Item], size: int, show_progress_bar: bool | None, unit: str
 ) -> Iterator[tuple[Item, ...]]:
     """Cut items into batches with a progress bar on stderr; ``None`` shows it on a terminal."""
-    if isinstance(items, str | bytes):
+    # An array of two or three dimensions is one image.
+    single = isinstance(items, str | bytes) or getattr(items, "ndim", 1) in (2, 3)
+    if single or not isinstance(items, Iterable):
         raise TypeError(f"expected a list of {unit}, not a single one")
     if size < 1:
         raise ValueError(f"batch_size must be at least 1, not {size}")
     off = None if show_progress_bar is None else not show_progress_bar
+    places = count()
     total = len(items) if isinstance(items, Sized) else None
     with tqdm(total=total, unit=f" {unit}", disable=off) as bar:
         for batch in split(items, size):
+            for item, place in zip(batch, places, strict=False):
+                if unit in ("texts", "words") and not isinstance(item, str):
+                    kind = type(item).__name__
+                    raise InputError(f"{unit}[{place}]", f"must be a string, not {kind}")
             yield batch
             bar.update(len(batch))
 
 
 def ahead(work: Callable[[Item], Made], items: Iterable[tuple[Item, ...]]) -> Iterator[list[Made]]:
-    """Map ``work`` over the items of each batch in threads, one batch ahead of the consumer."""
+    """Map ``work`` over the images of each batch in threads, one batch ahead of the consumer.
+
+    An `InputError` about an image without a name gets its place.
+    """
     with ThreadPoolExecutor(_THREADS) as pool:
         waiting: deque[list[Future[Made]]] = deque()
+        places = count()
         try:
             for batch in items:
                 waiting.append([pool.submit(work, item) for item in batch])
                 if len(waiting) > 1:
-                    yield [future.result() for future in waiting.popleft()]
+                    yield [_result(future, next(places)) for future in waiting.popleft()]
             if waiting:
-                yield [future.result() for future in waiting.popleft()]
+                yield [_result(future, next(places)) for future in waiting.popleft()]
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _result(future: Future[Made], place: int) -> Made:
+    try:
+        return future.result()
+    except InputError as error:
+        if not error.item.startswith("<"):
+            raise
+        raise InputError(f"images[{place}]", error.rule) from error

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import errno
 import io
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, Protocol
+from urllib.parse import unquote
 
 import numpy as np
 from PIL import Image, ImageFile
@@ -18,9 +20,26 @@ from lexvla.image_files import check_size, decode_file
 from lexvla.image_formats import FORMATS
 from lexvla.rgb import DECODE_ERRORS, Warn, orientation_of, to_rgb, turn
 
-__all__ = ["ENOUGH_SIDE", "MAX_PIXELS", "ImageSource", "open_image", "resize"]
+__all__ = ["ENOUGH_SIDE", "MAX_PIXELS", "ImageSource", "name_of", "open_image", "resize"]
 
-ImageSource = str | Path | bytes | Image.Image | np.ndarray
+
+class Tensor(Protocol):
+    """What `open_image` needs of a torch tensor, without importing torch."""
+
+    def detach(self) -> Tensor:
+        """Return it without gradients."""
+        ...
+
+    def cpu(self) -> Tensor:
+        """Return it in main memory."""
+        ...
+
+    def numpy(self) -> np.ndarray:
+        """Return its values as an array."""
+        ...
+
+
+ImageSource = str | Path | bytes | io.BytesIO | Image.Image | np.ndarray | Tensor
 
 _log = logging.getLogger(__name__)
 
@@ -42,9 +61,11 @@ def open_image(
     as are floats from 0 to 1. The size is checked in the header, before any pixel is decoded.
 
     Args:
-        source: A path, the bytes of a file, a PIL image (left as it is), or a uint8 array of shape
-            (height, width), (height, width, 1), (height, width, 3) or (height, width, 4).
-        name: Name of the item in errors; by default the path, or the kind of source.
+        source: A path, a ``data:`` URL, the bytes of a file, also in a BytesIO, a PIL image (left
+            as it is), or a uint8 array of shape (height, width), (height, width, 1),
+            (height, width, 3) or (height, width, 4). A torch tensor may also have its channels
+            first, and floats from 0 to 1.
+        name: Name of the item in errors; by default that of `name_of`.
         max_pixels: Largest width times height.
         least_side: A file's picture may come smaller, by a whole factor, if no side gets shorter
             than this. A JPEG then takes little memory, however large it is.
@@ -54,29 +75,71 @@ def open_image(
         InputError: The source is missing, empty, damaged, too large, of an unknown format, or has
             no reading as colour.
     """
+    name = name or name_of(source)
 
     def log(lost: str) -> None:
-        _log.warning("%r: %s", name or "<image>", lost)
+        _log.warning("%r: %s", name, lost)
 
     said = warn or log
     if isinstance(source, Image.Image):
-        return _from_image(source, name or "<image>", max_pixels, said)
+        return _from_image(source, name, max_pixels, said)
     if isinstance(source, np.ndarray):
-        return _from_array(source, name or "<array>", max_pixels, said)
+        return _from_array(source, name, max_pixels, said)
     if isinstance(source, bytes):
-        name = name or "<bytes>"
         return decode_file(io.BytesIO(source), name, max_pixels, least_side, said)
+    if isinstance(source, io.BytesIO):
+        return decode_file(io.BytesIO(source.getbuffer()), name, max_pixels, least_side, said)
+    if _is_data_url(source):
+        content = io.BytesIO(_decode_url(str(source), name))
+        return decode_file(content, name, max_pixels, least_side, said)
     if isinstance(source, str | Path):
-        name = name or str(source)
         with _opened(Path(source), name) as file:
             return decode_file(file, name, max_pixels, least_side, said)
+    if hasattr(source, "detach"):
+        return _from_array(_of_tensor(source, name), name, max_pixels, said)
     kind = type(source).__name__
-    raise InputError(name or f"<{kind}>", f"an image cannot be read from a value of type {kind}")
+    raise InputError(name, f"an image cannot be read from a value of type {kind}")
+
+
+def name_of(source: ImageSource) -> str:
+    """Return the path of an image, or the kind of source in angle brackets."""
+    if _is_data_url(source):
+        return "<data URL>"
+    if isinstance(source, str | Path):
+        return str(source)
+    kinds = {Image.Image: "image", np.ndarray: "array", bytes: "bytes"}
+    known = (name for kind, name in kinds.items() if isinstance(source, kind))
+    return f"<{next(known, type(source).__name__)}>"
 
 
 def resize(image: Image.Image, side: int) -> np.ndarray:
     """Resize an RGB image to a square and return (side, side, 3) uint8."""
     return np.asarray(image.resize((side, side), Image.Resampling.BICUBIC, reducing_gap=3.0))
+
+
+def _is_data_url(source: object) -> bool:
+    return isinstance(source, str) and source[:5].lower() == "data:"
+
+
+def _decode_url(url: str, name: str) -> bytes:
+    head, comma, data = url.partition(",")
+    if not comma or not head.lower().endswith(";base64"):
+        raise InputError(name, "a data URL must hold base64, as in data:image/png;base64,...")
+    try:
+        return base64.b64decode(unquote(data), validate=True)
+    except ValueError as error:
+        raise InputError(name, f"is not valid base64 ({error})") from error
+
+
+def _of_tensor(tensor: Tensor, name: str) -> np.ndarray:
+    array = np.asarray(tensor.detach().cpu().numpy())
+    if array.ndim == 3 and array.shape[0] in (1, 3, 4):
+        array = np.moveaxis(array, 0, 2)
+    if not np.issubdtype(array.dtype, np.floating):
+        return array
+    if not (array.min(initial=0) >= 0 and array.max(initial=0) <= 1):  # NaN fails too
+        raise InputError(name, "floats of an image tensor must be from 0 to 1")
+    return np.rint(array * 255).astype(np.uint8)
 
 
 @contextmanager

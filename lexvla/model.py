@@ -17,7 +17,7 @@ from scipy import sparse
 
 from lexvla.encoding import Encoding
 from lexvla.errors import InputError, ModelError, OptionalDependencyError, UnsupportedError
-from lexvla.images import ImageSource, open_image, resize
+from lexvla.images import ImageSource, name_of, open_image, resize
 from lexvla.known_words import KnownWords
 from lexvla.model_folder import CONFIG_FILE, find_folder
 from lexvla.regions import Region, region_patches
@@ -145,8 +145,8 @@ class LexVLA:
     ) -> Encoding:
         """Encode images into lexical vectors, each word with its patch.
 
-        Images are paths, bytes, PIL images or uint8 arrays, as for `open_image`. One that cannot be
-        read or is too small raises `InputError`.
+        Images may be given in all forms that `open_image` takes. One that cannot be read or is too
+        small raises `InputError`.
         """
         raise NotImplementedError
 
@@ -272,9 +272,10 @@ class LexVLA:
         with _LOADING if isinstance(source, Image.Image) else nullcontext():
             image = open_image(source)
         if min(image.size) < least:
-            name = str(source) if isinstance(source, str | Path) else "<image>"
             size = f"{image.size[0]} x {image.size[1]} pixels"
-            raise InputError(name, f"is too small: {size}, and it needs {least} x {least}")
+            raise InputError(
+                name_of(source), f"is too small: {size}, and it needs {least} x {least}"
+            )
         return image
 
     def _resized(self, source: ImageSource) -> np.ndarray:

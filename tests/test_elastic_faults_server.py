@@ -124,7 +124,7 @@ def test_the_role_of_the_container_may_do_all_that_is_needed(server, monkeypatch
         assert index.delete(["b"]) == 1
         index.compact()
         index.write_note("fusion", {"lexical": 1})
-        assert index.fingerprints("abc").keys() == {"a", "c"}
+        assert index.fingerprints([*"abc"]).keys() == {"a", "c"}
         assert index.info()["documents"] == 2
     for published in (False, True):
         with ElasticIndex(address, rebuild=True, vocabulary=VOCABULARY) as index:

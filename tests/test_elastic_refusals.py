@@ -288,8 +288,8 @@ def test_documents_that_the_server_refuses_are_named_and_the_others_stay(address
             patch.setattr(writer, "sources", lambda *_: iter(spoiled))
             with pytest.raises(InputError, match=r"'c'.*unknown.*1 more: 'e'"):
                 index.commit()
-        assert index.fingerprints("abcde").keys() == set("abcde")  # two are still staged
-        index.delete("ce")
+        assert index.fingerprints([*"abcde"]).keys() == set("abcde")  # two are still staged
+        index.delete([*"ce"])
         index.commit()
         assert index.search(QUERY)[0].ids == ["a", "b", "d"]
 

@@ -208,7 +208,7 @@ def test_an_index_of_which_all_documents_are_deleted(index):
     fill(index, "d", "c")
     with open_index(index.directory) as reader:
         assert reader.count() == 4
-        assert index.delete("abcd") == 4
+        assert index.delete([*"abcd"]) == 4
         index.commit()
         answers_nothing(reader)
     answers_nothing(index)
@@ -231,7 +231,7 @@ def test_empty_vectors_are_stored_and_never_found(index):
         for query in (encode([{}]), encode([{11: 1.0}])):
             assert found(index, query, leg=leg) == []
     index.compact()
-    back = index.fetch("abc").encoding
+    back = index.fetch([*"abc"]).encoding
     assert (back.lexical.nnz, back.codes.nnz, back.dense.any()) == (0, 0, False)
 
 

@@ -126,7 +126,7 @@ def test_bad_lines_are_rejected_and_the_rest_goes_on(tmp_path, index, encoder):
         ({"id": "t", "text": ["red"]}, "t", "text must be a string"),
         ({"id": "m", "text": "red", "metadata": [1]}, "m", "metadata must be an object"),
         ({"id": "n", "text": "red", "metadata": {"a": {"b": 1}}}, "n", "metadata 'a' must be"),
-        (b'{"id": "nan", "text": "red", "metadata": {"a": NaN}}', "nan", "finite"),
+        (b'{"id": "nan", "text": "red", "metadata": {"a": NaN}}', "nan", "metadata 'a' is nan"),
         (b'{"id": "u", "text": "\\ud800"}', "u", "Unicode"),
         ({"id": "gone", "image": "gone.png"}, "gone", "no such file"),
         ({"id": "null", "image": "a\0b.png"}, "null", "not a valid path"),

@@ -194,7 +194,7 @@ def test_an_unchanged_document_goes_over_to_the_source_that_lists_it(tmp_path: P
     report = run(new, place, prune=True)
     assert (report.added, report.skipped, report.pruned) == (0, 2, 0)  # without the model
     with EmbeddedIndex(place) as index:
-        known = index.fingerprints("abc")
+        known = index.fingerprints([*"abc"])
     assert source_of(known["a"]) == source_of(known["b"]) != source_of(known["c"])
     manifest(tmp_path / "m", {"id": "d", "text": "red"}).rename(old)
     assert run(old, place, prune=True).pruned == 1  # c alone: a and b are the new one's

@@ -269,7 +269,7 @@ def test_rows_with_and_without_patches(index):
 
 def test_info_and_compact(index):
     fill(index, "a", "b", "c")
-    index.delete("a")
+    index.delete(["a"])
     index.commit()
     facts = index.info()
     assert (facts["documents"], facts["segments"]) == (2, 1)

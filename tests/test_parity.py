@@ -189,7 +189,7 @@ def test_empty_vectors_and_empty_queries(engine, tmp_path):
         assert index.fetch(["a"]).encoding.lexical.nnz == 0
         assert index.vectors(["b", "a"]).lexical.nnz == 1
         assert len(index.fetch([]).encoding) == len(index.vectors([])) == 0
-        index.delete("ab")
+        index.delete([*"ab"])
         index.commit()
         assert (index.count(), index.search(QUERY)[0].ids) == (0, [])
 
@@ -233,10 +233,10 @@ def test_what_is_staged_shows_at_commit_only(engine, tmp_path):
     with engine.open(tmp_path / "i") as index:
         index.add(documents("ab"), encode([{0: 1.0}] * 2))
         assert index.count() == 0
-        assert index.fingerprints("abc") == {"a": "", "b": ""}
+        assert index.fingerprints([*"abc"]) == {"a": "", "b": ""}
         index.commit()
-        assert index.delete("a") == 1
-        assert index.delete("a") == 0
+        assert index.delete(["a"]) == 1
+        assert index.delete(["a"]) == 0
         assert index.search(QUERY)[0].ids == ["a", "b"]
         with engine.open(tmp_path / "i", create=False) as reader:
             assert reader.search(QUERY)[0].ids == ["a", "b"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -13,9 +14,12 @@ from PIL import Image
 from scipy import sparse
 
 from lexvla.encoding import Encoding
+from lexvla.images import open_image
 from lexvla.vocabulary import Vocabulary
-from lexvla_search.explanation import Explanation, LegPart
+from lexvla_search.explanation import Explanation, LegPart, TermMatch
+from search_fakes import GRID, FakeEncoder, spot
 
+FOUND = Explanation((TermMatch("\u2581red", "red", 1.0, 0.4, 0.4, 6),), 0.4)
 VOCABULARY = Vocabulary([f"\u2581w{i}" for i in range(40)])
 
 
@@ -190,23 +194,43 @@ class TestPicture:
         assert first == pytest.approx(dense, abs=25)
 
     def test_the_image_glows_where_the_words_were_read(self) -> None:
-        image = Image.new("RGB", (64, 64), "grey")
-        picture = fused().picture(image, grid=(2, 2))
+        picture = FOUND.picture(spot("red", (1, 2)), FakeEncoder())
         assert picture.size == (384 + 420, 384)
-        pixels = np.asarray(picture, dtype=float)[:, :384, 0]
-        glow = pixels.reshape(2, 192, 2, 192).mean(axis=(1, 3))
-        assert glow[0, 0] > glow[0, 1] > glow[1].max()
-        by_weights = fused().picture(image, weights=np.array([[0, 0], [0, 1.0]]))
-        glow = np.asarray(by_weights, float)[:, :384, 0].reshape(2, 192, 2, 192).mean(axis=(1, 3))
-        assert np.unravel_index(glow.argmax(), (2, 2)) == (1, 1)
+        warmth = np.asarray(picture, dtype=float)[:, :384]
+        glow = (warmth[..., 0] - warmth[..., 2]).reshape(4, 96, 4, 96).mean(axis=(1, 3))
+        assert np.unravel_index(glow.argmax(), GRID) == (1, 2)
 
-    def test_without_patches_the_image_is_as_it_is(self) -> None:
-        image = Image.new("RGB", (64, 64), (10, 200, 30))
-        for explanation in (fused(), Explanation((), 0.0)):
-            shown = np.asarray(explanation.picture(image))[:384, :384]
-            assert (shown == (10, 200, 30)).all()
+    def test_without_a_place_the_image_is_as_it_is(self) -> None:
+        image = Image.new("RGBA", (64, 64), (10, 200, 30, 0))  # transparent: white
+        nowhere = Explanation((TermMatch("\u2581red", "red", 1.0, 0.4, 0.4),), 0.4)
+        for explanation, model in ((FOUND, None), (nowhere, FakeEncoder())):
+            shown = np.asarray(explanation.picture(image, model))[:384, :384]
+            assert (shown == 255).all()
 
     def test_many_words_are_one_bar(self) -> None:
         many = dict.fromkeys(range(30), 1.0)
         explanation = Explanation.of(row(many), row(many), VOCABULARY)
         assert explanation.picture().size == (420, 2 * 14 + 26 * 14)
+
+
+class TestHtml:
+    def test_every_part_and_the_score(self) -> None:
+        said = fused().to_html()
+        rows = re.findall(r'<tr class="(\w+)"><th scope="row">(.*?)</th><td>(.*?)</td>', said)
+        words = [("word", match.word, f"{match.part:.4f}") for match in fused().matches]
+        assert rows == [*words, ("leg", "[dense]", f"{fused().parts[1].part:.4f}")]
+        assert f"<td>{fused().score:.4f}</td>" in said
+        assert "<img" not in said
+
+    def test_the_image_is_inside(self) -> None:
+        said = FOUND.to_html(spot("red", (1, 2)), FakeEncoder())
+        (source,) = re.findall(r'<img src="(.*?)"', said)
+        shown = np.asarray(open_image(source), float)
+        glow = (shown[..., 0] - shown[..., 2]).reshape(4, 96, 4, 96).mean(axis=(1, 3))
+        assert np.unravel_index(glow.argmax(), GRID) == (1, 2)
+
+    def test_words_are_escaped(self) -> None:
+        word = "<script>alert('&\"')</script>"
+        said = Explanation((TermMatch(word, word, 1.0, 1.0, 1.0),), 1.0).to_html()
+        assert "<script" not in said
+        assert "&lt;script&gt;alert(&#x27;&amp;&quot;&#x27;)&lt;/script&gt;" in said

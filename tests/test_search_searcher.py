@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from lexvla.errors import InputError, VocabularyMismatchError
-from lexvla_indexer import open_index
+from lexvla_indexer import Document, open_index
 from lexvla_indexer.base import Index
 from lexvla_search import LegScore, Query, Searcher
 from lexvla_search.encoded_query import encode_query
@@ -120,6 +121,14 @@ def test_hits_go_into_json(index: Index) -> None:
     }
     assert set(data["document"]) == {"id", "uri", "text", "metadata"}
     assert data["lexical"] == {"score": data["score"], "rank": 1}
+
+
+def test_a_hit_is_one_line(index: Index) -> None:
+    (hit,) = Searcher(FakeEncoder(), index).search(Query(text="red"), k=1, explain=True)
+    assert repr(hit) == f"<Hit 1. {hit.id!r} {hit.score:.4f} {hit.label!r}>"
+    wordy = replace(hit, document=Document("a", text="a\nb " * 50), rank=None)
+    assert repr(wordy).startswith(f"<Hit {hit.id!r} {hit.score:.4f} 'a b a b")
+    assert len(repr(wordy)) < 120
 
 
 def test_another_vocabulary_is_refused(index: Index) -> None:

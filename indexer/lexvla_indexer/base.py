@@ -145,7 +145,11 @@ class Index(ABC):
             self.vocabulary = vocabulary
 
     def delete(self, ids: Sequence[str]) -> int:
-        """Stage deletions, and return how many of the ids existed; errors as for `add`."""
+        """Stage deletions, and return how many of the ids existed; errors as for `add`.
+
+        A string instead of a list of ids raises TypeError.
+        """
+        _check_ids(ids)
         with self._writing:
             self._own_writer()
             return self._staging.delete(ids, self._fingerprints(ids))
@@ -278,14 +282,17 @@ class Index(ABC):
 
         An id that the index does not have raises UnknownDocumentError.
         """
+        _check_ids(ids)
         return self._look_up(lambda reader: reader.fetch(ids)) if ids else Fetched([], self._none())
 
     def vectors(self, ids: Sequence[str]) -> Encoding:
         """Return only the documents' stored vectors; faster than `fetch`, with its errors."""
+        _check_ids(ids)
         return self._look_up(lambda reader: reader.vectors(ids)) if ids else self._none()
 
     def fingerprints(self, ids: Sequence[str]) -> dict[str, str]:
         """Return the fingerprints of those ids that the index has, staged documents included."""
+        _check_ids(ids)
         with self._writing:
             self._check_open()
             return self._staging.fingerprints(self._fingerprints(ids), ids)
@@ -411,6 +418,11 @@ class Index(ABC):
         except BaseException:
             self.close()
             raise
+
+
+def _check_ids(ids: object) -> None:
+    if isinstance(ids, str):  # which would be taken as a list of ids of one letter
+        raise TypeError(f"expected a list of ids, not the single id {ids!r}")
 
 
 def check_match(encoder: Encoder, index: Index) -> None:

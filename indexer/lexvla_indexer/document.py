@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from functools import partial
+
+import numpy as np
 
 from lexvla.errors import InputError
 
@@ -37,41 +43,93 @@ def check_id(name: object) -> str:
     return name
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Document:
     """Describe one item: what a hit shows beside its score.
+
+    What is ``None`` is absent: an address, a text, a fingerprint, all metadata or one value of it.
 
     Args:
         id: Names the item within its index; see `check_id`.
         uri: An address, or a path, from the root of the item's source if it has one (see
-            `lexvla_indexer.roots`); may be empty.
-        text: The item's own text; may be empty.
-        metadata: Flat values to filter by and to show: str, number, bool or list of str.
+            `lexvla_indexer.roots`).
+        text: The item's own text.
+        metadata: Flat values to filter by and to show: str, number, bool or list of str. numpy
+            scalars become plain ones; dates and times become ISO 8601 text, and times with a zone
+            are converted to UTC, so that they are ordered as text.
         fingerprint: The source's key and hashes of what was encoded and stored, so that an ingest
-            can resume; may be empty.
+            can resume.
 
     Raises:
-        InputError: The id, the text or a metadata value is not allowed.
+        InputError: The id, the address, the text or a metadata value is not allowed.
     """
 
     id: str
-    uri: str = ""
-    text: str = ""
-    metadata: Mapping[str, MetadataValue] = field(default_factory=dict)
-    fingerprint: str = ""
+    uri: str
+    text: str
+    metadata: Mapping[str, MetadataValue]
+    fingerprint: str
 
-    def __post_init__(self) -> None:
-        check_id(self.id)
-        for key, value in self.metadata.items():
-            is_list = isinstance(value, list) and all(isinstance(v, str) for v in value)
-            if not is_list and not isinstance(value, str | int | float | bool):
-                rule = f"metadata {key!r} must be a string, number, boolean or list of strings"
-                raise InputError(self.id, rule)
-        values = [self.uri, self.text, dict(self.metadata)]
+    def __init__(
+        self,
+        id: str,  # noqa: A002 - the public word for it
+        uri: str | os.PathLike[str] | None = "",
+        text: str | None = "",
+        metadata: Mapping[str, MetadataValue | date | np.generic | None] | None = None,
+        fingerprint: str | None = "",
+    ) -> None:
+        check_id(id)
+        set_value = partial(object.__setattr__, self)
+        set_value("id", id)
+        address = os.fspath(uri) if isinstance(uri, os.PathLike) else uri
+        for name, value in (("uri", address), ("text", text), ("fingerprint", fingerprint)):
+            if value is not None and not isinstance(value, str):
+                raise InputError(id, f"its {name} must be a string, not {type(value).__name__}")
+            set_value(name, value or "")
+        set_value("metadata", _plain_metadata(id, metadata))
+        values = [self.uri, self.text, self.metadata]
         try:
             json.dumps(values, ensure_ascii=False, allow_nan=False).encode()
         except UnicodeEncodeError as error:
             rule = "its address, text and metadata must be valid Unicode"
-            raise InputError(self.id, rule) from error
-        except ValueError as error:
-            raise InputError(self.id, "metadata numbers must be finite") from error
+            raise InputError(id, rule) from error
+
+
+def _plain_metadata(name: str, metadata: object) -> dict[str, MetadataValue]:
+    if metadata is None:
+        return {}
+    if not isinstance(metadata, Mapping):
+        raise InputError(
+            name, f"its metadata must be values by name, not {type(metadata).__name__}"
+        )
+    plain = {}
+    for key, value in metadata.items():
+        if not isinstance(key, str):
+            raise InputError(name, f"names of metadata must be strings, not {key!r}")
+        if value is not None:
+            plain[key] = _plain(name, key, value)
+    return plain
+
+
+def _plain(name: str, key: str, value: object) -> MetadataValue:
+    # NaN and NaT, and nothing else, differ from themselves.
+    if isinstance(value, float | date | np.generic) and value != value:
+        raise InputError(
+            name, f"metadata {key!r} is {value}; leave out a missing value, or give None"
+        )
+    if isinstance(value, np.datetime64) and isinstance(value.item(), int):
+        value = value.astype("datetime64[us]")  # nanoseconds, which numpy gives as a number
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, datetime) and value.tzinfo is not None:
+        value = value.astimezone(UTC)
+    if isinstance(value, date):
+        return value.isoformat()
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InputError(name, f"metadata {key!r} is {value}, but a number must be finite")
+    if isinstance(value, str | int | float):
+        return value
+    if isinstance(value, list) and all(isinstance(each, str) for each in value):
+        return value
+    rule = f"metadata {key!r} must be a string, number, boolean, date or list of strings"
+    raise InputError(name, f"{rule}, not {type(value).__name__}")

@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from lexvla.encoder import Encoder
 from lexvla.encoding import Encoding
+from lexvla.images import ImageSource, open_image
 from lexvla.vocabulary import Vocabulary
 from lexvla_indexer.legs import Leg
-from lexvla_search.heatmap import patch_map
+from lexvla_search.explanation_html import explanation_html
+from lexvla_search.heatmap import fit, heatmap, match_map
 from lexvla_search.picture import draw
 
 if TYPE_CHECKING:
@@ -222,32 +225,42 @@ class Explanation:
         return "\n".join(lines)
 
     def picture(
-        self,
-        image: Image.Image | None = None,
-        grid: tuple[int, int] | None = None,
-        weights: np.ndarray | None = None,
+        self, image: ImageSource | None = None, model: Encoder | None = None
     ) -> Image.Image:
-        """Draw the matched words as bars, beside the image with the patches they came from.
+        """Draw the matched words as bars, beside the document's image with where they were read.
 
-        Args:
-            image: The document's image; without it there are bars only.
-            grid: Rows and columns of the patches that the index names; without it, and without
-                weights, the image is drawn as it is.
-            weights: A finer map of where the words were read from, from
-                `lexvla_search.heatmap.match_map`.
+        Without a model, or if no matched word has a place, the image is drawn as it is;
+        `UnsupportedError` if the model has neither maps nor a patch grid.
         """
-        if weights is None and grid is not None:
-            placed = [(m.patch, max(m.part, 0.0)) for m in self.matches if m.patch is not None]
-            weights = patch_map(placed, grid) if placed else None
         words = [(match.word, match.part) for match in self.matches[:MAX_BARS]]
         if rest := self.matches[MAX_BARS:]:
             words.append((f"+{len(rest)} more", sum(match.part for match in rest)))
-        legs = [
+        return draw(words, self._other_parts, self.score, self._lit(image, model))
+
+    def to_html(self, image: ImageSource | None = None, model: Encoder | None = None) -> str:
+        """Return the score's parts as a fragment of HTML that needs no other file.
+
+        The image is that of a `picture`, within the text as a data URL.
+        """
+        words = [(match.word, match.part) for match in self.matches]
+        return explanation_html(words, self._other_parts, self.score, self._lit(image, model))
+
+    def _lit(self, image: ImageSource | None, model: Encoder | None) -> Image.Image | None:
+        if image is None:
+            return None
+        opened = open_image(image)
+        if model is None or all(match.patch is None for match in self.matches):
+            return fit(opened)
+        return heatmap(opened, match_map(model, opened, self))
+
+    @property
+    def _other_parts(self) -> list[tuple[str, float]]:
+        """What the legs add; the words stand for the lexical one."""
+        return [
             (self._name(part), part.part)
             for part in self.parts
             if part.leg != "lexical" or not self.matches
         ]
-        return draw(words, legs, self.score, image, weights)
 
     def __str__(self) -> str:
         return self.table()

@@ -11,8 +11,9 @@ from PIL import Image, ImageDraw, ImageFont
 from lexvla.encoder import Encoder
 from lexvla.encoding import Encoding
 from lexvla.errors import InputError, UnsupportedError
+from lexvla.images import ImageSource, open_image
 
-__all__ = ["WordMapper", "heatmap", "match_map", "patch_map", "word_map"]
+__all__ = ["WordMapper", "fit", "heatmap", "match_map", "patch_map", "word_map"]
 
 MIN_SIDE, MAX_SIDE = 384, 1024  # the longer side of the picture, in pixels
 GLOW = 0.8  # opacity of the strongest patch
@@ -120,18 +121,18 @@ def word_map(model: Encoder, image: Image.Image, word: str, document: Encoding) 
     return patch_map([(int(document.patches[at[0]]), 1.0)], _grid(model))
 
 
-def heatmap(image: Image.Image, weights: np.ndarray, caption: str = "") -> Image.Image:
+def heatmap(image: ImageSource, weights: np.ndarray, caption: str = "") -> Image.Image:
     """Draw an image whose patches glow by their weights.
 
     Weights are at least 0, as (rows, columns) over the whole image. A caption adds a strip under
-    the picture, which is RGB, its longer side 384 to 1,024 pixels without the strip.
+    the picture, which is RGB, its size that of `fit` without the strip.
     """
     weights = np.asarray(weights, dtype=np.float32)
     if weights.ndim != 2 or weights.size == 0:
         raise ValueError(f"weights must have rows and columns, not the shape {weights.shape}")
     if not np.isfinite(weights).all() or weights.min() < 0:
         raise ValueError("weights must be finite and at least 0")
-    picture = _fit(image.convert("RGB"))
+    picture = fit(open_image(image))
     strength = _upsample(weights, picture.size)[..., None]
     base = np.asarray(picture, dtype=float)
     grey = base.mean(axis=2, keepdims=True)
@@ -163,7 +164,8 @@ def _contrast(weights: np.ndarray) -> np.ndarray:
     return above / (above.max() or 1.0)
 
 
-def _fit(image: Image.Image) -> Image.Image:
+def fit(image: Image.Image) -> Image.Image:
+    """Scale an image to the size of a heat map: the longer side has 384 to 1,024 pixels."""
     longer = max(image.size)
     scale = min(max(longer, MIN_SIDE), MAX_SIDE) / longer
     width, height = (max(1, round(side * scale)) for side in image.size)

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 from PIL import Image, ImageDraw, ImageFont
-
-from lexvla_search.heatmap import heatmap
 
 __all__ = ["draw"]
 
@@ -21,22 +18,14 @@ def draw(
     legs: Sequence[tuple[str, float]],
     total: float,
     image: Image.Image | None = None,
-    weights: np.ndarray | None = None,
 ) -> Image.Image:
-    """Draw what each word and leg adds to a total as bars, beside the image, if given.
-
-    `weights` is what glows in the image, as in `lexvla_search.heatmap.heatmap`.
-    """
+    """Draw what each word and leg adds to a total as bars, beside the image, if given."""
     bars = _bars(words, legs, total)
     if image is None:
         return bars
-    # Without weights, the image itself, at the size of a heat map.
-    shown = heatmap(image, np.zeros((1, 1)) if weights is None else weights)
-    if weights is None:
-        shown = image.convert("RGB").resize(shown.size, Image.Resampling.BICUBIC)
-    canvas = Image.new("RGB", (bars.width + shown.width, max(bars.height, shown.height)), _GROUND)
-    canvas.paste(shown, (0, 0))
-    canvas.paste(bars, (shown.width, 0))
+    canvas = Image.new("RGB", (bars.width + image.width, max(bars.height, image.height)), _GROUND)
+    canvas.paste(image, (0, 0))
+    canvas.paste(bars, (image.width, 0))
     return canvas
 
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 from PIL import Image
 
 from lexvla.errors import InputError
-from lexvla.images import ImageSource
+from lexvla.images import ImageSource, name_of
 from lexvla.text_normalisation import normalise_text
 from lexvla_indexer.filters import Filter
 from lexvla_indexer.legs import Leg
@@ -36,7 +35,7 @@ class Query:
 
     Args:
         text: Words to look for; blank text counts as no text.
-        image: A picture to find similar ones to: a path, a PIL image, bytes or an array.
+        image: A picture to find similar ones to, in any form of `lexvla.images.open_image`.
         region: Ask by this part of the image, which is cut out: (x, y, width, height) in pixels
             of the upright image, from its upper left corner.
         terms: Words with weights, added to the query without a model. Text, image and terms count
@@ -260,7 +259,5 @@ def _is_number(value: object) -> bool:
 
 def name_of_image(image: ImageSource) -> str:
     """Return the path of an image, or "the query's image"."""
-    if isinstance(image, str | Path):
-        return str(image)
-    named = getattr(image, "filename", "") if isinstance(image, Image.Image) else ""
-    return str(named) if named else "the query's image"
+    named = getattr(image, "filename", "") if isinstance(image, Image.Image) else name_of(image)
+    return "the query's image" if not named or named.startswith("<") else str(named)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
+from textwrap import shorten
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from lexvla.encoder import Encoder
@@ -81,6 +82,11 @@ class Hit:
     text: LegScore | None
     document: Document
     explanation: Explanation | None = None
+
+    def __repr__(self) -> str:
+        shown = shorten(self.label, 60, placeholder="\u2026")
+        rank = "" if self.rank is None else f"{self.rank}. "
+        return f"<Hit {rank}{self.id!r} {self.score:.4f} {shown!r}>"
 
     @property
     def label(self) -> str:

@@ -98,10 +98,4 @@ def _draw(model: LexVLA, source: Index, hit: Hit, word: str | None) -> Image.Ima
 
 def _picture(model: LexVLA | None, hit: Hit) -> Image.Image:
     explanation = hit.explanation or Explanation((), 0.0)
-    if not hit.document.uri:
-        return explanation.picture()
-    image = _image_of(hit)
-    placed = any(match.patch is not None for match in explanation.matches)
-    if model is None or not placed:
-        return explanation.picture(image)
-    return explanation.picture(image, weights=match_map(model, image, explanation))
+    return explanation.picture(_image_of(hit) if hit.document.uri else None, model)

@@ -1,0 +1,54 @@
+"""Search a table of products, and write what was found, and why, as a web page.
+
+    python shop.py products.csv "red shoes" "price < 50"
+
+The table has the columns sku, title, image (a path), price, category and added (a date).
+"""
+
+import sys
+from html import escape
+from pathlib import Path
+
+import pandas as pd
+
+from lexvla import LexVLA
+from lexvla_indexer import Document, open_index
+from lexvla_search import Query, Searcher
+
+FIELDS = ["price", "category", "added"]
+
+
+def fill(index, products, model):
+    """Put a DataFrame of products into an index."""
+    known = products.astype(object).where(products.notna(), None)  # None is absent; NaN is refused
+    documents = [
+        Document(row["sku"], row["image"], row["title"], {name: row[name] for name in FIELDS})
+        for _, row in known.iterrows()
+    ]
+    index.add(documents, model.encode_image(list(products["image"])))
+    index.commit()
+
+
+def report(hits, model):
+    """Return the hits as a page, each with its picture and the words that found it."""
+    parts = [
+        f"<h2>{escape(hit.label)}</h2>" + hit.explanation.to_html(hit.document.uri, model)
+        for hit in hits
+    ]
+    return "<!doctype html><meta charset=utf-8><title>Found</title>" + "".join(parts)
+
+
+def main(table, text, chosen=None, folder=".", model=None):
+    """Index the table, print the hits for a text and write report.html."""
+    model = model or LexVLA.from_pretrained()
+    address = Path(folder) / "products.lex"
+    with open_index(address, create=True, vocabulary=model.vocabulary, model=model.name) as index:
+        fill(index, pd.read_csv(table, parse_dates=["added"]), model)
+        hits = Searcher(model, index).search(Query(text=text, filter=chosen), k=5, explain=True)
+    for hit in hits:
+        print(hit, hit.document.metadata)
+    (Path(folder) / "report.html").write_text(report(hits, model), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
