@@ -15,7 +15,7 @@ from scipy import sparse
 
 from lexvla.encoding import Encoding
 from lexvla_indexer import Document, ElasticIndex
-from lexvla_indexer.elastic.layout import ID, State, mappings, settings
+from lexvla_indexer.elastic.layout import ID, State, create_index, mappings, settings
 from lexvla_indexer.elastic.writer import sources
 
 Json = dict[str, Any]
@@ -45,9 +45,8 @@ class Bare:
         self._client = Elasticsearch(url, request_timeout=600)
         self._index, self.asked = index, asked
         self._terms = list(map(str, range(width)))
-        self._client.indices.create(
-            index=index, settings=settings(1), mappings=mappings(State(widths={"lexical": width}))
-        )
+        made = mappings(State(widths={"lexical": width}))
+        create_index(self._client, index, settings(1), mappings=made)
 
     def __enter__(self) -> Self:
         return self

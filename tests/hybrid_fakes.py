@@ -11,7 +11,7 @@ from indexer_fakes import VOCABULARY, documents, encode, scores
 from lexvla.encoding import Encoding
 from lexvla_indexer import open_index
 from lexvla_indexer.base import Index
-from lexvla_search.words import SHOWN_WORDS
+from lexvla_indexer.strongest import SHOWN_WORDS
 
 Row = Mapping[int, float]
 

@@ -61,8 +61,23 @@ def test_filters_deletion_and_maintenance(address: str, capsys: Capture, tmp_pat
     assert (facts["engine"], facts["documents"], facts["model"]) == ("elasticsearch", 3, "fake")
     again = run(capsys, "index", str(tmp_path / "photos"), "--index", address)
     assert (again["added"], again["unchanged"]) == (1, len(PICTURES) - 1)
+
+
+def test_lost_vectors_are_found_and_made_again(
+    address: str, capsys: Capture, tmp_path: Path
+) -> None:
+    before = run(capsys, "search", "red", "--index", address)["hits"]
+    with open_index(address) as index:
+        client, name = index._client, index._place.name
+        source = client.get(index=name, id="apple.png")["_source"]
+        del source["lex"]
+        client.index(index=name, id="apple.png", document=source, refresh=True)
     assert cli.main(["info", "--verify", "--index", address]) == 1
-    assert "checks its files itself" in capsys.readouterr().err
+    assert "document 'apple.png' has lost vectors" in capsys.readouterr().err
+    again = run(capsys, "index", str(tmp_path / "photos"), "--index", address)
+    assert (again["added"], again["unchanged"]) == (1, len(PICTURES) - 1)
+    assert run(capsys, "info", "--verify", "--index", address)["damage"] == []
+    assert run(capsys, "search", "red", "--index", address)["hits"] == before
 
 
 def test_rebuilding(address: str, capsys: Capture, tmp_path: Path) -> None:

@@ -166,7 +166,7 @@ def test_a_vocabulary_is_read_while_its_index_is_being_moved(tmp_path, status, k
     left = [closed, closed]
 
     def spoil(request: Request) -> Answer | None:
-        return left.pop() if left and request.asks("vocabulary") else None
+        return left.pop() if left and request.asks("=*.mappings._meta") else None
 
     with Proxy(elastic_fakes.url(), spoil) as proxy:
         with open_index(proxy.address(Address.parse(address).name)) as reader:

@@ -236,10 +236,10 @@ def test_other_formats_and_indices_of_others(address):
             open_index(f"{address}-other")
         with pytest.raises(IndexVersionError, match="format 99"):
             open_index(f"{address}-other", create=True)
-        client.indices.put_mapping(index=name, meta={"lexvla": {"format_version": 1}})
-        with pytest.raises(IndexVersionError, match="format 1 is older"):
+        client.indices.put_mapping(index=name, meta={"lexvla": {"format_version": 2}})
+        with pytest.raises(IndexVersionError, match="format 2 is older"):
             open_index(f"{address}-other")
-        client.indices.put_mapping(index=name, meta={"lexvla": {"format_version": 2, "x": 2}})
+        client.indices.put_mapping(index=name, meta={"lexvla": {"format_version": 3, "x": 2}})
         with pytest.raises(IndexCorruptError, match="_meta is damaged"):
             open_index(f"{address}-other")
         foreign = f"{Address.parse(address).name}-foreign"
@@ -255,7 +255,7 @@ def test_other_formats_and_indices_of_others(address):
 @needs_server
 def test_a_lost_vocabulary(address):
     with ElasticIndex(f"{address}-lost", True, VOCABULARY) as index:
-        index._client.delete(index=index._store.index, id="\x1fvocabulary")
+        index._client.indices.put_mapping(index=index._store.index, meta=index._store.state.dump())
         with pytest.raises(IndexCorruptError, match="lost the vocabulary"):
             open_index(f"{address}-lost")
 

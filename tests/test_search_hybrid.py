@@ -76,7 +76,7 @@ def test_hits_are_those_of_the_formulas(index, row, fused, banned, required, k, 
         k=k,
         offset=offset,
     )
-    with mock.patch("lexvla_search.words.SHOWN_WORDS", 2):
+    with mock.patch("lexvla_indexer.strongest.SHOWN_WORDS", 2):
         hits = Searcher(RowEncoder(), index).search(query, explain=True)
     seen = [shown(document, 2) for document in ROWS]
     kept = [own.isdisjoint(banned) and own.issuperset(required) for own in seen]

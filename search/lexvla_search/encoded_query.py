@@ -16,9 +16,10 @@ from lexvla.errors import InputError
 from lexvla.images import ImageSource, open_image
 from lexvla.vocabulary import Vocabulary
 from lexvla_indexer.legs import Leg, VectorLeg
+from lexvla_indexer.strongest import strongest
 from lexvla_search.query import Query, name_of_image
 from lexvla_search.typed_words import UnknownWord, telling, understood
-from lexvla_search.words import column_of, columns_of, strongest
+from lexvla_search.words import column_of, columns_of
 
 __all__ = ["Constraints", "EncodedQuery", "encode_query"]
 

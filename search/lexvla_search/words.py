@@ -19,9 +19,7 @@ from lexvla.text_normalisation import normalise_text
 from lexvla.vocabulary import Vocabulary
 from lexvla_search.typed_words import WORD, did_you_mean
 
-__all__ = ["SHOWN_WORDS", "PlainWords", "column_of", "columns_of", "known_words", "strongest"]
-
-SHOWN_WORDS = 16  # a document's strongest words: those shown, banned and required
+__all__ = ["PlainWords", "column_of", "columns_of", "known_words"]
 
 
 def columns_of(vocabulary: Vocabulary, word: str) -> frozenset[int]:
@@ -41,14 +39,6 @@ def column_of(vocabulary: Vocabulary, word: str) -> int:
     """Return the one column that a typed word stands for; see `columns_of`."""
     column = vocabulary.find(word.strip())
     return min(columns_of(vocabulary, word)) if column is None else column
-
-
-def strongest(columns: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return the columns of the 16 greatest weights, greatest first; equal weights by column.
-
-    Columns are (n) int, sorted; weights are (n) float.
-    """
-    return columns[np.argsort(-weights, kind="stable")[:SHOWN_WORDS]]
 
 
 class PlainWords:

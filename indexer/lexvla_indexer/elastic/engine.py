@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from lexvla.encoding import Encoding
-from lexvla.errors import LexVLAError, UnsupportedError
+from lexvla.errors import LexVLAError
 from lexvla.vocabulary import Vocabulary
 from lexvla_indexer.base import Index
 from lexvla_indexer.document import Document
@@ -23,6 +23,8 @@ from lexvla_indexer.legs import Leg, VectorLeg, check_terms
 __all__ = ["ElasticIndex"]
 
 T = TypeVar("T")
+
+LISTED = 100  # documents that `verify` names
 
 
 class ElasticIndex(Index):
@@ -98,9 +100,15 @@ class ElasticIndex(Index):
             self._writer.compact()
 
     def verify(self) -> list[str]:
-        """Raise `UnsupportedError`: the server checks its files itself, when it opens them."""
-        rule = "the server checks its files itself, when it opens them"
-        raise UnsupportedError(f"{self._place}: {rule}")
+        """Return a line for each document that has lost vectors, up to 100.
+
+        Other programs may write to the index. The next run over the source that has such a document
+        stores it again. The server checks its files itself, when it opens them.
+        """
+        lost = self._ask(lambda reader: reader.lost())
+        rule = "has lost vectors or its id; index its source again"
+        lines = [f"document {name!r} {rule}" for name in lost[:LISTED]]
+        return [*lines, f"and {len(lost) - LISTED:,} more"] if len(lost) > LISTED else lines
 
     def publish(self) -> None:
         """Commit, compare the count, and give the alias to the new index, in one step.

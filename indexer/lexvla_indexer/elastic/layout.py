@@ -4,23 +4,30 @@
     lex           sparse_vector: the words; terms as the vocabulary writes them
     codes         sparse_vector: the codes; column numbers as terms
     dense         dense_vector, by inner product
+    strongest     the terms of the 16 strongest words, strongest first
     words         text, by BM25: the words of the document's text; left out if there are none
     filter        the terms of `lexvla_indexer.filter_terms`
-    text, uri     stored as they are, not searched
-    metadata      the same, as JSON
-    fingerprint   the same
-    vectors       the exact rows of all legs, base64 of `lexvla_indexer.packed_rows`: the
-                  server keeps the weights of ``lex`` and ``codes`` with 9 significant bits
-    vocabulary    of one document that is not an item: the terms of the lexical columns
+    text, uri     the document's own, for others to search: text and keyword
+    keyword, double, date, boolean
+                  metadata by type, for Kibana: `lexvla_indexer.elastic.typed_fields`
+    metadata      metadata as JSON, not searched
+    fingerprint   not searched
+    patches       int16, base64: the patch of each word by ascending column; left out if all are -1
 
-``lex``, ``codes``, ``dense``, ``words`` and ``filter`` are indexed but not kept in ``_source``.
+``_source`` keeps everything: a partial update, ``_update_by_query`` or ``_reindex`` makes a
+document anew from it. The exact rows of all legs are read from there too: the fields themselves
+keep the weights of ``lex`` and ``codes`` with 9 significant bits.
+
+``_meta`` has the `State`, and beside it the vocabulary, which is read only when it changes.
 """
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import time
+import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -29,11 +36,14 @@ from lexvla.errors import EngineUnavailableError, IndexCorruptError, IndexVersio
 from lexvla.version import program_version
 from lexvla.vocabulary import Vocabulary
 from lexvla_indexer.document import Document
-from lexvla_indexer.elastic.connection import Address, elastic_errors, following, refusal
+from lexvla_indexer.elastic.connection import Address, elastic_errors, following
+from lexvla_indexer.elastic.typed_fields import DYNAMIC_TEMPLATES, LONGEST, TYPED_FIELDS
 from lexvla_indexer.legs import VectorLeg
 
 if TYPE_CHECKING:
     from elasticsearch import Elasticsearch
+
+Json = dict[str, Any]
 
 __all__ = [
     "FIELD_OF",
@@ -43,24 +53,25 @@ __all__ = [
     "FORMAT_VERSION",
     "GRAPH",
     "ID",
+    "PATCHES",
     "SHOWN",
-    "VOCABULARY_ID",
+    "STRONGEST",
     "WORDS",
     "State",
     "Store",
+    "create_index",
     "document_of",
     "leg_fields",
     "mappings",
     "settings",
 ]
 
-FORMAT_VERSION = 2
-KEY = "lexvla"
+FORMAT_VERSION = 3
+KEY, VOCABULARY = "lexvla", "lexvla_vocabulary"  # in _meta
 
-ID, FILTER, WORDS = "id", "filter", "words"
+ID, FILTER, WORDS, STRONGEST, PATCHES = "id", "filter", "words", "strongest", "patches"
 FIELD_OF: dict[VectorLeg, str] = {"lexical": "lex", "codes": "codes", "dense": "dense"}
 SHOWN = ("text", "uri", "metadata", "fingerprint")
-VOCABULARY_ID = "\x1fvocabulary"  # no id of an item has this character
 
 # Up to this many documents the dense leg is searched exactly, by a scan.
 FLAT_DOCUMENTS = 100_000
@@ -73,6 +84,10 @@ _WRITE = "-write"
 _WAIT = "30s"  # for an index that is starting up
 _FRESH = 1.0  # seconds for which the alias is not looked up again
 _REPLICAS = ("number_of_replicas", "auto_expand_replicas")
+
+# Since 9.2 servers keep vectors out of _source, and put back their own, inexact ones.
+_EXACT = {"mapping.exclude_source_vectors": False}
+_DESCRIBED = f"-*.mappings._meta.{VOCABULARY},-*.mappings.properties"
 
 _KEPT = {"type": "keyword", "index": False, "doc_values": False}
 
@@ -125,7 +140,12 @@ def settings(shards: int) -> dict[str, Any]:
 
     Only commits refresh it: otherwise readers would see parts of them.
     """
-    return {"number_of_shards": shards, "auto_expand_replicas": "0-1", "refresh_interval": "-1"}
+    return {
+        "number_of_shards": shards,
+        "auto_expand_replicas": "0-1",
+        "refresh_interval": "-1",
+        "mapping.total_fields.ignore_dynamic_beyond_limit": True,
+    }
 
 
 def mappings(state: State) -> dict[str, Any]:
@@ -133,14 +153,18 @@ def mappings(state: State) -> dict[str, Any]:
     return {
         "dynamic": "strict",
         "_meta": state.dump(),
-        "_source": {"excludes": [*FIELD_OF.values(), WORDS, FILTER]},
+        "dynamic_templates": DYNAMIC_TEMPLATES,
         "properties": {
             ID: {"type": "keyword"},
             FILTER: {"type": "keyword", "doc_values": False},
+            STRONGEST: {"type": "keyword"},
             # Words come as our tokenizer makes them. K1 and B are the server's defaults.
             WORDS: {"type": "text", "analyzer": "whitespace", "index_options": "freqs"},
-            **dict.fromkeys((*SHOWN, "vocabulary"), _KEPT),
-            "vectors": {"type": "binary"},
+            "text": {"type": "text"},
+            "uri": {"type": "keyword", "ignore_above": LONGEST},
+            **dict.fromkeys(("metadata", "fingerprint"), _KEPT),
+            PATCHES: {"type": "binary"},
+            **TYPED_FIELDS,
             **leg_fields(state),
         },
     }
@@ -166,6 +190,18 @@ def document_of(name: str, source: Mapping[str, Any]) -> Document:
     """Return a document from what is stored of it."""
     text, uri, metadata, fingerprint = (source[each] for each in SHOWN)
     return Document(name, uri, text, json.loads(metadata), fingerprint)
+
+
+def create_index(client: Elasticsearch, name: str, settings: Json, **options: Any) -> None:
+    """Create an index whose documents keep their exact vectors, on servers of all versions."""
+    import elasticsearch
+
+    try:
+        client.indices.create(index=name, settings={**settings, **_EXACT}, **options)
+    except elasticsearch.BadRequestError as error:
+        if "unknown setting" not in str(error):
+            raise
+        client.indices.create(index=name, settings=settings, **options)
 
 
 @dataclass(frozen=True)
@@ -199,7 +235,10 @@ class Store:
         """
         with elastic_errors(self.address):
             found = self.client.indices.get_mapping(
-                index=self._name, ignore_unavailable=True, allow_no_indices=True
+                index=self._name,
+                ignore_unavailable=True,
+                allow_no_indices=True,
+                filter_path=_DESCRIBED,
             ).body
         if not found:
             return False
@@ -259,9 +298,10 @@ class Store:
         with elastic_errors(self.address):
             name = self._next()
             try:
-                self.client.indices.create(
-                    index=name,
-                    settings=settings(shards),
+                create_index(
+                    self.client,
+                    name,
+                    settings(shards),
                     mappings=mappings(state),
                     aliases={self.address.name: {}, name + _WRITE: {}},
                     wait_for_active_shards=0,  # `wait` does
@@ -290,10 +330,11 @@ class Store:
                 if self.address.name not in found["aliases"] and KEY in described:
                     self.client.indices.delete(index=name)
             # No retries: after a lost answer, this index would seem to be another program's.
-            self.client.options(max_retries=0).indices.create(
-                index=self.index,
+            create_index(
+                self.client.options(max_retries=0),
+                self.index,
                 # Copies are made at the end, so that each document is indexed only once.
-                settings={**wanted, "auto_expand_replicas": False, "number_of_replicas": 0},
+                {**wanted, "auto_expand_replicas": False, "number_of_replicas": 0},
                 mappings=mappings(state),
                 aliases={self.target: {}},
                 wait_for_active_shards=0,
@@ -350,14 +391,22 @@ class Store:
             taken = [int(name.rpartition("-")[2]) for name in self._numbered()]
         return f"{self.address.name}-{max(taken, default=0) + 1:06}"
 
-    def describe(self, **changes: Any) -> None:
+    def describe(self, vocabulary: Vocabulary | None = None, **changes: Any) -> None:
         """Change how the index describes itself, and add the fields of new legs."""
         state = replace(self.state, **changes)
         with elastic_errors(self.address):
+            meta = {**self._meta(self.index), **state.dump()}
+            if vocabulary is not None:
+                meta[VOCABULARY] = _packed(vocabulary)
             self.client.indices.put_mapping(
-                index=self.index, meta=state.dump(), properties=leg_fields(state)
+                index=self.index, meta=meta, properties=leg_fields(state)
             )
         self.state = state
+
+    def _meta(self, index: str) -> Json:
+        found = self.client.indices.get_mapping(index=index, filter_path="*.mappings._meta").body
+        ((_, described),) = found.items() or [("", {})]
+        return dict(described.get("mappings", {}).get("_meta", {}))
 
     def load_vocabulary(self) -> Vocabulary:
         """Read the terms of the lexical columns; IndexCorruptError if they were lost."""
@@ -373,26 +422,26 @@ class Store:
         if not found.vocabulary_sha256:
             return Vocabulary(())
         with elastic_errors(self.address):
-            client = self.client.options(ignore_status=404)
-            answer = client.get(index=found.index, id=VOCABULARY_ID)
-        if "error" in answer:  # the index is missing, not just the document
-            raise refusal(self.address, 404, answer.body)
-        if answer.get("found"):
-            stored = json.loads(answer["_source"]["vocabulary"])
-            vocabulary = Vocabulary(stored["terms"], stored["token_ids"])
-            if vocabulary.sha256 == found.vocabulary_sha256:
-                return vocabulary
-        rule = "has lost the vocabulary that it was made with"
-        raise IndexCorruptError(f"{self.address}: {rule}")
+            stored = self._meta(found.index).get(VOCABULARY, "")
+        try:
+            vocabulary = _unpacked(stored)
+        except (KeyError, TypeError, ValueError, zlib.error):
+            vocabulary = Vocabulary(())
+        if vocabulary.sha256 != found.vocabulary_sha256:
+            rule = "has lost the vocabulary that it was made with"
+            raise IndexCorruptError(f"{self.address}: {rule}")
+        return vocabulary
 
     def save_vocabulary(self, vocabulary: Vocabulary) -> None:
         """Store the terms of the lexical columns, before anything that needs them."""
-        text = json.dumps({"terms": vocabulary.terms, "token_ids": vocabulary.token_ids})
-        with elastic_errors(self.address):
-            self.client.index(
-                index=self.target,
-                id=VOCABULARY_ID,
-                document={"vocabulary": text},
-                require_alias=True,
-            )
-        self.describe(vocabulary_sha256=vocabulary.sha256)
+        self.describe(vocabulary, vocabulary_sha256=vocabulary.sha256)
+
+
+def _packed(vocabulary: Vocabulary) -> str:
+    text = json.dumps({"terms": vocabulary.terms, "token_ids": vocabulary.token_ids})
+    return base64.b64encode(zlib.compress(text.encode(), 9)).decode()
+
+
+def _unpacked(text: str) -> Vocabulary:
+    stored = json.loads(zlib.decompress(base64.b64decode(text)))
+    return Vocabulary(stored["terms"], stored["token_ids"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -38,10 +37,10 @@ from lexvla_indexer.elastic.requests import (
     text_query,
 )
 from lexvla_indexer.elastic.selection import selection
+from lexvla_indexer.elastic.stored_vectors import STORED, incomplete, rows_of
 from lexvla_indexer.filter_terms import listed_fields, terms_of_field, typed_term
 from lexvla_indexer.filters import Comparison, Filter, check_fields
 from lexvla_indexer.legs import Leg, VectorLeg, check_asked, widths_of
-from lexvla_indexer.packed_rows import unpack
 from lexvla_indexer.text_words import text_words
 
 __all__ = ["Reader"]
@@ -198,13 +197,18 @@ class Reader:
 
     def fetch(self, ids: Sequence[str]) -> Fetched:
         """Return documents with their stored vectors."""
-        found = self._sources(ids, [*SHOWN, "vectors"])
+        found = self._sources(ids, [*SHOWN, *STORED])
         documents = [document_of(name, found[name]) for name in ids]
-        return Fetched(documents, self._unpacked(ids, found))
+        return Fetched(documents, self._rows(ids, found))
 
     def vectors(self, ids: Sequence[str]) -> Encoding:
         """Return only the documents' stored vectors."""
-        return self._unpacked(ids, self._sources(ids, ["vectors"]))
+        return self._rows(ids, self._sources(ids, [*STORED]))
+
+    def lost(self) -> list[str]:
+        """Return the ids of documents that searches cannot find, as something of theirs is gone."""
+        with closing(self._pages(incomplete(self._state))) as pages:
+            return [name for name, _ in pages]
 
     def count(self) -> int:
         """Return the number of searchable documents."""
@@ -367,17 +371,18 @@ class Reader:
                     index=self.index,
                     ids=names[start : start + FETCHED],
                     realtime=False,
-                    source_includes=fields,
+                    source_includes=[ID, *fields],
                 )
             for each in found_documents(self._address, answer.body):
-                if not each.get("found"):
+                # One that another program put there is no item.
+                if ID not in each.get("_source", {}):
                     raise UnknownDocumentError(each["_id"])
                 found[each["_id"]] = each["_source"]
         return found
 
-    def _unpacked(self, ids: Sequence[str], sources: Mapping[str, Json]) -> Encoding:
-        rows = [base64.b64decode(sources[name]["vectors"]) for name in ids]
-        return unpack(rows, self._state.widths)
+    def _rows(self, ids: Sequence[str], sources: Mapping[str, Json]) -> Encoding:
+        rows = [sources[name] for name in ids]
+        return rows_of(rows, self._vocabulary, self._state.widths)
 
 
 def _results(hits: Sequence[tuple[str, float]], scale: float | None = None) -> Results:

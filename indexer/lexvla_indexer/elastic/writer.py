@@ -35,13 +35,17 @@ from lexvla_indexer.elastic.layout import (
     FLAT_DOCUMENTS,
     GRAPH,
     ID,
+    PATCHES,
+    STRONGEST,
     WORDS,
     Store,
 )
+from lexvla_indexer.elastic.stored_vectors import incomplete
+from lexvla_indexer.elastic.typed_fields import typed_metadata
 from lexvla_indexer.filter_terms import terms_of
 from lexvla_indexer.legs import VectorLeg, widths_of
-from lexvla_indexer.packed_rows import pack
 from lexvla_indexer.staging import Staging
+from lexvla_indexer.strongest import strongest
 from lexvla_indexer.text_words import text_words
 
 if TYPE_CHECKING:
@@ -92,14 +96,31 @@ class Writer:
         self._built: set[str] | None = set() if rebuilds else None
 
     def fingerprints(self, ids: Sequence[str]) -> dict[str, str]:
-        """Return the fingerprint of each id that is there, shown or not."""
+        """Return the fingerprint of each id that is there, shown or not.
+
+        It is empty if the document was shown without all of its vectors.
+        """
         found: dict[str, str] = {}
         for start in range(0, len(ids), LOOKED_UP):
             names = list(ids[start : start + LOOKED_UP])
             for each in patiently(partial(self._look_up, names)):
                 if each.get("found"):
-                    found[each["_id"]] = each["_source"]["fingerprint"]
+                    found[each["_id"]] = each["_source"].get("fingerprint") or ""
+            if found.keys() & names:
+                found |= dict.fromkeys(patiently(partial(self._lost, names)), "")
         return found
+
+    def _lost(self, names: list[str]) -> list[str]:
+        chosen = [{"ids": {"values": names}}, incomplete(self._store.state)]
+        with elastic_errors(self._address):
+            answer = self._client.search(
+                index=self._store.index,
+                query={"bool": {"filter": chosen}},
+                size=len(names),
+                source=False,
+                allow_partial_search_results=False,
+            )
+        return [hit["_id"] for hit in answer["hits"]["hits"]]
 
     def _look_up(self, names: list[str]) -> list[Mapping[str, Any]]:
         with elastic_errors(self._address):
@@ -290,16 +311,22 @@ def sources(
     legs = [("lexical", encoding.lexical, of_word)]
     if encoding.codes is not None:
         legs.append(("codes", encoding.codes, f'"{{}}":{NUMBER}'.format))
-    for row, (document, vectors) in enumerate(zip(documents, pack(encoding), strict=True)):
-        made = {
+    lexical, patches = encoding.lexical, encoding.patches
+    for row, document in enumerate(documents):
+        span = slice(*lexical.indptr[row : row + 2].tolist())
+        shown = strongest(lexical.indices[span], lexical.data[span]).tolist()
+        made: dict[str, Any] = {
             ID: document.id,
             FILTER: list(terms_of(document)),
+            STRONGEST: [terms[column] for column in shown],
             "text": document.text,
             "uri": document.uri,
+            **typed_metadata(document.metadata),
             "metadata": json.dumps(dict(document.metadata)),
             "fingerprint": document.fingerprint,
-            "vectors": base64.b64encode(vectors).decode(),
         }
+        if patches is not None and (patches[span] >= 0).any():
+            made[PATCHES] = base64.b64encode(patches[span].astype("<i2").tobytes()).decode()
         if words := text_words(document.text):
             made[WORDS] = " ".join(words)
         parts = [_json(made)[1:-1]]

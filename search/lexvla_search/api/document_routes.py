@@ -19,6 +19,7 @@ from lexvla.errors import InputError, LexVLAError
 from lexvla.images import open_image
 from lexvla_indexer import Document
 from lexvla_indexer.roots import Roots
+from lexvla_indexer.strongest import SHOWN_WORDS
 from lexvla_search import schema
 from lexvla_search.api.access import READ, WRITE, Serving
 from lexvla_search.api.problems import Problem, problem_of
@@ -26,7 +27,6 @@ from lexvla_search.api.service import Service
 from lexvla_search.api.upsert import Upsert
 from lexvla_search.heatmap import heatmap, word_map
 from lexvla_search.searcher import document_to_dict
-from lexvla_search.words import SHOWN_WORDS
 
 __all__ = ["router"]
 

@@ -15,9 +15,9 @@ from pydantic import (
 )
 
 from lexvla_indexer.legs import Leg
+from lexvla_indexer.strongest import SHOWN_WORDS
 from lexvla_search.fusion import LEGS, FusionKind, FusionName, Normalization
 from lexvla_search.query import MAX_TEXT_LENGTH
-from lexvla_search.words import SHOWN_WORDS
 
 __all__ = [
     "DocumentLine",
