@@ -29,11 +29,13 @@ __all__ = [
     "add_lora",
     "as_device",
     "as_dtype",
+    "check_complete",
     "image_statistics",
     "load_language_model",
     "load_lora",
     "load_tokenizer",
     "load_vision_model",
+    "named",
     "read_backbone_config",
     "vision_fields",
 ]
@@ -52,7 +54,7 @@ def read_backbone_config(
 ) -> PretrainedConfig:
     """Return the configuration of a hub id or folder; for an image-text model, its vision part."""
     try:
-        with _named(name):
+        with named(name):
             config = AutoConfig.from_pretrained(name, revision=revision or "main", token=token)
             if config.model_type == TIMM:
                 import timm  # noqa: F401 - transformers needs it
@@ -78,7 +80,7 @@ def vision_fields(
     fields: dict[str, Any] = {}
     statistics = image_statistics(name, revision, token)
     if vision_config.model_type == TIMM:
-        with _named(name), torch.device("meta"):  # no weights are needed
+        with named(name), torch.device("meta"):  # no weights are needed
             network = AutoModel.from_config(vision_config)
         try:
             fields["map_width"], fields["map_stride"] = measure(network, fine)
@@ -101,7 +103,7 @@ def load_tokenizer(
     name: str, revision: str | None = None, token: str | None = None
 ) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a language model."""
-    with _named(name):
+    with named(name):
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision or "main", token=token)
     if not tokenizer.is_fast:
         raise ModelError(f"{name}: needs a fast tokenizer (a tokenizer.json)")
@@ -112,17 +114,21 @@ def image_statistics(
     name: str, revision: str | None = None, token: str | None = None
 ) -> tuple[list[float], list[float]] | None:
     """Return channel means and deviations that a vision model was trained with, if recorded."""
-    with _named(name):
-        path = cached_file(
-            name,
-            "preprocessor_config.json",
-            revision=revision or "main",
-            token=token,
-            _raise_exceptions_for_missing_entries=False,
-        )
-        values = json.loads(Path(path).read_text(encoding="utf-8")) if path else {}
-        mean, deviation = (values.get(key) for key in ("image_mean", "image_std"))
-        return (list(mean), list(deviation)) if mean and deviation else None
+    with named(name):
+        for file in ("preprocessor_config.json", "processor_config.json"):
+            path = cached_file(
+                name,
+                file,
+                revision=revision or "main",
+                token=token,
+                _raise_exceptions_for_missing_entries=False,
+            )
+            values = json.loads(Path(path).read_text(encoding="utf-8")) if path else {}
+            values = values.get("image_processor", values)
+            mean, deviation = (values.get(key) for key in ("image_mean", "image_std"))
+            if mean and deviation:
+                return list(mean), list(deviation)
+        return None
 
 
 def load_language_model(
@@ -143,11 +149,11 @@ def load_language_model(
         more["quantization_config"] = _quantization_config(config, dtype)
         more["device_map"] = {"": device}
     revision = config.text_revision or "main"
-    with _named(name):
+    with named(name):
         model, found = AutoModelForCausalLM.from_pretrained(
             name, revision=revision, token=token, dtype=dtype, output_loading_info=True, **more
         )
-    _check_complete(name, found)
+    check_complete(name, found)
     if model.get_output_embeddings() is None:
         raise ModelError(f"{name}: has no output embedding, which the words are taken from")
     for layer in model.modules():
@@ -165,7 +171,7 @@ def load_vision_model(
     revision = config.vision_revision or "main"
     # The configuration selects the class: of an image-text model, the vision part only.
     vision = read_backbone_config(name, revision, token)
-    with _named(name):
+    with named(name):
         model, found = AutoModel.from_pretrained(
             name,
             config=vision,
@@ -174,11 +180,11 @@ def load_vision_model(
             dtype=dtype,
             output_loading_info=True,
         )
-    _check_complete(name, found)
+    check_complete(name, found)
     return model.to(device)
 
 
-def _check_complete(name: str, found: dict[str, Any]) -> None:
+def check_complete(name: str, found: dict[str, Any]) -> None:
     """Refuse a checkpoint that leaves weights random, of which transformers only warns."""
     for kind in ("missing", "mismatched"):
         if keys := sorted(map(str, found[f"{kind}_keys"])):
@@ -238,7 +244,7 @@ def add_lora(model: nn.Module, config: LexVLAConfig) -> Any:
 def load_lora(model: nn.Module, folder: Path) -> Any:
     """Wrap a language model with the LoRA that PEFT saved in a folder; it stays trainable."""
     peft = _peft()
-    with _named(str(folder)):
+    with named(str(folder)):
         return peft.PeftModel.from_pretrained(model, str(folder), is_trainable=True).eval()
 
 
@@ -255,7 +261,7 @@ def _is_linear(module: nn.Module) -> bool:
 
 
 @contextmanager
-def _named(name: str) -> Iterator[None]:
+def named(name: str) -> Iterator[None]:
     """Turn errors of loading into a `ModelError` with the name, and silence transformers."""
     try:
         with quiet():

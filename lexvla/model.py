@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
@@ -20,6 +20,7 @@ from lexvla.errors import InputError, ModelError, OptionalDependencyError, Unsup
 from lexvla.images import ImageSource, name_of, open_image, resize
 from lexvla.known_words import KnownWords
 from lexvla.model_folder import CONFIG_FILE, find_folder
+from lexvla.public_models import load_public, public_type
 from lexvla.regions import Region, region_patches
 from lexvla.vocabulary import WORD_START, Vocabulary
 
@@ -61,7 +62,8 @@ class LexVLA:
         """Load a saved model, or without a path the one that ships with the package.
 
         Args:
-            path: A folder of `save_pretrained` or `lexvla export`, or a hub id.
+            path: A folder of `save_pretrained` or `lexvla export`, a hub id, or a public model of
+                transformers that gives words without training: see `lexvla.public_models`.
             runtime: ``onnx``, which needs no torch, or ``torch``; by default ``onnx`` for an
                 exported model on a CPU.
             options: For torch: see `lexvla.torch_model.TorchLexVLA.from_pretrained`. ``revision``
@@ -77,15 +79,20 @@ class LexVLA:
         others = {k: v for k, v in options.items() if k not in own and (k, v) != ("device", "cpu")}
         if runtime == "onnx" and others:
             raise UnsupportedError(f"{', '.join(others)}: only for runtime='torch'")
+        if path is not None and (kind := public_type(path, **own)):
+            if runtime == "onnx":
+                raise UnsupportedError(f"{path}: a {kind} model runs on torch only")
+            with _needs_torch():
+                return load_public(path, kind, **options)
         if runtime is None:
             runtime = "onnx" if not others and is_exported(path, **own) else "torch"
         chosen: Any = own if runtime == "onnx" else options
-        return _class(runtime).from_pretrained(path, **chosen)
+        return _imported(*_CLASSES[runtime]).from_pretrained(path, **chosen)
 
     @classmethod
     def from_backbones(cls, *arguments: Any, **options: Any) -> LexVLA:
         """Assemble an untrained model; see `lexvla.torch_model.TorchLexVLA.from_backbones`."""
-        return _class("torch").from_backbones(*arguments, **options)
+        return _imported(*_CLASSES["torch"]).from_backbones(*arguments, **options)
 
     @property
     def name(self) -> str:
@@ -298,10 +305,15 @@ def is_exported(
         return False  # the other runtime says what is wrong
 
 
-def _class(runtime: Runtime) -> Any:
-    module, name = _CLASSES[runtime]
-    try:
+def _imported(module: str, name: str) -> Any:
+    with _needs_torch():
         return getattr(import_module(module), name)
+
+
+@contextmanager
+def _needs_torch() -> Iterator[None]:
+    try:
+        yield
     except ImportError as error:
         if (package := str(error.name).partition(".")[0]) not in _OF_TORCH:
             raise

@@ -9,7 +9,7 @@ from typing import Any
 from lexvla.errors import ModelError
 from lexvla.vocabulary import Vocabulary
 
-__all__ = ["check_files", "find_folder", "read_values", "read_vocabulary"]
+__all__ = ["check_files", "find_folder", "is_hub_id", "read_values", "read_vocabulary"]
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -25,7 +25,7 @@ def find_folder(path: str | Path | None, revision: str | None, token: str | None
     if path is None:
         return _DEFAULT
     folder = Path(path)
-    if folder.exists() or not _is_hub_id(str(path)):
+    if folder.exists() or not is_hub_id(str(path)):
         return folder
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
@@ -37,7 +37,8 @@ def find_folder(path: str | Path | None, revision: str | None, token: str | None
         raise ModelError(f"{path}: no LexVLA model here, and none on the hub ({reason})") from error
 
 
-def _is_hub_id(name: str) -> bool:
+def is_hub_id(name: str) -> bool:
+    """Tell whether a name that is no folder may be a hub id."""
     return name.count("/") == 1 and not name.startswith((".", "/", "~")) and "\\" not in name
 
 

@@ -86,7 +86,7 @@ class Vocabulary:
         return f"Vocabulary({len(self)} terms, sha256 {self.sha256[:12]})"
 
     def word(self, index: int) -> str:
-        """Return the word shown for a column: the term without its word-start mark."""
+        """Return the word or phrase shown for a column: the term without word-start marks."""
         return _bare(self.terms[index])
 
     def id(self, term: str) -> int:
@@ -100,7 +100,8 @@ class Vocabulary:
         `normalise_text`.
         """
         plain = normalise_text(word)
-        for form in (word, word.lower(), plain, plain.lower()):
+        typed = (word, word.lower(), plain, plain.lower())
+        for form in (each for one in typed for each in (one, one.replace(" ", WORD_START))):
             for term in (*(mark + form for mark in _WORD_STARTS), form):
                 if term in self._ids:
                     return self._ids[term]
@@ -143,7 +144,10 @@ class Vocabulary:
 
 
 def _bare(term: str) -> str:
-    return term[1:] if term.startswith(_WORD_STARTS) and len(term) > 1 else term
+    if not term.strip(WORD_START):
+        return term
+    bare = term[1:] if term.startswith(_WORD_STARTS) and len(term) > 1 else term
+    return bare.replace(WORD_START, " ")
 
 
 def _is_word(word: str) -> bool:

@@ -1,0 +1,237 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModel, AutoTokenizer
+
+from dual_fakes import GRID, KINDS, SIDE, WORDS, save_dual_encoder, word_file
+from lexvla import LexVLA
+from lexvla.dual_encoder import DualEncoder
+from lexvla.errors import ModelError, UnsupportedError
+from lexvla.word_list import read_words
+from lexvla_search import cli
+from model_fakes import picture
+from search_fakes import save_pictures
+
+PLAIN = ["{text}"]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def model(request: pytest.FixtureRequest, tmp_path_factory: Any, cache: None) -> DualEncoder:
+    folder = tmp_path_factory.mktemp(request.param)
+    return load(save_dual_encoder(folder, request.param), word_file(folder))
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory, cache: None) -> DualEncoder:
+    folder = tmp_path_factory.mktemp("one-clip")
+    return load(save_dual_encoder(folder), word_file(folder))
+
+
+def load(folder: str, words: Path | None = None, **options: Any) -> DualEncoder:
+    model = LexVLA.from_pretrained(folder, vocabulary=words, templates=PLAIN, **options)
+    assert isinstance(model, DualEncoder)
+    return model
+
+
+def test_dense_vectors_are_the_models_own(model: DualEncoder) -> None:
+    image = picture(1, (SIDE, SIDE))
+    own = AutoModel.from_pretrained(model.config.model).eval()
+    pixels = (np.asarray(image, np.float32) / 255 - [0.5, 0.4, 0.3]) / [0.2, 0.3, 0.25]
+    inputs = {"pixel_values": torch.from_numpy(pixels.astype(np.float32)).permute(2, 0, 1)[None]}
+    if own.config.model_type == "siglip2":
+        cut = inputs["pixel_values"].view(3, GRID, 8, GRID, 8).permute(1, 3, 2, 4, 0)
+        inputs = {
+            "pixel_values": cut.reshape(1, GRID * GRID, -1),
+            "pixel_attention_mask": torch.ones(1, GRID * GRID, dtype=torch.long),
+            "spatial_shapes": torch.tensor([[GRID, GRID]]),
+        }
+    with torch.no_grad():
+        whole = own.get_image_features(**inputs).pooler_output[0]
+        long = "max_length" if own.config.model_type.startswith("siglip") else "longest"
+        pieces = AutoTokenizer.from_pretrained(model.config.model)
+        ids = pieces(["a red dog"], padding=long, max_length=40, return_tensors="pt")
+        ids.pop("token_type_ids", None)
+        text = own.get_text_features(**ids).pooler_output[0]
+    dense = model.encode_image([image]).dense
+    np.testing.assert_allclose(dense[0], whole / whole.norm(), atol=1e-5)
+    dense = model.encode_text(["a red dog"]).dense
+    np.testing.assert_allclose(dense[0], text / text.norm(), atol=1e-5)
+
+
+def test_words_are_few_positive_and_placed(model: DualEncoder) -> None:
+    images = model.encode_image([picture(1), picture(2)], max_active_dims=3)
+    assert 0 < np.diff(images.lexical.indptr).max() <= 3
+    assert images.lexical.data.min() > 0
+    np.testing.assert_allclose(images.lexical.multiply(images.lexical).sum(axis=1), 1, atol=1e-5)
+    maps = model.heatmaps(picture(1), images[0].lexical.indices.tolist())
+    assert maps.shape == (images[0].lexical.nnz, GRID, GRID)
+    for own, place in zip(maps, images[0].patches, strict=True):
+        if own.max() > 0:
+            assert own.argmax() == place
+
+
+def test_a_word_is_nearest_to_itself(model: DualEncoder) -> None:
+    for row, word in zip(model.decode(model.encode_words(WORDS)), WORDS, strict=True):
+        assert row[0][0] == word
+    assert model.nearest_words(model.encode_words(["hat"]).dense)[0][0] == (
+        "hat",
+        pytest.approx(1, abs=1e-5),
+    )
+
+
+def test_regions_and_patches(model: DualEncoder) -> None:
+    every = model.encode_patches([picture(1)])
+    assert len(every) == GRID * GRID
+    mask = np.zeros((GRID, GRID), bool)
+    mask[1, 2] = True
+    one = model.encode_region([picture(1)], [mask])
+    assert set(one.patches.tolist()) == {5}
+    np.testing.assert_allclose(one.lexical.toarray(), every[5].lexical.toarray(), atol=1e-5)
+    np.testing.assert_array_equal(every.patches[every.lexical.indptr[5] :][0], 5)
+
+
+def test_a_sum_of_words_is_compared_with_its_vector(clip: DualEncoder) -> None:
+    images = clip.encode_image([picture(1), picture(2)])
+    words, _, _ = clip._words
+    centre = np.array(clip.config.image_centre)
+    for row in range(2):
+        own = images.dense[row] - centre
+        made = images[row].lexical.toarray()[0] @ words.numpy()
+        cosine = own @ made / np.linalg.norm(own) / np.linalg.norm(made)
+        assert clip.reconstruction(images)[row] == pytest.approx(cosine, abs=1e-5)
+
+
+def test_saved_settings_give_the_same(clip: DualEncoder, tmp_path: Path) -> None:
+    clip.save_pretrained(tmp_path / "saved")
+    loaded = LexVLA.from_pretrained(tmp_path / "saved")
+    assert loaded.name == clip.name
+    assert loaded.vocabulary == clip.vocabulary
+    for encode, items in (("encode_image", [picture(3)]), ("encode_text", ["a red dog"])):
+        mine, yours = getattr(clip, encode)(items), getattr(loaded, encode)(items)
+        np.testing.assert_array_equal(mine.lexical.toarray(), yours.lexical.toarray())
+    path = tmp_path / "saved" / "config.json"
+    values = json.loads(path.read_text("utf-8"))
+    path.write_text(json.dumps({**values, "model": save_dual_encoder(tmp_path / "other", seed=1)}))
+    with pytest.raises(ModelError, match="the weights are not those"):
+        LexVLA.from_pretrained(tmp_path / "saved")
+    path.write_text(json.dumps({**values, "format_version": 9}))
+    with pytest.raises(ModelError, match="settings of format 9"):
+        LexVLA.from_pretrained(tmp_path / "saved")
+
+
+def test_the_name_tells_models_and_settings_apart(clip: DualEncoder, tmp_path: Path) -> None:
+    words = word_file(tmp_path)
+    other = load(save_dual_encoder(tmp_path / "b", seed=1), words)
+    fewer = load(clip.config.model, words, max_active_dims=2)
+    assert len({clip.name, other.name, fewer.name}) == 3
+    moved = load(save_dual_encoder(tmp_path / "same"), words)
+    assert moved.config.fingerprint == clip.config.fingerprint
+    before = clip.name
+    moved.calibrate([picture(1), picture(2)])
+    assert moved.name.partition("@")[2] != before.partition("@")[2]
+
+
+def test_the_vocabulary_is_embedded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder, words = save_dual_encoder(tmp_path / "m"), word_file(tmp_path)
+    first = load(folder, words).encode_text(["hat"])
+    (stored,) = (tmp_path / "cache" / "lexvla" / "words").iterdir()
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("the vocabulary was embedded again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DualEncoder, "_in_templates", refuse)
+        again = load(folder, words).encode_text(["hat"])
+        np.testing.assert_array_equal(first.lexical.toarray(), again.lexical.toarray())
+        stored.write_bytes(stored.read_bytes()[:50])
+        with pytest.raises(AssertionError, match="embedded again"):
+            load(folder, words).encode_text(["hat"])
+    load(folder, words).encode_text(["hat"])  # damaged: made again
+
+
+def test_bad_input(clip: DualEncoder, tmp_path: Path) -> None:
+    folder = clip.config.model
+    with pytest.raises(UnsupportedError, match="runs on torch only"):
+        LexVLA.from_pretrained(folder, runtime="onnx")
+    with pytest.raises(ValueError, match="at least 1, not 0"):
+        load(folder, word_file(tmp_path), max_active_dims=0)
+    with pytest.raises(ValueError, match=r"below 1, not 1\.0"):
+        load(folder, word_file(tmp_path), penalty=1.0)
+    with pytest.raises(ValueError, match="each template must hold"):
+        LexVLA.from_pretrained(folder, vocabulary=word_file(tmp_path), templates=["a photo"])
+    path = Path(save_dual_encoder(tmp_path / "bare"))
+    (path / "preprocessor_config.json").unlink()
+    with pytest.raises(ModelError, match=r"preprocessor_config.json .* is missing"):
+        load(str(path), word_file(tmp_path))
+    (path / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        load(str(path), word_file(tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["clip_vision_model", "clip_text_model", "bert"])
+def test_a_model_with_one_side_is_refused(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}), "utf-8")
+    side = "text" if "vision" in kind else "image"
+    with pytest.raises(ModelError, match=f"a {kind} model has no {side} side that gives words"):
+        LexVLA.from_pretrained(tmp_path)
+
+
+def test_word_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = word_file(tmp_path, ("dog", "", "hot  dog"))
+    vocabulary = read_words(path)
+    assert vocabulary.terms == ("dog", "hot▁dog")
+    assert vocabulary.word(1) == "hot dog"
+    assert vocabulary.find("Hot Dog") == 1
+    with pytest.raises(ModelError, match=r"line 3: 'dog' is already in line 1"):
+        read_words(word_file(tmp_path, ("dog", "cat", "dog")))
+    with pytest.raises(ModelError, match="holds no words"):
+        read_words(word_file(tmp_path, ("", " ")))
+    with pytest.raises(ModelError, match="line 1: is longer than 80"):
+        read_words(word_file(tmp_path, ("x" * 81,)))
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ModelError, match="it is not UTF-8"):
+        read_words(path)
+    with pytest.raises(ModelError, match="No such file"):
+        read_words(tmp_path / "none.txt")
+    monkeypatch.setattr("lexvla.word_list.MOST_WORDS", 3)
+    with pytest.raises(ModelError, match="line 4: a vocabulary holds at most 3 words"):
+        read_words(word_file(tmp_path, ("a", "b", "c", "d")))
+
+
+def test_the_words_that_ship() -> None:
+    vocabulary = read_words()
+    assert len(vocabulary) == 10_000
+    for word in ("dog", "hot dog", "sunset", "red", "smartphone"):
+        assert vocabulary.find(word) is not None
+
+
+def test_index_and_explained_search(
+    clip: DualEncoder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clip.save_pretrained(tmp_path / "clip")
+    photos, address = save_pictures(tmp_path / "photos"), str(tmp_path / "photos.lex")
+    model = ["--model", str(tmp_path / "clip")]
+    assert cli.main(["index", str(photos), "--index", address, *model]) == 0
+    capsys.readouterr()
+    found = ["search", "dog", "--index", address, *model, "--explain", "--json"]
+    assert cli.main(found) == 0
+    hits = json.loads(capsys.readouterr().out)["hits"]
+    words = hits[0]["explanation"]["matches"]
+    assert words
+    assert {word["word"] for word in words} <= set(WORDS)
+    parts = [part["part"] for part in hits[0]["explanation"]["parts"]]
+    assert sum(parts) == pytest.approx(hits[0]["score"], abs=1e-6)
