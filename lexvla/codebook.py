@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import torch
-from scipy import sparse
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -17,7 +15,6 @@ __all__ = [
     "ipot",
     "sinkhorn",
     "spherical_kmeans",
-    "top_codes",
     "usage_entropy",
 ]
 
@@ -74,22 +71,6 @@ class Codebook(nn.Module):
     def renormalise(self) -> None:
         """Bring the codes back to unit length, after each step (SwAV)."""
         self.codes.copy_(functional.normalize(self.codes, dim=1))
-
-
-def top_codes(assignment: Tensor, count: int) -> sparse.csr_array:
-    """Keep the ``count`` most probable codes of each row of (n, K) probabilities.
-
-    Returns:
-        (n, K) float32 CSR with sorted columns; rows sum to at most 1.
-    """
-    rows, size = assignment.shape
-    best = assignment.topk(min(count, size), dim=1)
-    columns, order = best.indices.sort(dim=1)
-    weights = best.values.gather(1, order).float().cpu().numpy()
-    kept = weights > 0  # a probability may underflow to 0
-    starts = np.concatenate([[0], kept.sum(axis=1).cumsum()]).astype(np.int32)
-    indices = columns.cpu().numpy().astype(np.int32)[kept]
-    return sparse.csr_array((weights[kept], indices, starts), shape=(rows, size))
 
 
 @torch.no_grad()

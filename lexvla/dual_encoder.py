@@ -141,7 +141,7 @@ class DualEncoder(model.LexVLA, nn.Module):
         By default they are those of the package's photographs. Indexes made before do not fit.
         """
         sums, count = torch.zeros(2, 1, dtype=torch.float64), 0
-        with inference(self):
+        with inference(self, None):
             for resized in ahead(self._resized, batches(images, 32, False, "images")):
                 whole, patches = self._image_vectors(self._pixels(resized))
                 sums = sums + torch.stack([whole.sum(0), patches.mean(1).sum(0)]).double().cpu()
@@ -178,7 +178,7 @@ class DualEncoder(model.LexVLA, nn.Module):
     ) -> Encoding:
         """Encode texts: the model's vectors, and the words nearest to each text."""
         parts = []
-        with inference(self):
+        with inference(self, None):
             for batch in batches(texts, batch_size, show_progress_bar, "texts"):
                 for text in batch:
                     check_text(text)
@@ -196,16 +196,16 @@ class DualEncoder(model.LexVLA, nn.Module):
     ) -> Encoding:
         """Encode images: the model's vectors, and words, each with the patch most like it."""
         parts = []
-        with inference(self):
+        with inference(self, None):
             for whole, patches in self._vectors(images, batch_size, show_progress_bar):
                 numbers = np.arange(patches.shape[1])
-                parts.append(self._image_rows(whole, patches, numbers, max_active_dims))
+                parts.append(self._whole_rows(whole, patches, numbers, max_active_dims))
         return concat(parts, "images")
 
     def encode_words(self, words: Iterable[str], max_active_dims: int | None = None) -> Encoding:
         """Encode words by their vectors in the vocabulary, or in its templates."""
         parts = []
-        with inference(self):
+        with inference(self, None):
             for batch in batches(words, 256, False, "words"):
                 for word in batch:
                     check_text(word)
@@ -225,7 +225,7 @@ class DualEncoder(model.LexVLA, nn.Module):
         """Encode a region of each image by the mean of its patches."""
         parts = []
         pairs = list(zip(images, regions, strict=True))
-        with inference(self):
+        with inference(self, None):
             for batch in ahead(
                 lambda pair: self._region(*pair),
                 batches(pairs, batch_size, show_progress_bar, "regions"),
@@ -234,7 +234,7 @@ class DualEncoder(model.LexVLA, nn.Module):
                 for own, (_, numbers) in zip(patches, batch, strict=True):
                     chosen = own[torch.from_numpy(numbers)][None]
                     mean = normalize(chosen.mean(1) - self._centres[1] + self._centres[0], dim=1)
-                    parts.append(self._image_rows(mean, chosen, numbers, max_active_dims))
+                    parts.append(self._whole_rows(mean, chosen, numbers, max_active_dims))
         return concat(parts, "images")
 
     def encode_patches(
@@ -246,12 +246,12 @@ class DualEncoder(model.LexVLA, nn.Module):
     ) -> Encoding:
         """Encode every patch of images separately, as `encode_image`."""
         parts = []
-        with inference(self):
+        with inference(self, None):
             for _, patches in self._vectors(images, batch_size, show_progress_bar):
                 count = patches.shape[1]
                 for own in patches:
                     moved = normalize(own - self._centres[1] + self._centres[0], dim=1)
-                    rows = self._image_rows(moved, own[:, None], np.zeros(1), max_active_dims)
+                    rows = self._whole_rows(moved, own[:, None], np.zeros(1), max_active_dims)
                     sizes = np.diff(rows.lexical.indptr)
                     place = np.repeat(np.arange(count, dtype=np.int16), sizes)
                     parts.append(replace(rows, patches=place))
@@ -263,12 +263,12 @@ class DualEncoder(model.LexVLA, nn.Module):
         Patch and word are centred.
         """
         columns = self._columns(words)
-        with inference(self):
+        with inference(self, None):
             _, patches = self._image_vectors(self._pixels([self._resized(image)]))
             weights = self._words[0][columns] @ self._centred(patches[0], 1).T
         return weights.clamp(min=0).cpu().numpy().reshape(-1, *self.patch_grid)
 
-    def _image_rows(
+    def _whole_rows(
         self, own: Tensor, patches: Tensor, numbers: np.ndarray, limit: int | None
     ) -> Encoding:
         """Encode (B, d) vectors of images whose (B, P, d) patches have these P numbers."""
@@ -370,7 +370,7 @@ class DualEncoder(model.LexVLA, nn.Module):
         path = _cache_file("words", key)
         own = _read(path, "words", len(names))
         if own is None:
-            with inference(self):
+            with inference(self, None):
                 own = torch.cat([self._in_templates(part) for part in split(names, 256)]).cpu()
             _write(path, {"words": own})
         own = own.to(self.device)

@@ -48,7 +48,8 @@ class Encoding:
             matrix = getattr(self, name)
             if matrix is None:
                 continue
-            matrix = sparse.csr_array(matrix)
+            if not isinstance(matrix, sparse.csr_array):
+                matrix = sparse.csr_array(matrix)
             width = matrix.shape[1]
             if matrix.dtype != np.float32:
                 raise ValueError(f"{name} must be float32, not {matrix.dtype}")
@@ -79,21 +80,23 @@ class Encoding:
         return int(self.lexical.shape[0])
 
     def __getitem__(self, index: int | slice | Sequence[int] | np.ndarray) -> Encoding:
-        rows = np.arange(len(self))[index]
-        rows = np.atleast_1d(rows)
-        lexical = sparse.csr_array(self.lexical[rows])
-        patches = None
-        if self.patches is not None:
-            starts = self.lexical.indptr[rows].astype(np.int64)
-            lengths = np.diff(lexical.indptr)
-            shifts = np.repeat(starts - lexical.indptr[:-1], lengths)
-            patches = self.patches[np.arange(lexical.nnz) + shifts]
+        rows = np.atleast_1d(np.arange(len(self))[index])
+        lexical, places = _taken(self.lexical, rows)
         return Encoding(
             lexical,
-            patches,
-            None if self.codes is None else sparse.csr_array(self.codes[rows]),
+            None if self.patches is None else self.patches[places],
+            None if self.codes is None else _taken(self.codes, rows)[0],
             None if self.dense is None else self.dense[rows],
         )
+
+    def words(self, row: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Return the columns and weights of a row's words, and their patches if there are any.
+
+        They are views of the arrays: much faster than an encoding of the row.
+        """
+        span = slice(*self.lexical.indptr[row : row + 2].tolist())
+        patches = None if self.patches is None else self.patches[span]
+        return self.lexical.indices[span], self.lexical.data[span], patches
 
     def __iter__(self) -> Iterator[Encoding]:
         return (self[i] for i in range(len(self)))
@@ -107,6 +110,8 @@ class Encoding:
         """
         if not parts:
             raise ValueError("nothing to concatenate")
+        if len(parts) == 1:
+            return parts[0]
         for leg in ("patches", "codes", "dense"):
             if len({getattr(part, leg) is None for part in parts}) > 1:
                 raise ValueError(f"some encodings have {leg} and some have none")
@@ -198,12 +203,21 @@ class Encoding:
             if units > _LONGEST_TOKEN or _JAVA_SPACE.search(term):
                 rule = "Anserini splits terms at white space and after 255 characters"
                 raise UnsupportedError(f"{rule}: {term[:40]!r}")
-        impacts = np.maximum(np.rint(self.lexical.data * scale), 1).astype(int)
-        starts = self.lexical.indptr
         with Path(path).open("w", encoding="utf-8") as file:
             for row, (name, text) in enumerate(zip(ids, texts, strict=True)):
-                span = slice(starts[row], starts[row + 1])
-                terms = (vocabulary.terms[c] for c in self.lexical.indices[span])
-                vector = dict(zip(terms, impacts[span].tolist(), strict=True))
+                columns, weights, _ = self.words(row)
+                impacts = np.maximum(np.rint(weights * scale), 1).astype(int)
+                terms = (vocabulary.terms[column] for column in columns.tolist())
+                vector = dict(zip(terms, impacts.tolist(), strict=True))
                 line = {"id": name, "contents": text, "vector": vector}
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def _taken(matrix: sparse.csr_array, rows: np.ndarray) -> tuple[sparse.csr_array, np.ndarray]:
+    """Return rows, and where their entries were: scipy makes three matrices on the way."""
+    starts = matrix.indptr[rows].astype(np.int64)
+    lengths = matrix.indptr[rows + 1] - starts
+    ends = np.concatenate([[0], np.cumsum(lengths)])
+    places = np.arange(ends[-1]) + np.repeat(starts - ends[:-1], lengths)
+    parts = (matrix.data[places], matrix.indices[places], ends)
+    return sparse.csr_array(parts, shape=(len(rows), matrix.shape[1])), places

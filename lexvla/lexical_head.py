@@ -8,11 +8,12 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import torch
 from scipy import sparse
 from torch import Tensor
 from torch.nn import functional
+
+from lexvla.sparse_rows import cut_of, unit_rows
 
 __all__ = [
     "elu1p",
@@ -214,36 +215,15 @@ def sparsify(
     threshold: float,
     max_active_dims: int | None = None,
 ) -> sparse.csr_array:
-    """Keep the heaviest words of (n, V) unit vectors, as float32 CSR of unit rows.
+    """Keep the heaviest words of (n, V) unit vectors on any device, as float32 CSR of unit rows.
 
-    Args:
-        vectors: (n, V) unit vectors on any device.
-        rule: ``mean`` keeps weights above ``1/sqrt(V)``, the root mean square of a unit vector
-            (LexVLA section 4.4); ``top_k`` the largest; ``threshold`` those above a number.
-        kept_words: Number of words for ``top_k``.
-        threshold: Smallest weight for ``threshold``.
-        max_active_dims: Largest number of words for all rules. Of equal weights at the limit, the
-            words that come first are kept.
+    The rules are those of `lexvla.sparse_rows.cut_of`.
     """
-    size = vectors.shape[1]
-    if rule == "mean":
-        keep = vectors > size**-0.5
-    elif rule == "threshold":
-        keep = vectors > max(threshold, 0.0)
-    elif rule == "top_k":
-        keep = vectors > 0
-        max_active_dims = min(kept_words, size if max_active_dims is None else max_active_dims)
-    else:
-        raise ValueError(f"unknown sparsification {rule!r}: use mean, top_k or threshold")
-    if max_active_dims is not None and max_active_dims < size:
-        # Of equal weights topk takes any, which would differ between machines.
-        least = vectors.topk(max(1, max_active_dims), dim=1).values[:, -1:]
-        above, equal = vectors > least, vectors == least
-        room = max_active_dims - above.sum(dim=1, keepdim=True)
-        keep &= above | (equal & (equal.cumsum(dim=1) <= room))
+    least, most = cut_of(rule, kept_words, threshold, vectors.shape[1], max_active_dims)
+    keep = vectors > least
+    if most < vectors.shape[1]:  # fewer leave the device; of equal ones, which are kept comes later
+        keep &= vectors >= vectors.topk(max(1, most), dim=1).values[:, -1:]
     rows, columns = keep.nonzero(as_tuple=True)
-    counts = np.bincount(rows.cpu().numpy(), minlength=len(vectors))
-    starts = np.concatenate([[0], counts.cumsum()]).astype(np.int32)
-    data = functional.normalize(vectors.float() * keep, dim=1)[rows, columns].cpu().numpy()
-    matrix = (data, columns.cpu().numpy().astype(np.int32), starts)
-    return sparse.csr_array(matrix, shape=tuple(vectors.shape))
+    weights = vectors[rows, columns].float().cpu().numpy()
+    places = rows.cpu().numpy(), columns.cpu().numpy()
+    return unit_rows(*places, weights, tuple(vectors.shape), most)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from threading import Lock
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from PIL import Image
 from scipy import sparse
 
+from lexvla.batching import ahead, batches, split
 from lexvla.encoding import Encoding
 from lexvla.errors import InputError, ModelError, OptionalDependencyError, UnsupportedError
 from lexvla.images import ImageSource, name_of, open_image, resize
@@ -22,9 +25,12 @@ from lexvla.known_words import KnownWords
 from lexvla.model_folder import CONFIG_FILE, find_folder
 from lexvla.public_models import load_public, public_type
 from lexvla.regions import Region, region_patches
+from lexvla.sparse_rows import top_codes
+from lexvla.text_normalisation import normalise_text
+from lexvla.tokens import common_prefix, tokenize
 from lexvla.vocabulary import WORD_START, Vocabulary
 
-__all__ = ["LexVLA", "Runtime", "check_text", "concat", "is_exported"]
+__all__ = ["Found", "LexVLA", "Runtime", "check_text", "concat", "is_exported"]
 
 Runtime = Literal["onnx", "torch"]
 # By name, as they build on this module, and each needs packages that the other does without.
@@ -32,10 +38,27 @@ _CLASSES = {
     "onnx": ("lexvla.onnx_model", "OnnxLexVLA"),
     "torch": ("lexvla.torch_model", "TorchLexVLA"),
 }
+_WINDOW = 32  # batches whose texts are sorted by length together
 _OF_TORCH = ("safetensors", "torch", "transformers")
 # PIL decodes a file when its pixels are first asked for: not to be done by two threads at once,
 # where one image is given several times.
 _LOADING = Lock()
+
+
+class Found(NamedTuple):
+    """What a runtime makes of n items.
+
+    Attributes:
+        logits: (n, V) of the words, an array of the runtime.
+        dense: (n, d) float32 unit vectors, if the model has them.
+        codes: (n, K) float32 probabilities of the codes, likewise.
+        places: (n, V): the place among an image's patches that each logit comes from.
+    """
+
+    logits: Any
+    dense: np.ndarray | None = None
+    codes: np.ndarray | None = None
+    places: Any = None
 
 
 class LexVLA:
@@ -141,7 +164,30 @@ class LexVLA:
         If the configuration requires a known word, a text without a piece of the vocabulary gets an
         empty row. A text with a lone surrogate raises `InputError`.
         """
-        raise NotImplementedError
+        windows: list[Encoding] = []
+        small = batches(texts, batch_size, show_progress_bar, "texts")
+        with self._running() as running:
+            for window in split(small, _WINDOW):
+                chosen = [text for batch in window for text in batch]
+                for text in chosen:
+                    check_text(text)
+                ids = self.prompt_ids(chosen)
+                known = self._known(chosen)
+                # Those of like length share a batch, so that little of it is padding; those that
+                # cut the prompt otherwise come last, as they run through more of it.
+                start = len(self._prefix)
+                order = sorted(
+                    range(len(ids)), key=lambda i: (ids[i][:start] != self._prefix, len(ids[i]))
+                )
+                parts = []
+                for rows in split(order, batch_size):
+                    found = self._run_texts([ids[i] for i in rows], running)
+                    some = None if known is None else known[list(rows)]
+                    parts.append(self._encoding(found, max_active_dims, some)[0])
+                encoding = Encoding.concat(parts)
+                in_order = order == list(range(len(ids)))
+                windows.append(encoding if in_order else encoding[np.argsort(order)])
+        return concat(windows, "texts")
 
     def encode_image(
         self,
@@ -155,7 +201,12 @@ class LexVLA:
         Images may be given in all forms that `open_image` takes. One that cannot be read or is too
         small raises `InputError`.
         """
-        raise NotImplementedError
+        parts = []
+        with self._running():
+            for states in self._states(images, batch_size, show_progress_bar):
+                numbers = np.arange(states.shape[1]) - self.config.pool_cls  # CLS has -1
+                parts.append(self._image_rows(states, numbers, max_active_dims))
+        return concat(parts, "images")
 
     def encode_words(self, words: Iterable[str], max_active_dims: int | None = None) -> Encoding:
         """Encode single words by their rows of the text codebook, without the language model.
@@ -163,7 +214,21 @@ class LexVLA:
         A word or short class name of several pieces is the mean of their rows, without pieces that
         are not in the vocabulary (LexVLA section 3.2); if there are none, its row is empty.
         """
-        raise NotImplementedError
+        columns = {token: i for i, token in enumerate(self.vocabulary.token_ids or ())}
+        parts = []
+        with self._running() as running:
+            for batch in batches(words, 256, False, "words"):
+                rows = []
+                for word in batch:
+                    check_text(word)
+                    column = self.vocabulary.find(word)
+                    pieces = self.tokenizer(normalise_text(word), add_special_tokens=False)
+                    kept = [columns[i] for i in pieces["input_ids"] if i in columns]
+                    rows.append(kept if column is None else [column])
+                known = np.array([bool(row) for row in rows])
+                found = self._run_words(rows, running)
+                parts.append(self._encoding(found, max_active_dims, known)[0])
+        return concat(parts, "words")
 
     def encode_region(
         self,
@@ -179,7 +244,17 @@ class LexVLA:
         of patches of shape `patch_grid`; one that is empty or leaves the image raises `InputError`.
         Patches are numbered as in the whole image.
         """
-        raise NotImplementedError
+        parts = []
+        pairs = list(zip(images, regions, strict=True))
+        small = batches(pairs, batch_size, show_progress_bar, "regions")
+        with self._running():
+            for batch in ahead(lambda pair: self._region(*pair), small):
+                patches = iter([numbers for _, numbers in batch])
+                for states in self._run_images([pixels for pixels, _ in batch]):
+                    for own in self._without_cls(states):
+                        numbers = next(patches)
+                        parts.append(self._image_rows(own[numbers][None], numbers, max_active_dims))
+        return concat(parts, "images")
 
     def encode_patches(
         self,
@@ -193,7 +268,15 @@ class LexVLA:
         Returns:
             (n * P, V) rows: the patches of the first image row by row, then those of the next.
         """
-        raise NotImplementedError
+        parts = []
+        with self._running():
+            for states in self._states(images, batch_size, show_progress_bar):
+                for own in self._without_cls(states):
+                    rows = self._image_rows(own[:, None], np.zeros(1), max_active_dims)
+                    numbers = np.arange(len(own), dtype=np.int16)
+                    places = np.repeat(numbers, np.diff(rows.lexical.indptr))
+                    parts.append(replace(rows, patches=places))
+        return concat(parts, "images")
 
     def heatmap(self, image: ImageSource, word: str) -> np.ndarray:
         """Return the (rows, columns) float32 weights of a word in the patches.
@@ -210,6 +293,10 @@ class LexVLA:
         """
         raise NotImplementedError
 
+    def prompt_ids(self, texts: list[str]) -> list[list[int]]:
+        """Normalise texts, put them into the prompt and return their token ids."""
+        return tokenize(self.tokenizer, texts, self.config.prompt, self.config.max_text_tokens)
+
     def _columns(self, words: Sequence[str | int]) -> list[int]:
         columns = []
         for word in words:
@@ -222,11 +309,11 @@ class LexVLA:
     def decode(self, encoding: Encoding, top_k: int | None = None) -> list[list[tuple[str, float]]]:
         """Return the words of each item with their weights, heaviest first."""
         decoded = []
-        for row in encoding:
-            order = np.argsort(-row.lexical.data, kind="stable")[:top_k]
-            columns, weights = row.lexical.indices[order], row.lexical.data[order]
-            words = (self.vocabulary.word(int(c)) for c in columns)
-            decoded.append(list(zip(words, weights.tolist(), strict=True)))
+        for row in range(len(encoding)):
+            columns, weights, _ = encoding.words(row)
+            order = np.argsort(-weights, kind="stable")[:top_k]
+            words = map(self.vocabulary.word, columns[order].tolist())
+            decoded.append(list(zip(words, weights[order].tolist(), strict=True)))
         return decoded
 
     def similarity(self, queries: Encoding, items: Encoding) -> np.ndarray:
@@ -273,6 +360,85 @@ class LexVLA:
         if dense is None:
             raise ModelError(f"{self.name} has no dense vectors")
         return dense
+
+    # What a runtime does; arrays named states and logits are its own, all others numpy's.
+
+    _rows: Any  # its `lexical_vector` and `sparsify`
+
+    def _running(self) -> AbstractContextManager[Any]:
+        """Return the context that the methods below run in; it may yield what calls share."""
+        raise NotImplementedError
+
+    def _run_texts(self, ids: list[list[int]], running: Any) -> Found:
+        """Run token ids of texts in the prompt; `running` is what that context yields."""
+        raise NotImplementedError
+
+    def _run_words(self, columns: list[list[int]], running: Any) -> Found:
+        """Run means of these rows of the text codebook; of none, anything."""
+        raise NotImplementedError
+
+    def _run_images(self, resized: Sequence[np.ndarray]) -> Iterable[Any]:
+        """Yield (B, P, d) states of the patches of images, the CLS token first with `pool_cls`."""
+        raise NotImplementedError
+
+    def _run_patches(self, states: Any) -> Found:
+        """Run (B, P, d) states of patches, to the best patch of each word."""
+        raise NotImplementedError
+
+    @cached_property
+    def _prefix(self) -> list[int]:
+        """Token ids that most texts begin with in the prompt."""
+        ids = tokenize(self.tokenizer, ["a", "the"], self.config.prompt, 1)
+        return ids[0][: common_prefix(ids)]
+
+    def _known(self, texts: list[str]) -> np.ndarray | None:
+        """Tell which texts have at least one piece that the vocabulary keeps, or that is known."""
+        if not self.config.require_known_word:
+            return None
+        pieces = tokenize(self.tokenizer, texts, "{text}", self.config.max_text_tokens)
+        return np.array([not self._kept_ids.isdisjoint(ids) for ids in pieces])
+
+    @cached_property
+    def _kept_ids(self) -> frozenset[int]:
+        return frozenset((*(self.vocabulary.token_ids or ()), *range(*self.config.known_tokens)))
+
+    def _states(self, images: Iterable[ImageSource], size: int, bar: bool | None) -> Iterator[Any]:
+        for resized in ahead(self._resized, batches(images, size, bar, "images")):
+            yield from self._run_images(resized)
+
+    def _without_cls(self, states: Any) -> Any:
+        return states[:, 1:] if self.config.pool_cls else states
+
+    def _image_rows(self, states: Any, numbers: np.ndarray, limit: int | None) -> Encoding:
+        """Encode (B, P, d) states of patches with these P numbers."""
+        found = self._run_patches(states)
+        encoding, rows = self._encoding(found, limit)
+        positions = found.places[rows, encoding.lexical.indices]
+        return replace(encoding, patches=numbers[positions].astype(np.int16))
+
+    def _encoding(
+        self, found: Found, limit: int | None, known: np.ndarray | None = None
+    ) -> tuple[Encoding, np.ndarray]:
+        """Return sparse rows, empty if not known, and the row of each stored word."""
+        config, logits = self.config, found.logits
+        if not math.isfinite(float(logits.max())) or not math.isfinite(float(logits.min())):
+            fault = "gives logits that are not finite: weights are damaged, or dtype is too small"
+            raise ModelError(f"{config.model_name} {fault}")
+        vectors = self._rows.lexical_vector(logits)
+        if known is not None and not known.all():
+            vectors[np.flatnonzero(~known).tolist()] = 0
+        lexical = self.sparsify(vectors, limit)
+        codes = None if found.codes is None else top_codes(found.codes, config.codes_per_item)
+        rows = np.repeat(np.arange(len(vectors)), np.diff(lexical.indptr))
+        return Encoding(lexical, None, codes, found.dense), rows
+
+    def sparsify(self, vectors: Any, max_active_dims: int | None = None) -> sparse.csr_array:
+        """Keep the heavy words of (n, V) unit vectors of the runtime, by the model's own rule."""
+        config = self.config
+        limits = [each for each in (max_active_dims, config.max_active_dims) if each is not None]
+        rule = (config.sparsification, config.kept_words, config.threshold)
+        made: sparse.csr_array = self._rows.sparsify(vectors, *rule, min(limits, default=None))
+        return made
 
     def _open(self, source: ImageSource) -> Image.Image:
         least = self.config.smallest_image

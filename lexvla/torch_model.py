@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -12,32 +12,25 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import torch
 from huggingface_hub import HfApi
-from scipy import sparse
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lexvla import backbones, model, model_folder, saving
-from lexvla.batching import ahead, batches, inference, split
-from lexvla.codebook import Codebook, top_codes
+from lexvla import backbones, lexical_head, model, model_folder, saving
+from lexvla.batching import inference
+from lexvla.codebook import Codebook
 from lexvla.config import LexVLAConfig, Quantization
 from lexvla.dense_head import DenseHead
-from lexvla.encoding import Encoding
 from lexvla.errors import InputError, ModelError, UnsupportedError
 from lexvla.image_tower import CachedCells, ImageTower
 from lexvla.images import ImageSource
-from lexvla.lexical_head import elu1p, lexical_vector, max_over_patches, sparsify
-from lexvla.model import check_text, concat
+from lexvla.lexical_head import lexical_vector, max_over_patches
+from lexvla.model import Found
 from lexvla.model_card import model_card
 from lexvla.preprocessing import to_pixels
-from lexvla.regions import Region
-from lexvla.text_normalisation import normalise_text
 from lexvla.text_tower import PrefixCache, TextTower
-from lexvla.tokens import tokenize
 from lexvla.vocabulary import Vocabulary
 
 __all__ = ["Features", "TorchLexVLA"]
-
-_WINDOW = 32  # batches whose texts are sorted by length together
 
 
 class Features(NamedTuple):
@@ -72,6 +65,7 @@ class TorchLexVLA(model.LexVLA, PreTrainedModel):
     config_class = LexVLAConfig
     main_input_name = "pixel_values"
     supports_gradient_checkpointing = True
+    _rows = lexical_head
 
     def __init__(
         self,
@@ -198,10 +192,6 @@ class TorchLexVLA(model.LexVLA, PreTrainedModel):
         states = self.text_tower.by_length(token_ids)
         return states @ self.text_codebook().T, states
 
-    def prompt_ids(self, texts: list[str]) -> list[list[int]]:
-        """Normalise texts, put them into the prompt and return their token ids."""
-        return tokenize(self.tokenizer, texts, self.config.prompt, self.config.max_text_tokens)
-
     @cached_property
     def _prompt_end(self) -> int:
         """The number of tokens after a text, at least the last one, which gives its vector."""
@@ -224,141 +214,46 @@ class TorchLexVLA(model.LexVLA, PreTrainedModel):
         """The device of the trained parts, to which inputs are moved."""
         return self.image_codebook.device
 
-    def encode_text(
-        self,
-        texts: Iterable[str],
-        batch_size: int = 64,
-        show_progress_bar: bool | None = False,
-        max_active_dims: int | None = None,
-    ) -> Encoding:
-        """Encode texts into lexical vectors, without patches."""
-        windows: list[Encoding] = []
-        cache = PrefixCache()
-        with inference(self):
-            codebook = self.text_codebook()
-            small = batches(texts, batch_size, show_progress_bar, "texts")
-            for window in split(small, _WINDOW):
-                chosen = [text for batch in window for text in batch]
-                for text in chosen:
-                    check_text(text)
-                # Texts of like length share a batch, so that little of it is padding.
-                order = sorted(range(len(chosen)), key=lambda i: len(chosen[i]))
-                parts = []
-                for rows in split(order, batch_size):
-                    batch = [chosen[i] for i in rows]
-                    states = self.text_states(batch, cache)
-                    known = self._known(batch) if self.config.require_known_word else None
-                    parts.append(self._text_rows(states, codebook, known, max_active_dims))
-                windows.append(Encoding.concat(parts)[np.argsort(order)])
-        return concat(windows, "texts")
-
-    def encode_image(
-        self,
-        images: Iterable[ImageSource],
-        batch_size: int = 64,
-        show_progress_bar: bool | None = False,
-        max_active_dims: int | None = None,
-    ) -> Encoding:
-        """Encode images into lexical vectors, each word with its patch."""
-        parts = []
-        with inference(self):
-            for states in self._states(images, batch_size, show_progress_bar):
-                numbers = np.arange(states.shape[1]) - self.config.pool_cls  # CLS has -1
-                parts.append(self._image_rows(states, numbers, max_active_dims))
-        return concat(parts, "images")
-
-    def encode_words(self, words: Iterable[str], max_active_dims: int | None = None) -> Encoding:
-        """Encode single words by their rows of the text codebook, without the language model."""
-        columns = {token: i for i, token in enumerate(self.vocabulary.token_ids or ())}
-        parts = []
-        with inference(self):
-            codebook = self.text_codebook()
-            for batch in batches(words, 256, False, "words"):
-                means, known = [], []
-                for word in batch:
-                    check_text(word)
-                    column = self.vocabulary.find(word)
-                    plain = normalise_text(word)
-                    pieces = self.tokenizer(plain, add_special_tokens=False)["input_ids"]
-                    kept = [columns[i] for i in pieces if i in columns]
-                    kept = kept if column is None else [column]
-                    known.append(bool(kept))
-                    means.append(codebook[kept].mean(0) if kept else torch.zeros_like(codebook[0]))
-                parts.append(
-                    self._text_rows(
-                        torch.stack(means), codebook, torch.tensor(known), max_active_dims
-                    )
-                )
-        return concat(parts, "words")
-
-    def encode_region(
-        self,
-        images: Sequence[ImageSource],
-        regions: Sequence[Region],
-        batch_size: int = 64,
-        show_progress_bar: bool | None = False,
-        max_active_dims: int | None = None,
-    ) -> Encoding:
-        """Encode a region of each image, with the maximum over its patches only."""
-        parts = []
-        pairs = list(zip(images, regions, strict=True))
-        with inference(self):
-            for batch in ahead(
-                lambda pair: self._region(*pair),
-                batches(pairs, batch_size, show_progress_bar, "regions"),
-            ):
-                states = self._without_cls(
-                    self.patch_states(self._pixels([pixels for pixels, _ in batch]))
-                )
-                parts += [
-                    self._image_rows(states[row, numbers][None], numbers, max_active_dims)
-                    for row, (_, numbers) in enumerate(batch)
-                ]
-        return concat(parts, "images")
-
-    def encode_patches(
-        self,
-        images: Iterable[ImageSource],
-        batch_size: int = 64,
-        show_progress_bar: bool | None = False,
-        max_active_dims: int | None = None,
-    ) -> Encoding:
-        """Encode every patch of images separately (LexVLA section 3.3), as `encode_image`."""
-        parts = []
-        with inference(self):
-            for states in self._states(images, batch_size, show_progress_bar):
-                for patches in self._without_cls(states):
-                    rows = self._image_rows(patches[:, None], np.zeros(1), max_active_dims)
-                    numbers = np.arange(len(patches), dtype=np.int16)
-                    place = np.repeat(numbers, np.diff(rows.lexical.indptr))
-                    parts.append(replace(rows, patches=place))
-        return concat(parts, "images")
-
     def heatmaps(self, image: ImageSource, words: Sequence[str | int]) -> np.ndarray:
         """Return the `heatmap` of each word, (n, rows, columns), in one pass."""
         columns = self._columns(words)
-        with inference(self):
-            pixels = self._pixels([self._resized(image)])
-            states = self._without_cls(self.patch_states(pixels))[0]
-            weights = elu1p((self.image_codebook[columns] @ states.T).float())
+        with self._running():
+            (states,) = self._run_images([self._resized(image)])
+            own = self._without_cls(states)[0]
+            weights = lexical_head.elu1p((self.image_codebook[columns] @ own.T).float())
         return weights.cpu().numpy().reshape(-1, *self.patch_grid)
 
-    def _text_rows(
-        self, states: Tensor, codebook: Tensor, known: Tensor | None, limit: int | None
-    ) -> Encoding:
-        """Encode (B, d) states of texts; those that are not known get empty rows."""
-        logits = states.to(codebook.dtype) @ codebook.T
-        dense = None if self.text_dense_head is None else self.text_dense_head(states)
-        return self._encoding(logits, dense, limit, known)[0]
+    def _running(self) -> AbstractContextManager[_TextParts]:
+        return inference(self, _TextParts(self))
 
-    def _image_rows(self, states: Tensor, numbers: np.ndarray, limit: int | None) -> Encoding:
-        """Encode (B, P, d) states of patches with these P numbers."""
-        logits, place = self.words_of_patches(states)
+    def _run_texts(self, ids: list[list[int]], running: _TextParts) -> Found:
+        return self._text_found(self.text_tower(ids, running.cache), running.codebook)
+
+    def _run_words(self, columns: list[list[int]], running: _TextParts) -> Found:
+        rows = running.codebook
+        means = [rows[kept].mean(0) if kept else torch.zeros_like(rows[0]) for kept in columns]
+        return self._text_found(torch.stack(means), rows)
+
+    def _text_found(self, states: Tensor, codebook: Tensor) -> Found:
+        head = self.text_dense_head
+        dense = None if head is None else head(states)
+        return self._found(states.to(codebook.dtype) @ codebook.T, dense)
+
+    def _run_images(self, resized: Sequence[np.ndarray]) -> Iterator[Tensor]:
+        pixels = to_pixels(resized, self.config.image_mean, self.config.image_std)
+        yield self.patch_states(pixels.to(self.device))
+
+    def _run_patches(self, states: Tensor) -> Found:
+        logits, places = self.words_of_patches(states)
         head = self.image_dense_head
         dense = None if head is None else head(self.pooled(states.float()))
-        encoding, rows = self._encoding(logits, dense, limit)
-        positions = place.cpu().numpy()[rows, encoding.lexical.indices]
-        return replace(encoding, patches=numbers[positions].astype(np.int16))
+        return self._found(logits, dense)._replace(places=places.cpu().numpy())
+
+    def _found(self, logits: Tensor, dense: Tensor | None) -> Found:
+        if dense is None:
+            return Found(logits)
+        codes = None if self.codebook is None else self.codebook(dense).cpu().numpy()
+        return Found(logits, dense.cpu().numpy(), codes)
 
     def pooled(self, states: Tensor) -> Tensor:
         """Return the (B, d) mean of (B, P, d) states; of a memory's concepts, the largest."""
@@ -371,49 +266,6 @@ class TorchLexVLA(model.LexVLA, PreTrainedModel):
             shown = (states != 0).flatten(0, 1).any(0)
             states, rows = states[..., shown], rows[:, shown]
         return max_over_patches(states, rows, self.config.vocabulary_chunk)
-
-    def sparsify(self, vectors: Tensor, max_active_dims: int | None = None) -> sparse.csr_array:
-        """Keep the heavy words of unit vectors by the model's own rule; see `sparsify`."""
-        config = self.config
-        limits = [each for each in (max_active_dims, config.max_active_dims) if each is not None]
-        rule = (config.sparsification, config.kept_words, config.threshold)
-        return sparsify(vectors, *rule, min(limits, default=None))
-
-    def _encoding(
-        self, logits: Tensor, dense: Tensor | None, limit: int | None, known: Tensor | None = None
-    ) -> tuple[Encoding, np.ndarray]:
-        """Return sparse rows on the CPU, and the row of each stored word."""
-        if not logits.isfinite().all():
-            rule = "gives logits that are not finite"
-            raise ModelError(f"{self.config.model_name} {rule}: weights are damaged, or dtype")
-        config = self.config
-        vectors = lexical_vector(logits)
-        if known is not None:
-            vectors *= known.to(vectors.device)[:, None]
-        lexical = self.sparsify(vectors, limit)
-        rows = np.repeat(np.arange(len(vectors)), np.diff(lexical.indptr))
-        if dense is None:
-            return Encoding(lexical), rows
-        codes = None
-        if self.codebook is not None:
-            codes = top_codes(self.codebook(dense), config.codes_per_item)
-        return Encoding(lexical, None, codes, dense.cpu().numpy()), rows
-
-    def _states(self, images: Iterable[ImageSource], size: int, bar: bool | None) -> Any:
-        for batch in ahead(self._resized, batches(images, size, bar, "images")):
-            yield self.patch_states(self._pixels(batch))
-
-    def _pixels(self, resized: Sequence[np.ndarray]) -> Tensor:
-        return to_pixels(resized, self.config.image_mean, self.config.image_std).to(self.device)
-
-    def _without_cls(self, states: Tensor) -> Tensor:
-        return states[:, 1:] if self.config.pool_cls else states
-
-    def _known(self, texts: list[str]) -> Tensor:
-        """Tell which texts have at least one piece that the vocabulary keeps, or that is known."""
-        pieces = tokenize(self.tokenizer, texts, "{text}", self.config.max_text_tokens)
-        kept = {*(self.vocabulary.token_ids or ()), *range(*self.config.known_tokens)}
-        return torch.tensor([not kept.isdisjoint(ids) for ids in pieces])
 
     @classmethod
     def from_backbones(
@@ -607,6 +459,19 @@ class TorchLexVLA(model.LexVLA, PreTrainedModel):
                 commit_message=commit_message,
             )
         return str(commit)
+
+
+class _TextParts:
+    """What the batches of texts of one call share."""
+
+    def __init__(self, of: TorchLexVLA) -> None:
+        self._of = of
+        self.cache = PrefixCache()
+
+    @cached_property
+    def codebook(self) -> Tensor:
+        """The rows of the text codebook."""
+        return self._of.text_codebook()
 
 
 def _check_vocabulary(

@@ -5,8 +5,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from scipy.optimize import linprog
 
 from lexvla import codebook as codebook_module
@@ -17,7 +15,6 @@ from lexvla.codebook import (
     ipot,
     sinkhorn,
     spherical_kmeans,
-    top_codes,
     usage_entropy,
 )
 from lexvla.dense_head import DenseHead
@@ -35,27 +32,6 @@ def test_assignment_is_a_softmax_of_cosines() -> None:
 
 def test_codes_start_as_unit_vectors() -> None:
     torch.testing.assert_close(Codebook(5, 3, 1.0).codes.norm(dim=1), torch.ones(5))
-
-
-def test_the_most_probable_codes_are_kept() -> None:
-    rows = torch.tensor([[0.25, 0.5, 0.125, 0.125], [1.0, 0.0, 0.0, 0.0]])
-    assert top_codes(rows, 2).toarray().tolist() == [[0.25, 0.5, 0, 0], [1, 0, 0, 0]]
-    assert np.diff(top_codes(rows, 2).indptr).tolist() == [2, 1]
-    assert top_codes(rows, 9).toarray().tolist() == rows.tolist()
-
-
-@given(st.integers(1, 5), st.integers(1, 9), st.integers(1, 9), st.integers(0, 99))
-def test_kept_codes_are_canonical_and_the_largest(
-    rows: int, size: int, count: int, seed: int
-) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    dense = torch.randn(rows, size, generator=generator).softmax(dim=1)
-    kept = top_codes(dense, count)
-    assert kept.has_canonical_format
-    assert kept.dtype == np.float32
-    assert np.diff(kept.indptr).tolist() == [min(count, size)] * rows
-    best = -np.sort(-dense.numpy(), axis=1)[:, :count]
-    np.testing.assert_allclose(kept.sum(axis=1), best.sum(axis=1), rtol=1e-5)
 
 
 def test_dense_vectors_are_unit_float32_in_any_precision() -> None:

@@ -91,7 +91,7 @@ def test_a_text_that_changes_how_the_prompt_is_cut(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     export_model(tmp_path, tmp_path)
     mine = LexVLA.from_pretrained(tmp_path)
-    prefix, _ = mine._prefix
+    prefix = mine._prefix
     texts = ["d dog", "a dog", "d hat", "the cat"]  # "red" is one piece
     starts = [ids[: len(prefix)] == prefix for ids in model.prompt_ids(texts)]
     assert starts == [False, True, False, True]

@@ -6,8 +6,10 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from scipy import sparse
 
 from lexvla.errors import InputError, VocabularyMismatchError
 from lexvla_indexer import Document, open_index
@@ -61,6 +63,24 @@ def test_an_image_finds_itself(index: Index) -> None:
         assert hit.id == name
         assert hit.score == pytest.approx(1)
         assert hit.explanation is None
+
+
+def test_a_hit_builds_no_matrix_of_its_own(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    searcher, build = Searcher(FakeEncoder(), index), sparse.csr_array.__init__
+    made: list[object] = []
+
+    def counted(self: sparse.csr_array, *given: Any, **options: Any) -> None:
+        made.append(self)
+        build(self, *given, **options)
+
+    monkeypatch.setattr(sparse.csr_array, "__init__", counted)
+    counts = []
+    for k in (1, 3):
+        made.clear()
+        hits = searcher.search(Query(text="black white green"), k=k, explain=True)
+        assert len(hits) == k
+        counts.append(len(made))
+    assert counts[0] == counts[1] < 8
 
 
 def test_matches_name_the_patch(index: Index) -> None:

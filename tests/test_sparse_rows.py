@@ -9,11 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from lexvla import codebook, lexical_head
+from lexvla import lexical_head
 from lexvla.sparse_rows import elu1p, lexical_vector, sparsify, top_codes
 
 logits = arrays(np.float32, (3, 7), elements=st.integers(-8, 8).map(lambda n: n / 4))
-apart = arrays(np.float32, (3, 7), elements=st.integers(-40, 40).map(lambda n: n / 8), unique=True)
 rules = st.sampled_from([("mean", 0, 0.0), ("top_k", 3, 0.0), ("threshold", 0, 0.3)])
 
 
@@ -57,11 +56,27 @@ def test_as_torch_does(rows: np.ndarray, rule: tuple[str, int, float], limit: in
     np.testing.assert_allclose(found.data, expected.data, rtol=1e-5)
 
 
-@given(apart, st.integers(1, 9))  # of equal codes torch keeps any
-def test_codes_as_torch_does(rows: np.ndarray, count: int) -> None:
-    probabilities = torch.from_numpy(rows).softmax(dim=1)
-    found = top_codes(probabilities.numpy(), count)
-    expected = codebook.top_codes(probabilities, count)
-    assert found.indices.tolist() == expected.indices.tolist()
-    assert found.indptr.tolist() == expected.indptr.tolist()
-    np.testing.assert_array_equal(found.data, expected.data)
+def test_the_most_probable_codes_are_kept() -> None:
+    rows = np.array([[0.25, 0.5, 0.125, 0.125], [1.0, 0.0, 0.0, 0.0]], np.float32)
+    assert top_codes(rows, 2).toarray().tolist() == [[0.25, 0.5, 0, 0], [1, 0, 0, 0]]
+    assert np.diff(top_codes(rows, 2).indptr).tolist() == [2, 1]
+    assert top_codes(rows, 9).toarray().tolist() == rows.tolist()
+
+
+def test_the_first_of_equal_codes_are_kept() -> None:
+    rows = np.array([[0.125, 0.25, 0.25, 0.125, 0.25], [0.2] * 5], np.float32)
+    assert top_codes(rows, 2).indices.tolist() == [1, 2, 0, 1]
+    assert top_codes(rows, 4).indices.tolist() == [0, 1, 2, 4, 0, 1, 2, 3]
+
+
+@given(logits, st.integers(1, 9))
+def test_codes_are_the_heaviest_of_each_row(rows: np.ndarray, count: int) -> None:
+    shares = np.exp(rows) / np.exp(rows).sum(axis=1, keepdims=True)
+    found = top_codes(shares, count)
+    assert found.has_canonical_format
+    assert found.dtype == np.float32
+    for row, own in enumerate(shares.tolist()):
+        best = sorted(sorted(range(7), key=lambda column: (-own[column], column))[:count])
+        span = slice(*found.indptr[row : row + 2].tolist())
+        assert found.indices[span].tolist() == best
+        assert found.data[span].tolist() == [own[column] for column in best]

@@ -130,9 +130,7 @@ class Candidates:
         self._read(new)
         for name in new:
             part, row = self._rows[name]
-            lexical = self._parts[part].lexical
-            span = slice(lexical.indptr[row], lexical.indptr[row + 1])
-            columns, weights = lexical.indices[span], lexical.data[span]
+            columns, weights, _ = self._parts[part].words(row)
             self._allowed[name] = self._query.constraints.allow(columns, weights)
         return [self._allowed[name] for name in names]
 

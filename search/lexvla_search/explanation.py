@@ -110,37 +110,46 @@ class Explanation:
     def of(
         cls,
         query: Encoding,
-        document: Encoding,
+        documents: Encoding,
         vocabulary: Vocabulary,
         score: float | None = None,
         parts: Sequence[LegPart] = (),
         fusion: str = "lexical",
         text: Mapping[str, float] | None = None,
+        row: int = 0,
     ) -> Explanation:
-        """Explain one document's score for one query, both encodings of one row.
+        """Explain the score of one row of the documents for one query, an encoding of one row.
 
         Without a score, it is the sum of the parts; without parts, these are the words' products.
         ``text`` is what each word of the document's text adds to the text leg's score.
         """
+        asked, asked_weights, _ = query.words(0)
+        held, held_weights, places = documents.words(row)
         shared, at_query, at_document = np.intersect1d(
-            query.lexical.indices, document.lexical.indices, return_indices=True
+            asked, held, assume_unique=True, return_indices=True
         )
-        query_weights = query.lexical.data[at_query].astype(float)
-        document_weights = document.lexical.data[at_document].astype(float)
-        products = query_weights * document_weights
-        patches = None if document.patches is None else document.patches[at_document]
+        products = asked_weights[at_query].astype(float) * held_weights[at_document]
+        order = np.argsort(-products, kind="stable")
+        at_query, at_document = at_query[order], at_document[order]
         rate = _rate("lexical", products.tolist(), parts)
         matches = tuple(
             TermMatch(
-                vocabulary.terms[shared[i]],
-                vocabulary.word(int(shared[i])),
-                float(query_weights[i]),
-                float(document_weights[i]),
-                float(products[i]),
-                None if patches is None or patches[i] < 0 else int(patches[i]),
-                None if rate is None else float(products[i]) * rate,
+                vocabulary.terms[column],
+                vocabulary.word(column),
+                query_weight,
+                document_weight,
+                product,
+                None if patch < 0 else patch,
+                None if rate is None else product * rate,
             )
-            for i in np.argsort(-products, kind="stable")
+            for column, query_weight, document_weight, product, patch in zip(
+                shared[order].tolist(),
+                asked_weights[at_query].tolist(),
+                held_weights[at_document].tolist(),
+                products[order].tolist(),
+                [-1] * len(order) if places is None else places[at_document].tolist(),
+                strict=True,
+            )
         )
         scores = text or {}
         share = _rate("text", scores.values(), parts) or 0.0

@@ -252,10 +252,11 @@ class Searcher:
         names = [one.fused.id for one in page]
         found, hits = self.index.fetch(names), []
         texts = self._text_parts(ranked, names) if explain else []
+        vectors = found.encoding if explain else None
         for row, (one, document) in enumerate(zip(page, found.documents, strict=True)):
-            vectors = found.encoding[row] if explain else None
             words = texts[row] if explain else {}
-            hits.append(self._hit(ranked, one, query.offset + row + 1, document, vectors, words))
+            rank = query.offset + row + 1
+            hits.append(self._hit(ranked, one, rank, document, vectors, words, row))
         return ranked, hits
 
     def _explain(self, query: Query, encoded: EncodedQuery, name: str) -> Hit:
@@ -360,6 +361,7 @@ class Searcher:
         document: Document,
         vectors: Encoding | None,
         text: Mapping[str, float],
+        row: int = 0,
     ) -> Hit:
         fused, rankings = placed
         parts = []
@@ -379,6 +381,7 @@ class Searcher:
                 parts,
                 str(ranked.fusion),
                 text,
+                row,
             )
         return Hit(
             id=fused.id,

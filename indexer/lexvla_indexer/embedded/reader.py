@@ -364,7 +364,8 @@ class Reader:
             rows = np.array([places[name].row for name in names])
             parts.append(self._segment(number, rows, names).encoding(rows))
             order += own
-        return stack(parts)[np.argsort(order)]
+        # From one segment, they are in order.
+        return parts[0] if len(parts) == 1 else stack(parts)[np.argsort(order)]
 
     def _segment(self, number: int, rows: np.ndarray, names: Sequence[str]) -> Segment:
         """Return a segment, after checking that some rows are those of these ids."""
