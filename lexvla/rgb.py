@@ -56,7 +56,12 @@ def orientation_of(image: Image.Image) -> int:
 
 def turn(image: Image.Image, orientation: int) -> Image.Image:
     """Return an image upright."""
-    return image if orientation == 1 else image.transpose(_TRANSPOSITIONS[orientation])
+    if orientation == 1:
+        return image
+    turned = image.transpose(_TRANSPOSITIONS[orientation])
+    # Without what says how to turn it: it may be opened again.
+    turned.info = {key: image.info[key] for key in image.info.keys() & {"transparency"}}
+    return turned
 
 
 def to_rgb(image: Image.Image, name: str, warn: Warn) -> Image.Image:
