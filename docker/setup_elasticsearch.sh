@@ -26,7 +26,9 @@ put() {
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 umask 077
-sed "s/INDEX/$index/g" "$(dirname "$0")/role.json" > "$folder/role"
+# In a pattern a dot stands for any character.
+pattern=$(printf %s "$index" | sed 's/[.]/[.]/g')
+sed "s/INDEX/$index/g; s/PATTERN/$pattern/g" "$(dirname "$0")/role.json" > "$folder/role"
 cat > "$folder/user" <<JSON
 {"password": "$lexvla", "roles": ["lexvla"], "full_name": "LexVLA"}
 JSON

@@ -180,7 +180,8 @@ def test_the_entrypoint_stops_at_a_secret_that_cannot_be_read(tmp_path, printing
     assert done.stdout == ""
 
 
-def test_the_setup_makes_a_role_of_one_index_and_a_user(tmp_path):
+@pytest.mark.parametrize(("index", "pattern"), [("pictures", "pictures"), ("a.b", "a[.]b")])
+def test_the_setup_makes_a_role_of_one_index_and_a_user(tmp_path, index, pattern):
     for name in ("elastic", "lexvla"):
         (tmp_path / name).write_text(f"{name}-password")
     with recording_server() as (address, requests):
@@ -189,7 +190,7 @@ def test_the_setup_makes_a_role_of_one_index_and_a_user(tmp_path):
             ELASTICSEARCH_URL=address,
             ELASTIC_PASSWORD_FILE=str(tmp_path / "elastic"),
             LEXVLA_PASSWORD_FILE=str(tmp_path / "lexvla"),
-            LEXVLA_INDEX="pictures",
+            LEXVLA_INDEX=index,
         )
     assert done.returncode == 0, done.stderr
     basic = base64.b64encode(b"elastic:elastic-password").decode()
@@ -199,7 +200,7 @@ def test_the_setup_makes_a_role_of_one_index_and_a_user(tmp_path):
     ]
     assert {authorization for _, _, authorization, _ in requests} == {f"Basic {basic}"}
     role, user = (json.loads(body) for *_, body in requests)
-    assert role["indices"][0]["names"] == ["pictures", "/pictures-[0-9]{6}(-write)?/"]
+    assert role["indices"][0]["names"] == [index, f"/{pattern}-[0-9]{{6}}(-write)?/"]
     assert user == {"password": "lexvla-password", "roles": ["lexvla"], "full_name": "LexVLA"}
 
 
@@ -244,7 +245,7 @@ def secured(tmp_path: Path) -> Iterator[str]:
     password = (tmp_path / "secrets" / "lexvla_password").read_text()
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = 20_000 + taken.getsockname()[1] % 20_000  # that of nodes is 100 above
-    role = json.loads((DOCKER / "role.json").read_text().replace("INDEX", "photos"))
+    role = json.loads(re.sub("INDEX|PATTERN", "photos", (DOCKER / "role.json").read_text()))
     try:
         yield server.start(port=port, fresh=True, password=password, roles={"lexvla": role})
     finally:

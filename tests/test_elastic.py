@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
@@ -21,6 +22,7 @@ from lexvla.vocabulary import Vocabulary
 from lexvla_indexer import Document, ElasticIndex, open_index
 from lexvla_indexer.elastic import reader as elastic_reader
 from lexvla_indexer.elastic import requests, writer
+from lexvla_indexer.strongest import strongest
 
 pytestmark = pytest.mark.elasticsearch
 
@@ -191,6 +193,82 @@ def test_a_large_dense_leg_gets_a_graph(index, monkeypatch):
     assert results.scores == pytest.approx([exact[int(n[1:])] for n in results.ids], abs=1e-5)
     (few,) = index.search(stored[0], 3, "dense", filter="id in (d007, d199)")
     assert set(few.ids) <= {"d007", "d199"}
+
+
+def test_equal_dense_scores_beyond_those_asked_for(index, monkeypatch):
+    names = [f"{i:02}" for i in range(40)]
+    index.add(documents(names[::-1]), encode([{0: 1.0 + i // 10} for i in range(40)]))
+    index.commit()
+    sent = []
+    elastic_fakes.through(index, lambda method, target, body: sent.append(str(body)))
+    for k in (1, 7, 39, 40, 50):
+        sent.clear()
+        (results,) = index.search(QUERY, k, "dense")
+        assert results.ids == names[:k]
+        asked = ["10000" in body for body in sent if "knn" in body]
+        assert asked == ([False] if k >= 40 else [False, True])
+
+
+@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.integers(0, 2**32 - 1))
+def test_the_k_best_by_dense_vectors_are_exact(index, seed):
+    rng = np.random.default_rng(seed)
+    count = int(rng.integers(1, 60))
+    dense = rng.integers(-2, 3, (count, 3)).astype(np.float32)
+    names = [f"{i:02}" for i in rng.permutation(count)]
+    index.delete([f"{i:02}" for i in range(60)])
+    lexical = sparse.csr_array(np.ones((count, 12), np.float32))
+    codes = sparse.csr_array(np.ones((count, 4), np.float32))
+    index.add(documents(names), Encoding(lexical, None, codes, dense))
+    index.commit()
+    query = Encoding(lexical[[0]], None, None, rng.integers(-2, 3, (1, 3)).astype(np.float32))
+    scores = dict(zip(names, (dense @ query.dense[0]).tolist(), strict=True))
+    best = sorted((n for n in names if scores[n] > 0), key=lambda name: (-scores[name], name))
+    k = int(rng.integers(1, count + 2))
+    (results,) = index.search(query, k, "dense")
+    assert results.ids == best[:k]
+    assert results.scores == pytest.approx([scores[name] for name in best[:k]], rel=1e-6)
+    given_all = index.rescore(query, "dense", names)  # those below 0 as well
+    assert given_all == pytest.approx([scores[name] for name in names], rel=1e-6, abs=1e-6)
+
+
+def test_scores_of_named_documents_are_those_of_a_search(random_index):
+    index, place, vectors = random_index
+    query = Encoding(vectors[[7]])
+    (results,) = index.search(query, 1000)
+    scores = dict(zip(results.ids, results.scores.tolist(), strict=True))
+    names = sorted(place)
+    given_all = index.rescore(query, "lexical", names)
+    assert given_all == pytest.approx([scores.get(name, 0.0) for name in names], rel=1e-6)
+    assert index.rescore(query, "lexical", []) == []
+
+
+def test_bans_and_requirements_are_the_server_s(random_index):
+    index, place, vectors = random_index
+    query = Encoding(vectors[[7]])
+    every = index.search(query, 1000)[0]
+    shown = {}
+    for name, row in place.items():
+        span = slice(vectors.indptr[row], vectors.indptr[row + 1])
+        shown[name] = set(strongest(vectors.indices[span], vectors.data[span]).tolist())
+    common = [
+        column for column, _ in Counter(c for own in shown.values() for c in own).most_common()
+    ]
+    for banned, required in (
+        (common[:9], ()),
+        ((), (common[:40],)),
+        (common[:4], (common[4:60], common[60:200])),
+    ):
+        view = index.constrained(banned, required)
+        expected = [
+            name
+            for name in every.ids
+            if shown[name].isdisjoint(banned)
+            and all(not shown[name].isdisjoint(some) for some in required)
+        ]
+        assert 0 < len(expected) < len(every.ids)
+        assert view.search(query, 1000)[0].ids == expected
+    assert index.search(query, 1000)[0].ids == every.ids
 
 
 def test_tiny_and_opposite_dense_vectors(index):

@@ -131,8 +131,61 @@ def test_the_query_that_is_sent(address: str, capsys: Capture, tmp_path: Path) -
     with build_index(tmp_path / "embedded", tmp_path / "photos", FakeEncoder()):
         pass
     where = str(tmp_path / "embedded")
-    assert cli.main(["search", "red", "--index", where, "--show-query"]) == 1
-    assert "there are no requests to show" in capsys.readouterr().err
+    for more in ([], ["--ban", "blue"]):
+        assert cli.main(["search", "red", "--index", where, "--show-query", *more]) == 1
+        assert "there are no requests to show" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["-k", "2", "--offset", "1"],
+        ["--ban", "blue"],
+        ["--require", "blue"],
+        ["--require", "blue", "--ban", "black", "--filter", "not id = apple.png"],
+        ["--min-score", "0.6"],
+        ["--weights", "lexical=0.5", "--min-score", "0.3"],
+        ["--boost", "blue=2", "--filter", "id > b"],
+    ],
+)
+def test_what_is_shown_gives_the_hits_when_it_is_pasted(
+    address: str, capsys: Capture, options: list[str]
+) -> None:
+    asked = ["search", "red yellow", "--index", address, *options]
+    hits = [(hit["id"], hit["score"]) for hit in run(capsys, *asked)["hits"]]
+    everything = ["search", "red yellow", "--index", address]
+    assert hits != [(hit["id"], hit["score"]) for hit in run(capsys, *everything)["hits"]]
+    for more in ([], ["--named"]):
+        shown = run(capsys, *asked, "--show-query", *more)
+        with open_index(address) as index:
+            answer = index._client.search(
+                index=index._place.name, body=shown["requests"]["lexical"]
+            )
+        found = [(hit["_id"], hit["_score"]) for hit in answer["hits"]["hits"]]
+        if "--weights" in options:
+            assert shown["steps"] == ["The client multiplies each score by 0.5."]
+            found = [(name, score * 0.5) for name, score in found]
+        else:
+            assert shown["steps"] == []
+        assert [name for name, _ in found] == [name for name, _ in hits]
+        assert [score for _, score in found] == pytest.approx([s for _, s in hits], rel=1e-6)
+    clauses = str(shown["requests"])
+    assert "'_name': '\u2581red'" in clauses
+    assert cli.main([*asked, "--named"]) == 2
+    assert "--named goes with --show-query" in capsys.readouterr().err
+
+
+def test_what_the_client_adds_is_told(address: str, capsys: Capture) -> None:
+    asked = ["search", "red", "--index", address, "--fusion", "minmax", "--min-score", "0.1"]
+    assert cli.main([*asked, "--show-query", "--named", "-k", "5"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("# The client merges these lists: weighted (minmax scores).\n# It asks")
+    assert "# It leaves out scores below 0.1.\n# It shows hits 1 to 5.\n# lexical\nGET" in text
+    assert "/_search?include_named_queries_score=true\n{" in text
+    assert '"size": 100' in text
+    shown = run(capsys, "search", "zzz", "--index", address, "--show-query")
+    assert shown["requests"] == {}
+    assert shown["steps"] == ["The index is not asked: no word of the query is known."]
 
 
 def test_what_is_missing_is_one_line(capsys: Capture) -> None:

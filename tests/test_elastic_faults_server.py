@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import threading
@@ -38,7 +39,7 @@ class Server:
     def __init__(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as taken:
             self.port = 20_000 + taken.getsockname()[1] % 20_000
-        role = json.loads(ROLE.read_text().replace("INDEX", "photos"))
+        role = json.loads(re.sub("INDEX|PATTERN", "photos", ROLE.read_text()))
         reading = {**role["indices"][0], "privileges": ["read", "view_index_metadata"]}
         self.roles = {"keeper": role, "reader": {**role, "indices": [reading]}}
         self.start(fresh=True)

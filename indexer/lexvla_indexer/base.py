@@ -6,7 +6,7 @@ import json
 import os
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self, TypeVar, get_args
@@ -245,6 +245,21 @@ class Index(ABC):
         """
         return None
 
+    def constrained(self, banned: Iterable[int], required: Iterable[Iterable[int]]) -> Index | None:
+        """Return a view of the index that finds only documents with certain strongest words.
+
+        The columns ``banned`` are not among a document's 16 strongest words, and one of each set of
+        ``required`` is. ``None`` if the engine cannot tell. The view lives as long as the index.
+        """
+        return None
+
+    def rescore(self, query: Encoding, leg: VectorLeg, ids: Sequence[str]) -> list[float] | None:
+        """Return what `search` gives some documents for one query, found or not.
+
+        ``None`` if that is the dot product of `vectors`.
+        """
+        return None
+
     def legs(self) -> tuple[Leg, ...]:
         """Return the legs that it can be searched by; ``text`` only if a document has text.
 
@@ -263,17 +278,28 @@ class Index(ABC):
         legs: Sequence[Leg] | None = None,
         filter: str | None = None,  # noqa: A002 - the public word for it
         text: str = "",
+        offset: int = 0,
+        least: Mapping[Leg, float] | None = None,
+        named: bool = False,
     ) -> dict[Leg, dict[str, Any]]:
-        """Return the JSON of the request that `search` sends for each leg of one query.
+        """Return the JSON of a request for each leg of one query, which gives the hits of `search`.
 
-        ``text`` is what the leg ``text`` looks for.
+        A leg that cannot match anything is left out. Engines without a server raise
+        UnsupportedError.
 
-        The default is all legs that both the query and the index have. A leg that cannot match
-        anything is left out. Engines without a server raise UnsupportedError.
+        Args:
+            query: One row.
+            k: How many hits.
+            legs: The default is all legs that both the query and the index have.
+            filter: Which documents may be found; see `lexvla_indexer.filters`.
+            text: What the leg ``text`` looks for.
+            offset: How many of the best hits to skip.
+            least: The lowest score of a hit, by leg.
+            named: Make a clause of each word, named after it.
         """
         raise UnsupportedError(f"{self} is not on a server: there are no requests to show")
 
-    def show(self, requests: Mapping[Leg, dict[str, Any]]) -> str:
+    def show(self, requests: Mapping[Leg, dict[str, Any]], named: bool = False) -> str:
         """Return requests as text for the server's own console."""
         raise UnsupportedError(f"{self} is not on a server: there are no requests to show")
 

@@ -12,7 +12,7 @@ from scipy import sparse
 from lexvla.encoding import Encoding
 from lexvla_indexer.base import Index, Results
 from lexvla_indexer.legs import Leg, VectorLeg
-from lexvla_search.encoded_query import EncodedQuery
+from lexvla_search.encoded_query import Constraints, EncodedQuery
 from lexvla_search.fusion import LegRanking
 
 __all__ = ["Candidates", "leg_scores"]
@@ -28,7 +28,10 @@ class Candidates:
     """
 
     def __init__(self, index: Index, query: EncodedQuery) -> None:
-        self._index = index
+        limits = query.constraints
+        view = index.constrained(limits.banned, limits.required) if limits else index
+        self._index = index if view is None else view
+        self._constraints = limits if view is None else Constraints()
         self._query = query
         self._parts: list[Encoding] = []  # stored vectors, in the order they were read
         self._rows: dict[str, tuple[int, int]] = {}  # which part, and which row of it
@@ -58,7 +61,7 @@ class Candidates:
             if found is None:
                 return False
             allowed = np.ones(len(found.ids), np.bool_)
-            if query.constraints:
+            if self._constraints:
                 allowed[:] = self._allow(found.ids)
             total = np.zeros(len(found.ids))
             for leg, weight in weights.items():
@@ -94,8 +97,6 @@ class Candidates:
             ranks = {name: rank for rank, name in enumerate(found.ids, 1)}
             rankings[leg] = LegRanking(ranks, scores)
             missing[leg] = [name for name in names if rescore and name not in scores]
-        vectors = (names for leg, names in missing.items() if leg != "text")
-        self._read(list(dict.fromkeys(name for names in vectors for name in names)))
         for leg, unscored in missing.items():
             rankings[leg].scores.update(zip(unscored, self._scores(leg, unscored), strict=True))
         return rankings
@@ -107,7 +108,7 @@ class Candidates:
                 results = self._index.search_text(query.text, asked, query.filter)
             else:
                 (results,) = self._index.search(query.encoding, asked, leg, query.filter)
-            if not query.constraints:
+            if not self._constraints:
                 return results
             allowed = self._allow(results.ids)
             kept = [row for row, is_allowed in enumerate(allowed) if is_allowed][:depth]
@@ -131,14 +132,14 @@ class Candidates:
         for name in new:
             part, row = self._rows[name]
             columns, weights, _ = self._parts[part].words(row)
-            self._allowed[name] = self._query.constraints.allow(columns, weights)
+            self._allowed[name] = self._constraints.allow(columns, weights)
         return [self._allowed[name] for name in names]
 
     def _list_bearers(self) -> set[str] | None:
         """Return all documents that have a word of each requirement, if they are few."""
         if self._bearers is not None:
             return self._bearers
-        for columns in self._query.constraints.required:
+        for columns in self._constraints.required:
             row = np.zeros((1, self._query.encoding.lexical.shape[1]), np.float32)
             row[0, list(columns)] = 1
             word = Encoding(sparse.csr_array(row))
@@ -153,6 +154,10 @@ class Candidates:
             # Added one by one, as engines do.
             parts = self._index.text_parts(self._query.text, names)
             return [reduce(add, own.values(), 0.0) for own in parts]
+        own_scores = self._index.rescore(self._query.encoding, leg, names)
+        if own_scores is not None:
+            return own_scores
+        self._read(names)
         by_part: dict[int, np.ndarray] = {}
         scores = []
         for name in names:

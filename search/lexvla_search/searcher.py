@@ -153,8 +153,8 @@ class Searcher:
     scores. Otherwise a search asks the index for each leg's best, the candidates, reads their
     vectors if the fusion scores them by every leg, and asks for ten times as many if they do
     not fill the page; these come after the first ones, so that pages fit together. Bans and
-    requirements are checked against the stored words of the candidates, exactly; if too few
-    are left, the index is asked for more, to its end.
+    requirements are part of what a server is asked; otherwise they are checked against the stored
+    words of the candidates, and if too few are left, the index is asked for more, to its end.
 
     An index filled by another model raises `VocabularyMismatchError`. Without a model, texts are
     searched by their plain words.
@@ -231,6 +231,10 @@ class Searcher:
             return candidates.rankings(rescore=True)
 
         return _retried(rankings)
+
+    def plan(self, query: Query, encoded: EncodedQuery) -> tuple[Fusion, tuple[Leg, ...]] | None:
+        """Return how `search` merges which legs; ``None`` if the index is not asked at all."""
+        return self._choose(query, encoded) if self._can_find(query, encoded) else None
 
     def query_words(self, query: Query, top_k: int | None = None) -> list[tuple[str, float]]:
         """Return the words that a query searches by with their weights, heaviest first."""

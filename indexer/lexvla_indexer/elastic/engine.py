@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from copy import copy
 from typing import Any, TypeVar
 
 import numpy as np
@@ -65,6 +66,7 @@ class ElasticIndex(Index):
         self._client = connect(place)
         self._store = Store(self._client, place)
         self._writer = Writer(self._store, rebuild)
+        self._constraints: tuple[frozenset[int], tuple[frozenset[int], ...]] = frozenset(), ()
         with self._opening():
             if rebuild:
                 self._store.begin_rebuild(State(model), shards)
@@ -135,13 +137,27 @@ class ElasticIndex(Index):
         legs: Sequence[Leg] | None = None,
         filter: str | None = None,  # noqa: A002 - the public word for it
         text: str = "",
+        offset: int = 0,
+        least: Mapping[Leg, float] | None = None,
+        named: bool = False,
     ) -> dict[Leg, dict[str, Any]]:
-        """Return the exact JSON of the request that `search` sends for each leg of one query."""
-        return self._ask(lambda reader: reader.requests(query, k, legs, filter, text))
+        """Return the JSON of a request for each leg of one query; see `Index.requests`."""
+        rest = legs, filter, text, offset, least or {}, named
+        return self._ask(lambda reader: reader.requests(query, k, *rest))
 
-    def show(self, requests: Mapping[Leg, dict[str, Any]]) -> str:
+    def show(self, requests: Mapping[Leg, dict[str, Any]], named: bool = False) -> str:
         """Return requests as text to paste into the console of Kibana."""
-        return console_text(self._store.address.name, requests)
+        return console_text(self._store.address.name, requests, named)
+
+    def constrained(self, banned: Iterable[int], required: Iterable[Iterable[int]]) -> ElasticIndex:
+        """Return a view that finds only documents with certain words; see `Index.constrained`."""
+        view = copy(self)
+        view._constraints = frozenset(banned), tuple(map(frozenset, required))
+        return view
+
+    def rescore(self, query: Encoding, leg: VectorLeg, ids: Sequence[str]) -> list[float]:
+        """Return the server's own scores of some documents; see `Index.rescore`."""
+        return self._ask(lambda reader: reader.rescore(query, leg, ids)) if ids else []
 
     def read_note(self, name: str) -> Any:
         """Return what `write_note` stored under that name, or ``None``."""
@@ -169,7 +185,7 @@ class ElasticIndex(Index):
             else:
                 self._store.refresh()
             self._follow()
-            return Reader(self._store, self.vocabulary)
+            return Reader(self._store, self.vocabulary, *self._constraints)
 
     def _follow(self) -> None:
         if self._store.state.vocabulary_sha256 not in ("", self.vocabulary.sha256):

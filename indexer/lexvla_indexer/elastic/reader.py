@@ -31,6 +31,7 @@ from lexvla_indexer.elastic.layout import (
 from lexvla_indexer.elastic.requests import (
     CANDIDATES,
     WINDOW,
+    constraint_query,
     dense_scale,
     leg_query,
     search_body,
@@ -46,6 +47,7 @@ from lexvla_indexer.text_words import text_words
 __all__ = ["Reader"]
 
 Json = dict[str, Any]
+Hits = Sequence[tuple[str, float]]
 
 TRUNCATION = 2.0**-8  # the greatest relative error of truncating a weight to 9 bits
 FETCHED = 500  # documents of a request: each takes a few kilobytes
@@ -65,13 +67,22 @@ class Reader:
         index: The name of that index.
     """
 
-    def __init__(self, store: Store, vocabulary: Vocabulary) -> None:
+    def __init__(
+        self,
+        store: Store,
+        vocabulary: Vocabulary,
+        banned: Iterable[int] = (),
+        required: Iterable[Iterable[int]] = (),
+    ) -> None:
         self.index = store.index
         self._client = store.client
         self._address = store.address
         self._state = store.state
         self._vocabulary = vocabulary
         self._seen_fields = store.seen_fields
+        terms = vocabulary.terms
+        self._banned = sorted(terms[column] for column in banned)
+        self._required = [sorted(terms[column] for column in columns) for columns in required]
 
     def search(
         self,
@@ -85,19 +96,46 @@ class Reader:
         chosen = self._chosen(filter)
         self._check_depth(k, leg)
         found = [Results([], np.empty(0))] * len(queries)
-        asked, rows = [], []
-        for row in range(len(queries)):
-            made = leg_query(queries, leg, self._vocabulary.terms, self._state, k, chosen, row)
-            if made is not None:
-                asked.append(made)
-                rows.append(row)
-        answers = self._many(asked, min(k, WINDOW) if leg == "dense" else k)
-        for row, hits in zip(rows, answers, strict=True):
-            scale = None
-            if leg == "dense" and queries.dense is not None:
-                scale = dense_scale(queries.dense[row], self._state)
-            found[row] = _results(hits, scale)
+
+        def hits_of(rows: Iterable[int], most: int) -> dict[int, Hits]:
+            terms, state = self._vocabulary.terms, self._state
+            made = {row: leg_query(queries, leg, terms, state, most, chosen, row) for row in rows}
+            asked = {row: query for row, query in made.items() if query is not None}
+            return dict(zip(asked, self._many(list(asked.values()), most), strict=True))
+
+        every = range(len(queries))
+        if leg != "dense":
+            answers = hits_of(every, k)
+        elif self._state.dense != FLAT or k >= WINDOW:
+            answers = hits_of(every, min(k, WINDOW))
+        else:
+            # One more than wanted tells whether the last has an equal: of those a shard returns
+            # any, and the first by id are wanted.
+            answers = hits_of(every, k + 1)
+            tied = [row for row, hits in answers.items() if _is_tied(hits, k)]
+            answers |= hits_of(tied, WINDOW) if tied else {}
+        for row, hits in answers.items():
+            found[row] = _results(hits[:k], self._scale(queries, leg, row))
         return found
+
+    def rescore(self, query: Encoding, leg: VectorLeg, ids: Sequence[str]) -> list[float]:
+        """Return what the server gives some documents for one query; see `Index.rescore`."""
+        check_asked(query, 1, leg, self._state.widths, self._address)
+        scores: dict[str, float] = {}
+        for start in range(0, len(ids), WINDOW):
+            some = list(ids[start : start + WINDOW])
+            chosen = {"ids": {"values": some}}
+            made = leg_query(query, leg, self._vocabulary.terms, self._state, len(some), chosen)
+            if made is not None:
+                (hits,) = self._many([made], len(some))
+                given = _scores(hits, self._scale(query, leg, 0))
+                scores.update(zip((name for name, _ in hits), given.tolist(), strict=True))
+        return [scores.get(name, 0.0) for name in ids]
+
+    def _scale(self, queries: Encoding, leg: VectorLeg, row: int) -> float | None:
+        if leg != "dense" or queries.dense is None:
+            return None
+        return dense_scale(queries.dense[row], self._state)
 
     def search_text(self, text: str, k: int, filter: str | None) -> Results:  # noqa: A002
         """Return the k best by the server's BM25, divided by the most that the words can score."""
@@ -173,8 +211,11 @@ class Reader:
         legs: Sequence[Leg] | None,
         filter: str | None,  # noqa: A002
         text: str,
+        offset: int,
+        least: Mapping[Leg, float],
+        named: bool,
     ) -> dict[Leg, Json]:
-        """Return the request of each leg of one query, as the server takes it."""
+        """Return the request of each leg of one query; see `Index.requests`."""
         if len(query) != 1:
             raise ValueError(f"one query makes a request, not {len(query)}")
         if legs is None:
@@ -183,16 +224,26 @@ class Reader:
         chosen = self._chosen(filter)
         made: dict[Leg, Json] = {}
         for leg in legs:
+            one: Json | None = None
+            server_score = 1.0
             if leg == "text":
-                words, _ = self._asked_words(text)
-                if words:
-                    made[leg] = search_body(text_query(words, chosen), min(k, WINDOW))
+                words, server_score = self._asked_words(text)
+                one = text_query(words, chosen) if words else None
+            else:
+                check_asked(query, k, leg, self._state.widths, self._address)
+                self._check_depth(k, leg)
+                server_score = self._scale(query, leg, 0) or 1.0
+                # More neighbours than wanted, as of equal ones the first by id are wanted.
+                one = leg_query(
+                    query, leg, self._vocabulary.terms, self._state, WINDOW, chosen, named=named
+                )
+            if one is None:
                 continue
-            check_asked(query, k, leg, self._state.widths, self._address)
-            self._check_depth(k, leg)
-            one = leg_query(query, leg, self._vocabulary.terms, self._state, k, chosen)
-            if one is not None:
-                made[leg] = search_body(one, min(k, WINDOW))
+            made[leg] = search_body(one, min(k, WINDOW))
+            if offset:
+                made[leg]["from"] = offset
+            if least.get(leg, 0) > 0:
+                made[leg]["min_score"] = least[leg] * server_score + (leg == "dense")
         return made
 
     def fetch(self, ids: Sequence[str]) -> Fetched:
@@ -260,11 +311,9 @@ class Reader:
             rule = f"Elasticsearch gives at most {WINDOW:,} hits by dense vectors, not {k:,}"
             raise UnsupportedError(f"{self._address}: {rule}")
 
-    def _many(
-        self, queries: Sequence[Json], k: int, **options: Any
-    ) -> list[list[tuple[str, float]]]:
+    def _many(self, queries: Sequence[Json], k: int, **options: Any) -> list[Hits]:
         """Return the k best ids with scores for each query, best first, equal ones by id."""
-        found: list[list[tuple[str, float]]] = []
+        found: list[Hits] = []
         if k > WINDOW:
             for query in queries:
                 with closing(self._pages(query, **options)) as pages:
@@ -322,11 +371,16 @@ class Reader:
                 self._client.options(ignore_status=404).close_point_in_time(id=pit)
 
     def _chosen(self, text: str | None) -> Json | None:
+        """Return the query of a filter, and of the words that documents must and must not have."""
+        words = None
+        if self._banned or self._required:
+            words = constraint_query(self._banned, self._required)
         if text is None:
-            return None
+            return words
         parsed = Filter.parse(text)
         check_fields(parsed, self._has_field, self._fields)
-        return selection(parsed, self._matching)
+        chosen = selection(parsed, self._matching)
+        return chosen if words is None else {"bool": {"filter": [chosen, words]}}
 
     def _has_field(self, name: str) -> bool:
         """Tell whether a document has a metadata field; asked once of each that there is."""
@@ -385,15 +439,27 @@ class Reader:
         return rows_of(rows, self._vocabulary, self._state.widths)
 
 
-def _results(hits: Sequence[tuple[str, float]], scale: float | None = None) -> Results:
-    """Return the hits that have a score above 0, given best first.
+def _is_tied(hits: Hits, k: int) -> bool:
+    """Tell whether the hit after the k-th has its score, of an inner product above 0."""
+    return len(hits) > k and hits[k - 1][1] == hits[k][1] > 1
 
-    A dense query was multiplied by ``scale``; its scores are 1 + the inner product.
+
+def _scores(hits: Hits, scale: float | None) -> np.ndarray:
+    """Return scores as float64.
+
+    A dense query was multiplied by ``scale``. The server scores an inner product p of at least 0 by
+    1 + p, and otherwise by 1 / (1 - p).
     """
     # The server's numbers are float32, written as short as they can be.
     scores = np.array([score for _, score in hits], np.float32).astype(np.float64)
-    if scale is not None:
-        scores = (scores - 1) / scale
+    if scale is None:
+        return scores
+    return np.where(scores < 1, 1 - 1 / np.minimum(scores, 1), scores - 1) / scale
+
+
+def _results(hits: Hits, scale: float | None = None) -> Results:
+    """Return the hits that have a score above 0, given best first; see `_scores`."""
+    scores = _scores(hits, scale)
     count = int(np.count_nonzero(scores > 0))
     return Results([name for name, _ in hits[:count]], scores[:count])
 

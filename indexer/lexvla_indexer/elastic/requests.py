@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from lexvla.encoding import Encoding
-from lexvla_indexer.elastic.layout import FIELD_OF, FLAT, ID, WORDS, State
+from lexvla_indexer.elastic.layout import FIELD_OF, FLAT, ID, STRONGEST, WORDS, State
 from lexvla_indexer.legs import Leg, VectorLeg
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "WINDOW",
     "candidates",
     "console_text",
+    "constraint_query",
     "dense_scale",
     "leg_query",
     "named_terms",
@@ -61,8 +62,8 @@ def dense_scale(query: np.ndarray, state: State) -> float:
 
 
 def candidates(k: int, state: State) -> int:
-    """Return how many neighbours to ask of each shard: all that it can give, if that is exact."""
-    return WINDOW if state.dense == FLAT else min(max(k, CANDIDATES), WINDOW)
+    """Return how many neighbours to ask of each shard for the k best."""
+    return min(k if state.dense == FLAT else max(k, CANDIDATES), WINDOW)
 
 
 def leg_query(
@@ -73,11 +74,12 @@ def leg_query(
     k: int,
     chosen: Json | None = None,
     row: int = 0,
+    named: bool = False,
 ) -> Json | None:
     """Return the query of one leg, or ``None`` if it cannot match.
 
     ``chosen`` is the query of a filter. ``row`` selects one of ``queries``: cutting it out would
-    take longer than all the rest.
+    take longer than all the rest. ``named`` makes a clause of each word, named after it.
     """
     if leg == "dense":
         vector = None if queries.dense is None else queries.dense[row]
@@ -99,9 +101,14 @@ def leg_query(
     if not weights:
         return None
     # Without "prune": false newer servers leave out words that are frequent and have low weights.
-    found: Json = {
-        "sparse_vector": {"field": FIELD_OF[leg], "query_vector": weights, "prune": False}
-    }
+    settings = {"field": FIELD_OF[leg], "prune": False}
+    found: Json = {"sparse_vector": {**settings, "query_vector": weights}}
+    if named:
+        clauses = [
+            {"sparse_vector": {**settings, "query_vector": {term: weight}, "_name": term}}
+            for term, weight in weights.items()
+        ]
+        found = {"bool": {"should": clauses}}
     return found if chosen is None else {"bool": {"must": [found], "filter": [chosen]}}
 
 
@@ -110,6 +117,16 @@ def text_query(words: Iterable[str], chosen: Json | None = None) -> Json:
     clauses = [{"term": {WORDS: {"value": word, "_name": word}}} for word in words]
     found: Json = {"should": clauses, "minimum_should_match": 1}
     return {"bool": found if chosen is None else {**found, "filter": [chosen]}}
+
+
+def constraint_query(banned: Sequence[str], required: Sequence[Sequence[str]]) -> Json:
+    """Return a query for documents with certain words, given as terms, among the strongest."""
+    return {
+        "bool": {
+            "filter": [{"terms": {STRONGEST: list(terms)}} for terms in required],
+            "must_not": [{"terms": {STRONGEST: list(banned)}}] if banned else [],
+        }
+    }
 
 
 def search_body(query: Json, size: int) -> Json:
@@ -123,9 +140,10 @@ def search_body(query: Json, size: int) -> Json:
     }
 
 
-def console_text(name: str, bodies: Mapping[Leg, Json]) -> str:
+def console_text(name: str, bodies: Mapping[Leg, Json], named: bool) -> str:
     """Return requests as the console of Kibana takes them."""
+    scores = "?include_named_queries_score=true" if named else ""
     return "\n\n".join(
-        f"# {leg}\nGET {name}/_search\n{json.dumps(body, ensure_ascii=False, indent=2)}"
+        f"# {leg}\nGET {name}/_search{scores}\n{json.dumps(body, ensure_ascii=False, indent=2)}"
         for leg, body in bodies.items()
     )

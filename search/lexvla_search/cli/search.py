@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 from lexvla_indexer import open_index
 from lexvla_search.cli.arguments import IndexOptions, JsonOptions, flag, option, positive
-from lexvla_search.cli.console import note, one_line, print_columns, print_json
+from lexvla_search.cli.console import UsageError, note, one_line, print_columns, print_json
 from lexvla_search.cli.query import QueryOptions, described, finite, located, score_of
-from lexvla_search.encoded_query import encode_query
 from lexvla_search.fusion import GOOD_MATCH
 from lexvla_search.query import Query
 from lexvla_search.searcher import Hit, Searcher
+from lexvla_search.shown_query import shown_query
 from lexvla_search.typed_words import say_unknown
 
 NO_GOOD_MATCH = f"no hit matches well (relevance below {GOOD_MATCH})"
@@ -38,6 +38,7 @@ class Options(QueryOptions, IndexOptions, JsonOptions):
     )
     explain: bool = flag("show the parts of each score")
     show_query: bool = flag("print the request to Elasticsearch without sending it")
+    named: bool = flag("... with a clause of its own for each word")
 
 
 def run(options: Options) -> int:
@@ -48,6 +49,8 @@ def run(options: Options) -> int:
         min_score=options.min_score,
         min_relevance=options.min_relevance,
     )
+    if options.named and not options.show_query:
+        raise UsageError("--named goes with --show-query")
     with open_index(options.index) as source:
         searcher = Searcher(options.encoder(), source)
         if options.show_query:
@@ -92,12 +95,12 @@ def hit_rows(hits: list[Hit]) -> list[tuple[str, ...]]:
 
 
 def _show_query(options: Options, query: Query, searcher: Searcher) -> int:
-    """Print the request of each leg; bans, requirements and fusion come after the answers."""
-    index = searcher.index
-    encoded, most = encode_query(query, searcher.model), query.offset + query.k
-    requests = index.requests(encoded.encoding, most, query.legs, query.filter, encoded.text)
+    """Print the request of each leg, and what comes after the answers."""
+    shown = shown_query(searcher, query, options.named)
     if options.json:
-        print_json({"index": options.index, "requests": requests})
-    else:
-        print(index.show(requests))
+        print_json({"index": options.index, "requests": shown.requests, "steps": shown.steps})
+        return 0
+    for step in shown.steps:
+        print(f"# {step}")
+    print(searcher.index.show(shown.requests, options.named))
     return 0
