@@ -89,10 +89,14 @@ class Document:
         set_value("metadata", _plain_metadata(id, metadata))
         values = [self.uri, self.text, self.metadata]
         try:
-            json.dumps(values, ensure_ascii=False, allow_nan=False).encode()
+            _to_json(values).encode()
         except UnicodeEncodeError as error:
             rule = "its address, text and metadata must be valid Unicode"
             raise InputError(id, rule) from error
+
+
+# Made once: for many documents, making it takes longer than using it.
+_to_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 
 
 def _plain_metadata(name: str, metadata: object) -> dict[str, MetadataValue]:

@@ -38,6 +38,7 @@ class Candidates:
         self._allowed: dict[str, bool] = {}
         self._found: dict[Leg, Results] = {}
         self._known: dict[Leg, dict[str, float]] = {}  # further scores from the engine
+        self._first: list[str] | None = None  # the best by a sum, if asked for
         self.unseen: dict[Leg, float] = {}
         self._bearers: set[str] | None = None  # all documents that have the required words
 
@@ -71,6 +72,8 @@ class Candidates:
                 break
             times *= _DEEPER
         names = [name for name, is_allowed in zip(found.ids, allowed, strict=True) if is_allowed]
+        ordered = sorted(zip((-total[allowed]).tolist(), names, strict=True))
+        self._first = [name for _, name in ordered[:k]]
         for leg in weights:
             scores = found.scores[leg][allowed]
             pairs = zip((-scores).tolist(), names, strict=True)
@@ -81,19 +84,23 @@ class Candidates:
         return True
 
     def rankings(self, rescore: bool, also: str | None = None) -> dict[Leg, LegRanking]:
-        """Return each searched leg's ranking of the candidates.
+        """Return each searched leg's ranking of the candidates; after `ask_sum`, of the k best.
 
         With `rescore`, each leg also scores the candidates that only other legs found. `also` is a
         document to score as if it were a candidate. `UnknownDocumentError` if a candidate was
         deleted in the meantime.
         """
-        names = dict.fromkeys(name for found in self._found.values() for name in found.ids)
+        first = None if also is not None else self._first
+        found_by_any = (name for found in self._found.values() for name in found.ids)
+        names = dict.fromkeys(found_by_any if first is None else first)
         if also is not None:
             names[also] = None
         rankings, missing = {}, {}
         for leg, found in self._found.items():
             scores = dict(zip(found.ids, map(float, found.scores), strict=True))
             scores.update(self._known.get(leg, {}))
+            if first is not None:
+                scores = {name: scores[name] for name in first}
             ranks = {name: rank for rank, name in enumerate(found.ids, 1)}
             rankings[leg] = LegRanking(ranks, scores)
             missing[leg] = [name for name in names if rescore and name not in scores]

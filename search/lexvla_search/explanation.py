@@ -125,9 +125,9 @@ class Explanation:
         """
         asked, asked_weights, _ = query.words(0)
         held, held_weights, places = documents.words(row)
-        shared, at_query, at_document = np.intersect1d(
-            asked, held, assume_unique=True, return_indices=True
-        )
+        near = np.searchsorted(asked, held)
+        at_document = np.flatnonzero(np.append(asked, -1)[near] == held)
+        at_query = near[at_document]
         products = asked_weights[at_query].astype(float) * held_weights[at_document]
         order = np.argsort(-products, kind="stable")
         at_query, at_document = at_query[order], at_document[order]
@@ -143,7 +143,7 @@ class Explanation:
                 None if rate is None else product * rate,
             )
             for column, query_weight, document_weight, product, patch in zip(
-                shared[order].tolist(),
+                asked[at_query].tolist(),
                 asked_weights[at_query].tolist(),
                 held_weights[at_document].tolist(),
                 products[order].tolist(),
@@ -157,8 +157,8 @@ class Explanation:
             TextMatch(word, scores[word], scores[word] * share)
             for word in sorted(scores, key=lambda word: -scores[word])
         )
-        made = cls(matches, 0.0, tuple(parts), fusion, texts)
-        return replace(made, score=made.total() if score is None else score)
+        made = cls(matches, 0.0 if score is None else score, tuple(parts), fusion, texts)
+        return replace(made, score=made.total()) if score is None else made
 
     def total(self) -> float:
         """Return the sum of all parts."""

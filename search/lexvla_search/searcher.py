@@ -294,7 +294,7 @@ class Searcher:
         weights, summed = fusion.weighed(legs), fusion.absolute and len(legs) > 1
         if summed and candidates.ask_sum(weights, wanted, fusion.depth):
             rankings = candidates.rankings(rescore=True)
-            best = [_Placed(one, rankings) for one in fusion.fuse(rankings)[:wanted]]
+            best = [_Placed(one, rankings) for one in fusion.fuse(rankings)]
             return _Ranked(encoded, fusion, legs, best, candidates)
         placed: dict[str, _Placed] = {}
         depth, first = 0, wanted if fusion.absolute and not summed else fusion.depth
