@@ -58,3 +58,14 @@ def text_of(data: bytes) -> str:
 def ids(answer: Any) -> list[str]:
     assert answer.status_code == 200, answer.text
     return [hit["id"] for hit in answer.json()["hits"]]
+
+
+def as_found(hits: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
+    """Return hits as a searcher has them: the server adds addresses and shortens paths."""
+    shown = [
+        {name: value for name, value in hit.items() if not name.endswith("_url")} for hit in hits
+    ]
+    for hit in shown:
+        uri = hit["document"]["uri"]
+        hit["document"]["uri"] = str(folder / uri) if uri else uri
+    return shown

@@ -50,6 +50,7 @@ def test_documents_are_put_found_read_and_deleted(client: TestClient) -> None:
     assert client.get("/v1/documents/t").json() == {
         **{"id": "t", "uri": "t.txt", "text": "blue"},
         "metadata": {"n": 1, "tags": ["a"]},
+        **{"image_url": None, "thumbnail_url": None},
     }
     words = client.get("/v1/documents/p/words", params={"top_k": 1}).json()
     assert [word["patch"] for word in words["words"]] == [0]

@@ -112,9 +112,13 @@ def test_a_file_keeps_hashes_alone_and_revoking_takes_effect_at_once(tmp_path: P
     "data",
     [
         "[]",
+        '{"format_version": 1, "keys": []}',
+        '{"format_version": 3, "keys": []}',
         '{"format_version": 2, "keys": []}',
-        '{"format_version": 1, "keys": [{"name": "x"}]}',
-        '{"format_version": 1, "keys": [{"name": "x", "scope": "all", "sha256": "", "created":1}]}',
+        '{"format_version": 2, "keys": [], "signing": "ab"}',
+        '{"format_version": 2, "signing": "%s", "keys": [{"name": "x"}]}' % ("0" * 64),
+        '{"format_version": 2, "signing": "%s", "keys": [{"name": "x", "scope": "all",'
+        ' "sha256": "", "created":1}]}' % ("0" * 64),
     ],
 )
 def test_a_bad_file_of_keys_is_no_file_of_no_keys(tmp_path: Path, data: str) -> None:

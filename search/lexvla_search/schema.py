@@ -26,8 +26,11 @@ __all__ = [
     "LegPart",
     "LegScore",
     "LineError",
+    "PictureUrls",
     "QueryRead",
     "SearchAnswer",
+    "ShownDocument",
+    "ShownHit",
     "TermMatch",
     "TextMatch",
     "Took",
@@ -46,6 +49,21 @@ class Document(TypedDict):
     uri: str
     text: str
     metadata: dict[str, Any]
+
+
+class PictureUrls(TypedDict):
+    """Addresses of a picture, to be appended to the server's; null where there is none.
+
+    The longer side of ``image_url`` is at most 1024 pixels, that of ``thumbnail_url`` 256. Where
+    they are signed, they load without a key for an hour.
+    """
+
+    image_url: str | None
+    thumbnail_url: str | None
+
+
+class ShownDocument(Document, PictureUrls):
+    """A document with its picture; ``uri`` is no absolute path of the server's machine."""
 
 
 class LegScore(TypedDict):
@@ -110,6 +128,10 @@ class Hit(TypedDict):
     explanation: Explanation | None
 
 
+class ShownHit(Hit, PictureUrls):
+    """A hit with its picture; the document's ``uri`` is as in `ShownDocument`."""
+
+
 class WeightedWord(TypedDict):
     """A word and its weight."""
 
@@ -152,7 +174,7 @@ class SearchAnswer(TypedDict):
     """Hits, best first. ``good_match`` is whether the first of all is relevant, null if unknown."""
 
     query: QueryRead
-    hits: list[Hit]
+    hits: list[ShownHit]
     good_match: bool | None
     took_ms: Took
     request_id: str
@@ -161,7 +183,7 @@ class SearchAnswer(TypedDict):
 class Explained(TypedDict):
     """One hit in full."""
 
-    hit: Hit
+    hit: ShownHit
 
 
 class EncodedItem(TypedDict):

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, cast
+from urllib.parse import unquote
 
 from fastapi import Depends
+from fastapi import Query as Parameter
 from starlette.requests import Request
 
 from lexvla.errors import LexVLAError
@@ -12,7 +16,7 @@ from lexvla_search.api.keys import Scope
 from lexvla_search.api.problems import Problem
 from lexvla_search.api.service import Service
 
-__all__ = ["READ", "WRITE", "Serving"]
+__all__ = ["READ", "WRITE", "Serving", "Signed"]
 
 
 # All of these are coroutines: FastAPI runs plain functions in threads.
@@ -23,6 +27,14 @@ async def _service(request: Request) -> Service:
 Serving = Annotated[Service, Depends(_service)]
 
 
+@contextmanager
+def _readable() -> Iterator[None]:
+    try:
+        yield
+    except LexVLAError as error:
+        raise Problem("unavailable", "the file of keys cannot be read; nobody is let in") from error
+
+
 def _check(request: Request, scope: Scope) -> None:
     service: Service = request.app.state.service
     if service.keys is None:
@@ -31,10 +43,8 @@ def _check(request: Request, scope: Scope) -> None:
     challenge = {"WWW-Authenticate": 'Bearer realm="lexvla"'}
     if scheme.lower() != "bearer" or not secret:
         raise Problem("unauthorized", "send Authorization: Bearer KEY", headers=challenge)
-    try:
+    with _readable():
         key = service.keys.find(secret.strip())
-    except LexVLAError as error:
-        raise Problem("unavailable", "the file of keys cannot be read; nobody is let in") from error
     if key is None:
         raise Problem("unauthorized", "there is no such key", headers=challenge)
     request.scope["lexvla.log"]["key"] = key.name
@@ -50,4 +60,23 @@ async def _write(request: Request) -> None:
     _check(request, "write")
 
 
+async def _signed(
+    request: Request,
+    document_id: str,
+    expires: Annotated[int | None, Parameter(description="Unix time.")] = None,
+    signature: Annotated[str | None, Parameter(max_length=64)] = None,
+) -> bool:
+    """Return whether the address is signed; one that is not needs a key."""
+    if signature is None:
+        _check(request, "read")
+        return False
+    service: Service = request.app.state.service
+    with _readable():
+        valid = service.pictures.may_load(unquote(document_id), expires or 0, signature)
+    if not valid:
+        raise Problem("forbidden", "the address has expired, or was not made by this server")
+    return True
+
+
+Signed = Annotated[bool, Depends(_signed)]
 READ, WRITE = Depends(_read), Depends(_write)

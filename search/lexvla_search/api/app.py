@@ -67,7 +67,14 @@ def create_app(settings: Settings, model: Encoder | None) -> FastAPI:
     for module in (search_routes, document_routes, index_routes):
         app.include_router(module.router)
     app.mount("/static", _Page(directory=index_routes.STATIC), name="static")
-    app.add_middleware(Frame, metrics=metrics, hosts=settings.hosts, admission=service.admission)
+    app.add_middleware(
+        Frame,
+        metrics=metrics,
+        hosts=settings.hosts,
+        origins=settings.origins,
+        paths=service.paths,
+        admission=service.admission,
+    )
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
 

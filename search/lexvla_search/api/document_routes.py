@@ -18,15 +18,13 @@ from starlette.types import Receive, Scope, Send
 from lexvla.errors import InputError, LexVLAError
 from lexvla.images import open_image
 from lexvla_indexer import Document
-from lexvla_indexer.roots import Roots
 from lexvla_indexer.strongest import SHOWN_WORDS
 from lexvla_search import schema
-from lexvla_search.api.access import READ, WRITE, Serving
+from lexvla_search.api.access import READ, WRITE, Serving, Signed
 from lexvla_search.api.problems import Problem, problem_of
 from lexvla_search.api.service import Service
 from lexvla_search.api.upsert import Upsert
 from lexvla_search.heatmap import heatmap, word_map
-from lexvla_search.searcher import document_to_dict
 
 __all__ = ["router"]
 
@@ -117,11 +115,11 @@ class _Acknowledging(Response):
         yield {"done": problem is None, "indexed": upsert.indexed, "rejected": upsert.rejected}
 
 
-@router.get("/{document_id}", response_model=schema.Document, dependencies=[READ])
+@router.get("/{document_id}", response_model=schema.ShownDocument, dependencies=[READ])
 async def get(document_id: str, service: Serving) -> JSONResponse:
     """Show what the index keeps of a document. A slash in an id must come as %2F."""
     document, _ = await service.run(lambda: service.fetch(unquote(document_id)))
-    return JSONResponse(document_to_dict(document))
+    return JSONResponse(service.pictures.document(document))
 
 
 @router.delete("/{document_id}", response_model=schema.Deleted, dependencies=[WRITE])
@@ -150,13 +148,18 @@ async def words(
     return JSONResponse(await service.run(read))
 
 
-@router.get("/{document_id}/image", response_class=Response, responses=_JPEG, dependencies=[READ])
+@router.get("/{document_id}/image", response_class=Response, responses=_JPEG)
 async def image(
     document_id: str,
     service: Serving,
+    signed: Signed,
     size: Annotated[int, Parameter(ge=16, le=2048)] = 512,
 ) -> Response:
-    """Show a document's picture, no side longer than this, if it lies in the server's folder."""
+    """Show a document's picture, no side longer than this.
+
+    The ``image_url`` and ``thumbnail_url`` of hits and documents lead here. A signed one needs no
+    key, and pages of all origins may show it.
+    """
 
     def draw() -> bytes:
         document, _ = service.fetch(unquote(document_id))
@@ -166,7 +169,10 @@ async def image(
         picture.save(data, "JPEG", quality=88)
         return data.getvalue()
 
-    return _cacheable(await service.run(draw), "image/jpeg")
+    answer = _cacheable(await service.run(draw), "image/jpeg")
+    if signed:
+        answer.headers["Cross-Origin-Resource-Policy"] = "cross-origin"
+    return answer
 
 
 @router.get(
@@ -191,19 +197,14 @@ def _cacheable(data: bytes, kind: str) -> Response:
 
 
 def _picture(service: Service, document: Document) -> Image.Image:
-    """Open a document's picture, if it lies in the folder that may be shown."""
-    folder = service.settings.images
-    if folder is None:
+    """Open a document's picture, if it may be shown."""
+    if service.settings.images is None:
         raise Problem("not-found", "this server shows no pictures; start it with --images")
     absent = Problem("not-found", f"there is no picture of {document.id!r} to show")
-    if not document.uri or "\0" in document.uri:
+    path = service.pictures.find(document)
+    if path is None:
         raise absent
-    root = folder.resolve()
     try:
-        # Resolved first, so that neither ".." nor a link leads out of the folder.
-        path = (root / Roots(service.index).locate(document, root)).resolve()
-        if not path.is_relative_to(root) or not path.is_file():
-            raise absent
         return open_image(path, document.id, service.limits.pixels)
-    except (OSError, RuntimeError, InputError) as error:
+    except InputError as error:
         raise absent from error

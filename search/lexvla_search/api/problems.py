@@ -91,12 +91,15 @@ class Problem(Exception):  # noqa: N818 - the RFC's word
             self.headers.setdefault("Retry-After", "1")
 
     def body(self, scope: Mapping[str, Any]) -> bytes:
-        """Return the JSON object that describes it."""
+        """Return the JSON object that describes it, without paths of this machine."""
+        detail = self.detail
+        for path in scope.get("lexvla.paths", ()):
+            detail = detail.replace(str(path), path.name)
         members: dict[str, Any] = {
             "type": _URN + self.kind,
             "title": self.title,
             "status": self.status,
-            "detail": self.detail,
+            "detail": detail,
             "instance": scope.get("raw_path", b"/").decode("ascii", "replace"),
             "request_id": scope.get("lexvla.request_id", ""),
             **({"errors": self.errors} if self.errors else {}),

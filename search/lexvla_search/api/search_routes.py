@@ -149,7 +149,7 @@ def _search(
             "legs": list(answer.legs),
             "fusion": str(answer.fusion),
         },
-        "hits": [hit.to_dict() for hit in answer.hits],
+        "hits": [service.pictures.hit(hit) for hit in answer.hits],
         "good_match": answer.good_match,
         "took_ms": {
             "encode": _milliseconds(answer.encode_seconds),
@@ -165,7 +165,7 @@ def _explain(service: Service, asked: ExplainRequest, image: bytes | None) -> sc
     service.look_for_fusion()
     service.fetch(asked.id)
     with _deletions():
-        return {"hit": service.searcher.explain(query, asked.id).to_dict()}
+        return {"hit": service.pictures.hit(service.searcher.explain(query, asked.id))}
 
 
 @contextmanager

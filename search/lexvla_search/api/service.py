@@ -27,6 +27,7 @@ from lexvla_search.api.bodies import Intake
 from lexvla_search.api.fetching import Fetcher
 from lexvla_search.api.keys import Keys
 from lexvla_search.api.metrics import Metrics
+from lexvla_search.api.pictures import Pictures
 from lexvla_search.api.problems import Problem
 from lexvla_search.api.settings import Settings
 from lexvla_search.api.writing import IndexWriter
@@ -56,14 +57,23 @@ class Service:
         self.index: Index = open_index(settings.index)
         self.model = None if model is None else Batcher(model, self._observe)
         self.searcher = Searcher(self.model, self.index)
+        places = [self.index.directory, settings.images, settings.keys]
+        absolute = [place.absolute() for place in places if place is not None]
+        self.paths = tuple(dict.fromkeys([*absolute, *(path.resolve() for path in absolute)]))
         self._looked = time.monotonic()
         self.writer = IndexWriter(settings.index, self.searcher.model, limits.writer_seconds)
         self.admission = Admission(limits.concurrency, "requests")
         self.upserts = Admission(limits.upserts, "upserts")
         self.intake = Intake(limits)
+        self.pictures = Pictures(self.index, settings.images, self._signing())
         self.fetcher = Fetcher(settings.image_hosts, limits.body_bytes)
         self._threads = ThreadPoolExecutor(limits.threads, "search")
         self._writing = ThreadPoolExecutor(1, "write")
+
+    def _signing(self) -> Callable[[], bytes] | None:
+        if self.keys is not None:
+            return self.keys.signing
+        return (lambda: self.settings.signing) if self.settings.origins else None
 
     def _observe(self, call: str, items: int, waiting: int) -> None:
         self.metrics.batches.labels(call).observe(items)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import secrets
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -61,9 +62,12 @@ class Settings:
         images: The folder whose pictures may be shown.
         image_hosts: Hosts that an ``image_url`` may name, each with ``:port`` unless it is the
             default one; without any, no image is fetched.
+        origins: Of web pages that may use the API, such as ``https://shop.example``; ``*`` is every
+            origin.
         hosts: ``Host`` headers to accept; ``None`` accepts any. Without keys this keeps other web
             pages from reaching the server under a name of their own.
         log_queries: Log what people search for.
+        signing: Signs addresses of pictures where there are no keys; workers share it.
         limits: Limits on requests.
     """
 
@@ -71,8 +75,10 @@ class Settings:
     keys: Path | None = None
     images: Path | None = None
     image_hosts: tuple[str, ...] = ()
+    origins: tuple[str, ...] = ()
     hosts: tuple[str, ...] | None = LOOPBACK_HOSTS
     log_queries: bool = False
+    signing: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
     limits: Limits = field(default_factory=Limits)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from lexvla_search.cli.console import UsageError, note
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+_ORIGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/?#@\s]+")
 _SHARED_FIGURES = "PROMETHEUS_MULTIPROC_DIR"
 
 
@@ -32,6 +34,13 @@ def _port(text: str) -> int:
     if not (text.isascii() and text.isdecimal() and int(text) < 65536):
         raise argparse.ArgumentTypeError(f"must be a port from 0 to 65535, not {text!r}")
     return int(text)
+
+
+def _origin(text: str) -> str:
+    if text != "*" and not _ORIGIN.fullmatch(text):
+        rule = "must be a scheme and a host without a path, such as https://shop.example, or *"
+        raise argparse.ArgumentTypeError(f"{rule}, not {text!r}")
+    return text.lower()
 
 
 def _limit(what: str, metavar: str) -> Any:
@@ -53,6 +62,12 @@ class Options(IndexOptions, ModelOptions):
         "fetch an image_url from this host; may be given several times",
         action="append",
         metavar="HOST",
+    )
+    cors_origin: list[str] | None = option(
+        "let web pages of this origin use the API; may be given several times",
+        action="append",
+        type=_origin,
+        metavar="ORIGIN",
     )
     workers: int = option("processes (1)", type=positive, default=1, metavar="N")
     create: bool = flag("create the index if there is none")
@@ -97,6 +112,7 @@ def run(options: Options) -> int:
         keys=options.keys,
         images=options.images,
         image_hosts=tuple(options.allow_image_host or ()),
+        origins=tuple(options.cors_origin or ()),
         log_queries=options.log_queries,
         limits=Limits(**{name: value for name, value in given.items() if value is not None}),
     )

@@ -1,0 +1,106 @@
+"""The pictures of documents: where they are, and addresses that a browser may load them from."""
+
+from __future__ import annotations
+
+import hmac
+import os
+import time
+from base64 import urlsafe_b64encode
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import quote, unquote, urlsplit
+
+from lexvla_indexer import Document, Index
+from lexvla_indexer.roots import Roots
+from lexvla_search import schema
+from lexvla_search.searcher import Hit, document_to_dict
+
+__all__ = ["Pictures"]
+
+_IMAGE, _THUMBNAIL = 1024, 256  # pixels of the longer side
+# Seconds. An address stays the same for a while, so that browsers need not load a picture again.
+_SAME, _VALID = 600, 3600
+_SOURCES_SECONDS = 2.0  # between looks at where the sources lie
+
+
+class Pictures:
+    """Find pictures in a folder, and tell people of documents without paths of this machine.
+
+    Args:
+        index: Says where the sources of its documents lie.
+        folder: Only pictures in it are shown; ``None`` shows none.
+        signing: Returns the secret that signs addresses, as an ``<img>`` can send no key; ``None``
+            leaves them unsigned.
+    """
+
+    def __init__(
+        self, index: Index, folder: Path | None, signing: Callable[[], bytes] | None
+    ) -> None:
+        self._index = index
+        self._sources, self._looked = Roots(index), time.monotonic()
+        # As an index may have it, and as it is.
+        self._roots = () if folder is None else (folder.absolute(), folder.resolve())
+        self._root = self._roots[1] if self._roots else None
+        self._signing = signing
+
+    def find(self, document: Document) -> Path | None:
+        """Return the file of a document's picture, if it lies in the folder."""
+        if self._root is None or not document.uri or "\0" in document.uri:
+            return None
+        try:
+            # Resolved first, so that neither ".." nor a link leads out of the folder.
+            located = self._newest_sources().locate(document, self._root)
+            path = Path(os.path.realpath(self._root / located))
+            return path if path.is_relative_to(self._root) and path.is_file() else None
+        except OSError:  # a name that is too long
+            return None
+
+    def document(self, document: Document) -> schema.ShownDocument:
+        """Return what people see of a document."""
+        shown = document_to_dict(document)
+        shown["uri"] = self._shown_uri(shown["uri"])
+        return {**shown, **self._addresses(document)}
+
+    def hit(self, hit: Hit) -> schema.ShownHit:
+        """Return what people see of a hit."""
+        shown = hit.to_dict()
+        shown["document"]["uri"] = self._shown_uri(shown["document"]["uri"])
+        return {**shown, **self._addresses(hit.document)}
+
+    def may_load(self, name: str, expires: int, signature: str) -> bool:
+        """Return whether an address of a document's picture was signed here and has not expired."""
+        if self._signing is None or expires < time.time():
+            return False
+        return hmac.compare_digest(self._sign(name, expires).encode(), signature.encode())
+
+    def _addresses(self, document: Document) -> schema.PictureUrls:
+        if self.find(document) is None:
+            return {"image_url": None, "thumbnail_url": None}
+        place = f"/v1/documents/{quote(document.id, safe='')}/image"
+        signed = ""
+        if self._signing is not None:
+            expires = (int(time.time()) // _SAME + 1) * _SAME + _VALID
+            signed = f"&expires={expires}&signature={self._sign(document.id, expires)}"
+        image, thumbnail = (f"{place}?size={side}{signed}" for side in (_IMAGE, _THUMBNAIL))
+        return {"image_url": image, "thumbnail_url": thumbnail}
+
+    def _newest_sources(self) -> Roots:
+        now = time.monotonic()
+        if now > self._looked + _SOURCES_SECONDS:
+            self._sources, self._looked = Roots(self._index), now
+        return self._sources
+
+    def _sign(self, name: str, expires: int) -> str:
+        secret = b"" if self._signing is None else self._signing()
+        made = hmac.digest(secret, f"{expires}\n{name}".encode(), "sha256")
+        return urlsafe_b64encode(made).decode().rstrip("=")
+
+    def _shown_uri(self, uri: str) -> str:
+        """Return a path relative to the folder, or, of a file elsewhere, its name."""
+        path = unquote(urlsplit(uri).path) if uri.startswith("file:") else uri
+        if not path.startswith("/"):
+            return uri
+        for root in self._roots:
+            if Path(path).is_relative_to(root):
+                return os.path.relpath(path, root)
+        return Path(path).name
