@@ -7,7 +7,7 @@ import errno
 import io
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import BinaryIO, Final, Protocol
 from urllib.parse import unquote
@@ -16,11 +16,19 @@ import numpy as np
 from PIL import Image, ImageFile
 
 from lexvla.errors import InputError
-from lexvla.image_files import check_size, decode_file
+from lexvla.image_files import check_size, decode_file, open_header
 from lexvla.image_formats import FORMATS
 from lexvla.rgb import DECODE_ERRORS, Warn, orientation_of, to_rgb, turn
 
-__all__ = ["ENOUGH_SIDE", "MAX_PIXELS", "ImageSource", "name_of", "open_image", "resize"]
+__all__ = [
+    "ENOUGH_SIDE",
+    "MAX_PIXELS",
+    "ImageSource",
+    "image_size",
+    "name_of",
+    "open_image",
+    "resize",
+]
 
 
 class Tensor(Protocol):
@@ -99,6 +107,21 @@ def open_image(
         return _from_array(_of_tensor(source, name), name, max_pixels, said)
     kind = type(source).__name__
     raise InputError(name, f"an image cannot be read from a value of type {kind}")
+
+
+def image_size(source: bytes | Path, name: str, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """Return the width and height in a file's header, without decoding it.
+
+    `InputError` if `open_image` would refuse the file for what is in its header.
+    """
+    with (
+        nullcontext(io.BytesIO(source))
+        if isinstance(source, bytes)
+        else _opened(source, name) as file
+    ):
+        size = open_header(file, name, lambda lost: None)[0].size
+    check_size(size, name, max_pixels)
+    return size
 
 
 def name_of(source: ImageSource) -> str:

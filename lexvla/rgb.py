@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 import numpy as np
@@ -41,6 +41,7 @@ _TRANSPOSITIONS: Final = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_BAND = 1 << 20  # pixels
 _WHITE = (255, 255, 255, 255)
 _SAMPLE_FORMAT = 339  # of TIFF
 
@@ -81,11 +82,14 @@ def to_rgb(image: Image.Image, name: str, warn: Warn) -> Image.Image:
         if image.mode == "LAB":
             lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
             return ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB") or image
-        if image.has_transparency_data:
-            colour = image.convert("RGBA")
+        if not image.has_transparency_data:
+            return image.convert("RGB")
+        made = Image.new("RGB", image.size)
+        for rows in _bands(*image.size):
+            colour = image.crop((0, rows.start, image.width, rows.stop)).convert("RGBA")
             white = Image.new("RGBA", colour.size, _WHITE)
-            image = Image.alpha_composite(white, colour)
-        return image.convert("RGB")
+            made.paste(Image.alpha_composite(white, colour).convert("RGB"), (0, rows.start))
+        return made
     except (ValueError, OSError, ImageCms.PyCMSError) as error:
         raise InputError(name, f"mode {image.mode} cannot become RGB ({error})") from error
 
@@ -99,14 +103,32 @@ def _eight_bits(image: Image.Image, name: str, warn: Warn) -> Image.Image:
         values = values.view(np.uint32)
     # Pillow has 32-bit grey too, mostly as a container of 16-bit values.
     if values.dtype.itemsize > 2 and (values.min() < 0 or values.max() > 0xFFFF):
-        return Image.fromarray(_stretched(values.astype(np.float64), warn))
-    deep = values.astype(np.uint16)
-    whole = deep // 257
-    grey = (whole + (deep - 257 * whole > 128)).astype(np.uint8)
+        return Image.fromarray(_stretched(values, warn))
     transparent = image.info.get("transparency")
-    if isinstance(transparent, int):
-        grey[values == transparent] = 255
-    return Image.fromarray(grey)
+
+    def scale(band: np.ndarray) -> np.ndarray:
+        deep = band.astype(np.uint16)
+        whole = deep // 257
+        grey = whole + (deep - 257 * whole > 128)
+        if isinstance(transparent, int):
+            grey[band == transparent] = 255
+        return grey
+
+    return Image.fromarray(_by_bands(values, scale))
+
+
+def _bands(width: int, height: int) -> Iterator[slice]:
+    """Yield rows that are converted at a time: that takes several copies, of many bytes a pixel."""
+    rows = max(1, _BAND // width)
+    for top in range(0, height, rows):
+        yield slice(top, min(top + rows, height))
+
+
+def _by_bands(values: np.ndarray, convert: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    made = np.empty(values.shape, np.uint8)
+    for rows in _bands(values.shape[1], values.shape[0]):
+        made[rows] = convert(values[rows])
+    return made
 
 
 def _is_unsigned(image: Image.Image) -> bool:
@@ -122,12 +144,12 @@ def _of_floats(values: np.ndarray, name: str, warn: Warn) -> np.ndarray:
         warn("pixels that are not finite numbers are shown black")
         values = np.where(finite, values, values[finite].min())
     if values.min() >= 0 and values.max() <= 1:
-        return np.asarray(np.rint(values * 255), np.uint8)
-    return _stretched(values.astype(np.float64), warn)
+        return _by_bands(values, lambda band: np.rint(band * 255))
+    return _stretched(values, warn)
 
 
 def _stretched(values: np.ndarray, warn: Warn) -> np.ndarray:
-    low, high = values.min(), values.max()
+    low, high = float(values.min()), float(values.max())
     warn(f"its values have no stated range: {low:g} is shown black, and {high:g} white")
     scale = 255 / (high - low) if high > low else 0.0
-    return np.asarray(np.rint((values - low) * scale), np.uint8)
+    return _by_bands(values, lambda band: np.rint((band.astype(np.float64) - low) * scale))

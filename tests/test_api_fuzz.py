@@ -37,6 +37,7 @@ OPERATIONS = [
     ("GET", "/v1/documents/{document_id}/words"),
     ("GET", "/v1/index"),
     ("GET", "/v1/words"),
+    ("PATCH", "/v1/documents/{document_id}"),
     ("POST", "/v1/encode"),
     ("POST", "/v1/explain"),
     ("POST", "/v1/search"),
@@ -98,7 +99,13 @@ def test_the_description_names_all_routes_and_has_examples(tmp_path: Path) -> No
     found = described["paths"].items()
     assert sorted((m.upper(), path) for path, methods in found for m in methods) == OPERATIONS
     schemas = described["components"]["schemas"]
-    for name in ("SearchRequest", "ExplainRequest", "EncodeRequest", "DocumentLine"):
+    for name in (
+        "SearchRequest",
+        "ExplainRequest",
+        "EncodeRequest",
+        "DocumentLine",
+        "DocumentPatch",
+    ):
         assert schemas[name]["examples"]
         assert schemas[name]["additionalProperties"] is False
     with served(tmp_path) as client:

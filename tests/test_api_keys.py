@@ -27,7 +27,11 @@ READING = [
     ("GET", "/v1/index"),
     ("GET", "/v1/words?prefix=r"),
 ]
-WRITING = [("PUT", "/v1/documents"), ("DELETE", "/v1/documents/nothing")]
+WRITING = [
+    ("PUT", "/v1/documents"),
+    ("PATCH", "/v1/documents/nothing"),
+    ("DELETE", "/v1/documents/nothing"),
+]
 OPEN = [
     ("GET", "/healthz"),
     ("GET", "/readyz"),

@@ -21,7 +21,7 @@ from lexvla.errors import UnknownDocumentError
 from lexvla.images import ImageSource
 from lexvla_indexer import Document, open_index
 from lexvla_search import Query, ReciprocalRank, Searcher, Weighted, save_fusion
-from lexvla_search.api import Settings, create_app, search_routes, service
+from lexvla_search.api import Settings, create_app, service
 from lexvla_search.candidates import Candidates
 from lexvla_search.fusion import FUSIONS
 from search_fakes import PICTURES, MappingEncoder
@@ -186,7 +186,7 @@ def test_many_pixels_are_encoded_in_groups(tmp_path: Path, monkeypatch: pytest.M
     files = [("image", (name, png(picture))) for name, picture in PICTURES.items()]
     with served(tmp_path, Counting()) as client:
         whole = client.post("/v1/encode", files=files).json()
-        monkeypatch.setattr(search_routes, "_GROUP_PIXELS", 2 * 64 * 64)
+        monkeypatch.setattr(client.app.state.service.decoding, "most", 2 * 64 * 64)
         Counting.counts.clear()
         assert client.post("/v1/encode", files=files).json() == whole
     assert len(whole["items"]) == len(PICTURES) == 4

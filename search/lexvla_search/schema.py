@@ -26,6 +26,7 @@ __all__ = [
     "LegPart",
     "LegScore",
     "LineError",
+    "Patched",
     "PictureUrls",
     "QueryRead",
     "SearchAnswer",
@@ -213,6 +214,12 @@ class UpsertAnswer(TypedDict):
     indexed: int
     rejected: int
     errors: list[LineError]
+
+
+class Patched(ShownDocument):
+    """A document as it is now, and whether its new text was encoded."""
+
+    encoded_again: bool
 
 
 class Deleted(TypedDict):

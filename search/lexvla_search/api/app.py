@@ -19,6 +19,7 @@ from lexvla_search.api.frame import Frame
 from lexvla_search.api.metrics import Metrics
 from lexvla_search.api.models import (
     DocumentLine,
+    DocumentPatch,
     EncodeRequest,
     ExplainRequest,
     ProblemModel,
@@ -30,7 +31,7 @@ from lexvla_search.api.settings import Settings
 
 __all__ = ["create_app"]
 
-_BODIES = (SearchRequest, ExplainRequest, EncodeRequest, DocumentLine, ProblemModel)
+_BODIES = (SearchRequest, ExplainRequest, EncodeRequest, DocumentLine, DocumentPatch, ProblemModel)
 _SCHEMAS = "#/components/schemas/"
 
 

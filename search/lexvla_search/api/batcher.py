@@ -125,9 +125,12 @@ class Batcher:
 
     def _run(self) -> None:
         while taken := self._next():
-            jobs = [job for job in taken if job.answer.set_running_or_notify_cancel()]
-            if not jobs:
-                continue
+            self._answer_waiting(taken)
+            del taken  # images, too large to be kept until the next call
+
+    def _answer_waiting(self, taken: list[_Job]) -> None:
+        jobs = [job for job in taken if job.answer.set_running_or_notify_cancel()]
+        if jobs:
             self._answer(jobs)
             if self._observe is not None:
                 count = sum(len(job.items or (1,)) for job in jobs)

@@ -16,7 +16,7 @@ from starlette.requests import Request
 from lexvla_search.api.problems import Problem, invalid
 from lexvla_search.api.settings import Limits
 
-__all__ = ["Intake", "body_schema", "decode"]
+__all__ = ["Intake", "body_schema", "content_type", "decode"]
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -50,11 +50,7 @@ class Intake:
         self, request: Request, model: type[Model]
     ) -> AsyncIterator[tuple[Model, list[bytes]]]:
         """Yield the parsed JSON of a body and the files of its image parts."""
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind not in (_JSON, _PARTS):
-            raise Problem(
-                "unsupported-media-type", f"send {_JSON} or {_PARTS}, not {kind or 'nothing'}"
-            )
+        kind = content_type(request, _JSON, _PARTS)
         async with self.body(request) as body:
             if kind == _JSON:
                 yield _parse(model, body), []
@@ -63,9 +59,17 @@ class Intake:
                 yield _parse(model, query), files
 
     @asynccontextmanager
+    async def json(self, request: Request, model: type[Model], *kinds: str) -> AsyncIterator[Model]:
+        """Yield the parsed JSON of a body of one of these content types."""
+        content_type(request, *kinds)
+        async with self.body(request) as body:
+            yield _parse(model, body)
+
+    @asynccontextmanager
     async def body(self, request: Request) -> AsyncIterator[bytes]:
         """Yield a whole body, whose bytes count as held until the context ends."""
         most = self._limits.body_bytes
+        _check_coding(request)
         self._check_length(request, most)
         body = bytearray()
         try:
@@ -87,6 +91,7 @@ class Intake:
     async def lines(self, request: Request) -> AsyncIterator[tuple[int, bytes]]:
         """Yield each line that is not blank with its number, from 1, as it arrives."""
         limits = self._limits
+        _check_coding(request)
         self._check_length(request, limits.upsert_bytes)
         stream = aiter(request.stream())
         rest, total, number = bytearray(), 0, 0
@@ -123,6 +128,23 @@ class Intake:
         seconds = f"{self._limits.body_seconds:g} seconds"
         headers = {"Connection": "close"}
         return Problem("timeout", f"the body did not come within {seconds}", headers=headers)
+
+
+def content_type(request: Request, *kinds: str) -> str:
+    """Return the content type of a body, one of these; a `Problem` if it is another."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind not in kinds:
+        sent = f"send {' or '.join(kinds)}, not {kind or 'nothing'}"
+        raise Problem("unsupported-media-type", sent)
+    return kind
+
+
+def _check_coding(request: Request) -> None:
+    # Images are compressed already, and a small compressed body may expand to a large one.
+    coding = request.headers.get("content-encoding", "").strip().lower()
+    if coding not in ("", "identity"):
+        rule = f"send the body as it is, not as {coding}"
+        raise Problem("unsupported-media-type", rule, headers={"Accept-Encoding": "identity"})
 
 
 def decode(text: str, field: str) -> bytes:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import unquote
 
@@ -15,12 +17,16 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from lexvla.errors import InputError, LexVLAError
+from lexvla.encoding import Encoding
+from lexvla.errors import InputError, LexVLAError, UnknownDocumentError
 from lexvla.images import open_image
 from lexvla_indexer import Document
 from lexvla_indexer.strongest import SHOWN_WORDS
 from lexvla_search import schema
 from lexvla_search.api.access import READ, WRITE, Serving, Signed
+from lexvla_search.api.bodies import content_type
+from lexvla_search.api.decoding import count_pixels
+from lexvla_search.api.models import DocumentPatch
 from lexvla_search.api.problems import Problem, problem_of
 from lexvla_search.api.service import Service
 from lexvla_search.api.upsert import Upsert
@@ -38,6 +44,11 @@ _LINE_SCHEMA = {
         "content": {_LINES: {"schema": {"$ref": "#/components/schemas/DocumentLine"}}},
     }
 }
+_MERGE, _JSON = "application/merge-patch+json", "application/json"
+_PATCH_REF = {"schema": {"$ref": "#/components/schemas/DocumentPatch"}}
+_PATCH_SCHEMA = {
+    "requestBody": {"required": True, "content": {_MERGE: _PATCH_REF, _JSON: _PATCH_REF}}
+}
 _PNG: dict[int | str, dict[str, Any]] = {
     200: {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}}
 }
@@ -54,9 +65,7 @@ async def put(request: Request, service: Serving) -> Response:
 
     With ``Accept: application/x-ndjson``, a line of the answer tells of each commit as it is made.
     """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind not in (_LINES, "application/jsonl"):
-        raise Problem("unsupported-media-type", f"send {_LINES}, not {kind or 'nothing'}")
+    content_type(request, _LINES, "application/jsonl")
     service.encoder()
     if _LINES in request.headers.get("accept", ""):
         return _Acknowledging(request, service)
@@ -122,12 +131,45 @@ async def get(document_id: str, service: Serving) -> JSONResponse:
     return JSONResponse(service.pictures.document(document))
 
 
+@router.patch(
+    "/{document_id}",
+    response_model=schema.Patched,
+    dependencies=[WRITE],
+    openapi_extra=_PATCH_SCHEMA,
+)
+async def patch(request: Request, document_id: str, service: Serving) -> JSONResponse:
+    """Change a document's metadata, text or uri without its image; null removes.
+
+    The vectors stay. Only a document that was encoded from its text is encoded again if that
+    changes, and the answer says so.
+    """
+    name = unquote(document_id)
+
+    def change(old: Document) -> Document:
+        given = {field: getattr(asked, field) for field in asked.model_fields_set}
+        text, uri = (given.get(each, getattr(old, each)) or "" for each in ("text", "uri"))
+        changes = given.get("metadata", {})
+        merged = {} if changes is None else {**old.metadata, **changes}
+        metadata = {key: value for key, value in merged.items() if value is not None}
+        return replace(old, text=text, uri=uri, metadata=metadata)
+
+    with service.upserts.place():
+        async with service.intake.json(request, DocumentPatch, _MERGE, _JSON) as asked:
+            try:
+                made = await service.write(lambda: service.writer.change(name, change))
+            except UnknownDocumentError as error:
+                raise Problem("not-found", f"the index has no document {name!r}") from error
+    document, again = made
+    return JSONResponse({**service.pictures.document(document), "encoded_again": again})
+
+
 @router.delete("/{document_id}", response_model=schema.Deleted, dependencies=[WRITE])
 async def delete(document_id: str, service: Serving) -> JSONResponse:
     """Delete a document."""
     name = unquote(document_id)
     with service.upserts.place():
         deleted = await service.write(lambda: service.writer.delete([name]))
+        await service.keep_thumbnails([name])
     if not deleted:
         raise Problem("not-found", f"the index has no document {name!r}")
     return JSONResponse({"deleted": deleted})
@@ -150,6 +192,7 @@ async def words(
 
 @router.get("/{document_id}/image", response_class=Response, responses=_JPEG)
 async def image(
+    request: Request,
     document_id: str,
     service: Serving,
     signed: Signed,
@@ -161,15 +204,13 @@ async def image(
     key, and pages of all origins may show it.
     """
 
-    def draw() -> bytes:
-        document, _ = service.fetch(unquote(document_id))
-        picture = _picture(service, document)
+    def draw(picture: Image.Image, encoding: Encoding) -> bytes:
         picture.thumbnail((size, size), Image.Resampling.LANCZOS)
         data = io.BytesIO()
         picture.save(data, "JPEG", quality=88)
         return data.getvalue()
 
-    answer = _cacheable(await service.run(draw), "image/jpeg")
+    answer = await _draw(request, service, unquote(document_id), "image/jpeg", draw)
     if signed:
         answer.headers["Cross-Origin-Resource-Policy"] = "cross-origin"
     return answer
@@ -178,33 +219,49 @@ async def image(
 @router.get(
     "/{document_id}/heatmap/{word}", response_class=Response, responses=_PNG, dependencies=[READ]
 )
-async def word_heatmap(document_id: str, word: str, service: Serving) -> Response:
+async def word_heatmap(request: Request, document_id: str, word: str, service: Serving) -> Response:
     """Show where in a document's picture a word was read from."""
 
-    def draw() -> bytes:
-        document, encoding = service.fetch(unquote(document_id))
-        picture = _picture(service, document)
+    def draw(picture: Image.Image, encoding: Encoding) -> bytes:
         weights = word_map(service.encoder(), picture, unquote(word), encoding)
         data = io.BytesIO()
         heatmap(picture, weights).save(data, "PNG")
         return data.getvalue()
 
-    return _cacheable(await service.run(draw), "image/png")
+    return await _draw(request, service, unquote(document_id), "image/png", draw)
 
 
-def _cacheable(data: bytes, kind: str) -> Response:
-    return Response(data, media_type=kind, headers={"Cache-Control": "private, max-age=600"})
+async def _draw(
+    request: Request,
+    service: Service,
+    name: str,
+    kind: str,
+    draw: Callable[[Image.Image, Encoding], bytes],
+) -> Response:
+    """Answer with what is drawn of a document's picture, if it may be shown."""
+    absent = Problem("not-found", f"there is no picture of {name!r} to show")
+    most = service.limits.pixels
 
+    def find() -> tuple[Path | bytes, Encoding]:
+        document, encoding = service.fetch(name)
+        picture = service.pictures.find(document)
+        if picture is None:
+            raise absent
+        try:
+            count_pixels(picture, name, most)
+        except InputError as error:
+            raise absent from error
+        return picture, encoding
 
-def _picture(service: Service, document: Document) -> Image.Image:
-    """Open a document's picture, if it may be shown."""
-    if service.settings.images is None:
+    def work() -> bytes:
+        try:
+            opened = open_image(picture, name, most)
+        except InputError as error:
+            raise absent from error
+        return draw(opened, encoding)
+
+    if not service.shows_pictures:
         raise Problem("not-found", "this server shows no pictures; start it with --images")
-    absent = Problem("not-found", f"there is no picture of {document.id!r} to show")
-    path = service.pictures.find(document)
-    if path is None:
-        raise absent
-    try:
-        return open_image(path, document.id, service.limits.pixels)
-    except InputError as error:
-        raise absent from error
+    picture, encoding = await service.run(find)
+    data = await service.run_on(request, {name: picture}, work)
+    return Response(data, media_type=kind, headers={"Cache-Control": "private, max-age=600"})

@@ -81,7 +81,7 @@ def _facts(service: Service) -> schema.Facts:
         "has_text": "text" in service.index.legs(),
         "fusion": service.fusion(),
         "writable": service.model is not None and (folder is None or os.access(folder, os.W_OK)),
-        "images": service.settings.images is not None,
+        "images": service.shows_pictures,
         "limits": {
             "k": limits.k,
             "offset": limits.offset,

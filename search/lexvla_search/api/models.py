@@ -21,6 +21,7 @@ from lexvla_search.query import MAX_TEXT_LENGTH
 
 __all__ = [
     "DocumentLine",
+    "DocumentPatch",
     "EncodeRequest",
     "ExplainRequest",
     "FusionSettings",
@@ -165,6 +166,18 @@ class DocumentLine(_Request):
         if not images and not self.text.strip():
             raise ValueError("a document needs a text, an image or an image_url")
         return self
+
+
+class DocumentPatch(_Request):
+    """Changes of a document, as of RFC 7396: what is absent stays, null removes."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"metadata": {"price": 9.5, "sale": None}}]}
+    )
+
+    text: str | None = None
+    uri: str | None = None
+    metadata: dict[str, MetadataValue | None] | None = None
 
 
 class ProblemModel(BaseModel):

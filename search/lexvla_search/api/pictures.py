@@ -13,6 +13,7 @@ from urllib.parse import quote, unquote, urlsplit
 from lexvla_indexer import Document, Index
 from lexvla_indexer.roots import Roots
 from lexvla_search import schema
+from lexvla_search.api.thumbnails import Thumbnails
 from lexvla_search.searcher import Hit, document_to_dict
 
 __all__ = ["Pictures"]
@@ -24,36 +25,36 @@ _SOURCES_SECONDS = 2.0  # between looks at where the sources lie
 
 
 class Pictures:
-    """Find pictures in a folder, and tell people of documents without paths of this machine.
+    """Find documents' pictures, and tell people of documents without paths of this machine.
 
     Args:
         index: Says where the sources of its documents lie.
-        folder: Only pictures in it are shown; ``None`` shows none.
+        folder: The files that may be shown; ``None`` shows none.
+        thumbnails: Of uploaded pictures, if any are kept; a file comes first.
         signing: Returns the secret that signs addresses, as an ``<img>`` can send no key; ``None``
             leaves them unsigned.
     """
 
     def __init__(
-        self, index: Index, folder: Path | None, signing: Callable[[], bytes] | None
+        self,
+        index: Index,
+        folder: Path | None,
+        thumbnails: Thumbnails | None,
+        signing: Callable[[], bytes] | None,
     ) -> None:
-        self._index = index
+        self._index, self._thumbnails = index, thumbnails
         self._sources, self._looked = Roots(index), time.monotonic()
         # As an index may have it, and as it is.
         self._roots = () if folder is None else (folder.absolute(), folder.resolve())
         self._root = self._roots[1] if self._roots else None
         self._signing = signing
 
-    def find(self, document: Document) -> Path | None:
-        """Return the file of a document's picture, if it lies in the folder."""
-        if self._root is None or not document.uri or "\0" in document.uri:
-            return None
-        try:
-            # Resolved first, so that neither ".." nor a link leads out of the folder.
-            located = self._newest_sources().locate(document, self._root)
-            path = Path(os.path.realpath(self._root / located))
-            return path if path.is_relative_to(self._root) and path.is_file() else None
-        except OSError:  # a name that is too long
-            return None
+    def find(self, document: Document) -> Path | bytes | None:
+        """Return the file of a document's picture, its thumbnail, or ``None``."""
+        path, thumbnails = self._file(document), self._thumbnails
+        if path is not None or thumbnails is None:
+            return path
+        return thumbnails.get(document.id, document.fingerprint)
 
     def document(self, document: Document) -> schema.ShownDocument:
         """Return what people see of a document."""
@@ -73,8 +74,25 @@ class Pictures:
             return False
         return hmac.compare_digest(self._sign(name, expires).encode(), signature.encode())
 
+    def _has(self, document: Document) -> bool:
+        if self._file(document) is not None:
+            return True
+        thumbnails = self._thumbnails
+        return thumbnails is not None and thumbnails.has(document.id, document.fingerprint)
+
+    def _file(self, document: Document) -> Path | None:
+        if self._root is None or not document.uri or "\0" in document.uri:
+            return None
+        try:
+            # Resolved first, so that neither ".." nor a link leads out of the folder.
+            located = self._newest_sources().locate(document, self._root)
+            path = Path(os.path.realpath(self._root / located))
+            return path if path.is_relative_to(self._root) and path.is_file() else None
+        except OSError:  # a name that is too long
+            return None
+
     def _addresses(self, document: Document) -> schema.PictureUrls:
-        if self.find(document) is None:
+        if not self._has(document):
             return {"image_url": None, "thumbnail_url": None}
         place = f"/v1/documents/{quote(document.id, safe='')}/image"
         signed = ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from fastapi import APIRouter
@@ -16,6 +16,7 @@ from lexvla.images import open_image
 from lexvla_search import schema
 from lexvla_search.api.access import READ, Serving
 from lexvla_search.api.bodies import body_schema, decode
+from lexvla_search.api.decoding import count_pixels
 from lexvla_search.api.models import (
     EncodeRequest,
     ExplainRequest,
@@ -32,7 +33,7 @@ __all__ = ["router"]
 router = APIRouter(prefix="/v1", dependencies=[READ])
 
 _SHOWN_WORDS = 32  # of a query
-_GROUP_PIXELS = 25_000_000  # of the images open at a time, for one call of the model
+_QUERY_IMAGE = "the query's image"
 _FILE = {"type": "string", "format": "binary"}
 _ONE = _FILE
 _MANY = {"type": "array", "items": _FILE, "minItems": 1}
@@ -48,9 +49,10 @@ async def search(request: Request, service: Serving) -> JSONResponse:
         image = await _image(service, asked, files)
         _note(request, service, asked)
         name = request.scope["lexvla.request_id"]
-        return JSONResponse(
-            await service.run(lambda: _search(service, asked, image, name, started))
+        answer = await service.run_on(
+            request, _named(image), lambda: _search(service, asked, image, name, started)
         )
+    return JSONResponse(answer)
 
 
 @router.post(
@@ -61,7 +63,10 @@ async def explain(request: Request, service: Serving) -> JSONResponse:
     async with service.intake.receive(request, ExplainRequest) as (asked, files):
         image = await _image(service, asked, files)
         _note(request, service, asked)
-        return JSONResponse(await service.run(lambda: _explain(service, asked, image)))
+        answer = await service.run_on(
+            request, _named(image), lambda: _explain(service, asked, image)
+        )
+    return JSONResponse(answer)
 
 
 @router.post(
@@ -77,8 +82,13 @@ async def encode(request: Request, service: Serving) -> JSONResponse:
             raise Problem("invalid", "give either texts or images")
         if len(images or texts) > service.limits.items:
             raise Problem("invalid", f"at most {service.limits.items} items at a time")
-        answer = await service.run(lambda: _encode(service, asked, texts, images))
+        named = {f"image {i}": image for i, image in enumerate(images)}
+        answer = await service.run_on(request, named, lambda: _encode(service, asked, texts, named))
     return JSONResponse(answer)
+
+
+def _named(image: bytes | None) -> dict[str, bytes]:
+    return {} if image is None else {_QUERY_IMAGE: image}
 
 
 async def _image(service: Service, asked: SearchRequest, files: list[bytes]) -> bytes | None:
@@ -127,7 +137,7 @@ def _query(service: Service, asked: SearchRequest, image: bytes | None) -> Query
     if isinstance(given.get("fusion"), dict):
         given["fusion"] = fusion_from_dict(given["fusion"])
     if image is not None:
-        given["image"] = open_image(image, "the query's image", service.limits.pixels)
+        given["image"] = open_image(image, _QUERY_IMAGE, service.limits.pixels)
     return Query(**given)
 
 
@@ -178,14 +188,13 @@ def _deletions() -> Iterator[None]:
 
 
 def _encode(
-    service: Service, asked: EncodeRequest, texts: list[str], images: list[bytes]
+    service: Service, asked: EncodeRequest, texts: list[str], images: Mapping[str, bytes]
 ) -> schema.Encoded:
     model = service.encoder()
     if texts:
         rows = list(model.encode_text(texts))
     else:
-        groups = _opened(images, service.limits.pixels)
-        rows = [row for group in groups for row in model.encode_image(group)]
+        rows = [row for group in _opened(service, images) for row in model.encode_image(group)]
     items: list[schema.EncodedItem] = []
     for row in rows:
         item: schema.EncodedItem = {"words": service.words(row, asked.top_k)}
@@ -195,14 +204,18 @@ def _encode(
     return {"items": items}
 
 
-def _opened(images: list[bytes], most: int) -> Iterator[list[Image.Image]]:
-    """Open images in groups: files may be small, and their pixels many."""
+def _opened(service: Service, images: Mapping[str, bytes]) -> Iterator[list[Image.Image]]:
+    """Open images in groups of no more pixels than there is room for."""
+    most = service.limits.pixels
     group: list[Image.Image] = []
-    for i, data in enumerate(images):
-        group.append(open_image(data, f"image {i}", most))
-        if sum(image.width * image.height for image in group) >= _GROUP_PIXELS:
+    left = service.decoding.most
+    for name, data in images.items():
+        pixels = count_pixels(data, name, most)
+        if pixels > left:
             yield group
-            group = []
+            group, left = [], service.decoding.most
+        group.append(open_image(data, name, most))
+        left -= pixels
     if group:
         yield group
 

@@ -5,17 +5,22 @@ from __future__ import annotations
 import asyncio
 import bisect
 import logging
+import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
+from pathlib import Path
 from typing import TypeVar
+
+from starlette.requests import ClientDisconnect, Request
 
 from lexvla.encoder import Encoder
 from lexvla.encoding import Encoding
 from lexvla.errors import (
     IndexCorruptError,
     IndexVersionError,
+    LexVLAError,
     UnknownDocumentError,
     UnsupportedError,
 )
@@ -24,12 +29,14 @@ from lexvla_search import schema
 from lexvla_search.api.admission import Admission
 from lexvla_search.api.batcher import Batcher, Overdue, before
 from lexvla_search.api.bodies import Intake
+from lexvla_search.api.decoding import DecodingRoom, count_pixels
 from lexvla_search.api.fetching import Fetcher
 from lexvla_search.api.keys import Keys
 from lexvla_search.api.metrics import Metrics
 from lexvla_search.api.pictures import Pictures
 from lexvla_search.api.problems import Problem
 from lexvla_search.api.settings import Settings
+from lexvla_search.api.thumbnails import Thumbnail, Thumbnails
 from lexvla_search.api.writing import IndexWriter
 from lexvla_search.fitting import load_fusion
 from lexvla_search.searcher import Searcher
@@ -61,14 +68,24 @@ class Service:
         absolute = [place.absolute() for place in places if place is not None]
         self.paths = tuple(dict.fromkeys([*absolute, *(path.resolve() for path in absolute)]))
         self._looked = time.monotonic()
-        self.writer = IndexWriter(settings.index, self.searcher.model, limits.writer_seconds)
+        self.writer = IndexWriter(settings.index, self.model, limits.writer_seconds)
         self.admission = Admission(limits.concurrency, "requests")
         self.upserts = Admission(limits.upserts, "upserts")
         self.intake = Intake(limits)
-        self.pictures = Pictures(self.index, settings.images, self._signing())
+        self.decoding = DecodingRoom(max(limits.decoded_pixels, limits.pixels))
+        self.thumbnails = self._open_thumbnails()
+        self.pictures = Pictures(self.index, settings.images, self.thumbnails, self._signing())
         self.fetcher = Fetcher(settings.image_hosts, limits.body_bytes)
         self._threads = ThreadPoolExecutor(limits.threads, "search")
         self._writing = ThreadPoolExecutor(1, "write")
+
+    def _open_thumbnails(self) -> Thumbnails | None:
+        if self.settings.thumbnails is None:
+            return None
+        folder = self.settings.thumbnail_folder or self.index.directory
+        if folder is None:
+            raise LexVLAError("an index on a server has no folder for thumbnails; name another")
+        return Thumbnails(folder, self.settings.thumbnails)
 
     def _signing(self) -> Callable[[], bytes] | None:
         if self.keys is not None:
@@ -81,22 +98,48 @@ class Service:
 
     async def run(self, work: Callable[[], Made]) -> Made:
         """Run work in a thread; raise a `Problem` if the server is too busy."""
-        deadline = time.monotonic() + self.limits.wait_seconds
+        with self.admission.place():
+            return await self._in_time(work, time.monotonic() + self.limits.wait_seconds)
 
+    async def run_on(
+        self, request: Request, images: Mapping[str, bytes | Path], work: Callable[[], Made]
+    ) -> Made:
+        """Run work on images, given by names for errors, as `run` does, once there is room.
+
+        Room for all of them is held, at most for `Limits.decoded_pixels`. Of a client that left
+        meanwhile nothing is decoded.
+        """
+        if not images:
+            return await self.run(work)
+        deadline, most = time.monotonic() + self.limits.wait_seconds, self.limits.pixels
+
+        def count() -> int:
+            return sum(count_pixels(image, name, most) for name, image in images.items())
+
+        with self.admission.place():
+            pixels = await self._in_time(count, deadline)
+            try:
+                async with self.decoding.hold(pixels, deadline):
+                    if await request.is_disconnected():
+                        raise ClientDisconnect
+                    return await self._in_time(work, deadline)
+            except Overdue as error:
+                raise self._late() from error
+
+    async def _in_time(self, work: Callable[[], Made], deadline: float) -> Made:
         def in_time() -> Made:
             with before(deadline):
                 return work()
 
-        with self.admission.place():
-            running = self._submit(in_time)
-            waiting = asyncio.wrap_future(running)
-            await asyncio.wait([waiting], timeout=self.limits.wait_seconds)
-            if running.cancel():  # not begun, and now never will be
-                raise self._late()
-            try:
-                return await waiting
-            except Overdue as error:
-                raise self._late() from error
+        running = self._submit(in_time)
+        waiting = asyncio.wrap_future(running)
+        await asyncio.wait([waiting], timeout=max(0.0, deadline - time.monotonic()))
+        if running.cancel():  # not begun, and now never will be
+            raise self._late()
+        try:
+            return await waiting
+        except Overdue as error:
+            raise self._late() from error
 
     async def work(self, work: Callable[[], Made]) -> Made:
         """Run work in a thread for a request that was already admitted."""
@@ -116,7 +159,7 @@ class Service:
         return Problem("busy", f"its turn did not come within {seconds}; try again")
 
     async def write(self, work: Callable[[], Made]) -> Made:
-        """Run work in the writer thread."""
+        """Run work in the writer thread; raise a `Problem` if the index cannot be written."""
 
         def timed() -> Made:
             started = time.perf_counter()
@@ -125,7 +168,28 @@ class Service:
             finally:
                 self.metrics.stages.labels("commit").observe(time.perf_counter() - started)
 
-        return await asyncio.get_running_loop().run_in_executor(self._writing, timed)
+        # Shielded: a commit in progress is finished even if the request ends.
+        committing = asyncio.get_running_loop().run_in_executor(self._writing, timed)
+        try:
+            return await asyncio.shield(committing)
+        except OSError as error:  # the disk is full or read-only
+            raise Problem("not-stored", error.strerror or str(error)) from error
+
+    async def keep_thumbnails(self, names: Sequence[str], new: Sequence[Thumbnail] = ()) -> None:
+        """Keep the thumbnails of these documents, and no others of theirs."""
+        thumbnails = self.thumbnails
+        if thumbnails is None:
+            return
+        try:
+            await self.write(lambda: thumbnails.replace(names, new))
+        except sqlite3.Error as error:
+            # What was asked for is done: the documents themselves are committed.
+            logger.warning("thumbnails are not kept: %s", error)
+
+    @property
+    def shows_pictures(self) -> bool:
+        """Whether any document may have a picture."""
+        return self.settings.images is not None or self.thumbnails is not None
 
     def encoder(self) -> Batcher:
         """Return the model; `UnsupportedError` if there is none."""
@@ -206,4 +270,6 @@ class Service:
         self._writing.shutdown()
         if self.model is not None:
             self.model.close()
+        if self.thumbnails is not None:
+            self.thumbnails.close()
         self.index.close()

@@ -23,6 +23,7 @@ class Limits:
         received_bytes: Of all bodies in memory at one time.
         body_seconds: For a body to arrive; an upsert's may pause for as long.
         pixels: Of an image, width times height.
+        decoded_pixels: Of all images that are decoded at one time; never less than `pixels`.
         k: Hits of one search.
         offset: Hits that a search may skip.
         words: In each of terms, boost, ban and require.
@@ -40,6 +41,7 @@ class Limits:
     received_bytes: int = 256 * _MIB
     body_seconds: float = 20.0
     pixels: int = 25_000_000
+    decoded_pixels: int = 50_000_000
     k: int = 1000
     offset: int = 10_000
     words: int = 256
@@ -60,6 +62,8 @@ class Settings:
         index: The address of the index.
         keys: A file of `lexvla_search.api.keys`; ``None`` lets everybody do everything.
         images: The folder whose pictures may be shown.
+        thumbnails: Bytes of thumbnails of uploaded pictures to keep; ``None`` keeps none.
+        thumbnail_folder: Where they are kept, if not in the index's own folder.
         image_hosts: Hosts that an ``image_url`` may name, each with ``:port`` unless it is the
             default one; without any, no image is fetched.
         origins: Of web pages that may use the API, such as ``https://shop.example``; ``*`` is every
@@ -74,6 +78,8 @@ class Settings:
     index: str
     keys: Path | None = None
     images: Path | None = None
+    thumbnails: int | None = None
+    thumbnail_folder: Path | None = None
     image_hosts: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
     hosts: tuple[str, ...] | None = LOOPBACK_HOSTS

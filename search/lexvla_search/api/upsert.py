@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
+import hashlib
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from PIL import Image
 from pydantic import ValidationError
 from starlette.requests import Request
 
-from lexvla.encoder import Encoder
 from lexvla.encoding import Encoding
 from lexvla.errors import InputError
 from lexvla.images import open_image
@@ -19,14 +18,16 @@ from lexvla_indexer import Document
 from lexvla_indexer.isolating import isolate
 from lexvla_search import schema
 from lexvla_search.api.bodies import decode
+from lexvla_search.api.decoding import count_pixels
 from lexvla_search.api.models import DocumentLine
 from lexvla_search.api.problems import Problem, invalid
 from lexvla_search.api.service import Service
+from lexvla_search.api.thumbnails import Thumbnail, thumbnail_of
 
 __all__ = ["Upsert"]
 
-_BATCH_LINES = 64  # of one commit
-_BATCH_PIXELS = 50_000_000
+_BATCH_LINES, _BATCH_BYTES, _BATCH_PIXELS = 64, 16 << 20, 50_000_000  # of one commit
+_GROUP_IMAGES, _GROUP_PIXELS = 8, 25_000_000  # open at a time, so that queries get their turn
 _MOST_ERRORS = 1000  # that one answer lists
 _LONGEST_ID = 512  # characters of an id that it names
 
@@ -35,7 +36,15 @@ _LONGEST_ID = 512  # characters of an id that it names
 class _Item:
     line: int
     document: Document
-    image: Image.Image | None
+    image: bytes | None
+    pixels: int
+
+
+@dataclass
+class _Encoded:
+    documents: list[Document]
+    encoding: Encoding
+    thumbnails: list[Thumbnail]
 
 
 @dataclass
@@ -56,7 +65,7 @@ class Upsert:
         A `Problem` ends the upsert; earlier commits stay.
         """
         batch: dict[str, _Item] = {}
-        lines = pixels = last = 0
+        lines = size = pixels = last = 0
         async for number, line in self.service.intake.lines(request):
             item = await self._read(number, line)
             last = number
@@ -64,10 +73,11 @@ class Upsert:
                 continue
             lines += 1
             batch[item.document.id] = item  # the last of several lines with one id counts
-            pixels += 0 if item.image is None else item.image.width * item.image.height
-            if lines >= _BATCH_LINES or pixels >= _BATCH_PIXELS:
+            pixels += item.pixels
+            size += len(item.image or b"")
+            if lines >= _BATCH_LINES or size >= _BATCH_BYTES or pixels >= _BATCH_PIXELS:
                 await self._store(list(batch.values()), lines)
-                batch, lines, pixels = {}, 0, 0
+                batch, lines, size, pixels = {}, 0, 0, 0
                 yield last
         if batch:
             await self._store(list(batch.values()), lines)
@@ -88,13 +98,16 @@ class Upsert:
         try:
             parsed = DocumentLine.model_validate_json(line)
             name = parsed.id
-            document = Document(parsed.id, parsed.uri, parsed.text, parsed.metadata)
             data = None
             if parsed.image is not None:
                 data = decode(parsed.image, "image")
             elif parsed.image_url is not None:
                 data = await self.service.fetcher.fetch(parsed.image_url)
-            image = None if data is None else await self.service.work(lambda: self._open(data))
+            fingerprint, pixels = "", 0
+            if data is not None:
+                fingerprint = f"upload:{hashlib.sha256(data).hexdigest()}"
+                pixels = await self.service.work(lambda: self._count(data))
+            document = Document(name, parsed.uri, parsed.text, parsed.metadata, fingerprint)
         except ValidationError as error:
             self._reject(number, _name_in(line), invalid(error, "line").detail)
         except InputError as error:
@@ -102,41 +115,73 @@ class Upsert:
         except Problem as problem:
             self._reject(number, name, problem.detail)
         else:
-            return _Item(number, document, image)
+            return _Item(number, document, data, pixels)
         return None
 
-    def _open(self, data: bytes) -> Image.Image:
-        return open_image(data, "image", self.service.limits.pixels)
+    def _count(self, data: bytes) -> int:
+        return count_pixels(data, "image", self.service.limits.pixels)
 
     async def _store(self, items: list[_Item], lines: int) -> None:
-        parts = await self.service.work(lambda: self._encode(items))
-        stored = {document.id for documents, _ in parts for document in documents}
+        service, parts = self.service, list[_Encoded]()
+        for group in _groups(items):
+            # Images are decoded only now: what a slow client sends may take no room meanwhile.
+            async with service.decoding.hold(sum(item.pixels for item in group)):
+                parts += await service.work(lambda group=group: self._encode(group))  # type: ignore[misc]
+        stored = [document.id for part in parts for document in part.documents]
         if stored:
-            # Shielded: a commit in progress is finished even if the request ends.
-            try:
-                await asyncio.shield(self.service.write(lambda: self.service.writer.put(parts)))
-            except OSError as error:  # the disk is full or read-only
-                raise Problem("not-stored", error.strerror or str(error)) from error
+            put = [(part.documents, part.encoding) for part in parts]
+            await service.write(lambda: service.writer.put(put))
+            await service.keep_thumbnails(
+                stored, [one for part in parts for one in part.thumbnails]
+            )
         count = lines - (len(items) - len(stored))
         self.indexed += count
         self.service.metrics.indexed.inc(count)
 
-    def _encode(self, items: list[_Item]) -> list[tuple[list[Document], Encoding]]:
-        """Encode images in groups, and texts; reject what cannot be encoded."""
-        model = self.service.encoder()
-        parts: list[tuple[list[Document], Encoding]] = []
-        pictures = [item for item in items if item.image is not None]
-        texts = [item for item in items if item.image is None]
-        # In small groups, so that queries get their turn at the model.
-        groups = [pictures[i : i + 8] for i in range(0, len(pictures), 8)] + [texts]
-        for batch in groups:
-            for group, made in isolate(lambda some: _encoded(model, some), batch):
-                if isinstance(made, InputError):
-                    for item in group:
-                        self._reject(item.line, item.document.id, made.rule)
-                else:
-                    parts.append(([item.document for item in group], made))
+    def _encode(self, group: list[_Item]) -> list[_Encoded]:
+        """Encode images, or texts; reject what cannot be encoded."""
+        model, most = self.service.encoder(), self.service.limits.pixels
+        opened: list[tuple[_Item, Any]] = []
+        for item in group:
+            try:
+                image = None if item.image is None else open_image(item.image, "image", most)
+                opened.append((item, item.document.text if image is None else image))
+            except InputError as error:
+                self._reject(item.line, item.document.id, error.rule)
+        encode = model.encode_text if group[0].image is None else model.encode_image
+        parts: list[_Encoded] = []
+        for some, made in isolate(lambda pairs: encode([given for _, given in pairs]), opened):
+            if isinstance(made, InputError):
+                for item, _ in some:
+                    self._reject(item.line, item.document.id, made.rule)
+            else:
+                documents = [item.document for item, _ in some]
+                parts.append(_Encoded(documents, made, self._thumbnails(some)))
         return parts
+
+    def _thumbnails(self, opened: Sequence[tuple[_Item, Any]]) -> list[Thumbnail]:
+        if self.service.thumbnails is None:
+            return []
+        return [
+            Thumbnail(item.document.id, item.document.fingerprint, thumbnail_of(image))
+            for item, image in opened
+            if item.image is not None
+        ]
+
+
+def _groups(items: list[_Item]) -> Iterator[list[_Item]]:
+    """Yield images in small groups, and all texts."""
+    group: list[_Item] = []
+    for item in items:
+        if item.image is None:
+            continue
+        pixels = sum(other.pixels for other in group) + item.pixels
+        if group and (len(group) >= _GROUP_IMAGES or pixels > _GROUP_PIXELS):
+            yield group
+            group = []
+        group.append(item)
+    texts = [item for item in items if item.image is None]
+    yield from (some for some in (group, texts) if some)
 
 
 def _name_in(line: bytes) -> str | None:
@@ -146,10 +191,3 @@ def _name_in(line: bytes) -> str | None:
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
     return str(name)
-
-
-def _encoded(model: Encoder, group: Sequence[_Item]) -> Encoding:
-    images = [item.image for item in group if item.image is not None]
-    if images:
-        return model.encode_image(images)
-    return model.encode_text([item.document.text for item in group])

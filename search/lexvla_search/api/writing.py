@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from lexvla.encoder import Encoder
 from lexvla.encoding import Encoding
-from lexvla.errors import IndexLockedError
+from lexvla.errors import IndexLockedError, InputError, UnsupportedError
 from lexvla_indexer import Document, Index, open_index
 from lexvla_indexer.base import check_match
 from lexvla_indexer.pipeline import take_writer_lock
 
 __all__ = ["IndexWriter"]
 
+_CLOSE = 0.02  # square of the relative difference of vectors that are the same text's
 _PAUSE = 0.02  # seconds between attempts to become the writer
 
 
@@ -25,7 +27,7 @@ class IndexWriter:
     ``lexvla index`` take turns. A writer waits `seconds` for its turn.
     """
 
-    def __init__(self, address: str, encoder: Encoder, seconds: float) -> None:
+    def __init__(self, address: str, encoder: Encoder | None, seconds: float) -> None:
         self._address = address
         self._encoder = encoder
         self._seconds = seconds
@@ -33,7 +35,7 @@ class IndexWriter:
     def put(self, parts: Sequence[tuple[Sequence[Document], Encoding]]) -> None:
         """Add documents and commit; `IndexLockedError` if another process keeps the lock."""
         with self._index() as index:
-            check_match(self._encoder, index)
+            self._matching(index)
             for documents, encoding in parts:
                 index.add(documents, encoding)
             index.commit()
@@ -44,6 +46,40 @@ class IndexWriter:
             deleted = index.delete(ids)
             index.commit()
             return deleted
+
+    def change(self, name: str, change: Callable[[Document], Document]) -> tuple[Document, bool]:
+        """Change a document and commit; return it, and whether its new text was encoded.
+
+        The vectors stay, unless the text is new and they are those of the old one. Errors beside
+        those of `put`: `UnknownDocumentError`; `InputError` if no text is left to encode;
+        `UnsupportedError` if there is no model that tells.
+        """
+        with self._index() as index:
+            (old,), vectors = index.fetch([name])
+            new = change(old)
+            again = new.text != old.text and self._is_of_text(index, old.text, vectors)
+            if again:
+                if not new.text.strip():
+                    raise InputError(name, "a document without an image needs a text")
+                vectors = self._matching(index).encode_text([new.text])
+            if new != old:
+                index.add([new], vectors)
+                index.commit()
+            return new, again
+
+    def _is_of_text(self, index: Index, text: str, vectors: Encoding) -> bool:
+        """Return whether these vectors were made of the text, and not of an image or elsewhere."""
+        if vectors.patches is not None and (vectors.patches >= 0).any():
+            return False
+        made = self._matching(index).encode_text([text]).lexical
+        # Not exactly, as engines keep weights in fewer bits.
+        return _square(made - vectors.lexical) <= _CLOSE * _square(made)
+
+    def _matching(self, index: Index) -> Encoder:
+        if self._encoder is None:
+            raise UnsupportedError("this server runs without a model: it cannot encode")
+        check_match(self._encoder, index)
+        return self._encoder
 
     @contextmanager
     def _index(self) -> Iterator[Index]:
@@ -63,3 +99,7 @@ class IndexWriter:
                 raise
         with index:
             yield index
+
+
+def _square(rows: Any) -> float:
+    return float(rows.multiply(rows).sum())

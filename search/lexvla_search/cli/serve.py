@@ -58,6 +58,14 @@ class Options(IndexOptions, ModelOptions):
         "who may read and write; required beyond this machine", type=Path, metavar="FILE"
     )
     images: Path | None = option("show pictures from this folder", type=Path, metavar="DIR")
+    thumbnails: int | None = option(
+        "keep small copies of uploaded pictures, in a file of at most this size",
+        type=positive,
+        metavar="BYTES",
+    )
+    thumbnail_dir: Path | None = option(
+        "keep them here (default: in the index's folder)", type=Path, metavar="DIR"
+    )
     allow_image_host: list[str] | None = option(
         "fetch an image_url from this host; may be given several times",
         action="append",
@@ -111,13 +119,16 @@ def run(options: Options) -> int:
         index=options.index,
         keys=options.keys,
         images=options.images,
+        thumbnails=options.thumbnails,
+        thumbnail_folder=options.thumbnail_dir,
         image_hosts=tuple(options.allow_image_host or ()),
         origins=tuple(options.cors_origin or ()),
         log_queries=options.log_queries,
         limits=Limits(**{name: value for name, value in given.items() if value is not None}),
     )
-    if settings.images is not None and not settings.images.is_dir():
-        raise UsageError(f"--images must name a folder, not {options.images}")
+    for name, folder in (("images", options.images), ("thumbnail-dir", options.thumbnail_dir)):
+        if folder is not None and not folder.is_dir():
+            raise UsageError(f"--{name} must name a folder, not {folder}")
     if options.create and not options.no_model:
         model = options.load_model()
         open_index(
@@ -165,7 +176,10 @@ def serve(
         from lexvla_search.api.keys import read_keys
 
         read_keys(settings.keys)
-    open_index(settings.index).close()  # fails before any process starts
+    with open_index(settings.index) as index:  # fails before any process starts
+        homeless = index.directory is None and settings.thumbnail_folder is None
+    if settings.thumbnails is not None and homeless:
+        raise UsageError("an index on a server has no folder for thumbnails: give --thumbnail-dir")
     figures = None
     if workers > 1 and not os.environ.get(_SHARED_FIGURES):
         figures = tempfile.TemporaryDirectory(prefix="lexvla-figures-")
