@@ -1,4 +1,5 @@
 # make demo: build a small index and search it.   make test: run the tests.
+# make gpu-check: on a machine with a GPU, check all that needs one; at most 8 minutes.
 # make engines: get what the tests of Lucene, Elasticsearch and the page need; without it they are skipped.
 PYTHON ?= python3
 VENV := .venv
@@ -13,7 +14,7 @@ PYSERINI := $(VENV)/.pyserini
 # So that pip's and the tools' output stays readable when it goes to a file.
 export PIP_PROGRESS_BAR := off
 
-.PHONY: demo test lint engines pyserini clean
+.PHONY: demo test lint engines pyserini gpu-check clean
 .DEFAULT_GOAL := demo
 
 demo: $(BASE)
@@ -31,6 +32,9 @@ engines: $(DEV)
 	scripts/get_engines.sh
 
 pyserini: $(PYSERINI)
+
+gpu-check: $(DEV)
+	$(BIN)/python benchmarks/gpu_check.py
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -18,7 +18,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +36,7 @@ from lexvla.lexical_head import lexical_vector
 from lexvla.losses import InfoNCE, overuse_penalty
 from lexvla.preprocessing import preprocess
 from lexvla.torch_model import TorchLexVLA
+from lexvla.training.gradient_cache import cached_backward
 
 LORA_RANK = 8
 OVERUSE_IMAGE, OVERUSE_TEXT = 5e-4, 1e-3  # LexVLA section 3.4
@@ -108,27 +111,46 @@ def _bytes(part: Tensor) -> np.ndarray:
 
 
 def train(
-    model: TorchLexVLA, texts: list[str], pixels: Tensor, steps: int
+    model: TorchLexVLA, texts: list[str], pixels: Tensor, steps: int, parts: int
 ) -> tuple[list[float], dict[str, list[float]]]:
-    """Train on the same pairs and return the losses, and each parameter's gradient norms."""
+    """Train on the same pairs and return the losses, and each parameter's gradient norms.
+
+    Several parts pass through the model one after the other, by gradient caching.
+    """
     contrast = InfoNCE().to(model.device)
     optimizer = torch.optim.AdamW([*trained(model).values(), *contrast.parameters()], lr=RATE)
     pairs = torch.arange(len(texts), device=model.device)
     losses, norms = [], {name: [] for name in trained(model)}
-    model.train()
-    for _ in range(steps):
-        optimizer.zero_grad()
+
+    def features(first: int, last: int, seed: int) -> list[Tensor]:
+        torch.manual_seed(seed)  # the same dropout in both passes of gradient caching
         with torch.autocast(model.device.type, torch.bfloat16):
-            text = lexical_vector(model.text_logits(texts))
-            image = lexical_vector(model.image_logits(pixels)[0])
+            text = lexical_vector(model.text_logits(texts[first:last]))
+            return [text, lexical_vector(model.image_logits(pixels[first:last])[0])]
+
+    def total(of: list[Tensor]) -> Tensor:
+        text, image = of
         similarity = image @ text.T
         loss = contrast(similarity, pairs) + contrast(similarity.T, pairs)
-        penalties = OVERUSE_IMAGE * overuse_penalty(image) + OVERUSE_TEXT * overuse_penalty(text)
-        (loss + penalties).backward()
+        return loss + OVERUSE_IMAGE * overuse_penalty(image) + OVERUSE_TEXT * overuse_penalty(text)
+
+    ends = [len(texts) * part // parts for part in range(parts + 1)]
+    model.train()
+    for step in range(steps):
+        optimizer.zero_grad()
+        forwards = [
+            partial(features, first, last, step * parts + part)
+            for part, (first, last) in enumerate(pairwise(ends))
+        ]
+        if parts > 1:
+            loss = cached_backward(forwards, total, Tensor.backward, nullcontext)
+        else:
+            loss = total(forwards[0]())
+            loss.backward()
         for name, part in trained(model).items():
             norms[name].append(float("nan") if part.grad is None else part.grad.norm().item())
         optimizer.step()
-        losses.append((loss + penalties).item())
+        losses.append(loss.item())
     model.eval()
     return losses, norms
 
@@ -192,7 +214,7 @@ def run(args: argparse.Namespace, folder: Path) -> list[str]:
     config = model.config
     pixels = preprocess(opened, config.image_side, config.image_mean, config.image_std)
     with stage(f"{args.steps} training steps of {args.pairs} pairs", device):
-        losses, norms = train(model, texts, pixels.to(device), args.steps)
+        losses, norms = train(model, texts, pixels.to(device), args.steps, args.parts)
         print("loss " + " -> ".join(f"{loss:.4f}" for loss in losses))
     check_gradients(check, norms)
     changed = [name for name, digest in digests(model).items() if frozen[name] != digest]
@@ -229,6 +251,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--quantization", choices=QUANTIZATIONS, default="nf4")
     parser.add_argument("--pairs", type=int, help="in a batch; 8 on CPUs, else 64")
     parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--parts", type=int, default=1, help="of a batch, by gradient caching")
     parser.add_argument("--threads", type=int, help="of torch on the CPU")
     parser.add_argument("--tiny", action="store_true", help="run very small backbones instead")
     parser.add_argument("--backbones", metavar="FOLDER", help="keep the random checkpoints here")

@@ -25,7 +25,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,12 +51,13 @@ class Shape(NamedTuple):
     words: int
 
 
+SMALL = Shape(4, 64, 64, 1024)
 SHAPES = {
+    "small": SMALL,
     "cpu": Shape(16, 256, 1024, 17149),
     "splade": Shape(32, 256, 768, 30522),
     "full": Shape(64, 256, 4096, 17149),
 }
-SMALL = Shape(4, 64, 64, 1024)
 DEFAULTS = {"cpu": ["cpu", "splade"], "cuda": ["full", "splade"]}
 
 
@@ -162,14 +163,14 @@ def resident(what: str) -> int:
     return int(line.split()[1]) * 1024
 
 
-def measure(shape: str, device: str, repeat: int) -> dict[str, Any]:
+def measure(shape: str, device: str, repeat: int, methods: Sequence[str]) -> dict[str, Any]:
     """Return all figures of a shape."""
     found: dict[str, Any] = {"shape": SHAPES[shape]._asdict()}
     inputs = make_inputs(SHAPES[shape], device)
     for which in PASSES:
         names = [
             name
-            for name in NAMES
+            for name in methods
             if (name != "floor" or which == "forward")
             and (name != "compiled" or no_compiler(device) is None)
         ]
@@ -226,6 +227,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--shape", choices=SHAPES, nargs="+", help="default: those of the device")
+    parser.add_argument("--methods", choices=NAMES, nargs="+", default=NAMES)
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--machine", help="its name, where the system tells too little")
@@ -237,11 +239,11 @@ def main() -> None:
         return
     device = options.device
     shapes = options.shape or DEFAULTS[device]
-    figures = {shape: measure(shape, device, options.repeat) for shape in shapes}
+    figures = {shape: measure(shape, device, options.repeat, options.methods) for shape in shapes}
     machine = options.machine or describe(device)
     parts = [f"# The lexical head on {machine}"]
     parts += [f"Medians of {options.repeat} interleaved runs."]
-    if reason := no_compiler(device):
+    if "compiled" in options.methods and (reason := no_compiler(device)):
         parts.append(f"`compiled` is left out: {reason}.")
     parts += [table(shape, found, device) for shape, found in figures.items()]
     if device == "cuda":
