@@ -37,7 +37,7 @@ from lexvla.public_settings import PublicSettings, weights_digest
 from lexvla.regions import Region
 from lexvla.text_normalisation import normalise_text
 from lexvla.vocabulary import Vocabulary
-from lexvla.word_decomposition import decompose, keep_largest
+from lexvla.word_decomposition import decompose
 from lexvla.word_list import read_words
 
 __all__ = ["DualEncoder"]
@@ -51,10 +51,12 @@ _CHUNK = 256  # vectors that are decomposed together
 class DualEncoder(model.LexVLA, nn.Module):
     """Texts and images of a model with one space for both, as words.
 
-    An item's dense vector is the model's own. Its words are a non-negative sparse sum, over a
-    vocabulary that the model embeds as texts; texts and images are centred first, each by the mean
-    of its own side, since the sides lie apart. A text's words are those nearest to it, so that the
-    product with an image's words is near the cosine with the sum that they form.
+    An item's dense vector is the model's own. An image's words are a non-negative sparse sum over a
+    vocabulary that the model embeds as texts. A text's words are those nearest to it, weighted by
+    how much nearer they are than the first that is left out: so its product with an image's words
+    is near the cosine with the sum that these form, though the image may name a thing by another
+    word. Texts and images are centred first, each by the mean of its own side, since the sides lie
+    apart.
 
     Args:
         settings: What encodings depend on.
@@ -86,6 +88,7 @@ class DualEncoder(model.LexVLA, nn.Module):
         vocabulary: str | Path | Vocabulary | None = None,
         templates: Sequence[str] = TEMPLATES,
         max_active_dims: int = 32,
+        text_words: int = 256,
         penalty: float = PENALTY,
         settings: PublicSettings | None = None,
     ) -> Self:
@@ -99,9 +102,10 @@ class DualEncoder(model.LexVLA, nn.Module):
             dtype: Type of its weights; by default float32.
             vocabulary: File of words, one a line; by default 10,000 common English words and pairs.
             templates: Prompts in which a word is embedded, each with one ``{text}``.
-            max_active_dims: The most words of an item.
+            max_active_dims: The most words of an image.
+            text_words: The most words of a text.
             penalty: Share of the lasso's penalty that leaves no word.
-            settings: Saved ones, in place of the last four.
+            settings: Saved ones, in place of the last five.
 
         Raises:
             ModelError: The model cannot be loaded, or has no patches; or the vocabulary is amiss.
@@ -122,7 +126,7 @@ class DualEncoder(model.LexVLA, nn.Module):
         made.vocabulary_sha256 = vocabulary.sha256
         if settings is None:
             made.templates, made.penalty = list(templates), penalty
-            made.max_active_dims = max_active_dims
+            made.max_active_dims, made.text_words = max_active_dims, text_words
             made.__post_init__()
         elif settings.weights_sha256 != made.weights_sha256:
             raise ModelError(f"{name}: the weights are not those that the settings were saved with")
@@ -155,6 +159,19 @@ class DualEncoder(model.LexVLA, nn.Module):
     def device(self) -> torch.device:
         """The device of the model."""
         return next(self.encoder.parameters()).device
+
+    def facts(self) -> dict[str, Any]:
+        """Return what ``lexvla doctor --model`` says, with the mean `reconstruction` of images.
+
+        They are the package's photographs and their quarters.
+        """
+        images = self.encode_image(_views())
+        return {
+            **super().facts(),
+            "kind": "dual encoder, words by sparse decomposition",
+            "active_words": round(images.lexical.nnz / len(images), 1),
+            "reconstruction": round(float(self.reconstruction(images).mean()), 3),
+        }
 
     def reconstruction(self, encoding: Encoding, images: bool = True) -> np.ndarray:
         """Return the (n,) cosine of each item's dense vector and the sum that its words form.
@@ -272,7 +289,11 @@ class DualEncoder(model.LexVLA, nn.Module):
         self, own: Tensor, patches: Tensor, numbers: np.ndarray, limit: int | None
     ) -> Encoding:
         """Encode (B, d) vectors of images whose (B, P, d) patches have these P numbers."""
-        words, penalty, most = self._words[0], self.config.penalty, self._most(limit)
+        words, penalty, most = (
+            self._words[0],
+            self.config.penalty,
+            self._most(limit, self.config.max_active_dims),
+        )
         moved = self._centred(own, 0)
         found = [decompose(part, words, penalty, most) for part in moved.split(_CHUNK)]
         rows = self._rows(torch.cat(found))
@@ -282,13 +303,16 @@ class DualEncoder(model.LexVLA, nn.Module):
         return replace(rows, patches=places, dense=own.cpu().numpy())
 
     def _nearest(self, own: Tensor, limit: int | None) -> Tensor:
-        """Return (B, V) cosines with the words nearest to (B, d) vectors of texts."""
+        """Return (B, V) weights of the words nearest to (B, d) vectors of texts."""
         words, centre, _ = self._words
         cosines = (normalize(own - centre, dim=1) @ words.T).clamp(min=0)
-        return keep_largest(cosines, self._most(limit))
+        most = self._most(limit, self.config.text_words)
+        if most < len(words):
+            cosines = (cosines - cosines.topk(most + 1, dim=1).values[:, -1:]).clamp(min=0)
+        return cosines
 
-    def _most(self, limit: int | None) -> int:
-        limits = [each for each in (limit, self.config.max_active_dims) if each is not None]
+    def _most(self, limit: int | None, own: int | None) -> int:
+        limits = [each for each in (limit, own) if each is not None]
         return min(limits, default=len(self.vocabulary))
 
     def _rows(self, weights: Tensor) -> Encoding:

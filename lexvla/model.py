@@ -123,6 +123,12 @@ class LexVLA:
         weights = self.config.fingerprint[:12] or "unsaved"
         return f"{self.config.model_name}@{weights}"
 
+    def facts(self) -> dict[str, Any]:
+        """Return what ``lexvla doctor --model`` says of the model."""
+        rows, columns = self.patch_grid
+        patches = f"{rows} x {columns}" if rows else "none: no image side"
+        return {"name": self.name, "words": len(self.vocabulary), "patches": patches}
+
     @property
     def score_weights(self) -> dict[str, float] | None:
         """What each leg counts in a search's score; see `LexVLAConfig`."""

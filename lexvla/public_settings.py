@@ -29,7 +29,8 @@ class PublicSettings:
         revision: Commit on the hub, if it is from there.
         weights_sha256: `weights_digest` of the model.
         vocabulary_sha256: Hash of the words.
-        max_active_dims: The most words of an item.
+        max_active_dims: The most words of an image, or of a text that a language model reads.
+        text_words: The most words of a text of a dual encoder.
         templates: Prompts around a word or, of a language model, around a text.
         penalty: Of the lasso, as a share of the one that leaves no word.
         image_side: Side in pixels that images are resized to; 0 without an image side.
@@ -48,6 +49,7 @@ class PublicSettings:
     weights_sha256: str = ""
     vocabulary_sha256: str = ""
     max_active_dims: int = 32
+    text_words: int = 256
     templates: list[str] = field(default_factory=lambda: ["{text}"])
     penalty: float = 0.0
     image_side: int = 0
@@ -64,8 +66,9 @@ class PublicSettings:
     require_known_word = False
 
     def __post_init__(self) -> None:
-        if self.max_active_dims < 1:
-            raise ValueError(f"max_active_dims must be at least 1, not {self.max_active_dims}")
+        for name in ("max_active_dims", "text_words"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if not 0 <= self.penalty < 1:
             raise ValueError(f"penalty must be at least 0 and below 1, not {self.penalty}")
         if not self.templates or any(each.count("{text}") != 1 for each in self.templates):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["decompose", "keep_largest"]
+__all__ = ["decompose"]
 
 _CANDIDATES = 256  # words of a vector that a round works on
 _ROUNDS = 6
@@ -51,12 +51,6 @@ def decompose(vectors: Tensor, words: Tensor, penalty: float, most: int) -> Tens
     kept = weights.topk(min(most, len(words)), dim=1).indices
     start = torch.zeros_like(weights).scatter(1, kept, weights.gather(1, kept))
     return _solve(vectors, words, kept, limit, start) * (start > 0)
-
-
-def keep_largest(weights: Tensor, most: int) -> Tensor:
-    """Keep the ``most`` largest of each row of (B, V) weights, and set the others to 0."""
-    kept = weights.topk(min(most, weights.shape[1]), dim=1)
-    return torch.zeros_like(weights).scatter(1, kept.indices, kept.values)
 
 
 def _solve(x: Tensor, words: Tensor, chosen: Tensor, limit: Tensor, start: Tensor) -> Tensor:

@@ -92,6 +92,15 @@ def test_a_word_is_nearest_to_itself(model: DualEncoder) -> None:
     )
 
 
+def test_weights_of_texts(clip: DualEncoder) -> None:
+    words, centre, _ = clip._words
+    own = clip.encode_text(["a red dog"]).dense[0] - centre.numpy()
+    cosines = np.sort(words.numpy() @ own / np.linalg.norm(own))[::-1].clip(0)
+    weights = cosines[:2] - cosines[2]  # above the nearest word that is left out
+    found = clip.encode_text(["a red dog"], max_active_dims=2).lexical.data
+    np.testing.assert_allclose(np.sort(found)[::-1], weights / np.linalg.norm(weights), atol=1e-5)
+
+
 def test_regions_and_patches(model: DualEncoder) -> None:
     every = model.encode_patches([picture(1)])
     assert len(every) == GRID * GRID
@@ -235,3 +244,16 @@ def test_index_and_explained_search(
     assert {word["word"] for word in words} <= set(WORDS)
     parts = [part["part"] for part in hits[0]["explanation"]["parts"]]
     assert sum(parts) == pytest.approx(hits[0]["score"], abs=1e-6)
+
+
+def test_doctor_tells_how_well_words_say_it(
+    clip: DualEncoder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clip.save_pretrained(tmp_path / "clip")
+    cli.main(["doctor", "--model", str(tmp_path / "clip"), "--json"])
+    facts = json.loads(capsys.readouterr().out)["model"]
+    assert facts["name"] == clip.name
+    assert facts["words"] == len(WORDS)
+    assert facts["patches"] == "3 x 3"
+    assert facts == clip.facts()
+    assert 0 < facts["reconstruction"] < 1

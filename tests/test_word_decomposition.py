@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
-from lexvla.word_decomposition import decompose, keep_largest
+from lexvla.word_decomposition import decompose
 
 
 def value(weights: torch.Tensor, x: torch.Tensor, words: torch.Tensor, limit: torch.Tensor):
@@ -56,9 +56,3 @@ def test_exact_sums_of_orthogonal_words() -> None:
     torch.testing.assert_close(
         decompose(x[:1], torch.eye(3), 0.5, most=1), torch.tensor([[0.4, 0.0, 0.0]])
     )
-
-
-def test_the_largest_are_kept() -> None:
-    weights = torch.tensor([[0.1, 0.3, 0.2], [0.0, 0.0, 0.5]])
-    kept = torch.tensor([[0.0, 0.3, 0.2], [0.0, 0.0, 0.5]])
-    torch.testing.assert_close(keep_largest(weights, 2), kept)

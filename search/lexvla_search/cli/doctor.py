@@ -16,8 +16,8 @@ from lexvla.errors import EngineUnavailableError
 from lexvla.model import is_exported
 from lexvla_indexer.jdk import GET as JAVA_GET
 from lexvla_indexer.jdk import find_jdk, installed_jdks, java_home
-from lexvla_search.cli.arguments import JsonOptions
-from lexvla_search.cli.console import print_columns, print_json
+from lexvla_search.cli.arguments import JsonOptions, load_model, option
+from lexvla_search.cli.console import print_columns, print_facts, print_json
 
 MIN_PYTHON = (3, 11)
 MIN_SQLITE = (3, 35, 0)
@@ -28,7 +28,10 @@ ELASTIC = "indexes elasticsearch+http(s)://..."
 
 @dataclass(frozen=True)
 class Options(JsonOptions):
-    """How to print the checks."""
+    """How to print the checks, and a model to load beside."""
+
+    model: str | None = option("load this model too, and say what it is", metavar="M")
+    device: str = option("where it runs: cpu, cuda, ...", default="cpu", metavar="D")
 
 
 @dataclass(frozen=True)
@@ -55,8 +58,10 @@ def run(options: Options) -> int:
     """Print all checks. Fail only if LexVLA cannot work at all."""
     checks = [check() for check in _CHECKS]
     healthy = all(check.ok for check in checks if check.required)
+    named = load_model(options.model, options.device) if options.model else None
+    facts = {"model": named.facts()} if named else {}
     if options.json:
-        print_json({"ok": healthy, "checks": [asdict(check) for check in checks]})
+        print_json({"ok": healthy, "checks": [asdict(check) for check in checks], **facts})
     else:
         print_columns(
             (_mark(check), check.name, check.found or "not found", check.gives) for check in checks
@@ -65,6 +70,9 @@ def run(options: Options) -> int:
         if missing:
             print("\nTo get the rest:")
             print_columns(missing, indent="  ")
+        if facts:
+            print()
+            print_facts(facts)
         print("\n" + ("Search and indexing work." if healthy else "Search does not work yet."))
     return 0 if healthy else 1
 
