@@ -67,7 +67,7 @@ def test_bad_lines_are_named_and_the_others_indexed(client: TestClient) -> None:
         {"id": "a"},
         {"id": "b", "text": "red", "colour": 1},
         {"id": "", "text": "red"},
-        {"id": "c", "text": "red", "metadata": {"x": None}},
+        {"id": "c", "text": "red", "metadata": {"x": {}}},
         b'{"id": "d", "text": "red", "metadata": {"x": NaN}}',
         {"id": "e", "image": "%%%"},
         {"id": "f", "image": text_of(b"no image")},

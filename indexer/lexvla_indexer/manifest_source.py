@@ -1,8 +1,7 @@
-"""A manifest as a source of items to index: a file with an item on each line."""
+"""A manifest as a source of items to index: a file with an item on each line or row."""
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from lexvla.errors import InputError
 from lexvla_indexer.document import Document, check_id
 from lexvla_indexer.item_source import ItemSource, Listed, Unlisted
+from lexvla_indexer.manifest_rows import READERS, TABLES
 from lexvla_indexer.report import Reject
 from lexvla_indexer.roots import SourcePlace
 
@@ -18,28 +18,42 @@ __all__ = ["ManifestSource"]
 
 
 class ManifestSource(ItemSource):
-    """The lines of a manifest; images are paths from its folder."""
+    """The lines of a manifest; images are paths from its folder.
+
+    InputError if the file cannot be read as what its suffix says.
+    """
 
     def __init__(self, path: Path, text_field: str) -> None:
         self._folder = path.parent.resolve()
         self._path = self._folder / path.name
         super().__init__(SourcePlace(str(self._folder), path.name))
         self._text_fields = [field.strip() for field in text_field.split(",")]
+        kind = path.suffix.lower()
+        self._read, self._is_table = READERS[kind], kind in TABLES
+        if self._is_table:
+            next(self._read(self._path), None)  # reads the names of the columns
 
     def entries(self) -> Iterator[Listed | Unlisted]:
         """Yield the items in the order of the lines."""
-        with self._path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield self._entry(line, f"line {number}", f"{self._path}:{number}")
+        unit = "row" if self._path.suffix.lower() == ".parquet" else "line"
+        for number, record in self._read(self._path):
+            where = f"{self._path}:{number}"
+            if isinstance(record, InputError):
+                yield Unlisted(Reject(record.item, record.rule, where), None)
+            else:
+                yield self._entry(record, f"{unit} {number}", where)
 
-    def _entry(self, line: bytes, name: str, where: str) -> Listed | Unlisted:
+    def _entry(self, record: dict[str, Any], name: str, where: str) -> Listed | Unlisted:
         known = None
         try:
-            record = _record(line, name)
+            if record.get("id") is None:
+                raise InputError(name, "has no id")
             known = name = check_id(record["id"])
+            for value in record.values():
+                if isinstance(value, InputError):
+                    raise InputError(name, value.rule)
             image = _field(record, "image", str, name)
-            metadata = _field(record, "metadata", dict, name)
+            metadata = self._metadata(record, name)
             texts = [_text(record, metadata, field, name) for field in self._text_fields]
             text = "\n".join(filter(None, texts))
             if not image and not text.strip():
@@ -54,17 +68,12 @@ class ManifestSource(ItemSource):
         except InputError as error:
             return Unlisted(Reject(error.item, error.rule, where), known)
 
-
-def _record(line: bytes, name: str) -> dict[str, Any]:
-    try:
-        record = json.loads(line.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise InputError(name, f"is not JSON ({error})") from error
-    if not isinstance(record, dict):
-        raise InputError(name, "must be a JSON object")
-    if "id" not in record:
-        raise InputError(name, "has no id")
-    return record
+    def _metadata(self, record: dict[str, Any], name: str) -> dict[str, Any]:
+        metadata: dict[str, Any] = _field(record, "metadata", dict, name)
+        if self._is_table:
+            used = {"id", "image", "metadata", *self._text_fields}
+            metadata = {**metadata, **{k: v for k, v in record.items() if k not in used}}
+        return {key: value for key, value in metadata.items() if value is not None}
 
 
 def _field(record: dict[str, Any], key: str, kind: type[Any], name: str) -> Any:

@@ -11,13 +11,13 @@ from lexvla.errors import InputError
 from lexvla_indexer.document import Document
 from lexvla_indexer.folder_source import FolderSource
 from lexvla_indexer.item_source import ItemSource, Listed, Unlisted
+from lexvla_indexer.manifest_rows import READERS
 from lexvla_indexer.manifest_source import ManifestSource
 from lexvla_indexer.report import Reject
 from lexvla_indexer.roots import SourcePlace
 
 __all__ = ["open_item_source"]
 
-MANIFEST_SUFFIXES = frozenset({".jsonl", ".ndjson"})
 SHARD_SUFFIX = ".tar"
 
 
@@ -27,7 +27,8 @@ def open_item_source(source: str | Path, text_field: str | None = None) -> ItemS
     A folder gives one item for each image file under it, in the order of their names: the id is
     the path under the folder, with slashes. Hidden files and folders are left out. A manifest is
     a ``.jsonl`` file of objects ``{"id", "image", "text", "metadata"}``: an id, and at least one
-    of image (a path from the manifest's folder) and text. A name or pattern that ends in ``.tar``
+    of image (a path from the manifest's folder) and text; or a ``.csv`` or ``.parquet`` file with
+    these columns, whose other columns are metadata. A name or pattern that ends in ``.tar``
     means shards, as `WebDatasetShards` reads them: the images are encoded, and the captions are
     the documents' texts, a line each.
 
@@ -37,8 +38,9 @@ def open_item_source(source: str | Path, text_field: str | None = None) -> ItemS
     are joined, a line each.
 
     Raises:
-        InputError: The source is missing or of another kind, or a folder is given a text field, or
-            shards several.
+        InputError: The source is missing or of another kind, its columns cannot be read, a folder
+            is given a text field, or shards several.
+        OptionalDependencyError: A parquet file needs pyarrow.
     """
     path = Path(source).absolute()
     if path.is_dir():
@@ -51,8 +53,8 @@ def open_item_source(source: str | Path, text_field: str | None = None) -> ItemS
         return _Shards(path, text_field or "caption")
     if not path.exists():
         raise InputError(str(source), "no such file or folder")
-    if path.suffix.lower() not in MANIFEST_SUFFIXES:
-        rule = "must be a folder of images, a manifest (.jsonl) or shards (.tar)"
+    if path.suffix.lower() not in READERS:
+        rule = "must be a folder of images, a manifest (.jsonl, .csv, .parquet) or shards (.tar)"
         raise InputError(str(source), rule)
     return ManifestSource(path, text_field or "text")
 

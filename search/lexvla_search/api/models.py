@@ -11,6 +11,9 @@ from pydantic import (
     Field,
     StringConstraints,
     Tag,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
     model_validator,
 )
 
@@ -34,7 +37,21 @@ Weight = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
 Side = Annotated[float, Field(ge=0, le=1 << 24, allow_inf_nan=False)]
 Base64 = Annotated[str, Field(json_schema_extra={"contentEncoding": "base64"})]
 Url = Annotated[str, StringConstraints(min_length=1, max_length=2048)]
-MetadataValue = str | int | Annotated[float, Field(allow_inf_nan=False)] | bool | list[str]
+
+
+def _by_one_rule(value: object, check: ValidatorFunctionWrapHandler) -> object:
+    # A union would break a rule for each of its types.
+    try:
+        return check(value)
+    except ValidationError as error:
+        rule = "must be a string, a finite number, a boolean or a list of strings"
+        raise ValueError(rule) from error
+
+
+MetadataValue = Annotated[
+    str | int | Annotated[float, Field(allow_inf_nan=False)] | bool | list[str] | None,
+    WrapValidator(_by_one_rule),
+]
 
 
 class _Request(BaseModel):
@@ -143,7 +160,10 @@ class EncodeRequest(_Request):
 
 
 class DocumentLine(_Request):
-    """One line of an upsert. A document is encoded by its image; one without, by its text."""
+    """One line of an upsert. A document is encoded by its image; one without, by its text.
+
+    Null means absent.
+    """
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -152,18 +172,18 @@ class DocumentLine(_Request):
     )
 
     id: str
-    text: str = ""
+    text: str | None = None
     image: Base64 | None = None
     image_url: Url | None = None
-    uri: str = ""
-    metadata: dict[str, MetadataValue] = {}
+    uri: str | None = None
+    metadata: dict[str, MetadataValue] | None = None
 
     @model_validator(mode="after")
     def _has_content(self) -> DocumentLine:
         images = (self.image is not None) + (self.image_url is not None)
         if images > 1:
             raise ValueError("give either image or image_url")
-        if not images and not self.text.strip():
+        if not images and not (self.text or "").strip():
             raise ValueError("a document needs a text, an image or an image_url")
         return self
 

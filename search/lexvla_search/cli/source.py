@@ -9,7 +9,7 @@ from lexvla_indexer.report import Report
 from lexvla_search.cli.arguments import flag, not_empty, option, positive
 from lexvla_search.cli.console import INTERRUPTED, note
 
-SOURCE = "a folder of images, a JSONL manifest, or the path or pattern of .tar shards"
+SOURCE = "a folder of images, a manifest (.jsonl, .csv, .parquet), or .tar shards (path or pattern)"
 
 
 @dataclass(frozen=True)
