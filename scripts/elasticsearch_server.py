@@ -52,7 +52,7 @@ USER = "lexvla"  # of a server with a password
 SETTINGS = """\
 cluster.name: lexvla-tests
 node.name: lexvla-{port}
-discovery.type: single-node
+{discovery}
 network.host: 127.0.0.1
 http.port: {port}
 transport.port: {transport}
@@ -168,6 +168,7 @@ def start(
     fresh: bool = False,
     password: str | None = None,
     roles: Mapping[str, Any] | None = None,
+    cluster: int | None = None,
 ) -> str:
     """Start a cached server, wait until it answers, and return its address.
 
@@ -177,6 +178,7 @@ def start(
         fresh: Delete the data of an earlier server on this port.
         password: Turn security on, with a user ``lexvla``.
         roles: Roles by name, each with a user of that name and password.
+        cluster: The port of the first node of a cluster; others join it and only hold data.
     """
     if not home(version).is_dir():
         raise ServerError(f"{version}: get it first: python scripts/elasticsearch_server.py get")
@@ -186,7 +188,7 @@ def start(
     if fresh:
         shutil.rmtree(run, ignore_errors=True)
     jdk = java_for(version)
-    _configure(version, port, run, jdk, password)
+    _configure(version, port, run, jdk, password, cluster)
     if password is not None:
         _add_users(run / "config", password, roles or {})
     if os.getuid() == 0:
@@ -223,14 +225,24 @@ def start(
     return f"http://127.0.0.1:{port}"
 
 
-def _configure(version: str, port: int, run: Path, jdk: Jdk, password: str | None) -> None:
+def _configure(
+    version: str, port: int, run: Path, jdk: Jdk, password: str | None, cluster: int | None
+) -> None:
     config = run / "config"
     shutil.rmtree(config, ignore_errors=True)
     shutil.copytree(home(version) / "config", config)
     for name in ("data", "logs", "tmp"):
         (run / name).mkdir(exist_ok=True)
     security = str(password is not None).lower()
-    text = SETTINGS.format(port=port, transport=port + 100, run=run, security=security)
+    discovery = "discovery.type: single-node"
+    if cluster == port:
+        discovery = f"cluster.initial_master_nodes: [lexvla-{port}]"
+    elif cluster is not None:
+        seeds = f'discovery.seed_hosts: ["127.0.0.1:{cluster + 100}"]'
+        discovery = f"node.roles: [data]\n{seeds}"
+    text = SETTINGS.format(
+        port=port, transport=port + 100, run=run, security=security, discovery=discovery
+    )
     (config / "elasticsearch.yml").write_text(text)
     if not _has(jdk, "jdk.incubator.vector"):
         # It runs without that module too, slightly slower.

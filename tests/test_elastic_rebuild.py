@@ -15,6 +15,7 @@ from indexer_fakes import QUERY, VOCABULARY, documents, encode, fill
 from lexvla.errors import (
     EngineUnavailableError,
     IndexCorruptError,
+    InputError,
     UnsupportedError,
     VocabularyMismatchError,
 )
@@ -110,6 +111,64 @@ def test_settings_survive_a_rebuild(tmp_path):
         index.publish()
         facts = index.info()
         assert (facts["shards"], facts["replicas"]) == (3, 2)
+
+
+def rebuilt(address: str, *ids: str, keep_old: int = 0) -> None:
+    with open_index(address, True, VOCABULARY, rebuild=True) as index:
+        fill(index, *ids)
+        index.publish(keep_old)
+
+
+def test_kept_indices_and_the_way_back(tmp_path):
+    address = elastic_fakes.address(tmp_path)
+    name = Address.parse(address).name
+    rebuilt(address, "a")
+    with open_index(address) as index, pytest.raises(UnsupportedError, match="--keep-old 1"):
+        index.rollback()
+    late = open_index(address)
+    rebuilt(address, "b", keep_old=2)
+    left = ElasticIndex(address, True, VOCABULARY, rebuild=True)  # never finished
+    rebuilt(address, "c", keep_old=2)
+    left.close()
+    with open_index(address) as index:
+        numbers = [f"{name}-{number:06}" for number in (2, 1)]
+        assert index.info()["kept_indices"] == numbers
+        assert index.rollback() == numbers[0]
+        assert index.search(QUERY)[0].ids == late.search(QUERY)[0].ids == ["b"]
+        fill(late, "x")  # a writer follows
+        assert index.search(QUERY)[0].ids == ["b", "x"]
+        assert index.info()["kept_indices"] == [f"{name}-000004", numbers[1]]
+        assert index.rollback() == numbers[1]
+        assert index.search(QUERY)[0].ids == ["a"]
+        with pytest.raises(UnsupportedError, match="no earlier index"):
+            index.rollback()
+        with pytest.raises(InputError, match=f"is not kept; kept are {name}-000004, "):
+            index.rollback("photos")
+        assert index.rollback(f"{name}-000004") == f"{name}-000004"
+        assert index.search(QUERY)[0].ids == ["c"]
+        rebuilt(address, "d", keep_old=1)
+        assert index.info()["kept_indices"] == [f"{name}-000004"]
+        rebuilt(address, "e")
+        assert "kept_indices" not in index.info()
+    late.close()
+
+
+def test_a_rebuild_waits_for_the_replicas_that_the_old_index_had(tmp_path, monkeypatch):
+    address = elastic_fakes.address(tmp_path)
+    rebuilt(address, "a")
+    monkeypatch.setattr(layout, "_COPIES_SECONDS", 0.0)
+    healths = iter([{"status": "green"}, {"timed_out": True, "unassigned_shards": 1}])
+
+    def spoil(method, target, body):
+        return (200, next(healths)) if "_cluster/health" in target else None
+
+    with ElasticIndex(address, True, VOCABULARY, rebuild=True) as index:
+        fill(index, "b")
+        elastic_fakes.through(index, spoil)
+        with pytest.raises(EngineUnavailableError, match="1 shards of the new index are on no"):
+            index.publish()
+    with open_index(address) as reader:
+        assert reader.search(QUERY)[0].ids == ["a"]
 
 
 @pytest.mark.parametrize(

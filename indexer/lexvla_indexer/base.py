@@ -166,9 +166,19 @@ class Index(ABC):
     def verify(self) -> list[str]:
         """Read everything stored. Return a line for each damaged part, naming it."""
 
-    def publish(self) -> None:
-        """Commit, and show readers the rebuilt index; UnsupportedError if none is being built."""
+    def publish(self, keep_old: int = 0) -> None:
+        """Commit, and show readers the rebuilt index; UnsupportedError if none is being built.
+
+        Of the indices that it replaces, the newest ``keep_old`` are kept for `rollback`.
+        """
         raise UnsupportedError(f"{self._place}: was not opened to be rebuilt")
+
+    def rollback(self, to: str | None = None) -> str:
+        """Show readers an index that `publish` kept, by default the one before; return its name.
+
+        UnsupportedError if none is kept.
+        """
+        raise UnsupportedError(f"{self._place}: only an Elasticsearch index can be rolled back")
 
     def search(
         self,

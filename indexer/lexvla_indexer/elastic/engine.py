@@ -112,16 +112,41 @@ class ElasticIndex(Index):
         lines = [f"document {name!r} {rule}" for name in lost[:LISTED]]
         return [*lines, f"and {len(lost) - LISTED:,} more"] if len(lost) > LISTED else lines
 
-    def publish(self) -> None:
+    def publish(self, keep_old: int = 0) -> None:
         """Commit, compare the count, and give the alias to the new index, in one step.
 
+        Before that it waits until the new index has its replicas, as far as the old one had. Of the
+        indices that it replaces, the newest ``keep_old`` are kept for `rollback`.
+
         Raises:
-            EngineUnavailableError: Documents were lost on the way: the server has fewer.
+            EngineUnavailableError: Documents were lost on the way, so that the server has fewer; or
+                replicas did not come up within ten minutes. The old index stays.
             UnsupportedError: The index was not opened to be rebuilt.
         """
         with self._writing:
             self.commit()
-            self._writer.publish()
+            self._writer.publish(keep_old)
+
+    def rollback(self, to: str | None = None) -> str:
+        """Give the alias to an index that `publish` kept, in one step; return its name.
+
+        The present one is kept. The default is the one before it.
+
+        Raises:
+            InputError: No index of that name is kept.
+            UnsupportedError: No earlier index is kept.
+        """
+        with self._writing:
+            self._check_open()
+            self._store.rollback(to)
+            self._follow()
+            return self._store.index
+
+    def info(self) -> dict[str, Any]:
+        """Return the facts of `Index.info`, and the names of kept indices, if there are any."""
+        facts = super().info()
+        kept = self._store.kept()
+        return facts | {"kept_indices": kept} if kept else facts
 
     def bound(self, queries: Encoding, leg: VectorLeg = "lexical") -> np.ndarray:
         """Return how far each query's scores can be from the exact dot products, float64.

@@ -28,11 +28,17 @@ import json
 import re
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from lexvla.errors import EngineUnavailableError, IndexCorruptError, IndexVersionError
+from lexvla.errors import (
+    EngineUnavailableError,
+    IndexCorruptError,
+    IndexVersionError,
+    InputError,
+    UnsupportedError,
+)
 from lexvla.version import program_version
 from lexvla.vocabulary import Vocabulary
 from lexvla_indexer.document import Document
@@ -81,7 +87,10 @@ FLAT, GRAPH = "flat", "int8_hnsw"
 # an index that was deleted meanwhile; otherwise it would make a new one for them.
 _WRITE = "-write"
 
+# An index without that alias and that of the readers was replaced and kept.
+
 _WAIT = "30s"  # for an index that is starting up
+_COPIES_SECONDS = 600.0  # for the replicas of a rebuilt index
 _FRESH = 1.0  # seconds for which the alias is not looked up again
 _REPLICAS = ("number_of_replicas", "auto_expand_replicas")
 
@@ -327,7 +336,8 @@ class Store:
             self.index = self._next()
             for name, found in self._numbered().items():
                 described = found["mappings"].get("_meta", {})
-                if self.address.name not in found["aliases"] and KEY in described:
+                is_unfinished = self.address.name not in found["aliases"]
+                if is_unfinished and name + _WRITE in found["aliases"] and KEY in described:
                     self.client.indices.delete(index=name)
             # No retries: after a lost answer, this index would seem to be another program's.
             create_index(
@@ -342,8 +352,8 @@ class Store:
         self._is_being_built = True
         self.check()
 
-    def publish(self) -> None:
-        """Give the alias to the new index, and delete the old one, in one step."""
+    def publish(self, keep_old: int) -> None:
+        """Give the alias to the new index, and delete old ones but the newest, in one step."""
         import elasticsearch
 
         with elastic_errors(self.address):
@@ -356,7 +366,13 @@ class Store:
             if str(replicas.get("auto_expand_replicas", "false")) != "false":
                 replicas.pop("number_of_replicas", None)
             self.client.indices.put_settings(index=self.index, settings=replicas)
-            actions: list[Mapping[str, Any]] = [{"remove_index": {"index": name}} for name in old]
+            self._wait_for_copies(old)
+            actions: list[Mapping[str, Any]] = []
+            for place, name in enumerate([*old, *self.kept()]):
+                if place >= keep_old:
+                    actions.append({"remove_index": {"index": name}})
+                elif name in old:
+                    actions += self._withdrawn(name)
             actions.append({"add": {"index": self.index, "alias": alias}})
             try:
                 self.client.indices.update_aliases(actions=actions)
@@ -365,6 +381,58 @@ class Store:
                 if self.index not in self._meant():
                     raise
         self._is_being_built = False
+
+    def _wait_for_copies(self, old: Sequence[str]) -> None:
+        """Wait until the new index is as safe from the loss of a node as those before it are."""
+        for name in old:
+            wanted = self.client.cluster.health(index=name)["status"]
+            deadline = time.monotonic() + _COPIES_SECONDS
+            while wanted == "green":
+                health = self.client.options(ignore_status=408).cluster.health(
+                    index=self.index, wait_for_status=wanted, timeout=_WAIT
+                )
+                if not health["timed_out"]:
+                    break
+                if time.monotonic() > deadline:
+                    rule = f"{health['unassigned_shards']} shards of the new index are on no server"
+                    raise EngineUnavailableError(f"{self.address}: {rule}; the old index stays")
+
+    def kept(self) -> list[str]:
+        """Return the indices that were kept when others replaced them, newest first."""
+        with elastic_errors(self.address):
+            numbered = self._numbered()
+        kept = [
+            name
+            for name, found in numbered.items()
+            if KEY in found["mappings"].get("_meta", {})
+            and not found["aliases"].keys() & {self.address.name, name + _WRITE}
+        ]
+        return sorted(kept, reverse=True)
+
+    def rollback(self, to: str | None) -> None:
+        """Give the alias to a kept index, by default the one before this, and keep this."""
+        self.check()
+        kept = self.kept()
+        if to is None:
+            to = next((name for name in kept if name < self.index), None)
+        if to is None:
+            rule = "no earlier index is kept; lexvla index --rebuild --keep-old 1 keeps one"
+            raise UnsupportedError(f"{self.address}: {rule}")
+        if to not in kept:
+            raise InputError(to, f"is not kept; kept are {', '.join(kept) or 'none'}")
+        with elastic_errors(self.address):
+            State.load(self.address, self._meta(to))
+            given = [
+                {"add": {"index": to, "alias": alias}} for alias in (self.address.name, to + _WRITE)
+            ]
+            self.client.indices.update_aliases(actions=[*self._withdrawn(self.index), *given])
+        self.check()
+        self.wait()
+
+    def _withdrawn(self, name: str) -> list[Mapping[str, Any]]:
+        """Return what takes an index from readers and writers, and keeps it."""
+        aliases = self.address.name, name + _WRITE
+        return [{"remove": {"index": name, "alias": alias}} for alias in aliases]
 
     def abandon(self) -> None:
         """Delete the index that is being built, if there is one."""

@@ -150,7 +150,7 @@ class Writer:
         if has_grown and is_flat and self._count() > FLAT_DOCUMENTS:
             store.describe(dense=GRAPH)
 
-    def publish(self) -> None:
+    def publish(self, keep_old: int) -> None:
         """Compare the count, and give the alias to the new index."""
         if self._built is None:
             raise UnsupportedError(f"{self._address}: was not opened to be rebuilt")
@@ -158,7 +158,7 @@ class Writer:
         if count != len(self._built):
             rule = f"the server has {count:,} of {len(self._built):,} documents that were sent"
             raise EngineUnavailableError(f"{self._address}: {rule}; the old index stays")
-        self._store.publish()
+        self._store.publish(keep_old)
         self._built = None
 
     def compact(self) -> None:

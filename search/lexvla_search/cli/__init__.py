@@ -31,6 +31,7 @@ COMMANDS = {
     "fit-fusion": "learn how to weight an index's legs",
     "delete": "delete items from an index",
     "compact": "reclaim the space of deleted items",
+    "rollback": "go back to the index from before a rebuild",
     "info": "print an index's counts, sizes and model",
     "patchdis": "measure how well patches are classified by class names",
     "sparsity": "measure retrieval against the number of active words",

@@ -30,6 +30,12 @@ from lexvla_search.cli.source import (
 from lexvla_search.cli.stopping import stopping
 
 
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdecimal()):
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 0, not {text!r}")
+    return int(text)
+
+
 @dataclass(frozen=True)
 class Options(SourceOptions, IndexOptions, ModelOptions, JsonOptions):
     """What to put into an index, and how."""
@@ -48,11 +54,19 @@ class Options(SourceOptions, IndexOptions, ModelOptions, JsonOptions):
     rebuild: bool = flag(
         "fill a new index, and swap it for the old one at the end (Elasticsearch only)"
     )
+    keep_old: int = option(
+        "keep the N indices before it, for lexvla rollback (0)",
+        type=_count,
+        default=0,
+        metavar="N",
+    )
 
 
 def run(options: Options) -> int:
     """Put a source, or files of vectors, into an index."""
     source, files = options.source, options.from_encoded or []
+    if options.keep_old and not options.rebuild:
+        raise UsageError("--keep-old goes with --rebuild")
     if (source is None) == (not files):
         raise UsageError("needs either a SOURCE or --from-encoded FILE...")
     if source is not None:
@@ -90,7 +104,7 @@ def run(options: Options) -> int:
             failure = f"nothing in {source or ' '.join(files)} could be added"
         code = exit_code(report, options.strict, failure)
         if options.rebuild and code == 0:
-            target.publish()
+            target.publish(options.keep_old)
         count = target.count()
     numbers = counts(report, "unchanged")
     if options.json:
