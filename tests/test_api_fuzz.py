@@ -93,11 +93,28 @@ def test_requests_made_from_the_description(
     check()
 
 
+def without_example(described: Any, operation: Any) -> Iterator[str]:
+    """Name the required parameters and the bodies of an operation that show no example."""
+    for parameter in operation.get("parameters", ()):
+        if parameter["required"] and not parameter["schema"].get("examples"):
+            yield parameter["name"]
+    for kind, content in operation.get("requestBody", {}).get("content", {}).items():
+        schema = content["schema"]
+        schema = schema.get("properties", {}).get("query", schema)  # the JSON of a form
+        name = schema["$ref"].rpartition("/")[2]
+        if not (content.get("example") or described["components"]["schemas"][name]["examples"]):
+            yield kind
+
+
 def test_the_description_names_all_routes_and_has_examples(tmp_path: Path) -> None:
     with served(tmp_path) as client:
         described = client.get("/openapi.json").json()
     found = described["paths"].items()
     assert sorted((m.upper(), path) for path, methods in found for m in methods) == OPERATIONS
+    for path, methods in found:
+        for method, operation in methods.items():
+            missing = [f"{method} {path} {what}" for what in without_example(described, operation)]
+            assert missing == []
     schemas = described["components"]["schemas"]
     for name in (
         "SearchRequest",

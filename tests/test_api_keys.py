@@ -38,6 +38,7 @@ OPEN = [
     ("GET", "/metrics"),
     ("GET", "/openapi.json"),
     ("GET", "/"),
+    ("GET", "/docs"),
     ("GET", "/static/app.js"),
 ]
 

@@ -8,6 +8,7 @@ from typing import Annotated, cast
 from urllib.parse import unquote
 
 from fastapi import Depends
+from fastapi import Path as PathPart
 from fastapi import Query as Parameter
 from starlette.requests import Request
 
@@ -16,7 +17,11 @@ from lexvla_search.api.keys import Scope
 from lexvla_search.api.problems import Problem
 from lexvla_search.api.service import Service
 
-__all__ = ["READ", "WRITE", "Serving", "Signed"]
+__all__ = ["READ", "WRITE", "DocumentId", "Serving", "Signed"]
+
+DocumentId = Annotated[
+    str, PathPart(description="Of a document; a slash is written %2F.", examples=["2764"])
+]
 
 
 # All of these are coroutines: FastAPI runs plain functions in threads.
@@ -62,7 +67,7 @@ async def _write(request: Request) -> None:
 
 async def _signed(
     request: Request,
-    document_id: str,
+    document_id: DocumentId,
     expires: Annotated[int | None, Parameter(description="Unix time.")] = None,
     signature: Annotated[str | None, Parameter(max_length=64)] = None,
 ) -> bool:

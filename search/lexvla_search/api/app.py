@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
-from starlette.responses import Response
+from starlette.responses import FileResponse, Response
 from starlette.staticfiles import StaticFiles
 
 from lexvla.encoder import Encoder
@@ -39,6 +39,8 @@ class _Page(StaticFiles):
     def file_response(self, *args: Any, **kwargs: Any) -> Response:
         """Answer with a file that browsers revalidate: modules of two versions must not mix."""
         response = super().file_response(*args, **kwargs)
+        if isinstance(response, FileResponse) and str(response.path).endswith(".gz"):
+            response.headers["Content-Encoding"] = "gzip"
         response.headers["Cache-Control"] = "no-cache"
         return response
 
@@ -58,7 +60,7 @@ def create_app(settings: Settings, model: Encoder | None) -> FastAPI:
         version=program_version(),
         summary="Explainable search of images by words",
         lifespan=lifespan,
-        # These pages load scripts from elsewhere.
+        # These would load scripts from elsewhere; index_routes has a page of its own.
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,

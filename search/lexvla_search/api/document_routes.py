@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from urllib.parse import unquote
 
 from fastapi import APIRouter
+from fastapi import Path as PathPart
 from fastapi import Query as Parameter
 from PIL import Image
 from starlette.requests import Request
@@ -23,7 +24,7 @@ from lexvla.images import open_image
 from lexvla_indexer import Document
 from lexvla_indexer.strongest import SHOWN_WORDS
 from lexvla_search import schema
-from lexvla_search.api.access import READ, WRITE, Serving, Signed
+from lexvla_search.api.access import READ, WRITE, DocumentId, Serving, Signed
 from lexvla_search.api.bodies import content_type
 from lexvla_search.api.decoding import count_pixels
 from lexvla_search.api.models import DocumentPatch
@@ -36,12 +37,19 @@ __all__ = ["router"]
 
 router = APIRouter(prefix="/v1/documents")
 
+Word = Annotated[str, PathPart(examples=["heart"])]
+
 _LINES = "application/x-ndjson"
 _LINE_SCHEMA = {
     "requestBody": {
         "required": True,
         "description": "One JSON object a line, each as DocumentLine.",
-        "content": {_LINES: {"schema": {"$ref": "#/components/schemas/DocumentLine"}}},
+        "content": {
+            _LINES: {
+                "schema": {"$ref": "#/components/schemas/DocumentLine"},
+                "example": json.dumps({"id": "note-1", "text": "a red heart"}),
+            }
+        },
     }
 }
 _MERGE, _JSON = "application/merge-patch+json", "application/json"
@@ -125,7 +133,7 @@ class _Acknowledging(Response):
 
 
 @router.get("/{document_id}", response_model=schema.ShownDocument, dependencies=[READ])
-async def get(document_id: str, service: Serving) -> JSONResponse:
+async def get(document_id: DocumentId, service: Serving) -> JSONResponse:
     """Show what the index keeps of a document. A slash in an id must come as %2F."""
     document, _ = await service.run(lambda: service.fetch(unquote(document_id)))
     return JSONResponse(service.pictures.document(document))
@@ -137,7 +145,7 @@ async def get(document_id: str, service: Serving) -> JSONResponse:
     dependencies=[WRITE],
     openapi_extra=_PATCH_SCHEMA,
 )
-async def patch(request: Request, document_id: str, service: Serving) -> JSONResponse:
+async def patch(request: Request, document_id: DocumentId, service: Serving) -> JSONResponse:
     """Change a document's metadata, text or uri without its image; null removes.
 
     The vectors stay. Only a document that was encoded from its text is encoded again if that
@@ -164,7 +172,7 @@ async def patch(request: Request, document_id: str, service: Serving) -> JSONRes
 
 
 @router.delete("/{document_id}", response_model=schema.Deleted, dependencies=[WRITE])
-async def delete(document_id: str, service: Serving) -> JSONResponse:
+async def delete(document_id: DocumentId, service: Serving) -> JSONResponse:
     """Delete a document."""
     name = unquote(document_id)
     with service.upserts.place():
@@ -177,7 +185,7 @@ async def delete(document_id: str, service: Serving) -> JSONResponse:
 
 @router.get("/{document_id}/words", response_model=schema.DocumentWords, dependencies=[READ])
 async def words(
-    document_id: str,
+    document_id: DocumentId,
     service: Serving,
     top_k: Annotated[int, Parameter(ge=1, le=1000)] = SHOWN_WORDS,
 ) -> JSONResponse:
@@ -193,7 +201,7 @@ async def words(
 @router.get("/{document_id}/image", response_class=Response, responses=_JPEG)
 async def image(
     request: Request,
-    document_id: str,
+    document_id: DocumentId,
     service: Serving,
     signed: Signed,
     size: Annotated[int, Parameter(ge=16, le=2048)] = 512,
@@ -219,7 +227,12 @@ async def image(
 @router.get(
     "/{document_id}/heatmap/{word}", response_class=Response, responses=_PNG, dependencies=[READ]
 )
-async def word_heatmap(request: Request, document_id: str, word: str, service: Serving) -> Response:
+async def word_heatmap(
+    request: Request,
+    document_id: DocumentId,
+    word: Word,
+    service: Serving,
+) -> Response:
     """Show where in a document's picture a word was read from."""
 
     def draw(picture: Image.Image, encoding: Encoding) -> bytes:

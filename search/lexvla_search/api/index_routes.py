@@ -33,7 +33,8 @@ async def index(service: Serving) -> JSONResponse:
 
 @router.get("/v1/words", response_model=schema.Completions, dependencies=[READ])
 async def words(
-    service: Serving, prefix: Annotated[str, Parameter(min_length=1, max_length=64)]
+    service: Serving,
+    prefix: Annotated[str, Parameter(min_length=1, max_length=64, examples=["hea"])],
 ) -> JSONResponse:
     """Complete a word: up to twenty words of the vocabulary, the shortest first."""
     found = await service.run(lambda: service.complete(prefix, _MOST_WORDS))
@@ -67,6 +68,12 @@ async def metrics(service: Serving) -> Response:
 async def page() -> FileResponse:
     """Return the page."""
     return FileResponse(STATIC / "index.html", headers={"Cache-Control": "no-cache"})
+
+
+@router.get("/docs", include_in_schema=False)
+async def docs() -> FileResponse:
+    """Return the page of the API's description, which can send requests."""
+    return FileResponse(STATIC / "docs.html", headers={"Cache-Control": "no-cache"})
 
 
 def _facts(service: Service) -> schema.Facts:
