@@ -19,10 +19,9 @@ from lexvla_search import cli
 from source_tree import PYTHONPATH
 
 COMMANDS = (
-    *("demo", "index", "relocate", "rollback", "encode", "search", "explain", "fit-fusion"),
-    *("delete", "compact", "info", "patchdis", "sparsity", "evaluate", "crossmodal", "train"),
-    "export",
-    *("serve", "api-key", "doctor"),
+    *("demo", "index", "watch", "relocate", "rollback", "encode", "search", "explain"),
+    *("fit-fusion", "delete", "compact", "info", "patchdis", "sparsity", "evaluate", "crossmodal"),
+    *("train", "export", "serve", "api-key", "doctor"),
 )
 
 

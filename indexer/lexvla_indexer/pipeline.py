@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -52,6 +52,7 @@ def index_source(
     prune: bool = False,
     prune_anyway: bool = False,
     stop: Event | None = None,
+    wanted: Callable[[Listed, bool], bool] | None = None,
 ) -> Report:
     """Encode the items of a source and store them; `open_item_source` lists the kinds of source.
 
@@ -86,6 +87,8 @@ def index_source(
         prune_anyway: Delete it even if much is gone.
         stop: Set it, from another thread or a signal handler, to stop: what is encoded by then
             is committed.
+        wanted: Whether to read an item, given whether the index has its id. The others stay as
+            they are, and are not counted.
 
     Raises:
         IndexLockedError: Another writer has the index.
@@ -104,7 +107,14 @@ def index_source(
     take_writer_lock(index)
     opened.key = Roots(index).enter(opened.place)
     ingest = Ingest(
-        opened, encoder, sink, report, batch_size, show_progress_bar, stop=stop or Event()
+        opened,
+        encoder,
+        sink,
+        report,
+        batch_size,
+        show_progress_bar,
+        stop=stop or Event(),
+        wanted=wanted,
     )
     if opened.has_paths and resume:
         ingest.missing = sink.missing(opened)
@@ -290,6 +300,7 @@ class Ingest:
     Attributes:
         seen: The ids that the source lists, including those of bad items.
         missing: Ids that the source no longer lists, by the hash of their content.
+        wanted: See `index_source`.
         stop: Ends the run before the next item when it is set.
         gap: Why the listing may be incomplete; empty if it is complete.
     """
@@ -302,6 +313,7 @@ class Ingest:
     show_progress_bar: bool | None = None
     shard: tuple[int, int] = (1, 1)
     stop: Event = field(default_factory=Event)
+    wanted: Callable[[Listed, bool], bool] | None = None
     missing: dict[str, list[str]] = field(default_factory=dict, init=False)
     seen: set[str] = field(default_factory=set, init=False)
     gap: str = field(default="", init=False)
@@ -359,7 +371,11 @@ class Ingest:
         while chunk := list(islice(items, self.batch_size)):
             known = self.sink.known([item.document.id for item in chunk])
             for item in chunk:
-                yield item, known.get(item.document.id)
+                before = known.get(item.document.id)
+                if self.wanted is None or self.wanted(item, before is not None):
+                    yield item, before
+                else:
+                    self._bar.update()
 
     def _items(self) -> Iterator[Listed]:
         """Give the items of this shard whose id is new; reject the others."""

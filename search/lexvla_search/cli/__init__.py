@@ -24,6 +24,7 @@ DONE, FAILED, USAGE, NO_READER = 0, 1, 2, 141
 COMMANDS = {
     "demo": "search the bundled images, with explanations",
     "index": "put images and texts into an index",
+    "watch": "index a folder, and what changes in it",
     "relocate": "tell an index where its folder lies now",
     "encode": "write the vectors of a source, or of queries (.tsv), to a file",
     "search": "find images by text, image and words",

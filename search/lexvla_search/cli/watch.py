@@ -1,0 +1,54 @@
+"""``lexvla watch``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lexvla_indexer import open_index
+from lexvla_indexer.watching import watch_folder
+from lexvla_search.cli.arguments import (
+    IndexOptions,
+    ModelOptions,
+    flag,
+    not_empty,
+    option,
+    positional,
+    positive,
+)
+from lexvla_search.cli.console import INTERRUPTED, note
+from lexvla_search.cli.query import finite
+from lexvla_search.cli.source import counts, exit_code, in_words
+from lexvla_search.cli.stopping import stopping
+
+
+@dataclass(frozen=True)
+class Options(IndexOptions, ModelOptions):
+    """Which folder to follow, and how soon."""
+
+    folder: str = positional("a folder of images", metavar="FOLDER", type=not_empty)
+    quiet: float = option(
+        "index changes after S seconds without another (2)", type=finite, default=2.0, metavar="S"
+    )
+    batch_size: int = option("items in one pass (64)", type=positive, default=64, metavar="N")
+    prune_anyway: bool = flag("delete what is gone, however much it is")
+
+
+def run(options: Options) -> int:
+    """Index a folder and follow its changes until Ctrl-C."""
+    model = options.load_model(introduce=True)
+    with stopping() as stop:
+        for report in watch_folder(
+            options.folder,
+            lambda: open_index(
+                options.index, create=True, vocabulary=model.vocabulary, model=model.name
+            ),
+            model,
+            stop,
+            quiet_seconds=options.quiet,
+            batch_size=options.batch_size,
+            prune_anyway=options.prune_anyway,
+        ):
+            print(in_words(counts(report, "unchanged")), flush=True)
+            exit_code(report, strict=False, failure="")  # tells what was left out
+    note(f"lexvla: {options.folder} is not watched any more")
+    return INTERRUPTED
