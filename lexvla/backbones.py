@@ -36,6 +36,7 @@ __all__ = [
     "load_tokenizer",
     "load_vision_model",
     "named",
+    "quantization_options",
     "read_backbone_config",
     "vision_fields",
 ]
@@ -143,11 +144,7 @@ def load_language_model(
         dtype: Type of its weights, and compute type of quantised layers.
         token: Hub token for gated models; by default the one huggingface_hub finds.
     """
-    more: dict[str, Any] = {}
-    if config.quantization != "none":
-        check_quantization(config.quantization, device)
-        more["quantization_config"] = _quantization_config(config, dtype)
-        more["device_map"] = {"": device}
+    more = quantization_options(config.quantization, device, dtype, config.double_quantization)
     revision = config.text_revision or "main"
     with named(name):
         model, found = AutoModelForCausalLM.from_pretrained(
@@ -204,15 +201,22 @@ def check_quantization(kind: str, device: torch.device) -> None:
         raise UnsupportedError(f"quantization={kind!r}: {rule}; use quantization='none'")
 
 
-def _quantization_config(config: LexVLAConfig, dtype: torch.dtype) -> BitsAndBytesConfig:
-    if config.quantization == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=config.double_quantization,
-        bnb_4bit_compute_dtype=dtype,
-    )
+def quantization_options(
+    kind: str, device: torch.device, dtype: torch.dtype, double: bool = True
+) -> dict[str, Any]:
+    """Return what transformers is told for ``none``, ``int8`` or ``nf4``."""
+    if kind == "none":
+        return {}
+    check_quantization(kind, device)
+    settings = BitsAndBytesConfig(load_in_8bit=True)
+    if kind == "nf4":
+        settings = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=double,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    return {"quantization_config": settings, "device_map": {"": device}}
 
 
 def add_lora(model: nn.Module, config: LexVLAConfig) -> Any:

@@ -16,6 +16,8 @@ __all__ = ["load_public", "public_type"]
 # By name, as they build on `lexvla.model`, which builds on this module, and need torch.
 _CLASSES = {
     "dual-encoder": ("lexvla.dual_encoder", "DualEncoder"),
+    "language-model": ("lexvla.language_model", "LanguageModel"),
+    "vision-language-model": ("lexvla.vision_language_model", "VisionLanguageModel"),
 }
 
 

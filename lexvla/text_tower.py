@@ -86,7 +86,12 @@ class TextTower(nn.Module):
             cache.ids = token_ids[0][:shared]
             prefix = torch.tensor([cache.ids], device=device)
             once = backbone(input_ids=prefix, use_cache=True).past_key_values
-            cache.layers = [(layer.keys, layer.values) for layer in once.layers]
+            kept = [(layer.keys, layer.values) for layer in once.layers if hasattr(layer, "keys")]
+            whole = [layer for layer in kept if layer[0].shape[2] == shared]
+            if len(whole) == len(once.layers):
+                cache.layers = whole
+            else:  # sliding windows and recurrent layers keep less of a prefix than it takes
+                cache.ids, shared = [], 0
         rests = [ids[shared:] for ids in token_ids]
         length = max(map(len, rests))
         batch = len(rests)
