@@ -31,6 +31,7 @@ OPERATIONS = [
     ("GET", "/healthz"),
     ("GET", "/metrics"),
     ("GET", "/readyz"),
+    ("GET", "/v1/documents"),
     ("GET", "/v1/documents/{document_id}"),
     ("GET", "/v1/documents/{document_id}/heatmap/{word}"),
     ("GET", "/v1/documents/{document_id}/image"),
@@ -41,6 +42,7 @@ OPERATIONS = [
     ("POST", "/v1/encode"),
     ("POST", "/v1/explain"),
     ("POST", "/v1/search"),
+    ("POST", "/v1/search/batch"),
     ("PUT", "/v1/documents"),
 ]
 WITHOUT_RULES = [  # any request keeps to their description
@@ -117,11 +119,8 @@ def test_the_description_names_all_routes_and_has_examples(tmp_path: Path) -> No
             assert missing == []
     schemas = described["components"]["schemas"]
     for name in (
-        "SearchRequest",
-        "ExplainRequest",
-        "EncodeRequest",
-        "DocumentLine",
-        "DocumentPatch",
+        *("SearchRequest", "BatchRequest", "ExplainRequest", "EncodeRequest", "DocumentLine"),
+        *("DocumentPatch", "FacetSettings", "SimilarItem"),
     ):
         assert schemas[name]["examples"]
         assert schemas[name]["additionalProperties"] is False

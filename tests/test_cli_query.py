@@ -61,6 +61,47 @@ def test_words(address: str, capsys: Capture) -> None:
     ]
 
 
+def test_like_items(address: str, capsys: Capture) -> None:
+    assert ids(capsys, address, "--similar", "apple", "-k", "1") == ["flag"]
+    assert ids(capsys, address, "--similar", "apple=2", "--similar", "lime=-0.5", "-k", "1") == [
+        "flag"
+    ]
+    assert cli.main(["search", "--similar", "pear", "--index", address]) == 1
+    assert "'pear': the index has no such id" in capsys.readouterr().err
+
+
+def test_a_listing(address: str, capsys: Capture) -> None:
+    assert ids(capsys, address) == ["apple", "flag", "lime", "snow"]
+    assert ids(capsys, address, "--sort=-label", "--filter", "id != lime") == [
+        *("snow", "flag", "apple")
+    ]
+    first = run(capsys, "search", "--index", address, "-k", "3", "--facet", "label:0")
+    assert (first["total"], first["total_exact"]) == (4, True)
+    assert first["facets"]["label"]["ranges"][0] == {"from": None, "to": 0, "count": 0}
+    assert ids(capsys, address, "-k", "3", "--after", first["next"]) == ["snow"]
+
+
+def test_a_listing_for_people(address: str, capsys: Capture) -> None:
+    asked = ["search", "--index", address, "-k", "3", "--facet", "label", "--explain"]
+    assert cli.main(asked) == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines() == [
+        "1    a apple  apple",
+        "2    a flag   flag",
+        "3    a lime   lime",
+        "",
+        "label",
+        "  a apple  1",
+        "  a flag   1",
+        "  a lime   1",
+        "  a snow   1",
+    ]
+    total, more = err.splitlines()
+    assert total == "lexvla: 4 in all"
+    after = more.removeprefix("lexvla: for more: --after ")
+    assert ids(capsys, address, "-k", "3", "--after", after) == ["snow"]
+
+
 def test_a_region(address: str, tmp_path: Path, capsys: Capture) -> None:
     image = str(tmp_path / "photos" / "flag.png")
     spot = run(capsys, "search", "--index", address, "--image", image, "--region", "48,48,16,16")

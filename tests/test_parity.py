@@ -7,7 +7,8 @@ from contextlib import nullcontext
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
 
 import elastic_fakes
 import filter_fakes
@@ -25,7 +26,10 @@ from indexer_fakes import LEGS, QUERY, documents, encode
 from lexvla.encoding import Encoding
 from lexvla.errors import InputError
 from lexvla_indexer import Document
+from lexvla_indexer.facets import Facet
 from lexvla_indexer.filters import Comparison
+from lexvla_indexer.scope import Scope
+from listing_fakes import counted, listed
 from postings_fakes import searching
 
 EMBEDDED = Engine("embedded", str, lambda: searching("numba"), LEGS, True)
@@ -253,3 +257,87 @@ def test_what_is_staged_shows_at_commit_only(engine, tmp_path):
         index.add(documents("c"), encode([{0: 1.0}]))
     with engine.open(tmp_path / "i", create=False) as index:
         assert index.search(QUERY)[0].ids == ["b"]
+
+
+def assert_lists(index, made, scope, sort, page):
+    """Compare a listing, read page by page, with brute force."""
+    expected, found, after = listed(made, scope, sort), [], None
+    assert index.count(scope) == len(expected)
+    while True:
+        documents, positions = index.list_documents(scope, sort, page, after)
+        found += documents
+        assert len(positions) == len(documents) <= page
+        if len(documents) < page:
+            break
+        after = positions[-1]
+    assert [document.id for document in found] == expected
+    by_id = {document.id: document for document in made}
+    assert found == [by_id[name] for name in expected]
+
+
+def assert_counts(index, made, scope, facets):
+    found = {name: counts.to_dict() for name, counts in index.facets(facets, scope).items()}
+    assert found == {facet.field: counted(made, scope, facet) for facet in facets}
+
+
+def test_listings_and_facets_over_many_commits(engine, tmp_path):
+    rng = np.random.default_rng(6)
+    stored = random_stored(rng, [f"d{i:03}" for i in rng.permutation(150)])
+    facets = [Facet("tag", 1), Facet("year", ranges=[(None, 2003), (2003, 2007), (2007, None)])]
+    with engine.open(tmp_path / "i") as index:
+        assert index.list_documents() == ([], [])
+        assert index.list_documents(sort="year") == ([], [])
+        assert index.facets([Facet("year")])["year"].to_dict() == {
+            "values": [],
+            "other": 0,
+            "missing": 0,
+        }
+        ids = list(stored)
+        for part in (ids[:100], ids[100:]):
+            put(index, {name: stored[name] for name in part})
+        index.delete(ids[::9])
+        index.commit()
+        made = [stored[name][0] for name in ids if name not in ids[::9]]
+        few = Scope("year >= 2003", only={*ids[:80], "unknown"}, but={*ids[:20], "unknown"})
+        for scope in (Scope(), Scope("tag = cat"), few, Scope(only=[]), Scope(but=ids[:3])):
+            for sort in ((), ("-year",), ("tag", "-year")):
+                assert_lists(index, made, scope, sort, 40)
+            assert_counts(index, made, scope, facets)
+        with pytest.raises(InputError, match="such a field to sort by; there are tag, year"):
+            index.list_documents(sort=["yaer"])
+        with pytest.raises(InputError, match="such a field to count by; there are tag, year"):
+            index.facets([Facet("yaer")])
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(filter_fakes.documents, st.data())
+def test_any_listing_and_facets_of_any_documents(engine, tmp_path_factory, made, data):
+    made = [Document(f"d{i}", d.uri, d.text, d.metadata, d.fingerprint) for i, d in enumerate(made)]
+    if engine is ELASTIC:
+        made = [d for d in made if all(map(_is_typed, d.metadata.items()))]
+        assume(made)
+    fields = sorted({field for d in made for field in d.metadata if field})
+    named = st.sampled_from(fields) if fields else st.nothing()
+    sort = data.draw(st.lists(named, max_size=3, unique=True)) if fields else []
+    sort = [data.draw(st.sampled_from(["", "-"])) + field for field in sort]
+    facets = [_facet(data, field) for field in fields[:4]]
+    with engine.open(tmp_path_factory.mktemp("index") / "i") as index:
+        index.add(made, encode([{0: 1.0}] * len(made)))
+        index.commit()
+        assert_lists(index, made, Scope(), sort, data.draw(st.integers(1, 3)))
+        assert_counts(index, made, Scope(but=["d1"]), facets)
+
+
+def _is_typed(item):
+    """Tell whether the server's typed fields can have a value of metadata as it is."""
+    name, value = item
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return bool(name.strip()) and (not is_number or abs(value) <= 2**53)
+
+
+def _facet(data, field):
+    limits = data.draw(st.lists(filter_fakes.strings | filter_fakes.numbers, max_size=3))
+    ranges = []
+    for limit in limits:
+        ranges += [(None, limit), (limit, limit), (limit, None)]
+    return Facet(field, data.draw(st.integers(1, 3)), ranges or None)

@@ -29,6 +29,7 @@ from lexvla_indexer.base import Index
 from lexvla_search import Query, ReciprocalRank, Searcher, Weighted, save_fusion
 from lexvla_search.encoded_query import encode_query
 from lexvla_search.fusion import named_fusion
+from lexvla_search.searcher import COUNTED
 
 ROWS = random_rows(np.random.default_rng(7), 60)
 DEPTH = 8  # less than the documents that a leg finds, so that legs differ in what they bring
@@ -226,8 +227,10 @@ def test_bans_look_deeper_only_as_far_as_needed(index: Index) -> None:
     with mock.patch.object(index, "search", wraps=index.search) as search:
         hits = searcher.search(query)
     assert len(hits) == 2
-    depths = [call.args[1] for call in search.call_args_list]
-    assert depths == [2 * 4**i for i in range(len(depths))]
+    *depths, counting = [call.args[1] for call in search.call_args_list]
+    # One more than asked for tells whether another page follows.
+    assert depths == [3 * 4**i for i in range(len(depths))]
+    assert counting == COUNTED + 1
 
 
 def test_a_requirement_that_none_meets(index: Index) -> None:

@@ -22,8 +22,26 @@ from search_fakes import FakeEncoder, spot
 
 @pytest.mark.parametrize("text", [None, "", "  ", "\n\t"])
 def test_nothing_asked(text: str | None) -> None:
-    with pytest.raises(InputError, match="a query must have a text or an image"):
-        Query(text=text)
+    query = Query(text=text)
+    assert not query.is_scored
+    assert query.describe() == "all documents"
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"boost": {"red": 2}}, "boost"),
+        ({"legs": ["lexical"]}, "legs"),
+        ({"fusion": "rrf"}, "fusion"),
+        ({"min_score": 0.0}, "min_score"),
+        ({"min_relevance": 0}, "min_relevance"),
+    ],
+)
+def test_what_needs_scores(given: dict, named: str) -> None:
+    with pytest.raises(InputError, match="needs something to score by") as caught:
+        Query(filter="year > 2000", **given)
+    assert caught.value.item == named
+    Query(terms={"blue": 1}, **given)
 
 
 def test_too_long() -> None:
@@ -45,8 +63,7 @@ def test_filter() -> None:
     for bad in ("year >", "", " "):
         with pytest.raises(FilterSyntaxError, match="column"):
             Query(text="red", filter=bad)
-    with pytest.raises(InputError, match="must have a text or an image"):
-        Query(filter="year > 2000")
+    assert Query(filter="year > 2000").describe() == "all documents, where year > 2000"
 
 
 def test_text() -> None:
@@ -352,6 +369,7 @@ def test_plain_values() -> None:
         "image": "the query's image",
         "region": None,
         "terms": {"red": 2},
+        "similar": {},
         "boost": {},
         "ban": ["face"],
         "require": [],
@@ -362,6 +380,9 @@ def test_plain_values() -> None:
         "offset": 0,
         "min_score": None,
         "min_relevance": None,
+        "sort": [],
+        "facets": [],
+        "after": None,
     }
 
 

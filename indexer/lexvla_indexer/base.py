@@ -23,7 +23,10 @@ from lexvla.errors import (
 )
 from lexvla.vocabulary import Vocabulary
 from lexvla_indexer.document import Document
+from lexvla_indexer.facets import Facet, FacetCounts
 from lexvla_indexer.legs import Leg, VectorLeg, check_added, no_rows
+from lexvla_indexer.listing import Listed, Order, Position, orders
+from lexvla_indexer.scope import EVERYTHING, Scope
 from lexvla_indexer.staging import Staging
 
 __all__ = ["Fetched", "Index", "Reader", "Results", "Scored", "check_match"]
@@ -81,8 +84,16 @@ class Reader(Protocol):
     def vectors(self, ids: Sequence[str]) -> Encoding:
         """See `Index.vectors`; at least one id."""
 
-    def count(self) -> int:
+    def count(self, scope: Scope) -> int:
         """See `Index.count`."""
+
+    def list_documents(
+        self, scope: Scope, sort: Sequence[Order], limit: int, after: Position | None
+    ) -> Listed:
+        """See `Index.list_documents`."""
+
+    def facets(self, facets: Sequence[Facet], scope: Scope) -> dict[str, FacetCounts]:
+        """See `Index.facets`; at least one facet."""
 
     def info(self) -> dict[str, Any]:
         """Return what `Index.info` reports besides vocabulary and model."""
@@ -333,9 +344,48 @@ class Index(ABC):
             self._check_open()
             return self._staging.fingerprints(self._fingerprints(ids), ids)
 
-    def count(self) -> int:
-        """Return the number of searchable documents."""
-        return self._ask(lambda reader: reader.count())
+    def count(self, scope: Scope = EVERYTHING) -> int:
+        """Return the number of searchable documents in a scope; errors of its filter as `search`'s.
+
+        The default is all documents.
+        """
+        return self._ask(lambda reader: reader.count(scope))
+
+    def list_documents(
+        self,
+        scope: Scope = EVERYTHING,
+        sort: str | Sequence[str] = (),
+        limit: int = 10,
+        after: Position | None = None,
+    ) -> Listed:
+        """Return documents in the order of metadata fields, and of ids where these are equal.
+
+        A document with a list counts by its first string, or descending by its last; those that
+        have no value of a field come last. `lexvla_indexer.sort_keys` orders values.
+
+        Args:
+            scope: Which documents to list.
+            sort: Fields to sort by, such as ``year``, or ``-year`` for descending.
+            limit: How many documents to return.
+            after: Go on after this position, one of an earlier answer.
+
+        Raises:
+            InputError: The fields to sort by break a rule, or no document has one of them.
+            ValueError: The limit is below 1, or the position is not one of such an order.
+        """
+        order = orders(sort)
+        if limit < 1:
+            raise ValueError(f"limit must be at least 1, not {limit}")
+        if after is not None and (len(after) != len(order) + 1 or not isinstance(after[-1], str)):
+            raise ValueError(f"no position in such an order: {after!r}")
+        return self._ask(lambda reader: reader.list_documents(scope, order, limit, after))
+
+    def facets(self, facets: Sequence[Facet], scope: Scope = EVERYTHING) -> dict[str, FacetCounts]:
+        """Return how many documents of a scope have which values, by field.
+
+        A field that no document has raises `InputError`.
+        """
+        return self._ask(lambda reader: reader.facets(facets, scope)) if facets else {}
 
     def info(self) -> dict[str, Any]:
         """Return counts, sizes, versions, vocabulary, model, and what is approximate."""

@@ -25,6 +25,7 @@ __all__ = [
     "Span",
     "digits",
     "listed_fields",
+    "number_of",
     "span",
     "terms_equal",
     "terms_of",
@@ -119,6 +120,20 @@ def digits(number: float) -> str:
     if above > 0:
         return f"9{text}"
     return f"7{text.translate(_COMPLEMENT)}g"
+
+
+def number_of(text: str) -> int | float:
+    """Return the number that `digits` wrote: a whole one as an integer."""
+    if text == "8":
+        return 0
+    sign = 1 if text[0] == "9" else -1
+    rest = text[1:] if sign > 0 else text[1:-1].translate(_COMPLEMENT)
+    exponent, bits = int(rest[:8], 16) - (1 << 31), 4 * len(rest[8:])
+    size = sign * ((1 << bits) + int(rest[8:] or "0", 16))
+    if exponent >= bits:
+        return size << (exponent - bits)
+    below = 1 << (bits - exponent)
+    return size / below if size % below else size // below
 
 
 def terms_equal(field: str, values: Iterable[Value]) -> set[str]:

@@ -26,8 +26,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, NoReturn, cast
 
-from lexvla.errors import FilterSyntaxError, InputError
+from lexvla.errors import FilterSyntaxError
 from lexvla_indexer.document import Document, MetadataValue
+from lexvla_indexer.known_fields import check_known
 
 __all__ = [
     "ATTRIBUTES",
@@ -52,7 +53,6 @@ MAX_LENGTH = 16 * 1024 * 1024  # characters: 100,000 ids of 160 characters
 MAX_COMPARISONS = 256
 MAX_VALUES = 200_000  # of all `in` lists together
 MAX_DEPTH = 32  # of parentheses and `not`
-LISTED_FIELDS = 50  # in a message
 
 _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "=": operator.eq,
@@ -183,18 +183,7 @@ def check_fields(
     Raises:
         InputError: No document has such a field; the rule names those that exist.
     """
-    for field in dict.fromkeys(_fields(filter)):
-        if field in ATTRIBUTES or has(field):
-            continue
-        names = listed()
-        if names is None:
-            return
-        known = sorted(names)
-        more = f" and {len(known) - LISTED_FIELDS:,} more" if len(known) > LISTED_FIELDS else ""
-        said = ", ".join([*ATTRIBUTES, *known[:LISTED_FIELDS]])
-        raise InputError(
-            field, f"no document has such a field to filter by; there are {said}{more}"
-        )
+    check_known(_fields(filter), "filter by", has, listed, ATTRIBUTES)
 
 
 def _fields(filter: Filter) -> Iterator[str]:  # noqa: A002

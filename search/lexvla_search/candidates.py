@@ -15,7 +15,7 @@ from lexvla_indexer.legs import Leg, VectorLeg
 from lexvla_search.encoded_query import Constraints, EncodedQuery
 from lexvla_search.fusion import LegRanking
 
-__all__ = ["Candidates", "leg_scores"]
+__all__ = ["Candidates", "bearers", "leg_scores"]
 
 _DEEPER = 4  # times the depth, if constraints leave too few hits
 _FEW = 10_000  # documents with a required word; up to this many are listed before searching
@@ -35,7 +35,7 @@ class Candidates:
         self._query = query
         self._parts: list[Encoding] = []  # stored vectors, in the order they were read
         self._rows: dict[str, tuple[int, int]] = {}  # which part, and which row of it
-        self._allowed: dict[str, bool] = {}
+        self._allowed = dict.fromkeys(query.excluded, False)
         self._found: dict[Leg, Results] = {}
         self._known: dict[Leg, dict[str, float]] = {}  # further scores from the engine
         self._first: list[str] | None = None  # the best by a sum, if asked for
@@ -62,7 +62,7 @@ class Candidates:
             if found is None:
                 return False
             allowed = np.ones(len(found.ids), np.bool_)
-            if self._constraints:
+            if self._constraints or query.excluded:
                 allowed[:] = self._allow(found.ids)
             total = np.zeros(len(found.ids))
             for leg, weight in weights.items():
@@ -115,7 +115,7 @@ class Candidates:
                 results = self._index.search_text(query.text, asked, query.filter)
             else:
                 (results,) = self._index.search(query.encoding, asked, leg, query.filter)
-            if not self._constraints:
+            if not self._constraints and not query.excluded:
                 return results
             allowed = self._allow(results.ids)
             kept = [row for row, is_allowed in enumerate(allowed) if is_allowed][:depth]
@@ -130,6 +130,8 @@ class Candidates:
             self._rows.update((name, (part, row)) for row, name in enumerate(new))
 
     def _allow(self, names: Sequence[str]) -> list[bool]:
+        if not self._constraints:
+            return [name not in self._query.excluded for name in names]
         bearers = self._list_bearers()
         new = [name for name in names if name not in self._allowed]
         if bearers is not None:
@@ -138,8 +140,7 @@ class Candidates:
         self._read(new)
         for name in new:
             part, row = self._rows[name]
-            columns, weights, _ = self._parts[part].words(row)
-            self._allowed[name] = self._constraints.allow(columns, weights)
+            self._allowed[name] = self._constraints.allow_row(self._parts[part], row)
         return [self._allowed[name] for name in names]
 
     def _list_bearers(self) -> set[str] | None:
@@ -147,12 +148,8 @@ class Candidates:
         if self._bearers is not None:
             return self._bearers
         for columns in self._constraints.required:
-            row = np.zeros((1, self._query.encoding.lexical.shape[1]), np.float32)
-            row[0, list(columns)] = 1
-            word = Encoding(sparse.csr_array(row))
-            (results,) = self._index.search(word, _FEW, "lexical", self._query.filter)
-            if len(results.ids) < _FEW:
-                names = set(results.ids)
+            names = bearers(self._index, self._query, columns, _FEW)
+            if len(names) < _FEW:
                 self._bearers = names if self._bearers is None else self._bearers & names
         return self._bearers
 
@@ -173,6 +170,15 @@ class Candidates:
                 by_part[part] = leg_scores(leg, self._query.encoding, self._parts[part])
             scores.append(float(by_part[part][row]))
         return scores
+
+
+def bearers(index: Index, query: EncodedQuery, columns: frozenset[int], most: int) -> set[str]:
+    """Return documents of the query's filter that have one of some words, at most so many."""
+    row = np.zeros((1, query.encoding.lexical.shape[1]), np.float32)
+    row[0, list(columns)] = 1
+    word = Encoding(sparse.csr_array(row))
+    (results,) = index.search(word, most, "lexical", query.filter)
+    return set(results.ids)
 
 
 def _is_short(scores: np.ndarray, allowed: np.ndarray, most: int, times: int) -> bool:

@@ -64,10 +64,18 @@ class Client:
     ) -> schema.SearchAnswer:
         """Find documents by words and an image, given as the bytes or the path of a file.
 
-        docs/api.md lists the other settings: ``boost``, ``ban``, ``filter``, ``k``, ...
+        docs/api.md lists the other settings: ``similar``, ``boost``, ``ban``, ``filter``, ``k``,
+        ``sort``, ``facets``, ``after``, ... Weights of ``similar`` may be given by id.
         """
         answer: schema.SearchAnswer = self._post("/v1/search", _asked(text, query), image)
         return answer
+
+    def search_many(self, queries: Iterable[str | Mapping[str, Any]]) -> list[schema.SearchAnswer]:
+        """Answer several queries, each a text or settings as those of `search`."""
+        asked = [_asked(q, {}) if isinstance(q, str) else _asked(None, q) for q in queries]
+        made = self._send("POST", "/v1/search/batch", json={"queries": asked}).json()
+        answers: list[schema.SearchAnswer] = made["answers"]
+        return answers
 
     def explain(
         self,
@@ -118,6 +126,19 @@ class Client:
         """Return what the index keeps of a document."""
         document: schema.Document = self._send("GET", _path(id)).json()
         return document
+
+    def documents(
+        self,
+        filter: str | None = None,  # noqa: A002 - the public word for it
+        sort: Sequence[str] = (),
+        limit: int = 10,
+        after: str | None = None,
+    ) -> schema.DocumentList:
+        """Return a page of all documents, or those of a filter; ``after`` takes a ``next``."""
+        given = {"filter": filter, "sort": list(sort), "limit": limit, "after": after}
+        params = {name: value for name, value in given.items() if value is not None}
+        page: schema.DocumentList = self._send("GET", "/v1/documents", params=params).json()
+        return page
 
     def delete(self, id: str) -> None:  # noqa: A002 - the public word for it
         """Delete a document."""
@@ -190,7 +211,10 @@ class Client:
 
 
 def _asked(text: str | None, query: Mapping[str, Any]) -> dict[str, Any]:
-    return {**query} if text is None else {"text": text, **query}
+    asked = dict(query) if text is None else {"text": text, **query}
+    if isinstance(similar := asked.get("similar"), Mapping):
+        asked["similar"] = [{"id": name, "weight": weight} for name, weight in similar.items()]
+    return asked
 
 
 def _path(name: str) -> str:

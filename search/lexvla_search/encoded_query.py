@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import get_args
 
 import numpy as np
+from PIL import Image
 from scipy import sparse
 
 from lexvla.encoder import Encoder
 from lexvla.encoding import Encoding
-from lexvla.errors import InputError
+from lexvla.errors import InputError, UnsupportedError
 from lexvla.images import ImageSource, open_image
 from lexvla.vocabulary import Vocabulary
 from lexvla_indexer.legs import Leg, VectorLeg
@@ -22,6 +24,8 @@ from lexvla_search.typed_words import UnknownWord, telling, understood
 from lexvla_search.words import column_of, columns_of
 
 __all__ = ["Constraints", "EncodedQuery", "encode_query"]
+
+_CANCELLED = 1e-6  # relative length below which a sum of vectors is taken as 0
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,11 @@ class Constraints:
         kept = self.banned.isdisjoint(shown)
         return kept and all(not columns.isdisjoint(shown) for columns in self.required)
 
+    def allow_row(self, stored: Encoding, row: int) -> bool:
+        """Return whether the document of a stored row may be a hit."""
+        columns, weights, _ = stored.words(row)
+        return self.allow(columns, weights)
+
 
 @dataclass(frozen=True)
 class EncodedQuery:
@@ -56,6 +65,8 @@ class EncodedQuery:
         filter: Which documents may be hits.
         unknown: The words of the text that the encoder does not know.
         text: What to look for in documents' texts, those words included; empty if nothing.
+        excluded: Ids that are not hits: the items of ``similar``.
+        picture: Names the image that was asked by; empty if there is none.
     """
 
     encoding: Encoding
@@ -64,6 +75,8 @@ class EncodedQuery:
     filter: str | None
     unknown: tuple[UnknownWord, ...] = ()
     text: str = ""
+    excluded: frozenset[str] = frozenset()
+    picture: str = ""
 
     @property
     def legs(self) -> tuple[Leg, ...]:
@@ -74,29 +87,35 @@ class EncodedQuery:
         return (*vectors, "text") if self.text else tuple(vectors)
 
 
-def encode_query(query: Query, encoder: Encoder) -> EncodedQuery:
-    """Encode a query as one row.
+def encode_query(query: Query, encoder: Encoder, stored: Encoding | None = None) -> EncodedQuery:
+    """Encode a query as one row; ``stored`` has the vectors of the items of ``similar``.
 
-    Text, image and terms are added up as unit vectors and the sum is scaled to length 1, as are the
-    dense vectors of text and image; codes are averaged. Terms have neither: a query of terms alone
-    has a lexical leg only. Words of the text that the encoder does not know are left out; if no
-    other word is left, the text adds nothing to the vectors.
+    Text, image, similar items and terms are added up as unit vectors and the sum is scaled to
+    length 1, as are the dense vectors; codes are averaged. Terms have neither: a query of terms
+    alone has a lexical leg only. Similar items count as one vector: their weighted sum, without
+    what is below 0 in the words and codes. Words of the text that the encoder does not know are
+    left out; if no other word is left, the text adds nothing to the vectors.
 
     `InputError` if the image cannot be read, has no word or does not contain the region, the
     vocabulary lacks a word given outside the text, a word is both banned and asked for, or the bans
-    leave nothing to look for.
+    or the weights of similar items leave nothing to look for.
     """
     vocabulary = encoder.vocabulary
     parts: list[Encoding] = []
     unknown: tuple[UnknownWord, ...] = ()
-    told = ""
+    told = picture = ""
     if query.text is not None and query.has_text:
         text, unknown = understood(query.text, encoder)
         if text:
             parts.append(encoder.encode_text([text]))
         told = telling(query.text, query.ban)
     if query.image is not None:
-        parts.append(_encode_image(query, query.image, encoder))
+        part, picture = _encode_image(query, query.image, encoder)
+        parts.append(part)
+    if query.similar:
+        if stored is None:
+            raise UnsupportedError("similar: there are no stored vectors to search by here")
+        parts.append(_weighted_sum(stored, list(query.similar_weights.values())))
     constraints = _constraints(query, vocabulary)
     asked = _sum_of_words(query, parts, vocabulary)
     lexical = _weigh(asked, query, constraints, vocabulary)
@@ -105,12 +124,49 @@ def encode_query(query: Query, encoder: Encoder) -> EncodedQuery:
         raise InputError(", ".join(query.ban), "nothing to look for is left without these words")
     order = (-lexical.data).argsort(kind="stable").tolist()
     words = [(vocabulary.word(int(lexical.indices[at])), float(lexical.data[at])) for at in order]
-    return EncodedQuery(encoding, words, constraints, query.filter, unknown, told)
+    excluded = frozenset(query.similar_weights)
+    return EncodedQuery(
+        encoding, words, constraints, query.filter, unknown, told, excluded, picture
+    )
 
 
-def _encode_image(query: Query, source: ImageSource, encoder: Encoder) -> Encoding:
+def _weighted_sum(stored: Encoding, weights: Sequence[float]) -> Encoding:
+    """Return the weighted sum of rows, words and dense vector of length 1, codes as their mean."""
+    row = np.array([weights])
+    lexical = _clipped(row @ stored.lexical.astype(np.float64))
+    codes = dense = None
+    if stored.codes is not None:
+        codes = _clipped(row @ stored.codes.astype(np.float64)) / np.abs(row).sum()
+        codes = sparse.csr_array(codes.astype(np.float32))
+    if stored.dense is not None:
+        dense = row @ stored.dense.astype(np.float64)
+        size = np.linalg.norm(dense)
+        # Vectors that cancel each other leave rounding errors.
+        dense = dense / size if size > _CANCELLED * np.abs(row).sum() else np.zeros_like(dense)
+        dense = dense.astype(np.float32)
+    if not lexical.nnz and (codes is None or not codes.nnz) and (dense is None or not dense.any()):
+        raise InputError("similar", "the weights leave nothing to look for")
+    if lexical.nnz:
+        lexical = lexical / np.linalg.norm(lexical.data)
+    return Encoding(sparse.csr_array(lexical.astype(np.float32)), None, codes, dense)
+
+
+def _clipped(row: np.ndarray) -> sparse.csr_array:
+    """Return the values of one row that are above 0."""
+    dense = sparse.csr_array(row).toarray()
+    return sparse.csr_array(np.where(dense > 0, dense, 0.0))
+
+
+def _digest(image: Image.Image) -> str:
+    small = image.convert("RGB").resize((64, 64), Image.Resampling.BOX)
+    return hashlib.sha256(repr(image.size).encode() + small.tobytes()).hexdigest()
+
+
+def _encode_image(query: Query, source: ImageSource, encoder: Encoder) -> tuple[Encoding, str]:
+    """Return an image's vectors and what names it."""
     name = name_of_image(source)
     image = open_image(source, name)
+    digest = _digest(image)
     if query.region is not None:
         # Cut out: read in context, it gets the words of its surroundings (see docs/search.md).
         image = image.crop(_pixels(query.region, image.size))
@@ -121,7 +177,7 @@ def _encode_image(query: Query, source: ImageSource, encoder: Encoder) -> Encodi
         raise InputError(name, error.rule) from error
     if not part.lexical.nnz and (query.legs is None or "lexical" in query.legs):
         raise InputError(name, "the model reads no word from the image")
-    return part
+    return part, digest
 
 
 def _pixels(

@@ -41,7 +41,7 @@ _NAME = "lexvla"
 _PACKAGE = "pyserini"
 _SEARCH = "search.lucene"
 _MOST_CLAUSES = 2**31 - 1  # by default, Lucene refuses queries of over 1,024 words
-_REFUSED = ("ban", "require", "filter")
+_REFUSED = ("similar", "ban", "require", "filter")
 _BATCH = 64
 
 
@@ -68,7 +68,8 @@ class LexVLAQueryEncoder:
     def encode(self, query: str | Query, **_: object) -> dict[str, int]:
         """Return the query's terms with their weights.
 
-        `InputError` if the query has a ban, a requirement or a filter, which Pyserini lacks.
+        `InputError` if the query has similar items, a ban, a requirement or a filter, which
+        Pyserini lacks.
         """
         if isinstance(query, str):
             row = self._model.encode_text([understood(query, self._model)[0]]).lexical

@@ -1,4 +1,4 @@
-"""A search query: any mix of text, image and weighted words, and conditions on hits."""
+"""A search query: any mix of text, image, words and indexed items, and conditions on hits."""
 
 from __future__ import annotations
 
@@ -13,25 +13,31 @@ from PIL import Image
 from lexvla.errors import InputError
 from lexvla.images import ImageSource, name_of
 from lexvla.text_normalisation import normalise_text
+from lexvla_indexer.document import check_id
+from lexvla_indexer.facets import Facet, facets_of
 from lexvla_indexer.filters import Filter
 from lexvla_indexer.legs import Leg
+from lexvla_indexer.listing import orders
 from lexvla_search.fusion import LEGS, MAX_HITS, Fusion, FusionName, named_fusion
 
 __all__ = ["MAX_TEXT_LENGTH", "Query", "check_page", "name_of_image"]
 
 MAX_TEXT_LENGTH = 4096  # characters; far more than any text tower reads of a query
 MAX_WORDS = 1024  # in each of terms, boost, ban and require
+MAX_SIMILAR = 256
+MAX_CURSOR_LENGTH = 65_536
 LEAST_WEIGHT, GREATEST_WEIGHT = 1e-6, 1e6  # for terms and boosts, so that no product overflows
 
 
 @dataclass(frozen=True)
 class Query:
-    """Ask by text, image and words together, and set conditions on hits.
+    """Ask by text, image, words and indexed items together, and set conditions on hits.
 
     Words are matched to the vocabulary in any case: ``face`` means every term that people see as
     "face". Boosts and bans change the query's words, but not its codes or its dense vector. A query
-    without text, image or terms raises `InputError`, as does a value that breaks its rule; a filter
-    that cannot be parsed raises `FilterSyntaxError`.
+    without text, image, terms and similar scores nothing: it lists all documents that ``filter``,
+    ``ban`` and ``require`` admit. A value that breaks its rule raises `InputError`; a filter that
+    cannot be parsed raises `FilterSyntaxError`.
 
     Args:
         text: Words to look for; blank text counts as no text.
@@ -40,6 +46,9 @@ class Query:
             of the upright image, from its upper left corner.
         terms: Words with weights, added to the query without a model. Text, image and terms count
             alike: each is scaled to length 1 before they are added up.
+        similar: Items of the index to find similar ones to, by their stored vectors: an id, a list
+            of ids, or weights by id, which may be negative. They count together like a text. The
+            items themselves are not hits.
         boost: Words with factors for their weights, applied after the sum. A word that the query
             lacks is added with the factor times the mean weight of the query's 16 strongest words.
         ban: Words to remove from the query. A document that has one of them among its 16
@@ -55,12 +64,18 @@ class Query:
         offset: How many of the best hits to skip; offset and k together are at most 10,000.
         min_score: The lowest score of a hit.
         min_relevance: The lowest relevance of a hit, from 0 to 1.
+        sort: Metadata fields to order hits by, such as ``year``, or ``-year`` for descending; then
+            by id. A scored query needs `min_score` or `min_relevance` too, which bounds what is
+            sorted.
+        facets: What to count of the documents that ``total`` counts: fields, or `Facet`.
+        after: Go on after an earlier answer: its ``next``.
     """
 
     text: str | None = None
     image: ImageSource | None = None
     region: tuple[float, float, float, float] | None = None
     terms: Mapping[str, float] = field(default_factory=dict)
+    similar: str | Sequence[str] | Mapping[str, float] = field(default_factory=dict)
     boost: Mapping[str, float] = field(default_factory=dict)
     ban: Sequence[str] = ()
     require: Sequence[str] = ()
@@ -71,6 +86,9 @@ class Query:
     offset: int = 0
     min_score: float | None = None
     min_relevance: float | None = None
+    sort: str | Sequence[str] = ()
+    facets: Sequence[str | Facet | Mapping[str, Any]] = ()
+    after: str | None = None
 
     def __post_init__(self) -> None:
         if self.text is not None:
@@ -79,8 +97,7 @@ class Query:
             object.__setattr__(self, name, _weights(name, getattr(self, name)))
         for name in ("ban", "require"):
             object.__setattr__(self, name, _words(name, getattr(self, name)))
-        if not self.has_text and self.image is None and not self.terms:
-            raise InputError(self.text or "", "a query must have a text or an image, or terms")
+        object.__setattr__(self, "similar", _similar(self.similar))
         if self.region is not None:
             object.__setattr__(self, "region", _region(self.region, self.image))
         if self.filter is not None:
@@ -94,6 +111,48 @@ class Query:
         least = self.min_relevance
         if least is not None and not (_is_number(least) and 0 <= least <= 1):
             raise InputError("min_relevance", f"must be a number from 0 to 1, not {least!r}")
+        object.__setattr__(self, "sort", _sort(self.sort))
+        object.__setattr__(self, "facets", facets_of(self.facets))
+        self._check_after()
+        if not self.is_scored:
+            self._check_listing()
+        elif self.sort and not self.is_bounded:
+            rule = "a query that scores documents needs min_score or min_relevance to be sorted"
+            raise InputError("sort", rule)
+
+    def _check_after(self) -> None:
+        if self.after is None:
+            return
+        if not isinstance(self.after, str) or len(self.after) > MAX_CURSOR_LENGTH:
+            raise InputError("after", "must be the next of an earlier answer")
+        if self.offset:
+            raise InputError("after", "cannot go with an offset")
+
+    def _check_listing(self) -> None:
+        for name in ("boost", "legs", "fusion", "min_score", "min_relevance"):
+            if getattr(self, name) not in (None, {}):
+                rule = "needs something to score by: text, image, terms or similar"
+                raise InputError(name, rule)
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether documents are scored; otherwise they are only listed."""
+        return self.has_text or self.image is not None or bool(self.terms or self.similar)
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether a score or relevance is demanded of hits."""
+        return self.min_score is not None or self.min_relevance is not None
+
+    @property
+    def similar_weights(self) -> dict[str, float]:
+        """The items of ``similar`` with their weights."""
+        return cast(dict[str, float], self.similar)
+
+    @property
+    def asked_facets(self) -> tuple[Facet, ...]:
+        """What to count."""
+        return cast(tuple[Facet, ...], self.facets)
 
     @property
     def chosen_fusion(self) -> Fusion | None:
@@ -131,7 +190,10 @@ class Query:
             asked.append(f"image {name_of_image(self.image)}{where}".replace("image the", "the"))
         if self.terms:
             asked.append("words " + ", ".join(f"{w} {v:g}" for w, v in self.terms.items()))
-        parts = [" and ".join(asked)]
+        if self.similar:
+            named = [n if w == 1 else f"{n} x{w:g}" for n, w in self.similar_weights.items()]
+            asked.append("like " + ", ".join(named))
+        parts = [" and ".join(asked) or "all documents"]
         parts += [f"without {word}" for word in self.ban]
         parts += [f"with {word} x{factor:g}" for word, factor in self.boost.items()]
         parts += [f"only with {word}" for word in self.require]
@@ -141,8 +203,11 @@ class Query:
             parts.append(f"by {' and '.join(self.legs)}")
         if self.chosen_fusion is not None:
             parts.append(f"fused by {self.chosen_fusion}")
+        if self.sort:
+            parts.append(f"sorted by {' and '.join(self.sort)}")
         said = ", ".join(parts)
-        weighs = bool(self.boost or self.ban) and (self.has_text or self.image is not None)
+        has_vectors = self.has_text or self.image is not None or bool(self.similar)
+        weighs = bool(self.boost or self.ban) and has_vectors
         if weighs and self.legs != ("lexical",):
             said += " (boosts and bans change words, not codes or dense vectors)"
         return said
@@ -155,6 +220,7 @@ class Query:
             "image": None if self.image is None else name_of_image(self.image),
             "region": None if self.region is None else list(self.region),
             "terms": dict(self.terms),
+            "similar": dict(self.similar_weights),
             "boost": dict(self.boost),
             "ban": list(self.ban),
             "require": list(self.require),
@@ -165,6 +231,9 @@ class Query:
             "offset": self.offset,
             "min_score": self.min_score,
             "min_relevance": self.min_relevance,
+            "sort": list(self.sort),
+            "facets": [facet.to_dict() for facet in self.asked_facets],
+            "after": self.after,
         }
 
 
@@ -212,6 +281,32 @@ def _weights(name: str, weights: object) -> dict[str, float]:
             limits = f"from {LEAST_WEIGHT:g} to {GREATEST_WEIGHT:,.0f}"
             raise InputError(word, f"{what} of {name} must be a number {limits}, not {weight!r}")
     return {word: float(weight) for word, weight in weights.items()}
+
+
+def _similar(given: object) -> dict[str, float]:
+    if isinstance(given, str):
+        given = [given]
+    if not isinstance(given, Mapping):
+        if not isinstance(given, Sequence):
+            raise InputError("similar", f"must be ids, or weights by id, not {given!r}")
+        for name in given:
+            if not isinstance(name, str) or given.count(name) > 1:
+                raise InputError(str(name), "similar must be different ids, as strings")
+        given = dict.fromkeys(given, 1.0)
+    if len(given) > MAX_SIMILAR:
+        raise InputError("similar", f"must be at most {MAX_SIMILAR} ids, not {len(given)}")
+    for name, weight in given.items():
+        check_id(name)
+        if not _is_number(weight) or not LEAST_WEIGHT <= abs(weight) <= GREATEST_WEIGHT:
+            limits = f"of a size from {LEAST_WEIGHT:g} to {GREATEST_WEIGHT:,.0f}"
+            rule = f"a weight of similar must be a number {limits}, not {weight!r}"
+            raise InputError(name, rule)
+    return {name: float(weight) for name, weight in given.items()}
+
+
+def _sort(given: object) -> tuple[str, ...]:
+    made = orders(cast(Any, given))
+    return tuple(f"-{field}" if descending else field for field, descending in made)
 
 
 def _words(name: str, words: object) -> tuple[str, ...]:

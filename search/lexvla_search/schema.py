@@ -12,9 +12,14 @@ from typing_extensions import TypedDict  # pydantic takes that of typing from Py
 from lexvla_indexer.legs import Leg
 
 __all__ = [
+    "BatchAnswer",
     "Completions",
+    "CountedFacet",
+    "CountedRange",
+    "CountedValue",
     "Deleted",
     "Document",
+    "DocumentList",
     "DocumentWords",
     "Encoded",
     "EncodedItem",
@@ -115,10 +120,10 @@ class Explanation(TypedDict):
 
 
 class Hit(TypedDict):
-    """One document found for a query."""
+    """One document found for a query; ``score`` is null if the query scores nothing."""
 
     id: str
-    score: float
+    score: float | None
     relevance: float | None
     rank: int | None
     lexical: LegScore | None
@@ -160,7 +165,31 @@ class QueryRead(TypedDict):
     words: list[WeightedWord]
     unknown: list[UnknownWord]
     legs: list[Leg]
-    fusion: str
+    fusion: str | None
+
+
+class CountedValue(TypedDict):
+    """A value of a field, and how many documents have it."""
+
+    value: str | float | bool
+    count: int
+
+
+CountedRange = TypedDict(
+    "CountedRange", {"from": str | float | None, "to": str | float | None, "count": int}
+)
+
+
+class CountedFacet(TypedDict):
+    """Counts of a field: of its values, or of the ranges asked for.
+
+    ``other`` is how often further values occur, ``missing`` how many documents have no value.
+    """
+
+    values: NotRequired[list[CountedValue]]
+    other: NotRequired[int]
+    ranges: NotRequired[list[CountedRange]]
+    missing: int
 
 
 class Took(TypedDict):
@@ -172,13 +201,29 @@ class Took(TypedDict):
 
 
 class SearchAnswer(TypedDict):
-    """Hits, best first. ``good_match`` is whether the first of all is relevant, null if unknown."""
+    """Hits, best first. ``good_match`` is whether the first of all is relevant, null if unknown.
+
+    ``total`` is how many documents the filter, bans and requirements admit; with ``min_score`` or
+    ``min_relevance``, how many hits reach that. If ``total_exact`` is false, there are at least so
+    many. ``facets`` counts the same documents. ``next`` continues the answer, as ``after`` of the
+    same query; it is null at the end.
+    """
 
     query: QueryRead
     hits: list[ShownHit]
+    total: int
+    total_exact: bool
+    facets: dict[str, CountedFacet]
+    next: str | None
     good_match: bool | None
     took_ms: Took
     request_id: str
+
+
+class BatchAnswer(TypedDict):
+    """The answers, in the order of the queries."""
+
+    answers: list[SearchAnswer]
 
 
 class Explained(TypedDict):
@@ -226,6 +271,14 @@ class Deleted(TypedDict):
     """How many documents were deleted."""
 
     deleted: int
+
+
+class DocumentList(TypedDict):
+    """A page of documents, how many there are in all, and what continues the list, if anything."""
+
+    documents: list[ShownDocument]
+    total: int
+    next: str | None
 
 
 class DocumentWords(TypedDict):

@@ -8,15 +8,19 @@ from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
 from textwrap import shorten
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
 
 from lexvla.encoder import Encoder
 from lexvla.encoding import Encoding
 from lexvla.errors import InputError, UnknownDocumentError, UnsupportedError
 from lexvla_indexer.base import Index, check_match
 from lexvla_indexer.document import Document
+from lexvla_indexer.facets import FacetCounts
 from lexvla_indexer.legs import Leg
+from lexvla_indexer.scope import Scope
+from lexvla_search.admitted import admitted
 from lexvla_search.candidates import Candidates
+from lexvla_search.cursor import Cursor, read_cursor, write_cursor
 from lexvla_search.encoded_query import EncodedQuery, encode_query
 from lexvla_search.explanation import Explanation, LegPart
 from lexvla_search.fitting import load_fusion
@@ -44,6 +48,7 @@ EXPLAIN_DEPTH = 1000  # how deep `Searcher.explain` looks for a document's rank
 T = TypeVar("T")
 _ATTEMPTS = 3  # to answer from one commit while a writer deletes
 _DEEPER = 10  # times the depth, if candidates do not fill the page
+COUNTED = 1000  # how far to go for a total, unless sort or facets need all there is
 
 
 @dataclass(frozen=True)
@@ -63,17 +68,17 @@ class Hit:
     """One document found for a query.
 
     Attributes:
-        score: What hits are ordered by.
+        score: What hits are ordered by; ``None`` if the query scores nothing.
         relevance: From 0 to 1, how likely the document is right; ``None`` if the fusion has no
             calibration.
-        rank: From 1; ``None`` if the document was not found.
+        rank: From 1, the place among the hits; ``None`` if the document was not found.
         lexical: The lexical leg's own score and rank, or ``None``; likewise for the other legs.
         document: What the index keeps besides the vectors.
         explanation: The score's parts, if requested.
     """
 
     id: str
-    score: float
+    score: float | None
     relevance: float | None
     rank: int | None
     lexical: LegScore | None
@@ -128,6 +133,12 @@ class Answer:
         encoding: The query as one row.
         words: The query's words with their weights, heaviest first.
         legs: The legs that were searched.
+        fusion: How they were fused; ``None`` if the query scores nothing.
+        total: How many documents filter, bans and requirements admit, without the items of
+            ``similar``; under `min_score` or `min_relevance`, how many hits reach these.
+        total_exact: Whether there are exactly so many; otherwise there are at least so many.
+        facets: The counts asked for, by field, over the documents of ``total``.
+        next: What continues the answer, as ``after`` of the same query; ``None`` at the end.
         good_match: Whether the best hit of all has a relevance of at least `GOOD_MATCH`; ``None``
             if hits have none.
         encode_seconds: How long encoding the query took; the rest is `search_seconds`.
@@ -139,11 +150,20 @@ class Answer:
     encoding: Encoding
     words: list[tuple[str, float]]
     legs: tuple[Leg, ...]
-    fusion: Fusion
+    fusion: Fusion | None
+    total: int
+    total_exact: bool
+    facets: Mapping[str, FacetCounts]
+    next: str | None
     good_match: bool | None
     encode_seconds: float
     search_seconds: float
     unknown: tuple[UnknownWord, ...] = ()
+
+    def facets_to_dict(self) -> dict[str, schema.CountedFacet]:
+        """Return the facets as plain values for JSON."""
+        counts = {field: counts.to_dict() for field, counts in self.facets.items()}
+        return cast("dict[str, schema.CountedFacet]", counts)
 
 
 class Searcher:
@@ -173,34 +193,60 @@ class Searcher:
         self.default = default_fusion(self.model)
         self.fusion: Fusion = load_fusion(index) or self.default
 
-    def search(self, query: Query, k: int | None = None, explain: bool = False) -> list[Hit]:
-        """Return the best hits, best first; equal scores by id.
+    def search(self, query: Query | str, k: int | None = None, explain: bool = False) -> list[Hit]:
+        """Return the best hits, best first; equal scores by id. A string is a query's text.
 
-        `k` overrides the query's own number; with `explain`, hits carry explanations.
-        `InputError` if k is below 1, the query cannot be encoded, or no document has a field of its
-        filter; `UnsupportedError` if the index or the query lacks a leg that the query names.
+        `k` overrides the query's own number; with `explain`, hits that have a score carry
+        explanations. `InputError` if k is below 1, the query cannot be encoded, or no document has
+        a field of its filter, sort or facets; `UnknownDocumentError` if there is no item of
+        ``similar``; `UnsupportedError` if the index or the query lacks a leg that the query names.
         """
         return self.answer(query, k, explain).hits
 
     def search_many(
-        self, queries: Iterable[Query], k: int | None = None, explain: bool = False
+        self, queries: Iterable[Query | str], k: int | None = None, explain: bool = False
     ) -> list[list[Hit]]:
         """Return the hits of each query; see `search`."""
         return [self.search(query, k, explain) for query in queries]
 
-    def answer(self, query: Query, k: int | None = None, explain: bool = False) -> Answer:
+    def answer(self, query: Query | str, k: int | None = None, explain: bool = False) -> Answer:
         """Return the hits of a query and how they were found; see `search`."""
+        query = Query(text=query) if isinstance(query, str) else query
         if k is not None:
             check_page(k, query.offset)
             query = replace(query, k=k)
         started = time.perf_counter()
-        encoded = encode_query(query, self.model)
+        encoded = self.encode(query)
         encoded_at = time.perf_counter()
-        ranked, hits = _retried(lambda: self._search(query, encoded, explain))
-        ended = time.perf_counter()
-        seconds = encoded_at - started, ended - encoded_at
-        facts = ranked.legs, ranked.fusion, ranked.good_match
-        return Answer(hits, encoded.encoding, encoded.words, *facts, *seconds, encoded.unknown)
+        at = read_cursor(query, encoded.picture)
+        if query.is_scored:
+            found = _retried(lambda: self._search(query, encoded, at, explain))
+        else:
+            found = _retried(lambda: self._list(query, encoded, at))
+        next_cursor = None
+        if found.end is not None:
+            next_cursor = write_cursor(query, encoded.picture, found.end)
+        return Answer(
+            hits=found.hits,
+            encoding=encoded.encoding,
+            words=encoded.words,
+            legs=found.legs,
+            fusion=found.fusion,
+            total=found.total,
+            total_exact=found.total_exact,
+            facets=found.facets,
+            next=next_cursor,
+            good_match=found.good_match,
+            encode_seconds=encoded_at - started,
+            search_seconds=time.perf_counter() - encoded_at,
+            unknown=encoded.unknown,
+        )
+
+    def encode(self, query: Query) -> EncodedQuery:
+        """Return a query as vectors, words and conditions; errors are those of `search`."""
+        similar = list(query.similar_weights)
+        stored = self.index.vectors(similar) if similar else None
+        return encode_query(query, self.model, stored)
 
     def explain(self, query: Query, id: str) -> Hit:  # noqa: A002 - the public word for it
         """Return one document's hit with its explanation, found or not.
@@ -208,10 +254,12 @@ class Searcher:
         The score is that of `search` for the documents that it finds; another document is scored
         as if it were a candidate. The rank is ``None`` if the document is not among the first
         1,000, or is excluded by filter, bans or requirements. `UnknownDocumentError` if the index
-        has no such id; otherwise errors are those of `search`.
+        has no such id, `InputError` if the query scores nothing; otherwise errors are those of
+        `search`.
         """
+        _check_scored(query)
         self.index.fetch([id])
-        encoded = encode_query(query, self.model)
+        encoded = self.encode(query)
         return _retried(lambda: self._explain(query, encoded, id))
 
     def leg_rankings(self, query: Query) -> Mapping[Leg, LegRanking]:
@@ -219,8 +267,9 @@ class Searcher:
 
         `InputError` if no word of the query is known.
         """
+        _check_scored(query)
         query = replace(query, fusion="minmax")
-        encoded = encode_query(query, self.model)
+        encoded = self.encode(query)
         if encoded.legs in ((), ("text",)):
             raise InputError(query.describe(), "the query has no known word")
         fusion, legs = self._choose(query, encoded)
@@ -238,30 +287,82 @@ class Searcher:
 
     def query_words(self, query: Query, top_k: int | None = None) -> list[tuple[str, float]]:
         """Return the words that a query searches by with their weights, heaviest first."""
-        return encode_query(query, self.model).words[:top_k]
+        return self.encode(query).words[:top_k]
 
-    def _search(
-        self, query: Query, encoded: EncodedQuery, explain: bool
-    ) -> tuple[_Ranked, list[Hit]]:
-        ranked = self._rank(query, encoded, query.offset + query.k)
+    def _search(self, query: Query, encoded: EncodedQuery, at: Cursor, explain: bool) -> _Found:
+        start = at.rank or query.offset
+        # One more than the page tells whether another follows.
+        wanted = min(start + query.k + 1, MAX_HITS)
+        if query.is_bounded:
+            wanted = MAX_HITS if query.sort or query.facets else max(wanted, COUNTED)
+        ranked = self._rank(query, encoded, wanted)
         placed = ranked.placed
-        if query.min_score is not None:
-            placed = [one for one in placed if one.fused.score >= query.min_score]
-        if query.min_relevance is not None:
-            least, relevance_of = query.min_relevance, ranked.fusion.relevance_of
-            placed = [one for one in placed if (relevance_of(one.fused.score) or 0) >= least]
-        page = placed[query.offset : query.offset + query.k]
+        if query.is_bounded:
+            placed = [one for one in placed if _reaches(query, ranked.fusion, one.fused.score)]
+            counted: tuple[Index, Scope] | None
+            counted = self.index, Scope(only=[one.fused.id for one in placed])
+            total, exact = len(placed), ranked.complete
+        else:
+            counted = admitted(self.index, encoded, None if query.facets else COUNTED)
+            total = len(placed) if counted is None else counted[0].count(counted[1])
+            exact = counted is not None
+        if query.sort and counted is not None:
+            documents, end = self._ordered(*counted, query, at)
+            by_id = {one.fused.id: one for one in placed}
+            page = [by_id[document.id] for document in documents]
+        else:
+            page = placed[start : start + query.k]
+            more = len(placed) > start + query.k
+            end = Cursor(start + query.k, None) if more else None
+        return _Found(
+            self._hits(ranked, page, start, explain),
+            ranked.legs,
+            ranked.fusion,
+            total,
+            exact,
+            {} if counted is None else counted[0].facets(query.asked_facets, counted[1]),
+            end,
+            ranked.good_match,
+        )
+
+    def _hits(
+        self, ranked: _Ranked, page: Sequence[_Placed], start: int, explain: bool
+    ) -> list[Hit]:
         if not page:
-            return ranked, []
+            return []
         names = [one.fused.id for one in page]
         found, hits = self.index.fetch(names), []
         texts = self._text_parts(ranked, names) if explain else []
         vectors = found.encoding if explain else None
         for row, (one, document) in enumerate(zip(page, found.documents, strict=True)):
             words = texts[row] if explain else {}
-            rank = query.offset + row + 1
+            rank = start + row + 1
             hits.append(self._hit(ranked, one, rank, document, vectors, words, row))
-        return ranked, hits
+        return hits
+
+    def _list(self, query: Query, encoded: EncodedQuery, at: Cursor) -> _Found:
+        """Return what conditions admit, in order, without scores."""
+        index, scope = admitted(self.index, encoded) or (self.index, Scope())
+        documents, end = self._ordered(index, scope, query, at)
+        start, nothing = at.rank or query.offset, dict.fromkeys(LEGS)
+        hits = [
+            Hit(document.id, None, None, rank, document=document, **nothing)
+            for rank, document in enumerate(documents, start + 1)
+        ]
+        total, facets = index.count(scope), index.facets(query.asked_facets, scope)
+        return _Found(hits, (), None, total, True, facets, end, None)
+
+    def _ordered(
+        self, index: Index, scope: Scope, query: Query, at: Cursor
+    ) -> tuple[list[Document], Cursor | None]:
+        """Return a page in the order of metadata, and where it ends if more follow."""
+        skipped = query.offset if at.position is None else 0
+        listed = index.list_documents(scope, query.sort, skipped + query.k + 1, at.position)
+        page = listed.documents[skipped : skipped + query.k]
+        if len(listed.documents) <= skipped + query.k:
+            return page, None
+        rank = (at.rank or query.offset) + len(page)
+        return page, Cursor(rank, listed.positions[skipped + len(page) - 1])
 
     def _explain(self, query: Query, encoded: EncodedQuery, name: str) -> Hit:
         ranked = self._rank(query, encoded, max(EXPLAIN_DEPTH, query.k + query.offset), name)
@@ -285,33 +386,40 @@ class Searcher:
     def _rank(
         self, query: Query, encoded: EncodedQuery, wanted: int, name: str | None = None
     ) -> _Ranked:
-        """Put the `wanted` best documents in order; fewer will do if `name` is among them."""
+        """Put the `wanted` best documents in order.
+
+        Fewer will do if `name` is among them, or if no other reaches the query's bounds.
+        """
         candidates = Candidates(self.index, encoded)
         if not self._can_find(query, encoded):
             asked = query.chosen_fusion or self.fusion
-            return _Ranked(encoded, asked, (), [], candidates)
+            return _Ranked(encoded, asked, (), [], candidates, True)
         fusion, legs = self._choose(query, encoded)
         weights, summed = fusion.weighed(legs), fusion.absolute and len(legs) > 1
         if summed and candidates.ask_sum(weights, wanted, fusion.depth):
             rankings = candidates.rankings(rescore=True)
             best = [_Placed(one, rankings) for one in fusion.fuse(rankings)]
-            return _Ranked(encoded, fusion, legs, best, candidates)
+            complete = len(best) < wanted or not _reaches(query, fusion, best[-1].fused.score)
+            return _Ranked(encoded, fusion, legs, best, candidates, complete)
         placed: dict[str, _Placed] = {}
         depth, first = 0, wanted if fusion.absolute and not summed else fusion.depth
+        complete = False
         while depth < MAX_HITS and len(placed) < wanted and name not in placed:
             depth = min(depth * _DEEPER or first, MAX_HITS)
             candidates.ask(legs, depth)
             rankings = candidates.rankings(fusion.rescores)
             fused = fusion.fuse(rankings)
+            most = reduce(add, (weights[leg] * candidates.unseen[leg] for leg in weights), 0.0)
             if summed and depth == first:
                 # First place only those that no other document can precede.
-                most = reduce(add, (weights[leg] * candidates.unseen[leg] for leg in weights))
                 fused = [one for one in fused if one.score > most]
             for one in fused:
                 placed.setdefault(one.id, _Placed(one, rankings))
-            if not any(candidates.unseen.values()):
+            complete = not any(candidates.unseen.values())
+            complete |= fusion.absolute and not _reaches(query, fusion, most)
+            if complete:
                 break
-        return _Ranked(encoded, fusion, legs, list(placed.values()), candidates)
+        return _Ranked(encoded, fusion, legs, list(placed.values()), candidates, complete)
 
     def _can_find(self, query: Query, encoded: EncodedQuery) -> bool:
         """Return whether anything is asked for; unknown words are so by texts only."""
@@ -401,6 +509,17 @@ class Searcher:
         )
 
 
+class _Found(NamedTuple):
+    hits: list[Hit]
+    legs: tuple[Leg, ...]
+    fusion: Fusion | None
+    total: int
+    total_exact: bool
+    facets: Mapping[str, FacetCounts]
+    end: Cursor | None  # if more hits follow
+    good_match: bool | None
+
+
 class _Placed(NamedTuple):
     fused: Fused
     rankings: Mapping[Leg, LegRanking]
@@ -413,11 +532,25 @@ class _Ranked:
     legs: tuple[Leg, ...]
     placed: list[_Placed]
     candidates: Candidates
+    complete: bool  # whether no other document reaches the query's bounds
 
     @property
     def good_match(self) -> bool | None:
         relevance = self.fusion.relevance_of(self.placed[0].fused.score) if self.placed else None
         return None if relevance is None else relevance >= GOOD_MATCH
+
+
+def _check_scored(query: Query) -> None:
+    if not query.is_scored:
+        raise InputError(query.describe(), "scores no document: nothing can be explained")
+
+
+def _reaches(query: Query, fusion: Fusion, score: float) -> bool:
+    """Return whether a score reaches what a query demands."""
+    if query.min_score is not None and score < query.min_score:
+        return False
+    least = query.min_relevance
+    return least is None or (fusion.relevance_of(score) or 0) >= least
 
 
 def _named_legs(query: Query) -> tuple[Leg, ...] | None:

@@ -8,7 +8,6 @@ from typing import Any
 
 from lexvla.errors import UnsupportedError
 from lexvla_indexer.legs import Leg
-from lexvla_search.encoded_query import encode_query
 from lexvla_search.fusion import Fusion, Weighted
 from lexvla_search.query import Query
 from lexvla_search.searcher import Searcher
@@ -34,7 +33,10 @@ def shown_query(searcher: Searcher, query: Query, named: bool = False) -> ShownQ
 
     ``named`` makes a clause of each word. An engine without a server raises UnsupportedError.
     """
-    encoded = encode_query(query, searcher.model)
+    for name in ("sort", "facets", "after"):
+        if getattr(query, name):
+            raise UnsupportedError(f"{name}: its requests follow the answers and cannot be shown")
+    encoded = searcher.encode(query)
     plan = searcher.plan(query, encoded)
     if plan is None:
         return ShownQuery({}, ["The index is not asked: no word of the query is known."])
@@ -47,6 +49,7 @@ def shown_query(searcher: Searcher, query: Query, named: bool = False) -> ShownQ
         index = view
     asked = encoded.encoding, query.filter, encoded.text
     least = _least(query, fusion)
+    without = f"It leaves out {', '.join(sorted(encoded.excluded))}."
 
     def requests(k: int, offset: int = 0, **rest: Any) -> dict[Leg, dict[str, Any]]:
         encoding, chosen, text = asked
@@ -56,11 +59,16 @@ def shown_query(searcher: Searcher, query: Query, named: bool = False) -> ShownQ
         (leg,) = legs
         weight = fusion.weighed(legs)[leg]
         steps = [] if weight == 1 else [f"The client multiplies each score by {weight:g}."]
+        if encoded.excluded:
+            steps.append(without)
         lowest = {} if least is None else {leg: least / weight}
-        return ShownQuery(requests(query.k, query.offset, least=lowest), steps)
+        most = query.k + len(encoded.excluded)
+        return ShownQuery(requests(most, query.offset, least=lowest), steps)
     steps = [f"The client merges these lists: {fusion}."]
     if fusion.rescores:
         steps.append("It asks what each leg gives documents that only other legs have listed.")
+    if encoded.excluded:
+        steps.append(without)
     steps.append("Where too few are left, or the order is not certain, it asks for longer lists.")
     if least is not None:
         steps.append(f"It leaves out scores below {least:g}.")

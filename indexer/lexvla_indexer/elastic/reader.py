@@ -28,6 +28,14 @@ from lexvla_indexer.elastic.layout import (
     Store,
     document_of,
 )
+from lexvla_indexer.elastic.listings import (
+    after_of,
+    counted,
+    facet_body,
+    number_range,
+    position_of,
+    sort_of,
+)
 from lexvla_indexer.elastic.requests import (
     CANDIDATES,
     WINDOW,
@@ -37,11 +45,15 @@ from lexvla_indexer.elastic.requests import (
     search_body,
     text_query,
 )
-from lexvla_indexer.elastic.selection import selection
+from lexvla_indexer.elastic.selection import any_of, selection
 from lexvla_indexer.elastic.stored_vectors import STORED, incomplete, rows_of
+from lexvla_indexer.facets import Facet, FacetCounts, Range
 from lexvla_indexer.filter_terms import listed_fields, terms_of_field, typed_term
 from lexvla_indexer.filters import Comparison, Filter, check_fields
+from lexvla_indexer.known_fields import check_known
 from lexvla_indexer.legs import Leg, VectorLeg, check_asked, widths_of
+from lexvla_indexer.listing import Listed, Order, Position
+from lexvla_indexer.scope import EVERYTHING, Scope
 from lexvla_indexer.text_words import text_words
 
 __all__ = ["Reader"]
@@ -50,12 +62,14 @@ Json = dict[str, Any]
 Hits = Sequence[tuple[str, float]]
 
 TRUNCATION = 2.0**-8  # the greatest relative error of truncating a weight to 9 bits
+LISTED = 1000  # documents of a request without their vectors
 FETCHED = 500  # documents of a request: each takes a few kilobytes
 REQUEST_BYTES = 16 * 1024 * 1024  # of several searches together
 REQUEST_HITS = 100_000  # of their answers together
 PIT_TIME = "2m"
 # The words' idf is that of all shards together: otherwise copies would score differently.
 _GLOBAL: Json = {"search_type": "dfs_query_then_fetch"}
+_ITEMS: Json = {"exists": {"field": ID}}
 _HITS = "hits.hits._id,hits.hits._score,hits.hits.sort,pit_id"
 _MANY = "responses.hits.hits._id,responses.hits.hits._score,responses.error,responses.status"
 
@@ -261,9 +275,76 @@ class Reader:
         with closing(self._pages(incomplete(self._state))) as pages:
             return [name for name, _ in pages]
 
-    def count(self) -> int:
-        """Return the number of searchable documents."""
-        return self._count({"exists": {"field": ID}})
+    def count(self, scope: Scope = EVERYTHING) -> int:
+        """Return the number of searchable documents in a scope."""
+        return self._count(self._scoped(scope))
+
+    def list_documents(
+        self, scope: Scope, sort: Sequence[Order], limit: int, after: Position | None
+    ) -> Listed:
+        """Return documents in order; see `Index.list_documents`."""
+        self._check_typed([order.field for order in sort], "sort by")
+        query, found = self._scoped(scope), Listed([], [])
+        last = None if after is None else after_of(after)
+        while len(found.documents) < limit:
+            size = min(limit - len(found.documents), LISTED)
+            body = {"query": query, "size": size, "sort": sort_of(sort), "_source": list(SHOWN)}
+            if last is not None:
+                body["search_after"] = last
+            with elastic_errors(self._address):
+                answer = self._client.search(
+                    index=self.index,
+                    body={**body, "track_total_hits": False},
+                    allow_partial_search_results=False,
+                )
+            hits = answer["hits"]["hits"]
+            for hit in hits:
+                found.documents.append(document_of(hit["_id"], hit["_source"]))
+                found.positions.append(position_of(hit["sort"]))
+            if len(hits) < size:
+                break
+            last = hits[-1]["sort"]
+        return found
+
+    def facets(self, facets: Sequence[Facet], scope: Scope) -> dict[str, FacetCounts]:
+        """Count values, each facet by a request; see `Index.facets`."""
+        self._check_typed([facet.field for facet in facets], "count by")
+        query, found = self._scoped(scope), {}
+        for facet in facets:
+            ranges = [self._range(facet.field, each) for each in facet.asked_ranges]
+            with elastic_errors(self._address):
+                answer = self._client.search(
+                    index=self.index,
+                    query=query,
+                    size=0,
+                    track_total_hits=False,
+                    aggregations=facet_body(facet, ranges),
+                    allow_partial_search_results=False,
+                )
+            found[facet.field] = counted(self._address, facet, answer["aggregations"])
+        return found
+
+    def _range(self, field: str, limits: Range) -> Json:
+        if isinstance(limits.high if limits.low is None else limits.low, str):
+            pairs = {"gte": limits.low, "lt": limits.high}
+            given = {sign: at for sign, at in pairs.items() if at is not None}
+            return {"range": {f"keyword.{field}": given}}
+        return selection(number_range(field, limits), self._matching)
+
+    def _check_typed(self, fields: Sequence[str], purpose: str) -> None:
+        check_known(fields, purpose, self._has_field, self._fields)
+        for field in fields:
+            if not field.strip():
+                rule = f"has no field of a blank name to {purpose}"
+                raise UnsupportedError(f"{self._address}: {rule}")
+
+    def _scoped(self, scope: Scope) -> Json:
+        chosen: list[Json] = [_ITEMS]
+        if (query := self._chosen(scope.filter)) is not None:
+            chosen.append(query)
+        if scope.only is not None:
+            chosen.append(any_of(ID, scope.only))
+        return {"bool": {"filter": chosen, "must_not": [any_of(ID, scope.but)]}}
 
     def _count(self, query: Json) -> int:
         with elastic_errors(self._address):
@@ -307,7 +388,7 @@ class Reader:
         return found
 
     def _check_depth(self, k: int, leg: VectorLeg) -> None:
-        if leg == "dense" and k > WINDOW and self.count() > WINDOW:
+        if leg == "dense" and k > WINDOW and self._count(_ITEMS) > WINDOW:
             rule = f"Elasticsearch gives at most {WINDOW:,} hits by dense vectors, not {k:,}"
             raise UnsupportedError(f"{self._address}: {rule}")
 
@@ -405,7 +486,7 @@ class Reader:
             terms: list[str] = answer["terms"]
             return terms[0] if terms else None
 
-        return listed_fields(next_term) if self.count() else None
+        return listed_fields(next_term) if self._count(_ITEMS) else None
 
     def _matching(self, part: Filter) -> Collection[str]:
         """Return the ids of documents that match a range which terms cannot decide."""

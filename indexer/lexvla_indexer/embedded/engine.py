@@ -11,6 +11,7 @@ from weakref import WeakSet
 from lexvla.encoding import Encoding
 from lexvla.vocabulary import Vocabulary
 from lexvla_indexer.base import Index, Results, Scored
+from lexvla_indexer.embedded.commit_columns import CommitColumns
 from lexvla_indexer.embedded.layout import Store
 from lexvla_indexer.embedded.reader import Reader, SegmentCache, Snapshot
 from lexvla_indexer.embedded.writer import Writer
@@ -46,6 +47,7 @@ class EmbeddedIndex(Index):
         self._store = Store(Path(directory))
         self._writer: Writer | None = None
         self._cache = SegmentCache(self._store)
+        self._columns = CommitColumns()
         self._local = threading.local()
         self._readers: WeakSet[Reader] = WeakSet()
         with self._opening():
@@ -140,7 +142,7 @@ class EmbeddedIndex(Index):
         self._check_open()
         reader: Reader | None = getattr(self._local, "reader", None)
         if reader is None:
-            reader = Reader(self._store, self._cache)
+            reader = Reader(self._store, self._cache, self._columns)
             self._local.reader = reader
             self._readers.add(reader)
         return reader

@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lexvla.errors import IndexCorruptError, IndexVersionError, InputError
-from lexvla_indexer.document import Document
+from lexvla_indexer.document import Document, MetadataValue
 from lexvla_indexer.embedded.selection import condition, path_of
 from lexvla_indexer.filters import Filter, check_fields
+from lexvla_indexer.known_fields import check_known
 
 __all__ = ["FORMAT_VERSION", "Entry", "Manifest", "Place", "State"]
 
@@ -219,6 +220,17 @@ class Manifest:
                 raise raised[0] from None
             raise
         return masks
+
+    def check_known(self, fields: Iterable[str], purpose: str) -> None:
+        """Refuse metadata fields that no document has (InputError)."""
+        check_known(fields, purpose, self._has_field, self._fields)
+
+    def held(self) -> Iterator[tuple[Place, str, dict[str, MetadataValue]]]:
+        """Yield where each document's vectors lie, its id and its metadata."""
+        with self._errors():
+            query = "SELECT segment, row, id, metadata FROM documents"
+            for number, row, name, metadata in self._db.execute(query):
+                yield Place(int(number), int(row)), str(name), json.loads(metadata)
 
     def _has_field(self, name: str) -> bool:
         """Tell whether a document has a metadata field; ``True`` if SQLite cannot name it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,13 +19,18 @@ from lexvla.errors import IndexCorruptError, OptionalDependencyError, UnknownDoc
 from lexvla_indexer.accuracy import DEPTH, SAMPLED_QUERIES, SAMPLED_ROWS, overlap, spread
 from lexvla_indexer.base import Fetched, Results, Scored
 from lexvla_indexer.bm25 import word_weights
+from lexvla_indexer.columns import Column, count_facet, in_order, position_of
 from lexvla_indexer.durable import total_bytes
+from lexvla_indexer.embedded.commit_columns import CommitColumns, first_rows
 from lexvla_indexer.embedded.layout import Store
 from lexvla_indexer.embedded.manifest import FORMAT_VERSION, Manifest, Place, State
 from lexvla_indexer.embedded.segment import Segment
 from lexvla_indexer.embedded.weighted_sum import best_by_sum
+from lexvla_indexer.facets import Facet, FacetCounts
 from lexvla_indexer.filters import Filter
 from lexvla_indexer.legs import Leg, VectorLeg, check_asked, stack
+from lexvla_indexer.listing import Listed, Order, Position
+from lexvla_indexer.scope import EVERYTHING, Scope
 from lexvla_indexer.text_words import text_words
 
 __all__ = ["Masks", "Reader", "SegmentCache", "Snapshot"]
@@ -199,9 +204,10 @@ class SegmentCache:
 class Reader:
     """Answer from one commit of an index, until `refresh`. For one thread."""
 
-    def __init__(self, store: Store, cache: SegmentCache) -> None:
+    def __init__(self, store: Store, cache: SegmentCache, columns: CommitColumns) -> None:
         self._store = store
         self._cache = cache
+        self._columns = columns
         self.manifest: Manifest = store.manifest(writable=False)
         self._snapshot: Snapshot | None = None
         # A search over several legs uses the same filter for each.
@@ -296,9 +302,56 @@ class Reader:
                 parts[name] = {w: impact * weights[w] for w, impact in pairs if w in weights}
         return [parts[name] for name in ids]
 
-    def count(self) -> int:
-        """Return the number of documents."""
-        return self.snapshot.count()
+    def count(self, scope: Scope = EVERYTHING) -> int:
+        """Return the number of documents in a scope."""
+        if scope.is_everything:
+            return self.snapshot.count()
+        return int(np.count_nonzero(self._chosen_rows(scope)))
+
+    def list_documents(
+        self, scope: Scope, sort: Sequence[Order], limit: int, after: Position | None
+    ) -> Listed:
+        """Return documents in order; see `Index.list_documents`."""
+        self.manifest.check_known((order.field for order in sort), "sort by")
+        rows = np.flatnonzero(self._chosen_rows(scope))
+        ids, columns = self._columns_of([order.field for order in sort])
+        by = [(c, order.descending) for c, order in zip(columns, sort, strict=True)]
+        found = in_order(rows, ids, by, limit, after).tolist()
+        names = [str(ids.key_at(row, False)) for row in found]
+        held = self._found(names, self.manifest.find)
+        positions = [position_of(row, ids, by) for row in found]
+        return Listed([held[name][0] for name in names], positions)
+
+    def facets(self, facets: Sequence[Facet], scope: Scope) -> dict[str, FacetCounts]:
+        """Count values; see `Index.facets`."""
+        self.manifest.check_known((facet.field for facet in facets), "count by")
+        chosen = self._chosen_rows(scope)
+        _, columns = self._columns_of([facet.field for facet in facets])
+        pairs = zip(facets, columns, strict=True)
+        return {facet.field: count_facet(facet, column, chosen) for facet, column in pairs}
+
+    def _columns_of(self, fields: Sequence[str]) -> tuple[Column, list[Column]]:
+        return self._columns.get(self.manifest, self.snapshot.state, fields)
+
+    def _chosen_rows(self, scope: Scope) -> np.ndarray:
+        """Return a mask over the rows of all segments, numbered on."""
+        state, masks = self.snapshot.state, self._masks(scope.filter)
+        parts = [
+            np.ones(entry.rows, bool) if (mask := masks[number]) is None else mask
+            for number, entry in state.segments.items()
+        ]
+        chosen = np.concatenate([np.zeros(0, bool), *parts])
+        starts = first_rows(state)
+        if scope.only is not None:
+            only = np.zeros(len(chosen), bool)
+            only[self._rows_of(scope.only, starts)] = True
+            chosen &= only
+        chosen[self._rows_of(scope.but, starts)] = False
+        return chosen
+
+    def _rows_of(self, ids: Collection[str], starts: Mapping[int, int]) -> list[int]:
+        places = self.manifest.places(ids).values() if ids else []
+        return [starts[place.segment] + place.row for place in places]
 
     def info(self) -> dict[str, Any]:
         """Describe the commit.

@@ -13,6 +13,8 @@ A document has the fields of Anserini, and what explanations and filters need:
     codes         the codes: column numbers as terms, frequencies as impacts
     text          the words of the document's text, with lengths: searched by BM25
     filter        the terms of `lexvla_indexer.filter_terms`
+    keys          a binary value: what documents are sorted and counted by, as JSON: the keys of
+                  `lexvla_indexer.sort_keys` by metadata field
     fingerprint   a binary value
     raw           stored: id, text (as ``contents``), uri and metadata as JSON
     vectors       stored: the exact rows of all legs; see `lexvla_indexer.packed_rows`
@@ -41,6 +43,7 @@ from lexvla_indexer.durable import replacing
 from lexvla_indexer.impacts import ImpactQuantizer
 from lexvla_indexer.legs import VectorLeg, widths_of
 from lexvla_indexer.lucene.jvm import java_class, java_errors
+from lexvla_indexer.sort_keys import keys_of
 
 __all__ = [
     "CODES",
@@ -52,6 +55,7 @@ __all__ = [
     "ID",
     "IMPACT",
     "KEY",
+    "KEYS",
     "LEXICAL",
     "RAW",
     "TEXT",
@@ -61,14 +65,15 @@ __all__ = [
     "Store",
     "document_of",
     "impact_terms",
+    "keys_by_field",
     "raw_of",
 ]
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 KEY = "lexvla"  # of our own data in Lucene's commits
 
 ID, LEXICAL, CODES, TEXT, FILTER = "id", "contents", "codes", "text", "filter"
-FINGERPRINT, RAW, VECTORS = "fingerprint", "raw", "vectors"
+KEYS, FINGERPRINT, RAW, VECTORS = "keys", "fingerprint", "raw", "vectors"
 FIELD_OF: dict[VectorLeg, str] = {"lexical": LEXICAL, "codes": CODES}
 
 # A null character ends a term, and \x01 precedes its impact. A vocabulary has no null
@@ -192,6 +197,11 @@ def raw_of(document: Document) -> str:
     """Return what is stored of a document beside its vectors, as ASCII JSON."""
     stored = {"id": document.id, "contents": document.text, "uri": document.uri}
     return json.dumps({**stored, "metadata": dict(document.metadata)})
+
+
+def keys_by_field(document: Document) -> str:
+    """Return what a document is sorted and counted by, as ASCII JSON."""
+    return json.dumps({field: keys_of(value) for field, value in document.metadata.items()})
 
 
 def document_of(raw: str, fingerprint: str) -> Document:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import threading
 from collections.abc import Collection, Iterator, Sequence
 from functools import cache, cached_property, lru_cache
 from typing import Any
@@ -18,11 +19,15 @@ from lexvla.vocabulary import Vocabulary
 from lexvla_indexer.accuracy import DEPTH, SAMPLED_QUERIES, SAMPLED_ROWS, overlap, spread
 from lexvla_indexer.base import Fetched, Results
 from lexvla_indexer.bm25 import idf
+from lexvla_indexer.columns import Column, count_facet, in_order, position_of
 from lexvla_indexer.durable import total_bytes
+from lexvla_indexer.facets import Facet, FacetCounts
 from lexvla_indexer.filter_terms import listed_fields, terms_of_field
 from lexvla_indexer.filters import Filter, check_fields
 from lexvla_indexer.impacts import ImpactQuantizer
+from lexvla_indexer.known_fields import check_known
 from lexvla_indexer.legs import VectorLeg, check_asked
+from lexvla_indexer.listing import Listed, Order, Position
 from lexvla_indexer.lucene.jvm import java_cast, java_class, java_errors, java_exception
 from lexvla_indexer.lucene.layout import (
     FIELD_OF,
@@ -31,6 +36,7 @@ from lexvla_indexer.lucene.layout import (
     FORMAT_VERSION,
     ID,
     KEY,
+    KEYS,
     LEXICAL,
     RAW,
     TEXT,
@@ -42,8 +48,9 @@ from lexvla_indexer.lucene.layout import (
     impact_terms,
 )
 from lexvla_indexer.lucene.scoring import error_bound, query_weights
-from lexvla_indexer.lucene.selection import any_of, narrowed, selection
+from lexvla_indexer.lucene.selection import any_of, narrowed, scoped, selection
 from lexvla_indexer.packed_rows import unpack
+from lexvla_indexer.scope import EVERYTHING, Scope
 from lexvla_indexer.text_words import text_words
 
 __all__ = ["Reader"]
@@ -85,7 +92,13 @@ class Reader:
         by_id = sort_field(ID, by_bytes)
         self._by_score = sort(sort_field.FIELD_SCORE, by_id)
         self._by_id = sort(by_id, sort_field(FINGERPRINT, by_bytes))
+        by_number = sort_field.FIELD_DOC
+        self._by_number = sort(by_number)
+        self._by_number_with_keys = sort(by_number, by_id, sort_field(KEYS, by_bytes))
         self._chosen: tuple[str, Any] | None = None
+        self._reading = threading.Lock()
+        self._ids: Column | None = None
+        self._columns: dict[str, Column] = {}
 
     @classmethod
     def open(cls, store: Store) -> Reader:
@@ -145,9 +158,71 @@ class Reader:
         """The number of segments."""
         return int(self._java.leaves().size())
 
-    def count(self) -> int:
-        """Return the number of documents."""
-        return int(self._java.numDocs())
+    def count(self, scope: Scope = EVERYTHING) -> int:
+        """Return the number of documents in a scope."""
+        if scope.is_everything:
+            return int(self._java.numDocs())
+        return int(self._searcher.count(self._scoped(scope)))
+
+    def list_documents(
+        self, scope: Scope, sort: Sequence[Order], limit: int, after: Position | None
+    ) -> Listed:
+        """Return documents in order; see `Index.list_documents`."""
+        self.ours()
+        check_known((order.field for order in sort), "sort by", self._has_field, self._fields)
+        rows = self._chosen_rows(scope)
+        ids, columns = self._columns_of([order.field for order in sort])
+        by = [(c, order.descending) for c, order in zip(columns, sort, strict=True)]
+        found = in_order(rows, ids, by, limit, after).tolist()
+        places = self._places_of([str(ids.key_at(row, False)) for row in found])
+        documents = [
+            document_of(self._stored(number).get(RAW), fingerprint)
+            for number, fingerprint in sorted(places.values())
+        ]
+        by_id = {document.id: document for document in documents}
+        ordered = [by_id[str(ids.key_at(row, False))] for row in found]
+        return Listed(ordered, [position_of(row, ids, by) for row in found])
+
+    def facets(self, facets: Sequence[Facet], scope: Scope) -> dict[str, FacetCounts]:
+        """Count values; see `Index.facets`."""
+        self.ours()
+        fields = [facet.field for facet in facets]
+        check_known(fields, "count by", self._has_field, self._fields)
+        chosen = np.zeros(self.rows, bool)
+        chosen[self._chosen_rows(scope)] = True
+        pairs = zip(facets, self._columns_of(fields)[1], strict=True)
+        return {facet.field: count_facet(facet, column, chosen) for facet, column in pairs}
+
+    def _scoped(self, scope: Scope) -> Any:
+        self.ours()
+        return scoped(scope, None if scope.filter is None else self._choose(scope.filter))
+
+    def _chosen_rows(self, scope: Scope) -> np.ndarray:
+        """Return the numbers of the documents in a scope, ascending."""
+        hits = self._run(self._scoped(scope), self._by_number, max(self.rows, 1), _ALL)
+        return np.fromiter((hit["doc"] for hit in hits), np.int64, len(hits))
+
+    def _columns_of(self, fields: Sequence[str]) -> tuple[Column, list[Column]]:
+        """Return the column of the ids, whose keys are the ids, and those of these fields."""
+        with self._reading:
+            new = [field for field in dict.fromkeys(fields) if field not in self._columns]
+            if new or self._ids is None:
+                self._ids = self._read_columns(new)
+            return self._ids, [self._columns[field] for field in fields]
+
+    def _read_columns(self, fields: Sequence[str]) -> Column:
+        every = java_class(f"{_SEARCH}MatchAllDocsQuery")()
+        ids: list[tuple[int, list[str]]] = []
+        held: dict[str, list[tuple[int, list[str]]]] = {field: [] for field in fields}
+        for hit in self._run(every, self._by_number_with_keys, max(self.rows, 1), _ALL):
+            row, (name, written) = hit["doc"], map(_text, hit["fields"][1:])
+            keys = json.loads(written)
+            ids.append((row, [name]))
+            for field, pairs in held.items():
+                if field in keys:
+                    pairs.append((row, keys[field]))
+        self._columns |= {field: Column(self.rows, pairs) for field, pairs in held.items()}
+        return self._ids or Column(self.rows, ids)
 
     def damage(self) -> Iterator[str]:
         """Read all files. Yield a line for each segment that is damaged."""

@@ -15,8 +15,9 @@ from lexvla_indexer.filter_terms import span, terms_equal, typed_term
 from lexvla_indexer.filters import And, Comparison, Filter, In, Not, Or, Value
 from lexvla_indexer.lucene.jvm import java_class
 from lexvla_indexer.lucene.layout import FILTER, ID
+from lexvla_indexer.scope import Scope
 
-__all__ = ["any_of", "narrowed", "selection"]
+__all__ = ["any_of", "narrowed", "scoped", "selection"]
 
 _SEARCH = "org.apache.lucene.search."
 
@@ -57,6 +58,16 @@ def any_of(field: str, terms: Collection[str]) -> Any:
     values = _reader_of_terms().readValue(json.dumps(listed))
     signature = "(Ljava/lang/String;Ljava/util/Collection;)V"
     return java_class(f"{_SEARCH}TermInSetQuery")(field, values, signature=signature)
+
+
+def scoped(scope: Scope, chosen: Any) -> Any:
+    """Return a query for the documents of a scope, whose filter another query stands for."""
+    parts = [("FILTER", java_class(f"{_SEARCH}MatchAllDocsQuery")() if chosen is None else chosen)]
+    if scope.only is not None:
+        parts.append(("FILTER", any_of(ID, scope.only)))
+    if scope.but:
+        parts.append(("MUST_NOT", any_of(ID, scope.but)))
+    return _boolean(parts)
 
 
 def narrowed(query: Any, chosen: Any) -> Any:

@@ -25,6 +25,7 @@ from lexvla_indexer.lucene.layout import (
     ID,
     IMPACT,
     KEY,
+    KEYS,
     LEXICAL,
     RAW,
     TEXT,
@@ -32,6 +33,7 @@ from lexvla_indexer.lucene.layout import (
     State,
     Store,
     impact_terms,
+    keys_by_field,
     raw_of,
 )
 from lexvla_indexer.lucene.selection import any_of
@@ -185,6 +187,7 @@ class _LuceneDocument:
         )
         binary, none = java_class(f"{_DOCUMENT}BinaryDocValuesField"), self._bytes(b"")
         self._order, self._fingerprint = binary(ID, none), binary(FINGERPRINT, none)
+        self._keys = binary(KEYS, none)
         options = java_class(f"{_INDEX}IndexOptions")
         self._lexical = _text_field(LEXICAL, options.DOCS_AND_FREQS)
         self._codes = _text_field(CODES, options.DOCS_AND_FREQS) if has_codes else None
@@ -193,7 +196,8 @@ class _LuceneDocument:
         stored = java_class(f"{_DOCUMENT}StoredField")
         self._raw = stored(RAW, "", signature="(Ljava/lang/String;Ljava/lang/String;)V")
         self._vectors = stored(VECTORS, b"", signature="(Ljava/lang/String;[B)V")
-        fields = (self._id, self._order, self._fingerprint, self._lexical, self._codes)
+        values = (self._order, self._fingerprint, self._keys)
+        fields = (self._id, *values, self._lexical, self._codes)
         self.java = java_class(f"{_DOCUMENT}Document")()
         for field in (*fields, self._text, self._filter, self._raw, self._vectors):
             if field is not None:
@@ -204,6 +208,7 @@ class _LuceneDocument:
         self._id.setStringValue(document.id)
         self._order.setBytesValue(self._bytes(document.id.encode()))
         self._fingerprint.setBytesValue(self._bytes(document.fingerprint.encode()))
+        self._keys.setBytesValue(self._bytes(keys_by_field(document).encode()))
         self._lexical.setStringValue(lexical)
         if self._codes is not None:
             self._codes.setStringValue(codes)

@@ -18,6 +18,7 @@ from lexvla_search.api import document_routes, index_routes, search_routes
 from lexvla_search.api.frame import Frame
 from lexvla_search.api.metrics import Metrics
 from lexvla_search.api.models import (
+    BatchRequest,
     DocumentLine,
     DocumentPatch,
     EncodeRequest,
@@ -31,7 +32,10 @@ from lexvla_search.api.settings import Settings
 
 __all__ = ["create_app"]
 
-_BODIES = (SearchRequest, ExplainRequest, EncodeRequest, DocumentLine, DocumentPatch, ProblemModel)
+_BODIES = (
+    *(SearchRequest, BatchRequest, ExplainRequest, EncodeRequest),
+    *(DocumentLine, DocumentPatch, ProblemModel),
+)
 _SCHEMAS = "#/components/schemas/"
 
 

@@ -178,6 +178,8 @@ async def _form(
             else:
                 rule = "must be a file" if name == _IMAGE else "there is no such part"
                 raise Problem("invalid", f"{name}: {rule}", [{"field": name, "detail": rule}])
+        if not files:
+            raise Problem("invalid", "a multipart body must have an image: the part image")
         yield query, files
 
 

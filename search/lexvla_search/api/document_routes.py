@@ -22,6 +22,7 @@ from lexvla.encoding import Encoding
 from lexvla.errors import InputError, LexVLAError, UnknownDocumentError
 from lexvla.images import open_image
 from lexvla_indexer import Document
+from lexvla_indexer.listing import MAX_ORDERS
 from lexvla_indexer.strongest import SHOWN_WORDS
 from lexvla_search import schema
 from lexvla_search.api.access import READ, WRITE, DocumentId, Serving, Signed
@@ -32,6 +33,7 @@ from lexvla_search.api.problems import Problem, problem_of
 from lexvla_search.api.service import Service
 from lexvla_search.api.upsert import Upsert
 from lexvla_search.heatmap import heatmap, word_map
+from lexvla_search.query import Query
 
 __all__ = ["router"]
 
@@ -130,6 +132,36 @@ class _Acknowledging(Response):
         if problem is not None:
             yield {"problem": json.loads(problem.body(self._request.scope))}
         yield {"done": problem is None, "indexed": upsert.indexed, "rejected": upsert.rejected}
+
+
+@router.get("", response_model=schema.DocumentList, dependencies=[READ])
+async def list_documents(
+    service: Serving,
+    filter: Annotated[  # noqa: A002 - the public word for it
+        str | None,
+        Parameter(description="Such as `year >= 2020`.", examples=["year >= 2020 and tag = cat"]),
+    ] = None,
+    sort: Annotated[
+        list[str] | None,
+        Parameter(
+            description="Metadata fields to order by, then by id; `-year` is descending.",
+            examples=[["-year", "title"]],
+            max_length=MAX_ORDERS,
+        ),
+    ] = None,
+    limit: Annotated[int, Parameter(ge=1, examples=[100])] = 10,
+    after: Annotated[
+        str | None, Parameter(description="The `next` of an earlier answer.", examples=[None])
+    ] = None,
+) -> JSONResponse:
+    """List documents, all or those of a filter, in order."""
+    if limit > service.limits.k:
+        rule = f"must be at most {service.limits.k:,}"
+        raise Problem("invalid", f"limit: {rule}", [{"field": "limit", "detail": rule}])
+    query = Query(filter=filter, sort=sort or (), k=limit, after=after)
+    answer = await service.run(lambda: service.searcher.answer(query))
+    found = [service.pictures.document(hit.document) for hit in answer.hits]
+    return JSONResponse({"documents": found, "total": answer.total, "next": answer.next})
 
 
 @router.get("/{document_id}", response_model=schema.ShownDocument, dependencies=[READ])

@@ -17,21 +17,28 @@ from pydantic import (
     model_validator,
 )
 
+from lexvla_indexer.facets import MAX_FACETS, MAX_RANGES, MAX_VALUES
 from lexvla_indexer.legs import Leg
+from lexvla_indexer.listing import MAX_ORDERS
 from lexvla_indexer.strongest import SHOWN_WORDS
 from lexvla_search.fusion import LEGS, FusionKind, FusionName, Normalization
-from lexvla_search.query import MAX_TEXT_LENGTH
+from lexvla_search.query import MAX_CURSOR_LENGTH, MAX_SIMILAR, MAX_TEXT_LENGTH
 
 __all__ = [
+    "BatchRequest",
     "DocumentLine",
     "DocumentPatch",
     "EncodeRequest",
     "ExplainRequest",
+    "FacetSettings",
     "FusionSettings",
     "ProblemModel",
     "SearchRequest",
+    "SimilarItem",
 ]
 
+Id = Annotated[str, StringConstraints(min_length=1, max_length=512)]
+FieldName = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
 Word = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 Weight = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
 Side = Annotated[float, Field(ge=0, le=1 << 24, allow_inf_nan=False)]
@@ -83,15 +90,64 @@ class FusionSettings(_Request):
     )
 
 
+class SimilarItem(_Request):
+    """An indexed item to find similar ones to; a negative weight leads away from it."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"id": "2764", "weight": -0.5}]})
+
+    id: Id
+    weight: Annotated[float, Field(ge=-1e6, le=1e6)] = 1.0
+
+
+Limit = str | int | float | None
+
+
+class FacetSettings(_Request):
+    """Count a field's most frequent values, or ranges of it: from a limit to below another."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"field": "tag", "limit": 5},
+                {"field": "price", "ranges": [[None, 10], [10, 50], [50, None]]},
+            ]
+        }
+    )
+
+    field: FieldName
+    limit: Annotated[int, Field(ge=1, le=MAX_VALUES)] = 10
+    ranges: (
+        Annotated[
+            list[Annotated[list[Limit], Field(min_length=2, max_length=2)]],
+            Field(min_length=1, max_length=MAX_RANGES),
+        ]
+        | None
+    ) = None
+
+
 # Discriminated by type, so that errors are about the one that was meant.
+_BY_TYPE = Discriminator(lambda value: "name" if isinstance(value, str) else "settings")
 AnyFusion = Annotated[
-    Annotated[FusionName, Tag("name")] | Annotated[FusionSettings, Tag("settings")],
-    Discriminator(lambda value: "name" if isinstance(value, str) else "settings"),
+    Annotated[FusionName, Tag("name")] | Annotated[FusionSettings, Tag("settings")], _BY_TYPE
+]
+AnySimilar = Annotated[
+    Annotated[Id, Tag("name")] | Annotated[SimilarItem, Tag("settings")], _BY_TYPE
+]
+AnyFacet = Annotated[
+    Annotated[FieldName, Tag("name")] | Annotated[FacetSettings, Tag("settings")], _BY_TYPE
+]
+Sort = Annotated[
+    Annotated[FieldName, Tag("name")]
+    | Annotated[Annotated[list[FieldName], Field(max_length=MAX_ORDERS)], Tag("settings")],
+    _BY_TYPE,
 ]
 
 
 class SearchRequest(_Request):
-    """A query: a text, an image, weighted words, or a mix of them."""
+    """A query: a text, an image, weighted words, similar items, or a mix of them.
+
+    Without any of these nothing is scored: it lists what ``filter``, ``ban`` and ``require`` admit.
+    """
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -104,6 +160,12 @@ class SearchRequest(_Request):
                     "filter": "group = animals",
                 },
                 {"terms": {"red": 1.0, "heart": 0.5}, "legs": ["lexical"]},
+                {"similar": ["2764", {"id": "1f494", "weight": -0.5}], "k": 5},
+                {
+                    "filter": "group = animals",
+                    "sort": ["-year"],
+                    "facets": ["tag", {"field": "price", "ranges": [[None, 10], [10, None]]}],
+                },
             ]
         }
     )
@@ -117,6 +179,11 @@ class SearchRequest(_Request):
         None, description="x, y, width and height of a part of the image, in its pixels."
     )
     terms: dict[Word, Weight] | None = Field(None, description="Words of the query, by weight.")
+    similar: Annotated[list[AnySimilar], Field(max_length=MAX_SIMILAR)] | None = Field(
+        None,
+        description="Ids of the index, or ids with weights, which may be negative.",
+        examples=[["2764", {"id": "1f494", "weight": -0.5}]],
+    )
     boost: dict[Word, Weight] | None = Field(None, description="Words, by the factor of each.")
     ban: list[Word] | None = Field(None, description="No hit shows these among its words.")
     require: list[Word] | None = Field(None, description="Every hit shows these.")
@@ -127,6 +194,20 @@ class SearchRequest(_Request):
     offset: Annotated[int, Field(ge=0)] = 0
     min_score: Annotated[float, Field(allow_inf_nan=False)] | None = None
     min_relevance: Annotated[float, Field(ge=0, le=1)] | None = None
+    sort: Sort | None = Field(
+        None,
+        description="Metadata fields to order by, then by id; `-year` is descending. "
+        "With scores only beside min_score or min_relevance.",
+        examples=["-year", ["-year", "title"]],
+    )
+    facets: Annotated[list[AnyFacet], Field(max_length=MAX_FACETS)] | None = Field(
+        None,
+        description="What to count of the documents that `total` counts.",
+        examples=[["tag", {"field": "price", "ranges": [[None, 10], [10, None]]}]],
+    )
+    after: Annotated[str, StringConstraints(max_length=MAX_CURSOR_LENGTH)] | None = Field(
+        None, description="The `next` of an earlier answer to the same query, to go on after it."
+    )
     explain: bool = Field(False, description="Take each score apart.")
 
     @model_validator(mode="after")
@@ -141,7 +222,17 @@ class ExplainRequest(SearchRequest):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"text": "red heart", "id": "2764"}]})
 
-    id: Annotated[str, StringConstraints(min_length=1, max_length=512)]
+    id: Id
+
+
+class BatchRequest(_Request):
+    """Several queries, each answered as by itself."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"queries": [{"text": "red heart"}, {"text": "cat"}]}]}
+    )
+
+    queries: Annotated[list[SearchRequest], Field(min_length=1)]
 
 
 class EncodeRequest(_Request):

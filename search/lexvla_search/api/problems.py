@@ -24,6 +24,7 @@ from lexvla.errors import (
     IndexLockedError,
     InputError,
     LexVLAError,
+    UnknownDocumentError,
     UnsupportedError,
     VocabularyMismatchError,
 )
@@ -55,6 +56,7 @@ _KINDS = {
     "not-stored": (507, "The index cannot be written"),
 }
 _OF_ERRORS: tuple[tuple[type[LexVLAError], str], ...] = (
+    (UnknownDocumentError, "not-found"),
     (InputError, "invalid"),
     (FilterSyntaxError, "invalid-filter"),
     (UnsupportedError, "unsupported"),

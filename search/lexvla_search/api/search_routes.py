@@ -5,25 +5,27 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from fastapi import APIRouter
 from PIL import Image
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from lexvla.errors import UnknownDocumentError
+from lexvla.errors import LexVLAError, UnknownDocumentError
 from lexvla.images import open_image
 from lexvla_search import schema
 from lexvla_search.api.access import READ, Serving
 from lexvla_search.api.bodies import body_schema, decode
 from lexvla_search.api.decoding import count_pixels
 from lexvla_search.api.models import (
+    BatchRequest,
     EncodeRequest,
     ExplainRequest,
     FusionSettings,
     SearchRequest,
 )
-from lexvla_search.api.problems import Problem
+from lexvla_search.api.problems import Problem, problem_of
 from lexvla_search.api.service import Service
 from lexvla_search.fusion import fusion_from_dict
 from lexvla_search.query import Query
@@ -37,6 +39,12 @@ _QUERY_IMAGE = "the query's image"
 _FILE = {"type": "string", "format": "binary"}
 _ONE = _FILE
 _MANY = {"type": "array", "items": _FILE, "minItems": 1}
+_BATCH = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/BatchRequest"}}},
+    }
+}
 
 
 @router.post(
@@ -53,6 +61,50 @@ async def search(request: Request, service: Serving) -> JSONResponse:
             request, _named(image), lambda: _search(service, asked, image, name, started)
         )
     return JSONResponse(answer)
+
+
+@router.post("/search/batch", response_model=schema.BatchAnswer, openapi_extra=_BATCH)
+async def search_batch(request: Request, service: Serving) -> JSONResponse:
+    """Answer several queries, each as by itself. The first error names its query's position."""
+    started = time.perf_counter()
+    async with service.intake.receive(request, BatchRequest) as (asked, files):
+        queries, most = asked.queries, service.limits.queries
+        if files:
+            raise Problem("invalid", "images of a batch are the field image of its queries")
+        if len(queries) > most:
+            rule = f"must be at most {most} queries"
+            raise Problem("invalid", f"queries: {rule}", [{"field": "queries", "detail": rule}])
+        images = []
+        for position, each in enumerate(queries):
+            with _position(position):
+                images.append(await _image(service, each, []))
+            _note(request, service, each)
+        name = request.scope["lexvla.request_id"]
+
+        def answers() -> schema.BatchAnswer:
+            found = []
+            for position, (each, image) in enumerate(zip(queries, images, strict=True)):
+                with _position(position):
+                    found.append(_search(service, each, image, name, started))
+            return {"answers": found}
+
+        return JSONResponse(await service.run(answers))
+
+
+@contextmanager
+def _position(number: int) -> Iterator[None]:
+    """Make an error of one query name its position."""
+    try:
+        yield
+    except (LexVLAError, Problem) as error:
+        problem = problem_of(error) if isinstance(error, LexVLAError) else error
+        if problem is None:
+            raise
+        where = f"queries.{number}"
+        errors = [{**each, "field": f"{where}.{each['field']}"} for each in problem.errors]
+        whole = [{"field": where, "detail": problem.detail}]
+        detail = f"{where}: {problem.detail}"
+        raise Problem(problem.kind, detail, errors or whole, problem.headers) from error
 
 
 @router.post(
@@ -136,9 +188,20 @@ def _query(service: Service, asked: SearchRequest, image: bytes | None) -> Query
             given[name] = tuple(given[name])
     if isinstance(given.get("fusion"), dict):
         given["fusion"] = fusion_from_dict(given["fusion"])
+    if "similar" in given:
+        given["similar"] = _similar(given["similar"])
     if image is not None:
         given["image"] = open_image(image, _QUERY_IMAGE, service.limits.pixels)
     return Query(**given)
+
+
+def _similar(given: list[Any]) -> dict[str, float]:
+    pairs = [(i, 1.0) if isinstance(i, str) else (i["id"], i.get("weight", 1.0)) for i in given]
+    weights = dict(pairs)
+    if len(weights) < len(pairs):
+        rule = "must be different ids"
+        raise Problem("invalid", f"similar: {rule}", [{"field": "similar", "detail": rule}])
+    return weights
 
 
 def _search(
@@ -146,7 +209,7 @@ def _search(
 ) -> schema.SearchAnswer:
     query = _query(service, asked, image)
     service.look_for_fusion()
-    with _deletions():
+    with _deletions(query):
         answer = service.searcher.answer(query, explain=asked.explain)
     service.metrics.stages.labels("encode").observe(answer.encode_seconds)
     service.metrics.stages.labels("search").observe(answer.search_seconds)
@@ -157,9 +220,13 @@ def _search(
             "words": [{"word": word, "weight": weight} for word, weight in words],
             "unknown": [word.to_dict() for word in answer.unknown],
             "legs": list(answer.legs),
-            "fusion": str(answer.fusion),
+            "fusion": None if answer.fusion is None else str(answer.fusion),
         },
         "hits": [service.pictures.hit(hit) for hit in answer.hits],
+        "total": answer.total,
+        "total_exact": answer.total_exact,
+        "facets": answer.facets_to_dict(),
+        "next": answer.next,
         "good_match": answer.good_match,
         "took_ms": {
             "encode": _milliseconds(answer.encode_seconds),
@@ -174,16 +241,18 @@ def _explain(service: Service, asked: ExplainRequest, image: bytes | None) -> sc
     query = _query(service, asked, image)
     service.look_for_fusion()
     service.fetch(asked.id)
-    with _deletions():
+    with _deletions(query):
         return {"hit": service.pictures.hit(service.searcher.explain(query, asked.id))}
 
 
 @contextmanager
-def _deletions() -> Iterator[None]:
+def _deletions(query: Query) -> Iterator[None]:
     """Answer 503 if a writer keeps deleting what is being read."""
     try:
         yield
     except UnknownDocumentError as error:
+        if error.item in query.similar_weights:
+            raise
         raise Problem("unavailable", "documents are being deleted; try again") from error
 
 

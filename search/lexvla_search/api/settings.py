@@ -27,6 +27,7 @@ class Limits:
         k: Hits of one search.
         offset: Hits that a search may skip.
         words: In each of terms, boost, ban and require.
+        queries: Of one call of ``/v1/search/batch``.
         items: Texts or images of one call of ``/v1/encode``.
         concurrency: Requests in work or waiting; more are answered with 429.
         upserts: The same for upserts.
@@ -45,6 +46,7 @@ class Limits:
     k: int = 1000
     offset: int = 10_000
     words: int = 256
+    queries: int = 32
     items: int = 64
     concurrency: int = 32
     upserts: int = 4

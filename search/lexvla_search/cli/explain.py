@@ -39,6 +39,8 @@ class Options(QueryOptions, IndexOptions, JsonOptions):
 def run(options: Options) -> int:
     """Print one item's score in full, and draw where its words were read from."""
     query = options.query()
+    if not query.is_scored:
+        raise UsageError("a query must have a text, an image, terms or similar items")
     if options.word and not options.heatmap:
         raise UsageError("--word needs --heatmap")
     if options.heatmap and options.no_model:

@@ -42,6 +42,17 @@ def _weighted(text: str) -> tuple[str, float]:
     return word, finite(weight)
 
 
+def _similar(text: str) -> tuple[str, float]:
+    """Read an id, perhaps with a weight: an id may have ``=`` in it."""
+    name, sign, weight = text.rpartition("=")
+    if not sign or not name:
+        return text, 1.0
+    try:
+        return name, finite(weight)
+    except argparse.ArgumentTypeError:
+        return text, 1.0
+
+
 def _listed(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(","))
 
@@ -71,6 +82,9 @@ class QueryOptions(ModelOptions):
         "... like this part of it, in pixels", type=_region, metavar="X,Y,W,H"
     )
     term: list[tuple[str, float]] = _words("add a word to the query as it is", "WORD=W", _weighted)
+    similar: list[tuple[str, float]] = _words(
+        "look for items like this one of the index", "ID[=W]", _similar
+    )
     boost: list[tuple[str, float]] = _words(
         "multiply a word's weight in the query", "WORD=F", _weighted
     )
@@ -97,6 +111,7 @@ class QueryOptions(ModelOptions):
                 image=self.image,
                 region=self.region,
                 terms=dict(self.term),
+                similar=dict(self.similar),
                 boost=dict(self.boost),
                 ban=self.ban,
                 require=self.require,
@@ -115,6 +130,8 @@ class QueryOptions(ModelOptions):
 
 def score_of(hit: Hit) -> str:
     """Return a hit's score, with its relevance if it has one."""
+    if hit.score is None:
+        return "no score"
     relevance = "" if hit.relevance is None else f", relevance {100 * hit.relevance:.0f}%"
     return f"score {hit.score:.4f}{relevance}"
 
@@ -135,4 +152,5 @@ def described(query: Query, answer: Answer | None = None) -> dict[str, Any]:
     words = [{"word": word, "weight": weight} for word, weight in answer.words]
     unknown = [word.to_dict() for word in answer.unknown]
     read = {"words": words, "unknown": unknown, "legs": list(answer.legs)}
-    return {**data, **read, "fusion": str(answer.fusion)}
+    fusion = None if answer.fusion is None else str(answer.fusion)
+    return {**data, **read, "fusion": fusion}

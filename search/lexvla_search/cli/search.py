@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
+from itertools import pairwise
 
+from lexvla.errors import InputError
 from lexvla_indexer import open_index
+from lexvla_indexer.facets import Facet, FacetCounts, Range
+from lexvla_indexer.filters import Value
 from lexvla_search.cli.arguments import IndexOptions, JsonOptions, flag, option, positive
 from lexvla_search.cli.console import UsageError, note, one_line, print_columns, print_json
 from lexvla_search.cli.query import QueryOptions, described, finite, located, score_of
@@ -26,6 +30,19 @@ def _offset(text: str) -> int:
     return int(text)
 
 
+def _facet(text: str) -> Facet:
+    """Read a field, or one with limits, each the end of a range and the start of the next."""
+    field, sign, limits = text.partition(":")
+    try:
+        if not sign:
+            return Facet(field)
+        values = [finite(limit) for limit in limits.split(",")]
+        ends = [None, *(int(value) if value.is_integer() else value for value in values), None]
+        return Facet(field, ranges=list(pairwise(ends)))
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 @dataclass(frozen=True)
 class Options(QueryOptions, IndexOptions, JsonOptions):
     """What to look for, and which hits to return."""
@@ -36,6 +53,20 @@ class Options(QueryOptions, IndexOptions, JsonOptions):
     min_relevance: float | None = option(
         "leave out lower relevances, such as 0.5", type=finite, metavar="R"
     )
+    sort: list[str] = option(
+        "order by this field; --sort=-year is descending",
+        action="append",
+        default=[],
+        metavar="FIELD",
+    )
+    facet: list[Facet] = option(
+        "count this field's values, or those below, between and above limits",
+        action="append",
+        default=[],
+        type=_facet,
+        metavar="FIELD[:A,B,..]",
+    )
+    after: str | None = option("go on after an answer's next", metavar="NEXT")
     explain: bool = flag("show the parts of each score")
     show_query: bool = flag("print the request to Elasticsearch without sending it")
     named: bool = flag("... with a clause of its own for each word")
@@ -48,6 +79,9 @@ def run(options: Options) -> int:
         offset=options.offset,
         min_score=options.min_score,
         min_relevance=options.min_relevance,
+        sort=options.sort,
+        facets=options.facet,
+        after=options.after,
     )
     if options.named and not options.show_query:
         raise UsageError("--named goes with --show-query")
@@ -60,7 +94,14 @@ def run(options: Options) -> int:
         hits = located(answer.hits, source)
     if options.json:
         hit_data = [hit.to_dict() for hit in hits]
-        found = {"good_match": answer.good_match, "hits": hit_data}
+        found = {
+            "good_match": answer.good_match,
+            "hits": hit_data,
+            "total": answer.total,
+            "total_exact": answer.total_exact,
+            "facets": answer.facets_to_dict(),
+            "next": answer.next,
+        }
         print_json({"query": described(query, answer), **found})
         return 0
     if answer.unknown:
@@ -69,13 +110,43 @@ def run(options: Options) -> int:
         note(f"lexvla: {NO_GOOD_MATCH}")
     elif not hits:
         note("lexvla: no hits")
-    if options.explain:
+    if options.explain and query.is_scored:
         for hit in hits:
             print(f"{hit.rank}. {one_line(hit.label)}  {hit.id}  {score_of(hit)}")
             print(hit.explanation.table(TABLE_ROWS) if hit.explanation else "", end="\n\n")
     else:
         print_columns(hit_rows(hits))
+    for field, counts in answer.facets.items():
+        print(f"\n{one_line(field)}")
+        print_columns(facet_rows(counts))
+    if hits and (not query.is_scored or query.is_bounded or query.facets):
+        note(f"lexvla: {'' if answer.total_exact else 'at least '}{answer.total:,} in all")
+    if answer.next and (query.after or not query.is_scored):
+        note(f"lexvla: for more: --after {answer.next}")
     return 0
+
+
+def facet_rows(counts: FacetCounts) -> list[tuple[str, str]]:
+    """Return a facet as table rows: what, and how many documents have it."""
+    if counts.ranges is not None:
+        rows = [(_said(each), f"{count:,}") for each, count in counts.ranges]
+    else:
+        rows = [(_shown(value), f"{count:,}") for value, count in counts.values]
+        if counts.other:
+            rows.append(("(other values)", f"{counts.other:,}"))
+    if counts.missing:
+        rows.append(("(no value)", f"{counts.missing:,}"))
+    return [(f"  {what}", count) for what, count in rows]
+
+
+def _said(each: Range) -> str:
+    if each.low is None:
+        return f"below {each.high}"
+    return f"{each.low} or more" if each.high is None else f"{each.low} to below {each.high}"
+
+
+def _shown(value: Value) -> str:
+    return str(value).lower() if isinstance(value, bool) else one_line(str(value)) or '""'
 
 
 def hit_rows(hits: list[Hit]) -> list[tuple[str, ...]]:
@@ -84,7 +155,7 @@ def hit_rows(hits: list[Hit]) -> list[tuple[str, ...]]:
     return [
         (
             f"{hit.rank:>{digits}}",
-            f"{hit.score:.3f}"
+            ("" if hit.score is None else f"{hit.score:.3f}")
             + ("" if hit.relevance is None else f"  {100 * hit.relevance:3.0f}%"),
             one_line(hit.label),
             hit.id,
@@ -96,6 +167,8 @@ def hit_rows(hits: list[Hit]) -> list[tuple[str, ...]]:
 
 def _show_query(options: Options, query: Query, searcher: Searcher) -> int:
     """Print the request of each leg, and what comes after the answers."""
+    if not query.is_scored:
+        raise UsageError("--show-query shows how documents are scored, and this query scores none")
     shown = shown_query(searcher, query, options.named)
     if options.json:
         print_json({"index": options.index, "requests": shown.requests, "steps": shown.steps})

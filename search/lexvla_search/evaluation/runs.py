@@ -17,7 +17,6 @@ from lexvla.errors import GatheredInputError, InputError
 from lexvla.images import ImageSource, open_image
 from lexvla_indexer.base import Index
 from lexvla_indexer.legs import Leg
-from lexvla_search.encoded_query import encode_query
 from lexvla_search.evaluation.batches import keep_heaviest
 from lexvla_search.evaluation.trec import Qrels, Read, Run, falling
 from lexvla_search.fusion import FUSIONS, LEGS, FusionName
@@ -186,8 +185,9 @@ def retrieve(
             errors += _unreadable(query, error)
             unanswered[name] = f"{error.item!r} {error.rule}"
             continue
-        if answer.hits:
-            run[name] = falling((hit.id, hit.score) for hit in answer.hits)
+        scores = [(hit.id, hit.score) for hit in answer.hits if hit.score is not None]
+        if scores:
+            run[name] = falling(scores)
         else:
             unanswered[name] = say_unknown(answer.unknown) if answer.unknown else ""
     if errors:
@@ -209,7 +209,7 @@ def cut_queries(
     rows = {}
     for name, query in queries.items():
         try:
-            encoded = encode_query(query, searcher.model)
+            encoded = searcher.encode(query)
         except InputError:
             continue
         if encoded.words:

@@ -39,7 +39,7 @@ Run = dict[str, dict[str, float]]
 
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 # What a query file may set; the rest of `Query` is for `lexvla evaluate`.
-_ASKED = ("text", "image", "region", "terms", "boost", "ban", "require", "filter")
+_ASKED = ("text", "image", "region", "terms", "similar", "boost", "ban", "require", "filter")
 _SUFFIXES = (".jsonl", ".ndjson")
 
 _T = TypeVar("_T")
@@ -236,7 +236,8 @@ def _tsv_query(line: str) -> tuple[str, Query]:
     name, tab, text = line.partition("\t")
     if not tab:
         raise InputError(line, "must be an id, a tab and a text")
-    return _checked(name.strip()), Query(text=" ".join(text.split()))
+    name = _checked(name.strip())
+    return name, _scored(name, Query(text=" ".join(text.split())))
 
 
 def _json_query(line: str, folder: Path) -> tuple[str, Query]:
@@ -256,7 +257,13 @@ def _json_query(line: str, folder: Path) -> tuple[str, Query]:
         record["image"] = folder / record["image"]
     if isinstance(record.get("region"), list):
         record["region"] = tuple(record["region"])
-    return name, Query(**record)
+    return name, _scored(name, Query(**record))
+
+
+def _scored(name: str, query: Query) -> Query:
+    if not query.is_scored:
+        raise InputError(name, "a query must have a text, an image, terms or similar items")
+    return query
 
 
 def _image_queries(folder: Path) -> Iterator[tuple[str, tuple[str, Query] | InputError]]:
