@@ -40,10 +40,16 @@ CLOSED = "elasticsearch+http://127.0.0.1:9/photos"  # nothing listens there
         ("elasticsearch+https://host/photos/", "https://host:9200", "photos"),
         ("elasticsearch+https://h:443/some/where/photos-2", "https://h:443/some/where", "photos-2"),
         ("elasticsearch+http://[::1]:9200/é", "http://[::1]:9200", "é"),
+        ("elasticsearch+https://a,b:9201/x/é", "https://a:9200,b:9201/x", "é"),
     ],
 )
 def test_addresses(address, url, name):
     assert Address.parse(address) == (url, name)
+
+
+def test_the_nodes_of_an_address():
+    several = Address.parse("elasticsearch+https://a,[::1]:9201/some/where/x")
+    assert several.nodes == ["https://a:9200/some/where", "https://[::1]:9201/some/where"]
 
 
 @pytest.mark.parametrize(
@@ -51,7 +57,15 @@ def test_addresses(address, url, name):
     [
         *("http://host:9200", "http://host:9200/", "ftp://host/photos", "http:///photos"),
         *("http://host:x/photos", "http://host/Photos", "http://host/_all", "http://host/a*b"),
-        *("http://host/a,b", "http://host/-a", "http://host/photos?x=1", "photos", ""),
+        *(
+            "http://host/a,b",
+            "http://a,,b/x",
+            "http://a:x,b/x",
+            "http://host/-a",
+            "http://host/photos?x=1",
+            "photos",
+            "",
+        ),
     ],
 )
 def test_addresses_that_cannot_be_read(rest):

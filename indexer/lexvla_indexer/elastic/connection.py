@@ -62,33 +62,53 @@ class _GoneError(IndexCorruptError):
 
 
 class Address(NamedTuple):
-    """Where an index is: the URL of the server, and the alias that users search."""
+    """Where an index is: the URL of the server, and the alias that users search.
+
+    The URL may name several nodes of one cluster: ``http://a:9200,b:9200``.
+    """
 
     url: str
     name: str
+
+    @property
+    def nodes(self) -> list[str]:
+        """The URL of each node."""
+        scheme, _, rest = self.url.partition("://")
+        hosts, slash, prefix = rest.partition("/")
+        return [f"{scheme}://{host}{slash}{prefix}" for host in hosts.split(",")]
 
     def __str__(self) -> str:
         return f"{SCHEME}{self.url}/{self.name}"
 
     @classmethod
     def parse(cls, address: str) -> Address:
-        """Read ``elasticsearch+http(s)://host:9200/name``, which must not contain credentials."""
+        """Read ``elasticsearch+http(s)://host:9200/name``, which must not contain credentials.
+
+        There may be several hosts, separated by commas.
+        """
         try:
             parts = urlsplit(address.removeprefix(SCHEME))
-            host, port = parts.hostname, parts.port or PORT
+            if "@" in parts.netloc:
+                # Not quoted: it is secret.
+                raise InputError(FORM, f"credentials do not go into the address; set {_SECRETS}")
+            hosts = [_host(each) for each in parts.netloc.split(",")]
         except ValueError as error:
             raise InputError(FORM, "the address of an index has this form") from error
-        if parts.username is not None or parts.password is not None or "@" in parts.netloc:
-            # Not quoted: it is secret.
-            raise InputError(FORM, f"credentials do not go into the address; set {_SECRETS}")
         prefix, _, name = parts.path.rstrip("/").rpartition("/")
-        if not host or parts.scheme not in ("http", "https") or parts.query or parts.fragment:
+        if not all(hosts) or parts.scheme not in ("http", "https") or parts.query or parts.fragment:
             raise InputError(address, f"the address of an index has the form {FORM}")
         if not _NAME.fullmatch(name):
             rule = "the name of an Elasticsearch index has lower-case letters, digits, - and _"
             raise InputError(name, rule)
-        shown = f"[{host}]" if ":" in host else host
-        return cls(f"{parts.scheme}://{shown}:{port}{prefix}", name)
+        return cls(f"{parts.scheme}://{','.join(hosts)}{prefix}", name)
+
+
+def _host(netloc: str) -> str:
+    """Return a host with its port; empty if there is no host. A bad port raises ValueError."""
+    parts = urlsplit(f"//{netloc}")
+    host, port = parts.hostname or "", parts.port or PORT
+    shown = f"[{host}]" if ":" in host else host
+    return f"{shown}:{port}" if host else ""
 
 
 def connect(address: Address) -> Elasticsearch:
@@ -118,7 +138,11 @@ def connect(address: Address) -> Elasticsearch:
             settings["ssl_assert_fingerprint"] = fingerprint
     try:
         client: Elasticsearch = library.Elasticsearch(
-            address.url, request_timeout=_TIMEOUT, max_retries=2, retry_on_timeout=True, **settings
+            address.nodes,
+            request_timeout=_TIMEOUT,
+            max_retries=2,
+            retry_on_timeout=True,
+            **settings,
         )
     except (ValueError, OSError) as error:
         raise EngineUnavailableError(f"{address}: {error}") from error
@@ -240,7 +264,8 @@ def refusal(address: Address, status: int, body: Any) -> LexVLAError:
             f"no index at {address}; make one with: lexvla index SOURCE --index {address}"
         )
     cannot = f"{address}: the server cannot do it now: {said}"
-    if status == 503 or "search_context_missing" in kind:
+    # A node that goes away takes along what it was about to answer; other copies have it too.
+    if status == 503 or "search_context_missing" in kind or kind.startswith("node_"):
         return _ShardError(cannot)
     if status in _PASSING:
         return PassingError(cannot)
