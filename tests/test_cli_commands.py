@@ -113,6 +113,7 @@ def test_search(address: str, capsys: Capture) -> None:
         "legs": ["lexical"],
         "fusion": "lexical",
         "k": 10,
+        "group_copies": False,
         "offset": 0,
         "min_score": None,
         "min_relevance": None,

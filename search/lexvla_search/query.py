@@ -18,6 +18,7 @@ from lexvla_indexer.facets import Facet, facets_of
 from lexvla_indexer.filters import Filter
 from lexvla_indexer.legs import Leg
 from lexvla_indexer.listing import orders
+from lexvla_search.copies import ALIKE
 from lexvla_search.fusion import LEGS, MAX_HITS, Fusion, FusionName, named_fusion
 
 __all__ = ["MAX_TEXT_LENGTH", "Query", "check_page", "name_of_image"]
@@ -62,6 +63,9 @@ class Query:
             `Fusion`. ``None`` takes the fusion fitted for the index, else that of the model.
         k: The most hits to return.
         offset: How many of the best hits to skip; offset and k together are at most 10,000.
+        group_copies: Return near-identical documents as one hit, the best, with the ids of the
+            others; see `lexvla_search.copies`. A number is the least cosine of their vectors; True
+            is 0.95. ``total`` and facets still count documents.
         min_score: The lowest score of a hit.
         min_relevance: The lowest relevance of a hit, from 0 to 1.
         sort: Metadata fields to order hits by, such as ``year``, or ``-year`` for descending; then
@@ -83,6 +87,7 @@ class Query:
     legs: tuple[Leg, ...] | None = None
     fusion: FusionName | Fusion | None = None
     k: int = 10
+    group_copies: bool | float = False
     offset: int = 0
     min_score: float | None = None
     min_relevance: float | None = None
@@ -106,6 +111,10 @@ class Query:
             object.__setattr__(self, "legs", _legs(self.legs))
         self._check_fusion()
         check_page(self.k, self.offset)
+        alike = self.group_copies
+        if not isinstance(alike, bool) and not (_is_number(alike) and 0 < alike <= 1):
+            rule = f"must be True, False or a number above 0 and at most 1, not {alike!r}"
+            raise InputError("group_copies", rule)
         if self.min_score is not None and not _is_number(self.min_score):
             raise InputError("min_score", f"must be a finite number, not {self.min_score!r}")
         least = self.min_relevance
@@ -127,6 +136,8 @@ class Query:
             raise InputError("after", "must be the next of an earlier answer")
         if self.offset:
             raise InputError("after", "cannot go with an offset")
+        if self.group_copies:
+            raise InputError("after", "cannot go with group_copies, whose pages go by offset")
 
     def _check_listing(self) -> None:
         for name in ("boost", "legs", "fusion", "min_score", "min_relevance"):
@@ -153,6 +164,11 @@ class Query:
     def asked_facets(self) -> tuple[Facet, ...]:
         """What to count."""
         return cast(tuple[Facet, ...], self.facets)
+
+    @property
+    def alike(self) -> float | None:
+        """The least cosine of copies; ``None`` if they are not grouped."""
+        return ALIKE if self.group_copies is True else float(self.group_copies) or None
 
     @property
     def chosen_fusion(self) -> Fusion | None:
@@ -201,6 +217,8 @@ class Query:
             parts.append(f"where {self.filter}")
         if self.legs is not None:
             parts.append(f"by {' and '.join(self.legs)}")
+        if self.group_copies:
+            parts.append("copies as one")
         if self.chosen_fusion is not None:
             parts.append(f"fused by {self.chosen_fusion}")
         if self.sort:
@@ -228,6 +246,7 @@ class Query:
             "legs": None if self.legs is None else list(self.legs),
             "fusion": None if fusion is None else fusion.to_dict(),
             "k": self.k,
+            "group_copies": self.group_copies,
             "offset": self.offset,
             "min_score": self.min_score,
             "min_relevance": self.min_relevance,

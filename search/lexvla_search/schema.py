@@ -132,6 +132,7 @@ class Hit(TypedDict):
     text: LegScore | None
     document: Document
     explanation: Explanation | None
+    copies: list[str] | None
 
 
 class ShownHit(Hit, PictureUrls):

@@ -20,6 +20,7 @@ from lexvla_indexer.legs import Leg
 from lexvla_indexer.scope import Scope
 from lexvla_search.admitted import admitted
 from lexvla_search.candidates import Candidates
+from lexvla_search.copies import grouped
 from lexvla_search.cursor import Cursor, read_cursor, write_cursor
 from lexvla_search.encoded_query import EncodedQuery, encode_query
 from lexvla_search.explanation import Explanation, LegPart
@@ -75,6 +76,8 @@ class Hit:
         lexical: The lexical leg's own score and rank, or ``None``; likewise for the other legs.
         document: What the index keeps besides the vectors.
         explanation: The score's parts, if requested.
+        copies: Ids of near-identical documents that it stands for; ``None`` if they were not
+            grouped.
     """
 
     id: str
@@ -87,6 +90,7 @@ class Hit:
     text: LegScore | None
     document: Document
     explanation: Explanation | None = None
+    copies: tuple[str, ...] | None = None
 
     def __repr__(self) -> str:
         shown = shorten(self.label, 60, placeholder="\u2026")
@@ -112,6 +116,7 @@ class Hit:
             "text": None if self.text is None else self.text.to_dict(),
             "document": document_to_dict(self.document),
             "explanation": None if self.explanation is None else self.explanation.to_dict(),
+            "copies": None if self.copies is None else list(self.copies),
         }
 
 
@@ -215,6 +220,9 @@ class Searcher:
         if k is not None:
             check_page(k, query.offset)
             query = replace(query, k=k)
+        if query.alike is not None:
+            alike = query.alike
+            return _retried(lambda: self._answer_grouped(query, alike, explain))
         started = time.perf_counter()
         encoded = self.encode(query)
         encoded_at = time.perf_counter()
@@ -247,6 +255,18 @@ class Searcher:
         similar = list(query.similar_weights)
         stored = self.index.vectors(similar) if similar else None
         return encode_query(query, self.model, stored)
+
+    def _answer_grouped(self, query: Query, alike: float, explain: bool) -> Answer:
+        """Answer with one hit for each group of copies, from as many hits as fill the page."""
+        end, depth = query.offset + query.k, 0
+        while True:
+            depth = min(2 * max(depth, end), MAX_HITS)
+            deeper = replace(query, group_copies=False, offset=0, k=depth)
+            answer = self.answer(deeper, explain=explain)
+            vectors = self.index.vectors([hit.id for hit in answer.hits])
+            hits = grouped(answer.hits, vectors, alike)
+            if len(hits) >= end or len(answer.hits) < depth or depth == MAX_HITS:
+                return replace(answer, hits=hits[query.offset : end], next=None)
 
     def explain(self, query: Query, id: str) -> Hit:  # noqa: A002 - the public word for it
         """Return one document's hit with its explanation, found or not.

@@ -191,6 +191,9 @@ class SearchRequest(_Request):
     legs: Annotated[list[Leg], Field(min_length=1, max_length=len(LEGS))] | None = None
     fusion: AnyFusion | None = None
     k: Annotated[int, Field(ge=1)] = 10
+    group_copies: bool | Annotated[float, Field(gt=0, le=1)] = Field(
+        False, description="One hit for near-identical documents; a number is their least cosine."
+    )
     offset: Annotated[int, Field(ge=0)] = 0
     min_score: Annotated[float, Field(allow_inf_nan=False)] | None = None
     min_relevance: Annotated[float, Field(ge=0, le=1)] | None = None

@@ -67,6 +67,7 @@ class Options(QueryOptions, IndexOptions, JsonOptions):
         metavar="FIELD[:A,B,..]",
     )
     after: str | None = option("go on after an answer's next", metavar="NEXT")
+    group_copies: bool = flag("show near-identical items as one, the best")
     explain: bool = flag("show the parts of each score")
     show_query: bool = flag("print the request to Elasticsearch without sending it")
     named: bool = flag("... with a clause of its own for each word")
@@ -76,6 +77,7 @@ def run(options: Options) -> int:
     """Print the best hits of a query."""
     query = options.query(
         k=options.k,
+        group_copies=options.group_copies,
         offset=options.offset,
         min_score=options.min_score,
         min_relevance=options.min_relevance,
@@ -158,7 +160,7 @@ def hit_rows(hits: list[Hit]) -> list[tuple[str, ...]]:
             ("" if hit.score is None else f"{hit.score:.3f}")
             + ("" if hit.relevance is None else f"  {100 * hit.relevance:3.0f}%"),
             one_line(hit.label),
-            hit.id,
+            hit.id + (f" +{len(hit.copies)} alike" if hit.copies else ""),
             hit.explanation.summary(HIT_WORDS) if hit.explanation else "",
         )
         for hit in hits
