@@ -14,7 +14,9 @@ import contextlib
 import io
 import json
 import sys
+import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image
@@ -23,6 +25,7 @@ from selenium.webdriver import ActionChains
 from lexvla import LexVLA
 from lexvla.data.demo_corpus import load_demo_corpus
 from lexvla_search.api import Settings, create_app
+from lexvla_search.api.keys import make_key
 from lexvla_search.cli import main as lexvla
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -52,7 +55,10 @@ def save(picture: Image.Image, name: str) -> None:
     """Save a picture in 256 colours."""
     path = TARGET / f"{name}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
+    picture = picture.convert("RGB")
+    palette = picture.quantize(256)  # dithered, or a heat map has rings
+    dither = Image.Dither.FLOYDSTEINBERG
+    picture.quantize(palette=palette, dither=dither).save(path, optimize=True)
     print(f"{path.relative_to(ROOT)}  {path.stat().st_size / 1000:.0f} kB")
 
 
@@ -71,31 +77,54 @@ return views.every((view) => view.children.length) &&
 
 
 def open_with_heat(page: Page, label: str, word: str) -> None:
-    """Open a hit, and point at one of its words."""
+    """Open a hit, and press one of its words."""
     card = next(card for card in page.all(".card") if card.accessible_name.startswith(label))
     card.click()
     page.until(lambda: page.all("#detail .view img"))
     shown = f"#detail li[data-word='{word}'] .word"
     page.until(lambda: page.all(shown))
-    at = page.one(shown)
-    ActionChains(page.driver).move_to_element(at).perform()
+    page.one(shown).click()
     page.until(lambda: page.all("#detail .heat"))
+    page.driver.execute_script("scrollTo(0, 0)")
 
 
 def take_page(page: Page) -> None:
-    """A photograph among drawings, opened to the heat map of a word."""
+    """A photograph among drawings, opened to where a word was read."""
     page.look(1280, 820)
     page.open("?q=cat")
     open_with_heat(page, "tabby cat", "cat")
     save_view(page, "page")
 
 
-def take_words(page: Page) -> None:
-    """A drawing, opened to the heat map of a word."""
+def take_empty(page: Page) -> None:
+    """What the page opens on."""
+    page.look(1280, 820)
+    page.open()
+    page.until(lambda: page.all("#examples button"))
+    save_view(page, "page/empty")
+
+
+def take_results(page: Page) -> None:
+    """The hits of a text."""
     page.look(1280, 820)
     page.open("?q=red+heart")
+    save_view(page, "page/results")
+
+
+def take_opened(page: Page) -> None:
+    """A drawing, opened to where a word was read."""
+    page.look(1280, 980)
+    page.open("?q=red+heart")
     open_with_heat(page, "red heart", "heart")
-    save_view(page, "page/words")
+    save_view(page, "page/opened")
+
+
+def take_facets(page: Page) -> None:
+    """Hits narrowed down to a value of their metadata."""
+    page.look(1280, 820)
+    page.open("?q=bird")
+    page.press('[data-field=group] [data-choice*="animals-nature"]')
+    save_view(page, "page/facets")
 
 
 def take_dark(page: Page) -> None:
@@ -126,12 +155,24 @@ def take_phone(page: Page) -> None:
     page.one(".card").click()
     page.until(lambda: page.all("#detail .view img"))
     page.until(lambda: page.all("#detail section:nth-of-type(2) li"))
+    page.one("#detail .word").click()
+    page.until(lambda: page.all("#detail .heat"))
     save_view(page, "page/phone-open")
+
+
+def take_keyed(page: Page) -> None:
+    """A server with keys, before it has got one."""
+    page.look(1280, 500)
+    page.open()
+    save_view(page, "page/keyed")
 
 
 OF_THE_PAGE: dict[str, Callable[[Page], None]] = {
     "page": take_page,
-    "words": take_words,
+    "empty": take_empty,
+    "results": take_results,
+    "opened": take_opened,
+    "facets": take_facets,
     "dark": take_dark,
     "region": take_region,
     "phone": take_phone,
@@ -148,7 +189,7 @@ def take_explained(address: str) -> None:
 def main() -> None:
     """Take the pictures that are named, or all."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    names = [*OF_THE_PAGE, "explained"]
+    names = [*OF_THE_PAGE, "keyed", "explained"]
     parser.add_argument("picture", nargs="*", help=f"{', '.join(names)}; all if none is named")
     wanted = parser.parse_args().picture or names
     if unknown := set(wanted) - set(names):
@@ -157,12 +198,19 @@ def main() -> None:
     if "explained" in wanted:
         take_explained(address)
     settings = Settings(address, images=Path(f"{address}.images"))
+    model = LexVLA.from_pretrained()
     driver = start_chromium()
     try:
-        with serving(create_app(settings, LexVLA.from_pretrained())) as url:
+        with serving(create_app(settings, model)) as url:
             for name, take in OF_THE_PAGE.items():
                 if name in wanted:
                     take(Page(driver, url))
+        if "keyed" in wanted:
+            with tempfile.TemporaryDirectory() as folder:
+                keys = Path(folder) / "keys.json"
+                make_key(keys, "read")
+                with serving(create_app(replace(settings, keys=keys), model)) as url:
+                    take_keyed(Page(driver, url))
     finally:
         driver.quit()
 

@@ -49,6 +49,7 @@ def build_spots(folder: Path) -> str:
                 "label": f"{colour} spot {n}",
                 "colour": colour,
                 "row": n // 4,
+                "price": n,
             }
             documents.append(Document(name, uri=f"{name}.png", metadata=metadata))
             images.append(image)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import runpy
 from pathlib import Path
@@ -31,9 +32,17 @@ def test_shop(
     shop = runpy.run_path(str(SHOP))
     shop["main"]("table.csv", "red", "added >= 2024-06-01", model=FakeEncoder())
     printed = capsys.readouterr().out.splitlines()
-    assert [re.match(r"<Hit 1\. 's2' .* 'Red boots'> (.*)", line)[1] for line in printed] == [
+    assert re.match(r"<Hit 1\. 's2' .* 'Red boots'> (.*)", printed[0])[1] == (
         "{'price': 80.0, 'category': 'boots', 'added': '2024-06-01T00:00:00'}"
-    ]
+    )
+    field, _, counts = printed[1].partition(" ")
+    assert (field, ast.literal_eval(counts)["values"]) == (
+        "category",
+        [{"value": "boots", "count": 1}, {"value": "shoes", "count": 1}],
+    )
+    field, _, counts = printed[2].partition(" ")
+    ranges = [(each["from"], each["count"]) for each in ast.literal_eval(counts)["ranges"]]
+    assert (field, ranges, len(printed)) == ("price", [(None, 0), (50, 1), (100, 0)], 3)
     shop["main"]("table.csv", "red", None, "all", model=FakeEncoder())
     assert "'s3'" not in capsys.readouterr().out
     report = Path("all/report.html").read_text("utf-8")

@@ -16,7 +16,7 @@ from selenium.webdriver import ActionChains, Keys
 from lexvla_search.api import Settings, create_app
 from lexvla_search.api.keys import make_key
 from page_fakes import Page, Rehearsed, build_spots, missing, serving, start_chromium
-from search_fakes import MappingEncoder
+from search_fakes import WORDS, MappingEncoder
 
 pytestmark = [
     pytest.mark.chromium,
@@ -64,19 +64,103 @@ def by_colour(ids: list[str]) -> list[str]:
 
 def test_typing_finds_and_the_link_says_what_was_asked(page: Page) -> None:
     page.open()
-    assert page.ids() == [] and page.text("#status") == ""
     assert page.focused().get_attribute("id") == "text"
     page.search("red")
     assert page.ids() == ["note/1", *(f"red-{n:02}" for n in range(12))]
-    assert page.text("#status").startswith("13 hits · by words + texts")
+    assert page.text("#status").startswith("13 hits · ")
     assert page.link() == "?q=red"
     assert page.driver.title == "red – LexVLA"
     card = page.one('#hits li[data-id="red-00"] .card')
-    assert card.accessible_name == "red spot 0 score 0.354 by red"
+    assert card.accessible_name == "red spot 0 by red"
+    assert page.text('#hits li[data-id="red-00"] .score') == "score 0.354"
     page.until(lambda: page.all('#hits li[data-id="red-00"] img'))
     note = page.one('#hits li[data-id="note/1"] .card')
     assert note.accessible_name.endswith("by red, “red”")
     assert "A note about red." in page.text('#hits li[data-id="note/1"] .view')
+
+
+def test_it_opens_on_a_sample_and_words_to_try(page: Page) -> None:
+    page.open()
+    assert page.text("#status") == "Some of 62 items"
+    assert len(page.ids()) == 24 and len(by_colour(page.ids())) == 5  # from all over the index
+    assert page.texts("#hits .score") == [""] * 24
+    page.until(lambda: page.all('#hits li[data-id="blue-00"] img'))
+    tried = page.until(lambda: page.texts("#examples button"))
+    assert len(set(tried)) == len(tried) and set(tried) <= set(WORDS)
+    page.press("#examples button")
+    assert page.link() == f"?q={tried[0]}" and page.one("#text").get_property("value") == tried[0]
+    assert len(page.ids()) >= 12 and not page.one("#examples").is_displayed()
+
+
+def test_it_opens_empty_on_an_engine_that_cannot_list(
+    page: Page, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lexvla_search.api.index_routes.fields_of", lambda index: None)
+    page.open()
+    assert page.ids() == [] and page.text("#status") == "" and page.text("#message") == ""
+    page.search("red")
+    assert len(page.ids()) == 13 and not page.one("#facets").is_displayed()
+
+
+def test_facets_narrow_down_and_are_taken_back(page: Page) -> None:
+    page.open("?q=black")
+    counts = page.texts("#facets [data-field=colour] .facet")
+    assert counts == ["blue12", "green12", "red12", "white12", "yellow12"]
+    assert page.texts("#facets [data-field=price] .name") == [
+        "under 5",
+        "5 to under 10",
+        "10 or more",
+    ]
+    assert not page.all("#facets [data-field=label]")  # each value has one item
+    page.press("#facets [data-field=colour] li:nth-child(3) button")
+    assert by_colour(page.ids()) == ["red"] and len(page.ids()) == 12
+    assert page.chips() == ["colour: red"]
+    assert page.link() == '?q=black&only=["colour","red"]'
+    pressed = page.focused()
+    assert pressed.text == "red\n12" and pressed.get_attribute("aria-pressed") == "true"
+    assert page.texts("#facets [data-field=price] .facet") == [
+        "under 55",
+        "5 to under 105",
+        "10 or more2",
+    ]
+    page.press("#facets [data-field=price] li:nth-child(2) button")
+    assert page.ids() == [f"red-{n:02}" for n in range(5, 10)]
+    assert page.chips() == ["colour: red", "price: 5 to under 10"]
+    page.driver.refresh()
+    page.settle()
+    assert page.ids() == [f"red-{n:02}" for n in range(5, 10)]
+    page.press("#facets [data-field=colour] [aria-pressed=true]")
+    assert len(by_colour(page.ids())) == 5
+    page.press("#chips .filter button")
+    assert page.link() == "?q=black"
+    page.press("#facets [data-field=row] button")  # a number with few values: its values
+    page.search("")
+    assert page.text("#status").startswith("20 items")  # without words, all that it narrows down to
+
+
+def test_similar_items(page: Page) -> None:
+    page.open("?q=black&only=%5B%22row%22%2C0%5D&ban=white")
+    page.press('#hits li[data-id="red-01"] .similar')
+    assert page.link() == '?similar=red-01&only=["row",0]'  # another search, narrowed down alike
+    assert page.chips() == ["similar to red spot 1", "row: 0"]
+    assert page.ids()[:3] == ["red-00", "red-02", "red-03"]
+    page.open_hit("red-02")
+    page.press("#detail .similar")
+    assert page.chips()[0] == "similar to red spot 2"
+    page.press("#chips .similar button")
+    assert page.link() == '?only=["row",0]'
+
+
+def test_names_break_after_their_separators(page: Page) -> None:
+    for name, broken in {
+        "a/b_c-d.png": "a/|b_|c-|d.|png",
+        "2024-06-01": "2024-|06-|01",
+        "plain words": "plain words",
+        "--x--": "--x--",
+    }.items():
+        page.open(f'?only=["colour","{name}"]')
+        shown = page.one("#chips .name").get_attribute("innerHTML")
+        assert shown.replace("<wbr>", "|") == broken
 
 
 def test_a_page_asks_for_nothing_elsewhere_and_runs_nothing_inline(page: Page) -> None:
@@ -100,7 +184,7 @@ def test_more_hits_are_added_below(page: Page) -> None:
     page.open("?q=black")
     first = page.ids()
     assert len(first) == 24
-    assert page.text("#status").startswith("The best 24 hits")
+    assert page.text("#status").startswith("The best 24 of 62 items")
     page.one("#more").click()
     page.until(lambda: len(page.ids()) == 48)
     assert page.ids()[:24] == first
@@ -110,14 +194,15 @@ def test_more_hits_are_added_below(page: Page) -> None:
     page.until(lambda: not page.one("#more").is_displayed())
 
 
-def test_a_click_on_a_word_bans_it_and_a_chip_takes_that_back(page: Page) -> None:
+def test_minus_bans_a_word_and_a_chip_takes_that_back(page: Page) -> None:
     page.open("?q=black")
     assert "blue" in by_colour(page.ids())
     page.open_hit("blue-00")
     assert page.text("#detail-title") == "blue spot 0"
     assert page.texts("#detail [aria-label='Words that matched'] .name") == ["black"]
     page.until(lambda: page.texts("#detail [aria-label='Its other words'] .name") == ["blue"])
-    page.press("#detail li[data-word=blue] .word")
+    assert page.text("#detail li[data-word=blue] .ban") == "−ban"
+    page.press("#detail li[data-word=blue] .ban")
     assert page.chips() == ["blue banned"]
     assert page.link() == "?q=black&ban=blue"
     assert "blue" not in by_colour(page.ids())
@@ -127,13 +212,12 @@ def test_a_click_on_a_word_bans_it_and_a_chip_takes_that_back(page: Page) -> Non
     assert page.link() == "?q=black" and "blue" in by_colour(page.ids())
 
 
-def test_shift_click_and_the_button_boost_a_word(page: Page) -> None:
+def test_plus_boosts_a_word(page: Page) -> None:
     page.open("?q=red+blue")
     before = page.text('#hits li[data-id="blue-00"] .score')
     page.open_hit("blue-00")
-    word = page.one("#detail li[data-word=blue] .word")
-    ActionChains(page.driver).key_down(Keys.SHIFT).click(word).key_up(Keys.SHIFT).perform()
-    page.settle()
+    assert page.text("#detail li[data-word=blue] .boost") == "+boost"
+    page.press("#detail li[data-word=blue] .boost")
     assert page.chips() == ["blue × 2"]
     assert page.link() == "?q=red+blue&boost=blue:2"
     assert page.ids()[0] == "hostile" and by_colour(page.ids()[1:14]) == ["blue", "note/1"]
@@ -146,25 +230,32 @@ def test_shift_click_and_the_button_boost_a_word(page: Page) -> None:
     assert "red" not in by_colour(page.ids())
 
 
-def test_the_parts_of_the_score_and_the_heat_map_of_the_word_under_the_cursor(page: Page) -> None:
+def test_the_parts_of_the_score_and_where_a_word_was_read(page: Page) -> None:
     page.open("?q=red")
     page.open_hit("red-03")
     page.until(lambda: page.all("#detail .view img"))
     assert page.texts("#detail .parts tbody tr:last-child td")[-1] == "0.3536"
     assert page.texts("#detail .parts tbody tr:first-child *") == ["words", "0.707", "5", "0.3536"]
     assert page.focused().get_attribute("id") == "detail-title"
-    word = page.one("#detail li[data-word=red] .word")
-    ActionChains(page.driver).move_to_element(word).perform()
+    word, text = page.one("#detail li[data-word=red] .word"), page.one("#text")
+    ActionChains(page.driver).move_to_element(word).perform()  # only as long as it is pointed at
     heat = page.until(lambda: page.all("#detail .heat"))[0]
-    assert heat.accessible_name == "Heat map of red"
-    assert page.text("#detail .caption") == "Where “red” was read from."
+    assert heat.accessible_name == "Where red was read"
+    assert page.text("#detail .caption") == "Where “red” was read"
     page.until(lambda: heat.get_property("naturalWidth") >= 384)
-    ActionChains(page.driver).move_to_element(page.one("#text")).perform()
+    ActionChains(page.driver).move_to_element(text).perform()
     page.until(lambda: not page.all("#detail .heat"))
-    tap = "arguments[0].dispatchEvent(new PointerEvent('click', { pointerType: 'touch' }))"
-    page.driver.execute_script(tap, word)  # a finger cannot point: its tap looks, and bans nothing
+    word.click()  # and on from there if it is pressed
     page.until(lambda: page.all("#detail .heat"))
-    assert page.link() == "?q=red"
+    assert word.get_attribute("aria-pressed") == "true"
+    black = page.until(lambda: page.all("#detail li[data-word=black] .word"))[0]
+    ActionChains(page.driver).move_to_element(black).perform()
+    page.until(lambda: page.text("#detail .caption") == "Where “black” was read")
+    ActionChains(page.driver).move_to_element(text).perform()
+    page.until(lambda: page.text("#detail .caption") == "Where “red” was read")
+    word.send_keys(Keys.ENTER)
+    page.until(lambda: not page.all("#detail .heat"))
+    assert word.get_attribute("aria-pressed") == "false" and page.link() == "?q=red"
 
 
 def test_an_image_is_dropped_and_searched_by_a_region(page: Page) -> None:
@@ -190,7 +281,7 @@ def test_an_image_is_dropped_and_searched_by_a_region(page: Page) -> None:
     page.driver.back()
     page.until(lambda: by_colour(page.ids()) == ["green"])
     page.press("#no-image")
-    assert page.ids() == [] and not page.one("#picture").is_displayed()
+    assert page.text("#status") == "Some of 62 items" and not page.one("#picture").is_displayed()
 
 
 def test_an_image_is_pasted_and_its_region_typed(page: Page) -> None:
@@ -209,7 +300,7 @@ def test_an_image_is_pasted_and_its_region_typed(page: Page) -> None:
 
 def test_words_are_completed_and_required(page: Page) -> None:
     page.open("?q=black")
-    page.one("summary").click()
+    page.one("#options summary").click()
     page.one("#word").send_keys("ye")
     page.until(lambda: page.texts("#completions li") == ["yellow"])
     assert page.one("#word").get_attribute("aria-expanded") == "true"
@@ -226,20 +317,21 @@ def test_words_are_completed_and_required(page: Page) -> None:
 
 def test_filters_are_typed_clicked_and_refused(page: Page) -> None:
     page.open("?q=black")
-    page.one("summary").click()
+    page.one("#options summary").click()
     page.one("#filter").send_keys("colour in (red, green)\n")
     page.settle()
     assert by_colour(page.ids()) == ["green", "red"]
     page.open_hit("green-04")
     page.press("#detail [aria-label='Only row 1']")
-    assert page.chips() == ['only colour in (red, green) and "row" = 1']
+    assert page.chips() == ["row: 1", "only colour in (red, green)"]
     assert page.ids() == [f"{c}-{n:02}" for c in ("green", "red") for n in range(4, 8)]
     page.one("#filter").send_keys(" and\n")
     page.settle()
     assert page.ids() == [] and page.text("#message h2") == "The filter cannot be read"
     assert page.one("#filter").get_attribute("aria-invalid") == "true"
     assert "column" in page.text("#filter-error")
-    page.press("#chips .filter button")
+    for _ in range(2):
+        page.press("#chips .filter button")
     assert len(page.ids()) == 24 and page.text("#filter-error") == ""
 
 
@@ -251,6 +343,7 @@ def test_no_hits_and_unknown_words_say_what_to_do(page: Page) -> None:
     assert page.ids() == [] and page.text("#status") == "No hits."
     assert page.text("#hits") == "Loosen the filter."
     page.open("?q=red&boost=zebra:2")
+    assert page.text("#message h2") == "This cannot be searched for"
     assert "zebra" in page.text("#message .problem")
     page.press("#chips li[data-word=zebra] button")
     assert len(page.ids()) == 13 and page.text("#message") == ""
@@ -313,12 +406,14 @@ def test_a_key_is_asked_for_and_kept_for_the_tab(page: Page, spots: str) -> None
         guarded = Page(page.driver, address)
         guarded.open("?q=red")
         assert guarded.ids() == [] and guarded.one("#key-form").is_displayed()
+        assert not guarded.one("#search").is_displayed()  # nothing else can be done
+        assert guarded.focused().get_attribute("id") == "key"
         guarded.one("#key").send_keys("wrong\n")
         guarded.until(lambda: "does not take" in guarded.text("#key-help"))
         guarded.settle()
         guarded.one("#key").send_keys(key + "\n")
         guarded.until(lambda: len(guarded.ids()) == 13)
-        assert not guarded.one("#key-form").is_displayed()
+        assert not guarded.one("#key-form").is_displayed() and guarded.one("#search").is_displayed()
         guarded.until(lambda: guarded.all('#hits li[data-id="red-00"] img'))  # pictures too
         guarded.open("?q=blue")
         assert "blue-00" in guarded.ids()
@@ -374,7 +469,7 @@ def test_the_keyboard_does_all(page: Page) -> None:
 
 def test_everything_to_press_or_fill_has_a_name(page: Page) -> None:
     page.open("?q=red&boost=red:2&ban=blue")
-    page.one("summary").click()
+    page.one("#options summary").click()
     page.bring(HALVES, "drop")
     page.open_hit(page.ids()[0])
     page.until(lambda: page.all("#detail .word"))
@@ -394,11 +489,13 @@ def test_everything_to_press_or_fill_has_a_name(page: Page) -> None:
 def test_a_phone_shows_all_without_scrolling_sideways(page: Page, dark: bool) -> None:
     page.look(390, 844, dark=dark, mobile=True)
     page.open("?q=red&ban=blue")
-    page.one("summary").click()
+    page.one("#options summary").click()
     page.bring(HALVES, "drop")
     width = "return document.documentElement.scrollWidth"
     assert page.driver.execute_script(width) == 390
     page.open_hit(page.ids()[0])
     assert page.driver.execute_script(width) == 390
+    lines = [page.one(f"{each} > summary").size["height"] for each in ("#asked", "#facets")]
+    assert max(lines) < 40 and not page.one("#asked-words").is_displayed()  # folded to a line each
     ground = page.one("body").value_of_css_property("background-color")
     assert ground == ("rgba(21, 22, 24, 1)" if dark else "rgba(250, 250, 248, 1)")

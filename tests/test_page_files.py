@@ -17,6 +17,7 @@ TEXTS = [
     (ink, ground) for ink in ("ink", "quiet", "accent", "ban") for ground in ("ground", "card")
 ] + [
     ("ink", "wash"),
+    ("accent", "wash"),
     ("quiet", "wash"),
     ("boost", "boost-wash"),
     ("ban", "ban-wash"),

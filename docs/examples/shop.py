@@ -16,6 +16,7 @@ from lexvla_indexer import Document, open_index
 from lexvla_search import Query, Searcher
 
 FIELDS = ["price", "category", "added"]
+FACETS = ["category", {"field": "price", "ranges": [[None, 50], [50, 100], [100, None]]}]
 
 
 def fill(index, products, model):
@@ -39,15 +40,18 @@ def report(hits, model):
 
 
 def main(table, text, chosen=None, folder=".", model=None):
-    """Index the table, print the hits for a text and write report.html."""
+    """Index the table, print hits and facets for a text, and write report.html."""
     model = model or LexVLA.from_pretrained()
     address = Path(folder) / "products.lex"
     with open_index(address, create=True, vocabulary=model.vocabulary, model=model.name) as index:
         fill(index, pd.read_csv(table, parse_dates=["added"]), model)
-        hits = Searcher(model, index).search(Query(text=text, filter=chosen), k=5, explain=True)
-    for hit in hits:
+        query = Query(text=text, filter=chosen, k=5, facets=FACETS)
+        answer = Searcher(model, index).answer(query, explain=True)
+    for hit in answer.hits:
         print(hit, hit.document.metadata)
-    (Path(folder) / "report.html").write_text(report(hits, model), encoding="utf-8")
+    for field, counts in answer.facets.items():
+        print(field, counts.to_dict())
+    (Path(folder) / "report.html").write_text(report(answer.hits, model), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ Type checkers hold the code that makes an answer to these shapes, and OpenAPI is
 
 from __future__ import annotations
 
-from typing import Any, NotRequired
+from typing import Any, Literal, NotRequired
 
 from typing_extensions import TypedDict  # pydantic takes that of typing from Python 3.12 on
 
@@ -302,8 +302,21 @@ class VocabularyFacts(TypedDict):
     sha256: str
 
 
+class Field(TypedDict):
+    """A metadata field; see `lexvla_search.fields`."""
+
+    name: str
+    kind: Literal["string", "number", "boolean", "mixed"]
+    distinct: int
+    low: float | None
+    high: float | None
+
+
 class Facts(TypedDict):
-    """What is served; ``legs`` are those of vectors, with their widths."""
+    """What is served; ``legs`` are those of vectors, with their widths.
+
+    ``fields`` is null if the engine can neither list documents nor count their values.
+    """
 
     count: int
     model: str | None
@@ -313,6 +326,7 @@ class Facts(TypedDict):
     fusion: str
     writable: bool
     images: bool
+    fields: list[Field] | None
     limits: dict[str, float]
 
 

@@ -16,6 +16,7 @@ from lexvla_search import schema
 from lexvla_search.api.access import READ, Serving
 from lexvla_search.api.problems import Problem
 from lexvla_search.api.service import Service
+from lexvla_search.fields import fields_of
 
 __all__ = ["STATIC", "router"]
 
@@ -89,6 +90,7 @@ def _facts(service: Service) -> schema.Facts:
         "fusion": service.fusion(),
         "writable": service.model is not None and (folder is None or os.access(folder, os.W_OK)),
         "images": service.shows_pictures,
+        "fields": fields_of(service.index),
         "limits": {
             "k": limits.k,
             "offset": limits.offset,

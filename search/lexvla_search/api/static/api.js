@@ -36,6 +36,9 @@ export async function search(request, image, signal) {
   return (await call("v1/search", { method: "POST", body, signal })).json();
 }
 
+// An address that the server gave, for a page that a proxy may serve under a path.
+export const relative = (address) => address.slice(1);
+
 export const documentPath = (id, rest) => `v1/documents/${encodeURIComponent(id)}/${rest}`;
 
 const pictures = new Map(); // path -> promise of an object URL, oldest first

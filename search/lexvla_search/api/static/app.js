@@ -5,21 +5,24 @@ import { showChips } from "./chips.js";
 import { watchWordField } from "./completion.js";
 import { detailPanel } from "./detail.js";
 import { byId, element, number, plural } from "./dom.js";
-import { card, showPictures, watchArrows } from "./hits.js";
+import { askFacets, showFacets, watchFacets } from "./facets.js";
+import { card, watchArrows } from "./hits.js";
 import { clearProblem, markFilter, say, showProblem, showUnknown, watchKey } from "./messages.js";
+import { hideExamples, sample, showExamples } from "./opening.js";
 import { watchImage } from "./query_image.js";
 import * as query from "./state.js";
 import { wordList } from "./words.js";
 
 const PAGE = 24; // hits at a time
 const ASKED_WORDS = 12;
-const LEGS = { lexical: "words", codes: "codes", dense: "dense vectors", text: "texts" };
+const LEGS = { lexical: "words", codes: "concepts", dense: "overall likeness", text: "its text" };
 
+let index = null; // what the server says of itself
 let state = query.fromLink(location.search);
 let image = { file: null, region: null };
 let running = null; // the AbortController of the search under way
 let retry = 0; // the timer of the next try
-let shown = 0; // hits on the page
+let next = null; // where more hits begin
 let opener = null; // the card whose hit is open
 
 // Images are no part of a link; the tab keeps them, and its history says which one.
@@ -32,15 +35,19 @@ const actions = {
   release: (word) => (focusText(), go(query.without(readForm(), word))),
   other: (word, other) => (focusText(), go(query.withOther(readForm(), word, other))),
   noFilter: () => (focusText(), go({ ...readForm(), filter: "" })),
-  addFilter: (field, value) => go(query.withFilter(readForm(), field, value)),
+  only: (choice) => go(query.toggled(readForm(), choice)),
+  notOnly: (choice) => (focusText(), actions.only(choice)),
+  similar: (id) => (focusText(), go(query.moreOf(readForm(), id), { file: null, region: null })),
+  notSimilar: (id) => (focusText(), go(query.withoutSimilar(readForm(), id))),
+  example: (word) => (focusText(), go({ ...query.NOTHING, text: word })),
   image: (file) => go(readForm(), { file, region: null }),
 };
-const picture = watchImage((next) => go(readForm(), next));
+const picture = watchImage((brought) => go(readForm(), brought));
 const detail = detailPanel(actions, closeDetail);
 
 // One step of the user's: it becomes an entry of the history, and is searched for.
-function go(next, nextImage = image) {
-  state = next;
+function go(nextState, nextImage = image) {
+  state = nextState;
   image = nextImage;
   history.pushState(imageNote(), "", query.toLink(state) || "./");
   return run();
@@ -85,18 +92,18 @@ async function run(tries = 0) {
   const mine = new AbortController();
   running = mine;
   showState();
-  if (!query.asksSomething(state, image.file)) {
-    clearProblem();
-    clearHits();
-    return say("");
-  }
   byId("results").setAttribute("aria-busy", "true");
+  const asks = query.asksSomething(state, image.file);
   try {
-    const request = { ...query.toRequest(state, image.file, image.region), k: PAGE };
-    const answer = await search(request, image.file, mine.signal);
+    await knowIndex();
+    if (running !== mine) return undefined;
+    if (!asks && !index.fields) return (clearProblem(), clearHits(), say(""));
+    const answer = await (asks
+      ? search(request({ facets: askFacets(index) }), image.file, mine.signal)
+      : sample(index, askFacets(index), mine.signal));
     if (running !== mine) return undefined;
     clearProblem();
-    showAnswer(answer);
+    showAnswer(answer, asks);
   } catch (problem) {
     if (running !== mine || problem.name === "AbortError") return undefined;
     fail(problem, tries);
@@ -104,6 +111,8 @@ async function run(tries = 0) {
   byId("results").removeAttribute("aria-busy");
   return undefined;
 }
+
+const request = (more) => ({ ...query.toRequest(state, image.file, image.region), k: PAGE, ...more });
 
 function fail(problem, tries) {
   clearProblem();
@@ -113,28 +122,41 @@ function fail(problem, tries) {
   markFilter(problem);
 }
 
-function showAnswer({ query: asked, hits, good_match: goodMatch, took_ms: took }) {
+function showAnswer({ query: asked, hits, ...answer }, asks) {
   showAsked(asked.words.slice(0, ASKED_WORDS));
   showUnknown(asked.unknown, actions);
   const open = detail.id();
-  shown = hits.length;
-  byId("hits").replaceChildren(...hits.map((hit) => card(hit, openDetail)));
-  byId("more").hidden = hits.length < PAGE;
-  const legs = asked.legs.map((leg) => LEGS[leg] ?? leg).join(" + ");
-  const by = asked.legs.length > 1 ? `${legs}, ${asked.fusion}` : legs;
-  const time = took ? ` · ${number(took.total, 0)} ms` : "";
-  const count = hits.length < PAGE ? plural(hits.length, "hit") : `The best ${hits.length} hits`;
-  const warning = goodMatch === false ? "No hit matches well. " : "";
-  say(hits.length ? `${warning}${count} · by ${by}${time}` : "No hits.");
-  if (!hits.length) showNothing(asked);
+  byId("hits").replaceChildren(...hits.map((hit) => card(hit, openDetail, actions)));
+  showMoreFrom(answer.next);
+  showFacets(answer.facets, state, actions);
+  say(hits.length ? status(hits, answer, asks) : asks ? "No hits." : "The index is empty.");
+  hideExamples();
+  const mine = running;
+  if (!asks) showExamples(hits, actions, () => running === mine);
+  else if (!hits.length) showNothing(asked);
   if (open !== null) keepOpen(hits.find((hit) => hit.id === open));
+}
+
+function status(hits, { total, total_exact: exact, next: following, good_match: good, took_ms: took }, asks) {
+  const items = `${exact ? "" : "at least "}${plural(total, "item")}`;
+  if (!asks) return hits.length < total ? `Some of ${items}` : `All ${items}`;
+  const scored = hits[0].score !== null;
+  const some = scored ? `The best ${hits.length} of ${items}` : `${hits.length} of ${items}`;
+  const warning = good === false ? "Nothing matches well. " : "";
+  const count = following === null ? plural(hits.length, scored ? "hit" : "item") : some;
+  return `${warning}${count} · ${number(took.total, 0)} ms`;
+}
+
+function showMoreFrom(place) {
+  next = place;
+  byId("more").hidden = place === null;
 }
 
 function showNothing(asked) {
   const hints = [];
-  if (!asked.words.length) hints.push("No word of the query is known.");
+  if (state.text.trim() && !asked.words.length) hints.push("No word of the query is known.");
   if (state.ban.length || state.require.length) hints.push("Remove a banned or required word.");
-  if (state.filter) hints.push("Loosen the filter.");
+  if (state.filter || state.only.length) hints.push("Loosen the filter.");
   if (!hints.length) hints.push("Try other words: nothing in the index shares one with the query.");
   byId("hits").replaceChildren(
     element("li", { class: "nothing" }, ...hints.map((hint) => element("p", {}, hint))),
@@ -143,13 +165,15 @@ function showNothing(asked) {
 
 function showAsked(words) {
   byId("asked").hidden = words.length === 0;
+  byId("asked-summary").textContent = words.map(({ word }) => word).join(", ");
   byId("asked-words").replaceChildren(...wordList(words, actions));
 }
 
 function clearHits() {
-  shown = 0;
   byId("hits").replaceChildren();
-  byId("more").hidden = true;
+  showMoreFrom(null);
+  hideExamples();
+  showFacets({}, state, actions);
   byId("asked").hidden = true;
   showUnknown([], actions);
   byId("results").removeAttribute("aria-busy");
@@ -158,16 +182,14 @@ function clearHits() {
 
 async function showMore() {
   const mine = running;
-  const request = { ...query.toRequest(state, image.file, image.region), k: PAGE, offset: shown };
   byId("more").disabled = true;
   try {
-    const { hits } = await search(request, image.file, mine.signal);
+    const answer = await search(request({ after: next }), image.file, mine.signal);
     if (running !== mine) return;
-    const cards = hits.map((hit) => card(hit, openDetail));
+    const cards = answer.hits.map((hit) => card(hit, openDetail, actions));
     byId("hits").append(...cards);
-    shown += hits.length;
-    byId("more").hidden = hits.length < PAGE;
-    say(plural(shown, "hit"));
+    showMoreFrom(answer.next);
+    say(plural(byId("hits").children.length, "hit"));
     cards[0]?.querySelector(".card").focus();
   } catch (problem) {
     if (problem.name !== "AbortError") retry = showProblem(problem, 0, () => (clearProblem(), showMore()));
@@ -218,15 +240,10 @@ function focusText() {
   byId("text").focus({ preventScroll: true });
 }
 
-async function showIndex() {
-  let index;
-  try {
-    index = await getJson("v1/index");
-  } catch {
-    return; // the search itself says what is wrong
-  }
+async function knowIndex() {
+  if (index) return;
+  index = await getJson("v1/index");
   byId("about").textContent = plural(index.count, "item");
-  showPictures(index.images);
   const legs = Object.keys(index.legs).filter((leg) => index.legs[leg] > 0);
   if (index.has_text) legs.push("text");
   const boxes = legs.map((leg) => {
@@ -265,7 +282,8 @@ document.addEventListener("keydown", (event) => {
 addEventListener("popstate", comeBack);
 watchArrows();
 watchWordField(actions);
-watchKey(() => (showIndex(), run()));
+watchFacets();
+watchKey(run);
 byId("options").open = Boolean(state.filter || state.legs.length || state.fusion);
-showIndex();
+byId("asked").open = matchMedia("(min-width: 36.01rem)").matches; // on a phone, one line
 comeBack();

@@ -1,39 +1,40 @@
 // Chips: one for each change to the query, each with a button that takes it back.
 
-import { byId, element } from "./dom.js";
+import { breakable, byId, element } from "./dom.js";
+import { nameOf } from "./facets.js";
+import { labelFor } from "./hits.js";
 
 export function showChips(state, actions) {
   const list = byId("chips");
   const chips = [
-    ...[...state.boost].map(([word, factor]) => chip("boost", word, `× ${factor}`, actions)),
-    ...state.require.map((word) => chip("require", word, "required", actions)),
-    ...state.ban.map((word) => chip("ban", word, "banned", actions)),
+    ...state.similar.map((id) => chip("similar", "similar to", labelFor(id), "", () => actions.notSimilar(id))),
+    ...[...state.boost].map(([word, factor]) => wordChip("boost", word, `× ${factor}`, actions)),
+    ...state.require.map((word) => wordChip("require", word, "required", actions)),
+    ...state.ban.map((word) => wordChip("ban", word, "banned", actions)),
+    ...state.only.map((choice) =>
+      chip("filter", `${choice[0]}:`, nameOf(choice[1]), "", () => actions.notOnly(choice)),
+    ),
   ];
-  if (state.filter) chips.push(filterChip(state.filter, actions));
+  if (state.filter) chips.push(chip("filter", "only", state.filter, "", actions.noFilter));
   list.replaceChildren(...chips);
   list.hidden = chips.length === 0;
 }
 
-function chip(kind, word, note, actions) {
-  return element(
-    "li",
-    { class: `chip ${kind}`, data: { word } },
-    element("span", { class: "name" }, word),
-    element("span", { class: "note" }, note),
-    remover(`Remove: ${word}, ${note}`, () => actions.release(word)),
-  );
+function wordChip(kind, word, note, actions) {
+  const made = chip(kind, "", word, note, () => actions.release(word));
+  made.dataset.word = word;
+  return made;
 }
 
-function filterChip(filter, actions) {
+function chip(kind, before, name, after, remove) {
+  const note = (text) => (text ? element("span", { class: "note" }, text) : null);
+  const label = `Remove: ${[before, name, after].filter(Boolean).join(" ")}`;
   return element(
     "li",
-    { class: "chip filter" },
-    element("span", { class: "note" }, "only"),
-    element("code", { class: "name" }, filter),
-    remover("Remove the filter", actions.noFilter),
+    { class: `chip ${kind}` },
+    note(before),
+    element("span", { class: "name" }, ...breakable(name)),
+    note(after),
+    element("button", { type: "button", "aria-label": label, on: { click: remove } }, "×"),
   );
-}
-
-function remover(label, act) {
-  return element("button", { type: "button", "aria-label": label, on: { click: act } }, "×");
 }

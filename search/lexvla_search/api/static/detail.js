@@ -1,14 +1,15 @@
 // One hit, opened: its words, where each was read from, and what its score is made of.
 
-import { documentPath, getBlob, getJson, picture } from "./api.js";
-import { byId, element, number, percent } from "./dom.js";
-import { fill, labelOf } from "./hits.js";
+import { documentPath, getBlob, getJson, picture, relative } from "./api.js";
+import { breakable, byId, element, number, percent } from "./dom.js";
+import { nameOf } from "./facets.js";
+import { fill, labelOf, similar } from "./hits.js";
 import { wordItem, wordList } from "./words.js";
 
 const SHOWN_WORDS = 16; // that of words.py: as many as a ban looks at
 const PAUSE = 60; // ms on a word before its heat map is asked for
-const LEGS = { lexical: "words", codes: "codes", dense: "dense", text: "text" };
-const LOOK = "Point at a word, or tap it, to see where it was read from.";
+const LEGS = { lexical: "words", codes: "concepts", dense: "overall likeness", text: "its text" };
+const LOOK = "Press a word to see where it was read.";
 
 export function detailPanel(actions, close) {
   const panel = byId("detail");
@@ -20,8 +21,9 @@ export function detailPanel(actions, close) {
     const view = element("div", { class: "view" });
     const caption = element("p", { class: "quiet caption" }, "");
     const others = element("section", {});
-    const title = element("h2", { id: "detail-title", tabindex: "-1" }, label);
-    const look = heatMap(hit, view, caption);
+    const title = element("h2", { id: "detail-title", tabindex: "-1" }, ...breakable(label));
+    const look = hit.image_url === null ? null : heatMap(hit, panel, view, caption);
+    const ways = element("div", { class: "row ways" }, similar(hit, label, actions));
     panel.replaceChildren(
       element(
         "div",
@@ -34,17 +36,18 @@ export function detailPanel(actions, close) {
         ),
       ),
       element("div", { class: "pane" }, view, caption),
-      matches(hit, actions, look),
+      ways,
+      hit.score === null ? "" : matches(hit, actions, look),
       others,
-      parts(hit),
+      hit.score === null ? "" : parts(hit),
       facts(hit.document, actions),
     );
     panel.hidden = false;
-    await fill(view, hit.document, `${label}, the hit's image`);
+    await fill(view, hit, hit.image_url, `${label}, the hit's image`);
     if (current !== hit) return;
     if (view.querySelector("img")) {
       caption.textContent = LOOK;
-      caption.after(searchByIt(hit, actions));
+      ways.append(searchByPart(hit, actions));
     }
     await addOthers(hit, others, actions, look, () => current === hit);
   }
@@ -62,45 +65,58 @@ export function detailPanel(actions, close) {
   };
 }
 
-function searchByIt(hit, actions) {
+function searchByPart(hit, actions) {
   const act = async () => {
-    const blob = await getBlob(documentPath(hit.id, "image"));
+    const blob = await getBlob(relative(hit.image_url));
     actions.image(new File([blob], labelOf(hit.document), { type: blob.type }));
   };
-  return element("p", {}, element("button", { type: "button", on: { click: act } }, "Search by this image"));
+  return element("button", { type: "button", on: { click: act } }, "Search by a part of it");
 }
 
-// Returns what is told of the word under the pointer.
-function heatMap(hit, view, caption) {
+// Shows where a word was read: the one that was pressed, or while it lasts the one pointed at.
+function heatMap(hit, panel, view, caption) {
   let timer = 0;
+  let pressed = null;
   let word = null;
 
   async function draw() {
     const asked = word;
-    const drawn = view.querySelector("img");
-    if (!drawn) return;
+    if (!view.querySelector("img")) return;
     try {
       const path = documentPath(hit.id, `heatmap/${encodeURIComponent(asked)}`);
       const url = await picture(path);
       if (word !== asked) return;
-      if (!url) throw new Error(`No heat map of “${asked}” here.`);
+      if (!url) throw new Error(`Where “${asked}” was read is not known.`);
       view.querySelector(".heat")?.remove();
-      view.append(element("img", { class: "heat", src: url, alt: `Heat map of ${asked}` }));
-      caption.textContent = `Where “${asked}” was read from.`;
+      view.append(element("img", { class: "heat", src: url, alt: `Where ${asked} was read` }));
+      caption.textContent = `Where “${asked}” was read`;
     } catch (problem) {
       if (word === asked) caption.textContent = problem.message;
     }
   }
 
-  return (next) => {
+  function show(next) {
+    if (next === word) return;
     clearTimeout(timer);
     word = next;
-    if (next === null) {
-      view.querySelector(".heat")?.remove();
-      if (view.querySelector("img")) caption.textContent = LOOK;
-    } else {
+    if (next !== null) {
       timer = setTimeout(draw, PAUSE);
+      return;
     }
+    view.querySelector(".heat")?.remove();
+    if (view.querySelector("img")) caption.textContent = LOOK;
+  }
+
+  return {
+    point: (next) => show(next ?? pressed),
+    press(next) {
+      pressed = pressed === next ? null : next;
+      for (const button of panel.querySelectorAll("button.word")) {
+        const own = button.closest("li").dataset.word;
+        button.setAttribute("aria-pressed", String(own === pressed));
+      }
+      show(pressed);
+    },
   };
 }
 
@@ -117,9 +133,9 @@ function matches(hit, actions, look) {
   const most = Math.max(...found.map(added));
   const items = found.slice(0, SHOWN_WORDS).map((match) => {
     const item = wordItem(match.word, added(match) / most, number(added(match)), actions, look);
-    item.querySelector(".word").title =
+    item.querySelector(".value").title =
       `query ${number(match.query_weight)} × item ${number(match.document_weight)} = ` +
-      `${number(match.product)}. Click: ban. Shift-click: boost.`;
+      number(match.product);
     return item;
   });
   const list = element("ul", { class: "words", "aria-label": "Words that matched" }, ...items);
@@ -174,12 +190,12 @@ function parts(hit) {
   const sum = (name, value) =>
     rows.push(element("tr", { class: "sum" }, cell(name, "th"), cell(""), cell(""), cell(value)));
   sum("Score", number(hit.score, 4));
-  if (hit.relevance !== null) sum("Relevance", percent(hit.relevance));
+  if (hit.relevance !== null) sum("How likely it is right", percent(hit.relevance));
   const head = ["", "its score", "its rank", "adds"].map((name) => element("th", { scope: "col" }, name));
   return element(
     "section",
     {},
-    element("h3", {}, "Parts of the score"),
+    element("h3", {}, "How the score adds up"),
     element(
       "table",
       { class: "parts" },
@@ -190,7 +206,10 @@ function parts(hit) {
 }
 
 function facts(document, actions) {
-  const rows = [element("dt", {}, "id"), element("dd", {}, document.id)];
+  const rows = [element("dt", {}, "id"), element("dd", {}, ...breakable(document.id))];
+  if (document.uri && document.uri !== document.id) {
+    rows.push(element("dt", {}, "file"), element("dd", {}, ...breakable(document.uri)));
+  }
   if (document.text) rows.push(element("dt", {}, "text"), element("dd", {}, document.text));
   for (const [field, value] of Object.entries(document.metadata ?? {})) {
     const values = Array.isArray(value) ? value : [value];
@@ -200,11 +219,11 @@ function facts(document, actions) {
         {
           type: "button",
           class: "value",
-          "aria-label": `Only ${field} ${one}`,
-          title: "Search only where this is so",
-          on: { click: () => actions.addFilter(field, one) },
+          "aria-label": `Only ${field} ${nameOf(one)}`,
+          title: "Narrow down to this",
+          on: { click: () => actions.only([field, one]) },
         },
-        String(one),
+        ...breakable(nameOf(one)),
       ),
     );
     rows.push(element("dt", {}, field), element("dd", {}, ...buttons));

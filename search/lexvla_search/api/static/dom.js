@@ -19,11 +19,19 @@ export function element(tag, properties = {}, ...children) {
   return made;
 }
 
+// A name that may be broken after each of its separators, as a path has them.
+export const breakable = (text) =>
+  String(text)
+    .split(/(?<=[\p{L}\p{N}][/\\_.:\-]+)(?=[\p{L}\p{N}])/u)
+    .flatMap((part, i) => (i ? [element("wbr"), part] : [part]));
+
 export const number = (value, digits = 3) => Number(value).toFixed(digits);
 
 export const percent = (share) => `${number(100 * share, 0)}%`;
 
 export const plural = (count, word) => `${count.toLocaleString("en")} ${word}${count === 1 ? "" : "s"}`;
+
+export const unseen = (text) => element("span", { class: "unseen" }, text);
 
 // Share of a bar that is filled; set through the style object, which the page's policy allows.
 export function bar(share) {

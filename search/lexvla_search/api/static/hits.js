@@ -1,9 +1,8 @@
-// The hits as a grid of cards; each opens to its words.
+// The hits as a grid of cards; each opens to its words, and leads to similar ones.
 
-import { documentPath, picture } from "./api.js";
-import { byId, element, number, percent } from "./dom.js";
+import { picture, relative } from "./api.js";
+import { breakable, byId, element, number, percent, unseen } from "./dom.js";
 
-const THUMBNAIL = 256; // pixels
 const WORDS_ON_CARD = 3;
 
 export function labelOf({ id, text, uri, metadata }) {
@@ -11,17 +10,15 @@ export function labelOf({ id, text, uri, metadata }) {
   return String(metadata?.label || text || name || id);
 }
 
-let pictures = true; // false where the server has said that it shows none
+const labels = new Map(); // of what has been shown, by id
 
-export const showPictures = (are) => (pictures = are);
+export const labelFor = (id) => labels.get(id) ?? id;
 
-const thumbnail = (document) =>
-  pictures && document.uri ? picture(documentPath(document.id, `image?size=${THUMBNAIL}`)) : null;
-
-export function card(hit, open) {
+export function card(hit, open, actions) {
   const label = labelOf(hit.document);
+  labels.set(hit.id, label);
   const view = element("span", { class: "view" });
-  const name = element("span", { class: "label" }, label);
+  const name = element("span", { class: "label" }, ...breakable(label));
   const button = element(
     "button",
     {
@@ -33,20 +30,36 @@ export function card(hit, open) {
     },
     view,
     name,
-    element("span", { class: "score" }, unseen("score "), number(hit.score), ...relevance(hit)),
     summary(hit),
   );
-  fill(view, hit.document, "").then((url) => {
-    if (!url && label === hit.document.text) name.textContent = hit.id; // the text is in view
+  fill(view, hit, hit.thumbnail_url, "").then((url) => {
+    if (!url && label === hit.document.text) name.replaceChildren(...breakable(hit.id)); // the text is in view
   });
-  return element("li", { data: { id: hit.id } }, button);
+  const foot = element("div", { class: "foot" }, score(hit), similar(hit, label, actions));
+  return element("li", { data: { id: hit.id } }, button, foot);
 }
 
-function relevance(hit) {
-  return hit.relevance === null ? [] : [" · ", unseen("relevance "), percent(hit.relevance)];
+// A listed item has no score. Relevance says more than a score, where there is one.
+function score({ score: own, relevance }) {
+  if (own === null) return element("span", { class: "score" });
+  if (relevance === null) return element("span", { class: "score" }, unseen("score "), number(own));
+  const title = `How likely it is what you asked for. Its score is ${number(own, 4)}.`;
+  return element("span", { class: "score", title }, `${percent(relevance)} likely`);
 }
 
-const unseen = (text) => element("span", { class: "unseen" }, text);
+export function similar(hit, label, actions) {
+  return element(
+    "button",
+    {
+      type: "button",
+      class: "similar",
+      "aria-label": `Similar to ${label}`,
+      title: "Find similar items",
+      on: { click: () => actions.similar(hit.id) },
+    },
+    "Similar",
+  );
+}
 
 function summary(hit) {
   const { matches = [], text = [] } = hit.explanation ?? {};
@@ -56,11 +69,12 @@ function summary(hit) {
   return element("span", { class: "why" }, unseen("by "), words.join(", "));
 }
 
-// The document's picture; its text where it has none. Decorative where a label stands beside it.
-export async function fill(view, document, alt) {
+// The picture of an address; the hit's text where there is none. Decorative where a label stands
+// beside it.
+export async function fill(view, hit, address, alt) {
   let url = null;
   try {
-    url = await thumbnail(document);
+    url = address === null ? null : await picture(relative(address));
   } catch {
     view.classList.add("broken");
   }
@@ -68,7 +82,7 @@ export async function fill(view, document, alt) {
     view.replaceChildren(element("img", { src: url, alt }));
   } else {
     view.classList.add("text");
-    view.replaceChildren(element("span", {}, document.text || labelOf(document)));
+    view.replaceChildren(element("span", {}, hit.document.text || labelOf(hit.document)));
   }
   return url;
 }
@@ -80,7 +94,8 @@ export function watchArrows() {
     const cards = [...list.querySelectorAll(".card")];
     const at = cards.indexOf(event.target);
     if (at < 0 || event.ctrlKey || event.altKey || event.metaKey) return;
-    const columns = cards.filter((other) => other.offsetTop === cards[0].offsetTop).length;
+    const top = (shown) => shown.getBoundingClientRect().top;
+    const columns = cards.filter((other) => top(other) === top(cards[0])).length;
     const steps = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns };
     let next = at + (steps[event.key] ?? 0);
     if (event.key === "Home") next = 0;

@@ -4,6 +4,15 @@ import { forgetPictures, hasKey, setKey } from "./api.js";
 import { byId, element } from "./dom.js";
 
 const MOST_RETRIES = 3;
+// In the words of somebody who searches; for the others, those of the server.
+const TITLES = {
+  "bad-request": "The server could not read the search",
+  invalid: "This cannot be searched for",
+  unsupported: "This index cannot do that",
+  "too-large": "The image is too large",
+};
+
+const kindOf = (problem) => problem.type.split(":").pop();
 
 export function say(text) {
   byId("status").textContent = text;
@@ -28,15 +37,21 @@ export function clearProblem() {
   byId("message").replaceChildren();
   byId("filter-error").textContent = "";
   byId("filter").removeAttribute("aria-invalid");
-  byId("key-form").hidden = true;
+  lock(false);
+}
+
+// Without a key there is nothing else to do.
+function lock(locked) {
+  byId("key-form").hidden = !locked;
+  document.body.classList.toggle("locked", locked);
 }
 
 // `again` runs the search once more; `tries` counts how often it has been refused in a row.
 export function showProblem(problem, tries, again) {
-  if (problem.status === 401 || problem.status === 403) askForKey(problem);
+  if (problem.status === 401 || problem.status === 403) return askForKey(problem);
   const busy = problem.status === 429;
   const seconds = busy && tries < MOST_RETRIES ? Math.ceil(problem.retryAfter ?? 2) : null;
-  const lines = [element("h2", {}, busy ? "The server is busy" : problem.title || "Something went wrong")];
+  const lines = [element("h2", {}, TITLES[kindOf(problem)] || problem.title || "Something went wrong")];
   if (problem.detail) lines.push(element("p", { class: "problem" }, problem.detail));
   if (seconds !== null) {
     const unit = seconds === 1 ? "second" : "seconds";
@@ -52,16 +67,20 @@ export function showProblem(problem, tries, again) {
 }
 
 export function markFilter(problem) {
-  if (!problem.type.endsWith("invalid-filter")) return;
+  if (kindOf(problem) !== "invalid-filter") return;
   byId("filter-error").textContent = problem.detail;
   byId("filter").setAttribute("aria-invalid", "true");
   byId("options").open = true;
 }
 
 function askForKey(problem) {
-  byId("key-form").hidden = false;
+  lock(true);
   byId("key-help").textContent =
-    problem.status === 403 || hasKey() ? "The server does not take this key for searches." : "";
+    problem.status === 403 || hasKey()
+      ? "The server does not take this key for searches."
+      : "Whoever runs it can give you one.";
+  byId("key").focus();
+  return null;
 }
 
 export function watchKey(again) {

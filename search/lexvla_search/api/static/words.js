@@ -1,50 +1,46 @@
-// A word with its ways: the word itself (click bans, Shift-click boosts), and a button for each.
+// A word, with buttons that boost and ban it.
 
 import { bar, element, number } from "./dom.js";
 
-export const strongest = (words) => Math.max(...words.map((word) => word.weight), Number.MIN_VALUE);
+const strongest = (words) => Math.max(...words.map((word) => word.weight), Number.MIN_VALUE);
 
-// `onLook` is told of the word under the pointer or the focus, null when it leaves. A finger cannot
-// point without a press: its tap looks, and the button beside the word bans.
-export function wordItem(word, share, value, actions, onLook = null) {
-  function press(event) {
-    if (event.pointerType === "touch" && onLook) onLook(word);
-    else if (event.shiftKey) actions.boost(word);
-    else actions.ban(word);
-  }
-
-  const name = element("button", {
-    type: "button",
-    class: "word",
-    title: "Click: ban. Shift-click: boost.",
-    "aria-label": `${word}, ${value}: ban, or boost with Shift`,
-    on: { click: press },
-  });
-  name.append(
+// `look` shows where the word was read: for as long as a mouse points at it, or until the next
+// press. Without it, the word itself is nothing to press.
+export function wordItem(word, share, value, actions, look = null) {
+  const parts = [
     element("span", { class: "name" }, word),
     bar(share),
     element("span", { class: "value" }, value),
-  );
+  ];
   const item = element(
     "li",
     { data: { word } },
-    name,
+    look ? lookButton(word, value, look, parts) : element("span", { class: "word" }, ...parts),
     way("boost", "+", word, actions),
     way("ban", "−", word, actions),
   );
-  if (onLook) {
+  if (look) {
     const byMouse = (tell) => (event) => event.pointerType !== "touch" && tell();
-    const look = () => onLook(word);
-    const leave = () => onLook(null);
-    item.addEventListener("pointerenter", byMouse(look));
-    item.addEventListener("pointerleave", byMouse(leave));
-    item.addEventListener("focusin", look);
-    item.addEventListener("focusout", leave);
+    item.addEventListener("pointerenter", byMouse(() => look.point(word)));
+    item.addEventListener("pointerleave", byMouse(() => look.point(null)));
   }
   return item;
 }
 
-const HINTS = { boost: "Boost", ban: "Ban" };
+function lookButton(word, value, look, parts) {
+  return element(
+    "button",
+    {
+      type: "button",
+      class: "word",
+      "aria-pressed": "false",
+      "aria-label": `Show where ${word} was read, ${value}`,
+      title: "Show where it was read",
+      on: { click: () => look.press(word) },
+    },
+    ...parts,
+  );
+}
 
 function way(kind, sign, word, actions) {
   return element(
@@ -52,17 +48,18 @@ function way(kind, sign, word, actions) {
     {
       type: "button",
       class: `way ${kind}`,
-      title: HINTS[kind],
-      "aria-label": `${HINTS[kind]} ${word}`,
+      title: kind === "boost" ? `Count “${word}” more` : `Leave out what has “${word}”`,
+      "aria-label": `${kind} ${word}`,
       on: { click: () => actions[kind](word) },
     },
-    sign,
+    element("span", { "aria-hidden": "true" }, sign),
+    element("span", { class: "says" }, kind),
   );
 }
 
-export function wordList(words, actions, onLook = null) {
+export function wordList(words, actions, look = null) {
   const most = strongest(words);
   return words.map(({ word, weight }) =>
-    wordItem(word, weight / most, number(weight, 2), actions, onLook),
+    wordItem(word, weight / most, number(weight, 2), actions, look),
   );
 }
