@@ -2,6 +2,7 @@
 
     python benchmarks/api.py                       # about two minutes, and the default model
     python benchmarks/api.py --soak 600            # memory over ten minutes too
+    python benchmarks/api.py --parts demo --explain        # every hit's score taken apart
     python benchmarks/api.py --out benchmarks/results/api.md
 
 For each corpus: the time of a search in this process; the searches a second that the server answers
@@ -114,7 +115,8 @@ def in_process(searcher: Searcher, bodies: Sequence[dict[str, Any]], seconds: fl
     while (now := time.perf_counter()) < started + seconds:
         body = bodies[len(outcome.took.get(200, ())) % len(bodies)]
         given = {name: tuple(v) if isinstance(v, list) else v for name, v in body.items()}
-        searcher.answer(Query(**given))
+        explain = given.pop("explain", False)
+        json.dumps([hit.to_dict() for hit in searcher.answer(Query(**given), None, explain).hits])
         outcome.took.setdefault(200, []).append(time.perf_counter() - now)
     outcome.seconds = time.perf_counter() - started
     return outcome
@@ -133,8 +135,10 @@ async def load(pid: int, port: int, requests: list[bytes], args: argparse.Namesp
     """Query a server at growing rates; return the lines of the table."""
     loop = Loop(port, requests)
     await loop.closed(4, min(args.seconds, 3.0))  # warm-up
+    alone = await loop.closed(1, args.seconds)
+    lines = [row("server, 1 client", alone, memory(pid))]
     steady = await loop.closed(CLIENTS, args.seconds)
-    lines = [row(f"server, {CLIENTS} clients", steady, memory(pid))]
+    lines.append(row(f"server, {CLIENTS} clients", steady, memory(pid)))
     for share in SHARES:
         outcome = await loop.open(share * steady.rate, args.seconds)
         lines.append(row(f"server, by the clock, {share:g} x that rate", outcome, memory(pid)))
@@ -176,6 +180,7 @@ def measure(name: str, folder: Path, args: argparse.Namespace) -> list[str]:
     else:
         address, bodies = synthetic(folder, args.documents)
         model, options = None, (*options, "--no-model")
+    bodies = [body | {"explain": args.explain} for body in bodies]
     with open_index(address) as index:
         searcher = Searcher(model, index)
         in_process(searcher, bodies, 1.0)
@@ -185,6 +190,7 @@ def measure(name: str, folder: Path, args: argparse.Namespace) -> list[str]:
     with serving("--index", address, *options) as (pid, port):
         lines += asyncio.run(load(pid, port, requests, args))
     title = f"## {count:,} documents, {name}; {args.workers} worker{'s' * (args.workers > 1)}"
+    title += "; explained" * args.explain
     return [title, "", HEAD, "|---|" + "---:|" * 8, *lines, ""]
 
 
@@ -194,6 +200,7 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=("demo", "synthetic"), default=None)
     parser.add_argument("--seconds", type=float, default=8.0, help="of each measurement")
     parser.add_argument("--documents", type=int, default=100_000, help="synthetic ones")
+    parser.add_argument("--explain", action="store_true", help="ask for explanations")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--soak", type=float, default=0.0, metavar="SECONDS")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the tables there")
