@@ -1,4 +1,4 @@
-"""The one table of image formats: their suffixes, their first bytes and who reads them."""
+"""The one table of image formats: suffixes, first bytes and readers; and the limit of size."""
 
 from __future__ import annotations
 
@@ -13,8 +13,17 @@ from lexvla.errors import OptionalDependencyError
 if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile
 
-__all__ = ["FORMATS", "HEAD_BYTES", "IMAGE_SUFFIXES", "RAW_SUFFIXES", "ImageFormat", "format_of"]
+__all__ = [
+    "FORMATS",
+    "HEAD_BYTES",
+    "IMAGE_SUFFIXES",
+    "MAX_PIXELS",
+    "RAW_SUFFIXES",
+    "ImageFormat",
+    "format_of",
+]
 
+MAX_PIXELS: Final = 256_000_000  # above the 200 megapixels of today's phones
 HEAD_BYTES: Final = 40  # of a file, which tell its format
 
 

@@ -17,18 +17,10 @@ from PIL import Image, ImageFile
 
 from lexvla.errors import InputError
 from lexvla.image_files import check_size, decode_file, open_header
-from lexvla.image_formats import FORMATS
+from lexvla.image_formats import FORMATS, MAX_PIXELS
 from lexvla.rgb import DECODE_ERRORS, Warn, orientation_of, to_rgb, turn
 
-__all__ = [
-    "ENOUGH_SIDE",
-    "MAX_PIXELS",
-    "ImageSource",
-    "image_size",
-    "name_of",
-    "open_image",
-    "resize",
-]
+__all__ = ["ENOUGH_SIDE", "ImageSource", "image_size", "name_of", "open_image", "resize"]
 
 
 class Tensor(Protocol):
@@ -51,7 +43,6 @@ ImageSource = str | Path | bytes | io.BytesIO | Image.Image | np.ndarray | Tenso
 
 _log = logging.getLogger(__name__)
 
-MAX_PIXELS: Final = 256_000_000  # above the 200 megapixels of today's phones
 ENOUGH_SIDE: Final = 1024  # of a picture that a model reads: more than any of them uses
 
 

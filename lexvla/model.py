@@ -20,7 +20,7 @@ from scipy import sparse
 from lexvla.batching import ahead, batches, split
 from lexvla.encoding import Encoding
 from lexvla.errors import InputError, ModelError, OptionalDependencyError, UnsupportedError
-from lexvla.images import ImageSource, name_of, open_image, resize
+from lexvla.images import ENOUGH_SIDE, ImageSource, name_of, open_image, resize
 from lexvla.known_words import KnownWords
 from lexvla.model_folder import CONFIG_FILE, find_folder
 from lexvla.public_models import load_public, public_type
@@ -446,10 +446,10 @@ class LexVLA:
         made: sparse.csr_array = self._rows.sparsify(vectors, *rule, min(limits, default=None))
         return made
 
-    def _open(self, source: ImageSource) -> Image.Image:
+    def _open(self, source: ImageSource, least_side: int | None = None) -> Image.Image:
         least = self.config.smallest_image
         with _LOADING if isinstance(source, Image.Image) else nullcontext():
-            image = open_image(source)
+            image = open_image(source, least_side=least_side)
         if min(image.size) < least:
             size = f"{image.size[0]} x {image.size[1]} pixels"
             raise InputError(
@@ -458,7 +458,7 @@ class LexVLA:
         return image
 
     def _resized(self, source: ImageSource) -> np.ndarray:
-        return resize(self._open(source), self.config.image_side)
+        return resize(self._open(source, ENOUGH_SIDE), self.config.image_side)
 
     def _region(self, source: ImageSource, region: Region) -> tuple[np.ndarray, np.ndarray]:
         image = self._open(source)

@@ -12,7 +12,7 @@ from PIL import ExifTags, Image, ImageCms
 
 from lexvla.errors import InputError
 
-__all__ = ["DECODE_ERRORS", "Warn", "orientation_of", "to_rgb", "turn"]
+__all__ = ["DECODE_ERRORS", "Warn", "orientation_number", "orientation_of", "to_rgb", "turn"]
 
 Warn = Callable[[str], None]  # takes what was lost of a picture that was read
 
@@ -49,10 +49,14 @@ _SAMPLE_FORMAT = 339  # of TIFF
 def orientation_of(image: Image.Image) -> int:
     """Return EXIF's number of how an image lies: 1, upright, to 8."""
     try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        return orientation_number(image.getexif().get(ExifTags.Base.Orientation)) or 1
     except DECODE_ERRORS:  # damaged EXIF says nothing about the pixels
         return 1
-    return orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
+
+
+def orientation_number(value: object) -> int:
+    """Return EXIF's orientation, 1 to 8; 0 for anything else."""
+    return value if isinstance(value, int) and 1 <= value <= 8 else 0
 
 
 def turn(image: Image.Image, orientation: int) -> Image.Image:

@@ -141,7 +141,11 @@ def test_pictures_come_from_the_folder_alone(tmp_path: Path) -> None:
             documents = [Document(name, uri=uri) for name, uri in uris.items()]
             index.add(documents, encoder.encode_text(["red"] * len(uris)))
             index.commit()
-        for name in uris.keys() - {"relative"}:
+        for end in ("image", "heatmap/red"):
+            answer = client.get(f"/v1/documents/text/{end}")
+            assert answer.status_code == 422
+            assert "not an image of a known format" in answer.json()["detail"]
+        for name in uris.keys() - {"relative", "text"}:
             for end in ("image", "heatmap/red"):
                 answer = client.get(f"/v1/documents/{name}/{end}")
                 assert answer.status_code == 404, name

@@ -346,4 +346,4 @@ def test_an_id_that_is_far_too_long_is_not_told_in_full(client: TestClient) -> N
         "/v1/documents", content=line, headers={"Content-Type": "application/jsonl"}
     )
     (error,) = answer.json()["errors"]
-    assert (error["id"], "512 bytes" in error["detail"]) == ("x" * 512, True)
+    assert (error["id"], "16,384 bytes" in error["detail"]) == ("x" * 512, True)

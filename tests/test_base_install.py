@@ -14,7 +14,9 @@ import pytest
 from lexvla.data.demo_corpus import load_demo_corpus
 from source_tree import PYTHONPATH, ROOT
 
-BASE = {"numpy", "onnxruntime", "pillow", "scipy", "tokenizers", "tqdm"}
+BASE = {
+    *("defusedxml", "numpy", "onnxruntime", "pathspec", "pillow", "scipy", "tokenizers", "tqdm"),
+}
 TORCH = ("torch", "transformers", "safetensors", "timm", "torchvision")
 # Run first: as if none of them were installed.
 WITHOUT = f"""

@@ -56,8 +56,13 @@ def test_index_and_again(tmp_path: Path, capsys: Capture) -> None:
         "pruned": 0,
         "rejected": 0,
         "ignored": 0,
+        "excluded": 0,
         "wordless": 0,
+        "with losses": 0,
         "rejects_file": None,
+        "ignored_by_suffix": {},
+        "excluded_by_pattern": {},
+        "losses": [],
         "documents": 4,
     }
     again = run(capsys, "index", str(folder), "--index", place)
@@ -74,10 +79,10 @@ def test_index_goes_on_past_bad_items(tmp_path: Path, capsys: Capture) -> None:
     (folder / "notes.txt").write_text("hello")
     assert cli.main(["index", str(folder), "--index", place]) == 0
     out, err = capsys.readouterr()
-    assert out == "4 added, 1 rejected, 1 ignored; 4 in the index\n"
+    assert out == "4 added, 1 rejected, 1 ignored (1 .txt); 4 in the index\n"
     assert "broken.png" in err
     rejects_file = Path(place) / "rejected.jsonl"
-    assert err.rstrip().endswith(f"all are in {rejects_file}")
+    assert err.rstrip().endswith(f"are listed in {rejects_file}")
     assert len(rejects_file.read_text().splitlines()) == 1
 
 

@@ -14,8 +14,15 @@ from PIL import Image, PngImagePlugin
 
 from image_bytes import encoded, noise, png_chunk, tiff
 from lexvla.errors import InputError
-from lexvla.image_formats import FORMATS, HEAD_BYTES, IMAGE_SUFFIXES, RAW_SUFFIXES, format_of
-from lexvla.images import MAX_PIXELS, open_image
+from lexvla.image_formats import (
+    FORMATS,
+    HEAD_BYTES,
+    IMAGE_SUFFIXES,
+    MAX_PIXELS,
+    RAW_SUFFIXES,
+    format_of,
+)
+from lexvla.images import open_image
 
 
 def opened(data: bytes, **options: object) -> tuple[Image.Image, list[str]]:

@@ -14,7 +14,8 @@ from PIL import Image
 
 from image_bytes import encoded, noise, png
 from lexvla.errors import InputError
-from lexvla.images import MAX_PIXELS, open_image
+from lexvla.image_formats import MAX_PIXELS
+from lexvla.images import open_image
 
 # What PIL says of damaged metadata, which is damaged on purpose here.
 pytestmark = [

@@ -54,7 +54,13 @@ def test_a_folder_of_images(tmp_path, index, encoder):
         picture(hidden)
     (top / "notes.txt").write_text("not an image")
     report = index_source(top, index, encoder)
-    assert (report.added, report.skipped, report.ignored, report.rejected) == (3, 0, 1, [])
+    assert (report.added, report.skipped, report.ignored, report.rejected) == (
+        3,
+        0,
+        {".txt": 1},
+        [],
+    )
+    assert report.excluded == {".*": 2}
     assert report.rejects_path == index.directory / "rejected.jsonl"
     assert ids(index, "red", encoder) == ["b.PNG", "a/ä ö.jpg"]
     assert ids(index, "blue", encoder) == ["a/z.tiff"]
@@ -118,7 +124,7 @@ def test_bad_lines_are_rejected_and_the_rest_goes_on(tmp_path, index, encoder):
         ({"text": "red"}, "line 6", "has no id"),
         ({"id": 7, "text": "red"}, "7", "must be a string"),
         ({"id": "a\nb", "text": "red"}, "a\nb", "control characters"),
-        ({"id": "é" * 257, "text": "red"}, "é" * 197 + "...", "at most 512 bytes"),
+        ({"id": "é" * 8193, "text": "red"}, "é" * 197 + "...", "at most 16,384 bytes"),
         ({"id": "ok", "text": "red"}, "ok", "same id"),
         ({"id": "none"}, "none", "neither an image nor a text"),
         ({"id": "blank", "text": " \n"}, "blank", "neither an image nor a text"),
@@ -158,10 +164,10 @@ def test_bad_files_of_a_folder_are_rejected(tmp_path, index, encoder):
     report = index_source(tmp_path / "p", index, encoder)
     assert report.added == 1
     assert sorted(Path(r["where"]).name for r in rejects(index)) == [
+        "%FF.png",
         "bad.jpg",
-        "new\nline.png",
+        "new%0Aline.png",
         "pipe.png",
-        "\udcff.png",
     ]
 
 

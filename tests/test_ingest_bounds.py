@@ -30,8 +30,8 @@ class Alive:
         self.lock = threading.Lock()
         real = lexvla.images.open_image
 
-        def open_image(*args: Any) -> Image.Image:
-            image = real(*args)
+        def open_image(*args: Any, **options: Any) -> Image.Image:
+            image = real(*args, **options)
             self.change(1)
             weakref.finalize(image, self.change, -1)
             return image
@@ -81,9 +81,9 @@ def test_the_model_works_while_the_next_images_are_decoded(
     decoded, at_start = [], []
     real = lexvla.images.open_image
 
-    def open_image(*args: Any) -> Image.Image:
+    def open_image(*args: Any, **options: Any) -> Image.Image:
         decoded.append(args[1])
-        return real(*args)
+        return real(*args, **options)
 
     class Waiting(ColourEncoder):
         def encode_image(self, images: Sequence[Any]) -> Encoding:

@@ -194,7 +194,7 @@ def test_encode_writes_lines_for_anserini(
     assert cli.main(["encode", str(folder), "--out", str(out)]) == 0
     printed, err = capsys.readouterr()
     assert printed == f"4 added, 1 rejected; the vectors are in {out}\n"
-    assert err.rstrip().endswith(f"all are in {out}.rejected")
+    assert err.rstrip().endswith(f"are listed in {out}.rejected")
     assert {file.name for file in tmp_path.iterdir()} == {
         "photos", "v.jsonl", "v.jsonl.rejected", "v.jsonl.vocabulary", "v.jsonl.quantization",
     }  # fmt: skip

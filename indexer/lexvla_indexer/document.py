@@ -18,15 +18,15 @@ __all__ = ["MAX_ID_BYTES", "Document", "MetadataValue", "check_id"]
 
 MetadataValue = str | int | float | bool | list[str]
 
-MAX_ID_BYTES = 512
+MAX_ID_BYTES = 16_384  # a path of 4,096 bytes as `id_of_path` writes it
 
 
 def check_id(name: object) -> str:
-    """Return a document id that every engine accepts.
+    """Return a document id; Elasticsearch accepts shorter ones only.
 
     Raises:
         InputError: The id is not a string, is empty, holds a control character, or is longer than
-            512 bytes as UTF-8 (Elasticsearch's limit).
+            16,384 bytes as UTF-8.
     """
     if not isinstance(name, str):
         raise InputError(repr(name), "an id must be a string")
@@ -39,7 +39,7 @@ def check_id(name: object) -> str:
     except UnicodeEncodeError as error:
         raise InputError(repr(name), "an id must be valid Unicode") from error
     if size > MAX_ID_BYTES:
-        raise InputError(name, f"an id must be at most {MAX_ID_BYTES} bytes, not {size}")
+        raise InputError(name, f"an id must be at most {MAX_ID_BYTES:,} bytes, not {size}")
     return name
 
 

@@ -24,6 +24,7 @@ from lexvla_indexer.impacts import ImpactQuantizer
 from lexvla_indexer.legs import stack
 from lexvla_indexer.loading import in_shard
 from lexvla_indexer.pipeline import IndexSink, Ingest, take_writer_lock
+from lexvla_indexer.reading import Reading
 from lexvla_indexer.report import Reject, RejectLog, Report
 from lexvla_indexer.roots import Roots, SourcePlace, key_of
 from lexvla_indexer.sources import open_item_source
@@ -122,6 +123,7 @@ def encode_source(
     shard: tuple[int, int] = (1, 1),
     text_field: str | None = None,
     show_progress_bar: bool | None = None,
+    reading: Reading | None = None,
 ) -> tuple[Encoded, Report]:
     """Encode the items of a source without an index.
 
@@ -131,8 +133,11 @@ def encode_source(
     """
     report = Report()
     sink = _Collection(report)
-    opened = open_item_source(source, text_field)
-    ingest = Ingest(opened, encoder, sink, report, batch_size, show_progress_bar, shard)
+    reading = reading or Reading()
+    opened = open_item_source(source, text_field, reading)
+    ingest = Ingest(
+        opened, encoder, sink, report, batch_size, show_progress_bar, shard, reading=reading
+    )
     with RejectLog(None if rejects_path is None else Path(rejects_path), report) as rejects:
         ingest.run(rejects)
     report.skipped = sum(not in_shard(name, shard) for name in ingest.seen)

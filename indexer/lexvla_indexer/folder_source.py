@@ -6,10 +6,14 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from pathspec import GitIgnoreSpec
+
 from lexvla.errors import InputError
 from lexvla.image_formats import IMAGE_SUFFIXES
 from lexvla_indexer.document import Document
 from lexvla_indexer.item_source import ItemSource, Listed, Unlisted
+from lexvla_indexer.path_ids import id_of_path
+from lexvla_indexer.reading import Reading
 from lexvla_indexer.report import Reject
 from lexvla_indexer.roots import SourcePlace
 
@@ -17,39 +21,91 @@ __all__ = ["FolderSource"]
 
 
 class FolderSource(ItemSource):
-    """Every image file under a folder."""
+    """Every image file under a folder.
+
+    Links to folders are followed; each folder is read once, under its own path if that is in the
+    tree, so that neither a loop nor a second link makes copies.
+    """
 
     has_paths = True
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, reading: Reading) -> None:
         self._top = path.resolve()
         super().__init__(SourcePlace(str(self._top), ""))
+        self._patterns = reading.patterns
+        try:
+            self._spec = GitIgnoreSpec.from_lines(self._patterns)
+        except ValueError as error:
+            raise InputError(", ".join(reading.exclude), f"is not a pattern ({error})") from error
 
     def entries(self) -> Iterator[Listed | Unlisted]:
-        """Yield the images in the order of their names, then the folders that cannot be read."""
-        self.ignored = 0
+        """Yield the images in the order of their names, then what cannot be read.
+
+        Links to folders come after the tree itself.
+        """
+        self.ignored.clear()
+        self.excluded.clear()
         hidden: list[Unlisted] = []
+        seen: set[tuple[int, int]] = set()
+        waiting = [self._top]
+        while waiting:
+            links: list[Path] = []
+            for top in waiting:
+                yield from self._walk(top, seen, links, hidden)
+            waiting = links
+        yield from hidden
+
+    def _walk(
+        self, top: Path, seen: set[tuple[int, int]], links: list[Path], hidden: list[Unlisted]
+    ) -> Iterator[Listed | Unlisted]:
+        """Yield the images in a tree; collect the links to folders in it, and what is hidden."""
 
         def unreadable(error: OSError) -> None:
             folder = str(error.filename)
             rule = f"the folder cannot be read ({error.strerror})"
-            hidden.append(Unlisted(Reject(folder, rule, folder), None))
+            hidden.append(
+                Unlisted(Reject(id_of_path(Path(folder)), rule, id_of_path(Path(folder))), None)
+            )
 
-        for folder, folders, names in os.walk(self._top, onerror=unreadable):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for folder, folders, names in os.walk(top, onerror=unreadable):
+            try:
+                status = Path(folder).stat()
+            except OSError as error:
+                unreadable(error)
+                folders.clear()
+                continue
+            if (status.st_dev, status.st_ino) in seen:
+                folders.clear()
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            kept = [name for name in sorted(folders) if not self._excludes(Path(folder, name), "/")]
+            links += [path for name in kept if (path := Path(folder, name)).is_symlink()]
+            folders[:] = [name for name in kept if not Path(folder, name).is_symlink()]
             for name in sorted(names):
                 path = Path(folder, name)
-                if name.startswith("."):
+                if self._excludes(path):
                     continue
-                if path.suffix.lower() in IMAGE_SUFFIXES:
+                suffix = path.suffix.lower()
+                if suffix in IMAGE_SUFFIXES:
                     yield self._entry(path)
+                elif path.is_symlink() and not path.exists():
+                    # Perhaps a folder on a disk that is not there now.
+                    shown = id_of_path(path)
+                    rule = "the link leads to nothing"
+                    hidden.append(Unlisted(Reject(shown, rule, shown), None))
                 else:
-                    self.ignored += 1
-        yield from hidden
+                    self.ignored[suffix] += 1
+
+    def _excludes(self, path: Path, end: str = "") -> bool:
+        """Return whether a pattern excludes a path, and count it if so."""
+        found = self._spec.check_file(path.relative_to(self._top).as_posix() + end)
+        if found.include and found.index is not None:
+            self.excluded[self._patterns[found.index]] += 1
+        return bool(found.include)
 
     def _entry(self, path: Path) -> Listed | Unlisted:
-        name = path.relative_to(self._top).as_posix()
+        name = id_of_path(path.relative_to(self._top))
         try:
-            return Listed(Document(name, uri=name), path, str(path))
+            return Listed(Document(name, uri=name), path, id_of_path(path))
         except InputError as error:
-            return Unlisted(Reject(error.item, error.rule, str(path)), name)
+            return Unlisted(Reject(error.item, error.rule, id_of_path(path)), name)

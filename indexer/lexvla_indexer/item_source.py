@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,7 +50,8 @@ class ItemSource(ABC):
         place: The folder and the name; the same folder and name are the same source.
         key: Names the source in an index.
         has_paths: Whether ids are paths, so that an item under another id may be one that moved.
-        ignored: Files that the latest listing skipped because their suffix is not an image's.
+        ignored: Files that the latest listing skipped, by a suffix that is not an image's.
+        excluded: Files and folders that it skipped, by the pattern that excludes them.
     """
 
     has_paths = False
@@ -57,7 +59,8 @@ class ItemSource(ABC):
     def __init__(self, place: SourcePlace) -> None:
         self.place = place
         self.key = key_of(place)
-        self.ignored = 0
+        self.ignored: Counter[str] = Counter()
+        self.excluded: Counter[str] = Counter()
 
     @abstractmethod
     def entries(self) -> Iterator[Listed | Unlisted]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from lexvla.errors import InputError
 from lexvla_indexer.document import Document
 from lexvla_indexer.item_source import Listed
+from lexvla_indexer.reading import Reading
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -40,6 +41,7 @@ class Loaded:
         image: The decoded image, if there is one and it is needed.
         known: The fingerprint that the index has, if the content is unchanged.
         twin: The id under which the index has the same vectors already.
+        lost: What was lost of the image.
         error: What is wrong with the item.
     """
 
@@ -48,6 +50,7 @@ class Loaded:
     image: Image.Image | None = None
     known: str | None = None
     twin: str | None = None
+    lost: tuple[str, ...] = ()
     error: InputError | None = None
 
 
@@ -57,34 +60,45 @@ def load(
     source: str,
     model: str,
     missing: Mapping[str, list[str]],
+    reading: Reading,
 ) -> Loaded:
     """Read an item's image, and decode it if the content is new. The file is read once.
 
     A fingerprint is the source's key, a hash of what the vectors depend on (the encoder's name
     and the bytes of the image, or the text without one), and a hash of what is stored besides
-    (address, text and metadata). ``known`` is the one that the index has of this id, if any.
-    ``missing`` has ids that the source no longer lists, by the hash of their content; a twin is
-    taken out of it.
+    (address, text, metadata, and whether the file's own are read). ``known`` is the one that the
+    index has of this id, if any. ``missing`` has ids that the source no longer lists, by the hash
+    of their content; a twin is taken out of it.
     """
-    from lexvla.images import open_image
+    from lexvla.images import ENOUGH_SIDE, open_image
 
     document = item.document
+    lost: list[str] = []
     try:
         data = _read(item.image, document.id) if isinstance(item.image, Path) else item.image
         encoded = ["text", document.text]
         if data is not None:
             encoded = ["image", hashlib.sha256(data).hexdigest()]
         content = _hash([model, *encoded])
-        stored = _hash([document.uri, document.text, dict(document.metadata)])
+        of_file = data is not None and reading.exif
+        stored = _hash([document.uri, document.text, dict(document.metadata), of_file])
         document = replace(document, fingerprint=f"{source}:{content}:{stored}")
+        if known == document.fingerprint:
+            return Loaded(document, item.where, known=known)
+        if data is not None and reading.exif:
+            document = _described(document, data)
         if known is not None and content_of(known) == content:
             if known.rpartition(":")[2] == stored:
                 return Loaded(document, item.where, known=known)
             return Loaded(document, item.where, twin=document.id)
         with suppress(IndexError, KeyError):
             return Loaded(document, item.where, twin=missing[content].pop())
-        image = None if data is None else open_image(data, document.id)
-        return Loaded(document, item.where, image)
+        if data is None:
+            return Loaded(document, item.where)
+        image = open_image(
+            data, document.id, reading.max_pixels, least_side=ENOUGH_SIDE, warn=lost.append
+        )
+        return Loaded(document, item.where, image, lost=tuple(lost))
     except InputError as error:
         return Loaded(document, item.where, error=error)
 
@@ -96,6 +110,16 @@ def content_of(fingerprint: str) -> str:
 
 def _hash(values: list[Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _described(document: Document, data: bytes) -> Document:
+    """Return a document with what its image's file says; what it had before stays."""
+    from lexvla.photo_metadata import read_photo_metadata
+
+    said = read_photo_metadata(data)
+    texts = dict.fromkeys(filter(None, (document.text, said.text)))
+    metadata = {**said.fields, **document.metadata}
+    return replace(document, text="\n".join(texts), metadata=metadata)
 
 
 def in_shard(name: str, shard: tuple[int, int]) -> bool:

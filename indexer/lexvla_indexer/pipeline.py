@@ -25,7 +25,8 @@ from lexvla_indexer.item_source import ItemSource, Listed, Unlisted
 from lexvla_indexer.ledger import Ledger
 from lexvla_indexer.loading import Loaded, content_of, in_order, in_shard, load
 from lexvla_indexer.pruning import doubt
-from lexvla_indexer.report import Reject, RejectLog, Report
+from lexvla_indexer.reading import Reading
+from lexvla_indexer.report import Loss, Reject, RejectLog, Report
 from lexvla_indexer.roots import Roots, source_of
 from lexvla_indexer.sources import open_item_source
 
@@ -36,7 +37,7 @@ _REJECTS = "rejected.jsonl"
 # searches take longer over many.
 _COMMIT_SECONDS = 60.0
 _COMMIT_ITEMS = 8192
-_MAX_PIXELS_HELD = 100_000_000  # of a batch; decoded images take 3 bytes a pixel
+_MAX_PIXELS_HELD = 50_000_000  # of a batch; decoded images take 3 bytes a pixel
 _CHUNK = 1024  # ids to look up at once
 
 
@@ -53,6 +54,7 @@ def index_source(
     prune_anyway: bool = False,
     stop: Event | None = None,
     wanted: Callable[[Listed, bool], bool] | None = None,
+    reading: Reading | None = None,
 ) -> Report:
     """Encode the items of a source and store them; `open_item_source` lists the kinds of source.
 
@@ -89,6 +91,7 @@ def index_source(
             is committed.
         wanted: Whether to read an item, given whether the index has its id. The others stay as
             they are, and are not counted.
+        reading: How to read the files.
 
     Raises:
         IndexLockedError: Another writer has the index.
@@ -99,7 +102,8 @@ def index_source(
     if not len(index.vocabulary):
         raise VocabularyMismatchError("the index was made without a vocabulary, and is empty")
     check_match(encoder, index)
-    opened = open_item_source(source, text_field)
+    reading = reading or Reading()
+    opened = open_item_source(source, text_field, reading)
     if (prune or prune_anyway) and index.directory is None:
         raise UnsupportedError("only an index in a directory knows what came from which source")
     report = Report()
@@ -115,6 +119,7 @@ def index_source(
         show_progress_bar,
         stop=stop or Event(),
         wanted=wanted,
+        reading=reading,
     )
     if opened.has_paths and resume:
         ingest.missing = sink.missing(opened)
@@ -214,9 +219,9 @@ class IndexSink:
 
     def store(self, documents: Sequence[Document], encoding: Encoding) -> None:
         """Stage documents, and commit if it is time."""
+        self._stage(documents, encoding)
         self._report.added += len(documents)
         self._report.empty += int((np.diff(encoding.lexical.indptr) == 0).sum())
-        self._stage(documents, encoding)
 
     def finish(self) -> None:
         """Commit what is left."""
@@ -314,6 +319,7 @@ class Ingest:
     shard: tuple[int, int] = (1, 1)
     stop: Event = field(default_factory=Event)
     wanted: Callable[[Listed, bool], bool] | None = None
+    reading: Reading = field(default_factory=Reading)
     missing: dict[str, list[str]] = field(default_factory=dict, init=False)
     seen: set[str] = field(default_factory=set, init=False)
     gap: str = field(default="", init=False)
@@ -349,6 +355,7 @@ class Ingest:
                     self.sink.reuse(loaded.document, loaded.twin)
                     self._bar.update()
                 else:
+                    self.report.losses += [Loss(loaded.document.id, lost) for lost in loaded.lost]
                     batch = texts if loaded.image is None else images
                     batch.append(loaded)
                     held = sum(e.image.width * e.image.height for e in batch if e.image)
@@ -364,7 +371,8 @@ class Ingest:
                 of = "" if self._bar.total is None else f" of {self._bar.total:,}"
                 done = self.report.stored + len(self.report.rejected)
                 self.report.interrupted = f"{done:,}{of} items"
-        self.report.ignored = self.source.ignored
+        self.report.ignored = dict(self.source.ignored)
+        self.report.excluded = dict(self.source.excluded)
 
     def _jobs(self) -> Iterator[tuple[Listed, str | None]]:
         items = self._items()
@@ -399,7 +407,8 @@ class Ingest:
 
     def _load(self, job: tuple[Listed, str | None]) -> Loaded:
         item, known = job
-        return load(item, known, self.source.key, self.encoder.name, self.missing)
+        source, encoder = self.source.key, self.encoder.name
+        return load(item, known, source, encoder, self.missing, self.reading)
 
     def _reject(self, reject: Reject) -> None:
         self._rejects.add(reject)
@@ -415,10 +424,19 @@ class Ingest:
             self._store(done)
 
     def _store(self, done: _Encoded) -> None:
-        if done.encoding is not None:
-            self.sink.store(done.documents, done.encoding)
-            self._bar.update(len(done.documents))
-        for reject in done.rejects:
+        documents, encoding, rejects = done
+        if encoding is not None:
+
+            def store(rows: Sequence[int]) -> None:
+                self.sink.store([documents[row] for row in rows], encoding[list(rows)])
+
+            # An engine may have limits of its own.
+            for rows, made in isolate(store, range(len(documents))):
+                if isinstance(made, InputError):
+                    rejects += [Reject(made.item, made.rule, documents[row].uri) for row in rows]
+                else:
+                    self._bar.update(len(rows))
+        for reject in rejects:
             self._reject(reject)
 
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TextIO
 
-__all__ = ["Reject", "RejectLog", "Report"]
+__all__ = ["Loss", "Reject", "RejectLog", "Report"]
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,19 @@ class Reject:
     where: str
 
 
+@dataclass(frozen=True)
+class Loss:
+    """Say what was lost of an item that was read.
+
+    Attributes:
+        item: The item's id.
+        lost: What was lost, as a phrase.
+    """
+
+    item: str
+    lost: str
+
+
 @dataclass
 class Report:
     """Count what became of the items of a source.
@@ -37,11 +50,13 @@ class Report:
             vectors were kept.
         moved: Files of a folder that were in another place of it before; their vectors were kept.
         empty: Items among the added whose lexical vector is empty; no words find them.
-        ignored: Files of the folder that have no image suffix.
+        ignored: Files of a folder that are not images, by suffix.
+        excluded: Files and folders that were left out, by the pattern that excludes them.
         pruned: Documents deleted because their source no longer lists them.
         prune_refused: Why nothing was pruned although it was asked for; otherwise empty.
         interrupted: How far the run came if it was stopped, such as "12 of 40 items"; otherwise
             empty.
+        losses: What was lost of items that were read.
         rejected: Items left out, each with the rule that it breaks.
         rejects_path: The file that lists them; ``None`` if the index has no directory.
     """
@@ -51,10 +66,12 @@ class Report:
     updated: int = 0
     moved: int = 0
     empty: int = 0
-    ignored: int = 0
+    ignored: dict[str, int] = field(default_factory=dict)
+    excluded: dict[str, int] = field(default_factory=dict)
     pruned: int = 0
     prune_refused: str = ""
     interrupted: str = ""
+    losses: list[Loss] = field(default_factory=list)
     rejected: list[Reject] = field(default_factory=list)
     rejects_path: Path | None = None
 

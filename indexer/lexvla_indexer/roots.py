@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from lexvla.errors import IndexCorruptError, IndexVersionError, InputError
 from lexvla_indexer.base import Index
 from lexvla_indexer.document import Document
+from lexvla_indexer.path_ids import path_of_id, text_of_path
 
 __all__ = ["Roots", "SourcePlace", "key_of", "source_of"]
 
@@ -76,7 +77,9 @@ class Roots(Mapping[str, SourcePlace]):
         return len(self._places)
 
     def locate(self, document: Document, instead: Path | None = None) -> str:
-        """Return the path of a document's file: its uri, from the root of its source.
+        """Return the path of a document's file, as `text_of_path` writes it.
+
+        It is the uri from the root of the source; of a folder of images, the uri is an id.
 
         If the index has a single root and that is not on this machine, ``instead`` stands for it.
         """
@@ -86,7 +89,8 @@ class Roots(Mapping[str, SourcePlace]):
         root = Path(place.root)
         if instead is not None and not root.is_dir():
             root = instead if len({each.root for each in self.values()}) == 1 else root
-        return os.path.normpath(root / document.uri)
+        path = Path(document.uri) if place.name else path_of_id(document.uri)
+        return text_of_path(Path(os.path.normpath(root / path)))
 
     def enter(self, place: SourcePlace, key: str = "") -> str:
         """Return the key of a source, which is noted if it is new, under ``key`` if that is given.

@@ -13,6 +13,7 @@ from lexvla_indexer.folder_source import FolderSource
 from lexvla_indexer.item_source import ItemSource, Listed, Unlisted
 from lexvla_indexer.manifest_rows import READERS
 from lexvla_indexer.manifest_source import ManifestSource
+from lexvla_indexer.reading import Reading
 from lexvla_indexer.report import Reject
 from lexvla_indexer.roots import SourcePlace
 
@@ -21,11 +22,13 @@ __all__ = ["open_item_source"]
 SHARD_SUFFIX = ".tar"
 
 
-def open_item_source(source: str | Path, text_field: str | None = None) -> ItemSource:
+def open_item_source(
+    source: str | Path, text_field: str | None = None, reading: Reading | None = None
+) -> ItemSource:
     """Open a source of any kind.
 
     A folder gives one item for each image file under it, in the order of their names: the id is
-    the path under the folder, with slashes. Hidden files and folders are left out. A manifest is
+    the path under the folder, as `id_of_path` writes it. A manifest is
     a ``.jsonl`` file of objects ``{"id", "image", "text", "metadata"}``: an id, and at least one
     of image (a path from the manifest's folder) and text; or a ``.csv`` or ``.parquet`` file with
     these columns, whose other columns are metadata. A name or pattern that ends in ``.tar``
@@ -46,7 +49,7 @@ def open_item_source(source: str | Path, text_field: str | None = None) -> ItemS
     if path.is_dir():
         if text_field is not None:
             raise InputError(str(source), "a folder of images has no text field")
-        return FolderSource(path)
+        return FolderSource(path, reading or Reading())
     if path.suffix.lower() == SHARD_SUFFIX:
         if text_field is not None and "," in text_field:
             raise InputError(str(source), "shards have one text field, so no commas")

@@ -12,6 +12,7 @@ from lexvla.errors import IndexLockedError, InputError, OptionalDependencyError
 from lexvla_indexer.base import Index
 from lexvla_indexer.item_source import Listed
 from lexvla_indexer.pipeline import index_source
+from lexvla_indexer.reading import Reading
 from lexvla_indexer.report import Report
 
 __all__ = ["watch_folder"]
@@ -29,6 +30,7 @@ def watch_folder(
     quiet_seconds: float = 2.0,
     batch_size: int = 64,
     prune_anyway: bool = False,
+    reading: Reading | None = None,
 ) -> Iterator[Report]:
     """Index a folder, then what changes in it, until ``stop`` is set; yield a report of each run.
 
@@ -87,6 +89,7 @@ def watch_folder(
                         prune_anyway=prune_anyway,
                         stop=stop,
                         wanted=wanted,
+                        reading=reading,
                     )
             except IndexLockedError:
                 time.sleep(_TURN_SECONDS)

@@ -15,7 +15,7 @@ from scipy import sparse
 from lexvla.encoder import Encoder
 from lexvla.encoding import Encoding
 from lexvla.errors import InputError, UnsupportedError
-from lexvla.images import ImageSource, open_image
+from lexvla.images import ENOUGH_SIDE, ImageSource, open_image
 from lexvla.vocabulary import Vocabulary
 from lexvla_indexer.legs import Leg, VectorLeg
 from lexvla_indexer.strongest import strongest
@@ -165,7 +165,8 @@ def _digest(image: Image.Image) -> str:
 def _encode_image(query: Query, source: ImageSource, encoder: Encoder) -> tuple[Encoding, str]:
     """Return an image's vectors and what names it."""
     name = name_of_image(source)
-    image = open_image(source, name)
+    # A region is in pixels of the whole picture.
+    image = open_image(source, name, least_side=None if query.region else ENOUGH_SIDE)
     digest = _digest(image)
     if query.region is not None:
         # Cut out: read in context, it gets the words of its surroundings (see docs/search.md).

@@ -55,6 +55,7 @@ __all__ = ["PAUSES", "Writer", "check_rows", "patiently", "sources"]
 
 T = TypeVar("T")
 
+MAX_ID_BYTES = 512
 MAX_DIMENSIONS = 4096  # of dense_vector
 UNAVAILABLE = 503  # HTTP: no shard takes it
 LEAST_WEIGHT = float(np.finfo(np.float32).smallest_normal)  # the server refuses smaller ones
@@ -244,8 +245,13 @@ class Writer:
 def check_rows(documents: Sequence[Document], encoding: Encoding) -> None:
     """Refuse rows that the server would refuse but `Encoding` allows.
 
-    A weight that is not a normal float32 number raises InputError with the document's id.
+    A weight that is not a normal float32 number, or an id of more than 512 bytes, raises InputError
+    with the document's id.
     """
+    for document in documents:
+        if (size := len(document.id.encode())) > MAX_ID_BYTES:
+            rule = f"Elasticsearch takes ids of at most {MAX_ID_BYTES} bytes, not {size:,}"
+            raise InputError(document.id, rule)
     for matrix in (encoding.lexical, encoding.codes):
         if matrix is not None and matrix.nnz and matrix.data.min() < LEAST_WEIGHT:
             at = int(np.argmin(matrix.data))

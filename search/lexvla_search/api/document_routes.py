@@ -19,7 +19,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from lexvla.encoding import Encoding
-from lexvla.errors import InputError, LexVLAError, UnknownDocumentError
+from lexvla.errors import LexVLAError, UnknownDocumentError
+from lexvla.image_formats import MAX_PIXELS
 from lexvla.images import open_image
 from lexvla_indexer import Document
 from lexvla_indexer.listing import MAX_ORDERS
@@ -36,6 +37,8 @@ from lexvla_search.heatmap import heatmap, word_map
 from lexvla_search.query import Query
 
 __all__ = ["router"]
+
+_LONGEST_SIDE = 2048  # of a picture that is shown
 
 router = APIRouter(prefix="/v1/documents")
 
@@ -236,7 +239,7 @@ async def image(
     document_id: DocumentId,
     service: Serving,
     signed: Signed,
-    size: Annotated[int, Parameter(ge=16, le=2048)] = 512,
+    size: Annotated[int, Parameter(ge=16, le=_LONGEST_SIDE)] = 512,
 ) -> Response:
     """Show a document's picture, no side longer than this.
 
@@ -285,28 +288,21 @@ async def _draw(
 ) -> Response:
     """Answer with what is drawn of a document's picture, if it may be shown."""
     absent = Problem("not-found", f"there is no picture of {name!r} to show")
-    most = service.limits.pixels
+    most = max(service.limits.pixels, MAX_PIXELS)  # not sent by a client
 
     def find() -> tuple[Path | bytes, Encoding]:
         document, encoding = service.fetch(name)
         picture = service.pictures.find(document)
         if picture is None:
             raise absent
-        try:
-            count_pixels(picture, name, most)
-        except InputError as error:
-            raise absent from error
+        count_pixels(picture, name, most)
         return picture, encoding
 
     def work() -> bytes:
-        try:
-            opened = open_image(picture, name, most)
-        except InputError as error:
-            raise absent from error
-        return draw(opened, encoding)
+        return draw(open_image(picture, name, most, least_side=_LONGEST_SIDE), encoding)
 
     if not service.shows_pictures:
         raise Problem("not-found", "this server shows no pictures; start it with --images")
     picture, encoding = await service.run(find)
-    data = await service.run_on(request, {name: picture}, work)
+    data = await service.run_on(request, {name: picture}, work, most)
     return Response(data, media_type=kind, headers={"Cache-Control": "private, max-age=600"})

@@ -17,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from lexvla_indexer.document import MAX_ID_BYTES
 from lexvla_indexer.facets import MAX_FACETS, MAX_RANGES, MAX_VALUES
 from lexvla_indexer.legs import Leg
 from lexvla_indexer.listing import MAX_ORDERS
@@ -37,7 +38,7 @@ __all__ = [
     "SimilarItem",
 ]
 
-Id = Annotated[str, StringConstraints(min_length=1, max_length=512)]
+Id = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ID_BYTES)]
 FieldName = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
 Word = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 Weight = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]

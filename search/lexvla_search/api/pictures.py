@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
 from lexvla_indexer import Document, Index
+from lexvla_indexer.path_ids import path_of_text
 from lexvla_indexer.roots import Roots
 from lexvla_search import schema
 from lexvla_search.api.thumbnails import Thumbnails
@@ -86,9 +87,9 @@ class Pictures:
         try:
             # Resolved first, so that neither ".." nor a link leads out of the folder.
             located = self._newest_sources().locate(document, self._root)
-            path = Path(os.path.realpath(self._root / located))
+            path = Path(os.path.realpath(self._root / path_of_text(located)))
             return path if path.is_relative_to(self._root) and path.is_file() else None
-        except OSError:  # a name that is too long
+        except (OSError, ValueError):  # a name that is too long, or has a NUL
             return None
 
     def _addresses(self, document: Document) -> schema.PictureUrls:

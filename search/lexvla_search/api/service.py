@@ -102,16 +102,21 @@ class Service:
             return await self._in_time(work, time.monotonic() + self.limits.wait_seconds)
 
     async def run_on(
-        self, request: Request, images: Mapping[str, bytes | Path], work: Callable[[], Made]
+        self,
+        request: Request,
+        images: Mapping[str, bytes | Path],
+        work: Callable[[], Made],
+        most: int | None = None,
     ) -> Made:
         """Run work on images, given by names for errors, as `run` does, once there is room.
 
-        Room for all of them is held, at most for `Limits.decoded_pixels`. Of a client that left
-        meanwhile nothing is decoded.
+        Each may have `most` pixels, by default `Limits.pixels`. Room for all of them is held, at
+        most for `Limits.decoded_pixels`. Of a client that left meanwhile nothing is decoded.
         """
         if not images:
             return await self.run(work)
-        deadline, most = time.monotonic() + self.limits.wait_seconds, self.limits.pixels
+        deadline = time.monotonic() + self.limits.wait_seconds
+        most = most or self.limits.pixels
 
         def count() -> int:
             return sum(count_pixels(image, name, most) for name, image in images.items())

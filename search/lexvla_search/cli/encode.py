@@ -20,9 +20,9 @@ from lexvla_search.cli.source import (
     SOURCE,
     SourceOptions,
     counts,
+    details,
     exit_code,
     in_words,
-    rejects_file,
 )
 from lexvla_search.evaluation.trec import read_queries
 from lexvla_search.pyserini import QUERY_SCALE, write_topics
@@ -58,7 +58,7 @@ def run(options: Options) -> int:
         raise UsageError(f"--out must name a file that ends in {_VECTORS} or {_LINES}")
     if Path(options.source).suffix.lower() == _QUERIES:
         return _encode_queries(options, out)
-    open_item_source(options.source, options.text_field)
+    open_item_source(options.source, options.text_field, options.reading)
     model = options.load_model()
     # Anserini reads every .json and .jsonl file of a folder as vectors.
     rejects = ".rejected" if out.suffix == _LINES else ".rejected.jsonl"
@@ -69,6 +69,7 @@ def run(options: Options) -> int:
         batch_size=options.batch_size,
         shard=options.shard,
         text_field=options.text_field,
+        reading=options.reading,
     )
     if out.suffix == _VECTORS:
         encoded.save(out)
@@ -76,9 +77,9 @@ def run(options: Options) -> int:
         encoded.save_collection(out)
     numbers = counts(report, "of other shards")
     if options.json:
-        print_json({"out": str(out), **numbers, **rejects_file(report)})
+        print_json({"out": str(out), **numbers, **details(report)})
     else:
-        print(f"{in_words(numbers)}; the vectors are in {out}")
+        print(f"{in_words(report, 'of other shards')}; the vectors are in {out}")
     failure = ""
     # An empty shard is not a failure; one whose items were all rejected is.
     if not report.added and (report.rejected or not report.skipped):

@@ -11,6 +11,7 @@ from lexvla.errors import InputError, UnsupportedError
 from lexvla.images import open_image
 from lexvla_indexer import open_index
 from lexvla_indexer.base import Index
+from lexvla_indexer.path_ids import path_of_text
 from lexvla_search.cli.arguments import IndexOptions, JsonOptions, flag, option, positional
 from lexvla_search.cli.console import UsageError, note, one_line, print_json
 from lexvla_search.cli.query import QueryOptions, described, located, score_of
@@ -85,7 +86,7 @@ def _nearest(model: LexVLA, source: Index, name: str) -> list[tuple[str, float]]
 def _image_of(hit: Hit) -> Image.Image:
     if not hit.document.uri:
         raise InputError(hit.id, "the index does not know where this item's image is")
-    return open_image(hit.document.uri)
+    return open_image(path_of_text(hit.document.uri))
 
 
 def _draw(model: LexVLA, source: Index, hit: Hit, word: str | None) -> Image.Image:

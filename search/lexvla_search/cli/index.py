@@ -23,9 +23,9 @@ from lexvla_search.cli.source import (
     SOURCE,
     SourceOptions,
     counts,
+    details,
     exit_code,
     in_words,
-    rejects_file,
 )
 from lexvla_search.cli.stopping import stopping
 
@@ -70,7 +70,8 @@ def run(options: Options) -> int:
     if (source is None) == (not files):
         raise UsageError("needs either a SOURCE or --from-encoded FILE...")
     if source is not None:
-        open_item_source(source, options.text_field)  # before an empty index is created
+        # Before an empty index is created.
+        open_item_source(source, options.text_field, options.reading)
         model = options.load_model(introduce=True)
         vocabulary, name = model.vocabulary, model.name
     else:
@@ -95,6 +96,7 @@ def run(options: Options) -> int:
                 batch_size=options.batch_size,
                 resume=options.resume,
                 text_field=options.text_field,
+                reading=options.reading,
                 prune=options.prune,
                 prune_anyway=options.prune_anyway,
                 stop=stop,
@@ -108,7 +110,7 @@ def run(options: Options) -> int:
         count = target.count()
     numbers = counts(report, "unchanged")
     if options.json:
-        print_json({"index": options.index, **numbers, **rejects_file(report), "documents": count})
+        print_json({"index": options.index, **numbers, **details(report), "documents": count})
     else:
-        print(f"{in_words(numbers)}; {count:,} in the index")
+        print(f"{in_words(report, 'unchanged')}; {count:,} in the index")
     return code

@@ -2,19 +2,52 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from lexvla.image_formats import MAX_PIXELS, RAW_SUFFIXES
+from lexvla_indexer.reading import DEFAULT_EXCLUDES, Reading
 from lexvla_indexer.report import Report
 from lexvla_search.cli.arguments import flag, not_empty, option, positive
 from lexvla_search.cli.console import INTERRUPTED, note
+
+PARTS, RULES = 5, 3  # shown of each count, and of what was rejected
 
 SOURCE = "a folder of images, a manifest (.jsonl, .csv, .parquet), or .tar shards (path or pattern)"
 
 
 @dataclass(frozen=True)
-class SourceOptions:
-    """How to read a source."""
+class ReadingOptions:
+    """How to read the files of a source."""
+
+    exclude: list[str] = option(
+        "leave out files and folders like this, as in .gitignore; may be given several times",
+        action="append",
+        default=[],
+        type=not_empty,
+        metavar="PATTERN",
+    )
+    no_default_excludes: bool = flag(f"read these too: {' '.join(DEFAULT_EXCLUDES)}")
+    max_pixels: int = option(
+        f"largest width x height of an image ({MAX_PIXELS:,})",
+        type=positive,
+        default=MAX_PIXELS,
+        metavar="N",
+    )
+    no_exif: bool = flag("store nothing that the files say of their photographs")
+
+    @property
+    def reading(self) -> Reading:
+        """How to read the files."""
+        return Reading(
+            tuple(self.exclude), not self.no_default_excludes, self.max_pixels, not self.no_exif
+        )
+
+
+@dataclass(frozen=True)
+class SourceOptions(ReadingOptions):
+    """What to take of a source."""
 
     text_field: str | None = option(
         "which field is the text, or several: text,metadata.title", type=not_empty, metavar="F"
@@ -32,20 +65,52 @@ def counts(report: Report, skipped: str) -> dict[str, int]:
         "moved": report.moved,
         "pruned": report.pruned,
         "rejected": len(report.rejected),
-        "ignored": report.ignored,
+        "ignored": sum(report.ignored.values()),
+        "excluded": sum(report.excluded.values()),
         "wordless": report.empty,
+        "with losses": len(report.losses),
     }
 
 
-def in_words(numbers: dict[str, int]) -> str:
-    """Return counts as one line, without zeros."""
-    return ", ".join(f"{n:,} {name}" for name, n in numbers.items() if n or name == "added")
+def in_words(report: Report, skipped: str) -> str:
+    """Return the counts of a report as one line, without zeros."""
+    parts = {"ignored": report.ignored, "excluded": report.excluded}
+    return ", ".join(
+        f"{n:,} {name}{_in_parts(parts.get(name, {}))}"
+        for name, n in counts(report, skipped).items()
+        if n or name == "added"
+    )
 
 
-def rejects_file(report: Report) -> dict[str, Any]:
-    """Return where rejected items are listed, for JSON."""
+def _in_parts(numbers: Mapping[str, int]) -> str:
+    most = sorted(numbers.items(), key=lambda part: (-part[1], part[0]))
+    more = len(most) - PARTS
+    said = [f"{n:,} {name or 'without a suffix'}" for name, n in most[:PARTS]]
+    said += [f"{sum(n for _, n in most[PARTS:]):,} others"] if more > 0 else []
+    return f" ({', '.join(said)})" if said else ""
+
+
+def details(report: Report) -> dict[str, Any]:
+    """Return where rejected items are listed, and what the counts consist of, for JSON."""
     listed = report.rejects_path if report.rejected else None
-    return {"rejects_file": None if listed is None else str(listed)}
+    return {
+        "rejects_file": None if listed is None else str(listed),
+        "ignored_by_suffix": report.ignored,
+        "excluded_by_pattern": report.excluded,
+        "losses": [asdict(loss) for loss in report.losses],
+    }
+
+
+def _grouped(faults: Iterable[tuple[str, str]]) -> list[str]:
+    """Return the commonest rules, each with the first item that breaks it."""
+    items: dict[str, list[str]] = {}
+    for item, rule in faults:
+        items.setdefault(rule, []).append(item)
+    most = sorted(items.items(), key=lambda group: -len(group[1]))[:RULES]
+    return [
+        f"{names[0]!r}{f' and {len(names) - 1:,} more' if names[1:] else ''}: {rule}"
+        for rule, names in most
+    ]
 
 
 def exit_code(report: Report, strict: bool, failure: str) -> int:
@@ -54,10 +119,15 @@ def exit_code(report: Report, strict: bool, failure: str) -> int:
     A refused prune is a failure; with `strict`, leaving anything out is too. `failure` says why
     the command failed as a whole; it is empty if it did not.
     """
+    for said in _grouped((each.item, each.rule) for each in report.rejected):
+        note(f"lexvla: rejected {said}")
     if report.rejected:
-        first = report.rejected[0]
         where = report.rejects_path or "no file, as the index has no directory"
-        note(f"lexvla: rejected {first.item!r}: {first.rule}; all are in {where}")
+        note(f"lexvla: the rejected items are listed in {where}")
+    for said in _grouped((each.item, each.lost) for each in report.losses):
+        note(f"lexvla: read {said}")
+    if raw := sorted(report.ignored.keys() & set(RAW_SUFFIXES)):
+        note(f"lexvla: {', '.join(raw)} are not read: develop them, or export JPEG files")
     if report.prune_refused:
         note(f"lexvla: error: pruned nothing: {report.prune_refused}")
     if report.interrupted:

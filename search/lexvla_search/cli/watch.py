@@ -17,12 +17,12 @@ from lexvla_search.cli.arguments import (
 )
 from lexvla_search.cli.console import INTERRUPTED, note
 from lexvla_search.cli.query import finite
-from lexvla_search.cli.source import counts, exit_code, in_words
+from lexvla_search.cli.source import ReadingOptions, exit_code, in_words
 from lexvla_search.cli.stopping import stopping
 
 
 @dataclass(frozen=True)
-class Options(IndexOptions, ModelOptions):
+class Options(ReadingOptions, IndexOptions, ModelOptions):
     """Which folder to follow, and how soon."""
 
     folder: str = positional("a folder of images", metavar="FOLDER", type=not_empty)
@@ -47,8 +47,9 @@ def run(options: Options) -> int:
             quiet_seconds=options.quiet,
             batch_size=options.batch_size,
             prune_anyway=options.prune_anyway,
+            reading=options.reading,
         ):
-            print(in_words(counts(report, "unchanged")), flush=True)
+            print(in_words(report, "unchanged"), flush=True)
             exit_code(report, strict=False, failure="")  # tells what was left out
     note(f"lexvla: {options.folder} is not watched any more")
     return INTERRUPTED
