@@ -186,6 +186,11 @@ class DualEncoder(model.LexVLA, nn.Module):
         made = normalize(torch.from_numpy(sums).to(own), dim=1)
         return (own * made).sum(1).cpu().numpy()
 
+    @property
+    def text_room(self) -> int:
+        """How many tokens of a text are read, besides those that begin and end it."""
+        return int(self.config.max_text_tokens - self.tokenizer.num_special_tokens_to_add())
+
     def encode_text(
         self,
         texts: Iterable[str],

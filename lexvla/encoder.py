@@ -19,7 +19,8 @@ class Encoder(Protocol):
     """All that `lexvla_indexer` and `lexvla_search` know of a model.
 
     It may also have ``known_words``, a `KnownWords`: other words of a query are then named to the
-    user, and not encoded.
+    user, and not encoded. If it has ``unread(texts)``, which returns the end of each text that is
+    too long for it, the user is told.
 
     Attributes:
         vocabulary: The terms of the lexical columns.

@@ -27,7 +27,7 @@ from lexvla.public_models import load_public, public_type
 from lexvla.regions import Region, region_patches
 from lexvla.sparse_rows import top_codes
 from lexvla.text_normalisation import normalise_text
-from lexvla.tokens import common_prefix, tokenize
+from lexvla.tokens import common_prefix, tokenize, unread
 from lexvla.vocabulary import WORD_START, Vocabulary
 
 __all__ = ["Found", "LexVLA", "Runtime", "check_text", "concat", "is_exported"]
@@ -157,6 +157,15 @@ class LexVLA:
         pieces = self.tokenizer.convert_ids_to_tokens(ids)
         whole = (piece[1:] for piece in pieces if piece.startswith(WORD_START))
         return KnownWords(whole, plurals=True)  # which training phrases texts with
+
+    def unread(self, texts: Sequence[str]) -> list[str]:
+        """Return the end of each text that is too long to be read; empty if all of it is read."""
+        return unread(self.tokenizer, list(texts), self.text_room)
+
+    @property
+    def text_room(self) -> int:
+        """How many tokens of a text are read."""
+        return self.config.max_text_tokens
 
     def encode_text(
         self,

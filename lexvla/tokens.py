@@ -9,7 +9,7 @@ from typing import Any
 from lexvla.errors import ModelError
 from lexvla.text_normalisation import normalise_text
 
-__all__ = ["FastTokenizer", "common_prefix", "tokenize"]
+__all__ = ["FastTokenizer", "common_prefix", "tokenize", "unread"]
 
 
 class FastTokenizer:
@@ -55,14 +55,24 @@ def tokenize(
     """
     if not texts:
         return []
-    texts = [normalise_text(text) for text in texts]
-    cut = []
-    parts = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
-    for text, offsets in zip(texts, parts["offset_mapping"], strict=True):
-        long = len(offsets) > max_text_tokens
-        cut.append(text[: offsets[max_text_tokens - 1][1]] if long else text)
     before, after = prompt.split("{text}")
+    cut = [read for read, _ in _cut(tokenizer, texts, max_text_tokens)]
     return tokenizer([before + text + after for text in cut])["input_ids"]
+
+
+def unread(tokenizer: Any, texts: list[str], max_text_tokens: int) -> list[str]:
+    """Return what `tokenize` cuts off each text, normalised; empty if nothing."""
+    return [rest for _, rest in _cut(tokenizer, texts, max_text_tokens)] if texts else []
+
+
+def _cut(tokenizer: Any, texts: list[str], max_text_tokens: int) -> list[tuple[str, str]]:
+    texts = [normalise_text(text) for text in texts]
+    parts = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
+    ends = [
+        offsets[max_text_tokens - 1][1] if len(offsets) > max_text_tokens else len(text)
+        for text, offsets in zip(texts, parts["offset_mapping"], strict=True)
+    ]
+    return [(text[:end], text[end:].strip()) for text, end in zip(texts, ends, strict=True)]
 
 
 def common_prefix(token_ids: list[list[int]]) -> int:

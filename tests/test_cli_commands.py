@@ -58,6 +58,7 @@ def test_index_and_again(tmp_path: Path, capsys: Capture) -> None:
         "ignored": 0,
         "excluded": 0,
         "wordless": 0,
+        "texts cut": 0,
         "with losses": 0,
         "rejects_file": None,
         "ignored_by_suffix": {},
@@ -115,6 +116,10 @@ def test_search(address: str, capsys: Capture) -> None:
         "ban": [],
         "require": [],
         "filter": None,
+        "similar": {},
+        "sort": [],
+        "facets": [],
+        "after": None,
         "legs": ["lexical"],
         "fusion": "lexical",
         "k": 10,
@@ -124,6 +129,7 @@ def test_search(address: str, capsys: Capture) -> None:
         "min_relevance": None,
         "words": [{"word": "red", "weight": 1.0}],
         "unknown": [],
+        "unread": "",
     }
     assert [hit["id"] for hit in data["hits"]] == ["apple.png", "flag.png"]
     assert data["hits"][0]["explanation"] is None

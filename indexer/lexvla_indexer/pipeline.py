@@ -293,6 +293,7 @@ class _Encoded(NamedTuple):
     documents: list[Document]
     encoding: Encoding | None
     rejects: list[Reject]
+    cut: int
 
 
 @dataclass
@@ -424,7 +425,8 @@ class Ingest:
             self._store(done)
 
     def _store(self, done: _Encoded) -> None:
-        documents, encoding, rejects = done
+        documents, encoding, rejects, cut = done
+        self.report.cut += cut
         if encoding is not None:
 
             def store(rows: Sequence[int]) -> None:
@@ -455,4 +457,6 @@ def _run(encoder: Encoder, batch: list[Loaded]) -> _Encoded:
         else:
             documents += [each.document for each in group]
             parts.append(made)
-    return _Encoded(documents, Encoding.concat(parts) if parts else None, rejects)
+    texts = [document.text for document in documents] if batch[0].image is None else []
+    cut = sum(map(bool, encoder.unread(texts))) if texts and hasattr(encoder, "unread") else 0
+    return _Encoded(documents, Encoding.concat(parts) if parts else None, rejects, cut)

@@ -50,6 +50,7 @@ class Report:
             vectors were kept.
         moved: Files of a folder that were in another place of it before; their vectors were kept.
         empty: Items among the added whose lexical vector is empty; no words find them.
+        cut: Items among the added that were encoded by a text whose end the model does not read.
         ignored: Files of a folder that are not images, by suffix.
         excluded: Files and folders that were left out, by the pattern that excludes them.
         pruned: Documents deleted because their source no longer lists them.
@@ -66,6 +67,7 @@ class Report:
     updated: int = 0
     moved: int = 0
     empty: int = 0
+    cut: int = 0
     ignored: dict[str, int] = field(default_factory=dict)
     excluded: dict[str, int] = field(default_factory=dict)
     pruned: int = 0

@@ -64,6 +64,7 @@ class EncodedQuery:
         words: The words of that row with their weights, heaviest first.
         filter: Which documents may be hits.
         unknown: The words of the text that the encoder does not know.
+        unread: The end of the text, if it is too long for the encoder; otherwise empty.
         text: What to look for in documents' texts, those words included; empty if nothing.
         excluded: Ids that are not hits: the items of ``similar``.
         picture: Names the image that was asked by; empty if there is none.
@@ -77,6 +78,7 @@ class EncodedQuery:
     text: str = ""
     excluded: frozenset[str] = frozenset()
     picture: str = ""
+    unread: str = ""
 
     @property
     def legs(self) -> tuple[Leg, ...]:
@@ -103,11 +105,12 @@ def encode_query(query: Query, encoder: Encoder, stored: Encoding | None = None)
     vocabulary = encoder.vocabulary
     parts: list[Encoding] = []
     unknown: tuple[UnknownWord, ...] = ()
-    told = picture = ""
+    told = picture = unread = ""
     if query.text is not None and query.has_text:
         text, unknown = understood(query.text, encoder)
         if text:
             parts.append(encoder.encode_text([text]))
+            unread = encoder.unread([text])[0] if hasattr(encoder, "unread") else ""
         told = telling(query.text, query.ban)
     if query.image is not None:
         part, picture = _encode_image(query, query.image, encoder)
@@ -126,7 +129,7 @@ def encode_query(query: Query, encoder: Encoder, stored: Encoding | None = None)
     words = [(vocabulary.word(int(lexical.indices[at])), float(lexical.data[at])) for at in order]
     excluded = frozenset(query.similar_weights)
     return EncodedQuery(
-        encoding, words, constraints, query.filter, unknown, told, excluded, picture
+        encoding, words, constraints, query.filter, unknown, told, excluded, picture, unread
     )
 
 

@@ -165,6 +165,7 @@ class QueryRead(TypedDict):
     description: str
     words: list[WeightedWord]
     unknown: list[UnknownWord]
+    unread: str
     legs: list[Leg]
     fusion: str | None
 

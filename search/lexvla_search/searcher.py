@@ -149,6 +149,7 @@ class Answer:
         encode_seconds: How long encoding the query took; the rest is `search_seconds`.
         unknown: The words of the text that the model does not know: only documents' texts were
             searched for them.
+        unread: The end of the text, if the model does not read it; otherwise empty.
     """
 
     hits: list[Hit]
@@ -164,6 +165,7 @@ class Answer:
     encode_seconds: float
     search_seconds: float
     unknown: tuple[UnknownWord, ...] = ()
+    unread: str = ""
 
     def facets_to_dict(self) -> dict[str, schema.CountedFacet]:
         """Return the facets as plain values for JSON."""
@@ -248,6 +250,7 @@ class Searcher:
             encode_seconds=encoded_at - started,
             search_seconds=time.perf_counter() - encoded_at,
             unknown=encoded.unknown,
+            unread=encoded.unread,
         )
 
     def encode(self, query: Query) -> EncodedQuery:

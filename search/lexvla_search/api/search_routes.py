@@ -219,6 +219,7 @@ def _search(
             "description": query.describe(),
             "words": [{"word": word, "weight": weight} for word, weight in words],
             "unknown": [word.to_dict() for word in answer.unknown],
+            "unread": answer.unread,
             "legs": list(answer.legs),
             "fusion": None if answer.fusion is None else str(answer.fusion),
         },

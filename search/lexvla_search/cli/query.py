@@ -151,6 +151,6 @@ def described(query: Query, answer: Answer | None = None) -> dict[str, Any]:
         return data
     words = [{"word": word, "weight": weight} for word, weight in answer.words]
     unknown = [word.to_dict() for word in answer.unknown]
-    read = {"words": words, "unknown": unknown, "legs": list(answer.legs)}
+    read = {"words": words, "unknown": unknown, "unread": answer.unread, "legs": list(answer.legs)}
     fusion = None if answer.fusion is None else str(answer.fusion)
     return {**data, **read, "fusion": fusion}

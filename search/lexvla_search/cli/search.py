@@ -15,7 +15,7 @@ from lexvla_search.cli.console import UsageError, note, one_line, print_columns,
 from lexvla_search.cli.query import QueryOptions, described, finite, located, score_of
 from lexvla_search.fusion import GOOD_MATCH
 from lexvla_search.query import Query
-from lexvla_search.searcher import Hit, Searcher
+from lexvla_search.searcher import Answer, Hit, Searcher
 from lexvla_search.shown_query import shown_query
 from lexvla_search.typed_words import say_unknown
 
@@ -106,8 +106,7 @@ def run(options: Options) -> int:
         }
         print_json({"query": described(query, answer), **found})
         return 0
-    if answer.unknown:
-        note(f"lexvla: {say_unknown(answer.unknown)}")
+    _tell_of_text(answer)
     if answer.good_match is False:
         note(f"lexvla: {NO_GOOD_MATCH}")
     elif not hits:
@@ -126,6 +125,13 @@ def run(options: Options) -> int:
     if answer.next and (query.after or not query.is_scored):
         note(f"lexvla: for more: --after {answer.next}")
     return 0
+
+
+def _tell_of_text(answer: Answer) -> None:
+    if answer.unknown:
+        note(f"lexvla: {say_unknown(answer.unknown)}")
+    if answer.unread:
+        note(f"lexvla: the text is too long: the model does not read {one_line(answer.unread)!r}")
 
 
 def facet_rows(counts: FacetCounts) -> list[tuple[str, str]]:

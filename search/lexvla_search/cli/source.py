@@ -68,6 +68,7 @@ def counts(report: Report, skipped: str) -> dict[str, int]:
         "ignored": sum(report.ignored.values()),
         "excluded": sum(report.excluded.values()),
         "wordless": report.empty,
+        "texts cut": report.cut,
         "with losses": len(report.losses),
     }
 
@@ -126,6 +127,8 @@ def exit_code(report: Report, strict: bool, failure: str) -> int:
         note(f"lexvla: the rejected items are listed in {where}")
     for said in _grouped((each.item, each.lost) for each in report.losses):
         note(f"lexvla: read {said}")
+    if report.cut:
+        note("lexvla: texts cut: the model does not read their ends; shorten or split them")
     if raw := sorted(report.ignored.keys() & set(RAW_SUFFIXES)):
         note(f"lexvla: {', '.join(raw)} are not read: develop them, or export JPEG files")
     if report.prune_refused:
