@@ -90,8 +90,8 @@ class LanguageModel(model.LexVLA, nn.Module):
             device: Device of the model.
             dtype: Type of its weights; by default float32, or bfloat16 if quantised.
             quantization: ``none``, ``int8`` or ``nf4``.
-            vocabulary: File of words, one a line, to keep those that are a single piece; by default
-                all English words among the pieces.
+            vocabulary: File of words, one a line; those that are a single piece are kept. By
+                default the common English words that ship.
             prompt: Prompt for a text; ``{text}`` is its place.
             max_active_dims: The most words of an item.
             max_text_tokens: Largest number of tokens of a text, without the prompt.
@@ -107,7 +107,7 @@ class LanguageModel(model.LexVLA, nn.Module):
         place = backbones.as_device(device)
         usual = torch.float32 if quantization == "none" else torch.bfloat16
         kind = backbones.as_dtype(dtype) or usual
-        if vocabulary is not None and not isinstance(vocabulary, Vocabulary):
+        if not isinstance(vocabulary, Vocabulary):
             vocabulary = read_words(vocabulary)
         where, file = name, Path(name)
         asked: dict[str, Any] = {"revision": revision or "main", "token": token}
@@ -175,7 +175,7 @@ class LanguageModel(model.LexVLA, nn.Module):
         """Encode texts as the words that the model answers the prompt with."""
         windows: list[Encoding] = []
         cache = PrefixCache()
-        with inference(self):
+        with inference(self, None):
             small = batches(texts, batch_size, show_progress_bar, "texts")
             for window in split(small, _WINDOW):
                 chosen = [text for batch in window for text in batch]

@@ -66,7 +66,7 @@ class VisionLanguageModel(LanguageModel):
     ) -> Encoding:
         """Encode images as the words behind them, each with its patch."""
         parts = []
-        with inference(self):
+        with inference(self, None):
             for batch in ahead(
                 self._resized,
                 batches(images, min(batch_size, _BATCH), show_progress_bar, "images"),
@@ -87,7 +87,7 @@ class VisionLanguageModel(LanguageModel):
         """Encode a region of each image by the likeliest words at its patches."""
         parts = []
         pairs = list(zip(images, regions, strict=True))
-        with inference(self):
+        with inference(self, None):
             for batch in ahead(
                 lambda pair: self._region(*pair),
                 batches(pairs, min(batch_size, _BATCH), show_progress_bar, "regions"),
@@ -108,7 +108,7 @@ class VisionLanguageModel(LanguageModel):
     ) -> Encoding:
         """Encode every patch of images by the words at its token."""
         parts = []
-        with inference(self):
+        with inference(self, None):
             for batch in ahead(
                 self._resized,
                 batches(images, min(batch_size, _BATCH), show_progress_bar, "images"),
@@ -123,7 +123,7 @@ class VisionLanguageModel(LanguageModel):
     def heatmaps(self, image: ImageSource, words: Sequence[str | int]) -> np.ndarray:
         """Return log(1 + x) of how far each word's logit is above the patch's mean, or 0."""
         columns = self._columns(words)
-        with inference(self):
+        with inference(self, None):
             logits = self._words_of(self._states([self._resized(image)])[1][0])
             weights = log1p_relu(logits - logits.mean(1, keepdim=True))[:, columns].T
         return weights.cpu().numpy().reshape(-1, *self.patch_grid)
