@@ -99,6 +99,14 @@ def test_a_cosine_is_above_0_and_at_most_1(value: Any) -> None:
         Query(text="red", group_copies=value)
 
 
+def test_grouped_pages_have_no_cursor(tmp_path: Path) -> None:
+    searcher = angled(tmp_path / "i", a=0, b=1, c=60, d=61)
+    answer = searcher.answer(Query(text="0", legs=("dense",), k=1, group_copies=True))
+    assert ([hit.id for hit in answer.hits], answer.next, answer.total) == (["a"], None, 4)
+    with pytest.raises(InputError, match="cannot go with group_copies"):
+        Query(text="0", after="x", group_copies=True)
+
+
 def test_the_command_and_the_server_group_copies(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from lexvla.encoding import Encoding
 from lexvla_indexer.loading import content_of
 
-if TYPE_CHECKING:
-    from lexvla_search.searcher import Hit
-
-__all__ = ["ALIKE", "grouped"]
+__all__ = ["ALIKE", "group_copies"]
 
 # Cosine of stored vectors. A photograph that was compressed, halved or cropped by a twentieth stays
 # above it, and photographs of different things are below 0.8.
@@ -23,18 +19,17 @@ _ROUNDING = 1e-6  # of stored float32 values: equal vectors have a cosine of 1
 _BLOCK = 256
 
 
-def grouped(hits: Sequence[Hit], vectors: Encoding, alike: float) -> list[Hit]:
-    """Return the first hit of each group of copies, with the ids of the others.
+def group_copies(fingerprints: Sequence[str], vectors: Encoding, alike: float) -> list[list[int]]:
+    """Return groups of hits' row numbers, each and all in the order of the hits.
 
-    A hit is a copy of the first one before it that has the same content, or whose dense vector
-    (without dense vectors, its words) has a cosine of at least ``alike`` with its own. Ranks are
-    counted anew. ``vectors`` are those of the hits, row by row.
+    A hit is a copy of a group's first one if both have the same content, by their fingerprints,
+    or if the cosine of their dense vectors (without these, of their words) is at least ``alike``.
     """
+    groups: list[list[int]] = []
     firsts: list[int] = []
-    copies: list[list[str]] = []
     group_of: dict[str, int] = {}  # by content
-    for row, (hit, cosines) in enumerate(zip(hits, _cosines(vectors), strict=True)):
-        content = content_of(hit.document.fingerprint)
+    for row, (fingerprint, cosines) in enumerate(zip(fingerprints, _cosines(vectors), strict=True)):
+        content = content_of(fingerprint)
         group = group_of.get(content) if content else None
         if group is None and firsts:
             nearest = int(cosines[firsts].argmax())
@@ -42,15 +37,11 @@ def grouped(hits: Sequence[Hit], vectors: Encoding, alike: float) -> list[Hit]:
         if group is None:
             group = len(firsts)
             firsts.append(row)
-            copies.append([])
-        else:
-            copies[group].append(hit.id)
+            groups.append([])
+        groups[group].append(row)
         if content:
             group_of.setdefault(content, group)
-    return [
-        replace(hits[row], rank=rank, copies=tuple(ids))
-        for rank, (row, ids) in enumerate(zip(firsts, copies, strict=True), start=1)
-    ]
+    return groups
 
 
 def _cosines(vectors: Encoding) -> Iterator[np.ndarray]:

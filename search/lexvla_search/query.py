@@ -137,7 +137,7 @@ class Query:
         if self.offset:
             raise InputError("after", "cannot go with an offset")
         if self.group_copies:
-            raise InputError("after", "cannot go with group_copies, whose pages go by offset")
+            raise InputError("after", "cannot go with group_copies; use offset")
 
     def _check_listing(self) -> None:
         for name in ("boost", "legs", "fusion", "min_score", "min_relevance"):

@@ -20,7 +20,7 @@ from lexvla_indexer.legs import Leg
 from lexvla_indexer.scope import Scope
 from lexvla_search.admitted import admitted
 from lexvla_search.candidates import Candidates
-from lexvla_search.copies import grouped
+from lexvla_search.copies import group_copies
 from lexvla_search.cursor import Cursor, read_cursor, write_cursor
 from lexvla_search.encoded_query import EncodedQuery, encode_query
 from lexvla_search.explanation import Explanation, LegPart
@@ -266,10 +266,16 @@ class Searcher:
             depth = min(2 * max(depth, end), MAX_HITS)
             deeper = replace(query, group_copies=False, offset=0, k=depth)
             answer = self.answer(deeper, explain=explain)
-            vectors = self.index.vectors([hit.id for hit in answer.hits])
-            hits = grouped(answer.hits, vectors, alike)
-            if len(hits) >= end or len(answer.hits) < depth or depth == MAX_HITS:
-                return replace(answer, hits=hits[query.offset : end], next=None)
+            found = answer.hits
+            vectors = self.index.vectors([hit.id for hit in found])
+            groups = group_copies([hit.document.fingerprint for hit in found], vectors, alike)
+            if len(groups) >= end or len(found) < depth or depth == MAX_HITS:
+                break
+        hits = [
+            replace(found[first], rank=rank, copies=tuple(found[row].id for row in others))
+            for rank, (first, *others) in enumerate(groups, start=1)
+        ]
+        return replace(answer, hits=hits[query.offset : end], next=None)
 
     def explain(self, query: Query, id: str) -> Hit:  # noqa: A002 - the public word for it
         """Return one document's hit with its explanation, found or not.
