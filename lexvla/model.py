@@ -218,7 +218,7 @@ class LexVLA:
         """
         parts = []
         with self._running():
-            for states in self._states(images, batch_size, show_progress_bar):
+            for states in self._states_of(images, batch_size, show_progress_bar):
                 numbers = np.arange(states.shape[1]) - self.config.pool_cls  # CLS has -1
                 parts.append(self._image_rows(states, numbers, max_active_dims))
         return concat(parts, "images")
@@ -285,7 +285,7 @@ class LexVLA:
         """
         parts = []
         with self._running():
-            for states in self._states(images, batch_size, show_progress_bar):
+            for states in self._states_of(images, batch_size, show_progress_bar):
                 for own in self._without_cls(states):
                     rows = self._image_rows(own[:, None], np.zeros(1), max_active_dims)
                     numbers = np.arange(len(own), dtype=np.int16)
@@ -417,7 +417,9 @@ class LexVLA:
     def _kept_ids(self) -> frozenset[int]:
         return frozenset((*(self.vocabulary.token_ids or ()), *range(*self.config.known_tokens)))
 
-    def _states(self, images: Iterable[ImageSource], size: int, bar: bool | None) -> Iterator[Any]:
+    def _states_of(
+        self, images: Iterable[ImageSource], size: int, bar: bool | None
+    ) -> Iterator[Any]:
         for resized in ahead(self._resized, batches(images, size, bar, "images")):
             yield from self._run_images(resized)
 
