@@ -137,7 +137,7 @@ def test_hits_go_into_json(index: Index) -> None:
     data = json.loads(json.dumps(hit.to_dict()))
     assert set(data) == {
         *("id", "score", "relevance", "rank", "lexical", "codes", "dense", "text"),
-        *("document", "explanation"),
+        *("document", "explanation", "copies"),
     }
     assert set(data["document"]) == {"id", "uri", "text", "metadata"}
     assert data["lexical"] == {"score": data["score"], "rank": 1}
