@@ -377,6 +377,7 @@ def test_plain_values() -> None:
         "legs": None,
         "fusion": {"name": "rrf", "constant": 60.0, "weights": None, "depth": 100},
         "k": 3,
+        "group_copies": False,
         "offset": 0,
         "min_score": None,
         "min_relevance": None,
