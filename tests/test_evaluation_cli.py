@@ -16,6 +16,7 @@ from lexvla.errors import InputError
 from lexvla_indexer import Document, open_index
 from lexvla_search import Query, Searcher, cli
 from lexvla_search.evaluation.protocols import DEPTHS, PAIRED, PROTOCOLS, RETRIEVED
+from lexvla_search.evaluation.provenance import run_tag
 from lexvla_search.evaluation.runs import Beforehand, System, cut_queries, retrieve, systems
 from lexvla_search.evaluation.trec import read_run
 from search_fakes import FakeEncoder, unit
@@ -125,7 +126,8 @@ def test_lucene_gives_the_same_figures(
     legs = ("--legs", "lexical", "--measures", "R@1 R@5 RR", "--group", "kind")
     here = figures(capsys, files, *legs)
     there = figures(capsys, {**files, "index": address}, *legs)
-    assert {**there, "index": ""} == {**here, "index": ""}
+    own = {"index": "", "provenance": {}}
+    assert {**there, **own} == {**here, **own}
 
 
 def test_groups_are_those_of_the_right_documents(files: dict[str, str], capsys: Capture) -> None:
@@ -154,7 +156,7 @@ def test_runs_values_and_plots_are_written(
         "snow",
     ]
     first = (tmp_path / "out.lexical.trec").read_text().splitlines()[0]
-    assert first == "q1 Q0 apple 1 0.800000012 lexvla-lexical"
+    assert first == "q1 Q0 apple 1 0.800000012 " + run_tag(FakeEncoder(), "lexical")
     rows = Path(values).read_text().splitlines()
     assert len(rows) == 1 + 3 * 2 * 4
     assert rows[:2] == ["query\tsystem\tmeasure\tvalue", "q1\tlexical\tR@1\t1.0"]
@@ -196,7 +198,7 @@ def test_unknown_ids_and_queries_without_an_answer_are_told_at_once(
     files: dict[str, str], capsys: Capture
 ) -> None:
     Path(files["qrels"]).write_text("q1 0 pear 1\nq2 0 flag 0\nq9 0 snow 1\n")
-    assert evaluate(files) == 1
+    assert evaluate(files, "--strict") == 1
     err = capsys.readouterr().err.splitlines()
     assert [line.removeprefix("lexvla: error: ") for line in err] == [
         f"'{files['qrels']}:1': the index has no document 'pear'",
@@ -205,6 +207,46 @@ def test_unknown_ids_and_queries_without_an_answer_are_told_at_once(
         f"'{files['queries']}:3': the judgements have no relevant document for the query 'q3'",
         f"'{files['queries']}:4': the judgements have no relevant document for the query 'q4'",
     ]
+
+
+def test_what_trec_eval_takes_is_counted_and_told(files: dict[str, str], capsys: Capture) -> None:
+    Path(files["qrels"]).write_text("q1 0 apple 1\nq1 0 pear 1\nq2 0 flag 0\nq9 0 snow 1\n")
+    means = {}
+    for more in ([], ["--complete"]):
+        options = ["--legs", "lexical", "--measures", "R@1", "R@5", "--group", "kind", "--json"]
+        assert evaluate(files, *options, *more) == 0
+        out, err = capsys.readouterr()
+        means[bool(more)] = json.loads(out)["systems"][0]["measures"]
+        told = [line.removeprefix("lexvla: ") for line in err.splitlines()]
+        assert told[:3] == [
+            "1 judgements of documents that the index does not have; "
+            f"the first is '{files['qrels']}:2': the index has no document 'pear'",
+            "1 judgements of queries that are not asked; "
+            f"the first is '{files['qrels']}:4': there is no query 'q9'",
+            "3 queries without a relevant document; the first is "
+            f"'{files['queries']}:2': the judgements have no relevant document for the query 'q2'",
+        ]
+    # q1 finds one of two, q2 has nothing to find, q9 is not asked.
+    assert means == {
+        False: {"R@1": 0.25, "R@5": 0.25},
+        True: {"R@1": pytest.approx(1 / 6), "R@5": pytest.approx(1 / 6)},
+    }
+    Path(files["qrels"]).write_text("q9 0 snow 1\n")
+    assert evaluate(files) == 1
+    assert "has no judgement of any of the queries" in capsys.readouterr().err
+
+
+def test_what_made_a_figure_is_told(files: dict[str, str], capsys: Capture, tmp_path: Path) -> None:
+    run = tmp_path / "out.trec"
+    assert evaluate(files, "--fusion", "rrf", "--run", str(run), "--json") == 0
+    told = json.loads(capsys.readouterr().out)["provenance"]
+    with open_index(files["index"]) as index:
+        assert told["vocabulary_sha256"] == index.vocabulary.sha256
+    assert (told["engine"], told["model"], told["documents"], told["seed"]) == (
+        "embedded", "fake", 4, 0,
+    )  # fmt: skip
+    tag = run.read_text().splitlines()[0].split()[-1]
+    assert tag == f"lexvla-{told['program_version']}-fake-rrf"
 
 
 @pytest.mark.parametrize(

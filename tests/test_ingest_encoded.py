@@ -189,14 +189,14 @@ def test_encode_and_index_give_what_index_gives(
 def test_encode_writes_lines_for_anserini(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder, out = save_pictures(tmp_path / "photos"), tmp_path / "v.jsonl"
+    folder, out = save_pictures(tmp_path / "photos"), tmp_path / "new" / "folder" / "v.jsonl"
     (folder / "bad.png").write_bytes(b"")
     assert cli.main(["encode", str(folder), "--out", str(out)]) == 0
     printed, err = capsys.readouterr()
     assert printed == f"4 added, 1 rejected; the vectors are in {out}\n"
     assert err.rstrip().endswith(f"are listed in {out}.rejected")
-    assert {file.name for file in tmp_path.iterdir()} == {
-        "photos", "v.jsonl", "v.jsonl.rejected", "v.jsonl.vocabulary", "v.jsonl.quantization",
+    assert {file.name for file in out.parent.iterdir()} == {
+        "v.jsonl", "v.jsonl.rejected", "v.jsonl.vocabulary", "v.jsonl.quantization",
     }  # fmt: skip
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     assert [line["id"] for line in lines] == ["apple.png", "flag.png", "lime.png", "snow.png"]

@@ -56,6 +56,7 @@ def run(options: Options) -> int:
     out = Path(options.out)
     if out.suffix not in (_VECTORS, _LINES):
         raise UsageError(f"--out must name a file that ends in {_VECTORS} or {_LINES}")
+    out.parent.mkdir(parents=True, exist_ok=True)
     if Path(options.source).suffix.lower() == _QUERIES:
         return _encode_queries(options, out)
     open_item_source(options.source, options.text_field, options.reading)

@@ -9,10 +9,12 @@ from typing import NamedTuple, TypeVar
 
 from lexvla.errors import GatheredInputError, InputError, UnsupportedError
 from lexvla_indexer import open_index
+from lexvla_indexer.base import Index
 from lexvla_search.cli.arguments import (
     IndexOptions,
     JsonOptions,
     ModelOptions,
+    flag,
     option,
     plot_file,
     positive,
@@ -20,7 +22,8 @@ from lexvla_search.cli.arguments import (
 from lexvla_search.cli.console import UsageError, note, print_json, print_numbers
 from lexvla_search.evaluation.figures import check_plot
 from lexvla_search.evaluation.measures import MEASURES, deepest, parse_measures
-from lexvla_search.evaluation.runs import System, check_judgements, systems
+from lexvla_search.evaluation.provenance import provenance, run_tag
+from lexvla_search.evaluation.runs import System, mismatches, systems
 from lexvla_search.evaluation.search import TIES, SearchFigures, evaluate_search
 from lexvla_search.evaluation.significance import TESTS, Test
 from lexvla_search.evaluation.trec import (
@@ -57,6 +60,8 @@ class Options(IndexOptions, ModelOptions, JsonOptions):
     test: Test = option(f"which significance test ({TESTS[0]})", choices=TESTS, default=TESTS[0])
     per_query: str | None = option("write every value as .tsv", metavar="FILE")
     group: str | None = option("R@1 by a field of the relevant documents", metavar="FIELD")
+    complete: bool = flag("judged queries that are not asked count 0, as by trec_eval -c")
+    strict: bool = flag("fail if queries, judgements and index do not belong together")
     plot: str | None = option("draw recall, as .png or .svg", type=plot_file, metavar="FILE")
 
 
@@ -71,15 +76,18 @@ def run(options: Options) -> int:
     chosen, measures, depth = _plan(options)
     inputs = _read(options)
     with open_index(options.index) as index:
-        try:
-            check_judgements(inputs.queries, inputs.qrels, index)
-        except UnsupportedError as error:
-            note(f"lexvla: cannot check whether the index has the judged documents: {error}")
+        _check(options, inputs, index)
+        judged = inputs.qrels.values
+        if not options.complete:
+            judged = {query: own for query, own in judged.items() if query in inputs.queries.values}
+        if not judged:
+            raise InputError(options.qrels, "has no judgement of any of the queries")
+        model = options.load_model()
         figures = evaluate_search(
-            options.load_model(),
+            model,
             index,
             inputs.queries.values,
-            inputs.qrels.values,
+            judged,
             chosen,
             measures,
             depth,
@@ -89,7 +97,10 @@ def run(options: Options) -> int:
             cut=options.plot is not None,
             show_progress_bar=None,
         )
-    runs = figures.write_runs(options.run) if options.run else {}
+        made_by = provenance(model, index)
+    runs: dict[str, str] = {}
+    if options.run:
+        runs = figures.write_runs(options.run, lambda system: run_tag(model, system))
     if options.per_query:
         figures.write_per_query(options.per_query)
     if options.plot:
@@ -98,7 +109,7 @@ def run(options: Options) -> int:
         data = figures.to_dict()
         for system in data["systems"]:
             system["run"] = runs.get(system["name"])
-        print_json({"index": options.index, **data})
+        print_json({"index": options.index, "provenance": made_by, **data})
         return 0
     print(f"{options.index}: {figures.queries:,} queries, {depth:,} hits of each; {TIES}\n")
     print_numbers(
@@ -152,6 +163,22 @@ def _read(options: Options) -> _Inputs:
     if errors or queries is None or qrels is None:
         raise GatheredInputError(errors)
     return _Inputs(queries, qrels, baseline)
+
+
+def _check(options: Options, inputs: _Inputs, index: Index) -> None:
+    """Count what does not belong together, or with --strict raise it as GatheredInputError."""
+    try:
+        found = mismatches(inputs.queries, inputs.qrels, index)
+    except UnsupportedError as error:
+        note(f"lexvla: cannot check whether the index has the judged documents: {error}")
+        return
+    if found and options.strict:
+        raise GatheredInputError([error for _, error in found])
+    by_kind: dict[str, list[InputError]] = {}
+    for kind, one in found:
+        by_kind.setdefault(kind, []).append(one)
+    for kind, errors in by_kind.items():
+        note(f"lexvla: {len(errors):,} {kind}; the first is {errors[0]}")
 
 
 def _print_significance(figures: SearchFigures) -> None:

@@ -29,9 +29,9 @@ __all__ = [
     "Beforehand",
     "Retrieved",
     "System",
-    "check_judgements",
     "cut_queries",
     "group_queries",
+    "mismatches",
     "retrieve",
     "systems",
 ]
@@ -137,26 +137,28 @@ def systems(legs: Sequence[str] = (), fusions: Sequence[str] = ()) -> list[Syste
     return list(dict.fromkeys(found))
 
 
-def check_judgements(queries: Read[Query], qrels: Read[dict[str, int]], index: Index) -> None:
-    """Check that judgements belong to these queries and this index.
+def mismatches(
+    queries: Read[Query], qrels: Read[dict[str, int]], index: Index
+) -> list[tuple[str, InputError]]:
+    """Return where judgements, queries and index do not belong together: what it is, and the place.
 
-    A `GatheredInputError` names each unknown query and document, and each query without a relevant
-    document, with file and line. `UnsupportedError` if the index cannot tell which ids it has.
+    `UnsupportedError` if the index cannot tell which ids it has.
     """
     documents = list(dict.fromkeys(document for _, document in qrels.where))
     known = index.fingerprints(documents)
-    errors = []
+    found = []
     for (query, document), where in qrels.where.items():
         if query not in queries.values:
-            errors.append(InputError(where, f"there is no query {query!r}"))
+            error = InputError(where, f"there is no query {query!r}")
+            found.append(("judgements of queries that are not asked", error))
         if document not in known:
-            errors.append(InputError(where, f"the index has no document {document!r}"))
+            error = InputError(where, f"the index has no document {document!r}")
+            found.append(("judgements of documents that the index does not have", error))
     for query, where in queries.where.items():
         if not any(relevance > 0 for relevance in qrels.values.get(query, {}).values()):
             rule = f"the judgements have no relevant document for the query {query!r}"
-            errors.append(InputError(where, rule))
-    if errors:
-        raise GatheredInputError(errors)
+            found.append(("queries without a relevant document", InputError(where, rule)))
+    return found
 
 
 def retrieve(
@@ -244,11 +246,11 @@ def group_queries(qrels: Qrels, index: Index, field: str) -> dict[str, list[str]
     names = list(dict.fromkeys(name for row in relevant.values() for name in row))
     values = {
         document.id: _values(document.metadata.get(field))
-        for document in index.fetch(names).documents
+        for document in index.fetch(list(index.fingerprints(names))).documents
     }
     groups: dict[str, list[str]] = {}
     for query, row in relevant.items():
-        for value in dict.fromkeys(value for name in row for value in values[name]):
+        for value in dict.fromkeys(value for name in row for value in values.get(name, ())):
             groups.setdefault(value, []).append(query)
     if not groups:
         raise InputError(field, "no relevant document has this metadata field")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -124,8 +124,8 @@ class SearchFigures:
             },
         }
 
-    def write_runs(self, path: str | Path) -> dict[str, str]:
-        """Write the systems' runs, and return the files by system.
+    def write_runs(self, path: str | Path, tag: Callable[[str], str]) -> dict[str, str]:
+        """Write the systems' runs, and return the files by system; ``tag`` names a system in them.
 
         A single run is written to the path; of several, each file has the system's name before its
         suffix.
@@ -135,7 +135,7 @@ class SearchFigures:
             file = Path(path)
             if len(self.found) > 1:
                 file = file.with_name(f"{file.stem}.{system.tag}{file.suffix}")
-            write_run(file, one.run, f"lexvla-{system.tag}")
+            write_run(file, one.run, tag(system.tag))
             files[system.name] = str(file)
         return files
 

@@ -7,11 +7,21 @@ from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
-__all__ = ["TESTS", "Comparison", "Test", "compare", "holm", "paired_randomisation", "paired_t"]
+__all__ = [
+    "SEED",
+    "TESTS",
+    "Comparison",
+    "Test",
+    "compare",
+    "holm",
+    "paired_randomisation",
+    "paired_t",
+]
 
 Test = Literal["randomisation", "t"]
 TESTS: tuple[Test, ...] = get_args(Test)
 
+SEED = 0
 ROUNDS = 100_000
 _EXACT = 16  # differences whose signs are all tried: 65,536 ways
 
@@ -28,7 +38,7 @@ class Comparison(NamedTuple):
 
 
 def paired_randomisation(
-    first: Sequence[float], second: Sequence[float], rounds: int = ROUNDS, seed: int = 0
+    first: Sequence[float], second: Sequence[float], rounds: int = ROUNDS, seed: int = SEED
 ) -> float:
     """Return the two-sided p of Fisher's paired randomisation test on the difference of means.
 
