@@ -71,7 +71,7 @@ class VisionLanguageModel(LanguageModel):
                 self._resized,
                 batches(images, min(batch_size, _BATCH), show_progress_bar, "images"),
             ):
-                last, patches = self._states(batch)
+                last, patches = self._shown(batch)
                 rows = self._rows(self._words_of(last), max_active_dims)
                 parts += self._placed(rows, patches, np.arange(patches.shape[1]))
         return concat(parts, "images")
@@ -92,7 +92,7 @@ class VisionLanguageModel(LanguageModel):
                 lambda pair: self._region(*pair),
                 batches(pairs, min(batch_size, _BATCH), show_progress_bar, "regions"),
             ):
-                _, patches = self._states([pixels for pixels, _ in batch])
+                _, patches = self._shown([pixels for pixels, _ in batch])
                 for own, (_, numbers) in zip(patches, batch, strict=True):
                     chosen = own[torch.from_numpy(numbers)]
                     rows = self._rows(self._words_of(chosen).amax(0)[None], max_active_dims)
@@ -113,7 +113,7 @@ class VisionLanguageModel(LanguageModel):
                 self._resized,
                 batches(images, min(batch_size, _BATCH), show_progress_bar, "images"),
             ):
-                for own in self._states(batch)[1]:
+                for own in self._shown(batch)[1]:
                     rows = self._rows(self._words_of(own), max_active_dims)
                     numbers = np.arange(len(own), dtype=np.int16)
                     place = np.repeat(numbers, np.diff(rows.lexical.indptr))
@@ -124,7 +124,7 @@ class VisionLanguageModel(LanguageModel):
         """Return log(1 + x) of how far each word's logit is above the patch's mean, or 0."""
         columns = self._columns(words)
         with inference(self, None):
-            logits = self._words_of(self._states([self._resized(image)])[1][0])
+            logits = self._words_of(self._shown([self._resized(image)])[1][0])
             weights = log1p_relu(logits - logits.mean(1, keepdim=True))[:, columns].T
         return weights.cpu().numpy().reshape(-1, *self.patch_grid)
 
@@ -136,7 +136,7 @@ class VisionLanguageModel(LanguageModel):
             parts.append(replace(row, patches=numbers[best.cpu().numpy()].astype(np.int16)))
         return parts
 
-    def _states(self, resized: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
+    def _shown(self, resized: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
         """Return the (B, d) states behind the prompts, and (B, P, d) of the images' tokens."""
         inputs = self._inputs(resized).to(self.device, self.tower.language_model.dtype)
         found = self.tower.language_model.model(**inputs).last_hidden_state

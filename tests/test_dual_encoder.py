@@ -128,6 +128,7 @@ def test_saved_settings_give_the_same(clip: DualEncoder, tmp_path: Path) -> None
     loaded = LexVLA.from_pretrained(tmp_path / "saved")
     assert loaded.name == clip.name
     assert loaded.vocabulary == clip.vocabulary
+    assert loaded.score_weights == {"lexical": 0.1, "dense": 1.0, "text": 0.1}
     for encode, items in (("encode_image", [picture(3)]), ("encode_text", ["a red dog"])):
         mine, yours = getattr(clip, encode)(items), getattr(loaded, encode)(items)
         np.testing.assert_array_equal(mine.lexical.toarray(), yours.lexical.toarray())
@@ -242,7 +243,9 @@ def test_index_and_explained_search(
     words = hits[0]["explanation"]["matches"]
     assert words
     assert {word["word"] for word in words} <= set(WORDS)
-    parts = [part["part"] for part in hits[0]["explanation"]["parts"]]
+    legs = {part["leg"]: part for part in hits[0]["explanation"]["parts"]}
+    assert legs["lexical"]["part"] == pytest.approx(0.1 * legs["lexical"]["score"], abs=1e-6)
+    parts = [part["part"] for part in legs.values()]
     assert sum(parts) == pytest.approx(hits[0]["score"], abs=1e-6)
 
 
