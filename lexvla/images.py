@@ -43,7 +43,7 @@ ImageSource = str | Path | bytes | io.BytesIO | Image.Image | np.ndarray | Tenso
 
 _log = logging.getLogger(__name__)
 
-ENOUGH_SIDE: Final = 1024  # of a picture that a model reads: more than any of them uses
+ENOUGH_SIDE: Final = 640  # of a picture that a model reads: more than any of them uses
 
 
 def open_image(

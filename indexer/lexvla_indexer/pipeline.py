@@ -37,7 +37,7 @@ _REJECTS = "rejected.jsonl"
 # searches take longer over many.
 _COMMIT_SECONDS = 60.0
 _COMMIT_ITEMS = 8192
-_MAX_PIXELS_HELD = 50_000_000  # of a batch; decoded images take 3 bytes a pixel
+_MAX_PIXELS_HELD = 32_000_000  # of a batch; decoded images take 4 bytes a pixel
 _CHUNK = 1024  # ids to look up at once
 
 
