@@ -34,7 +34,7 @@ class Interrupted(FakeEncoder):
         if self.left == 0:
             for _ in range(self.presses):
                 signal.raise_signal(signal.SIGINT)
-                time.sleep(0.3)  # two signals at one moment would be one
+                time.sleep(0.05)  # signals at one moment would be one
         return super().encode_image(images)
 
 
@@ -136,7 +136,7 @@ def test_a_second_ctrl_c_stops_at_once_and_leaves_whole_commits(
     photos, place = pictures(tmp_path / "p", range(20)), str(tmp_path / "i.lex")
     command = ["index", str(photos), "--index", place, "--batch-size", "2"]
     monkeypatch.setattr(pipeline, "_COMMIT_ITEMS", 4)
-    use(monkeypatch, Interrupted(6, 2))
+    use(monkeypatch, Interrupted(6, 200))
     process = FORK.Process(target=cli.main, args=(command,))
     process.start()
     process.join()

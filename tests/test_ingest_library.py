@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -182,6 +183,22 @@ def test_an_unmounted_disk_is_not_pruned(photos: Path, place: Path) -> None:
     assert run(photos, place, prune=True) == {"skipped": 33}
     shutil.rmtree(photos / "disk")  # few, and the folder is gone too: it was deleted
     assert run(photos, place, prune=True) == {"skipped": 30, "pruned": 3}
+
+
+def test_folders_of_any_name_are_relocated_and_missed(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9 100%41")
+    pictures(tmp_path / "old" / name, range(3))
+    place = tmp_path / "i.lex"
+    assert run(tmp_path / "old", place) == {"added": 3}
+    photos = (tmp_path / "old").rename(tmp_path / "new")
+    with new_index(place) as index:
+        relocate(index, photos)
+    picture(photos / "left.png")
+    for path in (photos / name).iterdir():
+        path.unlink()
+    refused = run(photos, place, prune=True)
+    folder = f"{photos.as_uri()}/caf%E9%20100%2541"
+    assert f"3 of them from '{folder}', which has no files" in refused["prune_refused"]
 
 
 def test_a_library_that_is_not_mounted_is_not_pruned(photos: Path, place: Path) -> None:

@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
+from lexvla_indexer.path_ids import path_of_id, text_of_path
+
 __all__ = ["doubt"]
 
 _SHARE = 0.1  # of a source's documents: more than this may not go at once
@@ -18,8 +20,8 @@ def doubt(root: str | None, gone: Collection[str], kept: Collection[str]) -> str
     """Return why deleting documents looks like a mistake; empty if it does not.
 
     ``gone`` and ``kept`` are the ids of a source's documents that it no longer lists, and of what
-    it lists. In a folder, ``root``, ids are paths, and a folder that had documents and has no
-    files now is doubtful too.
+    it lists. In a folder, ``root``, ids are those of `id_of_path`, and a folder that had documents
+    and has no files now is doubtful too.
     """
     if not gone:
         return ""
@@ -29,14 +31,15 @@ def doubt(root: str | None, gone: Collection[str], kept: Collection[str]) -> str
         emptied = _emptied(Path(root), gone, kept)
         if emptied:
             name, count = emptied.most_common(1)[0]
-            folder = str(Path(root, name))
+            folder = text_of_path(Path(root, path_of_id(name)))
             return f"{counts}, {count:,} of them from {folder!r}, which has no files now{_ANYWAY}"
     if len(gone) < _FEWEST or len(gone) <= _SHARE * total:
         return ""
     if root is None:
         return counts + _ANYWAY
     shared = os.path.commonpath([Path(name).parent for name in gone])
-    return f"{counts}, all of them from {str(Path(root, shared))!r}{_ANYWAY}"
+    folder = text_of_path(Path(root, path_of_id(shared)))
+    return f"{counts}, all of them from {folder!r}{_ANYWAY}"
 
 
 def _emptied(root: Path, gone: Iterable[str], kept: Iterable[str]) -> Counter[str]:
@@ -48,7 +51,7 @@ def _emptied(root: Path, gone: Iterable[str], kept: Iterable[str]) -> Counter[st
         dead = next((parent for parent in above if parent not in alive), None)
         if dead is not None:
             lost[dead] += 1
-    return Counter({name: n for name, n in lost.items() if _has_no_files(root / name)})
+    return Counter({name: n for name, n in lost.items() if _has_no_files(root / path_of_id(name))})
 
 
 def _has_no_files(folder: Path) -> bool:

@@ -39,7 +39,7 @@ def relocate(index: Index, new: str | Path, old: str | Path | None = None) -> st
             continue
         found = index.fingerprints(list(islice(ledger.ids(key), _TRIED)))
         uris = [document.uri for document in index.fetch(list(found)).documents if document.uri]
-        if uris and not any(Path(root, uri).exists() for uri in uris):
+        if uris and not any(Path(root, place.path_of(uri)).exists() for uri in uris):
             rule = f"has none of the files of {place.path}, such as {uris[0]}"
             raise InputError(str(new), rule)
     roots.move(was, root)

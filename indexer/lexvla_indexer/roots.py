@@ -35,6 +35,10 @@ class SourcePlace(NamedTuple):
         """The source as one path."""
         return str(Path(self.root, self.name))
 
+    def path_of(self, uri: str) -> Path:
+        """Return the path, from the root, that a uri means: of a folder of images it is an id."""
+        return Path(uri) if self.name else path_of_id(uri)
+
 
 def key_of(place: SourcePlace) -> str:
     """Return a short hash of a source's place."""
@@ -79,8 +83,6 @@ class Roots(Mapping[str, SourcePlace]):
     def locate(self, document: Document, instead: Path | None = None) -> str:
         """Return the path of a document's file, as `text_of_path` writes it.
 
-        It is the uri from the root of the source; of a folder of images, the uri is an id.
-
         If the index has a single root and that is not on this machine, ``instead`` stands for it.
         """
         place = self.get(source_of(document.fingerprint))
@@ -89,8 +91,7 @@ class Roots(Mapping[str, SourcePlace]):
         root = Path(place.root)
         if instead is not None and not root.is_dir():
             root = instead if len({each.root for each in self.values()}) == 1 else root
-        path = Path(document.uri) if place.name else path_of_id(document.uri)
-        return text_of_path(Path(os.path.normpath(root / path)))
+        return text_of_path(Path(os.path.normpath(root / place.path_of(document.uri))))
 
     def enter(self, place: SourcePlace, key: str = "") -> str:
         """Return the key of a source, which is noted if it is new, under ``key`` if that is given.
