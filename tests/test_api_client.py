@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import math
 import threading
@@ -20,15 +21,40 @@ from api_fakes import new_index, png, served
 from api_server import server
 from lexvla.errors import OptionalDependencyError
 from lexvla_search.api import Limits
-from lexvla_search.client import ApiError, Client
+from lexvla_search.client import ApiError, AsyncClient, Client
 from search_fakes import PICTURES
 
 
-@pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+class Waited:
+    """Wait for each answer of an asynchronous client."""
+
+    def __init__(self, client: AsyncClient, runner: asyncio.Runner) -> None:
+        self._client, self._runner = client, runner
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._client, name)
+
+        async def wait(given: Any, options: Any) -> Any:
+            return await method(*given, **options)
+
+        return lambda *given, **options: self._runner.run(wait(given, options))
+
+
+@pytest.fixture(scope="module", params=[Client, AsyncClient])
+def client(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[Any]:
     address = new_index(tmp_path_factory.mktemp("api"))
-    with server(address) as (_, port), Client(f"http://127.0.0.1:{port}") as client:
-        yield client
+    with server(address) as (_, port), asyncio.Runner() as runner:
+        made = request.param(f"http://127.0.0.1:{port}")
+        used = made if isinstance(made, Client) else Waited(made, runner)
+        yield used
+        used.close()
+
+
+def test_both_clients_have_the_same_methods() -> None:
+    names = {name for name in vars(Client) if not name.startswith("_")}
+    assert names == {name for name in vars(AsyncClient) if not name.startswith("_")}
 
 
 def test_the_client_searches_explains_and_encodes(client: Client, tmp_path: Path) -> None:
@@ -54,6 +80,8 @@ def test_the_client_puts_reads_and_deletes(client: Client) -> None:
     assert (made["indexed"], made["rejected"], made["errors"][0]["id"]) == (2, 1, "bad")
     assert client.get(odd)["text"] == "blue"
     assert [word["word"] for word in client.words(odd)] == ["blue"]
+    patched = client.patch(odd, metadata={"n": 1}, text="green")
+    assert (patched["metadata"], patched["encoded_again"]) == ({"n": 1}, True)
     for name in (odd, "p"):
         client.delete(name)
     with pytest.raises(ApiError, match="no document") as caught:
@@ -71,6 +99,8 @@ def test_no_server_is_an_error_of_the_client() -> None:
     with pytest.raises(ApiError) as caught:
         Client("http://127.0.0.1:9").index()
     assert caught.value.status == 0
+    with pytest.raises(ApiError):
+        asyncio.run(AsyncClient("http://127.0.0.1:9").index())
 
 
 class Answers(BaseHTTPRequestHandler):
@@ -121,6 +151,9 @@ def test_a_busy_server_is_asked_again_when_it_says(elsewhere: ThreadingHTTPServe
     Answers.statuses = [(429, {"Retry-After": "0"}), (503, {"Retry-After": "0"}), (200, {})]
     assert Client(url).complete("x") == ["x"]
     assert len(Answers.asked) == 3
+    Answers.asked, Answers.statuses = [], [(429, {"Retry-After": "0"}), (200, {})]
+    assert asyncio.run(AsyncClient(url).complete("x")) == ["x"]
+    assert len(Answers.asked) == 2
     Answers.statuses = [(429, {"Retry-After": "0"})] * 3
     with pytest.raises(ApiError, match="busy"):
         Client(url, retries=1).complete("x")

@@ -1,14 +1,25 @@
-"""A client of the REST API."""
+"""Clients of the REST API, one that waits and one for asyncio."""
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar, cast
 from urllib.parse import quote
 
 from lexvla.errors import LexVLAError, OptionalDependencyError
@@ -18,7 +29,10 @@ if TYPE_CHECKING:
 
     from lexvla_search import schema
 
-__all__ = ["ApiError", "Client"]
+__all__ = ["ApiError", "AsyncClient", "Client"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _RETRIED = (429, 503)
 _LONGEST_PAUSE = 10.0  # seconds between attempts
@@ -37,6 +51,16 @@ class ApiError(LexVLAError):
         super().__init__(f"{title}: {detail}" if detail else str(title))
 
 
+@dataclass(frozen=True)
+class _Call:
+    """A request, and whether to send it again to a server that is busy."""
+
+    method: str
+    path: str
+    given: Mapping[str, Any]
+    retry: bool = True
+
+
 class Client:
     """Talk to a server of ``lexvla serve``. A request that fails raises `ApiError`.
 
@@ -50,58 +74,47 @@ class Client:
     def __init__(
         self, url: str, key: str | None = None, timeout: float = 60.0, retries: int = 5
     ) -> None:
-        try:
-            import httpx2
-        except ModuleNotFoundError as error:
-            raise OptionalDependencyError("httpx2", "serve") from error
-        headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+        httpx2 = _load_httpx()
         self._retries = retries
-        self._failures = httpx2.HTTPError
-        self._http = httpx2.Client(base_url=url, headers=headers, timeout=timeout)
+        self._http = httpx2.Client(base_url=url, headers=_headers(key), timeout=timeout)
 
     def search(
-        self, text: str | None = None, *, image: bytes | str | Path | None = None, **query: Any
+        self, /, text: str | None = None, *, image: bytes | str | Path | None = None, **query: Any
     ) -> schema.SearchAnswer:
         """Find documents by words and an image, given as the bytes or the path of a file.
 
         docs/api.md lists the other settings: ``similar``, ``boost``, ``ban``, ``filter``, ``k``,
         ``sort``, ``facets``, ``after``, ... Weights of ``similar`` may be given by id.
         """
-        answer: schema.SearchAnswer = self._post("/v1/search", _asked(text, query), image)
-        return answer
+        return self._post("/v1/search", _asked(text, query), image, _json)
 
     def search_many(self, queries: Iterable[str | Mapping[str, Any]]) -> list[schema.SearchAnswer]:
         """Answer several queries, each a text or settings as those of `search`."""
         asked = [_asked(q, {}) if isinstance(q, str) else _asked(None, q) for q in queries]
-        made = self._send("POST", "/v1/search/batch", json={"queries": asked}).json()
-        answers: list[schema.SearchAnswer] = made["answers"]
-        return answers
+        given = {"json": {"queries": asked}}
+        return self._send(_Call("POST", "/v1/search/batch", given), _member("answers"))
 
     def explain(
         self,
+        /,
         id: str,  # noqa: A002 - the public word for it
         text: str | None = None,
         *,
         image: bytes | str | Path | None = None,
         **query: Any,
-    ) -> schema.Hit:
+    ) -> schema.ShownHit:
         """Explain one document's score; takes a query as `search` does."""
-        asked = {**_asked(text, query), "id": id}
-        hit: schema.Hit = self._post("/v1/explain", asked, image)["hit"]
-        return hit
+        return self._post("/v1/explain", {**_asked(text, query), "id": id}, image, _member("hit"))
 
     def encode(
-        self, texts: Sequence[str] = (), images: Sequence[bytes] = (), **options: Any
+        self, /, texts: Sequence[str] = (), images: Sequence[bytes] = (), **options: Any
     ) -> list[schema.EncodedItem]:
         """Return the words of texts, or of image files."""
+        given: dict[str, Any] = {"json": {"texts": list(texts), **options}}
         if images:
             parts: list[tuple[str, Any]] = [("query", (None, json.dumps(options)))]
-            parts += [("image", (f"{i}", data)) for i, data in enumerate(images)]
-            made = self._send("POST", "/v1/encode", files=parts).json()
-        else:
-            made = self._send("POST", "/v1/encode", json={"texts": list(texts), **options}).json()
-        items: list[schema.EncodedItem] = made["items"]
-        return items
+            given = {"files": parts + [("image", (f"{i}", data)) for i, data in enumerate(images)]}
+        return self._send(_Call("POST", "/v1/encode", given), _member("items"))
 
     def upsert(self, documents: Iterable[Mapping[str, Any]]) -> schema.UpsertAnswer:
         """Add or replace documents; those counted as indexed are committed.
@@ -111,21 +124,21 @@ class Client:
         optional. A busy server is not asked again, as the stream cannot be sent twice. On failure,
         the `ApiError`'s problem says how many documents are committed.
         """
-
-        def lines() -> Iterator[bytes]:
-            for document in documents:
-                yield json.dumps(_line(document)).encode() + b"\n"
-
+        lines = (json.dumps(_line(document)).encode() + b"\n" for document in documents)
         headers = {"Content-Type": "application/x-ndjson"}
-        answer: schema.UpsertAnswer = self._send(
-            "PUT", "/v1/documents", retry=False, content=lines(), headers=headers
-        ).json()
-        return answer
+        given = {"content": lines, "headers": headers}
+        return self._send(_Call("PUT", "/v1/documents", given, retry=False), _json)
 
-    def get(self, id: str) -> schema.Document:  # noqa: A002 - the public word for it
+    def get(self, id: str) -> schema.ShownDocument:  # noqa: A002 - the public word for it
         """Return what the index keeps of a document."""
-        document: schema.Document = self._send("GET", _path(id)).json()
-        return document
+        return self._send(_Call("GET", _path(id), {}), _json)
+
+    def patch(self, /, id: str, **changes: Any) -> schema.Patched:  # noqa: A002 - the public word
+        """Change a document's ``metadata``, ``text`` or ``uri``; ``None`` removes a value.
+
+        Its vectors stay, unless it was encoded from its text and that changes.
+        """
+        return self._send(_Call("PATCH", _path(id), {"json": changes}), _json)
 
     def documents(
         self,
@@ -137,12 +150,11 @@ class Client:
         """Return a page of all documents, or those of a filter; ``after`` takes a ``next``."""
         given = {"filter": filter, "sort": list(sort), "limit": limit, "after": after}
         params = {name: value for name, value in given.items() if value is not None}
-        page: schema.DocumentList = self._send("GET", "/v1/documents", params=params).json()
-        return page
+        return self._send(_Call("GET", "/v1/documents", {"params": params}), _json)
 
     def delete(self, id: str) -> None:  # noqa: A002 - the public word for it
         """Delete a document."""
-        self._send("DELETE", _path(id))
+        return self._send(_Call("DELETE", _path(id), {}), lambda response: None)
 
     def words(
         self,
@@ -151,27 +163,24 @@ class Client:
     ) -> list[schema.Word]:
         """Return a document's strongest words, by default as many as a ban looks at."""
         params = {} if top_k is None else {"top_k": top_k}
-        answer = self._send("GET", f"{_path(id)}/words", params=params).json()
-        words: list[schema.Word] = answer["words"]
-        return words
+        return self._send(_Call("GET", f"{_path(id)}/words", {"params": params}), _member("words"))
 
     def image(self, id: str, size: int = 512) -> bytes:  # noqa: A002 - the public word for it
         """Return a document's picture as JPEG, its longer side at most `size` pixels."""
-        return self._send("GET", f"{_path(id)}/image", params={"size": size}).content
+        return self._send(_Call("GET", f"{_path(id)}/image", {"params": {"size": size}}), _content)
 
     def heatmap(self, id: str, word: str) -> bytes:  # noqa: A002 - the public word for it
         """Return where a word was read from, as PNG."""
-        return self._send("GET", f"{_path(id)}/heatmap/{quote(word, safe='')}").content
+        return self._send(_Call("GET", f"{_path(id)}/heatmap/{quote(word, safe='')}", {}), _content)
 
     def complete(self, prefix: str) -> list[str]:
         """Return words of the vocabulary with this prefix."""
-        words: list[str] = self._send("GET", "/v1/words", params={"prefix": prefix}).json()["words"]
-        return words
+        params = {"params": {"prefix": prefix}}
+        return self._send(_Call("GET", "/v1/words", params), _member("words"))
 
     def index(self) -> schema.Facts:
         """Return what is served."""
-        facts: schema.Facts = self._send("GET", "/v1/index").json()
-        return facts
+        return self._send(_Call("GET", "/v1/index", {}), _json)
 
     def close(self) -> None:
         """Close the connections."""
@@ -188,26 +197,130 @@ class Client:
     ) -> None:
         self.close()
 
-    def _post(self, path: str, asked: Mapping[str, Any], image: bytes | str | Path | None) -> Any:
-        if image is None:
-            return self._send("POST", path, json=asked).json()
-        data = image if isinstance(image, bytes) else Path(image).read_bytes()
-        parts = {"query": (None, json.dumps(asked)), "image": ("image", data)}
-        return self._send("POST", path, files=parts).json()
+    def _post(
+        self,
+        path: str,
+        asked: Mapping[str, Any],
+        image: bytes | str | Path | None,
+        read: Callable[[httpx2.Response], T],
+    ) -> T:
+        given: dict[str, Any] = {"json": asked}
+        if image is not None:
+            data = image if isinstance(image, bytes) else Path(image).read_bytes()
+            given = {"files": {"query": (None, json.dumps(asked)), "image": ("image", data)}}
+        return self._send(_Call("POST", path, given), read)
 
-    def _send(self, method: str, path: str, retry: bool = True, **given: Any) -> httpx2.Response:
-        for attempt in range(self._retries + 1):
-            try:
-                response = self._http.request(method, path, **given)
-            except self._failures as error:
-                problem = {"title": "The server does not answer", "detail": str(error)}
-                raise ApiError(0, problem) from error
-            if response.is_success:
-                return response
-            if not retry or response.status_code not in _RETRIED or attempt == self._retries:
+    def _send(self, call: _Call, read: Callable[[httpx2.Response], T]) -> T:
+        for left in range(self._retries, -1, -1):
+            with _answering():
+                response = self._http.request(call.method, call.path, **call.given)
+            if (pause := _pause(call, response, left)) is None:
                 break
-            time.sleep(_pause(response))
-        raise ApiError(response.status_code, _problem(response))
+            time.sleep(pause)
+        return read(response)
+
+
+def _awaited(
+    method: Callable[Concatenate[Client, P], T],
+) -> Callable[Concatenate[AsyncClient, P], Awaitable[T]]:
+    """Return a method of `Client` for an `AsyncClient`: all end in what `_send` returns."""
+    return cast(Any, method)
+
+
+class AsyncClient:
+    """Talk to a server from coroutines; arguments, methods and errors are those of `Client`.
+
+    Reading a file given as an image, or the next document of an upsert, blocks the loop.
+    """
+
+    def __init__(
+        self, url: str, key: str | None = None, timeout: float = 60.0, retries: int = 5
+    ) -> None:
+        httpx2 = _load_httpx()
+        self._retries = retries
+        self._http = httpx2.AsyncClient(base_url=url, headers=_headers(key), timeout=timeout)
+
+    search = _awaited(Client.search)
+    search_many = _awaited(Client.search_many)
+    explain = _awaited(Client.explain)
+    encode = _awaited(Client.encode)
+    upsert = _awaited(Client.upsert)
+    get = _awaited(Client.get)
+    documents = _awaited(Client.documents)
+    patch = _awaited(Client.patch)
+    delete = _awaited(Client.delete)
+    words = _awaited(Client.words)
+    image = _awaited(Client.image)
+    heatmap = _awaited(Client.heatmap)
+    complete = _awaited(Client.complete)
+    index = _awaited(Client.index)
+    _post = _awaited(Client._post)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def _send(self, call: _Call, read: Callable[[httpx2.Response], T]) -> T:
+        given = dict(call.given)
+        if "content" in given:
+            given["content"] = _in_turns(given["content"])
+        for left in range(self._retries, -1, -1):
+            with _answering():
+                response = await self._http.request(call.method, call.path, **given)
+            if (pause := _pause(call, response, left)) is None:
+                break
+            await asyncio.sleep(pause)
+        return read(response)
+
+
+async def _in_turns(lines: Iterable[bytes]) -> AsyncIterator[bytes]:
+    for line in lines:
+        yield line
+
+
+def _load_httpx() -> Any:
+    try:
+        import httpx2
+    except ModuleNotFoundError as error:
+        raise OptionalDependencyError("httpx2", "serve") from error
+    return httpx2
+
+
+def _headers(key: str | None) -> dict[str, str]:
+    return {} if key is None else {"Authorization": f"Bearer {key}"}
+
+
+@contextmanager
+def _answering() -> Iterator[None]:
+    failures = _load_httpx().HTTPError
+    try:
+        yield
+    except failures as error:
+        problem = {"title": "The server does not answer", "detail": str(error)}
+        raise ApiError(0, problem) from error
+
+
+def _json(response: httpx2.Response) -> Any:
+    return response.json()
+
+
+def _content(response: httpx2.Response) -> bytes:
+    return response.content
+
+
+def _member(name: str) -> Callable[[httpx2.Response], Any]:
+    return lambda response: response.json()[name]
 
 
 def _asked(text: str | None, query: Mapping[str, Any]) -> dict[str, Any]:
@@ -230,7 +343,12 @@ def _line(document: Mapping[str, Any]) -> dict[str, Any]:
     return {**document, "image": base64.b64encode(image).decode()}
 
 
-def _pause(response: httpx2.Response) -> float:
+def _pause(call: _Call, response: httpx2.Response, left: int) -> float | None:
+    """Return seconds to wait before another try; ``None`` if there is an answer to read."""
+    if response.is_success:
+        return None
+    if not (call.retry and left and response.status_code in _RETRIED):
+        raise ApiError(response.status_code, _problem(response))
     named = response.headers.get("retry-after", "1")
     return min(float(named) if named.isdecimal() else 1.0, _LONGEST_PAUSE)
 

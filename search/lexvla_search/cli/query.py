@@ -20,6 +20,7 @@ from lexvla_search.searcher import Answer, Hit
 
 if TYPE_CHECKING:
     from lexvla import LexVLA
+    from lexvla_search.cli.remote import RemoteAnswer
 
 
 def finite(text: str) -> float:
@@ -144,7 +145,7 @@ def located(hits: Iterable[Hit], index: Index) -> list[Hit]:
     ]
 
 
-def described(query: Query, answer: Answer | None = None) -> dict[str, Any]:
+def described(query: Query, answer: Answer | RemoteAnswer | None = None) -> dict[str, Any]:
     """Return a query as JSON values, and, given its answer, how it was understood."""
     data = {"description": query.describe(), **query.to_dict()}
     if answer is None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from lexvla.errors import InputError
 from lexvla_indexer import open_index
 from lexvla_indexer.facets import Facet, FacetCounts, Range
 from lexvla_indexer.filters import Value
-from lexvla_search.cli.arguments import IndexOptions, JsonOptions, flag, option, positive
+from lexvla_search.cli.arguments import IndexOptions, JsonOptions, flag, not_empty, option, positive
 from lexvla_search.cli.console import UsageError, note, one_line, print_columns, print_json
 from lexvla_search.cli.query import QueryOptions, described, finite, located, score_of
+from lexvla_search.cli.remote import RemoteAnswer, ask
 from lexvla_search.fusion import GOOD_MATCH
 from lexvla_search.query import Query
 from lexvla_search.searcher import Answer, Hit, Searcher
@@ -47,6 +49,11 @@ def _facet(text: str) -> Facet:
 class Options(QueryOptions, IndexOptions, JsonOptions):
     """What to look for, and which hits to return."""
 
+    index: str = option("where the index is, such as photos.lex", type=not_empty, metavar="ADDRESS")
+    server: str | None = option("... or ask a server of lexvla serve", metavar="URL")
+    key: str | None = option(
+        "the server's key (default: $LEXVLA_KEY)", default=os.environ.get("LEXVLA_KEY")
+    )
     k: int = option("how many hits (10)", type=positive, default=10, metavar="N")
     offset: int = option("skip the first N hits", type=_offset, default=0, metavar="N")
     min_score: float | None = option("leave out lower scores", type=finite, metavar="S")
@@ -87,6 +94,10 @@ def run(options: Options) -> int:
     )
     if options.named and not options.show_query:
         raise UsageError("--named goes with --show-query")
+    if options.server is not None:
+        return _report(options, query, _ask(options, query))
+    if not options.index:
+        raise UsageError("give --index ADDRESS or --server URL")
     with open_index(options.index) as source:
         searcher = Searcher(options.encoder(), source)
         if options.show_query:
@@ -94,6 +105,18 @@ def run(options: Options) -> int:
         # People always see the strongest words; JSON has the explanation on request.
         answer = searcher.answer(query, explain=options.explain or not options.json)
         hits = located(answer.hits, source)
+    return _report(options, query, replace(answer, hits=hits))
+
+
+def _ask(options: Options, query: Query) -> RemoteAnswer:
+    for name in ("index", "model", "no_model", "show_query"):
+        if getattr(options, name):
+            raise UsageError(f"--{name.replace('_', '-')} does not go with --server")
+    return ask(options.server or "", options.key, query, options.explain or not options.json)
+
+
+def _report(options: Options, query: Query, answer: Answer | RemoteAnswer) -> int:
+    hits = answer.hits
     if options.json:
         hit_data = [hit.to_dict() for hit in hits]
         found = {
@@ -127,7 +150,7 @@ def run(options: Options) -> int:
     return 0
 
 
-def _tell_of_text(answer: Answer) -> None:
+def _tell_of_text(answer: Answer | RemoteAnswer) -> None:
     if answer.unknown:
         note(f"lexvla: {say_unknown(answer.unknown)}")
     if answer.unread:
