@@ -150,9 +150,11 @@ def test_a_server_that_is_down():
 
 
 def test_a_server_that_does_not_answer_in_time(address, proxy, monkeypatch):
+    with ElasticIndex(address, True, VOCABULARY):
+        pass  # that may take longer
     monkeypatch.setattr(connection, "_TIMEOUT", 0.2)
     waiting = threading.Event()
-    with ElasticIndex(address, True, VOCABULARY) as index:
+    with ElasticIndex(address) as index:
         proxy.spoil = lambda _: waiting.wait(10) and None
         try:
             told(EngineUnavailableError, "timed out", index.count)
@@ -164,7 +166,7 @@ def test_a_server_that_does_not_answer_in_time(address, proxy, monkeypatch):
 
 # What is asked for, and how often the answer to that is lost: the client tries three times.
 LOST = [
-    *(("PUT /lexvla", 1), ("PUT /lexvla", 3), ("_doc", 3), ("_mapping", 1), ("_mapping", 3)),
+    *(("PUT /lexvla", 1), ("PUT /lexvla", 3), ("_mapping", 1), ("_mapping", 3)),
     *(("_bulk", 1), ("_bulk", 3), ("_refresh", 3), ("_settings", 1), ("_settings", 3)),
     *(("_aliases", 1), ("_aliases", 3)),
 ]
@@ -201,7 +203,10 @@ def test_answers_that_are_lost(asked, lost, proxy, address):
             load(new, rebuild)
         except EngineUnavailableError:
             left[0] = 0
-            assert held() in (old, new)
+            try:
+                assert held() in (old, new)
+            except IndexCorruptError:  # nothing was made yet
+                assert old == []
             load(new, rebuild)
         left[0] = 0
         assert held() == new
@@ -287,7 +292,7 @@ def test_a_disk_that_is_full(index, address):
 def test_an_index_that_is_closed_or_gone(index, address):
     name = index._store.index
     index._client.indices.close(index=name)
-    for ask in (*operations(index)[:-2], lambda: open_index(address)):
+    for ask in operations(index)[:-2]:
         told(LexVLAError, "closed", ask)
     index._client.indices.open(index=name)
     index._client.indices.delete(index=name)

@@ -83,6 +83,12 @@ class Refused(NamedTuple):
     status: int
     reason: str
 
+    @property
+    def may_pass(self) -> bool:
+        """Whether it may be taken at the next try."""
+        # A document with a new metadata field waits for the mapping to have it.
+        return self.status == UNAVAILABLE or "dynamic mapping update" in self.reason
+
 
 class Writer:
     """Change the index that a store has found. For one thread at a time.
@@ -230,7 +236,7 @@ class Writer:
 
         for pause in PAUSES:
             refused = patiently(send)
-            if not any(each.status == UNAVAILABLE for each in refused):
+            if not any(each.may_pass for each in refused):
                 return refused
             # The shards of a server that just started come up later than the server.
             time.sleep(pause)
