@@ -39,7 +39,7 @@ DEPTH = 10
 
 def head_noun(label: str) -> str:
     """Return the noun that an English label is about: "cup" of "cup with straw"."""
-    before = re.split(r" (?:with|of|on|in|and|at) |[:,(]", label.lower())[0]
+    before = re.split(r" (?:with|of|on|in|and|at|behind|showing|without) |[:,(]", label.lower())[0]
     return before.split()[-1].strip("\u201c\u201d'")
 
 
