@@ -27,6 +27,7 @@ __all__ = [
     "listed_fields",
     "number_of",
     "span",
+    "starts_of_values",
     "terms_equal",
     "terms_of",
     "terms_of_field",
@@ -83,6 +84,14 @@ def _escaped(text: str) -> str:
 def terms_of_field(field: str) -> list[str]:
     """Return the terms of which a document has one if it has the field."""
     return [f"{_escaped(field)}{_OF}{kind}" for kind in ("S", "N", "b0", "b1")]
+
+
+def starts_of_values(field: str) -> list[str]:
+    """Return what terms start with of which a document has one if the field has a value.
+
+    An empty list is none.
+    """
+    return [f"{_escaped(field)}{_OF}{kind}" for kind in "slnb"]
 
 
 def listed_fields(next_term: Callable[[str], str | None]) -> Iterator[str]:

@@ -12,13 +12,23 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lexvla.errors import UnsupportedError
-from lexvla_indexer.elastic.layout import ID
+from lexvla_indexer.elastic.layout import FILTER, ID
 from lexvla_indexer.facets import Facet, FacetCounts, Range
+from lexvla_indexer.filter_terms import starts_of_values
 from lexvla_indexer.filters import And, Comparison, Filter, Value
 from lexvla_indexer.listing import Order, Position
 from lexvla_indexer.sort_keys import key_of
 
-__all__ = ["after_of", "counted", "facet_body", "number_range", "position_of", "sort_of"]
+__all__ = [
+    "after_of",
+    "counted",
+    "facet_body",
+    "has_value",
+    "names_of",
+    "number_range",
+    "position_of",
+    "sort_of",
+]
 
 Json = dict[str, Any]
 
@@ -26,14 +36,26 @@ _KINDS = ("boolean", "double", "keyword")  # in the order of their values
 _COUNTED = 50_000  # values that each shard counts, of which the best are taken
 
 
+def names_of(field: str) -> list[str]:
+    """Return the names of a metadata field's typed fields."""
+    return [f"{kind}.{field}" for kind in _KINDS]
+
+
+def has_value(field: str) -> Json:
+    """Return a query for documents with a value of a metadata field, of whatever type."""
+    any_of = [{"prefix": {FILTER: start}} for start in starts_of_values(field)]
+    return {"bool": {"should": any_of, "minimum_should_match": 1}}
+
+
 def sort_of(order: Sequence[Order]) -> list[Json]:
     """Return what to sort by: several fields for each, as it may have values of each type."""
     made: list[Json] = []
     for field, descending in order:
         direction = "desc" if descending else "asc"
-        for kind in reversed(_KINDS) if descending else _KINDS:
+        pairs = list(zip(_KINDS, names_of(field), strict=True))
+        for kind, name in reversed(pairs) if descending else pairs:
             rules = {"order": direction, "missing": "_last", "unmapped_type": kind}
-            made.append({f"{kind}.{field}": rules})
+            made.append({name: rules})
     return [*made, {ID: "asc"}]
 
 
@@ -57,7 +79,7 @@ def after_of(position: Position) -> list[Any]:
 
 def facet_body(facet: Facet, ranges: Sequence[Json]) -> Json:
     """Return the aggregations that count a field; ``ranges`` are queries for its ranges."""
-    fields = {kind: f"{kind}.{facet.field}" for kind in _KINDS}
+    fields = dict(zip(_KINDS, names_of(facet.field), strict=True))
     absent = [{"exists": {"field": field}} for field in fields.values()]
     made: Json = {"missing": {"filter": {"bool": {"must_not": absent}}}}
     if facet.ranges is not None:

@@ -32,6 +32,8 @@ from lexvla_indexer.elastic.listings import (
     after_of,
     counted,
     facet_body,
+    has_value,
+    names_of,
     number_range,
     position_of,
     sort_of,
@@ -49,7 +51,7 @@ from lexvla_indexer.elastic.selection import any_of, selection
 from lexvla_indexer.elastic.stored_vectors import STORED, incomplete, rows_of
 from lexvla_indexer.facets import Facet, FacetCounts, Range
 from lexvla_indexer.filter_terms import listed_fields, terms_of_field, typed_term
-from lexvla_indexer.filters import Comparison, Filter, check_fields
+from lexvla_indexer.filters import ATTRIBUTES, Comparison, Filter, check_fields
 from lexvla_indexer.known_fields import check_known
 from lexvla_indexer.legs import Leg, VectorLeg, check_asked, widths_of
 from lexvla_indexer.listing import Listed, Order, Position
@@ -332,10 +334,20 @@ class Reader:
         return selection(number_range(field, limits), self._matching)
 
     def _check_typed(self, fields: Sequence[str], purpose: str) -> None:
+        """Refuse fields that no document has, or that the server has no typed field of."""
         check_known(fields, purpose, self._has_field, self._fields)
+        typed = [name for field in fields for name in names_of(field)]
+        with elastic_errors(self._address):
+            known = (
+                self._client.field_caps(index=self.index, fields=typed)["fields"] if typed else {}
+            )
         for field in fields:
-            if not field.strip():
-                rule = f"has no field of a blank name to {purpose}"
+            if not known.keys().isdisjoint(names_of(field)):
+                continue
+            if field in ATTRIBUTES:  # each document has its own, which is no metadata
+                check_known([field], purpose, lambda _: False, self._fields)
+            elif self._count(has_value(field)):
+                rule = f"has no typed field of {field!r} to {purpose}: see its documentation"
                 raise UnsupportedError(f"{self._address}: {rule}")
 
     def _scoped(self, scope: Scope) -> Json:

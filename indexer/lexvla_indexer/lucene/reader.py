@@ -23,7 +23,7 @@ from lexvla_indexer.columns import Column, count_facet, in_order, position_of
 from lexvla_indexer.durable import total_bytes
 from lexvla_indexer.facets import Facet, FacetCounts
 from lexvla_indexer.filter_terms import listed_fields, terms_of_field
-from lexvla_indexer.filters import Filter, check_fields
+from lexvla_indexer.filters import ATTRIBUTES, Filter, check_fields
 from lexvla_indexer.impacts import ImpactQuantizer
 from lexvla_indexer.known_fields import check_known
 from lexvla_indexer.legs import VectorLeg, check_asked
@@ -169,9 +169,8 @@ class Reader:
     ) -> Listed:
         """Return documents in order; see `Index.list_documents`."""
         self.ours()
-        check_known((order.field for order in sort), "sort by", self._has_field, self._fields)
         rows = self._chosen_rows(scope)
-        ids, columns = self._columns_of([order.field for order in sort])
+        ids, columns = self._columns_of([order.field for order in sort], "sort by")
         by = [(c, order.descending) for c, order in zip(columns, sort, strict=True)]
         found = in_order(rows, ids, by, limit, after).tolist()
         places = self._places_of([str(ids.key_at(row, False)) for row in found])
@@ -186,11 +185,10 @@ class Reader:
     def facets(self, facets: Sequence[Facet], scope: Scope) -> dict[str, FacetCounts]:
         """Count values; see `Index.facets`."""
         self.ours()
-        fields = [facet.field for facet in facets]
-        check_known(fields, "count by", self._has_field, self._fields)
         chosen = np.zeros(self.rows, bool)
         chosen[self._chosen_rows(scope)] = True
-        pairs = zip(facets, self._columns_of(fields)[1], strict=True)
+        _, columns = self._columns_of([facet.field for facet in facets], "count by")
+        pairs = zip(facets, columns, strict=True)
         return {facet.field: count_facet(facet, column, chosen) for facet, column in pairs}
 
     def _scoped(self, scope: Scope) -> Any:
@@ -202,8 +200,16 @@ class Reader:
         hits = self._run(self._scoped(scope), self._by_number, max(self.rows, 1), _ALL)
         return np.fromiter((hit["doc"] for hit in hits), np.int64, len(hits))
 
-    def _columns_of(self, fields: Sequence[str]) -> tuple[Column, list[Column]]:
+    def _columns_of(self, fields: Sequence[str], purpose: str) -> tuple[Column, list[Column]]:
         """Return the column of the ids, whose keys are the ids, and those of these fields."""
+        check_known(fields, purpose, self._has_field, self._fields)
+        ids, columns = self._read_once(fields)
+        for field, column in zip(fields, columns, strict=True):
+            if field in ATTRIBUTES and not column.keys:  # a document's own is no metadata
+                check_known([field], purpose, lambda _: False, self._fields)
+        return ids, columns
+
+    def _read_once(self, fields: Sequence[str]) -> tuple[Column, list[Column]]:
         with self._reading:
             new = [field for field in dict.fromkeys(fields) if field not in self._columns]
             if new or self._ids is None:
