@@ -68,11 +68,10 @@ def watching(photos: Path, place: Path, **options: Any) -> Iterator[list[Report]
 
 
 def state(place: Path) -> dict[str, Any]:
-    """Return all documents with their vectors."""
+    """Return all documents with their vectors, of one commit."""
     with EmbeddedIndex(place) as index:
         names = index.search(ColourEncoder().encode_text(["red green blue"]), k=1000)[0].ids
         documents, rows = index.fetch(sorted(names))
-        assert len(documents) == index.count()
         return {
             document.id: (document, row.lexical.toarray().tolist())
             for document, row in zip(documents, rows, strict=True)
