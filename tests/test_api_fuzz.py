@@ -12,6 +12,7 @@ import pytest
 pytest.importorskip("fastapi", reason="needs the server: pip install 'lexvla[serve]'")
 pytest.importorskip("schemathesis", reason="needs schemathesis: pip install 'lexvla[dev]'")
 
+import jsonschema_rs
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 from schemathesis import GenerationMode
@@ -86,11 +87,19 @@ def test_requests_made_from_the_description(
     cases = described[path][method].as_strategy(generation_mode=mode)
     # A bad line of an upsert is told of in the answer, and does not fail the others.
     checks = [c for c in CHECKS if method != "PUT" or c is not negative_data_rejection]
+    content = described.raw_schema["paths"][path][method.lower()].get("requestBody", {})
+    schema = content.get("content", {}).get("application/json", {}).get("schema", {})
+    body = jsonschema_rs.validator_for({**schema, "components": described.raw_schema["components"]})
 
     @settings(max_examples=40, suppress_health_check=list(HealthCheck))
     @given(case=cases)
     def check(case: Any) -> None:
-        case.call_and_validate(checks=checks)
+        # A value that breaks one choice of several may keep to another, and is no violation.
+        is_json = method == "POST" and case.media_type == "application/json"
+        allowed = is_json and isinstance(case.body, dict) and body.is_valid(case.body)
+        case.call_and_validate(
+            checks=[c for c in checks if not (allowed and c is negative_data_rejection)]
+        )
 
     check()
 
