@@ -349,6 +349,13 @@ def test_no_hits_and_unknown_words_say_what_to_do(page: Page) -> None:
     assert len(page.ids()) == 13 and page.text("#message") == ""
 
 
+def test_the_end_of_a_text_that_is_too_long_is_named(page: Page) -> None:
+    page.open("?q=" + "red+" * 250 + "blue")
+    assert page.text("#unknown") == "The text is too long: its end, “blue”, is not read."
+    page.search("red")
+    assert page.text("#unknown") == ""
+
+
 def test_unknown_words_are_named_and_a_click_asks_for_what_was_meant(page: Page) -> None:
     page.open("?q=a+zebra")
     assert page.ids() == [] and page.text("#status") == "No hits."

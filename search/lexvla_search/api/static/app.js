@@ -124,7 +124,7 @@ function fail(problem, tries) {
 
 function showAnswer({ query: asked, hits, ...answer }, asks) {
   showAsked(asked.words.slice(0, ASKED_WORDS));
-  showUnknown(asked.unknown, actions);
+  showUnknown(asked.unknown, asked.unread, actions);
   const open = detail.id();
   byId("hits").replaceChildren(...hits.map((hit) => card(hit, openDetail, actions)));
   showMoreFrom(answer.next);
@@ -175,7 +175,7 @@ function clearHits() {
   hideExamples();
   showFacets({}, state, actions);
   byId("asked").hidden = true;
-  showUnknown([], actions);
+  showUnknown([], "", actions);
   byId("results").removeAttribute("aria-busy");
   detail.hide();
 }

@@ -18,8 +18,9 @@ export function say(text) {
   byId("status").textContent = text;
 }
 
-// A line for each word that is not known; a click on another word asks for that instead.
-export function showUnknown(unknown, actions) {
+// A line for each word that is not known; a click on another word asks for that instead. One more
+// for the end of a text that the model does not read.
+export function showUnknown(unknown, unread, actions) {
   const lines = unknown.map(({ word, nearest }) => {
     const others = nearest.map((other) => {
       const on = { click: () => actions.other(word, other) };
@@ -30,6 +31,7 @@ export function showUnknown(unknown, actions) {
     const asked = others.length ? [" Did you mean ", ...listed, "?"] : [];
     return element("p", {}, `No such word: ${word}.`, ...asked);
   });
+  if (unread) lines.push(element("p", {}, `The text is too long: its end, “${unread}”, is not read.`));
   byId("unknown").replaceChildren(...lines);
 }
 
