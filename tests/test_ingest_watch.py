@@ -177,7 +177,7 @@ def test_what_cannot_be_watched_is_refused(tmp_path: Path, monkeypatch: pytest.M
         next(watch_folder(path, lambda: new_index(tmp_path / "i"), ColourEncoder(), stop))
 
     stop = threading.Event()
-    with pytest.raises(InputError, match="is no folder"):
+    with pytest.raises(InputError, match="is not a folder"):
         watch(picture(tmp_path / "a.png"))
     monkeypatch.setitem(__import__("sys").modules, "watchfiles", None)
     with pytest.raises(OptionalDependencyError, match=r"lexvla\[watch\]"):

@@ -187,7 +187,7 @@ def test_a_parquet_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="has no column id"):
         open_item_source(parquet_file(tmp_path, name=["a"]))
     (tmp_path / "items.parquet").write_bytes(b"PAR1 and nothing more")
-    with pytest.raises(InputError, match="is no readable parquet file"):
+    with pytest.raises(InputError, match="is not a readable parquet file"):
         open_item_source(tmp_path / "items.parquet")
 
 

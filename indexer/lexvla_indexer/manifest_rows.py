@@ -39,7 +39,7 @@ def _json_record(line: bytes, name: str) -> dict[str, Any] | InputError:
 
 def _csv(path: Path) -> Rows:
     """Read a header of names, each perhaps with a type as in ``year:int``, and rows of cells."""
-    # What is no UTF-8 comes out as text that is refused where it is used, with the line's number.
+    # What is not UTF-8 comes out as text that is refused where it is used, with the line's number.
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         reader = csv.reader(file, strict=True)
         columns = _header(next(reader, []), path)
@@ -117,7 +117,7 @@ def _parquet(path: Path) -> Rows:
                     number += 1
                     yield number, {name: _plain(value) for name, value in row.items()}
     except (ArrowException, OSError) as error:
-        rule = f"is no readable parquet file ({' '.join(str(error).split())})"
+        rule = f"is not a readable parquet file ({' '.join(str(error).split())})"
         if not number:
             raise InputError(str(path), rule) from error
         yield number + 1, InputError(f"{path.name} from row {number + 1} on", rule)

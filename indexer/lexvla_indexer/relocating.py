@@ -58,4 +58,4 @@ def _meant(roots: Roots, old: str | None, index: Index) -> str:
     for name in (old, os.path.realpath(old)):
         if name in known:
             return name
-    raise InputError(old, f"is no folder of this index; there are: {', '.join(known)}")
+    raise InputError(old, f"is not a folder of this index; its folders are: {', '.join(known)}")

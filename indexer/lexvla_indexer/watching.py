@@ -52,7 +52,7 @@ def watch_folder(
         raise OptionalDependencyError("watchfiles", "watch") from error
     root = Path(folder).resolve()
     if not root.is_dir():
-        raise InputError(str(folder), "is no folder")
+        raise InputError(str(folder), "is not a folder")
     touched: set[Path] | None = None  # until all was indexed once
     step = max(1, round(1000 * quiet_seconds))
 
