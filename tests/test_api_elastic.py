@@ -57,7 +57,7 @@ def test_an_elasticsearch_index_is_served_and_written(address: str, tmp_path: Pa
         with open_index(address) as index:
             expected = Searcher(encoder, index).search(Query("red blue"), explain=True)
         answer = client.post("/v1/search", json={"text": "red blue", "explain": True})
-        assert as_found(answer.json()["hits"], tmp_path) == [hit.to_dict() for hit in expected]
+        assert as_found(answer.json()["hits"], Path()) == [hit.to_dict() for hit in expected]
         before = found(client, text="red")
         assert before[0] == "apple"
 

@@ -18,8 +18,10 @@ from lexvla_search.api.keys import Keys, make_key, read_keys, revoke_key
 
 READING = [
     ("POST", "/v1/search"),
+    ("POST", "/v1/search/batch"),
     ("POST", "/v1/explain"),
     ("POST", "/v1/encode"),
+    ("GET", "/v1/documents"),
     ("GET", "/v1/documents/apple"),
     ("GET", "/v1/documents/apple/words"),
     ("GET", "/v1/documents/apple/image"),

@@ -349,7 +349,7 @@ class Index(ABC):
 
         The default is all documents.
         """
-        return self._ask(lambda reader: reader.count(scope))
+        return self._ask(lambda reader: reader.count(scope), _newest(scope))
 
     def list_documents(
         self,
@@ -378,14 +378,18 @@ class Index(ABC):
             raise ValueError(f"limit must be at least 1, not {limit}")
         if after is not None and (len(after) != len(order) + 1 or not isinstance(after[-1], str)):
             raise ValueError(f"no position in such an order: {after!r}")
-        return self._ask(lambda reader: reader.list_documents(scope, order, limit, after))
+        return self._ask(
+            lambda reader: reader.list_documents(scope, order, limit, after), _newest(scope)
+        )
 
     def facets(self, facets: Sequence[Facet], scope: Scope = EVERYTHING) -> dict[str, FacetCounts]:
         """Return how many documents of a scope have which values, by field.
 
         A field that no document has raises `InputError`.
         """
-        return self._ask(lambda reader: reader.facets(facets, scope)) if facets else {}
+        if not facets:
+            return {}
+        return self._ask(lambda reader: reader.facets(facets, scope), _newest(scope))
 
     def info(self) -> dict[str, Any]:
         """Return counts, sizes, versions, vocabulary, model, and what is approximate."""
@@ -504,6 +508,11 @@ class Index(ABC):
         except BaseException:
             self.close()
             raise
+
+
+def _newest(scope: Scope) -> bool:
+    """Whether to look at the newest commit: ids come from the one last searched."""
+    return scope.only is None
 
 
 def _check_ids(ids: object) -> None:

@@ -14,7 +14,8 @@ class Scope:
 
     Attributes:
         filter: What a filter chooses; ``None`` for all.
-        only: These ids; ``None`` for all. Unknown ones choose nothing.
+        only: These ids, looked up in the commit last searched; ``None`` for all. Unknown ones
+            choose nothing.
         but: Not these ids.
     """
 

@@ -328,23 +328,25 @@ class Searcher:
         placed = ranked.placed
         if query.is_bounded:
             placed = [one for one in placed if _reaches(query, ranked.fusion, one.fused.score)]
-            counted: tuple[Index, Scope] | None
-            counted = self.index, Scope(only=[one.fused.id for one in placed])
-            total, exact = len(placed), ranked.complete
-        else:
-            counted = admitted(self.index, encoded, None if query.facets else COUNTED)
-            total = len(placed) if counted is None else counted[0].count(counted[1])
-            exact = counted is not None
-        if query.sort and counted is not None:
-            documents, end = self._ordered(*counted, query, at)
+        found = Scope(only=[one.fused.id for one in placed])
+        if query.sort:  # what is sorted is bounded
+            documents, end = self._ordered(self.index, found, query, at)
             by_id = {one.fused.id: one for one in placed}
             page = [by_id[document.id] for document in documents]
         else:
             page = placed[start : start + query.k]
             more = len(placed) > start + query.k
             end = Cursor(start + query.k, None) if more else None
+        # Before all is counted, which may be in a newer commit.
+        hits = self._hits(ranked, page, start, explain)
+        counted: tuple[Index, Scope] | None = self.index, found
+        total, exact = len(placed), ranked.complete
+        if not query.is_bounded:
+            counted = admitted(self.index, encoded, None if query.facets else COUNTED)
+            total = total if counted is None else counted[0].count(counted[1])
+            exact = counted is not None
         return _Found(
-            self._hits(ranked, page, start, explain),
+            hits,
             ranked.legs,
             ranked.fusion,
             total,
