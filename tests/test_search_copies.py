@@ -19,8 +19,9 @@ from lexvla.encoding import Encoding
 from lexvla.errors import InputError
 from lexvla.vocabulary import Vocabulary
 from lexvla_indexer import Document, EmbeddedIndex, index_source
+from lexvla_indexer.loading import content_of
 from lexvla_search import Query, Searcher, cli
-from search_fakes import FakeEncoder, save_pictures
+from search_fakes import PICTURES, FakeEncoder, save_pictures
 
 WORDS = ("up", "down")
 
@@ -129,3 +130,26 @@ def test_the_command_and_the_server_group_copies(
             answer = client.post("/v1/search", json={"text": "red", "group_copies": value}).json()
             assert copies is None or [hit["copies"] for hit in answer["hits"]] == copies
         assert client.post("/v1/search", json={"text": "red", "group_copies": 2}).status_code == 422
+
+
+def test_uploads_are_copies_if_their_bytes_are(tmp_path: Path) -> None:
+    fakes = pytest.importorskip("api_fakes")
+    lime, apple = (fakes.text_of(fakes.png(PICTURES[name])) for name in ("lime", "apple"))
+    lines = [{"id": "a", "image": lime}, {"id": "b", "image": apple}, {"id": "c", "image": lime}]
+    content = "".join(json.dumps(line) + "\n" for line in lines).encode()
+    with fakes.served(tmp_path, FakeEncoder()) as client:
+        headers = {"Content-Type": "application/x-ndjson"}
+        assert client.put("/v1/documents", content=content, headers=headers).json()["indexed"] == 3
+        asked = {"similar": ["lime"], "group_copies": 1, "k": 2}
+        hits = client.post("/v1/search", json=asked).json()["hits"]
+    assert (hits[0]["id"], hits[0]["copies"]) == ("a", ["c"])
+
+
+@pytest.mark.parametrize(
+    ("fingerprint", "content"),
+    [("source:content:stored", "content"), ("upload:content:", "content"), ("a:b", ""), ("", "")],
+)
+def test_only_a_fingerprint_of_three_parts_tells_the_content(
+    fingerprint: str, content: str
+) -> None:
+    assert content_of(fingerprint) == content

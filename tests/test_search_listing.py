@@ -359,7 +359,17 @@ def test_facets_are_checked() -> None:
     for bad in (3, [3], [{"limit": 3}], [{"field": "a", "size": 3}], ["a", "a"], [""]):
         with pytest.raises(InputError):
             Query(facets=bad)  # type: ignore[arg-type]
-    for ranges in ([], [(1,)], [(None, None)], [(1, "a")], [(True, 2)], [(float("nan"), 1)], 3):
+    for ranges in (
+        [],
+        [(1,)],
+        [(None, None)],
+        [(1, "a")],
+        [(True, 2)],
+        [(float("nan"), 1)],
+        3,
+        [(2, 1)],
+        [(1, 1.0)],
+    ):
         with pytest.raises(InputError):
             Facet("a", ranges=ranges)  # type: ignore[arg-type]
     for limit in (0, 1001, True, 1.0):

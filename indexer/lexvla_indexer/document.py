@@ -14,7 +14,7 @@ import numpy as np
 
 from lexvla.errors import InputError
 
-__all__ = ["MAX_ID_BYTES", "Document", "MetadataValue", "check_id"]
+__all__ = ["MAX_ID_BYTES", "Document", "MetadataValue", "check_id", "plain_value"]
 
 MetadataValue = str | int | float | bool | list[str]
 
@@ -121,14 +121,7 @@ def _plain(name: str, key: str, value: object) -> MetadataValue:
         raise InputError(
             name, f"metadata {key!r} is {value}; leave out a missing value, or give None"
         )
-    if isinstance(value, np.datetime64) and isinstance(value.item(), int):
-        value = value.astype("datetime64[us]")  # nanoseconds, which numpy gives as a number
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, datetime) and value.tzinfo is not None:
-        value = value.astimezone(UTC)
-    if isinstance(value, date):
-        return value.isoformat()
+    value = plain_value(value)
     if isinstance(value, float) and not math.isfinite(value):
         raise InputError(name, f"metadata {key!r} is {value}, but a number must be finite")
     if isinstance(value, str | int | float):
@@ -137,3 +130,17 @@ def _plain(name: str, key: str, value: object) -> MetadataValue:
         return value
     rule = f"metadata {key!r} must be a string, number, boolean, date or list of strings"
     raise InputError(name, f"{rule}, not {type(value).__name__}")
+
+
+def plain_value(value: object) -> object:
+    """Return a numpy scalar as a plain one, and a date or time as ISO 8601 text.
+
+    Times with a zone are converted to UTC. Any other value is returned as it is.
+    """
+    if isinstance(value, np.datetime64) and isinstance(value.item(), int):
+        value = value.astype("datetime64[us]")  # nanoseconds, which numpy gives as a number
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, datetime) and value.tzinfo is not None:
+        value = value.astimezone(UTC)
+    return value.isoformat() if isinstance(value, date) else value

@@ -43,8 +43,8 @@ class Facet:
         field: A key of the documents' metadata.
         limit: How many values to list, from 1 to 1,000.
         ranges: Count these instead: pairs of a lower limit, included, and an upper limit,
-            excluded, both numbers or both strings; ``None`` for no limit. A range of strings counts
-            a document with a list if any of its strings lies within it.
+            excluded and above it, both numbers or both strings; ``None`` for no limit. A range of
+            strings counts a document with a list if any of its strings lies within it.
 
     Raises:
         InputError: One of these is not so.
@@ -82,7 +82,10 @@ class Facet:
         kinds = {isinstance(each, str) for each in pair if each is not None}
         if len(kinds) != 1:
             raise InputError(self.field, f"{rule}, not {given!r}")
-        return Range(*pair)
+        made = Range(*pair)
+        if None not in pair and made.keys[0] >= made.keys[1]:
+            raise InputError(self.field, f"a range must end above where it begins, not {given!r}")
+        return made
 
     @property
     def asked_ranges(self) -> tuple[Range, ...]:

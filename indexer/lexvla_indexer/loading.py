@@ -104,8 +104,12 @@ def load(
 
 
 def content_of(fingerprint: str) -> str:
-    """Return the hash of what the vectors depend on; equal ones mean equal vectors."""
-    return fingerprint.rpartition(":")[0].rpartition(":")[2]
+    """Return the hash of what the vectors depend on; equal ones mean equal vectors.
+
+    Empty for a document that no ingest made, whose fingerprint does not have three parts.
+    """
+    parts = fingerprint.split(":")
+    return parts[1] if len(parts) == 3 else ""
 
 
 def _hash(values: list[Any]) -> str:

@@ -105,7 +105,7 @@ class Upsert:
                 data = await self.service.fetcher.fetch(parsed.image_url)
             fingerprint, pixels = "", 0
             if data is not None:
-                fingerprint = f"upload:{hashlib.sha256(data).hexdigest()}"
+                fingerprint = f"upload:{hashlib.sha256(data).hexdigest()}:"  # as of an ingest
                 pixels = await self.service.work(lambda: self._count(data))
             document = Document(name, parsed.uri, parsed.text, parsed.metadata, fingerprint)
         except ValidationError as error:
