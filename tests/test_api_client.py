@@ -7,6 +7,7 @@ import io
 import math
 import threading
 from collections.abc import Iterator
+from datetime import date
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,12 @@ import pytest
 
 pytest.importorskip("fastapi", reason="needs the server: pip install 'lexvla[serve]'")
 
+import numpy as np
 from PIL import Image
 
 from api_fakes import new_index, png, served
 from api_server import server
-from lexvla.errors import OptionalDependencyError
+from lexvla.errors import InputError, OptionalDependencyError
 from lexvla_search.api import Limits
 from lexvla_search.client import ApiError, AsyncClient, Client
 from search_fakes import PICTURES
@@ -93,6 +95,25 @@ def test_the_client_puts_reads_and_deletes(client: Client) -> None:
     with pytest.raises(ApiError, match="there is no such field") as caught:
         client.search("red", colour=1)
     assert caught.value.status == 422
+
+
+def test_the_client_takes_plain_inputs(client: Client) -> None:
+    metadata = {"n": np.int64(3), "day": date(2024, 1, 2), "none": None}
+    assert client.upsert([{"id": "plain", "text": "red", "metadata": metadata}])["indexed"] == 1
+    assert client.get("plain")["metadata"] == {"n": 3, "day": "2024-01-02"}
+    changed = client.patch("plain", metadata={"n": np.float32(0.5), "day": None})
+    assert changed["metadata"] == {"n": 0.5}
+    found = client.documents(filter="n < 1", sort="-n")["documents"]
+    assert [document["id"] for document in found] == ["plain"]
+    client.delete("plain")
+    with pytest.raises(InputError, match="'id': each document must be values by name"):
+        client.upsert({"id": "plain"})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_an_address_without_its_scheme_is_named(kind: Any) -> None:
+    with pytest.raises(InputError, match=r"'localhost:8080': .* must start with http://"):
+        kind("localhost:8080")
 
 
 def test_no_server_is_an_error_of_the_client() -> None:

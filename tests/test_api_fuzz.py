@@ -26,6 +26,8 @@ from schemathesis.specs.openapi.checks import (
 
 from api_fakes import new_index, served
 from api_server import server
+from lexvla_indexer import Document, open_index
+from search_fakes import WORDS, MappingEncoder
 
 OPERATIONS = [
     ("DELETE", "/v1/documents/{document_id}"),
@@ -133,6 +135,30 @@ def test_the_description_names_all_routes_and_has_examples(tmp_path: Path) -> No
     ):
         assert schemas[name]["examples"]
         assert schemas[name]["additionalProperties"] is False
-    with served(tmp_path) as client:
-        for example in schemas["SearchRequest"]["examples"][:1]:
-            assert client.post("/v1/search", json=example).status_code == 200
+
+
+def test_the_examples_can_be_sent_as_they_are(tmp_path: Path) -> None:
+    encoder = MappingEncoder(words=(*WORDS, "cat", "face", "heart"))
+    # As in the demo, whose fields and ids the examples name.
+    fields = {"group": "animals-nature", "subgroup": "animal", "label": "cat", "tags": ["cat"]}
+    documents = [Document(name, metadata={**fields, "year": 2016}) for name in ("2764", "1f494")]
+    place = tmp_path / "pictures.lex"
+    with open_index(place, create=True, vocabulary=encoder.vocabulary, model=encoder.name) as index:
+        index.add(documents, encoder.encode_text(["red cat", "heart face"]))
+        index.commit()
+    with served(tmp_path, encoder, images=None) as client:
+        described = client.get("/openapi.json").json()
+        schemas = described["components"]["schemas"]
+        for path, name in (
+            *(("search", "SearchRequest"), ("search/batch", "BatchRequest")),
+            *(("explain", "ExplainRequest"), ("encode", "EncodeRequest")),
+        ):
+            for example in schemas[name]["examples"]:
+                answer = client.post(f"/v1/{path}", json=example)
+                assert answer.status_code == 200, answer.text
+        parameters = described["paths"]["/v1/documents"]["get"]["parameters"]
+        asked = {each["name"]: each["schema"].get("examples", [None])[0] for each in parameters}
+        answer = client.get("/v1/documents", params={k: v for k, v in asked.items() if v})
+        assert answer.json()["total"] == 2, answer.text
+        for example in schemas["DocumentPatch"]["examples"]:
+            assert client.patch("/v1/documents/2764", json=example).status_code == 200

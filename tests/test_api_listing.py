@@ -105,6 +105,11 @@ def test_documents(client: TestClient) -> None:
         assert named in told.json()["detail"]
 
 
+def test_a_parameter_that_is_misspelt_lists_nothing(client: TestClient) -> None:
+    told = client.get("/v1/documents", params={"fliter": "price > 1"})
+    assert (told.status_code, told.json()["detail"]) == (422, "fliter: there is no such parameter")
+
+
 def test_a_batch(client: TestClient) -> None:
     queries = [
         {"text": "red", "filter": "price > 1", "k": 2},

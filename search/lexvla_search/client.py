@@ -22,7 +22,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar, cast
 from urllib.parse import quote
 
-from lexvla.errors import LexVLAError, OptionalDependencyError
+from lexvla.errors import InputError, LexVLAError, OptionalDependencyError
+from lexvla_indexer.document import plain_value
 
 if TYPE_CHECKING:
     import httpx2
@@ -76,7 +77,7 @@ class Client:
     ) -> None:
         httpx2 = _load_httpx()
         self._retries = retries
-        self._http = httpx2.Client(base_url=url, headers=_headers(key), timeout=timeout)
+        self._http = httpx2.Client(base_url=_address(url), headers=_headers(key), timeout=timeout)
 
     def search(
         self, /, text: str | None = None, *, image: bytes | str | Path | None = None, **query: Any
@@ -121,7 +122,8 @@ class Client:
 
         They are streamed, so there may be any number. Each has an ``id``, and a ``text``, an
         ``image`` (bytes of an image file) or an ``image_url``; ``uri`` and ``metadata`` are
-        optional. A busy server is not asked again, as the stream cannot be sent twice. On failure,
+        optional; numpy scalars, dates and times of the metadata are sent as `Document` keeps them.
+        A busy server is not asked again, as the stream cannot be sent twice. On failure,
         the `ApiError`'s problem says how many documents are committed.
         """
         lines = (json.dumps(_line(document)).encode() + b"\n" for document in documents)
@@ -138,17 +140,18 @@ class Client:
 
         Its vectors stay, unless it was encoded from its text and that changes.
         """
-        return self._send(_Call("PATCH", _path(id), {"json": changes}), _json)
+        return self._send(_Call("PATCH", _path(id), {"json": _plain(changes)}), _json)
 
     def documents(
         self,
         filter: str | None = None,  # noqa: A002 - the public word for it
-        sort: Sequence[str] = (),
+        sort: str | Sequence[str] = (),
         limit: int = 10,
         after: str | None = None,
     ) -> schema.DocumentList:
         """Return a page of all documents, or those of a filter; ``after`` takes a ``next``."""
-        given = {"filter": filter, "sort": list(sort), "limit": limit, "after": after}
+        order = [sort] if isinstance(sort, str) else list(sort)
+        given = {"filter": filter, "sort": order, "limit": limit, "after": after}
         params = {name: value for name, value in given.items() if value is not None}
         return self._send(_Call("GET", "/v1/documents", {"params": params}), _json)
 
@@ -238,7 +241,9 @@ class AsyncClient:
     ) -> None:
         httpx2 = _load_httpx()
         self._retries = retries
-        self._http = httpx2.AsyncClient(base_url=url, headers=_headers(key), timeout=timeout)
+        self._http = httpx2.AsyncClient(
+            base_url=_address(url), headers=_headers(key), timeout=timeout
+        )
 
     search = _awaited(Client.search)
     search_many = _awaited(Client.search_many)
@@ -297,6 +302,12 @@ def _load_httpx() -> Any:
     return httpx2
 
 
+def _address(url: str) -> str:
+    if not url.startswith(("http://", "https://")):
+        raise InputError(url, "the address of a server must start with http:// or https://")
+    return url
+
+
 def _headers(key: str | None) -> dict[str, str]:
     return {} if key is None else {"Authorization": f"Bearer {key}"}
 
@@ -337,10 +348,21 @@ def _path(name: str) -> str:
 
 
 def _line(document: Mapping[str, Any]) -> dict[str, Any]:
-    image = document.get("image")
-    if not isinstance(image, bytes):
-        return dict(document)
-    return {**document, "image": base64.b64encode(image).decode()}
+    if not isinstance(document, Mapping):  # such as a key of one document that is no list
+        rule = "each document must be values by name such as id and text"
+        raise InputError(str(document), rule)
+    line, image = _plain(document), document.get("image")
+    if isinstance(image, bytes):
+        line["image"] = base64.b64encode(image).decode()
+    return line
+
+
+def _plain(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is given of a document, with metadata that JSON can hold."""
+    plain = dict(given)
+    if isinstance(metadata := plain.get("metadata"), Mapping):
+        plain["metadata"] = {name: plain_value(value) for name, value in metadata.items()}
+    return plain
 
 
 def _pause(call: _Call, response: httpx2.Response, left: int) -> float | None:

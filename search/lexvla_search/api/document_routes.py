@@ -57,6 +57,7 @@ _LINE_SCHEMA = {
         },
     }
 }
+_LISTING = {"filter", "sort", "limit", "after"}
 _MERGE, _JSON = "application/merge-patch+json", "application/json"
 _PATCH_REF = {"schema": {"$ref": "#/components/schemas/DocumentPatch"}}
 _PATCH_SCHEMA = {
@@ -139,16 +140,20 @@ class _Acknowledging(Response):
 
 @router.get("", response_model=schema.DocumentList, dependencies=[READ])
 async def list_documents(
+    request: Request,
     service: Serving,
     filter: Annotated[  # noqa: A002 - the public word for it
         str | None,
-        Parameter(description="Such as `year >= 2020`.", examples=["year >= 2020 and tag = cat"]),
+        Parameter(
+            description="Such as `year >= 2020`.",
+            examples=["group = animals-nature and tags = cat"],
+        ),
     ] = None,
     sort: Annotated[
         list[str] | None,
         Parameter(
             description="Metadata fields to order by, then by id; `-year` is descending.",
-            examples=[["-year", "title"]],
+            examples=[["-subgroup", "label"]],
             max_length=MAX_ORDERS,
         ),
     ] = None,
@@ -158,6 +163,9 @@ async def list_documents(
     ] = None,
 ) -> JSONResponse:
     """List documents, all or those of a filter, in order."""
+    for name in request.query_params.keys() - _LISTING:  # a filter misspelt would list all
+        rule = "there is no such parameter"
+        raise Problem("invalid", f"{name}: {rule}", [{"field": name, "detail": rule}])
     if limit > service.limits.k:
         rule = f"must be at most {service.limits.k:,}"
         raise Problem("invalid", f"limit: {rule}", [{"field": "limit", "detail": rule}])

@@ -26,6 +26,7 @@ from lexvla_search.fusion import LEGS, FusionKind, FusionName, Normalization
 from lexvla_search.query import MAX_CURSOR_LENGTH, MAX_SIMILAR, MAX_TEXT_LENGTH
 
 __all__ = [
+    "TAGS",
     "BatchRequest",
     "DocumentLine",
     "DocumentPatch",
@@ -109,8 +110,8 @@ class FacetSettings(_Request):
     model_config = ConfigDict(
         json_schema_extra={
             "examples": [
-                {"field": "tag", "limit": 5},
-                {"field": "price", "ranges": [[None, 10], [10, 50], [50, None]]},
+                {"field": "tags", "limit": 5},
+                {"field": "year", "ranges": [[None, 2000], [2000, None]]},
             ]
         }
     )
@@ -126,21 +127,26 @@ class FacetSettings(_Request):
     ) = None
 
 
-# Discriminated by type, so that errors are about the one that was meant.
-_BY_TYPE = Discriminator(lambda value: "name" if isinstance(value, str) else "settings")
+# Discriminated by type, so that errors are about the one that was meant. Errors have these tags in
+# the place of a value; `problems.invalid` leaves them out.
+_SHORT, _FULL = "(short)", "(full)"
+TAGS = (_SHORT, _FULL)
+_BY_TYPE = Discriminator(lambda value: _SHORT if isinstance(value, str) else _FULL)
+_BY_BOOLEAN = Discriminator(lambda value: _SHORT if isinstance(value, bool) else _FULL)
 AnyFusion = Annotated[
-    Annotated[FusionName, Tag("name")] | Annotated[FusionSettings, Tag("settings")], _BY_TYPE
+    Annotated[FusionName, Tag(_SHORT)] | Annotated[FusionSettings, Tag(_FULL)], _BY_TYPE
 ]
-AnySimilar = Annotated[
-    Annotated[Id, Tag("name")] | Annotated[SimilarItem, Tag("settings")], _BY_TYPE
-]
+AnySimilar = Annotated[Annotated[Id, Tag(_SHORT)] | Annotated[SimilarItem, Tag(_FULL)], _BY_TYPE]
 AnyFacet = Annotated[
-    Annotated[FieldName, Tag("name")] | Annotated[FacetSettings, Tag("settings")], _BY_TYPE
+    Annotated[FieldName, Tag(_SHORT)] | Annotated[FacetSettings, Tag(_FULL)], _BY_TYPE
 ]
 Sort = Annotated[
-    Annotated[FieldName, Tag("name")]
-    | Annotated[Annotated[list[FieldName], Field(max_length=MAX_ORDERS)], Tag("settings")],
+    Annotated[FieldName, Tag(_SHORT)]
+    | Annotated[Annotated[list[FieldName], Field(max_length=MAX_ORDERS)], Tag(_FULL)],
     _BY_TYPE,
+]
+GroupCopies = Annotated[
+    Annotated[bool, Tag(_SHORT)] | Annotated[float, Field(gt=0, le=1), Tag(_FULL)], _BY_BOOLEAN
 ]
 
 
@@ -158,14 +164,14 @@ class SearchRequest(_Request):
                     "text": "cat",
                     "ban": ["face"],
                     "boost": {"red": 2.0},
-                    "filter": "group = animals",
+                    "filter": "group = animals-nature",
                 },
                 {"terms": {"red": 1.0, "heart": 0.5}, "legs": ["lexical"]},
                 {"similar": ["2764", {"id": "1f494", "weight": -0.5}], "k": 5},
                 {
-                    "filter": "group = animals",
-                    "sort": ["-year"],
-                    "facets": ["tag", {"field": "price", "ranges": [[None, 10], [10, None]]}],
+                    "filter": "group = animals-nature",
+                    "sort": ["label"],
+                    "facets": ["tags", {"field": "year", "ranges": [[None, 2000], [2000, None]]}],
                 },
             ]
         }
@@ -188,11 +194,11 @@ class SearchRequest(_Request):
     boost: dict[Word, Weight] | None = Field(None, description="Words, by the factor of each.")
     ban: list[Word] | None = Field(None, description="No hit shows these among its words.")
     require: list[Word] | None = Field(None, description="Every hit shows these.")
-    filter: str | None = Field(None, description="Such as `year >= 2020 and tag = cat`.")
+    filter: str | None = Field(None, description="Such as `year >= 2020 and tags = cat`.")
     legs: Annotated[list[Leg], Field(min_length=1, max_length=len(LEGS))] | None = None
     fusion: AnyFusion | None = None
     k: Annotated[int, Field(ge=1)] = 10
-    group_copies: bool | Annotated[float, Field(gt=0, le=1)] = Field(
+    group_copies: GroupCopies = Field(
         False, description="One hit for near-identical documents; a number is their least cosine."
     )
     offset: Annotated[int, Field(ge=0)] = 0
@@ -202,12 +208,12 @@ class SearchRequest(_Request):
         None,
         description="Metadata fields to order by, then by id; `-year` is descending. "
         "With scores only beside min_score or min_relevance.",
-        examples=["-year", ["-year", "title"]],
+        examples=["-year", ["-year", "label"]],
     )
     facets: Annotated[list[AnyFacet], Field(max_length=MAX_FACETS)] | None = Field(
         None,
         description="What to count of the documents that `total` counts.",
-        examples=[["tag", {"field": "price", "ranges": [[None, 10], [10, None]]}]],
+        examples=[["tags", {"field": "year", "ranges": [[None, 2000], [2000, None]]}]],
     )
     after: Annotated[str, StringConstraints(max_length=MAX_CURSOR_LENGTH)] | None = Field(
         None, description="The `next` of an earlier answer to the same query, to go on after it."

@@ -28,6 +28,7 @@ from lexvla.errors import (
     UnsupportedError,
     VocabularyMismatchError,
 )
+from lexvla_search.api.models import TAGS
 
 __all__ = ["MEDIA_TYPE", "Problem", "handle_errors", "invalid", "problem_of", "problem_response"]
 
@@ -131,11 +132,15 @@ def invalid(error: ValidationError, where: str = "body") -> Problem:
     if broken:
         return Problem("bad-request", f"the {where} is not valid JSON: {broken[0]['msg']}")
     errors = [
-        {"field": ".".join(map(str, fault["loc"])) or where, "detail": _rule(fault)}
-        for fault in faults[:20]
+        {"field": _field(fault["loc"]) or where, "detail": _rule(fault)} for fault in faults[:20]
     ]
     first = "; ".join(f"{each['field']}: {each['detail']}" for each in errors[:3])
     return Problem("invalid", first, errors)
+
+
+def _field(place: Sequence[str | int]) -> str:
+    # Without the type that was meant, of a value that may have several: see models.TAGS.
+    return ".".join(str(part) for part in place if part not in TAGS)
 
 
 def _rule(fault: Mapping[str, Any]) -> str:
