@@ -97,6 +97,8 @@ class TestDocuments:
             for take in (index.delete, index.fetch, index.vectors, index.fingerprints):
                 with pytest.raises(TypeError, match="a list of ids, not the single id '12'"):
                     take("12")
+                with pytest.raises(TypeError, match="an id is a string, not 12"):
+                    take([12])  # type: ignore[list-item]
             assert index.delete(["12", "2"]) == 1
 
 

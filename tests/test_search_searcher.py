@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from scipy import sparse
 
 from lexvla.errors import InputError, VocabularyMismatchError
@@ -149,6 +150,17 @@ def test_a_hit_is_one_line(index: Index) -> None:
     wordy = replace(hit, document=Document("a", text="a\nb " * 50), rank=None)
     assert repr(wordy).startswith(f"<Hit {hit.id!r} {hit.score:.4f} 'a b a b")
     assert len(repr(wordy)) < 120
+    first = Searcher(FakeEncoder(), index).search("", k=1)[0]  # of a list, without a score
+    assert repr(first) == f"<Hit 1. {first.id!r} {first.label!r}>"
+
+
+def test_a_query_is_a_text_or_a_query(index: Index) -> None:
+    searcher = Searcher(FakeEncoder(), index)
+    (hit,) = searcher.search("red", k=1)
+    assert searcher.explain("red", hit.id).score == hit.score
+    for ask in (searcher.search, lambda query: searcher.explain(query, hit.id)):
+        with pytest.raises(TypeError, match=r"a text or a Query, .* not Image"):
+            ask(Image.new("RGB", (4, 4)))  # type: ignore[operator]
 
 
 def test_another_vocabulary_is_refused(index: Index) -> None:

@@ -158,7 +158,7 @@ class Index(ABC):
     def delete(self, ids: Sequence[str]) -> int:
         """Stage deletions, and return how many of the ids existed; errors as for `add`.
 
-        A string instead of a list of ids raises TypeError.
+        A string instead of a list of ids, or an id that is no string, raises TypeError.
         """
         _check_ids(ids)
         with self._writing:
@@ -510,14 +510,21 @@ class Index(ABC):
             raise
 
 
+<<<<<<< HEAD
 def _newest(scope: Scope) -> bool:
     """Whether to look at the newest commit: ids come from the one last searched."""
     return scope.only is None
 
 
 def _check_ids(ids: object) -> None:
+=======
+def _check_ids(ids: Sequence[str]) -> None:
+>>>>>>> 56a6463 (fix(search): a hit without a score prints; queries and ids of other types are refused by name)
     if isinstance(ids, str):  # which would be taken as a list of ids of one letter
         raise TypeError(f"expected a list of ids, not the single id {ids!r}")
+    for each in ids:
+        if not isinstance(each, str):  # which no document has
+            raise TypeError(f"an id is a string, not {each!r}")
 
 
 def check_match(encoder: Encoder, index: Index) -> None:

@@ -1,3 +1,4 @@
+from lexvla_indexer.facets import Facet as Facet
 from lexvla_search.explanation import Explanation as Explanation
 from lexvla_search.explanation import LegPart as LegPart
 from lexvla_search.explanation import TermMatch as TermMatch

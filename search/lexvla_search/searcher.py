@@ -95,7 +95,8 @@ class Hit:
     def __repr__(self) -> str:
         shown = shorten(self.label, 60, placeholder="\u2026")
         rank = "" if self.rank is None else f"{self.rank}. "
-        return f"<Hit {rank}{self.id!r} {self.score:.4f} {shown!r}>"
+        score = "" if self.score is None else f"{self.score:.4f} "
+        return f"<Hit {rank}{self.id!r} {score}{shown!r}>"
 
     @property
     def label(self) -> str:
@@ -218,7 +219,7 @@ class Searcher:
 
     def answer(self, query: Query | str, k: int | None = None, explain: bool = False) -> Answer:
         """Return the hits of a query and how they were found; see `search`."""
-        query = Query(text=query) if isinstance(query, str) else query
+        query = _query_of(query)
         if k is not None:
             check_page(k, query.offset)
             query = replace(query, k=k)
@@ -277,7 +278,11 @@ class Searcher:
         ]
         return replace(answer, hits=hits[query.offset : end], next=None)
 
-    def explain(self, query: Query, id: str) -> Hit:  # noqa: A002 - the public word for it
+    def explain(
+        self,
+        query: Query | str,
+        id: str,  # noqa: A002 - the public word for it
+    ) -> Hit:
         """Return one document's hit with its explanation, found or not.
 
         The score is that of `search` for the documents that it finds; another document is scored
@@ -286,6 +291,7 @@ class Searcher:
         has no such id, `InputError` if the query scores nothing; otherwise errors are those of
         `search`.
         """
+        query = _query_of(query)
         _check_scored(query)
         self.index.fetch([id])
         encoded = self.encode(query)
@@ -569,6 +575,15 @@ class _Ranked:
     def good_match(self) -> bool | None:
         relevance = self.fusion.relevance_of(self.placed[0].fused.score) if self.placed else None
         return None if relevance is None else relevance >= GOOD_MATCH
+
+
+def _query_of(query: object) -> Query:
+    if isinstance(query, str):
+        return Query(text=query)
+    if not isinstance(query, Query):
+        rule = "a query must be a text or a Query, such as Query(image=...)"
+        raise TypeError(f"{rule}, not {type(query).__name__}")
+    return query
 
 
 def _check_scored(query: Query) -> None:
