@@ -131,3 +131,5 @@ def test_the_folder_of_thumbnails_must_exist(
     given = ["serve", "--index", "x", "--thumbnails", "1000"]
     assert main([*given, "--thumbnail-dir", str(tmp_path / "none")]) == 2
     assert "--thumbnail-dir must name a folder" in capsys.readouterr().err
+    assert main(["serve", "--index", "x", "--thumbnail-dir", str(tmp_path)]) == 2
+    assert "--thumbnail-dir needs --thumbnails BYTES" in capsys.readouterr().err

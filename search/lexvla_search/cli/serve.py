@@ -126,6 +126,8 @@ def run(options: Options) -> int:
         log_queries=options.log_queries,
         limits=Limits(**{name: value for name, value in given.items() if value is not None}),
     )
+    if options.thumbnail_dir is not None and options.thumbnails is None:
+        raise UsageError("--thumbnail-dir needs --thumbnails BYTES")
     for name, folder in (("images", options.images), ("thumbnail-dir", options.thumbnail_dir)):
         if folder is not None and not folder.is_dir():
             raise UsageError(f"--{name} must name a folder, not {folder}")
