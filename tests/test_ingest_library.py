@@ -107,6 +107,24 @@ def test_a_moved_library_is_not_encoded_again(photos: Path, place: Path, tmp_pat
     assert run(new, place, prune=True) == {"skipped": 29}
 
 
+def test_a_library_that_was_moved_and_indexed_again_is_in_one_place(
+    photos: Path, place: Path, tmp_path: Path
+) -> None:
+    new, third = tmp_path / "new", tmp_path / "third"
+    photos.rename(new)
+    assert run(new, place) == {"skipped": 30}
+    new.rename(third)
+    with new_index(place) as index:
+        assert relocate(index, third) == str(new)
+    assert same_as_fresh(third, place)
+    third.rename(photos)  # where no document is any more
+    with new_index(place) as index:
+        assert relocate(index, photos) == str(third)
+        assert relocate(index, photos) == str(photos)
+    assert same_as_fresh(photos, place)
+    assert run(photos, place, prune=True) == {"skipped": 30}
+
+
 def test_only_a_folder_of_the_index_that_has_its_files_is_relocated(
     photos: Path, place: Path, tmp_path: Path
 ) -> None:

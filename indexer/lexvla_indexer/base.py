@@ -510,16 +510,12 @@ class Index(ABC):
             raise
 
 
-<<<<<<< HEAD
 def _newest(scope: Scope) -> bool:
     """Whether to look at the newest commit: ids come from the one last searched."""
     return scope.only is None
 
 
-def _check_ids(ids: object) -> None:
-=======
 def _check_ids(ids: Sequence[str]) -> None:
->>>>>>> 56a6463 (fix(search): a hit without a score prints; queries and ids of other types are refused by name)
     if isinstance(ids, str):  # which would be taken as a list of ids of one letter
         raise TypeError(f"expected a list of ids, not the single id {ids!r}")
     for each in ids:

@@ -10,18 +10,20 @@ from lexvla.errors import InputError
 from lexvla_indexer.base import Index
 from lexvla_indexer.ledger import Ledger
 from lexvla_indexer.pipeline import take_writer_lock
-from lexvla_indexer.roots import Roots
+from lexvla_indexer.roots import Roots, source_of
 
 __all__ = ["relocate"]
 
 _TRIED = 1000  # documents of each source whose files are looked for
+_READ = 10_000  # documents at a time
 
 
 def relocate(index: Index, new: str | Path, old: str | Path | None = None) -> str:
     """Note where a folder lies now, with all sources in it. Nothing is encoded.
 
-    ``old`` is the folder as the index knows it; it may be left out if there is only one. Returns
-    the folder as the index knew it.
+    ``old`` is the folder as the index knows it; it may be left out if there is only one with
+    documents. A folder that lost its documents to another, such as the old place of a folder that
+    was moved and then indexed again, is forgotten. Returns the folder as the index knew it.
 
     Raises:
         IndexLockedError: Another writer has the index.
@@ -32,6 +34,8 @@ def relocate(index: Index, new: str | Path, old: str | Path | None = None) -> st
     roots, root = Roots(index), os.path.realpath(new)
     if not Path(root).is_dir():
         raise InputError(str(new), "there is no such folder")
+    if len({place.root for place in roots.values()}) > 1:
+        roots.keep(_in_use(index) & roots.keys() or roots.keys())
     was = _meant(roots, None if old is None else os.fspath(old), index)
     ledger = Ledger.beside(index)
     for key, place in roots.items():
@@ -52,10 +56,20 @@ def _meant(roots: Roots, old: str | None, index: Index) -> str:
         raise InputError(str(index), "was not made from files, so there is nothing to relocate")
     if old is None:
         if len(known) > 1:
-            rule = "has sources in several folders; name the one that moved"
+            rule = "has sources in several folders; name the one that moved (--old)"
             raise InputError(str(index), f"{rule}: {', '.join(known)}")
         return known[0]
     for name in (old, os.path.realpath(old)):
         if name in known:
             return name
     raise InputError(old, f"is not a folder of this index; its folders are: {', '.join(known)}")
+
+
+def _in_use(index: Index) -> set[str]:
+    """Return the keys of the sources that have documents."""
+    keys: set[str] = set()
+    listed = index.list_documents(limit=_READ)
+    while listed.documents:
+        keys.update(source_of(document.fingerprint) for document in listed.documents)
+        listed = index.list_documents(limit=_READ, after=listed.positions[-1])
+    return keys

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -109,6 +109,15 @@ class Roots(Mapping[str, SourcePlace]):
             number += 1
         self._write({**self._places, key: place})
         return key
+
+    def keep(self, keys: Container[str]) -> None:
+        """Forget all sources but those with these keys.
+
+        The index must be this process's to write.
+        """
+        kept = {key: place for key, place in self.items() if key in keys}
+        if len(kept) < len(self):
+            self._write(kept)
 
     def move(self, was: str, root: str) -> None:
         """Note that all sources in a folder lie in another one now.

@@ -28,6 +28,8 @@ def run(options: Options) -> int:
     now = os.path.realpath(options.root)
     if options.json:
         print_json({"index": options.index, "old": was, "root": now})
+    elif was == now:
+        print(f"{now} is where the index looks for it already")
     else:
         print(f"{was} is {now} now; nothing was encoded")
     return 0
