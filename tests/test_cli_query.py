@@ -102,6 +102,25 @@ def test_a_listing_for_people(address: str, capsys: Capture) -> None:
     assert ids(capsys, address, "-k", "3", "--after", after) == ["snow"]
 
 
+def test_facets_of_dates_and_of_fields_with_a_colon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    use(monkeypatch, FakeEncoder())
+    manifest = tmp_path / "items.jsonl"
+    dates = ("2024-05-31T23:59:59", "2024-06-01T00:00:00", "2024-06-01T12:30:00")
+    for name, taken in zip("abc", dates, strict=True):
+        item = {"id": name, "text": "red", "metadata": {"taken": taken, "dc:title": "T"}}
+        with manifest.open("a") as file:
+            file.write(json.dumps(item) + "\n")
+    assert cli.main(["index", str(manifest), "--index", str(tmp_path / "dates.lex")]) == 0
+    capsys.readouterr()
+    asked = ["search", "--index", str(tmp_path / "dates.lex"), "--facet", "dc:title"]
+    found = run(capsys, *asked, "--facet", "taken:2024-06-01,2024-06-01T12:30")["facets"]
+    assert found["dc:title"]["values"] == [{"value": "T", "count": 3}]
+    assert [part["count"] for part in found["taken"]["ranges"]] == [1, 1, 1]
+    assert found["taken"]["ranges"][1]["to"] == "2024-06-01T12:30"
+
+
 def test_a_region(address: str, tmp_path: Path, capsys: Capture) -> None:
     image = str(tmp_path / "photos" / "flag.png")
     spot = run(capsys, "search", "--index", address, "--image", image, "--region", "48,48,16,16")

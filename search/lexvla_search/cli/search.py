@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -24,6 +25,8 @@ from lexvla_search.typed_words import say_unknown
 NO_GOOD_MATCH = f"no hit matches well (relevance below {GOOD_MATCH})"
 HIT_WORDS = 4  # of one hit in a list
 TABLE_ROWS = 20  # of each hit; `explain` and --json show all
+_LIMITED = re.compile(r"(?P<field>.+?):(?P<limits>[-+.]?\d.*)", re.DOTALL)
+_DATE = re.compile(r"\d{4}-\d\d.*")
 
 
 def _offset(text: str) -> int:
@@ -33,16 +36,28 @@ def _offset(text: str) -> int:
 
 
 def _facet(text: str) -> Facet:
-    """Read a field, or one with limits, each the end of a range and the start of the next."""
-    field, sign, limits = text.partition(":")
+    """Read a field, or one with limits, each the end of a range and the start of the next.
+
+    Limits are numbers or dates, as in ``taken:2024-06-01,2024-07-01T12:00``. Where none come after
+    a colon, it is part of the field's name, as in ``dc:title``.
+    """
+    parts = _LIMITED.fullmatch(text)
     try:
-        if not sign:
-            return Facet(field)
-        values = [finite(limit) for limit in limits.split(",")]
-        ends = [None, *(int(value) if value.is_integer() else value for value in values), None]
-        return Facet(field, ranges=list(pairwise(ends)))
+        if parts is None:
+            return Facet(text)
+        limits = parts["limits"].split(",")
+        values = [limit if _DATE.fullmatch(limit) else _number(limit) for limit in limits]
+        facet = Facet(parts["field"], ranges=list(pairwise([None, *values, None])))
     except InputError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+    if any(each.keys[0] >= each.keys[1] for each in facet.asked_ranges):
+        raise argparse.ArgumentTypeError(f"each limit must be above the one before, not {text!r}")
+    return facet
+
+
+def _number(text: str) -> int | float:
+    value = finite(text)
+    return int(value) if value.is_integer() else value
 
 
 @dataclass(frozen=True)
@@ -67,7 +82,7 @@ class Options(QueryOptions, IndexOptions, JsonOptions):
         metavar="FIELD",
     )
     facet: list[Facet] = option(
-        "count this field's values, or those below, between and above limits",
+        "count this field's values, or those below, between and above limits: numbers or dates",
         action="append",
         default=[],
         type=_facet,
