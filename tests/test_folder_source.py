@@ -19,6 +19,7 @@ from lexvla_indexer.item_source import Listed, Unlisted
 from lexvla_indexer.path_ids import id_of_path, path_of_id, path_of_text, text_of_path
 from lexvla_indexer.reading import Reading
 from lexvla_indexer.roots import Roots
+from lexvla_indexer.sources import open_item_source
 
 
 def touch(top: Path, *names: str) -> Path:
@@ -197,6 +198,14 @@ def test_patterns_exclude_files_and_folders(
 def test_a_bad_pattern_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is not a pattern"):
         FolderSource(tmp_path, Reading(exclude=("!",)))
+
+
+def test_patterns_for_a_manifest_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "m.jsonl").write_text("")
+    for reading in (Reading(exclude=("*.gif",)), Reading(default_excludes=False)):
+        with pytest.raises(InputError, match="only in folders files are excluded"):
+            open_item_source(tmp_path / "m.jsonl", reading=reading)
+    open_item_source(tmp_path / "m.jsonl", reading=Reading(exif=False))
 
 
 # Links

@@ -42,7 +42,7 @@ def open_item_source(
 
     Raises:
         InputError: The source is missing or of another kind, its columns cannot be read, a folder
-            is given a text field, or shards several.
+            is given a text field, or shards several, or anything but a folder patterns to exclude.
         OptionalDependencyError: A parquet file needs pyarrow.
     """
     path = Path(source).absolute()
@@ -50,6 +50,10 @@ def open_item_source(
         if text_field is not None:
             raise InputError(str(source), "a folder of images has no text field")
         return FolderSource(path, reading or Reading())
+    if reading is not None and (reading.exclude or not reading.default_excludes):
+        raise InputError(
+            str(source), "is no folder of images, and only in folders files are excluded"
+        )
     if path.suffix.lower() == SHARD_SUFFIX:
         if text_field is not None and "," in text_field:
             raise InputError(str(source), "shards have one text field, so no commas")
