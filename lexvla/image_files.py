@@ -98,7 +98,7 @@ def check_size(size: tuple[int, int], name: str, max_pixels: int) -> None:
     if width < 1 or height < 1:
         raise InputError(name, f"has no pixels ({width} x {height})")
     if width * height > max_pixels:
-        raise InputError(name, f"has more than {max_pixels} pixels ({width} x {height})")
+        raise InputError(name, f"has more than {max_pixels:,} pixels ({width:,} x {height:,})")
 
 
 def _damaged(kind: ImageFormat, name: str, error: Exception) -> InputError:

@@ -74,7 +74,7 @@ def _pngs() -> dict[str, tuple[bytes, str]]:
         "long profile.png": (encoded(image, "PNG", icc_profile=bytes(2 << 20)), left_out),
         "broken text.png": (plain[:at] + broken + plain[at:], left_out),
         "half.png": (plain[: len(plain) // 2], REJECTED + "truncated"),
-        "huge.png": (png((60_000, 60_000, 8, 2), b""), REJECTED + "more than 256000000 pixels"),
+        "huge.png": (png((60_000, 60_000, 8, 2), b""), REJECTED + "more than 256,000,000 pixels"),
         "no pixels.png": (png((0, 5, 8, 2), b""), REJECTED),
     }
 

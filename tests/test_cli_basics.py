@@ -91,7 +91,9 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         ),
         (["search", "red", "--index", "x.lex", "--wings"], "unrecognized arguments: --wings"),
         (["search", "--index", "x.lex", "--sort", "-"], "must be the name of a field"),
-        (["search", "--index", "x.lex", "--facet", "year:a"], "must be a finite number"),
+        (["search", "--index", "x.lex", "--facet", "year:1,a"], "must be a finite number"),
+        (["search", "--index", "x.lex", "--facet", "year:2,1"], "must be above the one before"),
+        (["search", "--index", "x.lex", "--facet", "t:2024-06,1"], "two numbers or two strings"),
         (["search", "--index", "x.lex", "--min-score", "1"], "needs something to score by"),
         (["search", "a" * 5000, "--index", "x.lex"], "at most 4,096 characters, not 5,000"),
         (["explain", "apple", "--index", "x.lex"], "a query must have a text, an image"),
@@ -219,6 +221,7 @@ def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     assert code == (0 if report["ok"] else 1)
     checks = {check["name"]: check for check in report["checks"]}
     assert {"Python", "SQLite", "torch", "transformers", "default model", "JDK"} <= set(checks)
+    assert {"watchfiles", "PyArrow", "pillow-heif", "JPEG XL plugin", "FastAPI"} <= set(checks)
     assert checks["Python"]["ok"]
     assert checks["SQLite"]["ok"]
     for check in checks.values():

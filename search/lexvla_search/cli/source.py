@@ -130,7 +130,7 @@ def exit_code(report: Report, strict: bool, failure: str) -> int:
     if report.cut:
         note("lexvla: texts cut: the model does not read their ends; shorten or split them")
     if raw := sorted(report.ignored.keys() & set(RAW_SUFFIXES)):
-        note(f"lexvla: {', '.join(raw)} are not read: develop them, or export JPEG files")
+        note(f"lexvla: {', '.join(raw)} files are not read: develop them, or export JPEG files")
     if report.prune_refused:
         note(f"lexvla: error: pruned nothing: {report.prune_refused}")
     if report.interrupted:
