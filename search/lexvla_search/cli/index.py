@@ -29,6 +29,12 @@ from lexvla_search.cli.source import (
 )
 from lexvla_search.cli.stopping import stopping
 
+# Options that mean nothing to vectors that are encoded already.
+WITH_SOURCE = (
+    *("model", "text_field", "prune", "prune_anyway"),
+    *("exclude", "no_default_excludes", "no_exif"),
+)
+
 
 def _count(text: str) -> int:
     if not (text.isascii() and text.isdecimal()):
@@ -75,7 +81,7 @@ def run(options: Options) -> int:
         model = options.load_model(introduce=True)
         vocabulary, name = model.vocabulary, model.name
     else:
-        for given in ("model", "text_field", "prune", "prune_anyway"):
+        for given in WITH_SOURCE:
             if getattr(options, given):
                 raise UsageError(f"--{given.replace('_', '-')} does not go with --from-encoded")
         origin = read_origins(files)

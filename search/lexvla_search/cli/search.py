@@ -151,7 +151,7 @@ def _report(options: Options, query: Query, answer: Answer | RemoteAnswer) -> in
         note("lexvla: no hits")
     if options.explain and query.is_scored:
         for hit in hits:
-            print(f"{hit.rank}. {one_line(hit.label)}  {hit.id}  {score_of(hit)}")
+            print(f"{hit.rank}. {one_line(hit.label)}  {_named(hit)}  {score_of(hit)}")
             print(hit.explanation.table(TABLE_ROWS) if hit.explanation else "", end="\n\n")
     else:
         print_columns(hit_rows(hits))
@@ -195,6 +195,11 @@ def _shown(value: Value) -> str:
     return str(value).lower() if isinstance(value, bool) else one_line(str(value)) or '""'
 
 
+def _named(hit: Hit) -> str:
+    """Return a hit's id, and how many copies it stands for."""
+    return hit.id + (f" +{len(hit.copies)} alike" if hit.copies else "")
+
+
 def hit_rows(hits: list[Hit]) -> list[tuple[str, ...]]:
     """Return hits as table rows: rank, score and relevance, label, id, strongest words."""
     digits = max((len(str(hit.rank)) for hit in hits), default=1)
@@ -204,7 +209,7 @@ def hit_rows(hits: list[Hit]) -> list[tuple[str, ...]]:
             ("" if hit.score is None else f"{hit.score:.3f}")
             + ("" if hit.relevance is None else f"  {100 * hit.relevance:3.0f}%"),
             one_line(hit.label),
-            hit.id + (f" +{len(hit.copies)} alike" if hit.copies else ""),
+            _named(hit),
             hit.explanation.summary(HIT_WORDS) if hit.explanation else "",
         )
         for hit in hits
