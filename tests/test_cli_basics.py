@@ -116,6 +116,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
             ["index", "--from-encoded", "b.npz", "--no-exif", "--index", "x.lex"],
             "--no-exif does not go with --from-encoded",
         ),
+        (["watch", "photos", "--index", "x.lex", "--prune"], "unrecognized arguments: --prune"),
         (["encode", "photos", "--out", "x.csv"], "a file that ends in .npz or .jsonl"),
         (["encode", "photos", "--out", "x.npz", "--shard", "0/2"], "such as 1/4, not '0/2'"),
         (["encode", "photos", "--out", "x.npz", "--shard", "3/2"], "such as 1/4, not '3/2'"),

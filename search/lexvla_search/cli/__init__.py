@@ -99,7 +99,8 @@ def parse(arguments: Sequence[str]) -> tuple[Any, Any]:
     named = next((argument for argument in arguments if argument in COMMANDS), "")
     module: Any = None
     for name, summary in COMMANDS.items():
-        command = commands.add_parser(name, help=summary, description=summary)
+        # Not by abbreviations: --prune of lexvla watch would mean --prune-anyway.
+        command = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
         if name == named:
             from lexvla_search.cli.arguments import add_arguments
 
