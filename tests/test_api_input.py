@@ -329,6 +329,9 @@ def test_any_json_gets_an_answer_or_a_problem(client: TestClient, asked: dict[st
 @given(st.binary(max_size=200), st.sampled_from(["search", "explain", "encode"]))
 def test_any_bytes_get_a_problem(client: TestClient, data: bytes, path: str) -> None:
     answer = client.post(f"/v1/{path}", content=data, headers=JSON)
+    if answer.status_code == 200:  # which lists all documents
+        assert (path, json.loads(data)) == ("search", {})
+        return
     problem(answer, answer.status_code)
     assert answer.status_code in (400, 422)
 

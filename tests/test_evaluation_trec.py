@@ -75,7 +75,7 @@ def test_all_bad_queries_are_told_at_once(tmp_path: Path) -> None:
     assert starts == [
         "q.tsv:2 'q2 blue' must b",
         "q.tsv:3 the query 'q1' w",
-        "q.tsv:4 '' a query must ",
+        "q.tsv:4 'q3' a query mus",
         "q.tsv:5 '' an id must no",
         "q.tsv:6 is not UTF-8 tex",
     ]

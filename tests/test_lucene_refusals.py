@@ -26,6 +26,7 @@ from lexvla.errors import (
 from lexvla.vocabulary import Vocabulary
 from lexvla_indexer import Document, open_index
 from lexvla_indexer.lucene import LuceneIndex
+from lexvla_indexer.lucene.layout import FORMAT_VERSION
 from source_tree import PYTHONPATH
 
 pytestmark = pytest.mark.java
@@ -136,7 +137,9 @@ def test_another_vocabulary_beside_the_index(index, tmp_path):
         LuceneIndex(tmp_path / "i")
 
 
-@pytest.mark.parametrize(("version", "age"), [(1, "older"), (3, "newer")])
+@pytest.mark.parametrize(
+    ("version", "age"), [(FORMAT_VERSION - 1, "older"), (FORMAT_VERSION + 1, "newer")]
+)
 def test_another_format(tmp_path, monkeypatch, version, age):
     monkeypatch.setattr("lexvla_indexer.lucene.layout.FORMAT_VERSION", version)
     LuceneIndex(tmp_path / "i", create=True).close()
