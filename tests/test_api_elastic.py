@@ -71,7 +71,7 @@ def test_an_elasticsearch_index_is_served_and_written(address: str, tmp_path: Pa
         assert (word["word"], word["weight"], word["patch"]) == ("red", pytest.approx(1), None)
         asked = {"text": "red", "id": "new"}
         hit = client.post("/v1/explain", json=asked).json()["hit"]
-        assert hit["score"] == pytest.approx(1, rel=NEAR)
+        assert hit["lexical"]["score"] == pytest.approx(1, rel=NEAR)
 
         assert client.get("/v1/documents/apple/heatmap/red").headers["content-type"] == "image/png"
         assert client.get("/v1/documents/apple/image").status_code == 200
