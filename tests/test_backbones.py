@@ -95,7 +95,10 @@ def test_images_are_brought_to_the_size_and_statistics_asked_for(
     assert model.patch_grid == (6, 6)
     assert model.config.image_mean == [0.5, 0.5, 0.5]
     assert model.config.image_std == [0.25, 0.5, 0.5]
-    pixels = model._pixels([model._resized(Image.new("RGB", (60, 60), "white"))])
+    given: list[torch.Tensor] = []
+    model.image_tower.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
+    model.encode_image([Image.new("RGB", (60, 60), "white")])
+    (pixels,) = given
     assert pixels.shape == (1, 3, 48, 48)
     assert pixels[0, :, 0, 0].tolist() == [2, 1, 1]
 
