@@ -411,11 +411,8 @@ class LexVLA:
         if not self.config.require_known_word:
             return None
         pieces = tokenize(self.tokenizer, texts, "{text}", self.config.max_text_tokens)
-        return np.array([not self._kept_ids.isdisjoint(ids) for ids in pieces])
-
-    @cached_property
-    def _kept_ids(self) -> frozenset[int]:
-        return frozenset((*(self.vocabulary.token_ids or ()), *range(*self.config.known_tokens)))
+        kept, more = self.vocabulary.kept_ids, range(*self.config.known_tokens)
+        return np.array([any(i in kept or i in more for i in ids) for ids in pieces])
 
     def _states_of(
         self, images: Iterable[ImageSource], size: int, bar: bool | None

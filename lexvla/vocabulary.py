@@ -112,6 +112,11 @@ class Vocabulary:
         """The hash of the terms, in order."""
         return hashlib.sha256("\0".join(self.terms).encode()).hexdigest()
 
+    @cached_property
+    def kept_ids(self) -> frozenset[int]:
+        """The token ids as a set; empty without any."""
+        return frozenset(self.token_ids or ())
+
     def save(self, path: str | Path) -> None:
         """Write the vocabulary as JSON."""
         data = {
