@@ -201,9 +201,12 @@ def _read_one(found: Any) -> Answer:
 
 
 def first_hits(answers: Any) -> Answer:
-    """Return the hits of the only search among answers."""
+    """Return the first hits of the only search among answers.
+
+    A searcher asks for one more, to tell whether there is another page.
+    """
     (found,) = (answer["responses"] for answer in answers if "responses" in answer)
-    return read(pairs(found[0]))
+    return read(pairs(found[0])[:K])
 
 
 def turns(asks: Sequence[Callable[[int], Any]], count: int, seconds: float) -> list[list[float]]:
