@@ -18,7 +18,7 @@ from lexvla_indexer.elastic.connection import Address, connect, following
 from lexvla_indexer.elastic.layout import State, Store
 from lexvla_indexer.elastic.reader import Reader
 from lexvla_indexer.elastic.requests import console_text
-from lexvla_indexer.elastic.writer import Writer, check_rows
+from lexvla_indexer.elastic.writer import Writer, check_rows, patiently
 from lexvla_indexer.legs import Leg, VectorLeg, check_terms
 
 __all__ = ["ElasticIndex"]
@@ -66,6 +66,7 @@ class ElasticIndex(Index):
         self._client = connect(place)
         self._store = Store(self._client, place)
         self._writer = Writer(self._store, rebuild)
+        self._writes = False  # whether something was staged, be it nothing
         self._constraints: tuple[frozenset[int], tuple[frozenset[int], ...]] = frozenset(), ()
         with self._opening():
             if rebuild:
@@ -185,19 +186,34 @@ class ElasticIndex(Index):
         return self._ask(lambda reader: reader.rescore(query, leg, ids)) if ids else []
 
     def read_note(self, name: str) -> Any:
-        """Return what `write_note` stored under that name, or ``None``."""
-        with self._writing:
-            self._check_open()
-            self._store.check()
-            return self._store.state.notes.get(name)
+        """Return what `write_note` stored under that name, or ``None``.
+
+        A writer waits for a server that restarts, as `commit` does; a reader does not.
+        """
+
+        def read() -> Any:
+            with self._writing:
+                self._check_open()
+                self._store.check()
+                return self._store.state.notes.get(name)
+
+        return patiently(read) if self._writes else read()
 
     def write_note(self, name: str, value: Any) -> None:
-        """Keep a small JSON value with the index; ``None`` takes it back."""
-        with self._writing:
-            self._check_open()
-            self._store.check()
-            notes = {**self._store.state.notes, name: value}
-            self._store.describe(notes={n: kept for n, kept in notes.items() if kept is not None})
+        """Keep a small JSON value with the index; ``None`` takes it back.
+
+        A writer waits for a server that restarts, as `commit` does.
+        """
+
+        def write() -> None:
+            with self._writing:
+                self._check_open()
+                self._store.check()
+                notes = {**self._store.state.notes, name: value}
+                kept = {n: each for n, each in notes.items() if each is not None}
+                self._store.describe(notes=kept)
+
+        return patiently(write) if self._writes else write()
 
     def _ask(self, ask: Callable[[Reader], T], newest: bool = True) -> T:
         return following(self._reader, ask)
@@ -225,6 +241,7 @@ class ElasticIndex(Index):
 
     def _own_writer(self) -> Writer:
         self._check_open()
+        self._writes = True
         return self._writer
 
     def _check_storable(
