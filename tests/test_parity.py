@@ -310,6 +310,17 @@ def test_listings_and_facets_over_many_commits(engine, tmp_path):
                 index.facets([Facet(name)])
 
 
+def test_a_field_whose_name_starts_others(engine, tmp_path):
+    values = [{"a": "x"}, {"a.b": 1}, {"a.b": True, "a": 1}, {"a.b.c": ["y"]}, {"a": []}, {}]
+    made = [Document(f"d{i}", metadata=metadata) for i, metadata in enumerate(values)]
+    facets = [Facet("a"), Facet("a.b"), Facet("a.b.c", ranges=[("x", None)])]
+    with engine.open(tmp_path / "i") as index:
+        index.add(made, encode([{0: 1.0}] * len(made)))
+        index.commit()
+        assert_lists(index, made, Scope(), ["a", "-a.b"], 2)
+        assert_counts(index, made, Scope(), facets)
+
+
 @settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(filter_fakes.documents, st.data())
 def test_any_listing_and_facets_of_any_documents(engine, tmp_path_factory, made, data):

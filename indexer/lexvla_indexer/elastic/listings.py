@@ -80,8 +80,8 @@ def after_of(position: Position) -> list[Any]:
 def facet_body(facet: Facet, ranges: Sequence[Json]) -> Json:
     """Return the aggregations that count a field; ``ranges`` are queries for its ranges."""
     fields = dict(zip(_KINDS, names_of(facet.field), strict=True))
-    absent = [{"exists": {"field": field}} for field in fields.values()]
-    made: Json = {"missing": {"filter": {"bool": {"must_not": absent}}}}
+    # Not by "exists": of a field "a" that is not there, that finds "a.b".
+    made: Json = {"missing": {"filter": {"bool": {"must_not": [has_value(facet.field)]}}}}
     if facet.ranges is not None:
         return made | {"ranges": {"filters": {"filters": list(ranges)}}}
     best = {
