@@ -92,7 +92,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["search", "red", "--index", "x.lex", "--wings"], "unrecognized arguments: --wings"),
         (["search", "--index", "x.lex", "--sort", "-"], "must be the name of a field"),
         (["search", "--index", "x.lex", "--facet", "year:1,a"], "must be a finite number"),
-        (["search", "--index", "x.lex", "--facet", "year:2,1"], "must be above the one before"),
+        (["search", "--index", "x.lex", "--facet", "year:2,1"], "must end above where it begins"),
         (["search", "--index", "x.lex", "--facet", "t:2024-06,1"], "two numbers or two strings"),
         (["search", "--index", "x.lex", "--min-score", "1"], "needs something to score by"),
         (["search", "a" * 5000, "--index", "x.lex"], "at most 4,096 characters, not 5,000"),
