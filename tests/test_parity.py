@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import nullcontext
+from itertools import permutations
 
 import numpy as np
 import pytest
@@ -29,6 +30,7 @@ from lexvla_indexer import Document
 from lexvla_indexer.facets import Facet
 from lexvla_indexer.filters import Comparison
 from lexvla_indexer.scope import Scope
+from lexvla_indexer.sort_keys import key_of
 from listing_fakes import counted, listed
 from postings_fakes import searching
 
@@ -352,5 +354,8 @@ def _facet(data, field):
     limits = data.draw(st.lists(filter_fakes.strings | filter_fakes.numbers, max_size=3))
     ranges = []
     for limit in limits:
-        ranges += [(None, limit), (limit, limit), (limit, None)]
+        ranges += [(None, limit), (limit, None)]
+    for low, high in permutations(limits, 2):
+        if isinstance(low, str) == isinstance(high, str) and key_of(low) < key_of(high):
+            ranges.append((low, high))
     return Facet(field, data.draw(st.integers(1, 3)), ranges or None)
