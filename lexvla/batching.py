@@ -22,15 +22,15 @@ _THREADS = min(8, os.cpu_count() or 1)
 
 
 @contextmanager
-def inference(model: Any, kept: Made) -> Iterator[Made]:
-    """Disable gradients and dropout, yield ``kept``, and restore the model's mode afterwards."""
+def inference(model: Any) -> Iterator[None]:
+    """Disable gradients and dropout, and restore the model's mode afterwards."""
     import torch  # not above: without it, other runtimes use the rest of this module
 
     was_training = model.training
     model.eval()
     try:
         with torch.inference_mode():
-            yield kept
+            yield
     except torch.OutOfMemoryError as error:
         rule = "a batch does not fit into the device's memory: use a smaller batch_size"
         raise ModelError(f"{model.config.model_name}: {rule} ({error})") from error

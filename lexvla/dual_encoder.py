@@ -25,7 +25,7 @@ from transformers import AutoModel
 from transformers.utils import cached_file
 
 from lexvla import backbones, model
-from lexvla.batching import ahead, batches, inference, split
+from lexvla.batching import batches, inference, split
 from lexvla.data.demo_corpus import load_demo_corpus
 from lexvla.encoding import Encoding
 from lexvla.errors import InputError, ModelError
@@ -147,8 +147,8 @@ class DualEncoder(model.LexVLA, nn.Module):
         By default they are those of the package's photographs. Indexes made before do not fit.
         """
         sums, count = torch.zeros(2, 1, dtype=torch.float64), 0
-        with inference(self, None):
-            for resized in ahead(self._resized, batches(images, 32, False, "images")):
+        with inference(self):
+            for resized in self._image_batches(images, 32, False):
                 whole, patches = self._image_vectors(self._pixels(resized))
                 sums = sums + torch.stack([whole.sum(0), patches.mean(1).sum(0)]).double().cpu()
                 count += len(whole)
@@ -202,7 +202,7 @@ class DualEncoder(model.LexVLA, nn.Module):
     ) -> Encoding:
         """Encode texts: the model's vectors, and the words nearest to each text."""
         parts = []
-        with inference(self, None):
+        with inference(self):
             for batch in batches(texts, batch_size, show_progress_bar, "texts"):
                 for text in batch:
                     check_text(text)
@@ -220,7 +220,7 @@ class DualEncoder(model.LexVLA, nn.Module):
     ) -> Encoding:
         """Encode images: the model's vectors, and words, each with the patch most like it."""
         parts = []
-        with inference(self, None):
+        with inference(self):
             for whole, patches in self._vectors(images, batch_size, show_progress_bar):
                 numbers = np.arange(patches.shape[1])
                 parts.append(self._whole_rows(whole, patches, numbers, max_active_dims))
@@ -229,7 +229,7 @@ class DualEncoder(model.LexVLA, nn.Module):
     def encode_words(self, words: Iterable[str], max_active_dims: int | None = None) -> Encoding:
         """Encode words by their vectors in the vocabulary, or in its templates."""
         parts = []
-        with inference(self, None):
+        with inference(self):
             for batch in batches(words, 256, False, "words"):
                 for word in batch:
                     check_text(word)
@@ -248,12 +248,8 @@ class DualEncoder(model.LexVLA, nn.Module):
     ) -> Encoding:
         """Encode a region of each image by the mean of its patches."""
         parts = []
-        pairs = list(zip(images, regions, strict=True))
-        with inference(self, None):
-            for batch in ahead(
-                lambda pair: self._region(*pair),
-                batches(pairs, batch_size, show_progress_bar, "regions"),
-            ):
+        with inference(self):
+            for batch in self._region_batches(images, regions, batch_size, show_progress_bar):
                 _, patches = self._image_vectors(self._pixels([pixels for pixels, _ in batch]))
                 for own, (_, numbers) in zip(patches, batch, strict=True):
                     chosen = own[torch.from_numpy(numbers)][None]
@@ -270,7 +266,7 @@ class DualEncoder(model.LexVLA, nn.Module):
     ) -> Encoding:
         """Encode every patch of images separately, as `encode_image`."""
         parts = []
-        with inference(self, None):
+        with inference(self):
             for _, patches in self._vectors(images, batch_size, show_progress_bar):
                 count = patches.shape[1]
                 for own in patches:
@@ -287,7 +283,7 @@ class DualEncoder(model.LexVLA, nn.Module):
         Patch and word are centred.
         """
         columns = self._columns(words)
-        with inference(self, None):
+        with inference(self):
             _, patches = self._image_vectors(self._pixels([self._resized(image)]))
             weights = self._words[0][columns] @ self._centred(patches[0], 1).T
         return weights.clamp(min=0).cpu().numpy().reshape(-1, *self.patch_grid)
@@ -337,7 +333,7 @@ class DualEncoder(model.LexVLA, nn.Module):
         return first, second
 
     def _vectors(self, images: Iterable[ImageSource], size: int, bar: bool | None) -> Any:
-        for batch in ahead(self._resized, batches(images, size, bar, "images")):
+        for batch in self._image_batches(images, size, bar):
             yield self._image_vectors(self._pixels(batch))
 
     def _pixels(self, resized: Sequence[np.ndarray]) -> Tensor:
@@ -401,7 +397,7 @@ class DualEncoder(model.LexVLA, nn.Module):
         path = _cache_file("words", key)
         own = _read(path, "words", len(names))
         if own is None:
-            with inference(self, None):
+            with inference(self):
                 own = torch.cat([self._in_templates(part) for part in split(names, 256)]).cpu()
             _write(path, {"words": own})
         own = own.to(self.device)

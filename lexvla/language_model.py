@@ -129,18 +129,19 @@ class LanguageModel(model.LexVLA, nn.Module):
             words, columns = word_pieces(tokenizer, size, vocabulary)
         except ModelError as error:
             raise ModelError(f"{name}: {error}") from error
+        digest = weights_digest(file)
         commit = getattr(loaded.config, "_commit_hash", None)
         made = settings or PublicSettings(
             kind=cls._kind,
             model=name,
             revision=commit or revision,
-            weights_sha256=weights_digest(file),
+            weights_sha256=digest,
             vocabulary_sha256=words.sha256,
             max_active_dims=max_active_dims,
             templates=[prompt],
             max_text_tokens=max_text_tokens,
         )
-        if weights_digest(file) != made.weights_sha256:
+        if digest != made.weights_sha256:
             raise ModelError(f"{name}: the weights are not those that the settings were saved with")
         if quantization == "none":
             loaded = loaded.to(place)
@@ -175,7 +176,7 @@ class LanguageModel(model.LexVLA, nn.Module):
         """Encode texts as the words that the model answers the prompt with."""
         windows: list[Encoding] = []
         cache = PrefixCache()
-        with inference(self, None):
+        with inference(self):
             small = batches(texts, batch_size, show_progress_bar, "texts")
             for window in split(small, _WINDOW):
                 chosen = [text for batch in window for text in batch]

@@ -260,10 +260,8 @@ class LexVLA:
         Patches are numbered as in the whole image.
         """
         parts = []
-        pairs = list(zip(images, regions, strict=True))
-        small = batches(pairs, batch_size, show_progress_bar, "regions")
         with self._running():
-            for batch in ahead(lambda pair: self._region(*pair), small):
+            for batch in self._region_batches(images, regions, batch_size, show_progress_bar):
                 patches = iter([numbers for _, numbers in batch])
                 for states in self._run_images([pixels for pixels, _ in batch]):
                     for own in self._without_cls(states):
@@ -376,6 +374,23 @@ class LexVLA:
             raise ModelError(f"{self.name} has no dense vectors")
         return dense
 
+    def _image_batches(
+        self, images: Iterable[ImageSource], size: int, bar: bool | None
+    ) -> Iterator[list[np.ndarray]]:
+        """Yield batches of resized images, decoded ahead."""
+        return ahead(self._resized, batches(images, size, bar, "images"))
+
+    def _region_batches(
+        self,
+        images: Sequence[ImageSource],
+        regions: Sequence[Region],
+        size: int,
+        bar: bool | None,
+    ) -> Iterator[list[tuple[np.ndarray, np.ndarray]]]:
+        """Yield batches of resized images, each with the numbers of its region's patches."""
+        pairs = list(zip(images, regions, strict=True))
+        return ahead(lambda pair: self._region(*pair), batches(pairs, size, bar, "regions"))
+
     # What a runtime does; arrays named states and logits are its own, all others numpy's.
 
     _rows: Any  # its `lexical_vector` and `sparsify`
@@ -417,7 +432,7 @@ class LexVLA:
     def _states_of(
         self, images: Iterable[ImageSource], size: int, bar: bool | None
     ) -> Iterator[Any]:
-        for resized in ahead(self._resized, batches(images, size, bar, "images")):
+        for resized in self._image_batches(images, size, bar):
             yield from self._run_images(resized)
 
     def _without_cls(self, states: Any) -> Any:

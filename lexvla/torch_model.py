@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -223,8 +223,10 @@ class TorchLexVLA(model.LexVLA, PreTrainedModel):
             weights = lexical_head.elu1p((self.image_codebook[columns] @ own.T).float())
         return weights.cpu().numpy().reshape(-1, *self.patch_grid)
 
-    def _running(self) -> AbstractContextManager[_TextParts]:
-        return inference(self, _TextParts(self))
+    @contextmanager
+    def _running(self) -> Iterator[_TextParts]:
+        with inference(self):
+            yield _TextParts(self)
 
     def _run_texts(self, ids: list[list[int]], running: _TextParts) -> Found:
         return self._text_found(self.text_tower(ids, running.cache), running.codebook)

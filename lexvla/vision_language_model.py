@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from lexvla import backbones
-from lexvla.batching import ahead, batches, inference
+from lexvla.batching import inference
 from lexvla.encoding import Encoding
 from lexvla.errors import ModelError
 from lexvla.images import ImageSource
@@ -66,11 +66,8 @@ class VisionLanguageModel(LanguageModel):
     ) -> Encoding:
         """Encode images as the words behind them, each with its patch."""
         parts = []
-        with inference(self, None):
-            for batch in ahead(
-                self._resized,
-                batches(images, min(batch_size, _BATCH), show_progress_bar, "images"),
-            ):
+        with inference(self):
+            for batch in self._image_batches(images, min(batch_size, _BATCH), show_progress_bar):
                 last, patches = self._shown(batch)
                 rows = self._rows(self._words_of(last), max_active_dims)
                 parts += self._placed(rows, patches, np.arange(patches.shape[1]))
@@ -86,12 +83,9 @@ class VisionLanguageModel(LanguageModel):
     ) -> Encoding:
         """Encode a region of each image by the likeliest words at its patches."""
         parts = []
-        pairs = list(zip(images, regions, strict=True))
-        with inference(self, None):
-            for batch in ahead(
-                lambda pair: self._region(*pair),
-                batches(pairs, min(batch_size, _BATCH), show_progress_bar, "regions"),
-            ):
+        size = min(batch_size, _BATCH)
+        with inference(self):
+            for batch in self._region_batches(images, regions, size, show_progress_bar):
                 _, patches = self._shown([pixels for pixels, _ in batch])
                 for own, (_, numbers) in zip(patches, batch, strict=True):
                     chosen = own[torch.from_numpy(numbers)]
@@ -108,11 +102,8 @@ class VisionLanguageModel(LanguageModel):
     ) -> Encoding:
         """Encode every patch of images by the words at its token."""
         parts = []
-        with inference(self, None):
-            for batch in ahead(
-                self._resized,
-                batches(images, min(batch_size, _BATCH), show_progress_bar, "images"),
-            ):
+        with inference(self):
+            for batch in self._image_batches(images, min(batch_size, _BATCH), show_progress_bar):
                 for own in self._shown(batch)[1]:
                     rows = self._rows(self._words_of(own), max_active_dims)
                     numbers = np.arange(len(own), dtype=np.int16)
@@ -123,7 +114,7 @@ class VisionLanguageModel(LanguageModel):
     def heatmaps(self, image: ImageSource, words: Sequence[str | int]) -> np.ndarray:
         """Return log(1 + x) of how far each word's logit is above the patch's mean, or 0."""
         columns = self._columns(words)
-        with inference(self, None):
+        with inference(self):
             logits = self._words_of(self._shown([self._resized(image)])[1][0])
             weights = log1p_relu(logits - logits.mean(1, keepdim=True))[:, columns].T
         return weights.cpu().numpy().reshape(-1, *self.patch_grid)
