@@ -38,7 +38,7 @@ def find_folder(path: str | Path | None, revision: str | None, token: str | None
 
 
 def is_hub_id(name: str) -> bool:
-    """Tell whether a name that is no folder may be a hub id."""
+    """Tell whether a name that is not a folder may be a hub id."""
     return name.count("/") == 1 and not name.startswith((".", "/", "~")) and "\\" not in name
 
 

@@ -96,7 +96,7 @@ def test_requests_made_from_the_description(
     @settings(max_examples=40, suppress_health_check=list(HealthCheck))
     @given(case=cases)
     def check(case: Any) -> None:
-        # A value that breaks one choice of several may keep to another, and is no violation.
+        # A value that breaks one choice of several may keep to another, and is not a violation.
         is_json = method == "POST" and case.media_type == "application/json"
         allowed = is_json and isinstance(case.body, dict) and body.is_valid(case.body)
         case.call_and_validate(

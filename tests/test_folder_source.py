@@ -203,7 +203,7 @@ def test_a_bad_pattern_is_named(tmp_path: Path) -> None:
 def test_patterns_for_a_manifest_are_refused(tmp_path: Path) -> None:
     (tmp_path / "m.jsonl").write_text("")
     for reading in (Reading(exclude=("*.gif",)), Reading(default_excludes=False)):
-        with pytest.raises(InputError, match="only in folders files are excluded"):
+        with pytest.raises(InputError, match="files are excluded only from folders"):
             open_item_source(tmp_path / "m.jsonl", reading=reading)
     open_item_source(tmp_path / "m.jsonl", reading=Reading(exif=False))
 

@@ -158,7 +158,7 @@ class Index(ABC):
     def delete(self, ids: Sequence[str]) -> int:
         """Stage deletions, and return how many of the ids existed; errors as for `add`.
 
-        A string instead of a list of ids, or an id that is no string, raises TypeError.
+        A string instead of a list of ids, or an id that is not a string, raises TypeError.
         """
         _check_ids(ids)
         with self._writing:

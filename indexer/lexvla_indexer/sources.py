@@ -52,7 +52,7 @@ def open_item_source(
         return FolderSource(path, reading or Reading())
     if reading is not None and (reading.exclude or not reading.default_excludes):
         raise InputError(
-            str(source), "is no folder of images, and only in folders files are excluded"
+            str(source), "is not a folder of images, and files are excluded only from folders"
         )
     if path.suffix.lower() == SHARD_SUFFIX:
         if text_field is not None and "," in text_field:

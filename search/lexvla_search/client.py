@@ -348,7 +348,7 @@ def _path(name: str) -> str:
 
 
 def _line(document: Mapping[str, Any]) -> dict[str, Any]:
-    if not isinstance(document, Mapping):  # such as a key of one document that is no list
+    if not isinstance(document, Mapping):  # such as a key of one document that is not a list
         rule = "each document must be values by name such as id and text"
         raise InputError(str(document), rule)
     line, image = _plain(document), document.get("image")

@@ -69,7 +69,7 @@ class PictureUrls(TypedDict):
 
 
 class ShownDocument(Document, PictureUrls):
-    """A document with its picture; ``uri`` is no absolute path of the server's machine."""
+    """A document with its picture; ``uri`` is not an absolute path of the server's machine."""
 
 
 class LegScore(TypedDict):

@@ -344,7 +344,7 @@ class Reader:
         for field in fields:
             if not known.keys().isdisjoint(names_of(field)):
                 continue
-            if field in ATTRIBUTES:  # each document has its own, which is no metadata
+            if field in ATTRIBUTES:  # each document has its own, which is not metadata
                 check_known([field], purpose, lambda _: False, self._fields)
             elif self._count(has_value(field)):
                 rule = f"has no typed field of {field!r} to {purpose}: see its documentation"
@@ -521,7 +521,7 @@ class Reader:
                     source_includes=[ID, *fields],
                 )
             for each in found_documents(self._address, answer.body):
-                # One that another program put there is no item.
+                # One that another program put there is not an item.
                 if ID not in each.get("_source", {}):
                     raise UnknownDocumentError(each["_id"])
                 found[each["_id"]] = each["_source"]

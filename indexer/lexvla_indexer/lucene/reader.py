@@ -205,7 +205,7 @@ class Reader:
         check_known(fields, purpose, self._has_field, self._fields)
         ids, columns = self._read_once(fields)
         for field, column in zip(fields, columns, strict=True):
-            if field in ATTRIBUTES and not column.keys:  # a document's own is no metadata
+            if field in ATTRIBUTES and not column.keys:  # a document's own is not metadata
                 check_known([field], purpose, lambda _: False, self._fields)
         return ids, columns
 
