@@ -12,8 +12,8 @@ from lexvla_indexer.loading import content_of
 
 __all__ = ["ALIKE", "group_copies"]
 
-# Cosine of stored vectors. A photograph that was compressed, halved or cropped by a twentieth stays
-# above it, and photographs of different things are below 0.8.
+# Cosine of stored vectors. Photographs that were compressed or halved stay above it, and those of
+# different things are far below (benchmarks/copies.py).
 ALIKE = 0.95
 _ROUNDING = 1e-6  # of stored float32 values: equal vectors have a cosine of 1
 _BLOCK = 256
