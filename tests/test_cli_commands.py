@@ -50,6 +50,7 @@ def test_index_and_again(tmp_path: Path, capsys: Capture) -> None:
     assert run(capsys, "index", str(folder), "--index", place) == {
         "index": place,
         "added": 4,
+        "replaced": 0,
         "unchanged": 0,
         "updated": 0,
         "moved": 0,

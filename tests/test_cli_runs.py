@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import shutil
 import signal
 import time
@@ -33,7 +34,8 @@ class Interrupted(FakeEncoder):
         self.left -= 1
         if self.left == 0:
             for _ in range(self.presses):
-                signal.raise_signal(signal.SIGINT)
+                # To the process, as from a terminal: its main thread is woken.
+                os.kill(os.getpid(), signal.SIGINT)
                 time.sleep(0.05)  # signals at one moment would be one
         return super().encode_image(images)
 

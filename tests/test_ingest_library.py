@@ -257,6 +257,15 @@ def test_a_tenth_may_go(tmp_path: Path) -> None:
     assert refused == {"skipped": 89, "prune_refused": "10 of 99 documents are gone"}
 
 
+def test_what_another_folder_had_under_the_same_names_is_told(tmp_path: Path, place: Path) -> None:
+    one = pictures(tmp_path / "one", range(3))
+    two = pictures(tmp_path / "two", range(1, 5), shift=9)
+    assert run(one, place) == {"added": 3}
+    assert run(two, place) == {"added": 4, "replaced": 2}
+    assert run(two, place) == {"skipped": 4}
+    assert run(one, place, resume=False) == {"added": 3, "replaced": 2}
+
+
 def test_a_library_that_grows_keeps_what_it_had(photos: Path, place: Path) -> None:
     pictures(photos / "2025", range(31, 36))
     assert run(photos, place, prune=True) == {"skipped": 30, "added": 5}

@@ -219,9 +219,17 @@ class IndexSink:
 
     def store(self, documents: Sequence[Document], encoding: Encoding) -> None:
         """Stage documents, and commit if it is time."""
+        others = self._of_another_source(documents)
         self._stage(documents, encoding)
         self._report.added += len(documents)
+        self._report.replaced += others
         self._report.empty += int((np.diff(encoding.lexical.indptr) == 0).sum())
+
+    def _of_another_source(self, documents: Sequence[Document]) -> int:
+        """Count the ids under which the index has a document of another source."""
+        held = self._index.fingerprints([document.id for document in documents])
+        pairs = ((held.get(each.id, ""), each.fingerprint) for each in documents)
+        return sum(source_of(old) not in ("", source_of(new)) for old, new in pairs)
 
     def finish(self) -> None:
         """Commit what is left."""

@@ -45,6 +45,7 @@ class Report:
 
     Attributes:
         added: Items encoded and stored, new ones and changed ones.
+        replaced: Items among the added whose id another source's document had, which is gone.
         skipped: Items that the index already had, unchanged.
         updated: Items whose image is unchanged, but not their text, metadata or address; their
             vectors were kept.
@@ -63,6 +64,7 @@ class Report:
     """
 
     added: int = 0
+    replaced: int = 0
     skipped: int = 0
     updated: int = 0
     moved: int = 0

@@ -60,6 +60,7 @@ def counts(report: Report, skipped: str) -> dict[str, int]:
     """Return the counts of a report; `skipped` is the label for skipped items."""
     return {
         "added": report.added,
+        "replaced": report.replaced,
         skipped: report.skipped,
         "updated": report.updated,
         "moved": report.moved,
@@ -120,6 +121,8 @@ def exit_code(report: Report, strict: bool, failure: str) -> int:
     A refused prune is a failure; with `strict`, leaving anything out is too. `failure` says why
     the command failed as a whole; it is empty if it did not.
     """
+    if report.replaced:
+        note("lexvla: documents of another source had the same ids, and were replaced")
     for said in _grouped((each.item, each.rule) for each in report.rejected):
         note(f"lexvla: rejected {said}")
     if report.rejected:
