@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from threading import Lock
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -27,12 +28,14 @@ from lexvla.public_models import load_public, public_type
 from lexvla.regions import Region, region_patches
 from lexvla.sparse_rows import top_codes
 from lexvla.text_normalisation import normalise_text
-from lexvla.tokens import common_prefix, tokenize, unread
+from lexvla.tokens import common_prefix, cut, fill, tokenize, unread
 from lexvla.vocabulary import WORD_START, Vocabulary
 
 __all__ = ["Found", "LexVLA", "Runtime", "check_text", "concat", "is_exported"]
 
 Runtime = Literal["onnx", "torch"]
+Item = TypeVar("Item")
+Made = TypeVar("Made")
 # By name, as they build on this module, and each needs packages that the other does without.
 _CLASSES = {
     "onnx": ("lexvla.onnx_model", "OnnxLexVLA"),
@@ -182,11 +185,17 @@ class LexVLA:
         windows: list[Encoding] = []
         small = batches(texts, batch_size, show_progress_bar, "texts")
         with self._running() as running:
+
+            def encode(part: tuple[list[list[int]], np.ndarray | None]) -> Encoding:
+                found = self._run_texts(part[0], running)
+                return self._encoding(found, max_active_dims, part[1])[0]
+
             for window in split(small, _WINDOW):
                 chosen = [text for batch in window for text in batch]
                 for text in chosen:
                     check_text(text)
-                ids = self.prompt_ids(chosen)
+                chosen = cut(self.tokenizer, chosen, self.config.max_text_tokens)
+                ids = fill(self.tokenizer, chosen, self.config.prompt)
                 known = self._known(chosen)
                 # Those of like length share a batch, so that little of it is padding; those that
                 # cut the prompt otherwise come last, as they run through more of it.
@@ -194,12 +203,12 @@ class LexVLA:
                 order = sorted(
                     range(len(ids)), key=lambda i: (ids[i][:start] != self._prefix, len(ids[i]))
                 )
-                parts = []
-                for rows in split(order, batch_size):
-                    found = self._run_texts([ids[i] for i in rows], running)
-                    some = None if known is None else known[list(rows)]
-                    parts.append(self._encoding(found, max_active_dims, some)[0])
-                encoding = Encoding.concat(parts)
+                chosen_rows = map(list, split(order, min(batch_size, self._texts)))
+                parts = [
+                    ([ids[i] for i in rows], None if known is None else known[rows])
+                    for rows in chosen_rows
+                ]
+                encoding = Encoding.concat(list(self._each(encode, parts, running)))
                 in_order = order == list(range(len(ids)))
                 windows.append(encoding if in_order else encoding[np.argsort(order)])
         return concat(windows, "texts")
@@ -399,6 +408,14 @@ class LexVLA:
         """Return the context that the methods below run in; it may yield what calls share."""
         raise NotImplementedError
 
+    _texts = sys.maxsize  # in a pass, at most
+
+    def _each(
+        self, work: Callable[[Item], Made], parts: Sequence[Item], running: Any
+    ) -> Iterable[Made]:
+        """Map ``work`` over parts, in threads where the runtime gains by it."""
+        return map(work, parts)
+
     def _run_texts(self, ids: list[list[int]], running: Any) -> Found:
         """Run token ids of texts in the prompt; `running` is what that context yields."""
         raise NotImplementedError
@@ -425,7 +442,7 @@ class LexVLA:
         """Tell which texts have at least one piece that the vocabulary keeps, or that is known."""
         if not self.config.require_known_word:
             return None
-        pieces = tokenize(self.tokenizer, texts, "{text}", self.config.max_text_tokens)
+        pieces = self.tokenizer(texts)["input_ids"]
         kept, more = self.vocabulary.kept_ids, range(*self.config.known_tokens)
         return np.array([any(i in kept or i in more for i in ids) for ids in pieces])
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
+from transformers import AttentionInterface, DynamicCache
 
 from lexvla import model_folder, saving
 from lexvla.errors import OptionalDependencyError, UnsupportedError
@@ -36,6 +36,7 @@ __all__ = ["export_model"]
 _TYPES = {"F16": 10, "BF16": 16, "F32": 1, "I32": 6, "I64": 7}  # of ONNX
 _FLOAT = 1
 _HIDDEN = -1e9  # what masks a token
+_ATTENTION = "lexvla_prefix"
 
 
 def export_model(path: str | Path | None, out: str | Path) -> None:
@@ -107,25 +108,93 @@ class _Head(nn.Module):
 
 
 class _Text(_Head):
-    """Texts behind a prefix whose keys and values, (layers, 2, 1, heads, n, d), are given."""
+    """Texts behind a prefix whose keys and values, (2 layers, heads, n, d), are given."""
+
+    def __init__(self, model: TorchLexVLA) -> None:
+        super().__init__(model)
+        self.prefix = _Prefix()
+        AttentionInterface.register(_ATTENTION, self.prefix.attend)
+        model.text_tower.language_model.set_attn_implementation(_ATTENTION)
+        # Only the last token's state is read, so its layer's network need not run for others; that
+        # of the other tokens is wrong from here on.
+        last = model.text_tower.language_model.get_decoder().layers[-1]
+        last.mlp.register_forward_pre_hook(lambda _, states: (states[0][:, -1:],))
 
     def forward(self, ids: Tensor, mask: Tensor, past: Tensor) -> tuple[Tensor, ...]:
         batch, length = ids.shape
         shared = past.shape[-2]
-        held = [tuple(part.expand(batch, -1, -1, -1) for part in layer) for layer in past]
+        self.prefix.past = past
         real = torch.cat([torch.ones(batch, shared, dtype=mask.dtype), mask], dim=1)
         order = torch.arange(shared + length)
         seen = (order[None] <= order[shared:, None])[None] & real.bool()[:, None]
+        own = _NewTokens()
         output = self.model.text_tower.language_model.get_decoder()(
             input_ids=ids,
             attention_mask=torch.where(seen, 0.0, _HIDDEN)[:, None],
             position_ids=(real.cumsum(1) - 1).clamp(min=0)[:, shared:],
-            past_key_values=DynamicCache(held),
+            past_key_values=own,
             use_cache=True,
         )
-        layers = output.past_key_values.layers
-        made = torch.stack([torch.stack([layer.keys, layer.values]) for layer in layers])
-        return (*self.outputs(output.last_hidden_state[:, -1]), made)
+        made = [part for layer in own.made for part in layer]
+        return (*self.outputs(output.last_hidden_state[:, -1]), *made)
+
+
+class _NewTokens(DynamicCache):
+    """Keys and values of the new tokens alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: list[tuple[Tensor, Tensor]] = []
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *place: Any, **more: Any
+    ) -> tuple[Tensor, Tensor]:
+        self.made.append((key_states, value_states))
+        return key_states, value_states
+
+
+class _Prefix:
+    """Attention to a prefix that all texts share, without a copy of it for each.
+
+    Attributes:
+        past: Keys and values of each layer in turn, (2 layers, heads, n, d).
+    """
+
+    past: Tensor
+
+    def attend(
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor,
+        scaling: float,
+        **options: Any,
+    ) -> tuple[Tensor, None]:
+        """Return (B, L, H, d) values of new tokens; transformers calls this in each layer."""
+        if more := [name for name in ("softcap", "s_aux") if options.get(name) is not None]:
+            raise UnsupportedError(f"attention with {', '.join(more)} cannot be exported")
+        place = 2 * int(module.layer_idx)  # type: ignore[arg-type]
+        past_key, past_value = self.past[place], self.past[place + 1]
+        batch, heads, length, _ = query.shape
+        groups = key.shape[1]  # of heads that share a key
+
+        def together(rows: Tensor) -> Tensor:  # those of a group
+            return rows.reshape(batch, groups, heads // groups * length, rows.shape[-1])
+
+        def apart(rows: Tensor) -> Tensor:
+            return rows.reshape(batch, heads, length, rows.shape[-1])
+
+        def times(rows: Tensor, shared: Tensor) -> Tensor:  # all texts in one product
+            made = together(rows).transpose(0, 1).flatten(1, 2) @ shared
+            return apart(made.unflatten(1, (batch, -1)).transpose(0, 1))
+
+        before, own = times(query, past_key.mT), apart(together(query) @ key.mT)
+        shares = (torch.cat([before, own], -1) * scaling + attention_mask).softmax(-1)
+        shared = self.past.shape[-2]
+        read = apart(together(shares[..., shared:]) @ value)
+        return (times(shares[..., :shared], past_value) + read).transpose(1, 2), None
 
 
 class _Terms(_Head):
@@ -184,18 +253,17 @@ def _traced(name: str, model: TorchLexVLA) -> Any:
     if name == "terms.onnx":
         mixtures = torch.zeros(2, len(model.vocabulary))
         return _trace(_Terms(model), (mixtures,), ["mixtures"], outputs, ({0: batch},))
-    model.text_tower.language_model.set_attn_implementation("eager")
     ids = torch.ones(2, 7, dtype=torch.long)
     decoder = model.text_tower.language_model.get_decoder()
     layers = decoder(input_ids=ids[:1, :5], use_cache=True).past_key_values.layers
-    past = torch.stack([torch.stack([layer.keys, layer.values]) for layer in layers])
+    past = torch.cat([part for layer in layers for part in (layer.keys, layer.values)])
     tokens = {0: batch, 1: length}
     return _trace(
         _Text(model),
         (ids, torch.ones_like(ids), past),
         ["ids", "mask", "past"],
-        [*outputs, "made"],
-        (tokens, tokens, {4: shared}),
+        [*outputs, *(f"made{place}" for place in range(2 * len(layers)))],
+        (tokens, tokens, {2: shared}),
     )
 
 
@@ -233,11 +301,25 @@ def _trace(
     )
     optimizer.remove_unused_nodes(program.model)
     model = program.model_proto
+    _divide_by_roots(model.graph)
     del model.graph.value_info[:]
     for node in model.graph.node:  # where in the source each comes from: most of the file
         del node.metadata_props[:]
         node.doc_string = ""
     return model
+
+
+def _divide_by_roots(graph: Any) -> None:
+    """Divide by roots, not multiply by their reciprocals: so ONNX Runtime recognises norms."""
+    inverse = [node for node in graph.node if node.op_type == "Reciprocal"]
+    roots = {node.output[0]: node.input[0] for node in inverse}
+    for node in graph.node:
+        if node.op_type == "Mul" and node.input[1] in roots:
+            node.op_type, node.input[1] = "Div", roots[node.input[1]]
+    read = {name for node in graph.node for name in node.input}
+    for node in inverse:
+        if node.output[0] not in read:
+            graph.node.remove(node)
 
 
 def _patches_graph(onnx: ModuleType, model: TorchLexVLA) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ["FORMAT_VERSION", "GRAPHS", "OLDEST_RUNTIME", "OPSET"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 OPSET = 18
 OLDEST_RUNTIME = (1, 20)  # of onnxruntime
 # The graphs, and the files of weights that each reads.

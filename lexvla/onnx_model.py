@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
@@ -18,7 +19,7 @@ from lexvla import sparse_rows
 from lexvla.batching import split
 from lexvla.errors import ModelError, UnsupportedError
 from lexvla.images import ImageSource
-from lexvla.model import Found, LexVLA
+from lexvla.model import Found, Item, LexVLA, Made
 from lexvla.model_folder import (
     CONFIG_FILE,
     TOKENIZER_FILE,
@@ -35,6 +36,7 @@ from lexvla.vocabulary import Vocabulary
 
 __all__ = ["OnnxLexVLA"]
 
+_THREADS = os.cpu_count() or 1
 _IMAGES = 8  # in a pass of the image graph: more do not stay in the processor's cache
 
 
@@ -49,6 +51,7 @@ class OnnxLexVLA(LexVLA):
     """
 
     _rows = sparse_rows
+    _texts = 32  # each part in a thread of its own
 
     def __init__(
         self, folder: Path, config: SavedSettings, vocabulary: Vocabulary, tokenizer: FastTokenizer
@@ -77,8 +80,9 @@ class OnnxLexVLA(LexVLA):
         if not graphs:
             rule = "has no ONNX graphs; write them by: lexvla export, or use runtime='torch'"
             raise ModelError(f"{folder}: {rule}")
-        if (version := graphs.get("format_version", 0)) > FORMAT_VERSION:
-            raise ModelError(f"{file}: graphs of format {version} are newer than this program")
+        if (version := graphs.get("format_version", 0)) != FORMAT_VERSION:
+            rule = f"graphs of format {version}, and this program runs format {FORMAT_VERSION}"
+            raise ModelError(f"{file}: {rule}; write them by: lexvla export")
         check_files(folder, [*GRAPHS, TOKENIZER_FILE, VOCABULARY_FILE])
         try:
             config = SavedSettings(values)
@@ -94,10 +98,15 @@ class OnnxLexVLA(LexVLA):
         logits = self._run_patches(self._without_cls(states)[0][:, None]).logits
         return sparse_rows.elu1p(logits[:, columns].T).reshape(-1, *self.patch_grid)
 
-    def _running(self) -> AbstractContextManager[None]:
-        return nullcontext()
+    def _running(self) -> AbstractContextManager[ThreadPoolExecutor]:
+        return ThreadPoolExecutor(_THREADS)
 
-    def _run_texts(self, ids: list[list[int]], running: None) -> Found:
+    def _each(
+        self, work: Callable[[Item], Made], parts: Sequence[Item], running: ThreadPoolExecutor
+    ) -> Iterable[Made]:
+        return running.map(work, parts) if len(parts) > 1 else map(work, parts)
+
+    def _run_texts(self, ids: list[list[int]], running: ThreadPoolExecutor) -> Found:
         """Run texts, padded on the left, behind the part of the prefix that they begin with."""
         shared = common_prefix([[*self._prefix, -1], *ids])
         rests = [own[shared:] for own in ids]
@@ -113,13 +122,14 @@ class OnnxLexVLA(LexVLA):
     @cached_property
     def _past(self) -> np.ndarray:
         """Keys and values of the prefix."""
-        _, (layers, _, _, heads, _, width) = self._graphs.shape("text.onnx", "past")
-        none = np.zeros((layers, 2, 1, heads, 0, width), np.float32)
+        parts, heads, _, width = self._graphs.shape("text.onnx", "past")
+        none = np.zeros((parts, heads, 0, width), np.float32)
         if not self._prefix:
             return none
         tokens = np.array([self._prefix], np.int64)
         mask = np.ones_like(tokens)
-        return self._graphs.run("text.onnx", "made", ids=tokens, mask=mask, past=none)
+        made = [f"made{place}" for place in range(parts)]
+        return np.concatenate(self._graphs.run("text.onnx", made, ids=tokens, mask=mask, past=none))
 
     def _run_words(self, columns: list[list[int]], running: None) -> Found:
         mixtures = np.zeros((len(columns), len(self.vocabulary)), np.float32)
@@ -129,7 +139,7 @@ class OnnxLexVLA(LexVLA):
 
     def _run_images(self, resized: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
         for few in split(resized, _IMAGES):
-            yield self._graphs.run("image.onnx", "states", pixels=np.stack(few))
+            yield from self._graphs.run("image.onnx", ["states"], pixels=np.stack(few))
 
     def _run_patches(self, states: np.ndarray) -> Found:
         return self._graphs.find("patches.onnx", states=states)
@@ -140,47 +150,43 @@ class _Graphs:
 
     def __init__(self, folder: Path, config: SavedSettings) -> None:
         self._folder, self._config = folder, config
-        self._sessions: dict[tuple[str, int], tuple[Any, list[str]]] = {}
+        self._sessions: dict[str, Any] = {}
         self._checked: set[str] = set()
         self._lock = Lock()
 
     def find(self, name: str, **inputs: np.ndarray) -> Found:
         """Run a graph for all that it finds."""
-        session, there = self._session(name, len(next(iter(inputs.values()))))
+        session = self._session(name)
+        names = {each.name for each in session.get_outputs()}
+        there = [field for field in Found._fields if field in names]
         return Found(**dict(zip(there, session.run(there, inputs), strict=True)))
 
-    def run(self, name: str, output: str, **inputs: np.ndarray) -> np.ndarray:
-        """Run a graph for one output."""
-        session, _ = self._session(name, len(next(iter(inputs.values()))))
-        (made,) = session.run([output], inputs)
-        return np.asarray(made)
+    def run(self, name: str, outputs: list[str], **inputs: np.ndarray) -> list[np.ndarray]:
+        """Run a graph for some outputs."""
+        made: list[np.ndarray] = self._session(name).run(outputs, inputs)
+        return made
 
-    def shape(self, name: str, value: str) -> tuple[str, list[Any]]:
-        """Return type and shape of an input of a graph."""
-        inputs = self._session(name, 1)[0].get_inputs()
-        (found,) = (each for each in inputs if each.name == value)
-        return found.type, found.shape
+    def shape(self, name: str, value: str) -> list[Any]:
+        """Return the shape of an input of a graph."""
+        (found,) = (each for each in self._session(name).get_inputs() if each.name == value)
+        shape: list[Any] = found.shape
+        return shape
 
-    def _session(self, name: str, items: int) -> tuple[Any, list[str]]:
-        """Return a session for so many items, and the names of what it finds."""
-        # Of one text there is too little to share: threads would wait for each other.
-        threads = 1 if name == "text.onnx" and items == 1 else 0  # 0: as many as processors
+    def _session(self, name: str) -> Any:
         with self._lock:
-            if (name, threads) not in self._sessions:
-                session = self._open(name, threads)
-                names = {each.name for each in session.get_outputs()}
-                found = [field for field in Found._fields if field in names]
-                self._sessions[name, threads] = session, found
-            return self._sessions[name, threads]
+            if name not in self._sessions:
+                self._sessions[name] = self._open(name)
+            return self._sessions[name]
 
-    def _open(self, name: str, threads: int) -> Any:
+    def _open(self, name: str) -> Any:
         runtime = _runtime()
         self._check(name, self._config.graphs["sha256"].get(name))
         for file in GRAPHS[name]:
             self._check(file, self._config.weights_sha256.get(file))
         options = runtime.SessionOptions()
         options.log_severity_level = 3  # errors, which are raised too
-        options.intra_op_num_threads = threads
+        # Of a few texts there is too little to share: threads would wait for each other.
+        options.intra_op_num_threads = 1 if name == "text.onnx" else 0  # as many as processors
         # Waiting threads would spin, and take the processor from others.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:

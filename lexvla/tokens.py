@@ -9,7 +9,7 @@ from typing import Any
 from lexvla.errors import ModelError
 from lexvla.text_normalisation import normalise_text
 
-__all__ = ["FastTokenizer", "common_prefix", "tokenize", "unread"]
+__all__ = ["FastTokenizer", "common_prefix", "cut", "fill", "tokenize", "unread"]
 
 
 class FastTokenizer:
@@ -29,16 +29,23 @@ class FastTokenizer:
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
 
-    def __call__(self, texts: str | list[str], *, add_special_tokens: bool = True, **_: Any) -> Any:
-        """Return token ids and their offsets in the text, or lists of both."""
-        if isinstance(texts, str):
-            found = self._tokenizer.encode(texts, add_special_tokens=add_special_tokens)
-            return {"input_ids": found.ids, "offset_mapping": found.offsets}
-        made = self._tokenizer.encode_batch(texts, add_special_tokens=add_special_tokens)
-        return {
-            "input_ids": [each.ids for each in made],
-            "offset_mapping": [each.offsets for each in made],
-        }
+    def __call__(
+        self,
+        texts: str | list[str],
+        *,
+        add_special_tokens: bool = True,
+        return_offsets_mapping: bool = False,
+    ) -> dict[str, list[Any]]:
+        """Return token ids of a text and, if asked, their offsets in it, or lists of both."""
+        single = isinstance(texts, str)
+        encode = self._tokenizer.encode_batch_fast  # without offsets
+        if return_offsets_mapping:
+            encode = self._tokenizer.encode_batch
+        made = encode([texts] if single else texts, add_special_tokens=add_special_tokens)
+        found: dict[str, list[Any]] = {"input_ids": [each.ids for each in made]}
+        if return_offsets_mapping:
+            found["offset_mapping"] = [each.offsets for each in made]
+        return {name: values[0] for name, values in found.items()} if single else found
 
     def convert_ids_to_tokens(self, ids: Sequence[int]) -> list[str | None]:
         """Return the piece of each id, ``None`` where there is none."""
@@ -48,24 +55,32 @@ class FastTokenizer:
 def tokenize(
     tokenizer: Any, texts: list[str], prompt: str, max_text_tokens: int
 ) -> list[list[int]]:
-    """Normalise each text, put it into the prompt and return token ids.
+    """Normalise and `cut` each text, put it into the prompt and return token ids."""
+    return fill(tokenizer, cut(tokenizer, texts, max_text_tokens), prompt)
 
-    A text is cut at the character where its last allowed token ends, before the prompt is put
-    around it, so the ids are always those of one string.
-    """
-    if not texts:
-        return []
+
+def cut(tokenizer: Any, texts: list[str], max_text_tokens: int) -> list[str]:
+    """Normalise each text, and cut it at the character where its last allowed token ends."""
+    return [read for read, _ in _cut(tokenizer, texts, max_text_tokens)]
+
+
+def fill(tokenizer: Any, texts: list[str], prompt: str) -> list[list[int]]:
+    """Return token ids of the prompt around each text: those of one string."""
     before, after = prompt.split("{text}")
-    cut = [read for read, _ in _cut(tokenizer, texts, max_text_tokens)]
-    return tokenizer([before + text + after for text in cut])["input_ids"]
+    ids: list[list[int]] = []
+    if texts:
+        ids = tokenizer([before + text + after for text in texts])["input_ids"]
+    return ids
 
 
 def unread(tokenizer: Any, texts: list[str], max_text_tokens: int) -> list[str]:
     """Return what `tokenize` cuts off each text, normalised; empty if nothing."""
-    return [rest for _, rest in _cut(tokenizer, texts, max_text_tokens)] if texts else []
+    return [rest for _, rest in _cut(tokenizer, texts, max_text_tokens)]
 
 
 def _cut(tokenizer: Any, texts: list[str], max_text_tokens: int) -> list[tuple[str, str]]:
+    if not texts:
+        return []
     texts = [normalise_text(text) for text in texts]
     parts = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
     ends = [

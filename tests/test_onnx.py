@@ -12,6 +12,7 @@ import pytest
 
 from lexvla import Encoding, LexVLA
 from lexvla.errors import InputError, ModelError, UnsupportedError
+from lexvla.onnx_format import FORMAT_VERSION
 from lexvla.onnx_model import OnnxLexVLA
 from model_fakes import edit_json, picture, tiny_model
 
@@ -188,11 +189,20 @@ def test_missing_and_altered_files(folder: Path, tmp_path: Path) -> None:
         LexVLA.from_pretrained(broken)
 
 
-def test_graphs_of_a_newer_format(folder: Path, tmp_path: Path) -> None:
-    newer = copy(folder, tmp_path)
-    edit_json(newer / "config.json", lambda values: values["graphs"].update(format_version=2))
-    with pytest.raises(ModelError, match=r"graphs of format 2 are newer"):
-        LexVLA.from_pretrained(newer)
+@pytest.mark.parametrize("number", [FORMAT_VERSION - 1, FORMAT_VERSION + 1])
+def test_graphs_of_another_format(number: int, folder: Path, tmp_path: Path) -> None:
+    other = copy(folder, tmp_path)
+    edit_json(other / "config.json", lambda values: values["graphs"].update(format_version=number))
+    with pytest.raises(ModelError, match=rf"graphs of format {number}, and this program runs"):
+        LexVLA.from_pretrained(other)
+
+
+def test_texts_in_several_threads_are_those_of_one(both: tuple[LexVLA, LexVLA]) -> None:
+    texts = [f"{first} {second}" for first in ("red", "dog", "hat on") for second in "abcdefghijkl"]
+    whole = both[0].encode_text(texts * 3)
+    assert_equal(whole, both[1].encode_text(texts * 3))
+    singly = both[0].encode_text(texts, batch_size=1)
+    assert_equal(whole[np.arange(len(texts))], singly)
 
 
 def test_an_old_onnxruntime_and_an_old_machine(
@@ -227,6 +237,23 @@ def test_which_runtime_is_chosen(folder: Path) -> None:
         LexVLA.from_pretrained(folder, runtime="onnx", dtype="float16")
     with pytest.raises(ValueError, match="unknown runtime 'tpu'"):
         LexVLA.from_pretrained(folder, runtime="tpu")
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+def test_keys_that_heads_share(kind: str, vision_model: str, tmp_path: Path) -> None:
+    from backbone_fakes import save_language_model, small
+
+    text_model = save_language_model(tmp_path / "text", kind)
+    model = LexVLA.from_backbones(text_model, vision_model, **small(lora_rank=0))
+    model.config.text_model = model.config.vision_model = None
+    model.save_pretrained(tmp_path / "model")
+    export_model(tmp_path / "model", tmp_path / "model")
+    mine, yours = (
+        LexVLA.from_pretrained(tmp_path / "model", runtime=name) for name in ("onnx", "torch")
+    )
+    found, expected = mine.encode_text(TEXTS).lexical, yours.encode_text(TEXTS).lexical
+    assert found.indices.tolist() == expected.indices.tolist()
+    np.testing.assert_allclose(found.data, expected.data, rtol=1e-3)
 
 
 def test_what_cannot_be_exported(text_model: str, vision_model: str, tmp_path: Path) -> None:
