@@ -7,6 +7,7 @@ import os
 import re
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 from lexvla.errors import InputError
 from lexvla_indexer import open_index
@@ -15,12 +16,14 @@ from lexvla_indexer.filters import Value
 from lexvla_search.cli.arguments import IndexOptions, JsonOptions, flag, not_empty, option, positive
 from lexvla_search.cli.console import UsageError, note, one_line, print_columns, print_json
 from lexvla_search.cli.query import QueryOptions, described, finite, located, score_of
-from lexvla_search.cli.remote import RemoteAnswer, ask
 from lexvla_search.fusion import GOOD_MATCH
 from lexvla_search.query import Query
 from lexvla_search.searcher import Answer, Hit, Searcher
 from lexvla_search.shown_query import shown_query
 from lexvla_search.typed_words import say_unknown
+
+if TYPE_CHECKING:
+    from lexvla_search.cli.remote import RemoteAnswer
 
 NO_GOOD_MATCH = f"no hit matches well (relevance below {GOOD_MATCH})"
 HIT_WORDS = 4  # of one hit in a list
@@ -124,6 +127,8 @@ def _ask(options: Options, query: Query) -> RemoteAnswer:
     for name in ("index", "model", "no_model", "show_query"):
         if getattr(options, name):
             raise UsageError(f"--{name.replace('_', '-')} does not go with --server")
+    from lexvla_search.cli.remote import ask  # slow to import
+
     return ask(options.server or "", options.key, query, options.explain or not options.json)
 
 
