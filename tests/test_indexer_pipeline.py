@@ -174,7 +174,7 @@ def test_bad_files_of_a_folder_are_rejected(tmp_path, index, encoder):
 def test_sources_that_are_none(tmp_path, index, encoder):
     with pytest.raises(InputError, match="no such file or folder"):
         index_source(tmp_path / "gone", index, encoder)
-    with pytest.raises(InputError, match="must be a folder of images, a manifest"):
+    with pytest.raises(InputError, match="must be a folder, a manifest"):
         index_source(picture(tmp_path / "a.png"), index, encoder)
     with pytest.raises(ValueError, match="batch_size"):
         index_source(tmp_path, index, encoder, batch_size=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from lexvla_indexer.item_source import ItemSource, Listed, Unlisted
 from lexvla_indexer.manifest_rows import READERS, TABLES
 from lexvla_indexer.report import Reject
 from lexvla_indexer.roots import SourcePlace
+from lexvla_indexer.text_fields import TextFields
 
 __all__ = ["ManifestSource"]
 
@@ -27,7 +29,7 @@ class ManifestSource(ItemSource):
         self._folder = path.parent.resolve()
         self._path = self._folder / path.name
         super().__init__(SourcePlace(str(self._folder), path.name))
-        self._text_fields = [field.strip() for field in text_field.split(",")]
+        self._text_fields = TextFields(text_field)
         kind = path.suffix.lower()
         self._read, self._is_table = READERS[kind], kind in TABLES
         if self._is_table:
@@ -46,18 +48,18 @@ class ManifestSource(ItemSource):
     def _entry(self, record: dict[str, Any], name: str, where: str) -> Listed | Unlisted:
         known = None
         try:
-            if record.get("id") is None:
+            own = record.get("id", record.get("_id"))  # _id is BEIR's
+            if own is None:
                 raise InputError(name, "has no id")
-            known = name = check_id(record["id"])
+            known = name = check_id(own)
             for value in record.values():
                 if isinstance(value, InputError):
                     raise InputError(name, value.rule)
             image = _field(record, "image", str, name)
             metadata = self._metadata(record, name)
-            texts = [_text(record, metadata, field, name) for field in self._text_fields]
-            text = "\n".join(filter(None, texts))
+            text = self._text_fields.text(partial(_text, record, metadata, name))
             if not image and not text.strip():
-                where_from = " or ".join(map(repr, self._text_fields))
+                where_from = " or ".join(map(repr, self._text_fields.names))
                 raise InputError(name, f"has neither an image nor a text (in {where_from})")
             if not image:
                 return Listed(Document(name, "", text, metadata), None, where)
@@ -71,7 +73,7 @@ class ManifestSource(ItemSource):
     def _metadata(self, record: dict[str, Any], name: str) -> dict[str, Any]:
         metadata: dict[str, Any] = _field(record, "metadata", dict, name)
         if self._is_table:
-            used = {"id", "image", "metadata", *self._text_fields}
+            used = {"id", "image", "metadata", *self._text_fields.names}
             metadata = {**metadata, **{k: v for k, v in record.items() if k not in used}}
         return {key: value for key, value in metadata.items() if value is not None}
 
@@ -85,7 +87,7 @@ def _field(record: dict[str, Any], key: str, kind: type[Any], name: str) -> Any:
     return value
 
 
-def _text(record: dict[str, Any], metadata: dict[str, Any], field: str, name: str) -> str:
+def _text(record: dict[str, Any], metadata: dict[str, Any], name: str, field: str) -> str:
     of_metadata = field.removeprefix("metadata.")
     if of_metadata == field:
         return str(_field(record, field, str, name))

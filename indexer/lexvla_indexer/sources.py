@@ -10,16 +10,19 @@ from lexvla.data.webdataset_shards import WebDatasetShards
 from lexvla.errors import InputError
 from lexvla_indexer.document import Document
 from lexvla_indexer.folder_source import FolderSource
+from lexvla_indexer.ir_datasets_source import IR_DATASETS, IrDatasetsSource
 from lexvla_indexer.item_source import ItemSource, Listed, Unlisted
 from lexvla_indexer.manifest_rows import READERS
 from lexvla_indexer.manifest_source import ManifestSource
 from lexvla_indexer.reading import Reading
 from lexvla_indexer.report import Reject
 from lexvla_indexer.roots import SourcePlace
+from lexvla_indexer.text_fields import TextFields
 
-__all__ = ["open_item_source"]
+__all__ = ["BEIR_QUERIES", "is_beir", "open_item_source"]
 
 SHARD_SUFFIX = ".tar"
+BEIR_CORPUS, BEIR_QUERIES = "corpus.jsonl", "queries.jsonl"
 
 
 def open_item_source(
@@ -27,18 +30,19 @@ def open_item_source(
 ) -> ItemSource:
     """Open a source of any kind.
 
-    A folder gives one item for each image file under it, in the order of their names: the id is
-    the path under the folder, as `id_of_path` writes it. A manifest is
-    a ``.jsonl`` file of objects ``{"id", "image", "text", "metadata"}``: an id, and at least one
-    of image (a path from the manifest's folder) and text; or a ``.csv`` or ``.parquet`` file with
-    these columns, whose other columns are metadata. A name or pattern that ends in ``.tar``
-    means shards, as `WebDatasetShards` reads them: the images are encoded, and the captions are
-    the documents' texts, a line each.
+    A folder in the layout of BEIR, with ``corpus.jsonl`` and ``queries.jsonl``, gives the documents
+    of the corpus, whose text is ``title+text``. Any other folder gives one item for each image file
+    under it, in the order of their names: the id is the path under the folder, as `id_of_path`
+    writes it. A manifest is a ``.jsonl`` file of objects ``{"id", "image", "text", "metadata"}``:
+    an id, and at least one of image (a path from the manifest's folder) and text; or a ``.csv`` or
+    ``.parquet`` file with these columns, whose other columns are metadata. A name or pattern that
+    ends in ``.tar`` means shards, as `WebDatasetShards` reads them: the images are encoded, and
+    the captions are the documents' texts, a line each.
+    ``ir_datasets:NAME`` gives the documents of a collection, as `IrDatasetsSource` reads them.
 
     ``text_field`` holds the text: of a manifest's lines (default ``text``), or of the ``.json``
-    files in shards (default ``caption``). Of a manifest it may name several, separated by commas,
-    and ``metadata.title`` the metadata value ``title``, a string or a list of strings: their texts
-    are joined, a line each.
+    files in shards (default ``caption``). Of a manifest it may name several, as `TextFields` reads
+    them, and ``metadata.title`` the metadata value ``title``, a string or a list of strings.
 
     Raises:
         InputError: The source is missing or of another kind, its columns cannot be read, a folder
@@ -46,7 +50,7 @@ def open_item_source(
         OptionalDependencyError: A parquet file needs pyarrow.
     """
     path = Path(source).absolute()
-    if path.is_dir():
+    if path.is_dir() and not is_beir(path):
         if text_field is not None:
             raise InputError(str(source), "a folder of images has no text field")
         return FolderSource(path, reading or Reading())
@@ -54,16 +58,25 @@ def open_item_source(
         raise InputError(
             str(source), "is not a folder of images, and files are excluded only from folders"
         )
+    if str(source).startswith(IR_DATASETS):
+        return IrDatasetsSource(str(source), text_field)
+    if is_beir(path):
+        return ManifestSource(path / BEIR_CORPUS, text_field or "title+text")
     if path.suffix.lower() == SHARD_SUFFIX:
-        if text_field is not None and "," in text_field:
-            raise InputError(str(source), "shards have one text field, so no commas")
+        if text_field is not None and len(TextFields(text_field).names) > 1:
+            raise InputError(str(source), "shards have one text field, so neither , nor +")
         return _Shards(path, text_field or "caption")
     if not path.exists():
         raise InputError(str(source), "no such file or folder")
     if path.suffix.lower() not in READERS:
-        rule = "must be a folder of images, a manifest (.jsonl, .csv, .parquet) or shards (.tar)"
+        rule = "must be a folder, a manifest (.jsonl, .csv, .parquet) or shards (.tar)"
         raise InputError(str(source), rule)
     return ManifestSource(path, text_field or "text")
+
+
+def is_beir(folder: Path) -> bool:
+    """Return whether a folder has the layout of BEIR's collections."""
+    return all((folder / name).is_file() for name in (BEIR_CORPUS, BEIR_QUERIES))
 
 
 class _Shards(ItemSource):

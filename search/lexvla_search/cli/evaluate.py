@@ -15,11 +15,14 @@ from lexvla_search.cli.arguments import (
     JsonOptions,
     ModelOptions,
     flag,
+    not_empty,
     option,
     plot_file,
+    positional,
     positive,
 )
 from lexvla_search.cli.console import UsageError, note, print_json, print_numbers
+from lexvla_search.evaluation.collection import read_collection
 from lexvla_search.evaluation.figures import check_plot
 from lexvla_search.evaluation.measures import MEASURES, deepest, parse_measures
 from lexvla_search.evaluation.provenance import provenance, run_tag
@@ -43,10 +46,18 @@ _T = TypeVar("_T")
 class Options(IndexOptions, ModelOptions, JsonOptions):
     """What to measure, how, and what to write."""
 
-    queries: str = option(
-        "lines of id, tab, text; or .jsonl; or a folder of images", required=True, metavar="Q"
+    collection: str | None = positional(
+        "a collection in BEIR's layout, or ir_datasets:NAME; or name two files instead:",
+        metavar="COLLECTION",
+        nargs="?",
+        type=not_empty,
     )
-    qrels: str = option("TREC judgements", required=True, metavar="R")
+    queries: str | None = option(
+        "lines of id, tab, text; or .jsonl; or a folder of images", metavar="Q"
+    )
+    qrels: str | None = option("judgements of TREC or BEIR", metavar="R")
+    split: str | None = option("which of a collection's qrels/ (test)", metavar="NAME")
+    ignore_identical_ids: bool = flag("leave out hits with the query's own id, as BEIR does")
     measures: list[str] | None = option("such as 'R@1 nDCG@10 RR'", nargs="+", metavar="M")
     legs: list[str] | None = option(
         "one system each, such as lexical lexical,dense", nargs="+", metavar="L"
@@ -81,7 +92,8 @@ def run(options: Options) -> int:
         if not options.complete:
             judged = {query: own for query, own in judged.items() if query in inputs.queries.values}
         if not judged:
-            raise InputError(options.qrels, "has no judgement of any of the queries")
+            source = str(options.collection or options.qrels)
+            raise InputError(source, "has no judgement of any of the queries")
         model = options.load_model()
         figures = evaluate_search(
             model,
@@ -94,6 +106,7 @@ def run(options: Options) -> int:
             inputs.baseline,
             options.test,
             options.group,
+            options.ignore_identical_ids,
             cut=options.plot is not None,
             show_progress_bar=None,
         )
@@ -133,8 +146,14 @@ def _plan(options: Options) -> tuple[list[System], list[str], int]:
         measures = parse_measures(options.measures or MEASURES)
     except InputError as error:
         raise UsageError(str(error)) from error
+    if options.collection is None and not (options.queries and options.qrels):
+        raise UsageError("needs either a COLLECTION or both --queries and --qrels")
+    if options.collection is not None and (options.queries or options.qrels):
+        raise UsageError("a COLLECTION has queries and judgements of its own")
+    if options.split and options.collection is None:
+        raise UsageError("--split goes with a COLLECTION")
     depth = max(options.depth, deepest(measures))
-    if depth > MAX_HITS:
+    if depth + options.ignore_identical_ids > MAX_HITS:
         raise UsageError(f"searches reach {MAX_HITS:,} hits deep, not {depth:,}")
     if options.plot:
         check_plot(options.plot)  # before the searches
@@ -148,17 +167,20 @@ def _read(options: Options) -> _Inputs:
     """Read all files and report their errors together."""
     errors: list[InputError] = []
 
-    def gather(read: Callable[[str], _T], path: str) -> _T | None:
+    def gather(read: Callable[..., _T], *source: str | None) -> _T | None:
         try:
-            return read(path)
+            return read(*source)
         except GatheredInputError as error:
             errors.extend(error.errors)
         except InputError as error:
             errors.append(error)
         return None
 
-    queries = gather(read_queries_lines, options.queries)
-    qrels = gather(read_qrels_lines, options.qrels)
+    if options.collection is not None:
+        queries, qrels = gather(read_collection, options.collection, options.split) or (None, None)
+    else:
+        queries = gather(read_queries_lines, options.queries)
+        qrels = gather(read_qrels_lines, options.qrels)
     baseline = gather(read_run, options.baseline) if options.baseline else None
     if errors or queries is None or qrels is None:
         raise GatheredInputError(errors)

@@ -14,7 +14,10 @@ from lexvla_search.cli.console import INTERRUPTED, note
 
 PARTS, RULES = 5, 3  # shown of each count, and of what was rejected
 
-SOURCE = "a folder of images, a manifest (.jsonl, .csv, .parquet), or .tar shards (path or pattern)"
+SOURCE = (
+    "a folder of images, a manifest (.jsonl, .csv, .parquet), .tar shards (path or pattern), "
+    "a collection in BEIR's layout, or ir_datasets:NAME"
+)
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,9 @@ class SourceOptions(ReadingOptions):
     """What to take of a source."""
 
     text_field: str | None = option(
-        "which field is the text, or several: text,metadata.title", type=not_empty, metavar="F"
+        "which field is the text, or several: title+text, or a line each: text,metadata.title",
+        type=not_empty,
+        metavar="F",
     )
     batch_size: int = option("items in one pass (64)", type=positive, default=64, metavar="N")
     strict: bool = flag("fail if any item was left out")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +34,7 @@ __all__ = [
     "mismatches",
     "retrieve",
     "systems",
+    "without",
 ]
 
 KEPT = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
@@ -166,9 +167,10 @@ def retrieve(
     queries: Mapping[str, Query],
     depth: int,
     system: System = System(),
+    ignore_identical_ids: bool = False,
     show_progress_bar: bool | None = False,
 ) -> Retrieved:
-    """Ask all queries for `depth` hits each.
+    """Ask all queries for `depth` hits each, not counting ignored ones.
 
     A query without a word that the model knows is not answered. Scores are made to fall strictly,
     so that equal ones stay ordered by id; see `lexvla_search.evaluation.trec.falling`. Unreadable
@@ -180,16 +182,19 @@ def retrieve(
     errors: list[InputError] = []
     off = None if show_progress_bar is None else not show_progress_bar
     for name, query in tqdm(queries.items(), desc=system.name, unit=" queries", disable=off):
-        asked = replace(query, legs=system.legs, fusion=system.fusion, k=depth)
+        k = depth + ignore_identical_ids
+        asked = replace(query, legs=system.legs, fusion=system.fusion, k=k)
         try:
             answer = searcher.answer(asked)
         except InputError as error:
             errors += _unreadable(query, error)
             unanswered[name] = f"{error.item!r} {error.rule}"
             continue
-        scores = [(hit.id, hit.score) for hit in answer.hits if hit.score is not None]
+        scores = {hit.id: hit.score for hit in answer.hits if hit.score is not None}
+        if ignore_identical_ids:
+            scores = without(scores, name)
         if scores:
-            run[name] = falling(scores)
+            run[name] = falling(islice(scores.items(), depth))
         else:
             unanswered[name] = say_unknown(answer.unknown) if answer.unknown else ""
     if errors:
@@ -202,6 +207,7 @@ def cut_queries(
     queries: Mapping[str, Query],
     depth: int,
     kept: Sequence[int] = KEPT,
+    ignore_identical_ids: bool = False,
 ) -> dict[int, tuple[float, Run]]:
     """Search by words alone, with only the heaviest words of each query.
 
@@ -227,10 +233,19 @@ def cut_queries(
             total += cut.lexical.nnz
             if cut.lexical.nnz:
                 chosen = queries[name].filter
-                (hits,) = searcher.index.search(cut, depth, "lexical", filter=chosen)
-                run[name] = falling(zip(hits.ids, hits.scores.tolist(), strict=True))
+                k = depth + ignore_identical_ids
+                (hits,) = searcher.index.search(cut, k, "lexical", filter=chosen)
+                scores = dict(zip(hits.ids, hits.scores.tolist(), strict=True))
+                if ignore_identical_ids:
+                    scores = without(scores, name)
+                run[name] = falling(islice(scores.items(), depth))
         found[words] = total / max(1, len(rows)), run
     return found
+
+
+def without(scores: Mapping[str, float], name: str) -> dict[str, float]:
+    """Return the scores of all documents but one, in the same order."""
+    return {document: score for document, score in scores.items() if document != name}
 
 
 def group_queries(qrels: Qrels, index: Index, field: str) -> dict[str, list[str]]:

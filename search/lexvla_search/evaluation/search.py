@@ -19,6 +19,7 @@ from lexvla_search.evaluation.runs import (
     cut_queries,
     group_queries,
     retrieve,
+    without,
 )
 from lexvla_search.evaluation.significance import Comparison, Test, compare
 from lexvla_search.evaluation.trec import Qrels, Run, write_run
@@ -171,6 +172,7 @@ def evaluate_search(
     baseline: Run | None = None,
     test: Test = "randomisation",
     group: str | None = None,
+    ignore_identical_ids: bool = False,
     cut: bool = False,
     show_progress_bar: bool | None = False,
 ) -> SearchFigures:
@@ -178,7 +180,8 @@ def evaluate_search(
 
     `depth` is how many hits of each query to look at. Each system is compared with the baseline, if
     given. `group` is a metadata field of the relevant documents, by which to group the queries;
-    `cut` also searches with only the heaviest words of each query. ``show_progress_bar=None`` shows
+    `ignore_identical_ids` leaves out hits that have the query's own id, as BEIR's code does; `cut`
+    also searches with only the heaviest words of each query. ``show_progress_bar=None`` shows
     the bar if stderr is a terminal.
     """
     groups = group_queries(qrels, index, group) if group else {}
@@ -188,9 +191,12 @@ def evaluate_search(
         encoder.encode_text(read)
     searcher = Searcher(encoder, index)
     found = {
-        system: retrieve(searcher, queries, depth, system, show_progress_bar) for system in systems
+        system: retrieve(searcher, queries, depth, system, ignore_identical_ids, show_progress_bar)
+        for system in systems
     }
-    by_words = _by_words(searcher, queries, qrels) if cut else {}
+    if baseline is not None and ignore_identical_ids:
+        baseline = {query: without(hits, query) for query, hits in baseline.items()}
+    by_words = _by_words(searcher, queries, qrels, ignore_identical_ids) if cut else {}
     needed = list(dict.fromkeys([*measures, *([_GROUP_MEASURE] if groups else [])]))
     return SearchFigures(
         qrels,
@@ -207,10 +213,11 @@ def evaluate_search(
 
 
 def _by_words(
-    searcher: Searcher, queries: Mapping[str, Query], qrels: Qrels
+    searcher: Searcher, queries: Mapping[str, Query], qrels: Qrels, ignore_identical_ids: bool
 ) -> dict[str, dict[float, float]]:
     found: dict[str, dict[float, float]] = {name: {} for name in _CUT_MEASURES}
-    for words, run in cut_queries(searcher, queries, 10).values():
+    runs = cut_queries(searcher, queries, 10, ignore_identical_ids=ignore_identical_ids)
+    for words, run in runs.values():
         for name, value in measure(run, qrels, _CUT_MEASURES).mean.items():
             found[name][words] = value
     return found

@@ -41,6 +41,8 @@ _FLOAT32_MAX = float(np.finfo(np.float32).max)
 # What a query file may set; the rest of `Query` is for `lexvla evaluate`.
 _ASKED = ("text", "image", "region", "terms", "similar", "boost", "ban", "require", "filter")
 _SUFFIXES = (".jsonl", ".ndjson")
+_TREC_FIELDS = ("query", "iteration", "document", "relevance")
+_BEIR_HEADER = ["query-id", "corpus-id", "score"]
 
 _T = TypeVar("_T")
 
@@ -59,9 +61,9 @@ def read_queries(path: str | Path) -> dict[str, Query]:
     """Read queries by id, in the order of the file.
 
     A ``.jsonl`` file has an object on a line: ``id`` and what `Query` has of text, image (a path
-    from the file's folder), region, terms, boost, ban, require and filter. A folder is one of
-    images: each is a query, and its id is the path under the folder. Any other file has lines of
-    an id, a tab and a text.
+    from the file's folder), region, terms, boost, ban, require and filter; or ``_id`` and text, as
+    in BEIR's collections. A folder is one of images: each is a query, and its id is the path under
+    the folder. Any other file has lines of an id, a tab and a text.
     """
     return read_queries_lines(path).values
 
@@ -97,6 +99,7 @@ def read_queries_lines(path: str | Path) -> Read[Query]:
 def read_qrels(path: str | Path) -> Qrels:
     """Read judgements: lines of query, iteration (not used), document and relevance.
 
+    In BEIR's files, whose first line is ``query-id corpus-id score``, lines have no iteration.
     Relevance is a whole number; above 0 is relevant.
     """
     return read_qrels_lines(path).values
@@ -104,7 +107,7 @@ def read_qrels(path: str | Path) -> Qrels:
 
 def read_qrels_lines(path: str | Path) -> Read[dict[str, int]]:
     """Read judgements and where each pair of query and document stands; see `read_qrels`."""
-    return _read_pairs(Path(path), _judgement, "judgements")
+    return _read_pairs(Path(path), _Judgements().read, "judgements")
 
 
 def read_run(path: str | Path) -> Run:
@@ -160,13 +163,15 @@ def falling(hits: Iterable[tuple[str, float]]) -> dict[str, float]:
 
 
 def _read_pairs(
-    path: Path, parse: Callable[[str], tuple[str, str, _T]], what: str, places: bool = True
+    path: Path, parse: Callable[[str], tuple[str, str, _T] | None], what: str, places: bool = True
 ) -> Read[dict[str, _T]]:
     found: Read[dict[str, _T]] = Read({}, {})
     errors: list[InputError] = []
     for where, entry in _parsed(path, parse):
         if isinstance(entry, InputError):
             errors.append(entry)
+            continue
+        if entry is None:
             continue
         query, document, value = entry
         row = found.values.setdefault(query, {})
@@ -212,12 +217,22 @@ def _split(line: str, names: Sequence[str]) -> list[str]:
     return parts
 
 
-def _judgement(line: str) -> tuple[str, str, int]:
-    query, _, document, relevance = _split(line, ("query", "iteration", "document", "relevance"))
-    try:
-        return query, document, int(relevance)
-    except ValueError as error:
-        raise InputError(relevance, "the relevance must be a whole number") from error
+class _Judgements:
+    """Read lines of judgements, the first of which tells BEIR's from TREC's."""
+
+    _names: Sequence[str] = ()
+
+    def read(self, line: str) -> tuple[str, str, int] | None:
+        if not self._names:
+            is_beir = line.split() == _BEIR_HEADER
+            self._names = ("query", "document", "relevance") if is_beir else _TREC_FIELDS
+            if is_beir:
+                return None
+        query, *_, document, relevance = _split(line, self._names)
+        try:
+            return query, document, int(relevance)
+        except ValueError as error:
+            raise InputError(relevance, "the relevance must be a whole number") from error
 
 
 def _retrieved(line: str) -> tuple[str, str, float]:
@@ -247,6 +262,8 @@ def _json_query(line: str, folder: Path) -> tuple[str, Query]:
         raise InputError(line, f"is not JSON ({error})") from error
     if not isinstance(record, dict):
         raise InputError(line, "must be a JSON object")
+    if "_id" in record:  # a line of BEIR's queries.jsonl, whose metadata ask nothing
+        record = {"id": record["_id"], "text": record.get("text")}
     name = _checked(record.pop("id", None))
     if unknown := sorted(record.keys() - set(_ASKED)):
         known = ", ".join(sorted(_ASKED))
