@@ -63,6 +63,21 @@ def test_filters_deletion_and_maintenance(address: str, capsys: Capture, tmp_pat
     assert (again["added"], again["unchanged"]) == (1, len(PICTURES) - 1)
 
 
+def test_files_that_move_or_go(address: str, capsys: Capture, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    (photos / "apple.png").rename(photos / "fruit.png")
+    (photos / "snow.png").unlink()
+    again = run(capsys, "index", str(photos), "--index", address, "--prune")
+    assert [again[each] for each in ("added", "moved", "unchanged", "pruned")] == [0, 1, 2, 1]
+    for path in photos.iterdir():
+        path.unlink()
+    assert cli.main(["index", str(photos), "--index", address, "--prune"]) == 1
+    assert "pruned nothing: 3 of 3 documents are gone" in capsys.readouterr().err
+    (tmp_path / "empty").mkdir()
+    assert cli.main(["relocate", "--root", str(tmp_path / "empty"), "--index", address]) == 1
+    assert "has none of the files" in capsys.readouterr().err
+
+
 def test_lost_vectors_are_found_and_made_again(
     address: str, capsys: Capture, tmp_path: Path
 ) -> None:

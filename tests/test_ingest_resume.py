@@ -16,9 +16,7 @@ import pytest
 
 from indexer_fakes import ColourEncoder
 from ingest_fakes import contents, manifest, new_index, picture, pictures, shard
-from lexvla.errors import UnsupportedError
 from lexvla_indexer import Document, EmbeddedIndex, Report, index_source, pipeline
-from lexvla_indexer.ledger import Ledger
 from lexvla_indexer.roots import source_of
 
 FORK = multiprocessing.get_context("fork")
@@ -58,8 +56,6 @@ def in_a_child(work: Callable[[], Any], steps: int) -> bool:
         for owner, name in (
             (pipeline, "load"),
             (ColourEncoder, "encode_image"),
-            (Ledger, "note"),
-            (Ledger, "forget"),
             (EmbeddedIndex, "add"),
             (EmbeddedIndex, "delete"),
             (EmbeddedIndex, "commit"),
@@ -248,13 +244,3 @@ def test_no_pruning_by_a_damaged_shard(tmp_path: Path) -> None:
     report = run(source, place, prune=True)
     assert (report.prune_refused, report.pruned) == ("", 1)
     assert names(place) == ["s.tar/000", "s.tar/001"]
-
-
-def test_an_index_without_a_directory_is_not_pruned(tmp_path: Path) -> None:
-    photos = pictures(tmp_path / "p", range(2))
-    with new_index(tmp_path / "i.lex") as index:
-        index.directory = None
-        index.read_note = index.write_note = lambda *_: None  # a server has a place for them
-        with pytest.raises(UnsupportedError, match="directory"):
-            index_source(photos, index, ColourEncoder(), prune=True)
-        assert index_source(photos, index, ColourEncoder()).added == 2

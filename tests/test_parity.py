@@ -359,3 +359,20 @@ def _facet(data, field):
         if isinstance(low, str) == isinstance(high, str) and key_of(low) < key_of(high):
             ranges.append((low, high))
     return Facet(field, data.draw(st.integers(1, 3)), ranges or None)
+
+
+def test_fingerprints_by_their_start(engine, tmp_path, monkeypatch):
+    monkeypatch.setattr("lexvla_indexer.base._LISTED", 2)  # several pages
+    made = [
+        Document(name, fingerprint=fingerprint)
+        for name, fingerprint in (("b", "1:x:y"), ("é", "1:z:z"), ("a", "12:x:y"), ("c", ""))
+    ]
+    with engine.open(tmp_path / "i") as index:
+        assert list(index.fingerprinted("1:")) == []
+        index.add(made, encode([{0: 0.5}] * 4))
+        index.commit()
+        assert list(index.fingerprinted("1:")) == [("b", "1:x:y"), ("é", "1:z:z")]
+        assert list(index.fingerprinted()) == sorted((d.id, d.fingerprint) for d in made)
+        index.delete(["b"])
+        index.commit()
+        assert list(index.fingerprinted("1:")) == [("é", "1:z:z")]

@@ -33,6 +33,7 @@ __all__ = ["Fetched", "Index", "Reader", "Results", "Scored", "check_match"]
 
 T = TypeVar("T")
 
+_LISTED = 10_000  # documents at a time
 _REMEDY = "search with that model, or index the items again"
 
 
@@ -343,6 +344,18 @@ class Index(ABC):
         with self._writing:
             self._check_open()
             return self._staging.fingerprints(self._fingerprints(ids), ids)
+
+    def fingerprinted(self, start: str = "") -> Iterator[tuple[str, str]]:
+        """Yield id and fingerprint of each document whose fingerprint starts so, by id.
+
+        Staged changes do not count.
+        """
+        after = None
+        while (listed := self.list_documents(limit=_LISTED, after=after)).documents:
+            for document in listed.documents:
+                if document.fingerprint.startswith(start):
+                    yield document.id, document.fingerprint
+            after = listed.positions[-1]
 
     def count(self, scope: Scope = EVERYTHING) -> int:
         """Return the number of searchable documents in a scope; errors of its filter as `search`'s.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -17,12 +17,11 @@ from tqdm import tqdm
 
 from lexvla.encoder import Encoder
 from lexvla.encoding import Encoding
-from lexvla.errors import InputError, UnsupportedError, VocabularyMismatchError
+from lexvla.errors import InputError, VocabularyMismatchError
 from lexvla_indexer.base import Index, check_match
 from lexvla_indexer.document import Document
 from lexvla_indexer.isolating import isolate
 from lexvla_indexer.item_source import ItemSource, Listed, Unlisted
-from lexvla_indexer.ledger import Ledger
 from lexvla_indexer.loading import Loaded, content_of, in_order, in_shard, load
 from lexvla_indexer.pruning import doubt
 from lexvla_indexer.reading import Reading
@@ -96,7 +95,6 @@ def index_source(
     Raises:
         IndexLockedError: Another writer has the index.
         InputError: The source is missing, or of an unknown kind.
-        UnsupportedError: Pruning an index that has no directory.
         VocabularyMismatchError: The index was made with another vocabulary or by another model.
     """
     if not len(index.vocabulary):
@@ -104,8 +102,6 @@ def index_source(
     check_match(encoder, index)
     reading = reading or Reading()
     opened = open_item_source(source, text_field, reading)
-    if (prune or prune_anyway) and index.directory is None:
-        raise UnsupportedError("only an index in a directory knows what came from which source")
     report = Report()
     sink = IndexSink(index, report, resume)
     take_writer_lock(index)
@@ -167,9 +163,8 @@ class IndexSink:
         self._index = index
         self._report = report
         self._resume = resume
-        self._ledger = Ledger.beside(index)
         self._reused: list[tuple[Document, str]] = []
-        self._staged: list[Document] = []
+        self._staged = 0
         self._committed = time.monotonic()
 
     def path(self, name: str) -> Path | None:
@@ -185,7 +180,7 @@ class IndexSink:
 
         Nothing if the listing may be incomplete, so that they may still be there.
         """
-        before = [] if self._ledger is None else list(self._ledger.ids(source.key))
+        before = self._own(source)
         if not before:
             return {}
         listed = set()
@@ -195,8 +190,9 @@ class IndexSink:
                 return {}
             listed.add(name)
         found: dict[str, list[str]] = {}
-        gone = (name for name in before if name not in listed)
-        for name, known in self._own(source.key, gone):
+        gone = [name for name in before if name not in listed]
+        # Asked for again, as a document may have lost its vectors.
+        for name, known in self._index.fingerprints(gone).items():
             found.setdefault(content_of(known), []).append(name)
         return found
 
@@ -241,10 +237,7 @@ class IndexSink:
 
         ``anyway`` says that it does not matter how many these are.
         """
-        if self._ledger is None:
-            return
-        before = list(self._ledger.ids(source.key))
-        own = [name for name, _ in self._own(source.key, before)]
+        own = self._own(source)
         gone = [name for name in own if name not in listed]
         if not anyway:
             kept = [name for name in own if name in listed]
@@ -257,16 +250,10 @@ class IndexSink:
         for start in range(0, len(gone), _CHUNK):
             self._report.pruned += self._index.delete(gone[start : start + _CHUNK])
         self._index.commit()
-        self._ledger.forget(source.key, [name for name in before if name not in listed])
 
-    def _own(self, source: str, ids: Iterable[str]) -> Iterator[tuple[str, str]]:
-        """Yield those of the ids whose documents belong to a source, with their fingerprints."""
-        names = iter(ids)
-        while chunk := list(islice(names, _CHUNK)):
-            found = self._index.fingerprints(chunk)
-            yield from (
-                (name, known) for name, known in found.items() if source_of(known) == source
-            )
+    def _own(self, source: ItemSource) -> dict[str, str]:
+        """Return the fingerprints of a source's documents by id."""
+        return dict(self._index.fingerprinted(f"{source.key}:"))
 
     def _reuse(self, document: Document, twin: str) -> None:
         self._reused.append((document, twin))
@@ -285,16 +272,14 @@ class IndexSink:
 
     def _stage(self, documents: Sequence[Document], encoding: Encoding) -> None:
         self._index.add(documents, encoding)
-        self._staged += documents
+        self._staged += len(documents)
         due = time.monotonic() - self._committed >= _COMMIT_SECONDS
-        if due or len(self._staged) >= _COMMIT_ITEMS:
+        if due or self._staged >= _COMMIT_ITEMS:
             self._commit()
 
     def _commit(self) -> None:
-        if self._ledger is not None:
-            self._ledger.note(self._staged)  # first: it may hold too much, never too little
         self._index.commit()
-        self._staged, self._committed = [], time.monotonic()
+        self._staged, self._committed = 0, time.monotonic()
 
 
 class _Encoded(NamedTuple):

@@ -8,14 +8,12 @@ from pathlib import Path
 
 from lexvla.errors import InputError
 from lexvla_indexer.base import Index
-from lexvla_indexer.ledger import Ledger
 from lexvla_indexer.pipeline import take_writer_lock
 from lexvla_indexer.roots import Roots, source_of
 
 __all__ = ["relocate"]
 
 _TRIED = 1000  # documents of each source whose files are looked for
-_READ = 10_000  # documents at a time
 
 
 def relocate(index: Index, new: str | Path, old: str | Path | None = None) -> str:
@@ -35,14 +33,14 @@ def relocate(index: Index, new: str | Path, old: str | Path | None = None) -> st
     if not Path(root).is_dir():
         raise InputError(str(new), "there is no such folder")
     if len({place.root for place in roots.values()}) > 1:
-        roots.keep(_in_use(index) & roots.keys() or roots.keys())
+        used = {source_of(fingerprint) for _, fingerprint in index.fingerprinted()}
+        roots.keep(used & roots.keys() or roots.keys())
     was = _meant(roots, None if old is None else os.fspath(old), index)
-    ledger = Ledger.beside(index)
     for key, place in roots.items():
-        if place.root != was or ledger is None:
+        if place.root != was:
             continue
-        found = index.fingerprints(list(islice(ledger.ids(key), _TRIED)))
-        uris = [document.uri for document in index.fetch(list(found)).documents if document.uri]
+        found = [name for name, _ in islice(index.fingerprinted(f"{key}:"), _TRIED)]
+        uris = [document.uri for document in index.fetch(found).documents if document.uri]
         if uris and not any(Path(root, place.path_of(uri)).exists() for uri in uris):
             rule = f"has none of the files of {place.path}, such as {uris[0]}"
             raise InputError(str(new), rule)
@@ -63,13 +61,3 @@ def _meant(roots: Roots, old: str | None, index: Index) -> str:
         if name in known:
             return name
     raise InputError(old, f"is not a folder of this index; its folders are: {', '.join(known)}")
-
-
-def _in_use(index: Index) -> set[str]:
-    """Return the keys of the sources that have documents."""
-    keys: set[str] = set()
-    listed = index.list_documents(limit=_READ)
-    while listed.documents:
-        keys.update(source_of(document.fingerprint) for document in listed.documents)
-        listed = index.list_documents(limit=_READ, after=listed.positions[-1])
-    return keys

@@ -44,7 +44,6 @@ def watch_folder(
     Raises:
         InputError: The folder is missing, perhaps since a change.
         OptionalDependencyError: The package watchfiles is missing.
-        UnsupportedError: The index has no directory.
     """
     try:
         from watchfiles import watch

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from copy import copy
 from typing import Any, TypeVar
@@ -148,6 +148,11 @@ class ElasticIndex(Index):
         facts = super().info()
         kept = self._store.kept()
         return facts | {"kept_indices": kept} if kept else facts
+
+    def fingerprinted(self, start: str = "") -> Iterator[tuple[str, str]]:
+        """Yield ids and fingerprints; a writer waits for a server that restarts."""
+        every = super().fingerprinted
+        yield from patiently(lambda: list(every(start))) if self._writes else every(start)
 
     def bound(self, queries: Encoding, leg: VectorLeg = "lexical") -> np.ndarray:
         """Return how far each query's scores can be from the exact dot products, float64.

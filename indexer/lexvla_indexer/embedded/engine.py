@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 from weakref import WeakSet
@@ -154,6 +154,10 @@ class EmbeddedIndex(Index):
         if sha256 not in ("", self.vocabulary.sha256):
             self.vocabulary = self._store.load_vocabulary(sha256)
         return snapshot
+
+    def fingerprinted(self, start: str = "") -> Iterator[tuple[str, str]]:
+        """Yield ids and fingerprints without reading anything else of the documents."""
+        yield from self._ask(lambda reader: reader.manifest.fingerprinted(start))
 
     def _fingerprints(self, ids: Sequence[str]) -> dict[str, str]:
         return self._ask(lambda reader: reader.manifest.fingerprints(ids))

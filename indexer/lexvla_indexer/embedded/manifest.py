@@ -188,6 +188,12 @@ class Manifest:
         with self._errors():
             return dict(self._named("id, fingerprint", ids))
 
+    def fingerprinted(self, start: str) -> list[tuple[str, str]]:
+        """Return id and fingerprint of each document whose fingerprint starts so, by id."""
+        query = "SELECT id, fingerprint FROM documents WHERE substr(fingerprint, 1, ?) = ?"
+        with self._errors():
+            return sorted(self._db.execute(query, (len(start), start)))
+
     def select(self, filter: Filter, segments: Mapping[int, Entry]) -> dict[int, np.ndarray]:  # noqa: A002
         """Return a mask over the rows of each segment: those whose documents a filter chooses.
 
