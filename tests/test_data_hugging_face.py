@@ -103,7 +103,7 @@ def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(InputError, match="has no records"):
         HuggingFaceTable(Dataset.from_dict({"image": [], "text": []}))
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(OptionalDependencyError, match=r"pip install 'lexvla\[train\]'"):
+    with pytest.raises(OptionalDependencyError, match=r"pip install 'lexvla\[hugging-face\]'"):
         load_hugging_face(path)
 
 

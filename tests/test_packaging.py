@@ -27,7 +27,12 @@ CI = (
 DATA_MODULES = {
     *("lexvla.encoder", "lexvla.encoding", "lexvla.errors", "lexvla.images"),
     *("lexvla.image_formats", "lexvla.photo_metadata"),
-    *("lexvla.data.webdataset_shards", "lexvla.lazy_exports", "lexvla.version"),
+    *(
+        "lexvla.data.hf_datasets",
+        "lexvla.data.webdataset_shards",
+        "lexvla.lazy_exports",
+        "lexvla.version",
+    ),
     "lexvla.vocabulary",
 }
 # `python -m lexvla` is the command, which is of another package.

@@ -21,6 +21,7 @@ from lexvla.vocabulary import Vocabulary
 from lexvla_indexer.base import Index
 from lexvla_indexer.document import Document
 from lexvla_indexer.impacts import ImpactQuantizer
+from lexvla_indexer.item_source import ItemSource
 from lexvla_indexer.legs import stack
 from lexvla_indexer.loading import in_shard
 from lexvla_indexer.pipeline import IndexSink, Ingest, take_writer_lock
@@ -115,7 +116,7 @@ class Encoded:
 
 
 def encode_source(
-    source: str | Path,
+    source: str | Path | ItemSource,
     encoder: Encoder,
     rejects_path: str | Path | None = None,
     *,

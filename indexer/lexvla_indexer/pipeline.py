@@ -41,7 +41,7 @@ _CHUNK = 1024  # ids to look up at once
 
 
 def index_source(
-    source: str | Path,
+    source: str | Path | ItemSource,
     index: Index,
     encoder: Encoder,
     batch_size: int = 64,
@@ -76,7 +76,7 @@ def index_source(
     last commit; the ids (about 100 bytes each).
 
     Args:
-        source: A folder of images, a ``.jsonl`` manifest, or the path or pattern of shards.
+        source: What `open_item_source` opens, or has opened.
         index: The index to fill; it becomes this process's to write.
         encoder: Makes the vectors. It is called in another thread, one call at a time.
         batch_size: The most items to encode at once.

@@ -10,6 +10,7 @@ from lexvla.data.webdataset_shards import WebDatasetShards
 from lexvla.errors import InputError
 from lexvla_indexer.document import Document
 from lexvla_indexer.folder_source import FolderSource
+from lexvla_indexer.hugging_face_source import HUGGING_FACE, DatasetChoice, HuggingFaceSource
 from lexvla_indexer.ir_datasets_source import IR_DATASETS, IrDatasetsSource
 from lexvla_indexer.item_source import ItemSource, Listed, Unlisted
 from lexvla_indexer.manifest_rows import READERS
@@ -26,9 +27,12 @@ BEIR_CORPUS, BEIR_QUERIES = "corpus.jsonl", "queries.jsonl"
 
 
 def open_item_source(
-    source: str | Path, text_field: str | None = None, reading: Reading | None = None
+    source: str | Path | ItemSource,
+    text_field: str | None = None,
+    reading: Reading | None = None,
+    choice: DatasetChoice | None = None,
 ) -> ItemSource:
-    """Open a source of any kind.
+    """Open a source of any kind; one that is open already is returned.
 
     A folder in the layout of BEIR, with ``corpus.jsonl`` and ``queries.jsonl``, gives the documents
     of the corpus, whose text is ``title+text``. Any other folder gives one item for each image file
@@ -38,7 +42,8 @@ def open_item_source(
     ``.parquet`` file with these columns, whose other columns are metadata. A name or pattern that
     ends in ``.tar`` means shards, as `WebDatasetShards` reads them: the images are encoded, and
     the captions are the documents' texts, a line each.
-    ``ir_datasets:NAME`` gives the documents of a collection, as `IrDatasetsSource` reads them.
+    ``ir_datasets:NAME`` gives the documents of a collection, as `IrDatasetsSource` reads them, and
+    ``hf:NAME`` the rows of a Hugging Face dataset that ``choice`` tells; see `HuggingFaceSource`.
 
     ``text_field`` holds the text: of a manifest's lines (default ``text``), or of the ``.json``
     files in shards (default ``caption``). Of a manifest it may name several, as `TextFields` reads
@@ -49,7 +54,12 @@ def open_item_source(
             is given a text field, or shards several, or anything but a folder patterns to exclude.
         OptionalDependencyError: A parquet file needs pyarrow.
     """
+    if isinstance(source, ItemSource):
+        return source
     path = Path(source).absolute()
+    if choice not in (None, DatasetChoice()) and not str(source).startswith(HUGGING_FACE):
+        rule = f"is not {HUGGING_FACE}NAME, so it has no split, configuration, image or id field"
+        raise InputError(str(source), rule)
     if path.is_dir() and not is_beir(path):
         if text_field is not None:
             raise InputError(str(source), "a folder of images has no text field")
@@ -58,19 +68,26 @@ def open_item_source(
         raise InputError(
             str(source), "is not a folder of images, and files are excluded only from folders"
         )
+    if str(source).startswith(HUGGING_FACE):
+        return HuggingFaceSource(str(source), text_field, choice)
     if str(source).startswith(IR_DATASETS):
         return IrDatasetsSource(str(source), text_field)
     if is_beir(path):
         return ManifestSource(path / BEIR_CORPUS, text_field or "title+text")
+    return _open_file(str(source), text_field)
+
+
+def _open_file(source: str, text_field: str | None) -> ItemSource:
+    path = Path(source).absolute()
     if path.suffix.lower() == SHARD_SUFFIX:
         if text_field is not None and len(TextFields(text_field).names) > 1:
-            raise InputError(str(source), "shards have one text field, so neither , nor +")
+            raise InputError(source, "shards have one text field, so neither , nor +")
         return _Shards(path, text_field or "caption")
     if not path.exists():
-        raise InputError(str(source), "no such file or folder")
+        raise InputError(source, "no such file or folder")
     if path.suffix.lower() not in READERS:
         rule = "must be a folder, a manifest (.jsonl, .csv, .parquet) or shards (.tar)"
-        raise InputError(str(source), rule)
+        raise InputError(source, rule)
     return ManifestSource(path, text_field or "text")
 
 

@@ -24,7 +24,16 @@ from lexvla.errors import InputError, OptionalDependencyError
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
-__all__ = ["Columns", "HuggingFaceStream", "HuggingFaceTable", "load_hugging_face"]
+__all__ = [
+    "Columns",
+    "HuggingFaceStream",
+    "HuggingFaceTable",
+    "class_name",
+    "image_of",
+    "load_dataset",
+    "load_hugging_face",
+    "undecoded",
+]
 
 
 @dataclass(frozen=True)
@@ -57,7 +66,7 @@ class HuggingFaceTable:
         self.name = name
         self.rejects: tuple[Skipped, ...] = ()
         self._rows = _Rows(dataset, columns or Columns(), name)
-        self._data = self._rows.undecoded(dataset)
+        self._data = self._rows.used(dataset)
         if not len(dataset):
             raise InputError(name, "has no records")
         id_column = self._rows.columns.id
@@ -94,7 +103,7 @@ class HuggingFaceStream:
         if dataset.features is None:
             dataset = dataset._resolve_features()  # reads the first rows
         self._rows = _Rows(dataset, columns or Columns(), name)
-        self._data = self._rows.undecoded(dataset)
+        self._data = self._rows.used(dataset)
         self.shards: int = dataset.num_shards
         self.fingerprint = fingerprint_of([str(self.shards), *(dataset.column_names or ())])
 
@@ -122,44 +131,63 @@ class _Rows:
             if column is not None and column not in there:
                 raise InputError(name, f"has no column {column!r}; it has {', '.join(there)}")
 
-    def undecoded(self, dataset: Any) -> Any:
+    def used(self, dataset: Any) -> Any:
         """Return the dataset with images as bytes or paths, and without unused columns."""
-        from datasets import Image
-
         columns = self.columns
         chosen = [columns.image, columns.text, columns.id, columns.label, columns.class_path]
         dataset = dataset.select_columns(list(dict.fromkeys(each for each in chosen if each)))
-        if isinstance(self._features[columns.image], Image):
-            dataset = dataset.cast_column(columns.image, Image(decode=False))
-        return dataset
+        return undecoded(dataset, columns.image)
 
     def pair(self, row: dict[str, Any], place: str) -> Pair:
         columns = self.columns
         name = place if columns.id is None or row[columns.id] is None else str(row[columns.id])
         return Pair(
             name,
-            self._image(row[columns.image], name),
+            self._image(row, name),
             as_texts(row[columns.text], name),
             None if columns.label is None else self.label(row[columns.label], name),
             as_class_path(row[columns.class_path] if columns.class_path else None, name),
         )
 
     def label(self, value: Any, name: str) -> str | None:
-        from datasets import ClassLabel
+        return as_label(class_name(self._features[self.columns.label], value), name)
 
-        feature = self._features[self.columns.label]
-        if isinstance(feature, ClassLabel) and isinstance(value, int):
-            return None if value < 0 else feature.int2str(value)  # -1 stands for none
-        return as_label(value, name)
+    def _image(self, row: dict[str, Any], name: str) -> bytes | Path:
+        image = image_of(row[self.columns.image], name, self.columns.folder)
+        if image is None:
+            raise InputError(name, "has no image")
+        return image
 
-    def _image(self, value: Any, name: str) -> bytes | Path:
-        if isinstance(value, dict):
-            value = value.get("bytes") or value.get("path")
-        if isinstance(value, bytes):
-            return value
-        if isinstance(value, str) and value:
-            return Path(self.columns.folder, value)
-        raise InputError(name, "has no image" if not value else "the image must be bytes or a path")
+
+def undecoded(dataset: Any, image: str | None) -> Any:
+    """Return a dataset whose column of images has the bytes or paths of files."""
+    from datasets import Image
+
+    if image is not None and isinstance(dataset.features[image], Image):
+        return dataset.cast_column(image, Image(decode=False))
+    return dataset
+
+
+def image_of(value: Any, name: str, folder: str | Path = ".") -> bytes | Path | None:
+    """Return the file of an undecoded image, of bytes or of a path from the folder, if any."""
+    if isinstance(value, dict):
+        value = value.get("bytes") or value.get("path")
+    if not value:
+        return None
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, str):
+        return Path(folder, value)
+    raise InputError(name, "the image must be bytes or a path")
+
+
+def class_name(feature: Any, value: Any) -> Any:
+    """Return the name of a class if the column is of numbered ones, else the value itself."""
+    from datasets import ClassLabel
+
+    if isinstance(feature, ClassLabel) and isinstance(value, int):
+        return None if value < 0 else feature.int2str(value)  # -1 stands for none
+    return value
 
 
 def load_hugging_face(
@@ -171,13 +199,29 @@ def load_hugging_face(
     revision: str | None = None,
     cache_dir: str | Path | None = None,
 ) -> HuggingFaceTable | HuggingFaceStream:
-    """Load a dataset.
+    """Load image-text pairs; ``columns`` names where they are, and the rest is of `load_dataset`.
+
+    `InputError` if a column is missing or an id occurs twice.
+    """
+    loaded = load_dataset(name, split, streaming, config, revision, cache_dir)
+    kind = HuggingFaceStream if streaming else HuggingFaceTable
+    return kind(loaded, columns, str(name))
+
+
+def load_dataset(
+    name: str | Path,
+    split: str = "train",
+    streaming: bool = False,
+    config: str | None = None,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+) -> Any:
+    """Load a split of a dataset.
 
     Args:
         name: A parquet file, a pattern such as ``data/*.parquet``, a folder in the hub's layout, or
             a name on the hub. Parquet files are the split ``train``.
         split: Name of the split.
-        columns: Names of the columns.
         streaming: Read shard by shard, without a local copy.
         config: Name of the dataset's configuration, if it has several.
         revision: Commit on the hub, for reproducible runs.
@@ -185,12 +229,12 @@ def load_hugging_face(
 
     Raises:
         OptionalDependencyError: The ``datasets`` library is missing.
-        InputError: The dataset cannot be read, lacks a column or repeats an id.
+        InputError: The dataset cannot be read.
     """
     try:
         import datasets
     except ModuleNotFoundError as error:
-        raise OptionalDependencyError(error.name or "datasets", "train") from error
+        raise OptionalDependencyError(error.name or "datasets", "hugging-face") from error
     title = str(name)
     options: dict[str, Any] = {"split": split, "streaming": streaming}
     options["cache_dir"] = None if cache_dir is None else str(cache_dir)
@@ -200,11 +244,8 @@ def load_hugging_face(
     else:
         options |= {"path": title, "name": config, "revision": revision}
     try:
-        loaded = datasets.load_dataset(**options)
+        return datasets.load_dataset(**options)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise InputError(
             title, f"the dataset or split does not exist or cannot be read ({error})"
         ) from error
-    if streaming:
-        return HuggingFaceStream(loaded, columns, title)
-    return HuggingFaceTable(loaded, columns, title)

@@ -191,6 +191,7 @@ _CHECKS: tuple[Callable[[], Check], ...] = (
     _optional("pillow-heif", "pillow-heif", "HEIC and HEIF pictures", "heif"),
     _optional("JPEG XL plugin", "pillow-jxl-plugin", "JPEG XL pictures", "jxl"),
     _optional("watchfiles", "watchfiles", "lexvla watch", "watch"),
+    _optional("datasets", "datasets", "Hugging Face datasets", "hugging-face"),
     _optional("ir_datasets", "ir_datasets", "test collections by name", "ir-datasets"),
     _optional("PyArrow", "pyarrow", "manifests that are .parquet files", "parquet"),
     _optional("FastAPI", "fastapi", "lexvla serve, the page and the API", "serve"),

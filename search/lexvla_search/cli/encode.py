@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from lexvla_indexer.encoded import encode_source
-from lexvla_indexer.sources import open_item_source
+from lexvla_indexer.hugging_face_source import DatasetChoice
 from lexvla_search.cli.arguments import (
     JsonOptions,
     ModelOptions,
@@ -59,17 +59,16 @@ def run(options: Options) -> int:
     out.parent.mkdir(parents=True, exist_ok=True)
     if Path(options.source).suffix.lower() == _QUERIES:
         return _encode_queries(options, out)
-    open_item_source(options.source, options.text_field, options.reading)
+    opened = options.open(options.source)
     model = options.load_model()
     # Anserini reads every .json and .jsonl file of a folder as vectors.
     rejects = ".rejected" if out.suffix == _LINES else ".rejected.jsonl"
     encoded, report = encode_source(
-        options.source,
+        opened,
         model,
         out.with_name(f"{out.name}{rejects}"),
         batch_size=options.batch_size,
         shard=options.shard,
-        text_field=options.text_field,
         reading=options.reading,
     )
     if out.suffix == _VECTORS:
@@ -91,8 +90,11 @@ def run(options: Options) -> int:
 def _encode_queries(options: Options, out: Path) -> int:
     if out.suffix != _LINES:
         raise UsageError(f"--out must name a file that ends in {_LINES} for queries")
-    if options.text_field or options.shard != _ALL:
-        raise UsageError(f"--text-field and --shard do not go with queries ({_QUERIES})")
+    for name in ("text_field", *(each.name for each in fields(DatasetChoice))):
+        if getattr(options, name):
+            raise UsageError(f"--{name.replace('_', '-')} does not go with queries ({_QUERIES})")
+    if options.shard != _ALL:
+        raise UsageError(f"--shard does not go with queries ({_QUERIES})")
     queries = read_queries(options.source)
     wordless = write_topics(out, queries, options.load_model())
     if options.json:

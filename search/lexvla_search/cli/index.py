@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from lexvla_indexer import open_index
 from lexvla_indexer.encoded import index_encoded, read_origins
 from lexvla_indexer.pipeline import index_source
-from lexvla_indexer.sources import open_item_source
 from lexvla_search.cli.arguments import (
     IndexOptions,
     JsonOptions,
@@ -33,6 +32,7 @@ from lexvla_search.cli.stopping import stopping
 WITH_SOURCE = (
     *("model", "text_field", "prune", "prune_anyway"),
     *("exclude", "no_default_excludes", "no_exif"),
+    *("split", "config", "image_field", "id_field"),
 )
 
 
@@ -77,7 +77,7 @@ def run(options: Options) -> int:
         raise UsageError("needs either a SOURCE or --from-encoded FILE...")
     if source is not None:
         # Before an empty index is created.
-        open_item_source(source, options.text_field, options.reading)
+        opened = options.open(source)
         model = options.load_model(introduce=True)
         vocabulary, name = model.vocabulary, model.name
     else:
@@ -96,12 +96,11 @@ def run(options: Options) -> int:
             report = index_encoded(files, target, resume=options.resume, stop=stop)
         else:
             report = index_source(
-                source,
+                opened,
                 target,
                 model,
                 batch_size=options.batch_size,
                 resume=options.resume,
-                text_field=options.text_field,
                 reading=options.reading,
                 prune=options.prune,
                 prune_anyway=options.prune_anyway,

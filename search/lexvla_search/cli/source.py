@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from lexvla.image_formats import MAX_PIXELS, RAW_SUFFIXES
+from lexvla_indexer.hugging_face_source import DatasetChoice
+from lexvla_indexer.item_source import ItemSource
 from lexvla_indexer.reading import DEFAULT_EXCLUDES, Reading
 from lexvla_indexer.report import Report
+from lexvla_indexer.sources import open_item_source
 from lexvla_search.cli.arguments import flag, not_empty, option, positive
 from lexvla_search.cli.console import INTERRUPTED, note
 
@@ -16,8 +19,9 @@ PARTS, RULES = 5, 3  # shown of each count, and of what was rejected
 
 SOURCE = (
     "a folder of images, a manifest (.jsonl, .csv, .parquet), .tar shards (path or pattern), "
-    "a collection in BEIR's layout, or ir_datasets:NAME"
+    "a collection in BEIR's layout, ir_datasets:NAME, or hf:NAME"
 )
+OF_DATASETS = "of a Hugging Face dataset (hf:NAME or hf:FOLDER)"
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,16 @@ class SourceOptions(ReadingOptions):
     )
     batch_size: int = option("items in one pass (64)", type=positive, default=64, metavar="N")
     strict: bool = flag("fail if any item was left out")
+    split: str | None = option("which split (train)", group=OF_DATASETS, metavar="NAME")
+    config: str | None = option("which configuration", group=OF_DATASETS, metavar="NAME")
+    image_field: str | None = option("the column of images (image)", group=OF_DATASETS, metavar="F")
+    id_field: str | None = option("the column of ids (id)", group=OF_DATASETS, metavar="F")
+
+    def open(self, source: str) -> ItemSource:
+        """Open the source that these options tell of."""
+        asked = {each.name: getattr(self, each.name) for each in fields(DatasetChoice)}
+        choice = DatasetChoice(**{name: value for name, value in asked.items() if value})
+        return open_item_source(source, self.text_field, self.reading, choice)
 
 
 def counts(report: Report, skipped: str) -> dict[str, int]:
