@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -316,6 +317,23 @@ def test_delete_compact_and_info(address: str, capsys: Capture) -> None:
     printed = capsys.readouterr().out
     assert "model" in printed
     assert "quantization.lexical.max_error" in printed
+
+
+def test_info_shows_the_folders(address: str, capsys: Capture, tmp_path: Path) -> None:
+    photos, other = tmp_path / "photos", tmp_path / "other"
+    shutil.copytree(photos, other)
+    data = run(capsys, "index", str(other), "--index", address)
+    assert (data["added"], data["replaced"], data["documents"]) == (4, 0, 8)
+    assert run(capsys, "info", "--index", address)["sources"] == [
+        {"path": str(other), "ids_start_with": "other/"},
+        {"path": str(photos), "ids_start_with": ""},
+    ]
+    assert cli.main(["info", "--index", address]) == 0
+    assert f" {other} (ids start with other/), {photos}\n" in capsys.readouterr().out
+    assert cli.main(["index", str(tmp_path), "--index", address, "--exclude", "i*"]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("0 added, 8 updated")
+    assert f"lexvla: {other} was indexed by itself, and is a part of this folder now\n" in err
 
 
 def test_info_verify_names_what_is_damaged(address: str, capsys: Capture) -> None:

@@ -257,13 +257,139 @@ def test_a_tenth_may_go(tmp_path: Path) -> None:
     assert refused == {"skipped": 89, "prune_refused": "10 of 99 documents are gone"}
 
 
-def test_what_another_folder_had_under_the_same_names_is_told(tmp_path: Path, place: Path) -> None:
-    one = pictures(tmp_path / "one", range(3))
-    two = pictures(tmp_path / "two", range(1, 5), shift=9)
-    assert run(one, place) == {"added": 3}
-    assert run(two, place) == {"added": 4, "replaced": 2}
-    assert run(two, place) == {"skipped": 4}
-    assert run(one, place, resume=False) == {"added": 3, "replaced": 2}
+def ids(place: Path) -> list[str]:
+    with new_index(place) as index:
+        assert all(
+            Path(Roots(index).locate(document)).is_file()
+            for document in index.list_documents(limit=1000).documents
+        )
+        return [name for name, _ in index.fingerprinted()]
+
+
+def test_equal_names_in_two_folders_are_two_documents(tmp_path: Path) -> None:
+    one, two = pictures(tmp_path / "one", range(2)), pictures(tmp_path / "two", range(1, 3), 9)
+    also_two, place = pictures(tmp_path / "x" / "two", range(1, 2), 19), tmp_path / "i.lex"
+    for _ in range(2):
+        for folder in (one, two, also_two):
+            run(folder, place, prune=True)
+    every = ["000.png", "001.png", "two-2/001.png", "two/001.png", "two/002.png"]
+    assert ids(place) == every
+    two = two.rename(tmp_path / "new")
+    with new_index(place) as index:
+        relocate(index, two, tmp_path / "two")
+    (two / "001.png").rename(two / "a.png")
+    assert run(two, place) == {"skipped": 1, "moved": 1}
+    (two / "a.png").unlink()
+    assert run(two, place, prune=True) == {"skipped": 1, "pruned": 1}
+    assert ids(place) == ["000.png", "001.png", "two-2/001.png", "two/002.png"]
+    (two / "002.png").unlink()
+    refused = run(two, place, prune=True)["prune_refused"]
+    assert refused.endswith(f"1 of them from '{two}', which has no files now")
+
+
+def test_ids_of_two_folders_never_meet(tmp_path: Path) -> None:
+    one, place = tmp_path / "one", tmp_path / "i.lex"
+    pictures(one / "two", range(1))
+    run(one, place)
+    run(pictures(tmp_path / "two", range(1), 9), place)
+    assert ids(place) == ["two-2/000.png", "two/000.png"]
+    pictures(one / "two-2", range(1), 19)
+    encoder = ColourEncoder()
+    with new_index(place) as index:
+        report = index_source(one, index, encoder, prune=True)
+    assert (report.skipped, encoder.batches) == (1, [])
+    (rejected,) = report.rejected
+    assert rejected.item == "two-2/000.png"
+    start = f"the ids that start with 'two-2/' are those of {tmp_path / 'two'}"
+    assert rejected.rule == f"{start}; rename this folder"
+    assert ids(place) == ["two-2/000.png", "two/000.png"]
+
+
+def test_a_manifest_replaces_documents_with_its_ids(tmp_path: Path, place: Path) -> None:
+    source = manifest(tmp_path / "m", {"id": "2023/000.png", "text": "red"})
+    assert run(source, place) == {"added": 1, "replaced": 1}
+    with new_index(place) as index:
+        assert index.count() == 30
+
+
+def test_a_folder_inside_a_library_is_a_part_of_it(photos: Path, place: Path) -> None:
+    assert run(photos / "2024", place) == {"skipped": 15}
+    (photos / "2024" / "015.png").unlink()
+    (photos / "2024" / "016.png").rename(photos / "2024" / "a.png")
+    (photos / "2023" / "000.png").unlink()
+    picture(photos / "2024" / "new.png", "red")
+    picture(photos / "2023" / "new.png", "blue")
+    # Neither is what lies elsewhere read by a link, nor what moved there.
+    (photos / "2024" / "link").symlink_to(photos / "2023")
+    (photos / "2024" / "up").symlink_to(photos.parent)
+    counted = run(photos / "2024", place, prune=True)
+    counted.pop("ignored")  # beside the library
+    assert counted == {"skipped": 13, "moved": 1, "added": 1, "pruned": 1}
+    (photos / "2024" / "up").unlink()
+    assert run(photos, place, prune=True) == {"skipped": 29, "added": 1, "pruned": 1}
+    assert [name for name in ids(place) if name.startswith("2024/")][-2:] == [
+        "2024/a.png",
+        "2024/new.png",
+    ]
+    for path in (photos / "2024").glob("*.png"):
+        path.unlink()
+    assert run(photos / "2024", place, prune=True)["prune_refused"] == (
+        f"15 of 15 documents are gone, 15 of them from '{photos / '2024'}', which has no files now"
+    )
+
+
+def test_folders_inside_one_that_is_indexed_become_parts_of_it(tmp_path: Path) -> None:
+    photos, place = tmp_path / "photos", tmp_path / "i.lex"
+    inner = pictures(photos / "a", range(2))
+    pictures(inner / "a", range(1, 3), 9)  # so that a new id is another document's old one
+    pictures(photos / "b", range(1), 19)
+    pictures(photos, range(1), 29)
+    assert run(inner, place) == {"added": 4}
+    assert run(photos / "b", place) == {"added": 1}
+    assert ids(place) == ["000.png", "001.png", "a/001.png", "a/002.png", "b/000.png"]
+    absorbed = [str(inner), str(photos / "b")]
+    assert run(photos, place) == {"absorbed": absorbed, "updated": 5, "added": 1}
+    assert same_as_fresh(photos, place)
+    assert run(inner, place, prune=True) == {"skipped": 4}
+    assert run(photos, place, prune=True) == {"skipped": 6}
+
+
+def test_many_folders_become_parts_a_chunk_at_a_time(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lexvla_indexer.entering._CHUNK", 4)
+    pictures(photos / "2023" / "2023" / "2023", range(3), 9)
+    assert run(photos / "2023", tmp_path / "j.lex") == {"added": 18}
+    assert run(photos, tmp_path / "j.lex") == {
+        "absorbed": [str(photos / "2023")],
+        "updated": 18,
+        "added": 15,
+    }
+    assert same_as_fresh(photos, tmp_path / "j.lex")
+
+
+def test_another_folder_is_not_one_that_is_gone(photos: Path, place: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    pictures(other / "2023", range(15), shift=9)
+    photos.rename(tmp_path / "unplugged")
+    assert run(other, place) == {"added": 15}
+    (tmp_path / "unplugged").rename(photos)
+    assert run(photos, place, prune=True) == {"skipped": 30}
+    assert len(ids(place)) == 45
+
+
+def test_vectors_of_two_folders_encoded_elsewhere(photos: Path, tmp_path: Path) -> None:
+    folders = (photos / "2023", pictures(tmp_path / "2023", range(3), 9), photos)
+    for number, folder in enumerate(folders):
+        encode_source(folder, ColourEncoder())[0].save(tmp_path / f"{number}.npz")
+    place = tmp_path / "i.lex"
+    with new_index(place) as index:
+        assert index_encoded([tmp_path / "2.npz", tmp_path / "1.npz"], index).added == 33
+        report = index_encoded([tmp_path / "0.npz"], index)
+        assert (report.added, report.replaced) == (15, 0)
+    assert len(ids(place)) == 33
+    assert run(photos, place, prune=True) == {"skipped": 15, "updated": 15}
+    assert run(folders[1], place, prune=True) == {"skipped": 3}
 
 
 def test_a_library_that_grows_keeps_what_it_had(photos: Path, place: Path) -> None:

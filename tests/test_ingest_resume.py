@@ -17,7 +17,7 @@ import pytest
 from indexer_fakes import ColourEncoder
 from ingest_fakes import contents, manifest, new_index, picture, pictures, shard
 from lexvla_indexer import Document, EmbeddedIndex, Report, index_source, pipeline
-from lexvla_indexer.roots import source_of
+from lexvla_indexer.fingerprint import source_of
 
 FORK = multiprocessing.get_context("fork")
 
@@ -168,7 +168,7 @@ def test_only_documents_of_the_same_source_are_pruned(tmp_path: Path) -> None:
     place = tmp_path / "i.lex"
     first, second = pictures(tmp_path / "a", range(3)), pictures(tmp_path / "b", range(2, 5))
     run(first, place)
-    run(second, place)  # 002.png is now that of the second
+    run(second, place)
     with new_index(place) as index:  # of no source
         index.add(*index.fetch(["000.png"])._replace(documents=[Document("mine")]))
         index.commit()
@@ -176,10 +176,10 @@ def test_only_documents_of_the_same_source_are_pruned(tmp_path: Path) -> None:
         for path in photos.iterdir():
             path.unlink()
         picture(photos / "left.png")
-    assert run(first, place, prune=True).pruned == 2
-    assert names(place) == ["002.png", "003.png", "004.png", "left.png", "mine"]
+    assert run(first, place, prune=True).pruned == 3
+    assert names(place) == ["b/002.png", "b/003.png", "b/004.png", "left.png", "mine"]
     assert run(second, place, prune=True).pruned == 3
-    assert names(place) == ["left.png", "mine"]
+    assert names(place) == ["b/left.png", "left.png", "mine"]
 
 
 def test_an_unchanged_document_goes_over_to_the_source_that_lists_it(tmp_path: Path) -> None:

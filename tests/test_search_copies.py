@@ -19,7 +19,7 @@ from lexvla.encoding import Encoding
 from lexvla.errors import InputError
 from lexvla.vocabulary import Vocabulary
 from lexvla_indexer import Document, EmbeddedIndex, index_source
-from lexvla_indexer.loading import content_of
+from lexvla_indexer.fingerprint import content_of
 from lexvla_search import Query, Searcher, cli
 from search_fakes import PICTURES, FakeEncoder, save_pictures
 

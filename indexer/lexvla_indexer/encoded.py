@@ -20,6 +20,7 @@ from lexvla.errors import InputError, LexVLAError, VocabularyMismatchError
 from lexvla.vocabulary import Vocabulary
 from lexvla_indexer.base import Index
 from lexvla_indexer.document import Document
+from lexvla_indexer.entering import enter
 from lexvla_indexer.impacts import ImpactQuantizer
 from lexvla_indexer.item_source import ItemSource
 from lexvla_indexer.legs import stack
@@ -27,7 +28,7 @@ from lexvla_indexer.loading import in_shard
 from lexvla_indexer.pipeline import IndexSink, Ingest, take_writer_lock
 from lexvla_indexer.reading import Reading
 from lexvla_indexer.report import Reject, RejectLog, Report
-from lexvla_indexer.roots import Roots, SourcePlace, key_of
+from lexvla_indexer.roots import SourcePlace, key_of
 from lexvla_indexer.sources import open_item_source
 
 __all__ = ["Encoded", "Origin", "encode_source", "index_encoded", "read_origins"]
@@ -212,7 +213,6 @@ def index_encoded(
     report = Report()
     sink = IndexSink(index, report, resume)
     take_writer_lock(index)
-    roots = Roots(index)
     seen: set[str] = set()
     disable = None if show_progress_bar is None else not show_progress_bar
     with (
@@ -221,15 +221,16 @@ def index_encoded(
     ):
         for path in files:
             encoded = Encoded.load(path)
-            roots.enter(encoded.place, key_of(encoded.place))
+            entered = enter(index, encoded.place, origin.model, key_of(encoded.place))
+            report.absorbed += entered.absorbed
             for start in range(0, len(encoded.documents), _CHUNK):
                 if stop is not None and stop.is_set():
                     report.interrupted = f"{len(seen):,} items"
                     break
-                documents = encoded.documents[start : start + _CHUNK]
+                documents = list(map(entered.named, encoded.documents[start : start + _CHUNK]))
                 known = sink.known([document.id for document in documents])
                 rows = []
-                for row, document in enumerate(documents, start):
+                for row, document in enumerate(documents):
                     if document.id in seen:
                         rule = "an earlier item has the same id"
                         rejects.add(Reject(document.id, rule, str(path)))
@@ -239,9 +240,10 @@ def index_encoded(
                         rows.append(row)
                     seen.add(document.id)
                 if rows:
-                    sink.store([encoded.documents[row] for row in rows], encoded.encoding[rows])
+                    own = encoded.encoding[[start + row for row in rows]]
+                    sink.store([documents[row] for row in rows], own)
                 bar.update(len(documents))
-        sink.finish()
+            sink.finish()  # the next file's ids depend on those that are there
     return report
 
 

@@ -11,6 +11,7 @@ from pathspec import GitIgnoreSpec
 from lexvla.errors import InputError
 from lexvla.image_formats import IMAGE_SUFFIXES
 from lexvla_indexer.document import Document
+from lexvla_indexer.entering import Entered
 from lexvla_indexer.item_source import ItemSource, Listed, Unlisted
 from lexvla_indexer.path_ids import id_of_path
 from lexvla_indexer.reading import Reading
@@ -32,11 +33,18 @@ class FolderSource(ItemSource):
     def __init__(self, path: Path, reading: Reading) -> None:
         self._top = path.resolve()
         super().__init__(SourcePlace(str(self._top), ""))
+        self._entered = Entered(self.key, self.place.root)
         self._patterns = reading.patterns
         try:
             self._spec = GitIgnoreSpec.from_lines(self._patterns)
         except ValueError as error:
             raise InputError(", ".join(reading.exclude), f"is not a pattern ({error})") from error
+
+    def enter(self, entered: Entered) -> None:
+        """Give ids as an index has them: a folder may be a part of one of its sources."""
+        super().enter(entered)
+        self.start = entered.prefix + entered.below
+        self._entered = entered
 
     def entries(self) -> Iterator[Listed | Unlisted]:
         """Yield the images in the order of their names, then what cannot be read.
@@ -47,6 +55,9 @@ class FolderSource(ItemSource):
         self.excluded.clear()
         hidden: list[Unlisted] = []
         seen: set[tuple[int, int]] = set()
+        root = Path(self._entered.root)
+        if root != self._top and root.is_dir():
+            seen.add(_identity(root))
         waiting = [self._top]
         while waiting:
             links: list[Path] = []
@@ -69,17 +80,18 @@ class FolderSource(ItemSource):
 
         for folder, folders, names in os.walk(top, onerror=unreadable):
             try:
-                status = Path(folder).stat()
+                identity = _identity(Path(folder))
             except OSError as error:
                 unreadable(error)
                 folders.clear()
                 continue
-            if (status.st_dev, status.st_ino) in seen:
+            if identity in seen:
                 folders.clear()
                 continue
-            seen.add((status.st_dev, status.st_ino))
+            seen.add(identity)
             kept = [name for name in sorted(folders) if not self._excludes(Path(folder, name), "/")]
-            links += [path for name in kept if (path := Path(folder, name)).is_symlink()]
+            paths = (Path(folder, name) for name in kept)
+            links += [path for path in paths if path.is_symlink() and not self._is_elsewhere(path)]
             folders[:] = [name for name in kept if not Path(folder, name).is_symlink()]
             for name in sorted(names):
                 path = Path(folder, name)
@@ -103,9 +115,24 @@ class FolderSource(ItemSource):
             self.excluded[self._patterns[found.index]] += 1
         return bool(found.include)
 
+    def _is_elsewhere(self, link: Path) -> bool:
+        """Return whether a link leads to another part of the source, which reads it itself."""
+        target = link.resolve()
+        return target.is_relative_to(self._entered.root) and not target.is_relative_to(self._top)
+
     def _entry(self, path: Path) -> Listed | Unlisted:
-        name = id_of_path(path.relative_to(self._top))
+        name, where = id_of_path(path.relative_to(self._top)), id_of_path(path)
         try:
-            return Listed(Document(name, uri=name), path, id_of_path(path))
+            document = self._entered.named(Document(name, uri=name))
+            for start, other in self._entered.taken:
+                if document.id.startswith(start):
+                    rule = f"the ids that start with {start!r} are those of {other}"
+                    raise InputError(document.id, f"{rule}; rename this folder")
+            return Listed(document, path, where)
         except InputError as error:
-            return Unlisted(Reject(error.item, error.rule, id_of_path(path)), name)
+            return Unlisted(Reject(error.item, error.rule, where), self.start + name)
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino

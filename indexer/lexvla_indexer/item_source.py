@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lexvla_indexer.document import Document
+from lexvla_indexer.entering import Entered
 from lexvla_indexer.report import Reject
 from lexvla_indexer.roots import SourcePlace, key_of
 
@@ -49,6 +50,7 @@ class ItemSource(ABC):
     Attributes:
         place: The folder and the name; the same folder and name are the same source.
         key: Names the source in an index.
+        start: What all ids start with; the rest is that of the source without an index.
         has_paths: Whether ids are paths, so that an item under another id may be one that moved.
         ignored: Files that the latest listing skipped, by a suffix that is not an image's.
         excluded: Files and folders that it skipped, by the pattern that excludes them.
@@ -59,8 +61,13 @@ class ItemSource(ABC):
     def __init__(self, place: SourcePlace) -> None:
         self.place = place
         self.key = key_of(place)
+        self.start = ""
         self.ignored: Counter[str] = Counter()
         self.excluded: Counter[str] = Counter()
+
+    def enter(self, entered: Entered) -> None:
+        """Give ids as an index has them."""
+        self.key = entered.key
 
     @abstractmethod
     def entries(self) -> Iterator[Listed | Unlisted]:

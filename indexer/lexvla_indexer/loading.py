@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping
@@ -11,17 +10,18 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from lexvla.errors import InputError
 from lexvla_indexer.document import Document
+from lexvla_indexer.fingerprint import content_of, hash_of, hash_of_content
 from lexvla_indexer.item_source import Listed
 from lexvla_indexer.reading import Reading
 
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["THREADS", "WINDOW", "Loaded", "content_of", "in_order", "in_shard", "load"]
+__all__ = ["THREADS", "WINDOW", "Loaded", "in_order", "in_shard", "load"]
 
 THREADS = min(8, os.cpu_count() or 1)
 WINDOW = 2 * THREADS  # items that are being loaded or wait to be taken
@@ -76,12 +76,9 @@ def load(
     lost: list[str] = []
     try:
         data = _read(item.image, document.id) if isinstance(item.image, Path) else item.image
-        encoded = ["text", document.text]
-        if data is not None:
-            encoded = ["image", hashlib.sha256(data).hexdigest()]
-        content = _hash([model, *encoded])
+        content = hash_of_content(model, document.text, data)
         of_file = data is not None and reading.exif
-        stored = _hash([document.uri, document.text, dict(document.metadata), of_file])
+        stored = hash_of([document.uri, document.text, dict(document.metadata), of_file])
         document = replace(document, fingerprint=f"{source}:{content}:{stored}")
         if known == document.fingerprint:
             return Loaded(document, item.where, known=known)
@@ -101,19 +98,6 @@ def load(
         return Loaded(document, item.where, image, lost=tuple(lost))
     except InputError as error:
         return Loaded(document, item.where, error=error)
-
-
-def content_of(fingerprint: str) -> str:
-    """Return the hash of what the vectors depend on; equal ones mean equal vectors.
-
-    Empty for a document that no ingest made, whose fingerprint does not have three parts.
-    """
-    parts = fingerprint.split(":")
-    return parts[1] if len(parts) == 3 else ""
-
-
-def _hash(values: list[Any]) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def _described(document: Document, data: bytes) -> Document:

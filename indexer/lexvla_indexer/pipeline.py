@@ -20,13 +20,14 @@ from lexvla.encoding import Encoding
 from lexvla.errors import InputError, VocabularyMismatchError
 from lexvla_indexer.base import Index, check_match
 from lexvla_indexer.document import Document
+from lexvla_indexer.entering import enter
+from lexvla_indexer.fingerprint import content_of, source_of
 from lexvla_indexer.isolating import isolate
 from lexvla_indexer.item_source import ItemSource, Listed, Unlisted
-from lexvla_indexer.loading import Loaded, content_of, in_order, in_shard, load
+from lexvla_indexer.loading import Loaded, in_order, in_shard, load
 from lexvla_indexer.pruning import doubt
 from lexvla_indexer.reading import Reading
 from lexvla_indexer.report import Loss, Reject, RejectLog, Report
-from lexvla_indexer.roots import Roots, source_of
 from lexvla_indexer.sources import open_item_source
 
 __all__ = ["IndexSink", "Ingest", "Sink", "index_source", "take_writer_lock"]
@@ -63,8 +64,9 @@ def index_source(
     that a killed run can be started again and continues.
 
     One folder is one source, however its path is spelt; the index keeps where it lies (see
-    `Roots`), and documents' uris are paths from there. A file of a folder that was moved or renamed
-    within it keeps its vectors: the document gets its new id.
+    `Roots`), and documents' uris are paths from there. A folder inside an indexed one is a part of
+    it, and only that part is read and pruned. A file of a folder that was moved or renamed within
+    it keeps its vectors: the document gets its new id.
 
     A document belongs to the source that last listed it. Pruning deletes the documents of this
     source that it no longer lists. It is refused, and the report says why, if the listing may be
@@ -105,7 +107,9 @@ def index_source(
     report = Report()
     sink = IndexSink(index, report, resume)
     take_writer_lock(index)
-    opened.key = Roots(index).enter(opened.place)
+    entered = enter(index, opened.place, encoder.name)
+    opened.enter(entered)
+    report.absorbed = list(entered.absorbed)
     ingest = Ingest(
         opened,
         encoder,
@@ -240,9 +244,12 @@ class IndexSink:
         own = self._own(source)
         gone = [name for name in own if name not in listed]
         if not anyway:
-            kept = [name for name in own if name in listed]
             root = source.place.root if source.has_paths else None
-            self._report.prune_refused = doubt(root, gone, kept)
+            self._report.prune_refused = doubt(
+                root,
+                [name.removeprefix(source.start) for name in gone],
+                [name.removeprefix(source.start) for name in own if name in listed],
+            )
             if not listed and not self._report.prune_refused:
                 self._report.prune_refused = "the source lists no items"
             if self._report.prune_refused:
@@ -253,7 +260,8 @@ class IndexSink:
 
     def _own(self, source: ItemSource) -> dict[str, str]:
         """Return the fingerprints of a source's documents by id."""
-        return dict(self._index.fingerprinted(f"{source.key}:"))
+        own = self._index.fingerprinted(f"{source.key}:")
+        return {name: known for name, known in own if name.startswith(source.start)}
 
     def _reuse(self, document: Document, twin: str) -> None:
         self._reused.append((document, twin))

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from lexvla.errors import InputError
 from lexvla_indexer.base import Index
+from lexvla_indexer.fingerprint import source_of
 from lexvla_indexer.pipeline import take_writer_lock
-from lexvla_indexer.roots import Roots, source_of
+from lexvla_indexer.roots import Roots
 
 __all__ = ["relocate"]
 

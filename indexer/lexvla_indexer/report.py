@@ -50,6 +50,7 @@ class Report:
         updated: Items whose image is unchanged, but not their text, metadata or address; their
             vectors were kept.
         moved: Files of a folder that were in another place of it before; their vectors were kept.
+        absorbed: Folders inside this one that were sources of their own, and are parts of it now.
         empty: Items among the added whose lexical vector is empty; no words find them.
         cut: Items among the added that were encoded by a text whose end the model does not read.
         ignored: Files of a folder that are not images, by suffix.
@@ -68,6 +69,7 @@ class Report:
     skipped: int = 0
     updated: int = 0
     moved: int = 0
+    absorbed: list[str] = field(default_factory=list)
     empty: int = 0
     cut: int = 0
     ignored: dict[str, int] = field(default_factory=dict)

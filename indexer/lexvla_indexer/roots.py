@@ -5,18 +5,20 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Container, Iterator, Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lexvla.errors import IndexCorruptError, IndexVersionError, InputError
 from lexvla_indexer.base import Index
 from lexvla_indexer.document import Document
-from lexvla_indexer.path_ids import path_of_id, text_of_path
+from lexvla_indexer.fingerprint import source_of
+from lexvla_indexer.path_ids import id_of_path, path_of_id, text_of_path
 
-__all__ = ["Roots", "SourcePlace", "key_of", "source_of"]
+__all__ = ["Roots", "SourcePlace", "key_of"]
 
 NOTE = "roots"
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2
 
 
 class SourcePlace(NamedTuple):
@@ -45,29 +47,31 @@ def key_of(place: SourcePlace) -> str:
     return hashlib.sha256(os.fsencode("\0".join(place))).hexdigest()[:16]
 
 
-def source_of(fingerprint: str) -> str:
-    """Return the key of the source in a document's fingerprint; empty if it has none."""
-    return fingerprint.rpartition(":")[0].partition(":")[0]
-
-
 class Roots(Mapping[str, SourcePlace]):
     """The sources of an index by the key in their documents' fingerprints.
 
     A key is the hash of the place where the source was first indexed, and stays when it moves.
+
+    Ids of the first folder of images are paths under it. Those of every further one have its name
+    in front, so that equal paths in two folders are two documents.
     """
 
     def __init__(self, index: Index) -> None:
         self._index = index
         self._places: dict[str, SourcePlace] = {}
+        self._prefixes: dict[str, str] = {}
         data = index.read_note(NOTE)
         if data is None:
             return
         try:
             version = int(data["format_version"])
-            if version > _FORMAT_VERSION:
-                raise IndexVersionError(f"{index}: roots of format {version} are newer than this")
+            if version != _FORMAT_VERSION:
+                age = "newer than this program" if version > _FORMAT_VERSION else "old"
+                rule = f"its roots of format {version} are {age}; index the items again"
+                raise IndexVersionError(f"{index}: {rule}")
             for key, place in data["sources"].items():
                 self._places[key] = SourcePlace(str(place["root"]), str(place["name"]))
+                self._prefixes[key] = str(place["prefix"])
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise IndexCorruptError(f"{index}: no readable roots ({error!r})") from error
 
@@ -93,22 +97,56 @@ class Roots(Mapping[str, SourcePlace]):
             root = instead if len({each.root for each in self.values()}) == 1 else root
         return text_of_path(Path(os.path.normpath(root / place.path_of(document.uri))))
 
-    def enter(self, place: SourcePlace, key: str = "") -> str:
-        """Return the key of a source, which is noted if it is new, under ``key`` if that is given.
+    def prefix(self, key: str) -> str:
+        """Return what the ids of a source start with besides paths: empty, or ends in a slash."""
+        return self._prefixes[key]
 
-        The index must be this process's to write.
+    def key_at(self, place: SourcePlace) -> str | None:
+        """Return the key of the source in a place."""
+        return next((key for key, other in self.items() if other == place), None)
+
+    def key_around(self, place: SourcePlace) -> str | None:
+        """Return the key of the innermost folder of images that a folder lies in."""
+        around = [
+            (len(other.root), key)
+            for key, other in self.items()
+            if not other.name and Path(place.root).is_relative_to(other.root)
+        ]
+        return max(around)[1] if around else None
+
+    def enter(self, place: SourcePlace, key: str = "") -> str:
+        """Note a source that is in no known place, under ``key`` if that is given; return its key.
+
+        If there is one of that key, it has moved since it was encoded. The index must be this
+        process's to write.
         """
-        for known, other in self.items():
-            if other == place:
-                return known
         if key in self:
-            return key  # it has moved since it was encoded
+            return key
         number = 0
         while not key or key in self:  # another source was there first, and has moved
             key = key_of(place._replace(name=f"{place.name}\0{number}" if number else place.name))
             number += 1
+        self._prefixes[key] = "" if place.name else self._new_prefix(Path(place.root))
         self._write({**self._places, key: place})
         return key
+
+    def _new_prefix(self, root: Path) -> str:
+        """Return a prefix for a new folder's ids, with which no id starts yet."""
+        folders = {
+            self._prefixes[key]
+            for key, place in self.items()
+            if not place.name and not Path(place.root).is_relative_to(root)
+        }
+        if "" not in folders:
+            return ""
+        name = id_of_path(Path(root.name or "root"))
+        for number in count(1):
+            prefix = f"{name}/" if number == 1 else f"{name}-{number}/"
+            after = self._index.list_documents(limit=1, after=(prefix,)).documents
+            used = bool(after) and after[0].id.startswith(prefix)
+            if prefix not in self._prefixes.values() and not used:
+                return prefix
+        raise AssertionError  # numbers do not end
 
     def keep(self, keys: Container[str]) -> None:
         """Forget all sources but those with these keys.
@@ -132,5 +170,7 @@ class Roots(Mapping[str, SourcePlace]):
 
     def _write(self, places: dict[str, SourcePlace]) -> None:
         self._places = places
-        sources: dict[str, Any] = {key: place._asdict() for key, place in places.items()}
+        sources: dict[str, Any] = {
+            key: {**place._asdict(), "prefix": self._prefixes[key]} for key, place in places.items()
+        }
         self._index.write_note(NOTE, {"format_version": _FORMAT_VERSION, "sources": sources})

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from lexvla.encoding import Encoding
-from lexvla_indexer.loading import content_of
+from lexvla_indexer.fingerprint import content_of
 
 __all__ = ["ALIKE", "group_copies"]
 

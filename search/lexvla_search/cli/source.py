@@ -118,6 +118,7 @@ def details(report: Report) -> dict[str, Any]:
         "rejects_file": None if listed is None else str(listed),
         "ignored_by_suffix": report.ignored,
         "excluded_by_pattern": report.excluded,
+        "absorbed": report.absorbed,
         "losses": [asdict(loss) for loss in report.losses],
     }
 
@@ -140,6 +141,8 @@ def exit_code(report: Report, strict: bool, failure: str) -> int:
     A refused prune is a failure; with `strict`, leaving anything out is too. `failure` says why
     the command failed as a whole; it is empty if it did not.
     """
+    for folder in report.absorbed:
+        note(f"lexvla: {folder} was indexed by itself, and is a part of this folder now")
     if report.replaced:
         note("lexvla: documents of another source had the same ids, and were replaced")
     for said in _grouped((each.item, each.rule) for each in report.rejected):
