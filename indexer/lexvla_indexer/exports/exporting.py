@@ -1,0 +1,105 @@
+"""From a source into a file that another engine loads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TextIO
+
+from lexvla.encoder import Encoder
+from lexvla.encoding import Encoding
+from lexvla.errors import UnsupportedError
+from lexvla_indexer.document import Document
+from lexvla_indexer.durable import replacing
+from lexvla_indexer.encoded import NewItems, encode_into
+from lexvla_indexer.exports.base import Format, Row
+from lexvla_indexer.item_source import ItemSource
+from lexvla_indexer.reading import Reading
+from lexvla_indexer.report import Report
+
+__all__ = ["Widths", "export_source"]
+
+
+@dataclass
+class Widths:
+    """How wide the vectors of a file are, for who creates the fields: ``None`` without any."""
+
+    lexical: int
+    dense: int | None = None
+
+
+def export_source(
+    source: str | Path | ItemSource,
+    encoder: Encoder,
+    path: str | Path,
+    form: Format,
+    rejects_path: str | Path | None = None,
+    *,
+    batch_size: int = 64,
+    shard: tuple[int, int] = (1, 1),
+    text_field: str | None = None,
+    show_progress_bar: bool | None = None,
+    reading: Reading | None = None,
+) -> tuple[Widths, Report]:
+    """Encode the items of a source and write each as it comes; the file appears when it is whole.
+
+    The other arguments are those of `encode_source`. Memory does not grow with the source, but for
+    its ids. A file of that name is replaced, or left as it was if this fails. Beside a file with
+    column numbers for words the vocabulary is written, under its name with ``.vocabulary``.
+
+    Raises:
+        UnsupportedError: The engine cannot take the vectors of this encoder.
+    """
+    path = Path(path)
+    report = Report()
+    with replacing(path) as new:
+        try:
+            with new.open("w", encoding="utf-8", newline="\n") as file:
+                sink = _Lines(report, file, form, encoder)
+                encode_into(
+                    sink,
+                    source,
+                    encoder,
+                    rejects_path,
+                    batch_size=batch_size,
+                    shard=shard,
+                    text_field=text_field,
+                    show_progress_bar=show_progress_bar,
+                    reading=reading,
+                )
+        except BaseException:
+            new.unlink(missing_ok=True)
+            raise
+        if form.numbered:
+            with replacing(path.with_name(f"{path.name}.vocabulary")) as beside:
+                encoder.vocabulary.save(beside)
+    return sink.widths, report
+
+
+@dataclass
+class _Lines(NewItems):
+    file: TextIO
+    form: Format
+    encoder: Encoder
+    widths: Widths = field(init=False)
+    _begun: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        self.widths = Widths(len(self.encoder.vocabulary))
+
+    def take(self, documents: Sequence[Document], encoding: Encoding) -> None:
+        rows = list(Row.of(encoding, self.encoder.vocabulary))
+        # All before any is written: a document that is refused is tried again without the others.
+        lines = [self.form.lines(*each) for each in zip(documents, rows, strict=True)]
+        dense = None if encoding.dense is None else encoding.dense.shape[1]
+        if not self._begun:
+            self.file.write(self.form.head(rows[0]))
+            self.widths.dense, self._begun = dense, True
+        elif dense != self.widths.dense:
+            raise UnsupportedError("the encoder makes dense vectors of some items only")
+        self.file.writelines(lines)
+
+    def finish(self) -> None:
+        if self._begun:
+            self.file.write(self.form.tail())
