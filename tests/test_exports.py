@@ -314,7 +314,7 @@ class FailingEncoder(NumberEncoder):
     def encode_text(self, texts: list[str]) -> Encoding:
         self.batches += 1
         if self.batches == 2:
-            raise OSError("no space left")
+            raise OSError("no answer")
         return super().encode_text(texts)
 
 
@@ -324,7 +324,7 @@ def test_a_run_that_fails_leaves_the_file_as_it_was(tmp_path: Path) -> None:
     for before in (None, "old\n"):
         if before is not None:
             out.write_text(before)
-        with pytest.raises(OSError, match="no space left"):
+        with pytest.raises(OSError, match=r"^no answer$"):
             export_source(made, FailingEncoder(), out, opened("qdrant"), batch_size=4)
         assert {path.name for path in tmp_path.iterdir()} == {
             "items.jsonl",
@@ -333,6 +333,14 @@ def test_a_run_that_fails_leaves_the_file_as_it_was(tmp_path: Path) -> None:
     assert out.read_text() == "old\n"
     export_source(made, NumberEncoder(), out, opened("qdrant"))
     assert len(out.read_text().splitlines()) == 21
+
+
+def test_a_full_disk_is_named(tmp_path: Path) -> None:
+    made, full = source(tmp_path, items(20)), tmp_path / "x.new"
+    full.symlink_to("/dev/full")
+    with pytest.raises(OSError, match=f"No space left on device: '{full}'"):
+        export_source(made, NumberEncoder(), tmp_path / "x", opened("qdrant"))
+    assert {path.name for path in tmp_path.iterdir()} == {"items.jsonl"}
 
 
 class HalfDenseEncoder(NumberEncoder):

@@ -11,7 +11,7 @@ from lexvla.encoder import Encoder
 from lexvla.encoding import Encoding
 from lexvla.errors import UnsupportedError
 from lexvla_indexer.document import Document
-from lexvla_indexer.durable import replacing
+from lexvla_indexer.durable import NEW, fsync, naming, publish, replacing
 from lexvla_indexer.encoded import NewItems, encode_into
 from lexvla_indexer.exports.base import Format, Row
 from lexvla_indexer.item_source import ItemSource
@@ -51,29 +51,30 @@ def export_source(
     Raises:
         UnsupportedError: The engine cannot take the vectors of this encoder.
     """
-    path = Path(path)
-    report = Report()
-    with replacing(path) as new:
-        try:
-            with new.open("w", encoding="utf-8", newline="\n") as file:
-                sink = _Lines(report, file, form, encoder)
-                encode_into(
-                    sink,
-                    source,
-                    encoder,
-                    rejects_path,
-                    batch_size=batch_size,
-                    shard=shard,
-                    text_field=text_field,
-                    show_progress_bar=show_progress_bar,
-                    reading=reading,
-                )
-        except BaseException:
-            new.unlink(missing_ok=True)
-            raise
-        if form.numbered:
-            with replacing(path.with_name(f"{path.name}.vocabulary")) as beside:
-                encoder.vocabulary.save(beside)
+    path, report = Path(path), Report()
+    new = path.with_name(f"{path.name}{NEW}")
+    try:
+        with new.open("w", encoding="utf-8", newline="\n") as file:
+            sink = _Lines(report, file, form, encoder)
+            encode_into(
+                sink,
+                source,
+                encoder,
+                rejects_path,
+                batch_size=batch_size,
+                shard=shard,
+                text_field=text_field,
+                show_progress_bar=show_progress_bar,
+                reading=reading,
+            )
+        fsync(new)
+    except BaseException:
+        new.unlink(missing_ok=True)
+        raise
+    if form.numbered:
+        with replacing(path.with_name(f"{path.name}.vocabulary")) as beside:
+            encoder.vocabulary.save(beside)
+    publish(new, path)
     return sink.widths, report
 
 
@@ -93,13 +94,17 @@ class _Lines(NewItems):
         # All before any is written: a document that is refused is tried again without the others.
         lines = [self.form.lines(*each) for each in zip(documents, rows, strict=True)]
         dense = None if encoding.dense is None else encoding.dense.shape[1]
-        if not self._begun:
-            self.file.write(self.form.head(rows[0]))
-            self.widths.dense, self._begun = dense, True
-        elif dense != self.widths.dense:
+        if self._begun and dense != self.widths.dense:
             raise UnsupportedError("the encoder makes dense vectors of some items only")
-        self.file.writelines(lines)
+        head = "" if self._begun else self.form.head(rows[0])
+        self.widths.dense, self._begun = dense, True
+        self._write(head, *lines)
 
     def finish(self) -> None:
-        if self._begun:
-            self.file.write(self.form.tail())
+        self._write(self.form.tail() if self._begun else "")
+        with naming(Path(self.file.name)):
+            self.file.flush()
+
+    def _write(self, *parts: str) -> None:
+        with naming(Path(self.file.name)):
+            self.file.writelines(parts)
