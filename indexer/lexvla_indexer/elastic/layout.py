@@ -59,9 +59,11 @@ __all__ = [
     "FORMAT_VERSION",
     "GRAPH",
     "ID",
+    "KEY",
     "PATCHES",
     "SHOWN",
     "STRONGEST",
+    "VOCABULARY",
     "WORDS",
     "State",
     "Store",
@@ -69,7 +71,9 @@ __all__ = [
     "document_of",
     "leg_fields",
     "mappings",
+    "packed",
     "settings",
+    "unpacked",
 ]
 
 FORMAT_VERSION = 3
@@ -465,7 +469,7 @@ class Store:
         with elastic_errors(self.address):
             meta = {**self._meta(self.index), **state.dump()}
             if vocabulary is not None:
-                meta[VOCABULARY] = _packed(vocabulary)
+                meta[VOCABULARY] = packed(vocabulary)
             self.client.indices.put_mapping(
                 index=self.index, meta=meta, properties=leg_fields(state)
             )
@@ -491,10 +495,7 @@ class Store:
             return Vocabulary(())
         with elastic_errors(self.address):
             stored = self._meta(found.index).get(VOCABULARY, "")
-        try:
-            vocabulary = _unpacked(stored)
-        except (KeyError, TypeError, ValueError, zlib.error):
-            vocabulary = Vocabulary(())
+        vocabulary = unpacked(stored)
         if vocabulary.sha256 != found.vocabulary_sha256:
             rule = "has lost the vocabulary that it was made with"
             raise IndexCorruptError(f"{self.address}: {rule}")
@@ -505,11 +506,16 @@ class Store:
         self.describe(vocabulary, vocabulary_sha256=vocabulary.sha256)
 
 
-def _packed(vocabulary: Vocabulary) -> str:
+def packed(vocabulary: Vocabulary) -> str:
+    """Return a vocabulary as text for ``_meta``."""
     text = json.dumps({"terms": vocabulary.terms, "token_ids": vocabulary.token_ids})
     return base64.b64encode(zlib.compress(text.encode(), 9)).decode()
 
 
-def _unpacked(text: str) -> Vocabulary:
-    stored = json.loads(zlib.decompress(base64.b64decode(text)))
-    return Vocabulary(stored["terms"], stored["token_ids"])
+def unpacked(text: str) -> Vocabulary:
+    """Return what `packed` wrote, or an empty vocabulary if that is damaged."""
+    try:
+        stored = json.loads(zlib.decompress(base64.b64decode(text)))
+        return Vocabulary(stored["terms"], stored["token_ids"])
+    except (KeyError, TypeError, ValueError, zlib.error):
+        return Vocabulary(())
