@@ -376,6 +376,7 @@ def test_plain_values() -> None:
         "filter": None,
         "legs": None,
         "fusion": {"name": "rrf", "constant": 60.0, "weights": None, "depth": 100},
+        "text_fields": None,
         "k": 3,
         "group_copies": False,
         "offset": 0,

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, Self, TypeVar, get_args
+from typing import Any, ClassVar, NamedTuple, Protocol, Self, TypeVar, get_args
 
 import numpy as np
 
@@ -116,7 +116,12 @@ class Index(ABC):
             index was made without one.
         model: The name of the model whose vectors these are, if it was given.
         directory: Where files about the index may lie; ``None`` if the index is on a server.
+        is_writable: Whether documents can be added and deleted.
+        equal_scores_by_id: Whether what `requests` returns puts equal scores in the order of ids.
     """
+
+    equal_scores_by_id: ClassVar[bool] = True
+    is_writable: ClassVar[bool] = True
 
     def __init__(self, place: object) -> None:
         self.vocabulary = Vocabulary(())
@@ -274,6 +279,15 @@ class Index(ABC):
         ``required`` is. ``None`` if the engine cannot tell. The view lives as long as the index.
         """
         return None
+
+    def with_text_fields(self, weights: Mapping[str, float]) -> Index:
+        """Return a view of the index whose leg ``text`` looks into these fields, with weights.
+
+        Raises:
+            InputError: There is no such field, or no words can be looked for in it.
+            UnsupportedError: It is not a user's own index: all documents have one text.
+        """
+        raise UnsupportedError(f"{self}: text fields are chosen in an attached index only")
 
     def rescore(self, query: Encoding, leg: VectorLeg, ids: Sequence[str]) -> list[float] | None:
         """Return what `search` gives some documents for one query, found or not.

@@ -32,7 +32,8 @@ def open_index(
 
     Args:
         address: The path of a directory: the embedded engine; ``lucene:`` and a path: Lucene;
-            ``elasticsearch+http(s)://host:9200/name``: Elasticsearch.
+            ``elasticsearch+http(s)://host:9200/name``: Elasticsearch, which may be a user's own
+            index, to search, that ``lexvla attach`` has filled.
         create: Make the index if there is none, and lock it for writing.
         vocabulary: The terms of the lexical columns. A new index keeps it; an old one must have
             the same.
@@ -50,8 +51,10 @@ def open_index(
         VocabularyMismatchError: The index has another vocabulary.
     """
     if str(address).startswith(_ELASTIC):
-        from lexvla_indexer.elastic import ElasticIndex
+        from lexvla_indexer.elastic import AttachedIndex, ElasticIndex, is_attached
 
+        if is_attached(str(address)):
+            return AttachedIndex(str(address), create, vocabulary, rebuild)
         return ElasticIndex(str(address), create, vocabulary, model, rebuild)
     if rebuild:
         raise UnsupportedError("only an Elasticsearch index is rebuilt behind its name")

@@ -16,7 +16,7 @@ READ = 100  # documents; a field that none of these has is not described
 
 
 def fields_of(index: Index) -> list[schema.Field] | None:
-    """Describe the fields of the first 100 documents, at most 32 of them.
+    """Describe the fields of the first 100 documents, at most 32 of them, that can be counted.
 
     ``distinct`` is at most 1,000, for as many or more; ``low`` and ``high`` are of numbers.
     ``None`` if the engine can neither list documents nor count their values.
@@ -26,8 +26,15 @@ def fields_of(index: Index) -> list[schema.Field] | None:
     except UnsupportedError:
         return None
     names = list(dict.fromkeys(name for each in documents for name in each.metadata))[:MAX_FACETS]
-    counts = index.facets([Facet(name, MAX_VALUES) for name in names])
-    return [_field(index, name, [value for value, _ in counts[name].values]) for name in names]
+    return [field for name in names if (field := _counted(index, name)) is not None]
+
+
+def _counted(index: Index, name: str) -> schema.Field | None:
+    try:
+        counts = index.facets([Facet(name, MAX_VALUES)])[name]
+    except UnsupportedError:  # of a user's own index, which was not made to count all its fields
+        return None
+    return _field(index, name, [value for value, _ in counts.values])
 
 
 def _field(index: Index, name: str, values: list[Value]) -> schema.Field:

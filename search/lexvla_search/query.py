@@ -15,6 +15,7 @@ from lexvla.images import ImageSource, name_of
 from lexvla.text_normalisation import normalise_text
 from lexvla_indexer.document import check_id
 from lexvla_indexer.facets import Facet, facets_of
+from lexvla_indexer.field_weights import field_weights_of
 from lexvla_indexer.filters import Filter
 from lexvla_indexer.legs import Leg
 from lexvla_indexer.listing import orders
@@ -61,6 +62,9 @@ class Query:
             if a fusion asks for them.
         fusion: How to fuse the legs' rankings: a name of `lexvla_search.fusion.FUSIONS` or a
             `Fusion`. ``None`` takes the fusion fitted for the index, else that of the model.
+        text_fields: Fields of a user's own index, attached to LexVLA, where the leg ``text`` looks
+            for the text's words: ``title^2,description``, or weights by field. ``None`` takes the
+            fields that were encoded.
         k: The most hits to return.
         offset: How many of the best hits to skip; offset and k together are at most 10,000.
         group_copies: Return near-identical documents as one hit, the best, with the ids of the
@@ -86,6 +90,7 @@ class Query:
     filter: str | None = None
     legs: tuple[Leg, ...] | None = None
     fusion: FusionName | Fusion | None = None
+    text_fields: Mapping[str, float] | Sequence[str] | str | None = None
     k: int = 10
     group_copies: bool | float = False
     offset: int = 0
@@ -110,6 +115,7 @@ class Query:
         if self.legs is not None:
             object.__setattr__(self, "legs", _legs(self.legs))
         self._check_fusion()
+        self._check_text_fields()
         check_page(self.k, self.offset)
         alike = self.group_copies
         if not isinstance(alike, bool) and not (_is_number(alike) and 0 < alike <= 1):
@@ -128,6 +134,16 @@ class Query:
         elif self.sort and not self.is_bounded:
             rule = "a query that scores documents needs min_score or min_relevance to be sorted"
             raise InputError("sort", rule)
+
+    def _check_text_fields(self) -> None:
+        if self.text_fields is None:
+            return
+        object.__setattr__(self, "text_fields", field_weights_of(self.text_fields))
+        if not self.has_text:
+            raise InputError("text_fields", "needs a text to look for")
+        named = self.legs or (self.chosen_fusion.legs if self.chosen_fusion else None)
+        if named is not None and "text" not in named:
+            raise InputError("text_fields", "the query leaves out the leg text")
 
     def _check_after(self) -> None:
         if self.after is None:
@@ -159,6 +175,11 @@ class Query:
     def similar_weights(self) -> dict[str, float]:
         """The items of ``similar`` with their weights."""
         return cast(dict[str, float], self.similar)
+
+    @property
+    def text_weights(self) -> dict[str, float] | None:
+        """The fields of ``text_fields`` with their weights."""
+        return cast("dict[str, float] | None", self.text_fields)
 
     @property
     def asked_facets(self) -> tuple[Facet, ...]:
@@ -215,6 +236,9 @@ class Query:
         parts += [f"only with {word}" for word in self.require]
         if self.filter is not None:
             parts.append(f"where {self.filter}")
+        if self.text_weights is not None:
+            named = [n if w == 1 else f"{n}^{w:g}" for n, w in self.text_weights.items()]
+            parts.append(f"its words in {' and '.join(named)}")
         if self.legs is not None:
             parts.append(f"by {' and '.join(self.legs)}")
         if self.group_copies:
@@ -245,6 +269,7 @@ class Query:
             "filter": self.filter,
             "legs": None if self.legs is None else list(self.legs),
             "fusion": None if fusion is None else fusion.to_dict(),
+            "text_fields": self.text_weights,
             "k": self.k,
             "group_copies": self.group_copies,
             "offset": self.offset,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
@@ -231,7 +232,8 @@ class Searcher:
         encoded_at = time.perf_counter()
         at = read_cursor(query, encoded.picture)
         if query.is_scored:
-            found = _retried(lambda: self._search(query, encoded, at, explain))
+            searcher = self.within(query)
+            found = _retried(lambda: searcher._search(query, encoded, at, explain))
         else:
             found = _retried(lambda: self._list(query, encoded, at))
         next_cursor = None
@@ -294,8 +296,8 @@ class Searcher:
         query = _query_of(query)
         _check_scored(query)
         self.index.fetch([id])
-        encoded = self.encode(query)
-        return _retried(lambda: self._explain(query, encoded, id))
+        encoded, searcher = self.encode(query), self.within(query)
+        return _retried(lambda: searcher._explain(query, encoded, id))
 
     def leg_rankings(self, query: Query) -> Mapping[Leg, LegRanking]:
         """Return how each leg ranks and scores all candidates of a query; see `search`.
@@ -310,11 +312,22 @@ class Searcher:
         fusion, legs = self._choose(query, encoded)
 
         def rankings() -> Mapping[Leg, LegRanking]:
-            candidates = Candidates(self.index, encoded)
+            candidates = Candidates(self.within(query).index, encoded)
             candidates.ask(legs, fusion.depth)
             return candidates.rankings(rescore=True)
 
         return _retried(rankings)
+
+    def within(self, query: Query) -> Searcher:
+        """Return a searcher that looks for words in the query's text fields, if it names some.
+
+        Errors are those of `Index.with_text_fields`.
+        """
+        if query.text_weights is None:
+            return self
+        made = copy(self)
+        made.index = self.index.with_text_fields(query.text_weights)
+        return made
 
     def plan(self, query: Query, encoded: EncodedQuery) -> tuple[Fusion, tuple[Leg, ...]] | None:
         """Return how `search` merges which legs; ``None`` if the index is not asked at all."""

@@ -36,6 +36,7 @@ def shown_query(searcher: Searcher, query: Query, named: bool = False) -> ShownQ
     for name in ("sort", "facets", "after"):
         if getattr(query, name):
             raise UnsupportedError(f"{name}: its requests follow the answers and cannot be shown")
+    searcher = searcher.within(query)
     encoded = searcher.encode(query)
     plan = searcher.plan(query, encoded)
     if plan is None:
@@ -58,22 +59,25 @@ def shown_query(searcher: Searcher, query: Query, named: bool = False) -> ShownQ
     if len(legs) == 1 and fusion.absolute:
         (leg,) = legs
         weight = fusion.weighed(legs)[leg]
-        steps = [] if weight == 1 else [f"The client multiplies each score by {weight:g}."]
-        if encoded.excluded:
-            steps.append(without)
+        steps = {
+            f"The client multiplies each score by {weight:g}.": weight != 1,
+            without: bool(encoded.excluded),
+            "It puts hits of equal score in the order of ids.": not index.equal_scores_by_id,
+        }
         lowest = {} if least is None else {leg: least / weight}
         most = query.k + len(encoded.excluded)
-        return ShownQuery(requests(most, query.offset, least=lowest), steps)
-    steps = [f"The client merges these lists: {fusion}."]
+        taken = [step for step, is_taken in steps.items() if is_taken]
+        return ShownQuery(requests(most, query.offset, least=lowest), taken)
+    merging = [f"The client merges these lists: {fusion}."]
     if fusion.rescores:
-        steps.append("It asks what each leg gives documents that only other legs have listed.")
+        merging.append("It asks what each leg gives documents that only other legs have listed.")
     if encoded.excluded:
-        steps.append(without)
-    steps.append("Where too few are left, or the order is not certain, it asks for longer lists.")
+        merging.append(without)
+    merging.append("Where too few are left, or the order is not certain, it asks for longer lists.")
     if least is not None:
-        steps.append(f"It leaves out scores below {least:g}.")
-    steps.append(f"It shows hits {query.offset + 1} to {query.offset + query.k}.")
-    return ShownQuery(requests(fusion.depth), steps)
+        merging.append(f"It leaves out scores below {least:g}.")
+    merging.append(f"It shows hits {query.offset + 1} to {query.offset + query.k}.")
+    return ShownQuery(requests(fusion.depth), merging)
 
 
 def _least(query: Query, fusion: Fusion) -> float | None:

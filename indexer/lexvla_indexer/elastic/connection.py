@@ -269,6 +269,8 @@ def refusal(address: Address, status: int, body: Any) -> LexVLAError:
         return _ShardError(cannot)
     if status in _PASSING:
         return PassingError(cannot)
+    if kind == "parse_exception" and "date" in reason:
+        return InputError(str(address), f"the server cannot read a date: {reason}")
     if status >= 500 or "block" in kind:
         return EngineUnavailableError(cannot)
     return LexVLAError(f"{address}: the server refuses: {said}")

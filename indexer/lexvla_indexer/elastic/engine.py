@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from copy import copy
-from typing import Any, TypeVar
-
-import numpy as np
+from typing import Any
 
 from lexvla.encoding import Encoding
 from lexvla.errors import LexVLAError
 from lexvla.vocabulary import Vocabulary
-from lexvla_indexer.base import Index
 from lexvla_indexer.document import Document
-from lexvla_indexer.elastic.connection import Address, connect, following
+from lexvla_indexer.elastic.connection import Address, connect
 from lexvla_indexer.elastic.layout import State, Store
-from lexvla_indexer.elastic.reader import Reader
-from lexvla_indexer.elastic.requests import console_text
+from lexvla_indexer.elastic.served_index import ServedIndex
 from lexvla_indexer.elastic.writer import Writer, check_rows, patiently
-from lexvla_indexer.legs import Leg, VectorLeg, check_terms
+from lexvla_indexer.legs import check_terms
 
 __all__ = ["ElasticIndex"]
-
-T = TypeVar("T")
 
 LISTED = 100  # documents that `verify` names
 
 
-class ElasticIndex(Index):
+class ElasticIndex(ServedIndex):
     """Keep an index on an Elasticsearch server, behind an alias.
 
     The server keeps weights with 9 significant bits, truncated, so that scores are up to 0.4%
@@ -62,12 +55,9 @@ class ElasticIndex(Index):
         shards: int | None = None,
     ) -> None:
         place = Address.parse(address)
-        super().__init__(place)
-        self._client = connect(place)
-        self._store = Store(self._client, place)
+        super().__init__(Store(connect(place), place))
         self._writer = Writer(self._store, rebuild)
         self._writes = False  # whether something was staged, be it nothing
-        self._constraints: tuple[frozenset[int], tuple[frozenset[int], ...]] = frozenset(), ()
         with self._opening():
             if rebuild:
                 self._store.begin_rebuild(State(model), shards)
@@ -154,42 +144,6 @@ class ElasticIndex(Index):
         every = super().fingerprinted
         yield from patiently(lambda: list(every(start))) if self._writes else every(start)
 
-    def bound(self, queries: Encoding, leg: VectorLeg = "lexical") -> np.ndarray:
-        """Return how far each query's scores can be from the exact dot products, float64.
-
-        Raises as `search` does.
-        """
-        return self._ask(lambda reader: reader.bound(queries, leg))
-
-    def requests(
-        self,
-        query: Encoding,
-        k: int = 10,
-        legs: Sequence[Leg] | None = None,
-        filter: str | None = None,  # noqa: A002 - the public word for it
-        text: str = "",
-        offset: int = 0,
-        least: Mapping[Leg, float] | None = None,
-        named: bool = False,
-    ) -> dict[Leg, dict[str, Any]]:
-        """Return the JSON of a request for each leg of one query; see `Index.requests`."""
-        rest = legs, filter, text, offset, least or {}, named
-        return self._ask(lambda reader: reader.requests(query, k, *rest))
-
-    def show(self, requests: Mapping[Leg, dict[str, Any]], named: bool = False) -> str:
-        """Return requests as text to paste into the console of Kibana."""
-        return console_text(self._store.address.name, requests, named)
-
-    def constrained(self, banned: Iterable[int], required: Iterable[Iterable[int]]) -> ElasticIndex:
-        """Return a view that finds only documents with certain words; see `Index.constrained`."""
-        view = copy(self)
-        view._constraints = frozenset(banned), tuple(map(frozenset, required))
-        return view
-
-    def rescore(self, query: Encoding, leg: VectorLeg, ids: Sequence[str]) -> list[float]:
-        """Return the server's own scores of some documents; see `Index.rescore`."""
-        return self._ask(lambda reader: reader.rescore(query, leg, ids)) if ids else []
-
     def read_note(self, name: str) -> Any:
         """Return what `write_note` stored under that name, or ``None``.
 
@@ -220,29 +174,8 @@ class ElasticIndex(Index):
 
         return patiently(write) if self._writes else write()
 
-    def _ask(self, ask: Callable[[Reader], T], newest: bool = True) -> T:
-        return following(self._reader, ask)
-
-    def _reader(self, newest: bool) -> Reader:
-        with self._writing:
-            self._check_open()
-            if newest:
-                self._store.check()
-            else:
-                self._store.refresh()
-            self._follow()
-            return Reader(self._store, self.vocabulary, *self._constraints)
-
-    def _follow(self) -> None:
-        if self._store.state.vocabulary_sha256 not in ("", self.vocabulary.sha256):
-            self.vocabulary = self._store.load_vocabulary()
-        self.model = self._store.state.model
-
     def _fingerprints(self, ids: Sequence[str]) -> dict[str, str]:
         return self._writer.fingerprints(ids)  # including what a failed commit has sent
-
-    def _widths(self) -> Mapping[str, int]:
-        return self._store.state.widths
 
     def _own_writer(self) -> Writer:
         self._check_open()
@@ -254,9 +187,6 @@ class ElasticIndex(Index):
     ) -> None:
         check_terms(vocabulary.terms, "Elasticsearch")
         check_rows(documents, encoding)
-
-    def _look_up(self, ask: Callable[[Reader], T]) -> T:
-        return self._ask(ask)
 
     def _close(self) -> None:
         with suppress(LexVLAError):

@@ -30,7 +30,7 @@ import time
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lexvla.errors import (
     EngineUnavailableError,
@@ -65,6 +65,7 @@ __all__ = [
     "STRONGEST",
     "VOCABULARY",
     "WORDS",
+    "Fields",
     "State",
     "Store",
     "create_index",
@@ -105,6 +106,15 @@ _DESCRIBED = f"-*.mappings._meta.{VOCABULARY},-*.mappings.properties"
 _KEPT = {"type": "keyword", "index": False, "doc_values": False}
 
 
+class Fields(NamedTuple):
+    """The names of the fields that legs search, and of those that explain what they find."""
+
+    legs: Mapping[VectorLeg, str]
+    patches: str
+    strongest: str
+    id: str | None  # orders ties; None if no field has the id
+
+
 @dataclass(frozen=True)
 class State:
     """Describe an index, in ``_meta`` of its mapping.
@@ -124,6 +134,11 @@ class State:
     has_text: bool = False
     writer_version: str = field(default_factory=program_version)
     notes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def fields(self) -> Fields:
+        """Where a document has what searches read."""
+        return Fields(FIELD_OF, PATCHES, STRONGEST, ID)
 
     def dump(self) -> dict[str, Any]:
         """Return the state as ``_meta``."""

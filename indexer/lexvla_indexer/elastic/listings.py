@@ -11,6 +11,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from lexvla.errors import UnsupportedError
 from lexvla_indexer.elastic.layout import FILTER, ID
 from lexvla_indexer.facets import Facet, FacetCounts, Range
@@ -36,9 +38,9 @@ _KINDS = ("boolean", "double", "keyword")  # in the order of their values
 _COUNTED = 50_000  # values that each shard counts, of which the best are taken
 
 
-def names_of(field: str) -> list[str]:
-    """Return the names of a metadata field's typed fields."""
-    return [f"{kind}.{field}" for kind in _KINDS]
+def names_of(field: str) -> dict[str, str]:
+    """Return the names of a metadata field's typed fields, by kind."""
+    return {kind: f"{kind}.{field}" for kind in _KINDS}
 
 
 def has_value(field: str) -> Json:
@@ -52,7 +54,7 @@ def sort_of(order: Sequence[Order]) -> list[Json]:
     made: list[Json] = []
     for field, descending in order:
         direction = "desc" if descending else "asc"
-        pairs = list(zip(_KINDS, names_of(field), strict=True))
+        pairs = list(names_of(field).items())
         for kind, name in reversed(pairs) if descending else pairs:
             rules = {"order": direction, "missing": "_last", "unmapped_type": kind}
             made.append({name: rules})
@@ -77,11 +79,18 @@ def after_of(position: Position) -> list[Any]:
     return [*made, position[-1]]
 
 
-def facet_body(facet: Facet, ranges: Sequence[Json]) -> Json:
-    """Return the aggregations that count a field; ``ranges`` are queries for its ranges."""
-    fields = dict(zip(_KINDS, names_of(facet.field), strict=True))
-    # Not by "exists": of a field "a" that is not there, that finds "a.b".
-    made: Json = {"missing": {"filter": {"bool": {"must_not": [has_value(facet.field)]}}}}
+def facet_body(
+    facet: Facet, ranges: Sequence[Json], fields: Mapping[str, str], present: Json
+) -> Json:
+    """Return the aggregations that count a field.
+
+    Args:
+        facet: What to count.
+        ranges: Queries for its ranges.
+        fields: The server's fields with its values, by kind.
+        present: A query for documents with a value.
+    """
+    made: Json = {"missing": {"filter": {"bool": {"must_not": [present]}}}}
     if facet.ranges is not None:
         return made | {"ranges": {"filters": {"filters": list(ranges)}}}
     best = {
@@ -111,14 +120,14 @@ def counted(place: object, facet: Facet, answer: Mapping[str, Any]) -> FacetCoun
         return FacetCounts(ranges=pairs, missing=missing)
     values: Counter[tuple[str, Value]] = Counter()
     other = 0
-    for kind in _KINDS:
+    for kind in answer.keys() - {"missing"}:
         own = answer[kind]
         if own.get("doc_count_error_upper_bound", 0):
             rule = f"has more than {_COUNTED:,} values on a shard: they cannot be counted exactly"
             raise UnsupportedError(f"{place}: {facet.field!r} {rule}")
         other += int(own["sum_other_doc_count"])
         for bucket in own["buckets"]:
-            value = _value(kind, bucket["key"])
+            value = _value(kind, bucket)
             values[key_of(value), value] += int(bucket["doc_count"])
     best = sorted(values.items(), key=lambda pair: (-pair[1], pair[0][0]))
     listed = [(value, count) for (_, value), count in best[: facet.limit]]
@@ -126,9 +135,14 @@ def counted(place: object, facet: Facet, answer: Mapping[str, Any]) -> FacetCoun
     return FacetCounts(values=listed, other=other, missing=missing)
 
 
-def _value(kind: str, key: Any) -> Value:
+def _value(kind: str, bucket: Mapping[str, Any]) -> Value:
+    key = bucket["key"]
+    if kind == "date":
+        return str(bucket["key_as_string"])
     if kind == "boolean":
         return bool(key)
-    if kind == "double":
+    if kind == "float":  # told with the digits of a float64
+        key = float(str(np.float32(key)))
+    if kind in ("double", "float"):
         return int(key) if float(key).is_integer() else float(key)
     return str(key)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from itertools import islice
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 from scipy import sparse
@@ -16,6 +17,7 @@ from lexvla.errors import UnknownDocumentError, UnsupportedError
 from lexvla.vocabulary import Vocabulary
 from lexvla_indexer.base import Fetched, Results
 from lexvla_indexer.bm25 import K1, idf
+from lexvla_indexer.document import Document
 from lexvla_indexer.elastic.connection import elastic_errors, found_documents, refusal, whole
 from lexvla_indexer.elastic.layout import (
     FILTER,
@@ -58,7 +60,7 @@ from lexvla_indexer.listing import Listed, Order, Position
 from lexvla_indexer.scope import EVERYTHING, Scope
 from lexvla_indexer.text_words import text_words
 
-__all__ = ["Reader"]
+__all__ = ["Reader", "TextLeg"]
 
 Json = dict[str, Any]
 Hits = Sequence[tuple[str, float]]
@@ -74,6 +76,18 @@ _GLOBAL: Json = {"search_type": "dfs_query_then_fetch"}
 _ITEMS: Json = {"exists": {"field": ID}}
 _HITS = "hits.hits._id,hits.hits._score,hits.hits.sort,pit_id"
 _MANY = "responses.hits.hits._id,responses.hits.hits._score,responses.error,responses.status"
+
+
+class TextLeg(NamedTuple):
+    """How to search for some words.
+
+    Attributes:
+        query: Return the query, given that of a filter or ``None``.
+        most: What the server's score of a document stays below.
+    """
+
+    query: Callable[[Json | None], Json]
+    most: float
 
 
 class Reader:
@@ -155,21 +169,23 @@ class Reader:
 
     def search_text(self, text: str, k: int, filter: str | None) -> Results:  # noqa: A002
         """Return the k best by the server's BM25, divided by the most that the words can score."""
-        chosen, (words, total) = self._chosen(filter), self._asked_words(text)
-        if not words:
+        chosen, leg = self._chosen(filter), self._text_leg(text)
+        if leg is None:
             return Results([], np.empty(0))
-        (hits,) = self._many([text_query(words, chosen)], k, **_GLOBAL)
+        (hits,) = self._many([leg.query(chosen)], k, **_GLOBAL)
         found = _results(hits)
-        return Results(found.ids, found.scores / total)
+        return Results(found.ids, found.scores / leg.most)
 
     def text_parts(self, text: str, ids: Sequence[str]) -> list[dict[str, float]]:
         """Return what each word adds to each document's score, as the server says."""
-        words, total = self._asked_words(text)
+        leg = self._text_leg(text)
         parts = {name: dict[str, float]() for name in self._sources(ids, [])}
-        names = list(parts) if words else []
+        if leg is None:
+            return [{} for _ in ids]
+        names = list(parts)
         for start in range(0, len(names), FETCHED):
             some = names[start : start + FETCHED]
-            query = text_query(words, {"ids": {"values": some}})
+            query = leg.query({"ids": {"values": some}})
             with elastic_errors(self._address):
                 answer = self._client.search(
                     index=self.index,
@@ -182,32 +198,36 @@ class Reader:
                 )
             for hit in answer["hits"]["hits"]:
                 scores = sorted(hit["matched_queries"].items())
-                parts[hit["_id"]] = {word: score / total for word, score in scores}
+                parts[hit["_id"]] = {word: score / leg.most for word, score in scores}
         return [parts[name] for name in ids]
 
     def has_text(self) -> bool:
         """Return whether a document with text was ever added."""
         return self._state.has_text
 
-    def _asked_words(self, text: str) -> tuple[list[str], float]:
-        """Return a query's words that documents have, ascending, and the most they can score."""
+    def _text_leg(self, text: str) -> TextLeg | None:
+        """Return how to search for the words of a text that documents have, if there are any."""
         words = sorted(set(text_words(text)))
         if not words or not self._state.has_text:
-            return [], 0.0
-        counted = [{"exists": {"field": WORDS}}, *({"term": {WORDS: word}} for word in words)]
+            return None
+        terms = ({"term": {WORDS: word}} for word in words)
+        documents, *counts = self._counts([{"exists": {"field": WORDS}}, *terms])
+        there = [word for word, count in zip(words, counts, strict=True) if count]
+        # The server multiplies by K1 + 1, as Lucene once did.
+        most = float(idf(documents, np.array(counts)).sum()) * (K1 + 1)
+        return TextLeg(partial(text_query, there), most) if there else None
+
+    def _counts(self, queries: Sequence[Json]) -> list[int]:
+        """Return how many documents each query finds, by one request."""
         with elastic_errors(self._address):
             answer = self._client.search(
                 index=self.index,
                 size=0,
                 track_total_hits=False,
-                aggregations={"words": {"filters": {"filters": counted}}},
+                aggregations={"counts": {"filters": {"filters": list(queries)}}},
                 allow_partial_search_results=False,
             )
-        buckets = answer["aggregations"]["words"]["buckets"]
-        documents, *counts = [bucket["doc_count"] for bucket in buckets]
-        there = [word for word, count in zip(words, counts, strict=True) if count]
-        # The server multiplies by K1 + 1, as Lucene once did.
-        return there, float(idf(documents, np.array(counts)).sum()) * (K1 + 1)
+        return [bucket["doc_count"] for bucket in answer["aggregations"]["counts"]["buckets"]]
 
     def bound(self, queries: Encoding, leg: VectorLeg) -> np.ndarray:
         """Return how far each query's scores can be from the exact dot products, float64."""
@@ -243,8 +263,9 @@ class Reader:
             one: Json | None = None
             server_score = 1.0
             if leg == "text":
-                words, server_score = self._asked_words(text)
-                one = text_query(words, chosen) if words else None
+                text_leg = self._text_leg(text)
+                if text_leg is not None:
+                    one, server_score = text_leg.query(chosen), text_leg.most
             else:
                 check_asked(query, k, leg, self._state.widths, self._address)
                 self._check_depth(k, leg)
@@ -255,7 +276,7 @@ class Reader:
                 )
             if one is None:
                 continue
-            made[leg] = search_body(one, min(k, WINDOW))
+            made[leg] = search_body(one, min(k, WINDOW), self._state.fields.id)
             if offset:
                 made[leg]["from"] = offset
             if least.get(leg, 0) > 0:
@@ -265,12 +286,15 @@ class Reader:
     def fetch(self, ids: Sequence[str]) -> Fetched:
         """Return documents with their stored vectors."""
         found = self._sources(ids, [*SHOWN, *STORED])
-        documents = [document_of(name, found[name]) for name in ids]
+        documents = [self._document(name, found[name]) for name in ids]
         return Fetched(documents, self._rows(ids, found))
 
     def vectors(self, ids: Sequence[str]) -> Encoding:
         """Return only the documents' stored vectors."""
         return self._rows(ids, self._sources(ids, [*STORED]))
+
+    def _document(self, name: str, source: Json) -> Document:
+        return document_of(name, source)
 
     def lost(self) -> list[str]:
         """Return the ids of documents that searches cannot find, as something of theirs is gone."""
@@ -320,11 +344,16 @@ class Reader:
                     query=query,
                     size=0,
                     track_total_hits=False,
-                    aggregations=facet_body(facet, ranges),
+                    aggregations=facet_body(facet, ranges, *self._counted(facet.field)),
                     allow_partial_search_results=False,
                 )
             found[facet.field] = counted(self._address, facet, answer["aggregations"])
         return found
+
+    def _counted(self, field: str) -> tuple[dict[str, str], Json]:
+        """Return the server's fields of a metadata field by kind, and what finds any value."""
+        # Not by "exists": of a field "a" that is not there, that finds "a.b".
+        return names_of(field), has_value(field)
 
     def _range(self, field: str, limits: Range) -> Json:
         if isinstance(limits.high if limits.low is None else limits.low, str):
@@ -336,13 +365,13 @@ class Reader:
     def _check_typed(self, fields: Sequence[str], purpose: str) -> None:
         """Refuse fields that no document has, or that the server has no typed field of."""
         check_known(fields, purpose, self._has_field, self._fields)
-        typed = [name for field in fields for name in names_of(field)]
+        typed = [name for field in fields for name in names_of(field).values()]
         with elastic_errors(self._address):
             known = (
                 self._client.field_caps(index=self.index, fields=typed)["fields"] if typed else {}
             )
         for field in fields:
-            if not known.keys().isdisjoint(names_of(field)):
+            if not known.keys().isdisjoint(names_of(field).values()):
                 continue
             if field in ATTRIBUTES:  # each document has its own, which is not metadata
                 check_known([field], purpose, lambda _: False, self._fields)
@@ -386,10 +415,8 @@ class Reader:
             "bytes": primaries["store"]["size_in_bytes"],
             "legs": dict(state.widths),
             "searched_legs": list(state.widths),
-            "documents_with_text": self._count({"exists": {"field": WORDS}}),
+            **self._own_facts(),
             "weights": "9 significant bits, cut off: scores are up to 0.4% low",
-            "notes": sorted(state.notes),
-            "format_version": FORMAT_VERSION,
             "writer_version": state.writer_version,
             "elasticsearch_version": str(settings["version"].get("created_string", "")),
         }
@@ -399,8 +426,15 @@ class Reader:
             found["dense_search"] = exact if state.dense == FLAT else graph
         return found
 
+    def _own_facts(self) -> Json:
+        return {
+            "documents_with_text": self._count({"exists": {"field": WORDS}}),
+            "notes": sorted(self._state.notes),
+            "format_version": FORMAT_VERSION,
+        }
+
     def _check_depth(self, k: int, leg: VectorLeg) -> None:
-        if leg == "dense" and k > WINDOW and self._count(_ITEMS) > WINDOW:
+        if leg == "dense" and k > WINDOW and self.count() > WINDOW:
             rule = f"Elasticsearch gives at most {WINDOW:,} hits by dense vectors, not {k:,}"
             raise UnsupportedError(f"{self._address}: {rule}")
 
@@ -413,7 +447,8 @@ class Reader:
                     found.append(list(islice(pages, k)))
             return found
         header = json.dumps({"index": self.index, "allow_partial_search_results": False, **options})
-        for batch in _batches((search_body(query, k) for query in queries), REQUEST_HITS // k):
+        bodies = (search_body(query, k, self._state.fields.id) for query in queries)
+        for batch in _batches(bodies, REQUEST_HITS // k):
             # As text, whose length is known and which the client sends unchanged.
             searches: Any = [part for body in batch for part in (header, body)]
             with elastic_errors(self._address):
@@ -432,31 +467,33 @@ class Reader:
 
         With ``source``, by ascending id, with what is stored of each instead of its score.
         """
+        body = search_body(query, WINDOW, self._state.fields.id)
+        if source:
+            body |= {"sort": [{ID: "asc"}], "_source": list(SHOWN), "size": 1000}
+        with closing(self._hits(body, **options)) as hits:
+            for hit in hits:
+                yield hit["_id"], hit["_source"] if source else hit["_score"]
+
+    def _hits(self, body: Json, **options: Any) -> Generator[Json]:
+        """Yield all hits of a search from one moment's view of the index, a page at a time."""
+        path = f"{_HITS},hits.hits._source" if body["_source"] else _HITS
         with elastic_errors(self._address):
             opened = self._client.open_point_in_time(index=self.index, keep_alive=PIT_TIME)
-            pit, after = opened["id"], None
+            pit, after = opened["id"], body.get("search_after")
             try:
                 while True:
-                    body = {
-                        **search_body(query, WINDOW),
-                        "pit": {"id": pit, "keep_alive": PIT_TIME},
-                    }
-                    path = _HITS
-                    if source:
-                        body |= {"sort": [{ID: "asc"}], "_source": list(SHOWN), "size": 1000}
-                        path = f"{_HITS},hits.hits._source"
+                    page = {**body, "pit": {"id": pit, "keep_alive": PIT_TIME}}
                     if after is not None:
-                        body["search_after"] = after
+                        page["search_after"] = after
                     answer = self._client.search(
-                        body=body,
+                        body=page,
                         filter_path=path,
                         allow_partial_search_results=False,
                         **options,
                     )
                     pit = answer.get("pit_id", pit)
                     hits = answer.get("hits", {}).get("hits", [])
-                    for hit in hits:
-                        yield hit["_id"], hit["_source"] if source else hit["_score"]
+                    yield from hits
                     if len(hits) < body["size"]:
                         return
                     after = hits[-1]["sort"]
@@ -467,13 +504,16 @@ class Reader:
         """Return the query of a filter, and of the words that documents must and must not have."""
         words = None
         if self._banned or self._required:
-            words = constraint_query(self._banned, self._required)
+            strongest = self._state.fields.strongest
+            words = constraint_query(self._banned, self._required, strongest)
         if text is None:
             return words
-        parsed = Filter.parse(text)
-        check_fields(parsed, self._has_field, self._fields)
-        chosen = selection(parsed, self._matching)
+        chosen = self._selected(Filter.parse(text))
         return chosen if words is None else {"bool": {"filter": [chosen, words]}}
+
+    def _selected(self, filter: Filter) -> Json:  # noqa: A002 - the public word for it
+        check_fields(filter, self._has_field, self._fields)
+        return selection(filter, self._matching)
 
     def _has_field(self, name: str) -> bool:
         """Tell whether a document has a metadata field; asked once of each that there is."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from lexvla.encoding import Encoding
-from lexvla_indexer.elastic.layout import FIELD_OF, FLAT, ID, STRONGEST, WORDS, State
+from lexvla_indexer.elastic.layout import FLAT, WORDS, State
 from lexvla_indexer.legs import Leg, VectorLeg
 
 __all__ = [
@@ -31,7 +31,7 @@ Json = dict[str, Any]
 WINDOW = 10_000  # hits of one request; the default of index.max_result_window
 CANDIDATES = 1000  # of each shard in an approximate search, unless k is greater
 
-_BEST_FIRST: list[Json] = [{"_score": "desc"}, {ID: "asc"}]
+UNQUANTISED = (FLAT, "hnsw")  # kinds of dense vectors that are kept as they are
 
 
 def named_terms(
@@ -87,12 +87,12 @@ def leg_query(
             return None
         wanted = candidates(k, state)
         neighbours: Json = {
-            "field": FIELD_OF[leg],
+            "field": state.fields.legs[leg],
             "query_vector": (vector * np.float32(dense_scale(vector, state))).tolist(),
             "k": wanted,
             "num_candidates": wanted,
         }
-        if state.dense != FLAT:
+        if state.dense not in UNQUANTISED:
             neighbours["rescore_vector"] = {"oversample": 2.0}
         if chosen is not None:
             neighbours["filter"] = chosen
@@ -101,7 +101,7 @@ def leg_query(
     if not weights:
         return None
     # Without "prune": false newer servers leave out words that are frequent and have low weights.
-    settings = {"field": FIELD_OF[leg], "prune": False}
+    settings = {"field": state.fields.legs[leg], "prune": False}
     found: Json = {"sparse_vector": {**settings, "query_vector": weights}}
     if named:
         clauses = [
@@ -119,22 +119,24 @@ def text_query(words: Iterable[str], chosen: Json | None = None) -> Json:
     return {"bool": found if chosen is None else {**found, "filter": [chosen]}}
 
 
-def constraint_query(banned: Sequence[str], required: Sequence[Sequence[str]]) -> Json:
+def constraint_query(
+    banned: Sequence[str], required: Sequence[Sequence[str]], strongest: str
+) -> Json:
     """Return a query for documents with certain words, given as terms, among the strongest."""
     return {
         "bool": {
-            "filter": [{"terms": {STRONGEST: list(terms)}} for terms in required],
-            "must_not": [{"terms": {STRONGEST: list(banned)}}] if banned else [],
+            "filter": [{"terms": {strongest: list(terms)}} for terms in required],
+            "must_not": [{"terms": {strongest: list(banned)}}] if banned else [],
         }
     }
 
 
-def search_body(query: Json, size: int) -> Json:
-    """Return a request for ids and scores, best first, equal scores by id."""
+def search_body(query: Json, size: int, by: str | None) -> Json:
+    """Return a request for ids and scores, best first, equal scores by a field if there is one."""
     return {
         "query": query,
         "size": size,
-        "sort": _BEST_FIRST,
+        "sort": [{"_score": "desc"}, *([] if by is None else [{by: "asc"}])],
         "_source": False,
         "track_total_hits": False,
     }

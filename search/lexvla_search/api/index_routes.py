@@ -81,6 +81,7 @@ def _facts(service: Service) -> schema.Facts:
     service.look_for_fusion()
     vocabulary, limits = service.index.vocabulary, service.limits
     folder = service.index.directory
+    has_place = folder is None or os.access(folder, os.W_OK)
     return {
         "count": service.index.count(),
         "model": service.index.model,
@@ -88,7 +89,7 @@ def _facts(service: Service) -> schema.Facts:
         "legs": service.legs(),
         "has_text": "text" in service.index.legs(),
         "fusion": service.fusion(),
-        "writable": service.model is not None and (folder is None or os.access(folder, os.W_OK)),
+        "writable": service.model is not None and service.index.is_writable and has_place,
         "images": service.shows_pictures,
         "fields": fields_of(service.index),
         "limits": {

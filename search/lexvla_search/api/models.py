@@ -197,6 +197,11 @@ class SearchRequest(_Request):
     filter: str | None = Field(None, description="Such as `year >= 2020 and tags = cat`.")
     legs: Annotated[list[Leg], Field(min_length=1, max_length=len(LEGS))] | None = None
     fusion: AnyFusion | None = None
+    text_fields: dict[FieldName, Weight] | None = Field(
+        None,
+        description="Fields of an attached index to look for the text's words in, by weight.",
+        examples=[{"title": 2.0, "description": 1.0}],
+    )
     k: Annotated[int, Field(ge=1)] = 10
     group_copies: GroupCopies = Field(
         False, description="One hit for near-identical documents; a number is their least cosine."

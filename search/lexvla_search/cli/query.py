@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lexvla.errors import InputError
 from lexvla_indexer.base import Index
+from lexvla_indexer.field_weights import field_weights_of
 from lexvla_indexer.legs import Leg
 from lexvla_indexer.roots import Roots
 from lexvla_search.cli.arguments import ModelOptions, flag, option, positional
@@ -69,6 +70,13 @@ def _region(text: str) -> tuple[float, ...]:
     return values
 
 
+def _text_fields(text: str) -> dict[str, float]:
+    try:
+        return field_weights_of(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def _words(what: str, metavar: str, kind: Any = str) -> Any:
     return option(what, action="append", default=[], type=kind, metavar=metavar)
 
@@ -95,6 +103,11 @@ class QueryOptions(ModelOptions):
     legs: tuple[Leg, ...] | None = option(
         f"of {', '.join(LEGS)} (default: all but codes)", type=_listed, metavar="L,L"
     )
+    text_fields: dict[str, float] | None = option(
+        "of an attached index, to look for the text's words in, such as title^2,description",
+        type=_text_fields,
+        metavar="F[^W],..",
+    )
     fusion: FusionName | None = option("how to merge the legs' lists", choices=FUSIONS)
     weights: dict[Leg, float] | None = option(
         "such as lexical=0.7,dense=0.3", type=_weights, metavar="L=W,.."
@@ -118,6 +131,7 @@ class QueryOptions(ModelOptions):
                 require=self.require,
                 filter=self.filter,
                 legs=self.legs,
+                text_fields=self.text_fields,
                 fusion=fusion,
                 **hits,
             )
