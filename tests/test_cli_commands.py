@@ -65,6 +65,7 @@ def test_index_and_again(tmp_path: Path, capsys: Capture) -> None:
         "rejects_file": None,
         "ignored_by_suffix": {},
         "excluded_by_pattern": {},
+        "absorbed": [],
         "losses": [],
         "documents": 4,
     }
@@ -126,6 +127,7 @@ def test_search(address: str, capsys: Capture) -> None:
         "fusion": "lexical",
         "k": 10,
         "group_copies": False,
+        "text_fields": None,
         "offset": 0,
         "min_score": None,
         "min_relevance": None,
