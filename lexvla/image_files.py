@@ -13,6 +13,7 @@ from PIL import Image, ImageFile
 
 from lexvla.errors import InputError, OptionalDependencyError
 from lexvla.image_formats import FORMATS, HEAD_BYTES, ImageFormat, format_of
+from lexvla.raw_files import NO_PREVIEW, is_raw
 from lexvla.rgb import DECODE_ERRORS, Warn, orientation_of, to_rgb, turn
 
 __all__ = ["check_size", "decode_file", "open_header"]
@@ -35,7 +36,7 @@ def decode_file(
     """Return the picture in a file as upright RGB; see `open_image` for the arguments."""
     image, kind = open_header(file, name, warn)
     check_size(image.size, name, max_pixels)
-    if least_side is not None and kind.name == "JPEG":
+    if least_side is not None and image.format == "JPEG":
         image.draft(None, (least_side, least_side))
     with _ONE_LARGE if image.width * image.height > _LARGE else nullcontext():
         try:
@@ -69,6 +70,8 @@ def open_header(file: BinaryIO, name: str, warn: Warn) -> tuple[ImageFile.ImageF
     if kind is None:
         raise InputError(name, f"is not an image of a known format ({', '.join(FORMATS)})")
     file.seek(0)
+    if kind.name == "TIFF" and is_raw(file):
+        kind = FORMATS["RAW"]
     # The reader is called by name, not through Image.open: that one tries formats that run other
     # programs, and warns of large images before we can refuse them.
     try:
@@ -102,7 +105,7 @@ def check_size(size: tuple[int, int], name: str, max_pixels: int) -> None:
 
 
 def _damaged(kind: ImageFormat, name: str, error: Exception) -> InputError:
-    if str(error) in (_UNREAD_TIFF, "unknown pixel mode"):
+    if str(error) in (_UNREAD_TIFF, NO_PREVIEW, "unknown pixel mode"):
         return InputError(name, f"is a kind of {kind.name} file that is not read ({error})")
     return InputError(name, f"the {kind.name} file is damaged or truncated ({error})")
 

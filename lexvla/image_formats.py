@@ -18,7 +18,6 @@ __all__ = [
     "HEAD_BYTES",
     "IMAGE_SUFFIXES",
     "MAX_PIXELS",
-    "RAW_SUFFIXES",
     "ImageFormat",
     "format_of",
 ]
@@ -34,6 +33,7 @@ class ImageFormat:
     Attributes:
         reader: Module and class, a Pillow plugin, imported when it is needed.
         extra: The extra that brings the module; empty if the base install has it.
+        needs: A module that the extra brings, if the reader itself is ours.
     """
 
     name: str
@@ -41,26 +41,35 @@ class ImageFormat:
     head: re.Pattern[bytes]
     reader: str
     extra: str = ""
+    needs: str = ""
 
     def load_reader(self) -> Callable[[BinaryIO], ImageFile]:
         """Import the reader; `OptionalDependencyError` if its extra is not installed."""
         module, _, name = self.reader.partition(":")
         try:
+            if self.needs:
+                importlib.import_module(self.needs)
             reader: Callable[[BinaryIO], ImageFile] = getattr(importlib.import_module(module), name)
         except ImportError as error:
             if not self.extra:
                 raise
-            raise OptionalDependencyError(module.partition(".")[0], self.extra) from error
+            package = self.needs or module.partition(".")[0]
+            raise OptionalDependencyError(package, self.extra) from error
         return reader
 
 
-def _format(name: str, suffixes: str, head: bytes, reader: str, extra: str = "") -> ImageFormat:
-    return ImageFormat(name, tuple(suffixes.split()), re.compile(head, re.DOTALL), reader, extra)
+def _format(
+    name: str, suffixes: str, head: bytes, reader: str, extra: str = "", needs: str = ""
+) -> ImageFormat:
+    pattern = re.compile(head, re.DOTALL)
+    return ImageFormat(name, tuple(suffixes.split()), pattern, reader, extra, needs)
 
 
 # An ISO media file names its main brand first, then those that it goes with as well.
 _AVIF = rb".{4}ftyp(?:avi[fs]|mif1.{4}(?:.{4}){0,4}avi[fs])"
 _HEIF = rb".{4}ftyp(?:hei[cxms]|hev[cxms]|mif1|msf1)"
+# Of Canon, Fujifilm, Olympus, Panasonic, Minolta and Sigma. Most others begin as TIFF does.
+_RAW = rb"II\*\0.{4}CR|.{4}ftypcrx|II.{4}HEAPCCDR|FUJIFILMCCD-RAW|IIR[OS]|MMOR|IIU\0|\0MRM|FOVb"
 
 FORMATS: Final = {
     each.name: each
@@ -75,6 +84,15 @@ FORMATS: Final = {
         _format("WEBP", ".webp", rb"RIFF.{4}WEBP", "PIL.WebPImagePlugin:WebPImageFile"),
         _format("GIF", ".gif", rb"GIF8[79]a", "PIL.GifImagePlugin:GifImageFile"),
         _format("BMP", ".bmp", rb"BM", "PIL.BmpImagePlugin:BmpImageFile"),
+        _format(
+            "RAW",
+            ".3fr .arw .cr2 .cr3 .crw .dng .erf .iiq .kdc .mrw .nef .nrw .orf .pef .raf .rw2 .rwl "
+            ".sr2 .srf .srw .x3f",
+            _RAW,
+            "lexvla.raw_files:open_preview",
+            extra="raw",
+            needs="rawpy",
+        ),
         _format("TIFF", ".tif .tiff", rb"II[*+]\0|MM\0[*+]", "PIL.TiffImagePlugin:TiffImageFile"),
         _format("AVIF", ".avif", _AVIF, "PIL.AvifImagePlugin:AvifImageFile"),
         _format(
@@ -90,12 +108,6 @@ FORMATS: Final = {
     )
 }
 IMAGE_SUFFIXES: Final = tuple(suffix for kind in FORMATS.values() for suffix in kind.suffixes)
-
-# What cameras write before anything is developed. Not read; named where files are counted.
-RAW_SUFFIXES: Final = (
-    *(".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dng", ".erf", ".iiq", ".kdc", ".mrw", ".nef"),
-    *(".nrw", ".orf", ".pef", ".raf", ".raw", ".rw2", ".rwl", ".sr2", ".srf", ".srw", ".x3f"),
-)
 
 
 def format_of(head: bytes) -> ImageFormat | None:

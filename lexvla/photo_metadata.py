@@ -48,6 +48,8 @@ def read_photo_metadata(data: bytes) -> PhotoMetadata:
         return PhotoMetadata()
     # Not getexif for the others: of a PNG, it decodes the pixels.
     exif = _exif(image if kind.name == "TIFF" else None, image.info.get("exif"))
+    if kind.name == "RAW":
+        exif = _exif(None, data) or exif  # if it begins as TIFF does; LibRaw passes less on
     fields: dict[str, Any] = {} if exif is None else _of_exif(exif)
     titles, captions, keywords = (
         _unique([*xmp, *iptc]) for xmp, iptc in zip(_of_xmp(image), _of_iptc(image), strict=True)

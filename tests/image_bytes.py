@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
@@ -33,6 +34,50 @@ def png(header: tuple[int, int, int, int], rows: bytes, *extra: tuple[bytes, byt
     chunks = [(b"IHDR", struct.pack(">IIBBBBB", *header, 0, 0, 0)), *extra]
     chunks += [(b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(*chunk) for chunk in chunks)
+
+
+def _directory(at: int, tags: dict[int, tuple[str, Sequence[int] | bytes]]) -> bytes:
+    """Write a directory of TIFF, for this offset of the file; each tag has a type and values."""
+    entries, rest, after = b"", b"", at + 6 + 12 * len(tags)
+    for tag, (kind, values) in sorted(tags.items()):
+        data = (
+            values if isinstance(values, bytes) else struct.pack(f"<{len(values)}{kind}", *values)
+        )
+        cell = data.ljust(4, b"\0") if len(data) <= 4 else struct.pack("<I", after + len(rest))
+        rest += data + bytes(len(data) % 2) if len(data) > 4 else b""
+        number = {"B": 1, "s": 2, "H": 3, "I": 4}[kind]
+        entries += struct.pack("<HHI", tag, number, len(data) // struct.calcsize(kind)) + cell
+    return struct.pack("<H", len(tags)) + entries + bytes(4) + rest
+
+
+def dng(preview: bytes | None, size: tuple[int, int], orientation: int = 1) -> bytes:
+    """Write a DNG by hand: grey raw pixels, a JPEG preview of some size, and a date."""
+    jpeg, side = preview or b"", 64  # LibRaw reads no smaller one
+    jpeg += bytes(len(jpeg) % 2)
+    raw = np.full((side, side), 500, "<u2").tobytes()
+    small_at = 8 + len(jpeg) + len(raw)
+    small = _directory(
+        small_at,
+        {
+            **{254: ("I", [1]), 256: ("I", [size[0]]), 257: ("I", [size[1]])},
+            **{258: ("H", [8] * 3), 259: ("H", [7]), 262: ("H", [6]), 273: ("I", [8])},
+            **{277: ("H", [3]), 278: ("I", [size[1]]), 279: ("I", [len(jpeg)])},
+        },
+    )
+    photo_at = small_at + len(small)
+    photo = _directory(photo_at, {36867: ("s", b"2024:06:01 12:30:00\0")})
+    main_at = photo_at + len(photo)
+    tags: dict[int, tuple[str, Sequence[int] | bytes]] = {
+        **{254: ("I", [0]), 256: ("I", [side]), 257: ("I", [side]), 258: ("H", [16])},
+        **{259: ("H", [1]), 262: ("H", [32803]), 271: ("s", b"Acme\0"), 272: ("s", b"Acme 1\0")},
+        **{273: ("I", [8 + len(jpeg)]), 274: ("H", [orientation]), 277: ("H", [1])},
+        **{278: ("I", [side]), 279: ("I", [len(raw)]), 34665: ("I", [photo_at])},
+        **{33421: ("H", [2, 2]), 33422: ("B", [0, 1, 1, 2]), 50706: ("B", [1, 4, 0, 0])},
+    }
+    if preview is not None:
+        tags[330] = ("I", [small_at])
+    head = b"II*\0" + struct.pack("<I", main_at)
+    return head + jpeg + raw + small + photo + _directory(main_at, tags)
 
 
 def tiff(samples: np.ndarray, photometric: int, planar: bool = False, order: str = "<") -> bytes:

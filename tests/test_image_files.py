@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import io
 import subprocess
 import sys
 import textwrap
@@ -10,19 +12,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, PngImagePlugin
+from PIL import Image, PngImagePlugin, TiffImagePlugin
 
-from image_bytes import encoded, noise, png_chunk, tiff
+from image_bytes import dng, encoded, noise, png_chunk, tiff
 from lexvla.errors import InputError
 from lexvla.image_formats import (
     FORMATS,
     HEAD_BYTES,
     IMAGE_SUFFIXES,
     MAX_PIXELS,
-    RAW_SUFFIXES,
     format_of,
 )
-from lexvla.images import open_image
+from lexvla.images import image_size, open_image
+from lexvla.photo_metadata import read_photo_metadata
+from lexvla.raw_files import is_raw
 
 
 def opened(data: bytes, **options: object) -> tuple[Image.Image, list[str]]:
@@ -35,11 +38,12 @@ def opened(data: bytes, **options: object) -> tuple[Image.Image, list[str]]:
 
 def test_suffixes_are_of_one_format_each() -> None:
     assert len(set(IMAGE_SUFFIXES)) == len(IMAGE_SUFFIXES)
-    assert {".jfif", ".jpe", ".avif", ".heic", ".heif", ".jxl"} <= set(IMAGE_SUFFIXES)
-    assert not set(IMAGE_SUFFIXES) & set(RAW_SUFFIXES)
+    assert {".jfif", ".jpe", ".avif", ".heic", ".heif", ".jxl", ".dng", ".cr3"} <= set(
+        IMAGE_SUFFIXES
+    )
 
 
-@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("kind", FORMATS.keys() - {"RAW"})
 def test_every_format_is_read(kind: str) -> None:
     modules = {"HEIF": "pillow_heif", "JXL": "pillow_jxl"}
     if kind in modules:
@@ -77,6 +81,60 @@ def test_a_reader_that_is_not_installed_names_its_extra(monkeypatch: pytest.Monk
         monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(InputError, match=r"is a HEIF file; .*pip install 'lexvla\[heif\]'"):
         open_image(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+
+
+# RAW files
+
+PREVIEW = Image.new("RGB", (2000, 1500), (200, 30, 60))
+PREVIEW.paste((0, 0, 255), (0, 0, 2000, 100))  # the top
+
+
+@pytest.mark.parametrize(
+    ("orientation", "blue"), [(1, (600, 10)), (3, (600, 740)), (6, (740, 600))]
+)
+def test_the_preview_of_a_raw_file_is_read_upright(orientation: int, blue: tuple[int, int]) -> None:
+    pytest.importorskip("rawpy", reason="needs rawpy: pip install 'lexvla[raw]'")
+    data = dng(encoded(PREVIEW, "JPEG"), PREVIEW.size, orientation)
+    image, told = opened(data, least_side=640)
+    assert (image.size, told) == ((1000, 750) if orientation < 5 else (750, 1000), [])
+    assert np.abs(np.subtract(image.getpixel(blue), (0, 0, 255))).max() <= 5
+    assert np.abs(np.subtract(image.getpixel((375, 375)), (200, 30, 60))).max() <= 5
+    assert image_size(data, "a.dng") == PREVIEW.size
+    said = read_photo_metadata(data).fields
+    assert said == {"taken": "2024-06-01T12:30:00", "camera": "Acme 1", "orientation": orientation}
+
+
+def test_raw_files_that_are_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = dng(encoded(PREVIEW, "JPEG"), PREVIEW.size)
+    if importlib.util.find_spec("rawpy"):
+        with pytest.raises(InputError, match=r"RAW file that is not read .*no JPEG preview"):
+            open_image(dng(None, (1, 1)))
+        with pytest.raises(InputError, match="the RAW file is damaged"):
+            open_image(b"FUJIFILMCCD-RAW and no more")
+    monkeypatch.setitem(sys.modules, "rawpy", None)
+    with pytest.raises(InputError, match=r"is a RAW file; rawpy is not .*'lexvla\[raw\]'"):
+        open_image(data)
+
+
+@pytest.mark.parametrize(
+    ("kind", "make", "compression", "raw"),
+    [
+        (1, b"Acme\0", 1, True),
+        (0, b"Acme\0", 1, False),
+        (0, b"Acme\0", 34713, True),
+        (1, b"", 1, False),
+    ],
+)
+def test_raw_files_are_told_from_tiff(kind: int, make: bytes, compression: int, raw: bool) -> None:
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags[254], tags[259] = kind, compression
+    if make:
+        tags[271] = make.decode()
+    file = io.BytesIO()
+    tags.save(file)
+    file.seek(0)
+    assert is_raw(file) is raw
+    assert file.tell() == 0
 
 
 # Files that were called damaged

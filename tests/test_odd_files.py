@@ -78,7 +78,7 @@ def test_the_counts_of_the_command(outcome: Outcome) -> None:
     counts = outcome.counts
     assert counts["added"] == fates.count(READ) + losses
     assert (counts["rejected"], counts["with losses"]) == (rejected, losses)
-    assert counts["ignored_by_suffix"] == {".nef": 1, ".mp4": 1, ".txt": 1, "": 1}
+    assert counts["ignored_by_suffix"] == {".xmp": 1, ".mp4": 1, ".txt": 1, "": 1}
     assert counts["excluded_by_pattern"] == {
         ".*": 2,
         "@eaDir/": 1,

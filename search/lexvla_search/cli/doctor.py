@@ -190,6 +190,7 @@ _CHECKS: tuple[Callable[[], Check], ...] = (
     ),
     _optional("pillow-heif", "pillow-heif", "HEIC and HEIF pictures", "heif"),
     _optional("JPEG XL plugin", "pillow-jxl-plugin", "JPEG XL pictures", "jxl"),
+    _optional("rawpy", "rawpy", "RAW files of cameras", "raw"),
     _optional("watchfiles", "watchfiles", "lexvla watch", "watch"),
     _optional("datasets", "datasets", "Hugging Face datasets", "hugging-face"),
     _optional("ir_datasets", "ir_datasets", "test collections by name", "ir-datasets"),

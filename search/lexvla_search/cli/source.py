@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from lexvla.image_formats import MAX_PIXELS, RAW_SUFFIXES
+from lexvla.image_formats import MAX_PIXELS
 from lexvla_indexer.hugging_face_source import DatasetChoice
 from lexvla_indexer.item_source import ItemSource
 from lexvla_indexer.reading import DEFAULT_EXCLUDES, Reading
@@ -154,8 +154,6 @@ def exit_code(report: Report, strict: bool, failure: str) -> int:
         note(f"lexvla: read {said}")
     if report.cut:
         note("lexvla: texts cut: the model does not read their ends; shorten or split them")
-    if raw := sorted(report.ignored.keys() & set(RAW_SUFFIXES)):
-        note(f"lexvla: {', '.join(raw)} files are not read: develop them, or export JPEG files")
     if report.prune_refused:
         note(f"lexvla: error: pruned nothing: {report.prune_refused}")
     if report.interrupted:
