@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,29 @@ def test_several_threads_give_the_same(place, searcher):
     together = one.batch_search(QUERIES, ["a", "b", "c"], k=len(IDS), threads=2)
     for name, text in zip("abc", QUERIES, strict=True):
         assert [(hit.docid, round(hit.score)) for hit in together[name]] == expected(text)
+
+
+def test_the_command_encodes_its_topics_in_batches(place, tmp_path, monkeypatch):
+    asked: list[list[str]] = []
+
+    class Counting(Numbers):
+        def encode_text(self, texts: list[str]) -> Encoding:
+            asked.append(texts)
+            return super().encode_text(texts)
+
+    monkeypatch.setattr("lexvla.model.LexVLA.from_pretrained", lambda *_: Counting())
+    for name in ("PATH", "JAVA_HOME", "OPENAI_API_KEY"):
+        monkeypatch.setenv(name, os.environ.get(name, ""))  # the launcher changes all three
+    topics, run = tmp_path / "topics.tsv", tmp_path / "run.trec"
+    topics.write_text("".join(f"{n}\t{text}\n" for n, text in enumerate(QUERIES)))
+    given = ["--topics", str(topics), "--index", str(place), "--output", str(run)]
+    assert main(["search.lucene", "--impact", "--encoder", "lexvla", *given]) == 0
+    assert asked == [QUERIES]
+    found: dict[str, list[tuple[str, float]]] = {}
+    for line in run.read_text().splitlines():
+        query, _, document, _, score, _ = line.split()
+        found.setdefault(query, []).append((document, round(float(score))))
+    assert found == {str(n): expected(text) for n, text in enumerate(QUERIES)}
 
 
 def test_the_quantisation_lies_beside_the_index(place):

@@ -63,6 +63,30 @@ def test_the_sums_of_unit_vectors_are_exact_at_the_usual_scale(weights: list[flo
         assert abs(vector[f"▁w{column}"] - expected) <= 1
 
 
+def test_expected_texts_are_encoded_in_batches_and_once():
+    asked: list[list[str]] = []
+
+    class Counting(FakeEncoder):
+        def encode_text(self, texts: list[str]) -> Encoding:
+            asked.append(texts)
+            return super().encode_text(texts)
+
+    texts = [f"red {number}" for number in range(70)]
+    encoder, single = LexVLAQueryEncoder(Counting()), LexVLAQueryEncoder(FakeEncoder())
+    encoder.expect([*texts, texts[0]])
+    for text in (*texts[:2], "blue", *texts[1:], texts[0], "blue"):
+        vector = encoder.encode(text)
+        assert vector == single.encode(text)
+        vector.clear()  # the caller's own
+    assert [len(batch) for batch in asked] == [64, 1, 6]
+    # In another order too.
+    asked.clear()
+    encoder = LexVLAQueryEncoder(Counting())
+    encoder.expect(texts)
+    assert [encoder.encode(text) for text in texts[::-1]] == [{RED: 2048}] * 70
+    assert [len(batch) for batch in asked] == [64, 6]
+
+
 def test_queries_of_words_and_images(tmp_path: Path):
     encoder = LexVLAQueryEncoder(FakeEncoder())
     assert encoder.encode(Query(terms={"red": 3, "blue": 4})) == {RED: 1229, BLUE: 1638}

@@ -14,7 +14,8 @@ import json
 import os
 import runpy
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ _SEARCH = "search.lucene"
 _MOST_CLAUSES = 2**31 - 1  # by default, Lucene refuses queries of over 1,024 words
 _REFUSED = ("similar", "ban", "require", "filter")
 _BATCH = 64
+_KEPT = 4096  # encoded texts; topics may have the same one twice
 
 
 class LexVLAQueryEncoder:
@@ -60,10 +62,19 @@ class LexVLAQueryEncoder:
     weights, whose sums would exceed what Lucene adds exactly. A document's score divided by 2048
     and by the index's own scale is the dot product. A text without known words finds nothing. The
     model must be that of the index.
+
+    Pyserini asks for one text at a time. Those that `expect` was told are encoded in batches, and
+    the latest are kept.
     """
 
     def __init__(self, model: Encoder) -> None:
         self._model = model
+        self._expected: dict[str, None] = {}  # an ordered set
+        self._made: dict[str, dict[str, int]] = {}
+
+    def expect(self, texts: Iterable[str]) -> None:
+        """Name texts that `encode` will be asked for, in their order."""
+        self._expected = dict.fromkeys(texts)
 
     def encode(self, query: str | Query, **_: object) -> dict[str, int]:
         """Return the query's terms with their weights.
@@ -72,13 +83,28 @@ class LexVLAQueryEncoder:
         Pyserini lacks.
         """
         if isinstance(query, str):
-            row = self._model.encode_text([understood(query, self._model)[0]]).lexical
-        else:
-            if refused := [name for name in _REFUSED if getattr(query, name)]:
-                rule = f"Pyserini cannot search by {', '.join(refused)}"
-                raise InputError(query.describe(), rule)
-            row = encode_query(query, self._model).encoding.lexical
+            if query not in self._made:
+                self._encode_ahead(query)
+            return dict(self._made[query])
+        if refused := [name for name in _REFUSED if getattr(query, name)]:
+            rule = f"Pyserini cannot search by {', '.join(refused)}"
+            raise InputError(query.describe(), rule)
+        row = encode_query(query, self._model).encoding.lexical
         return _integers(row, self._model.vocabulary.terms)
+
+    def _encode_ahead(self, query: str) -> None:
+        """Encode a text, and if it was expected others with it."""
+        batch = [query]
+        if query in self._expected:
+            del self._expected[query]
+            batch += islice(self._expected, _BATCH - 1)
+        read = [understood(text, self._model)[0] for text in batch]
+        rows = self._model.encode_text(read).lexical
+        for at, text in enumerate(batch):
+            self._made[text] = _integers(rows[[at]], self._model.vocabulary.terms)
+            self._expected.pop(text, None)
+        while len(self._made) > _KEPT:
+            del self._made[next(iter(self._made))]
 
 
 def write_topics(path: str | Path, queries: Mapping[str, Query], model: Encoder) -> int:
@@ -108,19 +134,14 @@ def write_topics(path: str | Path, queries: Mapping[str, Query], model: Encoder)
 def _topics(
     queries: Mapping[str, Query], model: Encoder
 ) -> Iterator[tuple[str, str, dict[str, int]]]:
-    encoder, terms = LexVLAQueryEncoder(model), model.vocabulary.terms
-    names = list(queries)
-    for start in range(0, len(names), _BATCH):
-        batch = names[start : start + _BATCH]
-        texts = {name: queries[name].text or "" for name in batch if _is_text(queries[name])}
-        read = [understood(text, model)[0] for text in texts.values()]
-        rows = model.encode_text(read).lexical if texts else None
-        at = {name: row for row, name in enumerate(texts)}
-        for name in batch:
-            if rows is not None and name in at:
-                yield name, texts[name].strip(), _integers(rows[[at[name]]], terms)
-            else:
-                yield name, name, encoder.encode(queries[name])
+    encoder = LexVLAQueryEncoder(model)
+    texts = {name: query.text or "" for name, query in queries.items() if _is_text(query)}
+    encoder.expect(texts.values())
+    for name, query in queries.items():
+        if name in texts:
+            yield name, texts[name].strip(), encoder.encode(texts[name])
+        else:
+            yield name, name, encoder.encode(query)
 
 
 def _is_text(query: Query) -> bool:
@@ -201,12 +222,24 @@ def _name_encoder() -> None:
     from lexvla import LexVLA
 
     searcher = importlib.import_module("pyserini.search.lucene").LuceneImpactSearcher
+    iterators: Any = importlib.import_module("pyserini.query_iterator")
+    read_topics: Callable[..., Any] = iterators.get_query_iterator
+    topics: list[str] = []
+
+    def noted(*arguments: Any) -> Any:
+        found = read_topics(*arguments)
+        asked = map(found.get_query, found.order)
+        topics[:] = (text for text in asked if isinstance(text, str))
+        return found
+
     others: Callable[[str | None], Any] = searcher._init_query_encoder_from_str
 
     def named(encoder: str | None) -> Any:
         name, _, path = (encoder or "").partition(":")
         if name == _NAME:
-            return LexVLAQueryEncoder(LexVLA.from_pretrained(path or None))
+            ours = LexVLAQueryEncoder(LexVLA.from_pretrained(path or None))
+            ours.expect(topics)  # which the command has read before it makes its searcher
+            return ours
         found = others(encoder)
         if found is None:
             rule = (
@@ -216,6 +249,7 @@ def _name_encoder() -> None:
         return found
 
     searcher._init_query_encoder_from_str = staticmethod(named)
+    iterators.get_query_iterator = noted
 
 
 if __name__ == "__main__":
