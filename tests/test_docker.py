@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import importlib
 import json
 import os
 import re
@@ -12,11 +13,13 @@ import socket
 import stat
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 
 import elastic_fakes
 from api_server import request, status_of, talk
@@ -122,6 +125,51 @@ def test_every_file_that_a_service_mounts_or_an_image_copies_is_there():
                 # What is copied must not be kept out of the build's context.
                 ignored = (DOCKER / "Dockerfile.dockerignore").read_text().splitlines()
                 assert f"!{source}" in ignored, source
+
+
+def pins(file: str) -> dict[str, tuple[str, int]]:
+    """Return the version and the number of hashes of each package of a requirements file."""
+    found = {}
+    for each in re.sub(r"#.*\n|\\\n", "", (DOCKER / file).read_text()).splitlines():
+        pinned, *hashes = each.split()
+        name, version = pinned.split("==")
+        assert all(re.fullmatch(r"--hash=sha256:[0-9a-f]{64}", part) for part in hashes), name
+        found[name] = version, len(hashes)
+    return found
+
+
+def test_the_image_installs_wheels_by_hash_and_nothing_else():
+    commands = (DOCKER / "Dockerfile").read_text().replace("\\\n", " ")
+    installs = [
+        part for part in re.split(r"&&|\n", commands) if re.search(r"pip (install|wheel)", part)
+    ]
+    assert len(installs) == 4
+    for each in installs:
+        by_hash = "--only-binary :all: --require-hashes -r docker/" in each
+        assert by_hash != ("--no-index --no-deps" in each), each
+
+
+def test_what_the_image_installs_is_what_the_project_needs_and_tests_run_with():
+    pin_image = importlib.import_module("pin_image")  # elastic_fakes puts scripts/ on the path
+    project = tomllib.loads((DOCKER.parent / "pyproject.toml").read_text())
+    optional = project["project"]["optional-dependencies"]
+    known = (DOCKER.parent / "constraints.txt").read_text().splitlines()
+    for file, needed in (
+        (
+            "requirements.txt",
+            [
+                *project["project"]["dependencies"],
+                *(each for extra in pin_image.EXTRAS for each in optional[extra]),
+            ],
+        ),
+        ("build-requirements.txt", project["build-system"]["requires"]),
+    ):
+        pinned = pins(file)
+        assert {f"{name}=={version}" for name, (version, _) in pinned.items()} <= set(known)
+        assert all(hashes in (1, 2) for _, hashes in pinned.values())
+        for each in map(Requirement, needed):
+            assert pinned[each.name][0] in each.specifier, each
+        assert not [name for name in pinned if name.startswith(("torch", "nvidia", "cuda"))]
 
 
 def test_the_image_runs_as_its_own_user():
