@@ -21,7 +21,7 @@ from source_tree import PYTHONPATH
 COMMANDS = (
     *("demo", "index", "watch", "relocate", "rollback", "encode", "search", "explain"),
     *("fit-fusion", "delete", "compact", "info", "patchdis", "sparsity", "evaluate", "crossmodal"),
-    *("train", "export", "serve", "api-key", "doctor"),
+    *("train", "export", "serve", "api-key", "doctor", "attach", "detach"),
 )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,11 +24,13 @@ class Listed:
         document: What the index will store, without a fingerprint yet.
         image: The path of the image, or its bytes if it lies within another file.
         where: See `Reject`.
+        fetch: Gets the bytes of an image that lies elsewhere, in place of ``image``.
     """
 
     document: Document
     image: Path | bytes | None = field(repr=False)
     where: str
+    fetch: Callable[[], bytes] | None = None
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,8 @@ def load(
     lost: list[str] = []
     try:
         data = _read(item.image, document.id) if isinstance(item.image, Path) else item.image
+        if item.fetch is not None:
+            data = item.fetch()
         content = hash_of_content(model, document.text, data)
         of_file = data is not None and reading.exif
         stored = hash_of([document.uri, document.text, dict(document.metadata), of_file])

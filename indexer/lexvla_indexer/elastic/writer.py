@@ -51,7 +51,7 @@ from lexvla_indexer.text_words import text_words
 if TYPE_CHECKING:
     from elasticsearch import Elasticsearch
 
-__all__ = ["PAUSES", "Writer", "check_rows", "patiently", "sources"]
+__all__ = ["PAUSES", "Writer", "check_rows", "patiently", "reason_of", "row_values", "sources"]
 
 T = TypeVar("T")
 
@@ -300,11 +300,12 @@ def _send_once(client: Elasticsearch, piece: list[Action]) -> list[Refused]:
     for is_taken, answer in answers:
         ((kind, told),) = answer.items()
         if not is_taken and not (kind == "delete" and told["status"] == 404):
-            refused.append(Refused(told["_id"], told["status"], _reason(told.get("error"))))
+            refused.append(Refused(told["_id"], told["status"], reason_of(told.get("error"))))
     return refused
 
 
-def _reason(error: Any) -> str:
+def reason_of(error: Any) -> str:
+    """Return what an action's error in the answer to a bulk request says."""
     if not isinstance(error, Mapping):
         return str(error)
     cause = error.get("caused_by") or {}
@@ -316,6 +317,41 @@ def sources(
     documents: Sequence[Document], encoding: Encoding, terms: Sequence[str]
 ) -> Iterator[str]:
     """Yield documents as the server takes them: JSON."""
+    for document, row in zip(documents, row_values(encoding, terms), strict=True):
+        made: dict[str, Any] = {
+            ID: document.id,
+            FILTER: list(terms_of(document)),
+            STRONGEST: row.strongest,
+            "text": document.text,
+            "uri": document.uri,
+            **typed_metadata(document.metadata),
+            "metadata": json.dumps(dict(document.metadata)),
+            "fingerprint": document.fingerprint,
+        }
+        if row.patches is not None:
+            made[PATCHES] = row.patches
+        if words := text_words(document.text):
+            made[WORDS] = " ".join(words)
+        legs = (f'"{FIELD_OF[leg]}":{value}' for leg, value in row.vectors.items())
+        yield f"{{{','.join([_json(made)[1:-1], *legs])}}}"
+
+
+class RowValues(NamedTuple):
+    """What is stored of one row.
+
+    Attributes:
+        vectors: JSON by leg: weights by term, weights by code, numbers.
+        strongest: The terms of the strongest words, strongest first.
+        patches: The patch of each word, packed; ``None`` if all are -1.
+    """
+
+    vectors: dict[VectorLeg, str]
+    strongest: list[str]
+    patches: str | None
+
+
+def row_values(encoding: Encoding, terms: Sequence[str]) -> Iterator[RowValues]:
+    """Yield what is stored of each row."""
     # One format writes all numbers of a row. 9 digits distinguish all float32 numbers; the json
     # module would write the 17 of a float64, which takes it and the server longer.
     of_word = cache(lambda column: _json(terms[column]).replace("%", "%%") + f":{NUMBER}")
@@ -324,29 +360,18 @@ def sources(
     if encoding.codes is not None:
         legs.append(("codes", encoding.codes, f'"{{}}":{NUMBER}'.format))
     lexical, patches = encoding.lexical, encoding.patches
-    for row, document in enumerate(documents):
-        span = slice(*lexical.indptr[row : row + 2].tolist())
-        shown = strongest(lexical.indices[span], lexical.data[span]).tolist()
-        made: dict[str, Any] = {
-            ID: document.id,
-            FILTER: list(terms_of(document)),
-            STRONGEST: [terms[column] for column in shown],
-            "text": document.text,
-            "uri": document.uri,
-            **typed_metadata(document.metadata),
-            "metadata": json.dumps(dict(document.metadata)),
-            "fingerprint": document.fingerprint,
-        }
-        if patches is not None and (patches[span] >= 0).any():
-            made[PATCHES] = base64.b64encode(patches[span].astype("<i2").tobytes()).decode()
-        if words := text_words(document.text):
-            made[WORDS] = " ".join(words)
-        parts = [_json(made)[1:-1]]
+    for row in range(len(encoding)):
+        vectors: dict[VectorLeg, str] = {}
         for leg, matrix, of_column in legs:
             span = slice(*matrix.indptr[row : row + 2].tolist())
             form = ",".join(map(of_column, matrix.indices[span].tolist()))
-            parts.append(f'"{FIELD_OF[leg]}":{{{form % tuple(matrix.data[span].tolist())}}}')
+            vectors[leg] = f"{{{form % tuple(matrix.data[span].tolist())}}}"
         if encoding.dense is not None:
             form = ",".join([NUMBER] * encoding.dense.shape[1])
-            parts.append(f'"{FIELD_OF["dense"]}":[{form % tuple(encoding.dense[row].tolist())}]')
-        yield f"{{{','.join(parts)}}}"
+            vectors["dense"] = f"[{form % tuple(encoding.dense[row].tolist())}]"
+        span = slice(*lexical.indptr[row : row + 2].tolist())
+        shown = strongest(lexical.indices[span], lexical.data[span]).tolist()
+        packed = None
+        if patches is not None and (patches[span] >= 0).any():
+            packed = base64.b64encode(patches[span].astype("<i2").tobytes()).decode()
+        yield RowValues(vectors, [terms[column] for column in shown], packed)

@@ -135,11 +135,17 @@ def _grouped(faults: Iterable[tuple[str, str]]) -> list[str]:
     ]
 
 
-def exit_code(report: Report, strict: bool, failure: str) -> int:
+def exit_code(
+    report: Report,
+    strict: bool,
+    failure: str,
+    listed: str = "no file, as the index has no directory",
+) -> int:
     """Report what was left out, and return the exit code.
 
     A refused prune is a failure; with `strict`, leaving anything out is too. `failure` says why
-    the command failed as a whole; it is empty if it did not.
+    the command failed as a whole; it is empty if it did not. `listed` says what lists the rejected
+    items if no file does.
     """
     for folder in report.absorbed:
         note(f"lexvla: {folder} was indexed by itself, and is a part of this folder now")
@@ -148,8 +154,7 @@ def exit_code(report: Report, strict: bool, failure: str) -> int:
     for said in _grouped((each.item, each.rule) for each in report.rejected):
         note(f"lexvla: rejected {said}")
     if report.rejected:
-        where = report.rejects_path or "no file, as the index has no directory"
-        note(f"lexvla: the rejected items are listed in {where}")
+        note(f"lexvla: the rejected items are listed in {report.rejects_path or listed}")
     for said in _grouped((each.item, each.lost) for each in report.losses):
         note(f"lexvla: read {said}")
     if report.cut:
