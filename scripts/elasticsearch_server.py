@@ -37,7 +37,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "indexer")]
 
 from lexvla_indexer.jdk import Jdk, installed_jdks, java_home  # noqa: E402 - needs the path above
 
-VERSION = "8.19.21"
+VERSION, NEWEST = "8.19.21", "9.2.4"
 PORT = 9250
 ARTIFACT = "org.elasticsearch.distribution.integ-test-zip:elasticsearch:{}:zip"
 REPOSITORY = "https://repo1.maven.org/maven2"

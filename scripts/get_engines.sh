@@ -54,4 +54,6 @@ echo "Java $(find_java)"
 if command -v chromium > /dev/null; then
   echo "Chromium at $(command -v chromium)"
 fi
-echo "Elasticsearch at $(.venv/bin/python scripts/elasticsearch_server.py get)"
+for version in 8.19.21 9.2.4; do
+  echo "Elasticsearch at $(.venv/bin/python scripts/elasticsearch_server.py get --version "$version")"
+done

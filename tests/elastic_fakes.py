@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from lexvla_indexer import ElasticIndex
 from lexvla_indexer.elastic.connection import Address, connect
@@ -52,6 +53,26 @@ def url() -> str:
         _started["url"] = elasticsearch_server.start(port=port, fresh=True)
         _started["port"] = str(port)
     return _started["url"]
+
+
+@contextmanager
+def newest() -> Iterator[None]:
+    """Let tests use a server of the newest major version, started for them; skip without one."""
+    version = elasticsearch_server.NEWEST
+    if not elasticsearch_server.home(version).is_dir():
+        pytest.skip(f"needs a server: scripts/elasticsearch_server.py get --version {version}")
+    try:
+        elasticsearch_server.java_for(version)
+    except elasticsearch_server.ServerError as error:
+        pytest.skip(str(error))
+    port = free_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(URL, elasticsearch_server.start(version, port, fresh=True))
+        try:
+            yield
+        finally:
+            elasticsearch_server.stop(port)
+            elasticsearch_server.forget(port)
 
 
 def free_port() -> int:

@@ -16,7 +16,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 import elastic_fakes
@@ -30,6 +29,7 @@ from lexvla.errors import (
     VocabularyMismatchError,
 )
 from lexvla.vocabulary import Vocabulary
+from lexvla_indexer import open_index
 from lexvla_indexer.elastic import guarded, writer
 from lexvla_indexer.elastic.attaching import attach
 from lexvla_indexer.elastic.attachment import read_attachment
@@ -149,7 +149,28 @@ def three(shop) -> Shop:
     return shop
 
 
+@pytest.fixture
+def on_newest() -> Iterator[None]:
+    with elastic_fakes.newest():
+        yield
+
+
 def test_every_other_byte_stays(products, tmp_path, shop):
+    check_every_other_byte(products, tmp_path, shop)
+
+
+@pytest.mark.slow
+def test_a_server_of_the_newest_version(on_newest, products, tmp_path):
+    address = Address.parse(elastic_fakes.address(tmp_path))
+    shop = Shop(address, products.MeanColour())
+    with shop.client:
+        check_every_other_byte(products, tmp_path, shop)
+    other = Shop(address._replace(name=f"{address.name}-2"), products.MeanColour())
+    with other.client:
+        check_excluded_vectors(other)
+
+
+def check_every_other_byte(products: Any, tmp_path: Path, shop: Shop) -> None:
     """1,000 products by hand-written code, images of three kinds, and the bad ones among them."""
     (folder := tmp_path / "photos").mkdir()
     client = products.Shop(elastic_fakes.url(), shop.address.name)
@@ -177,6 +198,27 @@ def test_every_other_byte_stays(products, tmp_path, shop):
     assert products.compare(client, sent, filled=True) == 0
     meta = shop.client.indices.get_mapping(index=shop.address.name).body[shop.address.name]
     assert meta["mappings"]["_meta"] == {"team": "shop", "schema": 7}
+
+
+def check_excluded_vectors(shop: Shop) -> None:
+    """A server that keeps vectors out of ``_source`` puts them back when it is asked."""
+    shop.create(
+        settings={"index.mapping.exclude_source_vectors": True},
+        properties={"own": {"type": "dense_vector", "dims": 2}},
+    )
+    shop.put("a", title="red", own=[0.25, 0.5], price=12.5)
+    with pytest.raises(UnsupportedError, match="exclude_source_vectors is true"):
+        shop.attach()
+    assert shop.attach(fields={"rewritten": True}).added == 1
+    assert shop.attach().added == 0
+    asked = {"query": {"match_all": {}}, "source": {"exclude_vectors": False}}
+    (hit,) = shop.client.search(index=shop.address.name, **asked)["hits"]["hits"]
+    assert hit["_source"]["own"] == [0.25, 0.5]
+    assert hit["_source"]["lex"] == {"red": 1.0}
+    assert hit["_source"]["vec"] == [1.0, 0.0, 0.0]
+    assert detach(shop.client, shop.address) == 1
+    (hit,) = shop.client.search(index=shop.address.name, **asked)["hits"]["hits"]
+    assert hit["_source"] == {"title": "red", "own": [0.25, 0.5], "price": 12.5}
 
 
 def test_what_is_stored_is_what_was_encoded(three):
@@ -461,28 +503,6 @@ def test_fields_that_documents_have_already(shop):
     assert shop.attach(fields={"lexical_field": "lex2"}).added == 1  # the mapping kept the fields
 
 
-def test_a_server_that_keeps_vectors_out_of_source(shop):
-    if not is_new(shop.client):
-        pytest.skip("needs a server of 9.2 or newer")
-    shop.create(
-        settings={"index.mapping.exclude_source_vectors": True},
-        properties={"own": {"type": "dense_vector", "dims": 2}},
-    )
-    shop.put("a", title="red", own=[0.25, 0.5], price=12.5)
-    with pytest.raises(UnsupportedError, match="exclude_source_vectors is true"):
-        shop.attach()
-    assert shop.attach(fields={"rewritten": True}).added == 1
-    assert shop.attach().added == 0
-    asked = {"query": {"match_all": {}}, "source": {"exclude_vectors": False}}
-    (hit,) = shop.client.search(index=shop.address.name, **asked)["hits"]["hits"]
-    assert hit["_source"]["own"] == [0.25, 0.5]
-    assert hit["_source"]["lex"] == {"red": 1.0}
-    assert hit["_source"]["vec"] == [1.0, 0.0, 0.0]
-    assert detach(shop.client, shop.address) == 1
-    (hit,) = shop.client.search(index=shop.address.name, **asked)["hits"]["hits"]
-    assert hit["_source"] == {"title": "red", "own": [0.25, 0.5], "price": 12.5}
-
-
 def test_by_the_command(three, monkeypatch, capsys):
     from lexvla_search.cli import arguments
 
@@ -505,8 +525,21 @@ def test_by_the_command(three, monkeypatch, capsys):
     assert main([*words, "--image-root", "no/such/folder"]) == 2
 
 
-def test_weights_are_exact(three):
+def test_what_is_filled_is_found_with_exact_rows(three):
     three.attach()
-    row = three.encoder.encode_text(["a green\n\nBlue shop"])
-    stored = three.source("b")
-    assert np.float32(stored["vec"][1]) == row.dense[0, 1]
+    rows = three.encoder.encode_text(["red", "a green\n\nBlue shop"])
+    query = three.encoder.encode_text(["green red"])
+    with open_index(str(three.address)) as index:
+        assert index.vocabulary == three.encoder.vocabulary
+        sums = {
+            "lexical": rows.lexical.toarray() @ query.lexical.toarray()[0],
+            "dense": rows.dense @ query.dense[0],
+        }
+        for leg, expected in sums.items():
+            (found,) = index.search(query, 10, leg)
+            scores = dict(zip(found.ids, found.scores.tolist(), strict=True))
+            assert scores == pytest.approx(dict(zip("ab", expected, strict=True)), rel=4e-3)
+        fetched = index.fetch(["a", "b"]).encoding
+    assert fetched.lexical.toarray().tolist() == rows.lexical.toarray().tolist()
+    assert fetched.dense.tolist() == rows.dense.tolist()
+    assert fetched.patches.tolist() == [0, 0, 0]
