@@ -9,7 +9,7 @@ import pytest
 
 import elastic_fakes
 from attached_fakes import ATTACHMENT, made, products
-from indexer_fakes import QUERY, VOCABULARY, brute_force, encode, found, random_rows
+from indexer_fakes import QUERY, VOCABULARY, brute_force, encode, found, random_rows, scores
 from lexvla.errors import IndexCorruptError, UnknownDocumentError, UnsupportedError
 from lexvla.vocabulary import Vocabulary
 from lexvla_indexer import open_index
@@ -56,6 +56,14 @@ def test_equal_scores_are_ordered_by_id_across_shards(tmp_path):
         for k in (1, 7, 89, 100):
             assert found(index, QUERY, k) == [(name, 1.0) for name in names[:k]]
             assert [name for name, _ in found(index, QUERY, k, "dense")] == names[:k]
+
+
+def test_scores_of_chosen_documents(index):
+    names = [NAMES[3], NAMES[63], "nobody", NAMES[8]]
+    for leg in ("lexical", "dense"):
+        exact = [scores(leg, STORED[row], QUERY)[0] for row in (3, 8)]
+        expected = [exact[0], 0.0, 0.0, exact[1]]
+        assert index.rescore(QUERY, leg, names) == pytest.approx(expected, rel=1e-6)
 
 
 def test_documents_and_their_exact_rows(index):

@@ -17,7 +17,7 @@ from lexvla_indexer.elastic.attached_document import attached_document, own_sour
 from lexvla_indexer.elastic.attached_filters import comparison_of_ids, native_comparison
 from lexvla_indexer.elastic.attached_store import AttachedStore
 from lexvla_indexer.elastic.attached_text import AskedFields
-from lexvla_indexer.elastic.connection import elastic_errors, found_documents
+from lexvla_indexer.elastic.connection import elastic_errors
 from lexvla_indexer.elastic.mapped_fields import MappedField
 from lexvla_indexer.elastic.reader import FETCHED, LISTED, Hits, Reader, TextLeg
 from lexvla_indexer.elastic.requests import WINDOW
@@ -53,6 +53,7 @@ class AttachedReader(Reader):
     ) -> None:
         super().__init__(store, vocabulary, banned, required)
         self._state = store.state
+        self._store = store
         self._attachment = store.state.attachment
         self._mapped = store.state.mapped
         weights = text_fields or dict.fromkeys(self._attachment.text_fields, 1.0)
@@ -188,26 +189,24 @@ class AttachedReader(Reader):
         return attached_document(name, source, self._attachment, self._mapped.vectors())
 
     def _sources(self, ids: Sequence[str], fields: list[str]) -> dict[str, Json]:
-        wants_vectors = bool(fields)
-        wants_rest = fields != [*STORED]
-        legs = self._state.fields.legs.values()
-        included = [*legs, self._state.fields.patches]
+        wanted: Json | bool = bool(fields)
+        if fields:
+            legs = self._state.fields.legs.values()
+            only_vectors = [*legs, self._state.fields.patches] if fields == [*STORED] else ["*"]
+            wanted = {"includes": only_vectors, **self._store.whole_source}
         found: dict[str, Json] = {}
         names = list(dict.fromkeys(ids))
         for start in range(0, len(names), FETCHED):
             some = names[start : start + FETCHED]
-            # Not realtime: what searches do not see yet does not exist.
-            settings: Json = {"source_includes": included}
-            if not wants_vectors:
-                settings = {"source": False}
-            elif wants_rest:
-                settings = {}
+            body = {"query": {"ids": {"values": some}}, "size": len(some), "_source": wanted}
             with elastic_errors(self._address):
-                answer = self._client.mget(index=self.index, ids=some, realtime=False, **settings)
-            for each in found_documents(self._address, answer.body):
-                if not each["found"]:
-                    raise UnknownDocumentError(each["_id"])
-                found[each["_id"]] = each.get("_source", {})
+                answer = self._client.search(
+                    index=self.index, body=body, allow_partial_search_results=False
+                )
+            found |= {hit["_id"]: hit.get("_source", {}) for hit in answer["hits"]["hits"]}
+        for name in names:
+            if name not in found:
+                raise UnknownDocumentError(name)
         return found
 
     def _rows(self, ids: Sequence[str], sources: Mapping[str, Json]) -> Encoding:

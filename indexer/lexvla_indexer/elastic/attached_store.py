@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from lexvla.errors import UnsupportedError
 from lexvla_indexer.elastic.attachment import ATTACHMENT, Attachment, describe
@@ -13,6 +14,8 @@ from lexvla_indexer.elastic.mapped_fields import MappedFields
 from lexvla_indexer.legs import VectorLeg
 
 __all__ = ["AttachedState", "AttachedStore", "is_attached"]
+
+_EXCLUDES = "index.mapping.exclude_source_vectors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +56,20 @@ class AttachedStore(Store):
     """Find the index that an address means now; nothing is changed."""
 
     state: AttachedState
+
+    @cached_property
+    def whole_source(self) -> dict[str, bool]:
+        """What makes servers of 9.2 and newer give vectors with ``_source``.
+
+        An index of theirs may keep vectors out of it. They come back as searches have them: words
+        with weights of 9 significant bits.
+        """
+        with elastic_errors(self.address):
+            found = self.client.indices.get_settings(
+                index=self.index, name=_EXCLUDES, flat_settings=True, include_defaults=True
+            ).body[self.index]
+        is_known = _EXCLUDES in {**found.get("defaults", {}), **found["settings"]}
+        return {"exclude_vectors": False} if is_known else {}
 
     def find(self) -> bool:
         """Move to the index that the address means.

@@ -587,7 +587,9 @@ def _scores(hits: Hits, scale: float | None) -> np.ndarray:
     scores = np.array([score for _, score in hits], np.float32).astype(np.float64)
     if scale is None:
         return scores
-    return np.where(scores < 1, 1 - 1 / np.minimum(scores, 1), scores - 1) / scale
+    # Beside a filter, 9.2 lists documents without a vector, with a score of 0.
+    low = np.where(scores > 0, np.minimum(scores, 1), 1)
+    return np.where(scores < 1, 1 - 1 / low, scores - 1) / scale
 
 
 def _results(hits: Hits, scale: float | None = None) -> Results:

@@ -144,8 +144,10 @@ def search_body(query: Json, size: int, by: str | None) -> Json:
 
 def console_text(name: str, bodies: Mapping[Leg, Json], named: bool) -> str:
     """Return requests as the console of Kibana takes them."""
-    scores = "?include_named_queries_score=true" if named else ""
-    return "\n\n".join(
-        f"# {leg}\nGET {name}/_search{scores}\n{json.dumps(body, ensure_ascii=False, indent=2)}"
-        for leg, body in bodies.items()
-    )
+    texts = []
+    for leg, body in bodies.items():
+        asked = ["search_type=dfs_query_then_fetch"] if leg == "text" else []
+        asked += ["include_named_queries_score=true"] if named else []
+        start = f"# {leg}\nGET {name}/_search{'?' if asked else ''}{'&'.join(asked)}"
+        texts.append(f"{start}\n{json.dumps(body, ensure_ascii=False, indent=2)}")
+    return "\n\n".join(texts)
