@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import elastic_fakes
 from attached_fakes import made, products
@@ -16,6 +18,7 @@ from lexvla_indexer import open_index
 from lexvla_indexer.base import Index
 from lexvla_indexer.elastic.mapped_fields import MappedFields
 from lexvla_indexer.facets import Facet
+from lexvla_indexer.filters import Filter
 from lexvla_indexer.scope import Scope
 
 pytestmark = pytest.mark.elasticsearch
@@ -86,6 +89,39 @@ def test_filters_are_clauses_of_their_own_fields(index, text):
     near = brute_force("dense", NAMES, STORED, QUERY, 100)
     expected = [name for name, score in near if name in kept and score > ROUNDING][:5]
     assert dense.ids[: int(np.count_nonzero(dense.scores > ROUNDING))] == expected
+
+
+NUMBERS = {"stock": range(-1, 8), "price": (0, 2.25, 5, 99), "weight": (0, 0.1)}
+STRINGS = {"brand": ("brand0", "brand1", "brandx"), "maker.name": ("maker2", "m")}
+comparisons = st.one_of(
+    st.builds(
+        lambda field, sign, at: f"{field} {sign} {at}",
+        field,
+        st.sampled_from(("=", "!=", "<", "<=", ">", ">=")),
+        st.sampled_from(tuple(values)),
+    )
+    for field, values in ((st.just(f), v) for f, v in (NUMBERS | STRINGS).items())
+)
+lists = st.lists(st.sampled_from(("t0", "t1", "t4", "t9")), max_size=3).map(
+    lambda tags: f"tags in ({', '.join(tags)})"
+)
+trees = st.recursive(
+    comparisons | lists | st.sampled_from(("sale = true", "sale != true", "tags != t1")),
+    lambda inner: (
+        inner.map("not ({})".format)
+        | st.builds("({}) and ({})".format, inner, inner)
+        | st.builds("({}) or ({})".format, inner, inner)
+    ),
+    max_leaves=5,
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(text=trees)
+def test_filters_mean_what_they_mean_on_other_engines(index, text):
+    read = index.fetch(NAMES).documents
+    parsed = Filter.parse(text)
+    assert index.count(Scope(text)) == sum(parsed.matches(document) for document in read)
 
 
 @pytest.mark.parametrize(

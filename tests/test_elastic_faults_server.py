@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from attached_fakes import made, products
 from elastic_fakes import elasticsearch_server
 from elastic_proxy import Cut, Proxy
 from indexer_fakes import QUERY, VOCABULARY, ColourEncoder, documents, fill, found
@@ -23,6 +24,7 @@ from lexvla.errors import EngineUnavailableError, LexVLAError
 from lexvla_indexer import index_source, open_index, pipeline
 from lexvla_indexer.elastic import ElasticIndex, writer
 from lexvla_indexer.elastic.connection import Address, connect, elastic_errors
+from lexvla_indexer.facets import Facet
 from lexvla_search import cli
 
 pytestmark = pytest.mark.elasticsearch
@@ -155,6 +157,29 @@ def test_a_role_that_may_only_read(server, monkeypatch):
                 reader.commit()
         index.delete(["a"])
         index.commit()
+
+
+def test_an_attached_index_needs_no_more_than_reading(server, monkeypatch):
+    address = server.address("photos-000500")
+    shop = products(3)
+    made(address, [{0: 1.0}] * 3, shop)
+    sign_in(monkeypatch, "reader")
+    names = sorted(each["id"] for each in shop)
+    with open_index(address) as index:
+        assert [name for name, _ in found(index)] == names
+        assert [name for name, _ in found(index, leg="dense")] == names
+        assert index.fetch(names).encoding.lexical.nnz == 3
+        view = index.with_text_fields({"maker.name": 1, "title": 2})
+        assert view.search_text("maker1").ids == [shop[1]["id"]]
+        assert index.search(QUERY, filter="price > 0.3")[0].ids == [shop[2]["id"]]
+        listed = index.list_documents(sort=["-price"]).documents
+        assert [document.id for document in listed] == [each["id"] for each in reversed(shop)]
+        assert index.facets([Facet("sale")])["sale"].values == [(True, 2), (False, 1)]
+        assert index.count() == 3
+    sign_in(monkeypatch, "lexvla")
+    place = Address.parse(address)
+    with connect(place) as client:
+        client.indices.delete(index=place.name)
 
 
 @pytest.mark.parametrize("name", ["other", "photos2", "photos-private"])

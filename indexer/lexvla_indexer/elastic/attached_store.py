@@ -9,7 +9,7 @@ from functools import cached_property
 from lexvla.errors import UnsupportedError
 from lexvla_indexer.elastic.attachment import ATTACHMENT, Attachment, describe
 from lexvla_indexer.elastic.connection import Address, connect, elastic_errors
-from lexvla_indexer.elastic.layout import Fields, State, Store
+from lexvla_indexer.elastic.layout import VOCABULARY, Fields, State, Store
 from lexvla_indexer.elastic.mapped_fields import MappedFields
 from lexvla_indexer.legs import VectorLeg
 
@@ -76,7 +76,9 @@ class AttachedStore(Store):
 
         IndexCorruptError if there is none, or several; UnsupportedError if it is not attached.
         """
-        self.index, mapping, meta = describe(self.client, self.address)
+        self.index, mapping, meta = describe(
+            self.client, self.address, f"-*.mappings._meta.{VOCABULARY}"
+        )
         if ATTACHMENT not in meta:
             rule = f"is not attached; lexvla attach {self.address} --help says how to"
             raise UnsupportedError(f"{self.address}: {rule}")

@@ -134,15 +134,17 @@ class Described(NamedTuple):
     meta: Json
 
 
-def describe(client: Elasticsearch, address: Address) -> Described:
+def describe(client: Elasticsearch, address: Address, filter_path: str = "*") -> Described:
     """Return the one index that an address names, itself or by an alias.
+
+    ``filter_path`` leaves out a part, such as the vocabulary.
 
     Raises:
         IndexCorruptError: There is no such index, or the alias means several.
         UnsupportedError: It is a data stream, whose documents cannot be changed.
     """
     with elastic_errors(address):
-        found = client.indices.get_mapping(index=address.name).body
+        found = client.indices.get_mapping(index=address.name, filter_path=filter_path).body
     if not found:
         raise refusal(address, 404, {"error": {"type": "index_not_found_exception"}})
     if len(found) > 1:
