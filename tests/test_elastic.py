@@ -139,6 +139,7 @@ def test_a_query_of_more_words_than_the_server_takes(random_index):
         "lexical",
         words.terms,
         index._store.state,
+        index.product,
         10,
     )
     with pytest.raises(UnsupportedError, match="too many words"):

@@ -13,6 +13,7 @@ from indexer_fakes import ColourEncoder, documents, encode
 from ingest_fakes import new_index, picture
 from lexvla.errors import InputError
 from lexvla_indexer import index_source
+from lexvla_indexer.elastic.elasticsearch_product import ELASTICSEARCH
 from lexvla_indexer.elastic.writer import check_rows
 from lexvla_indexer.folder_source import FolderSource
 from lexvla_indexer.item_source import Listed, Unlisted
@@ -120,9 +121,9 @@ def test_an_index_takes_every_name_of_a_file(tmp_path: Path) -> None:
 
 def test_only_elasticsearch_refuses_a_long_id() -> None:
     rows = encode([{0: 1.0}])
-    check_rows(documents(["é" * 256]), rows)
+    check_rows(documents(["é" * 256]), rows, ELASTICSEARCH)
     with pytest.raises(InputError, match="Elasticsearch takes ids of at most 512 bytes, not 514"):
-        check_rows(documents(["é" * 257]), rows)
+        check_rows(documents(["é" * 257]), rows, ELASTICSEARCH)
 
 
 def test_what_one_engine_refuses_is_rejected_and_the_rest_goes_on(

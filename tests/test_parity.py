@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import elastic_fakes
 import filter_fakes
+import opensearch_fakes
 from engine_parity import (
     Engine,
     ban,
@@ -38,6 +39,9 @@ EMBEDDED = Engine("embedded", str, lambda: searching("numba"), LEGS, True)
 NUMPY = Engine("numpy", str, lambda: searching("numpy"), LEGS, True)
 LUCENE = Engine("lucene", lambda path: f"lucene:{path}", nullcontext, ("lexical", "codes"), False)
 ELASTIC = Engine("elastic", elastic_fakes.address, elastic_fakes.cleaned, LEGS, False, False)
+OPENSEARCH = Engine(
+    "opensearch", opensearch_fakes.address, opensearch_fakes.cleaned, LEGS, False, False
+)
 
 
 @pytest.fixture(
@@ -46,6 +50,7 @@ ELASTIC = Engine("elastic", elastic_fakes.address, elastic_fakes.cleaned, LEGS, 
         pytest.param(NUMPY, id="numpy"),
         pytest.param(LUCENE, id="lucene", marks=pytest.mark.java),
         pytest.param(ELASTIC, id="elastic", marks=pytest.mark.elasticsearch),
+        pytest.param(OPENSEARCH, id="opensearch", marks=pytest.mark.opensearch),
     ]
 )
 def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
@@ -327,7 +332,7 @@ def test_a_field_whose_name_starts_others(engine, tmp_path):
 @given(filter_fakes.documents, st.data())
 def test_any_listing_and_facets_of_any_documents(engine, tmp_path_factory, made, data):
     made = [Document(f"d{i}", d.uri, d.text, d.metadata, d.fingerprint) for i, d in enumerate(made)]
-    if engine is ELASTIC:
+    if engine in (ELASTIC, OPENSEARCH):
         made = [d for d in made if all(map(_is_typed, d.metadata.items()))]
         assume(made)
     own = ("", "id", "uri", "text")

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 import elastic_fakes
+import opensearch_fakes
 from indexer_fakes import VOCABULARY, encode, random_rows
 from lexvla.encoding import Encoding
 from lexvla.errors import InputError, UnsupportedError
 from lexvla.known_words import KnownWords
-from lexvla_indexer import Document, ElasticIndex, open_index
+from lexvla_indexer import Document, ElasticIndex, OpenSearchIndex, open_index
 from lexvla_indexer.base import Index
 from lexvla_search import Query, ReciprocalRank, Searcher, Weighted, save_fusion
 from lexvla_search.fusion import FUSIONS
@@ -53,14 +54,19 @@ class WordEncoder:
         "embedded",
         pytest.param("lucene", marks=pytest.mark.java),
         pytest.param("elastic", marks=pytest.mark.elasticsearch),
+        pytest.param("opensearch", marks=pytest.mark.opensearch),
     ],
 )
 def index(request: pytest.FixtureRequest, tmp_path_factory) -> Iterator[Index]:
     place = tmp_path_factory.mktemp("texts") / "i"
-    is_elastic = request.param == "elastic"
-    with elastic_fakes.cleaned() if is_elastic else nullcontext():
-        if is_elastic:
-            made = ElasticIndex(elastic_fakes.address(place), True, VOCABULARY, "words", shards=2)
+    servers = {
+        "elastic": (elastic_fakes, ElasticIndex),
+        "opensearch": (opensearch_fakes, OpenSearchIndex),
+    }
+    server, engine = servers.get(request.param, (None, None))
+    with server.cleaned() if server else nullcontext():
+        if server:
+            made = engine(server.address(place), True, VOCABULARY, "words", shards=2)
         else:
             address = f"lucene:{place}" if request.param == "lucene" else str(place)
             made = open_index(address, create=True, vocabulary=VOCABULARY, model="words")

@@ -7,6 +7,7 @@ from lexvla_indexer.embedded import EmbeddedIndex as EmbeddedIndex
 from lexvla_indexer.engines import open_index as open_index
 from lexvla_indexer.filters import Filter as Filter
 from lexvla_indexer.lucene import LuceneIndex as LuceneIndex
+from lexvla_indexer.opensearch import OpenSearchIndex as OpenSearchIndex
 from lexvla_indexer.pipeline import index_source as index_source
 from lexvla_indexer.report import Reject as Reject
 from lexvla_indexer.report import Report as Report

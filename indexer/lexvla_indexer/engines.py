@@ -17,7 +17,7 @@ from lexvla_indexer.embedded import EmbeddedIndex
 
 __all__ = ["open_index"]
 
-_LUCENE, _ELASTIC = "lucene:", "elasticsearch+"
+_LUCENE, _ELASTIC, _OPENSEARCH = "lucene:", "elasticsearch+", "opensearch+"
 _OTHER_ENGINE = re.compile(r"[a-z][a-z0-9+.-]*://")
 
 
@@ -33,7 +33,8 @@ def open_index(
     Args:
         address: The path of a directory: the embedded engine; ``lucene:`` and a path: Lucene;
             ``elasticsearch+http(s)://host:9200/name``: Elasticsearch, which may be a user's own
-            index, to search, that ``lexvla attach`` has filled.
+            index, to search, that ``lexvla attach`` has filled;
+            ``opensearch+http(s)://host:9200/name``: OpenSearch.
         create: Make the index if there is none, and lock it for writing.
         vocabulary: The terms of the lexical columns. A new index keeps it; an old one must have
             the same.
@@ -56,8 +57,12 @@ def open_index(
         if is_attached(str(address)):
             return AttachedIndex(str(address), create, vocabulary, rebuild)
         return ElasticIndex(str(address), create, vocabulary, model, rebuild)
+    if str(address).startswith(_OPENSEARCH):
+        from lexvla_indexer.opensearch import OpenSearchIndex
+
+        return OpenSearchIndex(str(address), create, vocabulary, model, rebuild)
     if rebuild:
-        raise UnsupportedError("only an Elasticsearch index is rebuilt behind its name")
+        raise UnsupportedError("only an index on a server is rebuilt behind its name")
     if scheme := _OTHER_ENGINE.match(str(address)):
         engine = f"this version has no engine for addresses that start with {scheme[0]}"
         raise UnsupportedError(f"{engine}; see docs/indexes.md")

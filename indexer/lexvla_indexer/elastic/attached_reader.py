@@ -211,7 +211,7 @@ class AttachedReader(Reader):
 
     def _rows(self, ids: Sequence[str], sources: Mapping[str, Json]) -> Encoding:
         rows = [own_source(name, sources[name], self._state.fields) for name in ids]
-        return rows_of(rows, self._vocabulary, self._state.widths)
+        return rows_of(rows, self._vocabulary, self._state.widths, self._product)
 
     def _own_facts(self) -> Json:
         state = self._attachment.state_field

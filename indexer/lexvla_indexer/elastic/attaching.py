@@ -21,7 +21,7 @@ from lexvla_indexer.elastic.attachment import (
     write_attachment,
 )
 from lexvla_indexer.elastic.connection import Address, elastic_errors
-from lexvla_indexer.elastic.layout import FLAT_DOCUMENTS, GRAPH
+from lexvla_indexer.elastic.layout import FLAT_DOCUMENTS
 from lexvla_indexer.legs import check_terms, widths_of
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def attach(
         check_terms(encoder.vocabulary.terms, "Elasticsearch")
         with elastic_errors(address):
             if client.count(index=name)["count"] > FLAT_DOCUMENTS:
-                wanted = replace(wanted, dense=GRAPH)
+                wanted = replace(wanted, dense=address.product.graph)
         _check_new(client, address, name, mapping, wanted)
     else:
         _check_model(address, before, encoder)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, ClassVar
 
 from lexvla.encoding import Encoding
 from lexvla.errors import LexVLAError
 from lexvla.vocabulary import Vocabulary
 from lexvla_indexer.document import Document
 from lexvla_indexer.elastic.connection import Address, connect
+from lexvla_indexer.elastic.elasticsearch_product import ELASTICSEARCH
 from lexvla_indexer.elastic.layout import State, Store
+from lexvla_indexer.elastic.product import Product
 from lexvla_indexer.elastic.served_index import ServedIndex
 from lexvla_indexer.elastic.writer import Writer, check_rows, patiently
 from lexvla_indexer.legs import check_terms
@@ -45,6 +47,8 @@ class ElasticIndex(ServedIndex):
     ``shards`` shards: by default 1, or as many as the one that is rebuilt.
     """
 
+    product: ClassVar[Product] = ELASTICSEARCH
+
     def __init__(
         self,
         address: str,
@@ -54,7 +58,7 @@ class ElasticIndex(ServedIndex):
         rebuild: bool = False,
         shards: int | None = None,
     ) -> None:
-        place = Address.parse(address)
+        place = Address.parse(address, self.product)
         super().__init__(Store(connect(place), place))
         self._writer = Writer(self._store, rebuild)
         self._writes = False  # whether something was staged, be it nothing
@@ -185,8 +189,8 @@ class ElasticIndex(ServedIndex):
     def _check_storable(
         self, documents: Sequence[Document], encoding: Encoding, vocabulary: Vocabulary
     ) -> None:
-        check_terms(vocabulary.terms, "Elasticsearch")
-        check_rows(documents, encoding)
+        check_terms(vocabulary.terms, self.product.name)
+        check_rows(documents, encoding, self.product)
 
     def _close(self) -> None:
         with suppress(LexVLAError):

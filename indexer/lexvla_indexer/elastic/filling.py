@@ -25,7 +25,7 @@ from lexvla_indexer.elastic.attachment import (
 )
 from lexvla_indexer.elastic.connection import Address
 from lexvla_indexer.elastic.guarded import Change, UserIndex
-from lexvla_indexer.elastic.layout import FLAT, FLAT_DOCUMENTS, GRAPH
+from lexvla_indexer.elastic.layout import FLAT, FLAT_DOCUMENTS
 from lexvla_indexer.elastic.writer import check_rows, patiently, row_values
 from lexvla_indexer.fingerprint import content_of
 from lexvla_indexer.item_source import ItemSource, Listed, Unlisted
@@ -118,7 +118,7 @@ def fill(
     if attachment.dense_field is not None and attachment.dense == FLAT:
         exists = {"exists": {"field": attachment.dense_field}}
         if sum(target.count(shard, exists) for shard in documents.tops) > FLAT_DOCUMENTS:
-            write_attachment(client, address, replace(attachment, dense=GRAPH))
+            write_attachment(client, address, replace(attachment, dense=address.product.graph))
     target.extent()  # shows what was stored last
     return report
 
@@ -344,9 +344,11 @@ class _Sink:
 
     def store(self, documents: Sequence[Document], encoding: Encoding) -> None:
         """Fill documents; InputError for a row that the server cannot take."""
-        check_rows(documents, encoding)
+        product = self._target.address.product
+        check_rows(documents, encoding, product)
         changes = []
-        for document, row in zip(documents, row_values(encoding, self._terms), strict=True):
+        rows = row_values(encoding, self._terms, product)
+        for document, row in zip(documents, rows, strict=True):
             pending = self._documents.pending[document.id]
             state: Json = {
                 "fingerprint": f"{pending.hash}:{content_of(document.fingerprint)}",

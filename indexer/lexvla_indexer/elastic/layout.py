@@ -43,7 +43,8 @@ from lexvla.version import program_version
 from lexvla.vocabulary import Vocabulary
 from lexvla_indexer.document import Document
 from lexvla_indexer.elastic.connection import Address, elastic_errors, following
-from lexvla_indexer.elastic.typed_fields import DYNAMIC_TEMPLATES, LONGEST, TYPED_FIELDS
+from lexvla_indexer.elastic.product import DENSE_STORED, Product
+from lexvla_indexer.elastic.typed_fields import DYNAMIC_TEMPLATES, LONGEST, typed_fields
 from lexvla_indexer.legs import VectorLeg
 
 if TYPE_CHECKING:
@@ -57,7 +58,6 @@ __all__ = [
     "FLAT",
     "FLAT_DOCUMENTS",
     "FORMAT_VERSION",
-    "GRAPH",
     "ID",
     "KEY",
     "PATCHES",
@@ -68,7 +68,6 @@ __all__ = [
     "Fields",
     "State",
     "Store",
-    "create_index",
     "document_of",
     "leg_fields",
     "mappings",
@@ -86,7 +85,7 @@ SHOWN = ("text", "uri", "metadata", "fingerprint")
 
 # Up to this many documents the dense leg is searched exactly, by a scan.
 FLAT_DOCUMENTS = 100_000
-FLAT, GRAPH = "flat", "int8_hnsw"
+FLAT = "flat"
 
 # Each index has an alias of its own for writes. With "require_alias" the server refuses writes to
 # an index that was deleted meanwhile; otherwise it would make a new one for them.
@@ -99,8 +98,6 @@ _COPIES_SECONDS = 600.0  # for the replicas of a rebuilt index
 _FRESH = 1.0  # seconds for which the alias is not looked up again
 _REPLICAS = ("number_of_replicas", "auto_expand_replicas")
 
-# Since 9.2 servers keep vectors out of _source, and put back their own, inexact ones.
-_EXACT = {"mapping.exclude_source_vectors": False}
 _DESCRIBED = f"-*.mappings._meta.{VOCABULARY},-*.mappings.properties"
 
 _KEPT = {"type": "keyword", "index": False, "doc_values": False}
@@ -122,7 +119,8 @@ class State:
     Attributes:
         vocabulary_sha256: Names the vocabulary; empty before the first vectors, if none was given.
         widths: The number of columns of each leg; empty before the first vectors.
-        dense: How the dense leg is searched: ``flat``, exactly, or ``int8_hnsw``.
+        dense: How the dense leg is searched: ``flat``, exactly, ``int8_hnsw``, or not at all:
+            ``stored``.
         has_text: Whether a document with text was ever added.
         notes: What `write_note` stored, by name, such as fitted weights of legs.
     """
@@ -163,7 +161,7 @@ class State:
             raise IndexCorruptError(f"{place}: {rule}") from error
 
 
-def settings(shards: int) -> dict[str, Any]:
+def settings(shards: int, product: Product) -> dict[str, Any]:
     """Return the settings of a new index.
 
     Only commits refresh it: otherwise readers would see parts of them.
@@ -172,11 +170,11 @@ def settings(shards: int) -> dict[str, Any]:
         "number_of_shards": shards,
         "auto_expand_replicas": "0-1",
         "refresh_interval": "-1",
-        "mapping.total_fields.ignore_dynamic_beyond_limit": True,
+        **product.settings,
     }
 
 
-def mappings(state: State) -> dict[str, Any]:
+def mappings(state: State, product: Product) -> dict[str, Any]:
     """Return the mapping of a new index."""
     return {
         "dynamic": "strict",
@@ -192,25 +190,20 @@ def mappings(state: State) -> dict[str, Any]:
             "uri": {"type": "keyword", "ignore_above": LONGEST},
             **dict.fromkeys(("metadata", "fingerprint"), _KEPT),
             PATCHES: {"type": "binary"},
-            **TYPED_FIELDS,
-            **leg_fields(state),
+            **typed_fields(product),
+            **product.fields,
+            **leg_fields(state, product),
         },
     }
 
 
-def leg_fields(state: State) -> dict[str, Any]:
+def leg_fields(state: State, product: Product) -> dict[str, Any]:
     """Return the mapping's fields of the legs that an index has."""
-    fields: dict[str, Any] = {FIELD_OF["lexical"]: {"type": "sparse_vector"}}
+    fields: dict[str, Any] = {FIELD_OF["lexical"]: product.words_field()}
     if "codes" in state.widths:
-        fields[FIELD_OF["codes"]] = {"type": "sparse_vector"}
+        fields[FIELD_OF["codes"]] = product.words_field()
     if "dense" in state.widths:
-        fields[FIELD_OF["dense"]] = {
-            "type": "dense_vector",
-            "dims": state.widths["dense"],
-            # Not dot_product: that refuses vectors that are not of unit length, such as zeros.
-            "similarity": "max_inner_product",
-            "index_options": {"type": state.dense},
-        }
+        fields[FIELD_OF["dense"]] = product.dense_field(state.widths["dense"], state.dense)
     return fields
 
 
@@ -218,18 +211,6 @@ def document_of(name: str, source: Mapping[str, Any]) -> Document:
     """Return a document from what is stored of it."""
     text, uri, metadata, fingerprint = (source[each] for each in SHOWN)
     return Document(name, uri, text, json.loads(metadata), fingerprint)
-
-
-def create_index(client: Elasticsearch, name: str, settings: Json, **options: Any) -> None:
-    """Create an index whose documents keep their exact vectors, on servers of all versions."""
-    import elasticsearch
-
-    try:
-        client.indices.create(index=name, settings={**settings, **_EXACT}, **options)
-    except elasticsearch.BadRequestError as error:
-        if "unknown setting" not in str(error):
-            raise
-        client.indices.create(index=name, settings=settings, **options)
 
 
 @dataclass(frozen=True)
@@ -250,6 +231,7 @@ class Store:
     def __init__(self, client: Elasticsearch, address: Address) -> None:
         self.client = client
         self.address = address
+        self.product = address.product
         self.index = ""
         self.state = State()
         self.seen_fields: set[tuple[str, str]] = set()
@@ -321,21 +303,19 @@ class Store:
 
     def make(self, state: State, shards: int) -> None:
         """Make an index with its alias; if another program just did, take that one."""
-        import elasticsearch
-
         with elastic_errors(self.address):
             name = self._next()
             try:
-                create_index(
+                self.product.create_index(
                     self.client,
                     name,
-                    settings(shards),
-                    mappings=mappings(state),
+                    settings(shards, self.product),
+                    mappings=mappings(state, self.product),
                     aliases={self.address.name: {}, name + _WRITE: {}},
                     wait_for_active_shards=0,  # `wait` does
                 )
-            except elasticsearch.BadRequestError as error:
-                if error.error != "resource_already_exists_exception":
+            except self.product.refused() as error:
+                if getattr(error, "error", None) != "resource_already_exists_exception":
                     raise
         self.check()
 
@@ -345,7 +325,7 @@ class Store:
         What an earlier rebuild left unfinished is deleted.
         """
         old = self.index if self.find() else None
-        wanted = settings(shards or 1)
+        wanted = settings(shards or 1, self.product)
         with elastic_errors(self.address):
             if old is not None:
                 kept = self.client.indices.get_settings(index=old).body[old]["settings"]["index"]
@@ -359,12 +339,12 @@ class Store:
                 if is_unfinished and name + _WRITE in found["aliases"] and KEY in described:
                     self.client.indices.delete(index=name)
             # No retries: after a lost answer, this index would seem to be another program's.
-            create_index(
+            self.product.create_index(
                 self.client.options(max_retries=0),
                 self.index,
                 # Copies are made at the end, so that each document is indexed only once.
                 {**wanted, "auto_expand_replicas": False, "number_of_replicas": 0},
-                mappings=mappings(state),
+                mappings=mappings(state, self.product),
                 aliases={self.target: {}},
                 wait_for_active_shards=0,
             )
@@ -373,8 +353,6 @@ class Store:
 
     def publish(self, keep_old: int) -> None:
         """Give the alias to the new index, and delete old ones but the newest, in one step."""
-        import elasticsearch
-
         with elastic_errors(self.address):
             alias = self.address.name
             old = [name for name in self._meant() if name != self.index]
@@ -395,7 +373,7 @@ class Store:
             actions.append({"add": {"index": self.index, "alias": alias}})
             try:
                 self.client.indices.update_aliases(actions=actions)
-            except (elasticsearch.TransportError, elasticsearch.ApiError):
+            except self.product.failed():
                 # Perhaps only the answer was lost.
                 if self.index not in self._meant():
                     raise
@@ -485,10 +463,18 @@ class Store:
             meta = {**self._meta(self.index), **state.dump()}
             if vocabulary is not None:
                 meta[VOCABULARY] = packed(vocabulary)
-            self.client.indices.put_mapping(
-                index=self.index, meta=meta, properties=leg_fields(state)
-            )
+            try:
+                self._put(state, meta)
+            except self.product.refused() as error:
+                if not self.product.lacks_dense_field(error):
+                    raise
+                state = replace(state, dense=DENSE_STORED)
+                self._put(state, {**meta, **state.dump()})
         self.state = state
+
+    def _put(self, state: State, meta: Json) -> None:
+        fields = leg_fields(state, self.product)
+        self.client.indices.put_mapping(index=self.index, meta=meta, properties=fields)
 
     def _meta(self, index: str) -> Json:
         found = self.client.indices.get_mapping(index=index, filter_path="*.mappings._meta").body

@@ -15,6 +15,7 @@ import numpy as np
 
 from lexvla.errors import UnsupportedError
 from lexvla_indexer.elastic.layout import FILTER, ID
+from lexvla_indexer.elastic.product import Product
 from lexvla_indexer.facets import Facet, FacetCounts, Range
 from lexvla_indexer.filter_terms import starts_of_values
 from lexvla_indexer.filters import And, Comparison, Filter, Value
@@ -38,9 +39,9 @@ _KINDS = ("boolean", "double", "keyword")  # in the order of their values
 _COUNTED = 50_000  # values that each shard counts, of which the best are taken
 
 
-def names_of(field: str) -> dict[str, str]:
+def names_of(field: str, product: Product) -> dict[str, str]:
     """Return the names of a metadata field's typed fields, by kind."""
-    return {kind: f"{kind}.{field}" for kind in _KINDS}
+    return {kind: f"{kind}.{product.part(field)}" for kind in _KINDS}
 
 
 def has_value(field: str) -> Json:
@@ -49,12 +50,12 @@ def has_value(field: str) -> Json:
     return {"bool": {"should": any_of, "minimum_should_match": 1}}
 
 
-def sort_of(order: Sequence[Order]) -> list[Json]:
+def sort_of(order: Sequence[Order], product: Product) -> list[Json]:
     """Return what to sort by: several fields for each, as it may have values of each type."""
     made: list[Json] = []
     for field, descending in order:
         direction = "desc" if descending else "asc"
-        pairs = list(names_of(field).items())
+        pairs = list(names_of(field, product).items())
         for kind, name in reversed(pairs) if descending else pairs:
             rules = {"order": direction, "missing": "_last", "unmapped_type": kind}
             made.append({name: rules})

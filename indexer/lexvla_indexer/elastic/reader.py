@@ -16,7 +16,7 @@ from lexvla.encoding import Encoding
 from lexvla.errors import UnknownDocumentError, UnsupportedError
 from lexvla.vocabulary import Vocabulary
 from lexvla_indexer.base import Fetched, Results
-from lexvla_indexer.bm25 import K1, idf
+from lexvla_indexer.bm25 import idf
 from lexvla_indexer.document import Document
 from lexvla_indexer.elastic.connection import elastic_errors, found_documents, refusal, whole
 from lexvla_indexer.elastic.layout import (
@@ -40,6 +40,7 @@ from lexvla_indexer.elastic.listings import (
     position_of,
     sort_of,
 )
+from lexvla_indexer.elastic.product import DENSE_STORED
 from lexvla_indexer.elastic.requests import (
     CANDIDATES,
     WINDOW,
@@ -52,7 +53,7 @@ from lexvla_indexer.elastic.requests import (
 from lexvla_indexer.elastic.selection import any_of, selection
 from lexvla_indexer.elastic.stored_vectors import STORED, incomplete, rows_of
 from lexvla_indexer.facets import Facet, FacetCounts, Range
-from lexvla_indexer.filter_terms import listed_fields, terms_of_field, typed_term
+from lexvla_indexer.filter_terms import terms_of_field, typed_term
 from lexvla_indexer.filters import ATTRIBUTES, Comparison, Filter, check_fields
 from lexvla_indexer.known_fields import check_known
 from lexvla_indexer.legs import Leg, VectorLeg, check_asked, widths_of
@@ -108,6 +109,7 @@ class Reader:
         self._client = store.client
         self._address = store.address
         self._state = store.state
+        self._product = store.product
         self._vocabulary = vocabulary
         self._seen_fields = store.seen_fields
         terms = vocabulary.terms
@@ -122,19 +124,17 @@ class Reader:
         filter: str | None,  # noqa: A002 - the public word for it
     ) -> list[Results]:
         """Return the k best for each query, by one request for all."""
-        check_asked(queries, k, leg, self._state.widths, self._address)
+        self._check_asked(queries, k, leg)
         chosen = self._chosen(filter)
-        self._check_depth(k, leg)
         found = [Results([], np.empty(0))] * len(queries)
 
         def hits_of(rows: Iterable[int], most: int) -> dict[int, Hits]:
-            terms, state = self._vocabulary.terms, self._state
-            made = {row: leg_query(queries, leg, terms, state, most, chosen, row) for row in rows}
+            made = {row: self._leg_query(queries, leg, most, chosen, row) for row in rows}
             asked = {row: query for row, query in made.items() if query is not None}
             return dict(zip(asked, self._many(list(asked.values()), most), strict=True))
 
         every = range(len(queries))
-        if leg != "dense":
+        if leg != "dense" or not self._product.asks_neighbours:
             answers = hits_of(every, k)
         elif self._state.dense != FLAT or k >= WINDOW:
             answers = hits_of(every, min(k, WINDOW))
@@ -150,12 +150,12 @@ class Reader:
 
     def rescore(self, query: Encoding, leg: VectorLeg, ids: Sequence[str]) -> list[float]:
         """Return what the server gives some documents for one query; see `Index.rescore`."""
-        check_asked(query, 1, leg, self._state.widths, self._address)
+        self._check_asked(query, 1, leg)
         scores: dict[str, float] = {}
         for start in range(0, len(ids), WINDOW):
             some = list(ids[start : start + WINDOW])
             chosen = {"ids": {"values": some}}
-            made = leg_query(query, leg, self._vocabulary.terms, self._state, len(some), chosen)
+            made = self._leg_query(query, leg, len(some), chosen)
             if made is not None:
                 (hits,) = self._many([made], len(some))
                 given = _scores(hits, self._scale(query, leg, 0))
@@ -213,8 +213,8 @@ class Reader:
         terms = ({"term": {WORDS: word}} for word in words)
         documents, *counts = self._counts([{"exists": {"field": WORDS}}, *terms])
         there = [word for word, count in zip(words, counts, strict=True) if count]
-        # The server multiplies by K1 + 1, as Lucene once did.
-        most = float(idf(documents, np.array(counts)).sum()) * (K1 + 1)
+        scale = self._product.text_scale(self._client)
+        most = float(idf(documents, np.array(counts)).sum()) * scale
         return TextLeg(partial(text_query, there), most) if there else None
 
     def _counts(self, queries: Sequence[Json]) -> list[int]:
@@ -267,13 +267,10 @@ class Reader:
                 if text_leg is not None:
                     one, server_score = text_leg.query(chosen), text_leg.most
             else:
-                check_asked(query, k, leg, self._state.widths, self._address)
-                self._check_depth(k, leg)
+                self._check_asked(query, k, leg)
                 server_score = self._scale(query, leg, 0) or 1.0
                 # More neighbours than wanted, as of equal ones the first by id are wanted.
-                one = leg_query(
-                    query, leg, self._vocabulary.terms, self._state, WINDOW, chosen, named=named
-                )
+                one = self._leg_query(query, leg, WINDOW, chosen, named=named)
             if one is None:
                 continue
             made[leg] = search_body(one, min(k, WINDOW), self._state.fields.id)
@@ -298,7 +295,7 @@ class Reader:
 
     def lost(self) -> list[str]:
         """Return the ids of documents that searches cannot find, as something of theirs is gone."""
-        with closing(self._pages(incomplete(self._state))) as pages:
+        with closing(self._pages(incomplete(self._state, self._product))) as pages:
             return [name for name, _ in pages]
 
     def count(self, scope: Scope = EVERYTHING) -> int:
@@ -314,7 +311,12 @@ class Reader:
         last = None if after is None else after_of(after)
         while len(found.documents) < limit:
             size = min(limit - len(found.documents), LISTED)
-            body = {"query": query, "size": size, "sort": sort_of(sort), "_source": list(SHOWN)}
+            body = {
+                "query": query,
+                "size": size,
+                "sort": sort_of(sort, self._product),
+                "_source": list(SHOWN),
+            }
             if last is not None:
                 body["search_after"] = last
             with elastic_errors(self._address):
@@ -353,25 +355,25 @@ class Reader:
     def _counted(self, field: str) -> tuple[dict[str, str], Json]:
         """Return the server's fields of a metadata field by kind, and what finds any value."""
         # Not by "exists": of a field "a" that is not there, that finds "a.b".
-        return names_of(field), has_value(field)
+        return names_of(field, self._product), has_value(field)
 
     def _range(self, field: str, limits: Range) -> Json:
         if isinstance(limits.high if limits.low is None else limits.low, str):
             pairs = {"gte": limits.low, "lt": limits.high}
             given = {sign: at for sign, at in pairs.items() if at is not None}
-            return {"range": {f"keyword.{field}": given}}
+            return {"range": {f"keyword.{self._product.part(field)}": given}}
         return selection(number_range(field, limits), self._matching)
 
     def _check_typed(self, fields: Sequence[str], purpose: str) -> None:
         """Refuse fields that no document has, or that the server has no typed field of."""
         check_known(fields, purpose, self._has_field, self._fields)
-        typed = [name for field in fields for name in names_of(field).values()]
+        typed = [name for field in fields for name in names_of(field, self._product).values()]
         with elastic_errors(self._address):
             known = (
                 self._client.field_caps(index=self.index, fields=typed)["fields"] if typed else {}
             )
         for field in fields:
-            if not known.keys().isdisjoint(names_of(field).values()):
+            if not known.keys().isdisjoint(names_of(field, self._product).values()):
                 continue
             if field in ATTRIBUTES:  # each document has its own, which is not metadata
                 check_known([field], purpose, lambda _: False, self._fields)
@@ -404,7 +406,7 @@ class Reader:
         settings = kept[self.index]["settings"]["index"]
         state = self._state
         found: Json = {
-            "engine": "elasticsearch",
+            "engine": self._product.engine,
             "documents": self.count(),
             "index": self.index,
             "health": health["status"],
@@ -414,16 +416,14 @@ class Reader:
             "deleted_rows": primaries["docs"]["deleted"],
             "bytes": primaries["store"]["size_in_bytes"],
             "legs": dict(state.widths),
-            "searched_legs": list(state.widths),
+            "searched_legs": [leg for leg in state.widths if self._is_searched(leg)],
             **self._own_facts(),
             "weights": "9 significant bits, cut off: scores are up to 0.4% low",
             "writer_version": state.writer_version,
-            "elasticsearch_version": str(settings["version"].get("created_string", "")),
+            f"{self._product.engine}_version": str(settings["version"].get("created_string", "")),
         }
         if "dense" in state.widths:
-            exact = f"exact, up to {FLAT_DOCUMENTS:,} documents"
-            graph = f"approximate: {state.dense}, of each shard's {CANDIDATES:,} candidates or k"
-            found["dense_search"] = exact if state.dense == FLAT else graph
+            found["dense_search"] = self._dense_search()
         return found
 
     def _own_facts(self) -> Json:
@@ -433,9 +433,37 @@ class Reader:
             "format_version": FORMAT_VERSION,
         }
 
-    def _check_depth(self, k: int, leg: VectorLeg) -> None:
-        if leg == "dense" and k > WINDOW and self.count() > WINDOW:
-            rule = f"Elasticsearch gives at most {WINDOW:,} hits by dense vectors, not {k:,}"
+    def _is_searched(self, leg: str) -> bool:
+        return leg != "dense" or self._state.dense != DENSE_STORED
+
+    def _dense_search(self) -> str:
+        if self._state.dense == DENSE_STORED:
+            return f"none: {self._product.lacks_dense}"
+        if self._state.dense != FLAT:
+            kind = f"approximate: {self._state.dense}"
+            return f"{kind}, of each shard's {CANDIDATES:,} candidates or k"
+        return f"exact, up to {FLAT_DOCUMENTS:,} documents" if self._product.graph else "exact"
+
+    def _leg_query(
+        self,
+        queries: Encoding,
+        leg: VectorLeg,
+        k: int,
+        chosen: Json | None,
+        row: int = 0,
+        named: bool = False,
+    ) -> Json | None:
+        terms = self._vocabulary.terms
+        return leg_query(queries, leg, terms, self._state, self._product, k, chosen, row, named)
+
+    def _check_asked(self, queries: Encoding, k: int, leg: VectorLeg) -> None:
+        check_asked(queries, k, leg, self._state.widths, self._address)
+        if not self._is_searched(leg):
+            rule = "dense vectors are stored, but the server cannot search them"
+            raise UnsupportedError(f"{self._address}: {rule}: {self._product.lacks_dense}")
+        is_deep = leg == "dense" and self._product.asks_neighbours and k > WINDOW
+        if is_deep and self.count() > WINDOW:
+            rule = f"{self._product.name} gives at most {WINDOW:,} hits by dense vectors, not {k:,}"
             raise UnsupportedError(f"{self._address}: {rule}")
 
     def _many(self, queries: Sequence[Json], k: int, **options: Any) -> list[Hits]:
@@ -529,16 +557,10 @@ class Reader:
 
     def _fields(self) -> Iterable[str] | None:
         """Return all metadata fields; ``None`` if there are no documents."""
-
-        def next_term(text: str) -> str | None:
-            with elastic_errors(self._address):
-                answer = self._client.terms_enum(
-                    index=self.index, field=FILTER, size=1, search_after=text or None
-                )
-            terms: list[str] = answer["terms"]
-            return terms[0] if terms else None
-
-        return listed_fields(next_term) if self._count(_ITEMS) else None
+        if not self._count(_ITEMS):
+            return None
+        with elastic_errors(self._address):
+            return list(self._product.metadata_fields(self._client, self.index))
 
     def _matching(self, part: Filter) -> Collection[str]:
         """Return the ids of documents that match a range which terms cannot decide."""
@@ -569,7 +591,7 @@ class Reader:
 
     def _rows(self, ids: Sequence[str], sources: Mapping[str, Json]) -> Encoding:
         rows = [sources[name] for name in ids]
-        return rows_of(rows, self._vocabulary, self._state.widths)
+        return rows_of(rows, self._vocabulary, self._state.widths, self._product)
 
 
 def _is_tied(hits: Hits, k: int) -> bool:

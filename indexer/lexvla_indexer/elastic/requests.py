@@ -11,6 +11,7 @@ import numpy as np
 
 from lexvla.encoding import Encoding
 from lexvla_indexer.elastic.layout import FLAT, WORDS, State
+from lexvla_indexer.elastic.product import Product
 from lexvla_indexer.legs import Leg, VectorLeg
 
 __all__ = [
@@ -71,6 +72,7 @@ def leg_query(
     leg: VectorLeg,
     terms: Sequence[str],
     state: State,
+    product: Product,
     k: int,
     chosen: Json | None = None,
     row: int = 0,
@@ -85,30 +87,14 @@ def leg_query(
         vector = None if queries.dense is None else queries.dense[row]
         if vector is None or not vector.any():
             return None
+        scaled = (vector * np.float32(dense_scale(vector, state))).tolist()
+        is_quantised = state.dense not in UNQUANTISED
         wanted = candidates(k, state)
-        neighbours: Json = {
-            "field": state.fields.legs[leg],
-            "query_vector": (vector * np.float32(dense_scale(vector, state))).tolist(),
-            "k": wanted,
-            "num_candidates": wanted,
-        }
-        if state.dense not in UNQUANTISED:
-            neighbours["rescore_vector"] = {"oversample": 2.0}
-        if chosen is not None:
-            neighbours["filter"] = chosen
-        return {"knn": neighbours}
+        return product.dense_query(state.fields.legs[leg], scaled, wanted, is_quantised, chosen)
     weights = named_terms(queries, leg, terms, row)
     if not weights:
         return None
-    # Without "prune": false newer servers leave out words that are frequent and have low weights.
-    settings = {"field": state.fields.legs[leg], "prune": False}
-    found: Json = {"sparse_vector": {**settings, "query_vector": weights}}
-    if named:
-        clauses = [
-            {"sparse_vector": {**settings, "query_vector": {term: weight}, "_name": term}}
-            for term, weight in weights.items()
-        ]
-        found = {"bool": {"should": clauses}}
+    found = product.words_query(state.fields.legs[leg], weights, named)
     return found if chosen is None else {"bool": {"must": [found], "filter": [chosen]}}
 
 

@@ -13,6 +13,7 @@ from lexvla.encoding import Encoding
 from lexvla.errors import IndexCorruptError
 from lexvla.vocabulary import Vocabulary
 from lexvla_indexer.elastic.layout import FIELD_OF, FILTER, ID, PATCHES, State
+from lexvla_indexer.elastic.product import Product
 
 __all__ = ["STORED", "incomplete", "rows_of"]
 
@@ -21,18 +22,21 @@ Json = dict[str, Any]
 STORED = (*FIELD_OF.values(), PATCHES)
 
 
-def incomplete(state: State) -> Json:
+def incomplete(state: State, product: Product) -> Json:
     """Return a query for documents that lack what searches need, such as a leg's field.
 
     Whoever replaces a document whole can leave that out.
     """
-    fields = [ID, FILTER, *(FIELD_OF[leg] for leg in FIELD_OF if leg in state.widths)]
-    there: list[Json] = [{"exists": {"field": field}} for field in fields]
+    there: list[Json] = [{"exists": {"field": field}} for field in (ID, FILTER)]
+    there += [product.has_leg(FIELD_OF[leg]) for leg in FIELD_OF if leg in state.widths]
     return {"bool": {"must_not": [{"bool": {"filter": there}}]}}
 
 
 def rows_of(
-    sources: Sequence[Mapping[str, Any]], vocabulary: Vocabulary, widths: Mapping[str, int]
+    sources: Sequence[Mapping[str, Any]],
+    vocabulary: Vocabulary,
+    widths: Mapping[str, int],
+    product: Product,
 ) -> Encoding:
     """Return the exact rows of documents, at least one; of those that lost them, empty rows.
 
@@ -42,7 +46,9 @@ def rows_of(
     for source in sources:
         stored = source.get(FIELD_OF["lexical"]) or {}
         try:
-            columns = np.fromiter(map(vocabulary.id, stored), np.int32, len(stored))
+            columns = np.fromiter(
+                map(vocabulary.id, map(product.name_of, stored)), np.int32, len(stored)
+            )
         except KeyError as error:
             rule = f"has the term {error}, which the vocabulary of the index lacks"
             raise IndexCorruptError(f"document {source.get(ID)!r} {rule}") from error

@@ -18,8 +18,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from lexvla_indexer.document import MetadataValue
+from lexvla_indexer.elastic.product import Product
 
-__all__ = ["DYNAMIC_TEMPLATES", "LONGEST", "TYPED_FIELDS", "typed_metadata"]
+__all__ = ["DYNAMIC_TEMPLATES", "LONGEST", "typed_fields", "typed_metadata"]
 
 Json = dict[str, Any]
 
@@ -31,10 +32,6 @@ _MAPPED: dict[str, Json] = {
     "date": {"type": "date", "format": "strict_date_optional_time", "ignore_malformed": True},
     "boolean": {"type": "boolean"},
 }
-# Without subobjects a dot in a key is a letter like others.
-TYPED_FIELDS: Json = {
-    kind: {"type": "object", "dynamic": "true", "subobjects": False} for kind in _MAPPED
-}
 DYNAMIC_TEMPLATES: list[Json] = [
     {kind: {"path_match": f"{kind}.*", "mapping": mapped}} for kind, mapped in _MAPPED.items()
 ]
@@ -43,12 +40,20 @@ _DATE = re.compile(
 )
 
 
-def typed_metadata(metadata: Mapping[str, MetadataValue]) -> dict[str, dict[str, MetadataValue]]:
+def typed_fields(product: Product) -> Json:
+    """Return the mapping of the objects of all types."""
+    return {kind: product.object_field() for kind in _MAPPED}
+
+
+def typed_metadata(
+    metadata: Mapping[str, MetadataValue], product: Product
+) -> dict[str, dict[str, MetadataValue]]:
     """Return metadata by type; without names that are blank and numbers beyond float64."""
     typed: dict[str, dict[str, MetadataValue]] = {}
     for name, value in metadata.items():
         if not name.strip():
             continue
+        name = product.part(name)
         if isinstance(value, bool):
             typed.setdefault("boolean", {})[name] = value
         elif isinstance(value, int | float):

@@ -33,13 +33,13 @@ from lexvla_indexer.elastic.layout import (
     FILTER,
     FLAT,
     FLAT_DOCUMENTS,
-    GRAPH,
     ID,
     PATCHES,
     STRONGEST,
     WORDS,
     Store,
 )
+from lexvla_indexer.elastic.product import Product
 from lexvla_indexer.elastic.stored_vectors import incomplete
 from lexvla_indexer.elastic.typed_fields import typed_metadata
 from lexvla_indexer.filter_terms import terms_of
@@ -56,7 +56,6 @@ __all__ = ["PAUSES", "Writer", "check_rows", "patiently", "reason_of", "row_valu
 T = TypeVar("T")
 
 MAX_ID_BYTES = 512
-MAX_DIMENSIONS = 4096  # of dense_vector
 UNAVAILABLE = 503  # HTTP: no shard takes it
 LEAST_WEIGHT = float(np.finfo(np.float32).smallest_normal)  # the server refuses smaller ones
 
@@ -118,7 +117,7 @@ class Writer:
         return found
 
     def _lost(self, names: list[str]) -> list[str]:
-        chosen = [{"ids": {"values": names}}, incomplete(self._store.state)]
+        chosen = [{"ids": {"values": names}}, incomplete(self._store.state, self._store.product)]
         with elastic_errors(self._address):
             answer = self._client.search(
                 index=self._store.index,
@@ -154,8 +153,9 @@ class Writer:
         has_grown = bool(staging.documents)
         staging.clear()
         is_flat = "dense" in store.state.widths and store.state.dense == FLAT
-        if has_grown and is_flat and self._count() > FLAT_DOCUMENTS:
-            store.describe(dense=GRAPH)
+        graph = store.product.graph
+        if has_grown and is_flat and graph and self._count() > FLAT_DOCUMENTS:
+            store.describe(dense=graph)
 
     def publish(self, keep_old: int) -> None:
         """Compare the count, and give the alias to the new index."""
@@ -211,7 +211,7 @@ class Writer:
             ({"delete": {"_index": index, "_id": name}}, None) for name in deleted
         )
         if rows is not None:
-            made = zip(rows[0], sources(*rows, terms), strict=True)
+            made = zip(rows[0], sources(*rows, terms, self._store.product), strict=True)
             stored = (({"index": {"_index": index, "_id": d.id}}, source) for d, source in made)
             actions = chain(actions, stored)
         refused: list[Refused] = []
@@ -223,7 +223,9 @@ class Writer:
         names = ", ".join(repr(each.id) for each in refused[1:6])
         more = f" (and {len(refused) - 1:,} more: {names})" if names else ""
         if first.status == 400:
-            raise InputError(first.id, f"Elasticsearch refuses it: {first.reason}{more}")
+            raise InputError(
+                first.id, f"{self._store.product.name} refuses it: {first.reason}{more}"
+            )
         rule = f"{first.id!r} was not taken: {first.reason}{more}"
         raise EngineUnavailableError(f"{self._address}: {rule}")
 
@@ -232,7 +234,7 @@ class Writer:
 
         def send() -> list[Refused]:
             with elastic_errors(self._address):
-                return _send_once(self._client, piece)
+                return _send_once(self._store.product, self._client, piece)
 
         for pause in PAUSES:
             refused = patiently(send)
@@ -248,7 +250,7 @@ class Writer:
         return int(whole(self._address, answer.body)["count"])
 
 
-def check_rows(documents: Sequence[Document], encoding: Encoding) -> None:
+def check_rows(documents: Sequence[Document], encoding: Encoding, product: Product) -> None:
     """Refuse rows that the server would refuse but `Encoding` allows.
 
     A weight that is not a normal float32 number, or an id of more than 512 bytes, raises InputError
@@ -256,17 +258,18 @@ def check_rows(documents: Sequence[Document], encoding: Encoding) -> None:
     """
     for document in documents:
         if (size := len(document.id.encode())) > MAX_ID_BYTES:
-            rule = f"Elasticsearch takes ids of at most {MAX_ID_BYTES} bytes, not {size:,}"
+            rule = f"{product.name} takes ids of at most {MAX_ID_BYTES} bytes, not {size:,}"
             raise InputError(document.id, rule)
     for matrix in (encoding.lexical, encoding.codes):
         if matrix is not None and matrix.nnz and matrix.data.min() < LEAST_WEIGHT:
             at = int(np.argmin(matrix.data))
             row = int(np.searchsorted(matrix.indptr, at, side="right")) - 1
             least = f"{LEAST_WEIGHT:.3g}, not {matrix.data[at]}"
-            rule = f"Elasticsearch takes weights of at least {least}"
+            rule = f"{product.name} takes weights of at least {least}"
             raise InputError(documents[row].id, rule)
-    if encoding.dense is not None and encoding.dense.shape[1] > MAX_DIMENSIONS:
-        rule = f"Elasticsearch takes dense vectors of at most {MAX_DIMENSIONS:,} numbers"
+    if encoding.dense is not None and encoding.dense.shape[1] > product.most_dimensions:
+        most = f"{product.most_dimensions:,} numbers"
+        rule = f"{product.name} takes dense vectors of at most {most}"
         raise UnsupportedError(f"{rule}, not {encoding.dense.shape[1]:,}")
 
 
@@ -280,12 +283,10 @@ def patiently(ask: Callable[[], T]) -> T:
     return ask()
 
 
-def _send_once(client: Elasticsearch, piece: list[Action]) -> list[Refused]:
-    from elasticsearch.helpers import streaming_bulk
-
-    answers = streaming_bulk(
+def _send_once(product: Product, client: Elasticsearch, piece: list[Action]) -> list[Refused]:
+    answers = product.bulk(
         client,
-        cast(Any, piece),
+        piece,
         expand_action_callback=cast(Any, tuple),  # they are expanded already
         require_alias=True,
         chunk_size=BULK,
@@ -314,19 +315,21 @@ def reason_of(error: Any) -> str:
 
 
 def sources(
-    documents: Sequence[Document], encoding: Encoding, terms: Sequence[str]
+    documents: Sequence[Document], encoding: Encoding, terms: Sequence[str], product: Product
 ) -> Iterator[str]:
     """Yield documents as the server takes them: JSON."""
-    for document, row in zip(documents, row_values(encoding, terms), strict=True):
+    own_legs = [FIELD_OF[leg] for leg in FIELD_OF if leg in widths_of(encoding)]
+    for document, row in zip(documents, row_values(encoding, terms, product), strict=True):
         made: dict[str, Any] = {
             ID: document.id,
             FILTER: list(terms_of(document)),
             STRONGEST: row.strongest,
             "text": document.text,
             "uri": document.uri,
-            **typed_metadata(document.metadata),
+            **typed_metadata(document.metadata, product),
             "metadata": json.dumps(dict(document.metadata)),
             "fingerprint": document.fingerprint,
+            **product.own_fields(own_legs, document.metadata),
         }
         if row.patches is not None:
             made[PATCHES] = row.patches
@@ -350,11 +353,13 @@ class RowValues(NamedTuple):
     patches: str | None
 
 
-def row_values(encoding: Encoding, terms: Sequence[str]) -> Iterator[RowValues]:
+def row_values(encoding: Encoding, terms: Sequence[str], product: Product) -> Iterator[RowValues]:
     """Yield what is stored of each row."""
     # One format writes all numbers of a row. 9 digits distinguish all float32 numbers; the json
     # module would write the 17 of a float64, which takes it and the server longer.
-    of_word = cache(lambda column: _json(terms[column]).replace("%", "%%") + f":{NUMBER}")
+    of_word = cache(
+        lambda column: _json(product.part(terms[column])).replace("%", "%%") + f":{NUMBER}"
+    )
     legs: list[tuple[VectorLeg, sparse.csr_array, Callable[[int], str]]]
     legs = [("lexical", encoding.lexical, of_word)]
     if encoding.codes is not None:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from lexvla.image_formats import MAX_PIXELS
 from lexvla_indexer.elastic.attaching import attach
-from lexvla_indexer.elastic.connection import SCHEME, Address, connect
+from lexvla_indexer.elastic.connection import Address, connect
+from lexvla_indexer.elastic.elasticsearch_product import ELASTICSEARCH
 from lexvla_indexer.elastic.filling import fill
 from lexvla_indexer.pointed_images import PointedImages
 from lexvla_indexer.reading import Reading
@@ -87,11 +88,16 @@ class Options(ModelOptions, JsonOptions):
     strict: bool = flag("fail if any document was rejected")
 
 
+def own_index(address: str) -> Address:
+    """Read an address of Elasticsearch."""
+    if not address.startswith(f"{ELASTICSEARCH.engine}+"):
+        raise UsageError("only an index of Elasticsearch can be attached: elasticsearch+http://...")
+    return Address.parse(address)
+
+
 def run(options: Options) -> int:
     """Add fields to an index of the user's own, and fill them."""
-    if not options.address.startswith(SCHEME):
-        raise UsageError("only an index of Elasticsearch can be attached: elasticsearch+http://...")
-    address = Address.parse(options.address)
+    address = own_index(options.address)
     root = None if options.image_root is None else Path(options.image_root)
     if root is not None and not root.is_dir():
         raise UsageError(f"--image-root: {options.image_root!r} is not a folder")

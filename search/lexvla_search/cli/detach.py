@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lexvla_indexer.elastic.connection import SCHEME, Address, connect
+from lexvla_indexer.elastic.connection import connect
 from lexvla_indexer.elastic.filling import detach
 from lexvla_search.cli.arguments import JsonOptions, not_empty, positional
-from lexvla_search.cli.attach import ADDRESS
-from lexvla_search.cli.console import UsageError, print_json
+from lexvla_search.cli.attach import ADDRESS, own_index
+from lexvla_search.cli.console import print_json
 
 
 @dataclass(frozen=True)
@@ -20,9 +20,7 @@ class Options(JsonOptions):
 
 def run(options: Options) -> int:
     """Take our fields out of the documents of an attached index."""
-    if not options.address.startswith(SCHEME):
-        raise UsageError("only an index of Elasticsearch can be attached: elasticsearch+http://...")
-    address = Address.parse(options.address)
+    address = own_index(options.address)
     with connect(address) as client:
         count = detach(client, address)
     if options.json:
