@@ -68,6 +68,9 @@ def test_the_client_searches_explains_and_encodes(client: Client, tmp_path: Path
     PICTURES["lime"].save(tmp_path / "lime.png")
     for image in (png(PICTURES["lime"]), tmp_path / "lime.png", str(tmp_path / "lime.png")):
         assert client.search(image=image, k=1)["hits"][0]["id"] == "lime"
+    assert client.search(image=PICTURES["lime"], k=1)["hits"][0]["id"] == "lime"
+    with pytest.raises(InputError, match="or a PIL image, not int"):
+        client.search(image=3)  # type: ignore[arg-type]
     assert client.explain("flag", "red")["rank"] == 2
     assert client.encode(["red"])[0]["words"][0]["word"] == "red"
     assert len(client.encode(images=[png(PICTURES["lime"])] * 3, top_k=1)) == 3

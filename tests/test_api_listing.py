@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -10,9 +11,10 @@ import pytest
 from starlette.testclient import TestClient
 
 from api_fakes import ids, png, served, text_of
+from lexvla_indexer import open_index
 from lexvla_search.api import Limits
 from lexvla_search.client import ApiError, Client
-from search_fakes import PICTURES
+from search_fakes import PICTURES, FakeEncoder
 
 PRICES = [1, 5, 20, 50]
 
@@ -160,3 +162,14 @@ def test_the_client(client: TestClient) -> None:
     with pytest.raises(ApiError) as caught:
         made.search(similar={"n9": 1})
     assert caught.value.status == 404
+
+
+def test_an_empty_index_has_empty_answers(tmp_path: Path) -> None:
+    open_index(str(tmp_path / "pictures.lex"), create=True, vocabulary=FakeEncoder().vocabulary)
+    with served(tmp_path, FakeEncoder()) as client:
+        assert client.get("/v1/documents", params={"sort": "-year"}).json()["documents"] == []
+        for asked in ({"facets": ["year"]}, {"text": "red", "facets": [{"field": "a"}]}):
+            answer = search(client, **asked).json()
+            assert (answer["hits"], answer["total"]) == ([], 0)
+        bounded = search(client, text="red", sort="year", min_score=0.1, filter="year = 1").json()
+        assert bounded["hits"] == []

@@ -116,6 +116,15 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
             ["index", "--from-encoded", "b.npz", "--no-exif", "--index", "x.lex"],
             "--no-exif does not go with --from-encoded",
         ),
+        (
+            ["index", "--from-encoded", "b.npz", "--max-pixels", "9", "--index", "x.lex"],
+            "--max-pixels does not go with --from-encoded",
+        ),
+        (
+            ["index", "--from-encoded", "b.npz", "--batch-size", "9", "--index", "x.lex"],
+            "--batch-size does not go with --from-encoded",
+        ),
+        (["search", "red", "--index", "x.lex", "--max-pixels", "9"], "--max-pixels goes with --im"),
         (["watch", "photos", "--index", "x.lex", "--prune"], "unrecognized arguments: --prune"),
         (["encode", "photos", "--out", "x.csv"], "a file that ends in .npz or .jsonl"),
         (["encode", "photos", "--out", "x.npz", "--shard", "0/2"], "such as 1/4, not '0/2'"),

@@ -12,7 +12,20 @@ pytest.importorskip("fastapi", reason="needs the server: pip install 'lexvla[ser
 from api_fakes import new_index
 from api_server import server
 from lexvla_search.cli import main
+from lexvla_search.client import ApiError
 from search_fakes import PICTURES, MappingEncoder
+
+
+def test_a_server_that_needs_a_key_names_the_option(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise ApiError(401, {"title": "A key is needed", "detail": "there is no such key"})
+
+    monkeypatch.setattr("lexvla_search.client.Client.search", refuse)
+    assert main(["search", "red", "--server", "http://127.0.0.1:1"]) == 1
+    told = "A key is needed: there is no such key; give it by --key or $LEXVLA_KEY"
+    assert capsys.readouterr().err == f"lexvla: error: {told}\n"
 
 
 def test_a_server_is_searched_as_an_index_is(
@@ -47,5 +60,13 @@ def test_a_server_is_searched_as_an_index_is(
         assert "colour" in error
         assert told("red", "--index", index, "--server", url)[0] == 2
         assert told("red", "--no-model", "--server", url)[0] == 2
+        image = ["--image", str(tmp_path / "lime.png")]
+        assert told(*image, "--max-pixels", "999999", "--server", url)[0] == 2
+        status, _, error = told(*image, "--max-pixels", "3", "--index", index)
+        assert status == 1
+        assert error.endswith("lime.png': has more than 3 pixels (64 x 64)\n")
+        assert told(*image, "--max-pixels", "999999", "--index", index) == told(
+            *image, "--index", index
+        )
     assert told("red")[0] == 2
     assert told("red", "--server", url)[0] == 1  # it has ended

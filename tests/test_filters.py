@@ -276,6 +276,48 @@ def test_what_matches(text, is_match):
     assert Filter.parse(text).matches(DOCUMENT) is is_match
 
 
+TIMES = ("2023-12-31T23:59:59", "2024-01-01T00:00:00", "2024-06-30T23:59:59", "2025-01-01T00:00:00")
+
+
+@pytest.mark.parametrize(
+    ("text", "matched"),
+    [
+        ("taken = 2024", (1, 2)),
+        ("taken != 2024", (0, 3)),
+        ("taken < 2024", (0,)),
+        ("taken <= 2024", (0, 1, 2)),
+        ("taken > 2024", (3,)),
+        ("taken >= 2024", (1, 2, 3)),
+        ('taken >= "2024"', (1, 2, 3)),
+        ("taken = 2024-06", (2,)),
+        ("taken <= 2024-06", (0, 1, 2)),
+        ("taken > 2024-06", (3,)),
+        ("taken = 2024-01-01", (1,)),
+        ("taken < 2024-06-30", (0, 1)),
+        ("taken <= 2024-06-30", (0, 1, 2)),
+        ("taken in (2023, 2024-06-30)", (0, 2)),
+        ("taken = 2024-06-30T23:59:59", (2,)),
+        ("taken > 2024-06-30T00:00:00", (2, 3)),
+        ("not taken = 2024", (0, 3)),
+    ],
+)
+def test_a_year_month_or_day_is_the_whole_of_it(text, matched):
+    photos = [Document(str(n), metadata={"taken": time}) for n, time in enumerate(TIMES)]
+    chosen = Filter.parse(text)
+    assert tuple(int(photo.id) for photo in photos if chosen.matches(photo)) == matched
+    assert not any(chosen.matches(Document("x", metadata={"other": time})) for time in TIMES) or (
+        text.startswith("not")
+    )
+
+
+def test_a_number_that_is_called_taken_stays_one():
+    for text, matched in (("taken = 2024", True), ("taken != 2024", False), ("taken > 2023", True)):
+        assert Filter.parse(text).matches(Document("a", metadata={"taken": 2024})) is matched
+    listed = Document("a", metadata={"taken": ["2024", "x"]})
+    assert Filter.parse('taken = "2024"').matches(listed)
+    assert not Filter.parse('taken != "2024"').matches(listed)
+
+
 def test_metadata_hides_what_is_the_documents_own():
     document = Document("x1", text="own", metadata={"id": 7, "text": ["a"]})
     for text in ("id = 7", "text = a", 'uri = ""', "not id = x1"):

@@ -172,6 +172,14 @@ def test_another_writer_has_its_turn(tmp_path: Path, monkeypatch: pytest.MonkeyP
         until(lambda: "007.png" in state(place))
 
 
+def test_no_model_is_loaded_for_what_is_not_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("lexvla_search.cli.arguments.load_model", lambda *_: 1 / 0)
+    assert cli.main(["watch", str(tmp_path / "a"), "--index", str(tmp_path / "i.lex")]) == 1
+    assert capsys.readouterr().err == f"lexvla: error: {str(tmp_path / 'a')!r}: is not a folder\n"
+
+
 def test_what_cannot_be_watched_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def watch(path: Path) -> None:
         next(watch_folder(path, lambda: new_index(tmp_path / "i"), ColourEncoder(), stop))

@@ -154,6 +154,41 @@ def test_a_hit_is_one_line(index: Index) -> None:
     assert repr(first) == f"<Hit 1. {first.id!r} {first.label!r}>"
 
 
+def test_searchers_indexes_and_answers_say_what_they_are(index: Index) -> None:
+    searcher = Searcher(FakeEncoder(), index)
+    shown = f"<EmbeddedIndex {str(index)!r}, model 'fake'>"
+    assert repr(index) == shown
+    assert repr(searcher) == f"<Searcher of {shown} by 'fake'>"
+    answer = searcher.answer("red", k=2)
+    assert repr(answer) == f"<Answer: 2 hits of {answer.total}, best {answer.hits[0]!r}>"
+    assert repr(searcher.answer("zebra")).startswith("<Answer: 0 hits of ")
+
+
+def test_texts_of_many_queries_are_encoded_in_one_call(
+    index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queries = ["red", "blue gren", Query("red", k=1), Query(terms={"green": 1.0}), "zebra"]
+    alone = [Searcher(FakeEncoder(), index).search(query) for query in queries]
+    calls, encode = [], FakeEncoder.encode_text
+
+    def counted(self: FakeEncoder, texts: list[str]) -> Any:
+        calls.append(texts)
+        return encode(self, texts)
+
+    monkeypatch.setattr(FakeEncoder, "encode_text", counted)
+    searcher = Searcher(FakeEncoder(), index)
+    assert searcher.search_many(queries) == alone
+    assert len(calls) == 1
+
+    def refused(self: FakeEncoder, texts: list[str]) -> Any:
+        if len(texts) > 1:
+            raise InputError("blue", "is refused in company")
+        return counted(self, texts)
+
+    monkeypatch.setattr(FakeEncoder, "encode_text", refused)
+    assert searcher.search_many(queries) == alone
+
+
 def test_a_query_is_a_text_or_a_query(index: Index) -> None:
     searcher = Searcher(FakeEncoder(), index)
     (hit,) = searcher.search("red", k=1)

@@ -470,6 +470,10 @@ class Index(ABC):
     def __str__(self) -> str:
         return str(self._place)
 
+    def __repr__(self) -> str:
+        made = f", model {self.model!r}" if self.model else ""
+        return f"<{type(self).__name__} {str(self)!r}{made}>"
+
     def __enter__(self) -> Self:
         return self
 

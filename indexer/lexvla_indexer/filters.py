@@ -47,6 +47,7 @@ Value = str | int | float | bool
 Kind = Literal["string", "number", "boolean"]
 Operator = Literal["=", "!=", "<", "<=", ">", ">="]
 
+TAKEN = "taken"  # when a photograph was taken, as `lexvla index` reads it of the file
 ATTRIBUTES = ("id", "uri", "text")  # of a document, usable as fields
 
 MAX_LENGTH = 16 * 1024 * 1024  # characters: 100,000 ids of 160 characters
@@ -186,6 +187,43 @@ def check_fields(
     check_known(_fields(filter), "filter by", has, listed, ATTRIBUTES)
 
 
+def meant(part: Comparison | In) -> Filter:
+    """Return what people mean by a comparison of the time ``taken`` with a year, month or day.
+
+    That is a whole period: ``taken <= 2024`` has all of that year, ``taken = 2024-06`` all of June.
+    """
+    if part.field != TAKEN:
+        return part
+    if isinstance(part, In):
+        periods = [meant(Comparison(TAKEN, "=", value)) for value in part.values if _period(value)]
+        return Or((part, *periods)) if periods else part
+    start, sign = _period(part.value), part.operator
+    if not start:
+        return part
+    first, last = Comparison(TAKEN, ">=", start), Comparison(TAKEN, "<", f"{start}~")  # after T
+    same = Comparison(TAKEN, sign, start)
+    if sign in ("=", "!="):
+        inside = And((first, last))
+        period: Filter = Or((same, inside)) if sign == "=" else And((same, Not(inside)))
+    else:
+        period = {
+            "<": same,
+            "<=": last,
+            ">": Comparison(TAKEN, ">=", f"{start}~"),
+            ">=": first,
+        }[sign]
+    # A document of another source may have a number.
+    return period if part.value == start else Or((part, period))
+
+
+def _period(value: Value) -> str:
+    """Return the start of the times in a year, month or day; empty for anything else."""
+    text = str(value)
+    is_year = kind_of(value) == "number" and re.fullmatch(r"[1-9][0-9]{3}", text)
+    is_part = isinstance(value, str) and re.fullmatch(r"[0-9]{4}(-[0-9]{2}(-[0-9]{2})?)?", text)
+    return text if is_year or is_part else ""
+
+
 def _fields(filter: Filter) -> Iterator[str]:  # noqa: A002
     if isinstance(filter, And | Or):
         for part in filter.parts:
@@ -294,7 +332,7 @@ class _Parser:
             self._fail(rule, "more")
         field = self._unquoted()
         if self._skip("word", "in"):
-            return In(field, self._list())
+            return meant(In(field, self._list()))
         if self._kind != "sign" or self._token not in _OPERATORS:
             self._fail("=, !=, <, <=, >, >= or 'in'")
         sign = cast(Operator, self._token)
@@ -303,7 +341,7 @@ class _Parser:
         value = self._value()
         if isinstance(value, bool) and sign not in ("=", "!="):
             self._fail(f"a number or a string after {sign}", found, at)
-        return Comparison(field, sign, value)
+        return meant(Comparison(field, sign, value))
 
     def _list(self) -> tuple[Value, ...]:
         if not self._skip("sign", "("):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import io
 import json
 import time
 from collections.abc import (
@@ -19,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeAlias, TypeVar, cast
 from urllib.parse import quote
 
 from lexvla.errors import InputError, LexVLAError, OptionalDependencyError
@@ -27,6 +28,7 @@ from lexvla_indexer.document import plain_value
 
 if TYPE_CHECKING:
     import httpx2
+    from PIL import Image
 
     from lexvla_search import schema
 
@@ -34,6 +36,8 @@ __all__ = ["ApiError", "AsyncClient", "Client"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+SentImage: TypeAlias = "bytes | str | Path | Image.Image"
 
 _RETRIED = (429, 503)
 _LONGEST_PAUSE = 10.0  # seconds between attempts
@@ -80,9 +84,9 @@ class Client:
         self._http = httpx2.Client(base_url=_address(url), headers=_headers(key), timeout=timeout)
 
     def search(
-        self, /, text: str | None = None, *, image: bytes | str | Path | None = None, **query: Any
+        self, /, text: str | None = None, *, image: SentImage | None = None, **query: Any
     ) -> schema.SearchAnswer:
-        """Find documents by words and an image, given as the bytes or the path of a file.
+        """Find documents by words and an image: the bytes or the path of a file, or a PIL image.
 
         docs/api.md lists the other settings: ``similar``, ``boost``, ``ban``, ``filter``, ``k``,
         ``sort``, ``facets``, ``after``, ... Weights of ``similar`` may be given by id.
@@ -101,7 +105,7 @@ class Client:
         id: str,  # noqa: A002 - the public word for it
         text: str | None = None,
         *,
-        image: bytes | str | Path | None = None,
+        image: SentImage | None = None,
         **query: Any,
     ) -> schema.ShownHit:
         """Explain one document's score; takes a query as `search` does."""
@@ -204,12 +208,12 @@ class Client:
         self,
         path: str,
         asked: Mapping[str, Any],
-        image: bytes | str | Path | None,
+        image: SentImage | None,
         read: Callable[[httpx2.Response], T],
     ) -> T:
         given: dict[str, Any] = {"json": asked}
         if image is not None:
-            data = image if isinstance(image, bytes) else Path(image).read_bytes()
+            data = _file_of(image)
             given = {"files": {"query": (None, json.dumps(asked)), "image": ("image", data)}}
         return self._send(_Call("POST", path, given), read)
 
@@ -339,6 +343,21 @@ def _asked(text: str | None, query: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(similar := asked.get("similar"), Mapping):
         asked["similar"] = [{"id": name, "weight": weight} for name, weight in similar.items()]
     return asked
+
+
+def _file_of(image: SentImage) -> bytes:
+    if isinstance(image, bytes):
+        return image
+    if isinstance(image, str | Path):
+        return Path(image).read_bytes()
+    if not hasattr(image, "getexif"):
+        rule = "an image must be the bytes or the path of a file, or a PIL image"
+        raise InputError("image", f"{rule}, not {type(image).__name__}")
+    file = io.BytesIO()
+    from lexvla.images import open_image  # slow to import
+
+    open_image(image, "image").save(file, "PNG")  # upright
+    return file.getvalue()
 
 
 def _path(name: str) -> str:

@@ -24,6 +24,7 @@ from lexvla_search.candidates import Candidates
 from lexvla_search.copies import group_copies
 from lexvla_search.cursor import Cursor, read_cursor, write_cursor
 from lexvla_search.encoded_query import EncodedQuery, encode_query
+from lexvla_search.encoded_texts import EncodedTexts
 from lexvla_search.explanation import Explanation, LegPart
 from lexvla_search.fitting import load_fusion
 from lexvla_search.fusion import (
@@ -169,6 +170,11 @@ class Answer:
     unknown: tuple[UnknownWord, ...] = ()
     unread: str = ""
 
+    def __repr__(self) -> str:
+        total = f"{self.total:,}" if self.total_exact else f"at least {self.total:,}"
+        best = f", best {self.hits[0]!r}" if self.hits else ""
+        return f"<Answer: {len(self.hits):,} hits of {total}{best}>"
+
     def facets_to_dict(self) -> dict[str, schema.CountedFacet]:
         """Return the facets as plain values for JSON."""
         counts = {field: counts.to_dict() for field, counts in self.facets.items()}
@@ -202,6 +208,9 @@ class Searcher:
         self.default = default_fusion(self.model)
         self.fusion: Fusion = load_fusion(index) or self.default
 
+    def __repr__(self) -> str:
+        return f"<Searcher of {self.index!r} by {self.model.name!r}>"
+
     def search(self, query: Query | str, k: int | None = None, explain: bool = False) -> list[Hit]:
         """Return the best hits, best first; equal scores by id. A string is a query's text.
 
@@ -215,8 +224,16 @@ class Searcher:
     def search_many(
         self, queries: Iterable[Query | str], k: int | None = None, explain: bool = False
     ) -> list[list[Hit]]:
-        """Return the hits of each query; see `search`."""
-        return [self.search(query, k, explain) for query in queries]
+        """Return the hits of each query; see `search`. Their texts are encoded together."""
+        asked = [_query_of(query) for query in queries]
+        searcher = self.prepared([query.text for query in asked if query.text])
+        return [searcher.search(query, k, explain) for query in asked]
+
+    def prepared(self, texts: Iterable[str]) -> Searcher:
+        """Return a searcher that has encoded some queries' texts already, in one call."""
+        made = copy(self)
+        made.model = EncodedTexts(self.model, texts)
+        return made
 
     def answer(self, query: Query | str, k: int | None = None, explain: bool = False) -> Answer:
         """Return the hits of a query and how they were found; see `search`."""

@@ -29,6 +29,7 @@ from lexvla_search.api.problems import Problem, problem_of
 from lexvla_search.api.service import Service
 from lexvla_search.fusion import fusion_from_dict
 from lexvla_search.query import Query
+from lexvla_search.searcher import Searcher
 
 __all__ = ["router"]
 
@@ -83,9 +84,11 @@ async def search_batch(request: Request, service: Serving) -> JSONResponse:
 
         def answers() -> schema.BatchAnswer:
             found = []
+            service.look_for_fusion()
+            searcher = service.searcher.prepared([each.text for each in queries if each.text])
             for position, (each, image) in enumerate(zip(queries, images, strict=True)):
                 with _position(position):
-                    found.append(_search(service, each, image, name, started))
+                    found.append(_search(service, each, image, name, started, searcher))
             return {"answers": found}
 
         return JSONResponse(await service.run(answers))
@@ -205,12 +208,18 @@ def _similar(given: list[Any]) -> dict[str, float]:
 
 
 def _search(
-    service: Service, asked: SearchRequest, image: bytes | None, request_id: str, started: float
+    service: Service,
+    asked: SearchRequest,
+    image: bytes | None,
+    request_id: str,
+    started: float,
+    prepared: Searcher | None = None,
 ) -> schema.SearchAnswer:
     query = _query(service, asked, image)
-    service.look_for_fusion()
+    if prepared is None:
+        service.look_for_fusion()
     with _deletions(query):
-        answer = service.searcher.answer(query, explain=asked.explain)
+        answer = (prepared or service.searcher).answer(query, explain=asked.explain)
     service.metrics.stages.labels("encode").observe(answer.encode_seconds)
     service.metrics.stages.labels("search").observe(answer.search_seconds)
     words = answer.words[:_SHOWN_WORDS]

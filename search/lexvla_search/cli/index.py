@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from lexvla_indexer import open_index
 from lexvla_indexer.encoded import index_encoded, read_origins
@@ -31,7 +31,7 @@ from lexvla_search.cli.stopping import stopping
 # Options that mean nothing to vectors that are encoded already.
 WITH_SOURCE = (
     *("model", "text_field", "prune", "prune_anyway"),
-    *("exclude", "no_default_excludes", "no_exif"),
+    *("exclude", "no_default_excludes", "no_exif", "max_pixels", "batch_size", "device"),
     *("split", "config", "image_field", "id_field"),
 )
 
@@ -81,8 +81,9 @@ def run(options: Options) -> int:
         model = options.load_model(introduce=True)
         vocabulary, name = model.vocabulary, model.name
     else:
+        usual = {each.name: each.metadata.get("default") for each in fields(options)}
         for given in WITH_SOURCE:
-            if getattr(options, given):
+            if getattr(options, given) not in (usual[given], None, False):
                 raise UsageError(f"--{given.replace('_', '-')} does not go with --from-encoded")
         origin = read_origins(files)
         vocabulary, name = origin.vocabulary, origin.model

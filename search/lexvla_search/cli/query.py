@@ -9,17 +9,20 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from lexvla.errors import InputError
+from lexvla.image_formats import MAX_PIXELS
 from lexvla_indexer.base import Index
 from lexvla_indexer.field_weights import field_weights_of
 from lexvla_indexer.legs import Leg
 from lexvla_indexer.roots import Roots
-from lexvla_search.cli.arguments import ModelOptions, flag, option, positional
+from lexvla_search.cli.arguments import ModelOptions, flag, option, positional, positive
 from lexvla_search.cli.console import UsageError
 from lexvla_search.fusion import FUSIONS, LEGS, Fusion, FusionName, named_fusion
 from lexvla_search.query import Query
 from lexvla_search.searcher import Answer, Hit
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from lexvla import LexVLA
     from lexvla_search.cli.remote import RemoteAnswer
 
@@ -90,6 +93,9 @@ class QueryOptions(ModelOptions):
     region: tuple[float, float, float, float] | None = option(
         "... like this part of it, in pixels", type=_region, metavar="X,Y,W,H"
     )
+    max_pixels: int | None = option(
+        f"largest width x height of the image ({MAX_PIXELS:,})", type=positive, metavar="N"
+    )
     term: list[tuple[str, float]] = _words("add a word to the query as it is", "WORD=W", _weighted)
     similar: list[tuple[str, float]] = _words(
         "look for items like this one of the index", "ID[=W]", _similar
@@ -116,13 +122,18 @@ class QueryOptions(ModelOptions):
 
     def query(self, **hits: Any) -> Query:
         """Return the query, or raise `UsageError`; `hits` are settings of which hits to return."""
+        image: str | Image.Image | None = self.image
+        if self.max_pixels is not None:
+            if self.image is None:
+                raise UsageError("--max-pixels goes with --image")
+            image = self._opened(self.image, self.max_pixels)
         try:
             fusion: FusionName | Fusion | None = self.fusion
             if self.weights is not None:
                 fusion = named_fusion(self.fusion or "weighted", self.weights)
             return Query(
                 text=self.text,
-                image=self.image,
+                image=image,
                 region=self.region,
                 terms=dict(self.term),
                 similar=dict(self.similar),
@@ -137,6 +148,14 @@ class QueryOptions(ModelOptions):
             )
         except InputError as error:
             raise UsageError(str(error)) from error
+
+    def _opened(self, path: str, max_pixels: int) -> Image.Image:
+        from lexvla.images import ENOUGH_SIDE, open_image
+
+        least = None if self.region else ENOUGH_SIDE  # a region is in pixels of the whole
+        image = open_image(path, max_pixels=max_pixels, least_side=least)
+        image.filename = path  # type: ignore[attr-defined]  # what messages call it
+        return image
 
     def encoder(self) -> LexVLA | None:
         """Load the model, unless the query does without one."""

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lexvla.errors import InputError
+from lexvla.errors import InputError, LexVLAError
 from lexvla_indexer.document import Document
 from lexvla_indexer.facets import FacetCounts, Range
-from lexvla_search.client import Client
+from lexvla_search.client import ApiError, Client
 from lexvla_search.explanation import Explanation, LegPart, TermMatch, TextMatch
 from lexvla_search.query import Query
 from lexvla_search.searcher import Hit, LegScore
@@ -46,7 +46,7 @@ class RemoteAnswer:
 
 
 def ask(url: str, key: str | None, query: Query, explain: bool) -> RemoteAnswer:
-    """Search by a server; `lexvla_search.client.ApiError` if it refuses or does not answer."""
+    """Search by a server; `LexVLAError` if it refuses or does not answer."""
     asked = {
         name: value
         for name, value in query.to_dict().items()
@@ -63,7 +63,12 @@ def ask(url: str, key: str | None, query: Query, explain: bool) -> RemoteAnswer:
         asked["similar"] = [{"id": name, "weight": weight} for name, weight in pairs]
     image = None if query.image is None else str(query.image)
     with Client(url, key) as client:
-        answer = client.search(text, image=image, explain=explain, **asked)
+        try:
+            answer = client.search(text, image=image, explain=explain, **asked)
+        except ApiError as error:
+            if error.status != 401:
+                raise
+            raise LexVLAError(f"{error}; give it by --key or $LEXVLA_KEY") from error
     read = answer["query"]
     return RemoteAnswer(
         [_hit(hit) for hit in answer["hits"]],

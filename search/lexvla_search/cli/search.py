@@ -124,7 +124,7 @@ def run(options: Options) -> int:
 
 
 def _ask(options: Options, query: Query) -> RemoteAnswer:
-    for name in ("index", "model", "no_model", "show_query"):
+    for name in ("index", "model", "no_model", "max_pixels", "show_query"):
         if getattr(options, name):
             raise UsageError(f"--{name.replace('_', '-')} does not go with --server")
     from lexvla_search.cli.remote import ask  # slow to import

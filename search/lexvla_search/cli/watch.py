@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
+from lexvla.errors import InputError
 from lexvla_indexer import open_index
 from lexvla_indexer.watching import watch_folder
 from lexvla_search.cli.arguments import (
@@ -35,6 +37,8 @@ class Options(ReadingOptions, IndexOptions, ModelOptions):
 
 def run(options: Options) -> int:
     """Index a folder and follow its changes until Ctrl-C."""
+    if not Path(options.folder).is_dir():  # before the model is loaded
+        raise InputError(options.folder, "is not a folder")
     model = options.load_model(introduce=True)
     with stopping() as stop:
         for report in watch_folder(
