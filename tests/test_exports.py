@@ -294,6 +294,19 @@ def test_a_file_has_each_document_once(name: str, tmp_path: Path) -> None:
     assert not left
 
 
+def test_shards_are_the_whole_each_item_once(tmp_path: Path) -> None:
+    documents, form = items(20), opened("vespa")
+    made = source(tmp_path, documents)
+    lines = []
+    for part in (1, 2, 3):
+        out = tmp_path / str(part)
+        _, report = export_source(made, NumberEncoder(), out, form, shard=(part, 3))
+        assert report.added + report.skipped == len(documents)
+        lines += out.read_text("utf-8").splitlines()
+    export_source(made, NumberEncoder(), tmp_path / "all", form)
+    assert sorted(lines) == sorted((tmp_path / "all").read_text("utf-8").splitlines())
+
+
 def test_a_refused_document_leaves_the_rest_of_its_batch(tmp_path: Path) -> None:
     documents = items(5)
     documents[2] = Document("bad", text="0:1", metadata={"n": 2**70})
