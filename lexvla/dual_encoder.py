@@ -43,8 +43,9 @@ from lexvla.word_list import read_words
 __all__ = ["DualEncoder"]
 
 TEMPLATES = ("{text}", "a photo of {text}", "a picture of {text}", "a photo of the {text}")
-PENALTY = 0.2
 # Chosen with the small CLIP of benchmarks/small_clip.py, on drawings that it was not trained on.
+PENALTY = 0.2
+NEAREST = 0.5  # what the words nearest to an image count beside those of its sum
 SCORE_WEIGHTS = {"lexical": 0.1, "dense": 1.0, "text": 0.1}
 _LONGEST = 77  # tokens of a text; CLIP's limit
 _CHUNK = 256  # vectors that are decomposed together
@@ -54,11 +55,14 @@ class DualEncoder(model.LexVLA, nn.Module):
     """Texts and images of a model with one space for both, as words.
 
     An item's dense vector is the model's own. An image's words are a non-negative sparse sum over a
-    vocabulary that the model embeds as texts. A text's words are those nearest to it, weighted by
-    how much nearer they are than the first that is left out: so its product with an image's words
-    is near the cosine with the sum that these form, though the image may name a thing by another
-    word. Texts and images are centred first, each by the mean of its own side, since the sides lie
-    apart.
+    vocabulary that the model embeds as texts, and the words nearest to it, which count half as
+    much. A text's words are those that most raise its product with an image that has them, weighted
+    by how much more they do so than the first that is left out: so its product with an image's
+    words is near that with the sum that these form, though the image may name a thing by another
+    word.
+
+    Images and words are centred first, each by the mean of its own side, since the sides lie apart.
+    Texts are not: their products with centred images rank these as those with the images do.
 
     Args:
         settings: What encodings depend on.
@@ -200,14 +204,15 @@ class DualEncoder(model.LexVLA, nn.Module):
         show_progress_bar: bool | None = False,
         max_active_dims: int | None = None,
     ) -> Encoding:
-        """Encode texts: the model's vectors, and the words nearest to each text."""
+        """Encode texts: the model's vectors, and the words that images near them have."""
         parts = []
         with inference(self):
             for batch in batches(texts, batch_size, show_progress_bar, "texts"):
                 for text in batch:
                     check_text(text)
                 own = self._text_vectors([normalise_text(text) for text in batch])
-                rows = self._rows(self._nearest(own, max_active_dims))
+                most = self._most(max_active_dims, self.config.text_words)
+                rows = self._rows(self._heaviest(own, most))
                 parts.append(replace(rows, dense=own.cpu().numpy()))
         return concat(parts, "texts")
 
@@ -227,14 +232,15 @@ class DualEncoder(model.LexVLA, nn.Module):
         return concat(parts, "images")
 
     def encode_words(self, words: Iterable[str], max_active_dims: int | None = None) -> Encoding:
-        """Encode words by their vectors in the vocabulary, or in its templates."""
+        """Encode words by their centred vectors, so that each is nearest to itself."""
         parts = []
         with inference(self):
             for batch in batches(words, 256, False, "words"):
                 for word in batch:
                     check_text(word)
                 own = self._in_templates([normalise_text(word) for word in batch])
-                rows = self._rows(self._nearest(own, max_active_dims))
+                most = self._most(max_active_dims, self.config.text_words)
+                rows = self._rows(self._heaviest(own - self._words[1], most))
                 parts.append(replace(rows, dense=own.cpu().numpy()))
         return concat(parts, "words")
 
@@ -292,31 +298,35 @@ class DualEncoder(model.LexVLA, nn.Module):
         self, own: Tensor, patches: Tensor, numbers: np.ndarray, limit: int | None
     ) -> Encoding:
         """Encode (B, d) vectors of images whose (B, P, d) patches have these P numbers."""
-        words, penalty, most = (
-            self._words[0],
-            self.config.penalty,
-            self._most(limit, self.config.max_active_dims),
-        )
+        most = self._most(limit, self.config.max_active_dims)
         moved = self._centred(own, 0)
-        found = [decompose(part, words, penalty, most) for part in moved.split(_CHUNK)]
+        found = [self._words_of_images(part, most) for part in moved.split(_CHUNK)]
         rows = self._rows(torch.cat(found))
         item = np.repeat(np.arange(len(own)), np.diff(rows.lexical.indptr))
-        likest = (self._centred(patches, 1) @ words.T).argmax(1).cpu().numpy()
+        likest = (self._centred(patches, 1) @ self._words[0].T).argmax(1).cpu().numpy()
         places = numbers[likest[item, rows.lexical.indices]].astype(np.int16)
         return replace(rows, patches=places, dense=own.cpu().numpy())
 
-    def _nearest(self, own: Tensor, limit: int | None) -> Tensor:
-        """Return (B, V) weights of the words nearest to (B, d) vectors of texts."""
-        words, centre, _ = self._words
-        cosines = (normalize(own - centre, dim=1) @ words.T).clamp(min=0)
-        most = self._most(limit, self.config.text_words)
-        if most < len(words):
-            cosines = (cosines - cosines.topk(most + 1, dim=1).values[:, -1:]).clamp(min=0)
-        return cosines
+    def _words_of_images(self, moved: Tensor, most: int) -> Tensor:
+        """Return (B, V) weights of (B, d) centred vectors of images: their sums' and the nearest.
 
-    def _most(self, limit: int | None, own: int | None) -> int:
-        limits = [each for each in (limit, own) if each is not None]
-        return min(limits, default=len(self.vocabulary))
+        Sums alone name a thing by one of its words, which a text may not have among its own.
+        """
+        sums = decompose(moved, self._words[0], self.config.penalty, most)
+        weights = normalize(sums, dim=1) + NEAREST * normalize(self._heaviest(moved, most), dim=1)
+        kept = weights.topk(most, dim=1)
+        return torch.zeros_like(weights).scatter(1, kept.indices, kept.values)
+
+    def _heaviest(self, own: Tensor, most: int) -> Tensor:
+        """Return (B, V) products of (B, d) vectors and words, above the first that is left out."""
+        products = (own @ self._words[0].T).clamp(min=0)
+        if most < len(self.vocabulary):
+            products = (products - products.topk(most + 1, dim=1).values[:, -1:]).clamp(min=0)
+        return products
+
+    def _most(self, limit: int | None, own: int) -> int:
+        most = min(own, len(self.vocabulary))
+        return most if limit is None else min(limit, most)
 
     def _rows(self, weights: Tensor) -> Encoding:
         unit = normalize(weights.float(), dim=1).cpu().numpy()

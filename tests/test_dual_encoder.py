@@ -13,6 +13,7 @@ from dual_fakes import GRID, KINDS, SIDE, WORDS, save_dual_encoder, word_file
 from lexvla import LexVLA
 from lexvla.dual_encoder import DualEncoder
 from lexvla.errors import ModelError, UnsupportedError
+from lexvla.word_decomposition import decompose
 from lexvla.word_list import read_words
 from lexvla_search import cli
 from model_fakes import picture
@@ -93,12 +94,25 @@ def test_a_word_is_nearest_to_itself(model: DualEncoder) -> None:
 
 
 def test_weights_of_texts(clip: DualEncoder) -> None:
-    words, centre, _ = clip._words
-    own = clip.encode_text(["a red dog"]).dense[0] - centre.numpy()
-    cosines = np.sort(words.numpy() @ own / np.linalg.norm(own))[::-1].clip(0)
-    weights = cosines[:2] - cosines[2]  # above the nearest word that is left out
+    own = clip.encode_text(["a red dog"]).dense[0]
+    products = np.sort(clip._words[0].numpy() @ own)[::-1].clip(0)
+    weights = products[:2] - products[2]  # above the first word that is left out
     found = clip.encode_text(["a red dog"], max_active_dims=2).lexical.data
     np.testing.assert_allclose(np.sort(found)[::-1], weights / np.linalg.norm(weights), atol=1e-5)
+
+
+def test_weights_of_images(clip: DualEncoder) -> None:
+    words = clip._words[0]
+    image = clip.encode_image([picture(1)], max_active_dims=3)
+    own = torch.from_numpy(image.dense[0]) - torch.tensor(clip.config.image_centre)
+    own /= own.norm()
+    sums = decompose(own[None], words, clip.config.penalty, 3)[0]
+    near = (words @ own).clamp(min=0)
+    near = (near - near.sort(descending=True).values[3]).clamp(min=0)  # above the first left out
+    both = sums / sums.norm() + 0.5 * near / near.norm()
+    both[both < both.sort(descending=True).values[2]] = 0
+    found = torch.from_numpy(image.lexical.toarray()[0])
+    torch.testing.assert_close(found, both / both.norm(), atol=1e-5, rtol=0)
 
 
 def test_regions_and_patches(model: DualEncoder) -> None:
@@ -247,6 +261,15 @@ def test_index_and_explained_search(
     assert legs["lexical"]["part"] == pytest.approx(0.1 * legs["lexical"]["score"], abs=1e-6)
     parts = [part["part"] for part in legs.values()]
     assert sum(parts) == pytest.approx(hits[0]["score"], abs=1e-6)
+    assert cli.main(["info", "--index", address, *model, "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)["reconstruction"]
+    encoded = clip.encode_image(sorted(photos.iterdir()))
+    assert facts["images"] == len(encoded)
+    assert facts["cosine"] == pytest.approx(clip.reconstruction(encoded).mean(), abs=0.01)
+    fewer = load(clip.config.model, word_file(tmp_path), max_active_dims=2)
+    fewer.save_pretrained(tmp_path / "fewer")
+    assert cli.main(["info", "--index", address, "--model", str(tmp_path / "fewer")]) == 1
+    assert f"was made by the model {clip.name!r}" in capsys.readouterr().err
 
 
 def test_doctor_tells_how_well_words_say_it(

@@ -2,11 +2,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Gemma3TextConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    Gemma3TextConfig,
+)
 
 from backbone_fakes import save_language_model
 from dual_fakes import word_file
@@ -15,8 +21,8 @@ from lexvla.errors import ModelError, UnsupportedError
 from lexvla.language_model import OPEN_PROMPT, LanguageModel
 from lexvla.vision_language_model import VisionLanguageModel
 from lexvla_search import cli
-from model_fakes import CAPTIONS, picture, tokenizer
-from prompted_fakes import GRID, save_vision_language_model
+from model_fakes import picture, tokenizer
+from prompted_fakes import GRIDS, save_vision_language_model
 from search_fakes import save_pictures
 
 TEXTS = ["a red dog", "two blue birds, flying", "hat"]
@@ -41,26 +47,36 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return LexVLA.from_pretrained(name, max_active_dims=4)
 
 
+@pytest.fixture(scope="module", params=GRIDS)
+def seeing(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LexVLA:
+    kind = request.param
+    folder = save_vision_language_model(tmp_path_factory.mktemp(kind), kind)
+    return LexVLA.from_pretrained(folder, max_active_dims=4)
+
+
 @pytest.fixture(scope="module")
 def llava(tmp_path_factory: pytest.TempPathFactory) -> LexVLA:
     folder = save_vision_language_model(tmp_path_factory.mktemp("llava"))
     return LexVLA.from_pretrained(folder, max_active_dims=4)
 
 
+def likeliest(model: LexVLA, own: Any, text: str) -> list[str]:
+    """Return the four words of the model that its own logits say are likeliest after a text."""
+    ids = model.tokenizer(OPEN_PROMPT.replace("{text}", text), return_tensors="pt")
+    with torch.no_grad():
+        logits = own(input_ids=ids["input_ids"]).logits[0, -1]
+    heaviest: dict[str, float] = {}
+    for piece, number in model.tokenizer.get_vocab().items():
+        word = piece.lstrip("▁Ġ").lower()
+        heaviest[word] = max(heaviest.get(word, -np.inf), float(logits[number]))
+    return sorted(model.vocabulary.terms, key=lambda word: -heaviest[word])[:4]
+
+
 def test_words_are_those_the_model_would_say_next(model: LexVLA) -> None:
     assert isinstance(model, LanguageModel)
     own = AutoModelForCausalLM.from_pretrained(model.config.model).eval()
-    found = model.encode_text(TEXTS)
-    for text, row in zip(TEXTS, found, strict=True):
-        ids = model.tokenizer(OPEN_PROMPT.replace("{text}", text), return_tensors="pt")
-        with torch.no_grad():
-            logits = own(input_ids=ids["input_ids"]).logits[0, -1]
-        heaviest: dict[str, float] = {}
-        for piece, number in model.tokenizer.get_vocab().items():
-            word = piece.lstrip("▁Ġ").lower()
-            heaviest[word] = max(heaviest.get(word, -np.inf), float(logits[number]))
-        best = sorted(model.vocabulary.terms, key=lambda word: -heaviest[word])[:4]
-        assert [word for word, _ in model.decode(row)[0]] == best
+    for text, words in zip(TEXTS, model.decode(model.encode_text(TEXTS)), strict=True):
+        assert [word for word, _ in words] == likeliest(model, own, text)
 
 
 def test_saved_settings_give_the_same_words(model: LexVLA, tmp_path: Path) -> None:
@@ -102,44 +118,48 @@ def test_bad_input(tmp_path: Path) -> None:
         LexVLA.from_pretrained(tmp_path / "none.gguf")
 
 
-def test_an_image_gives_words_with_patches(llava: LexVLA) -> None:
-    assert isinstance(llava, VisionLanguageModel)
-    assert llava.patch_grid == (GRID, GRID)
+def test_an_image_gives_words_with_patches(seeing: LexVLA) -> None:
+    assert isinstance(seeing, VisionLanguageModel)
+    grid = GRIDS[AutoConfig.from_pretrained(seeing.config.model).model_type]
+    assert seeing.patch_grid == (grid, grid)
     images = [picture(1), picture(2)]
-    both = llava.encode_image(images)
-    alone = llava.encode_image(images[1:])
+    both = seeing.encode_image(images)
+    alone = seeing.encode_image(images[1:])
     np.testing.assert_allclose(both[1].lexical.toarray(), alone.lexical.toarray(), atol=1e-5)
     assert np.diff(both.lexical.indptr).tolist() == [4, 4]
-    maps = llava.heatmaps(images[0], both[0].lexical.indices.tolist())
-    assert maps.shape == (4, GRID, GRID)
-    every = llava.encode_patches(images[:1])
-    assert len(every) == GRID * GRID
-    mask = np.zeros((GRID, GRID), bool)
+    maps = seeing.heatmaps(images[0], both[0].lexical.indices.tolist())
+    assert maps.shape == (4, grid, grid)
+    every = seeing.encode_patches(images[:1])
+    assert len(every) == grid * grid
+    mask = np.zeros((grid, grid), bool)
     mask[2, 1] = True
-    one = llava.encode_region(images[:1], [mask])
-    assert set(one.patches.tolist()) == {7}
-    np.testing.assert_allclose(one.lexical.toarray(), every[7].lexical.toarray(), atol=1e-5)
+    one = seeing.encode_region(images[:1], [mask])
+    assert set(one.patches.tolist()) == {2 * grid + 1}
+    np.testing.assert_allclose(
+        one.lexical.toarray(), every[2 * grid + 1].lexical.toarray(), atol=1e-5
+    )
 
 
-def test_a_words_patch_is_where_it_is_likeliest(llava: LexVLA) -> None:
-    own = AutoModelForImageTextToText.from_pretrained(llava.config.model).eval()
-    inputs = llava._inputs([llava._resized(picture(1))])
+def test_a_words_patch_is_where_it_is_likeliest(seeing: LexVLA) -> None:
+    own = AutoModelForImageTextToText.from_pretrained(seeing.config.model).eval()
+    inputs = seeing._inputs([seeing._resized(picture(1))])
     with torch.no_grad():
         logits = own(**inputs).logits[0]
     shown = logits[inputs["input_ids"][0] == own.config.image_token_id]
-    row = llava.encode_image([picture(1)])
+    row = seeing.encode_image([picture(1)])
     for column, patch in zip(row.lexical.indices, row.patches, strict=True):
-        pieces = (llava.columns == int(column)).nonzero()[:, 0]
+        pieces = (seeing.columns == int(column)).nonzero()[:, 0]
         assert shown[:, pieces].amax(1).argmax() == patch
 
 
-def test_texts_and_images_share_the_words(llava: LexVLA, tmp_path: Path) -> None:
-    texts = llava.encode_text(CAPTIONS)
-    assert texts.lexical.shape[1] == len(llava.vocabulary)
-    llava.save_pretrained(tmp_path / "saved")
+def test_texts_and_images_share_the_words(seeing: LexVLA, tmp_path: Path) -> None:
+    own = AutoModelForImageTextToText.from_pretrained(seeing.config.model).eval()
+    for text, words in zip(TEXTS, seeing.decode(seeing.encode_text(TEXTS)), strict=True):
+        assert [word for word, _ in words] == likeliest(seeing, own, text)
+    seeing.save_pretrained(tmp_path / "saved")
     loaded = LexVLA.from_pretrained(tmp_path / "saved")
-    assert loaded.name == llava.name
-    mine, yours = llava.encode_image([picture(3)]), loaded.encode_image([picture(3)])
+    assert loaded.name == seeing.name
+    mine, yours = seeing.encode_image([picture(3)]), loaded.encode_image([picture(3)])
     np.testing.assert_array_equal(mine.lexical.toarray(), yours.lexical.toarray())
 
 
@@ -154,3 +174,5 @@ def test_index_and_explained_search(
     asked = ["search", "a red dog", "--index", address, *model, "--explain", "--json"]
     assert cli.main(asked) == 0
     assert "hits" in json.loads(capsys.readouterr().out)
+    assert cli.main(["info", "--index", address, *model]) == 1
+    assert "only a dual encoder such as CLIP forms words by" in capsys.readouterr().err

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+
+from lexvla.errors import UnsupportedError
 from lexvla_indexer import open_index
+from lexvla_indexer.base import Index
 from lexvla_indexer.roots import Roots
-from lexvla_search.cli.arguments import IndexOptions, JsonOptions, flag
+from lexvla_search.cli.arguments import IndexOptions, JsonOptions, ModelOptions, flag
 from lexvla_search.cli.console import note, print_facts, print_json
+from lexvla_search.searcher import Searcher
+
+_SAMPLE = 1000  # documents, the first in the order of ids
 
 
 @dataclass(frozen=True)
-class Options(IndexOptions, JsonOptions):
-    """Which index to describe, and whether to check it."""
+class Options(IndexOptions, ModelOptions, JsonOptions):
+    """Which index to describe, and whether to check it; with a model, how well words say images."""
 
     verify: bool = flag("read all files, and name damaged ones")
 
@@ -28,6 +36,8 @@ def run(options: Options) -> int:
         damage = source.verify() if options.verify else []
         facts = {} if damage else source.info()
         places = [] if damage else _places(Roots(source))
+        if options.model and not damage:
+            facts["reconstruction"] = _reconstruction(source, options.load_model())
     if places and options.json:
         facts["sources"] = [{"path": path, "ids_start_with": start} for path, start in places]
     elif places:
@@ -39,3 +49,19 @@ def run(options: Options) -> int:
     for line in damage:
         note(f"lexvla: error: {line}")
     return 1 if damage else 0
+
+
+def _reconstruction(source: Index, model: Any) -> dict[str, Any]:
+    """Return the mean cosine of stored images' vectors and the sums of their words."""
+    Searcher(model, source)  # refuses a model that did not make these vectors
+    if not hasattr(model, "reconstruction"):
+        rule = "only a dual encoder such as CLIP forms words by reconstructing vectors"
+        raise UnsupportedError(f"{model.name}: {rule}; leave --model out")
+    documents = source.list_documents(limit=_SAMPLE).documents
+    found = source.vectors([document.id for document in documents])
+    rows = np.repeat(np.arange(len(found)), np.diff(found.lexical.indptr))
+    places = np.full(len(rows), -1) if found.patches is None else found.patches
+    images = np.unique(rows[places >= 0])  # texts' words have no patch
+    if not len(images):
+        return {"images": 0}
+    return {"images": len(images), "cosine": float(model.reconstruction(found[images]).mean())}
