@@ -11,7 +11,7 @@ from lexvla.errors import UnsupportedError
 from lexvla_indexer import open_index
 from lexvla_indexer.base import Index
 from lexvla_indexer.roots import Roots
-from lexvla_search.cli.arguments import IndexOptions, JsonOptions, ModelOptions, flag
+from lexvla_search.cli.arguments import IndexOptions, JsonOptions, ModelOptions, flag, option
 from lexvla_search.cli.console import note, print_facts, print_json
 from lexvla_search.searcher import Searcher
 
@@ -20,8 +20,11 @@ _SAMPLE = 1000  # documents, the first in the order of ids
 
 @dataclass(frozen=True)
 class Options(IndexOptions, ModelOptions, JsonOptions):
-    """Which index to describe, and whether to check it; with a model, how well words say images."""
+    """Which index to describe, whether to check it, and whose words to compare with vectors."""
 
+    model: str | None = option(
+        "the index's dual encoder: tell how well its words say images", metavar="M"
+    )
     verify: bool = flag("read all files, and name damaged ones")
 
 
