@@ -25,6 +25,7 @@ from indexer_fakes import LEGS, QUERY, VOCABULARY, documents, encode, random_row
 from lexvla.errors import IndexCorruptError, LexVLAError
 from lexvla_indexer import EmbeddedIndex, open_index
 from lexvla_indexer.embedded.postings import Postings, build, read_only
+from lexvla_indexer.embedded.skipping import Peaks
 from postings_fakes import random_impacts, searching
 
 IDS = [f"d{i:03}é" for i in range(240)]
@@ -179,16 +180,18 @@ def flip_postings(folder: Path, seed: int, count: int) -> Counter[str]:
             seen["answered"] += 1
     rng = np.random.default_rng(seed)
     whole = Postings.open(folder)
-    for name in ("terms", "starts", "ids", "impacts"):
+    arrays = {name: getattr(whole, name) for name in ("terms", "starts", "ids", "impacts")}
+    arrays |= {name: getattr(whole.peaks, name) for name in ("peaks", "begins")}
+    for name, kept in arrays.items():
         for _ in range(count // 20):
-            array = np.array(getattr(whole, name))
+            array = np.array(kept).ravel()
             most = np.iinfo(array.dtype)
             places = rng.integers(0, len(array), 5)
             array[places] = rng.integers(most.min, most.max, 5, array.dtype, endpoint=True)
             tell(name, places.tolist(), array[places].tolist())
-            parts = {key: getattr(whole, key) for key in ("terms", "starts", "ids", "impacts")}
-            parts[name] = read_only(array)
-            changed = Postings(whole.rows, whole.width, whole.blocks, **parts)
+            parts = arrays | {name: read_only(array.reshape(kept.shape))}
+            peaks = Peaks(whole.peaks.frequent, parts.pop("peaks"), parts.pop("begins"))
+            changed = Postings(whole.rows, whole.width, whole.blocks, **parts, peaks=peaks)
             changed.retrieve(terms, weights, 10, 0)
             seen["changed later"] += 1
     return seen

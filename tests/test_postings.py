@@ -14,7 +14,7 @@ from lexvla.errors import IndexCorruptError
 from lexvla_indexer.embedded.postings import BLOCK, Postings, best, build
 from postings_fakes import MASKS, WAYS, brute_force, mask, pairs, random_impacts, searching
 
-FILES = ("block", "term", "start", "row", "impact")
+FILES = ("block", "term", "start", "row", "impact", "peak", "begin")
 
 
 def impacts(rows: list[list[int]]) -> sparse.csr_array:

@@ -1,13 +1,15 @@
 """Postings of one leg of a segment, in blocks of 65,536 rows: three bytes a posting.
 
 A score is summed term by term in one array of a block's rows, which stays in the processor's
-cache. Postings never change and lie in five ``.npy`` files, readable with numpy alone:
+cache. Postings never change and lie in seven ``.npy`` files, readable with numpy alone:
 
     LEG.posting.block    int64    rows, width, then (blocks + 1) where each block's terms start
     LEG.posting.term     int32    the terms that occur in each block, ascending
     LEG.posting.start    int64    (terms + 1) where the postings of each of them start
     LEG.posting.row      uint16   the row of each posting within its block
     LEG.posting.impact   uint8    its impact
+    LEG.posting.peak     uint8    what searches skip by: see `lexvla_indexer.embedded.skipping`
+    LEG.posting.begin    uint16
 
 A term that does not occur in a block takes no room, so that a segment of few rows is small.
 Compiled loops in ``kernels.py`` read them. Another layout needs another ``FORMAT_VERSION`` in
@@ -27,6 +29,14 @@ import numpy as np
 from scipy import sparse
 
 from lexvla_indexer.embedded.arrays import demand, open_array, save_array
+from lexvla_indexer.embedded.skipping import (
+    GROUP,
+    MOST_TERMS,
+    PIECE,
+    Peaks,
+    find_peaks,
+    frequent_terms,
+)
 
 __all__ = ["BLOCK", "Postings", "best", "build", "kernels", "read_only"]
 
@@ -41,6 +51,7 @@ _FILES: dict[str, type[np.generic]] = {
     "row": np.uint16,
     "impact": np.uint8,
 }
+_PEAKS: dict[str, type[np.generic]] = {"peak": np.uint8, "begin": np.uint16}
 _FEW = 1024  # rows: sorting them all is faster than selecting some first
 _NO_MASK = np.empty(0, np.bool_)
 
@@ -87,8 +98,10 @@ def build(matrix: sparse.csr_array) -> Postings:
         terms.append(occurring.astype(np.int32))
         starts.append(ends[occurring])
         blocks.append(blocks[-1] + len(occurring))
-    directory = (np.array(blocks), np.concatenate(terms), np.concatenate(starts))
-    return Postings(rows, width, *map(read_only, (*directory, ids, impacts)))
+    made = (np.array(blocks), np.concatenate(terms), np.concatenate(starts), ids, impacts)
+    block, term, start, ids, impacts = map(read_only, made)
+    peaks = Peaks(*map(read_only, find_peaks(start, ids, impacts, BLOCK)))
+    return Postings(rows, width, block, term, start, ids, impacts, peaks)
 
 
 @dataclass(frozen=True, eq=False)  # arrays have no single truth value to compare by
@@ -103,6 +116,7 @@ class Postings:
         starts: (terms + 1) int64: where the postings of each of them start.
         ids: uint16: the row of each posting within its block.
         impacts: uint8.
+        peaks: What short queries skip by.
     """
 
     rows: int
@@ -112,12 +126,13 @@ class Postings:
     starts: np.ndarray
     ids: np.ndarray
     impacts: np.ndarray
+    peaks: Peaks
 
     def save(self, folder: Path, leg: str = "lexical") -> list[Path]:
         """Write the files of a leg into a folder. Return them, not yet synced to the disk."""
         head = np.concatenate([[self.rows, self.width], self.blocks])
-        arrays = (head, self.terms, self.starts, self.ids, self.impacts)
-        paths = [_path(folder, leg, name) for name in _FILES]
+        arrays = (head, self.terms, self.starts, self.ids, self.impacts, *self.peaks[1:])
+        paths = [_path(folder, leg, name) for name in (*_FILES, *_PEAKS)]
         for path, array in zip(paths, arrays, strict=True):
             save_array(path, array)
         return paths
@@ -125,7 +140,7 @@ class Postings:
     @classmethod
     def open(cls, folder: Path, leg: str = "lexical") -> Postings:
         """Map the files of a leg into memory; damaged ones raise IndexCorruptError."""
-        head, *arrays = (
+        head, terms, starts, ids, impacts = (
             open_array(_path(folder, leg, name), kind) for name, kind in _FILES.items()
         )
         path = _path(folder, leg, "block")
@@ -133,7 +148,14 @@ class Postings:
         rows, width = head[:2].tolist()
         # A copy: the blocks stay as they are checked here, so that the loops read inside the arrays
         # even if a file changes later.
-        postings = cls(rows, width, read_only(head[2:].copy()), *arrays)
+        blocks = read_only(head[2:].copy())
+        frequent = read_only(frequent_terms(starts))
+        peaks, begins = (
+            open_array(_path(folder, leg, name), kind, (len(frequent), BLOCK // rows_of_one))
+            for (name, kind), rows_of_one in zip(_PEAKS.items(), (GROUP, PIECE), strict=True)
+        )
+        skipped_by = Peaks(frequent, peaks, begins)
+        postings = cls(rows, width, blocks, terms, starts, ids, impacts, skipped_by)
         for name, holds, rule in postings._rules():
             demand(_path(folder, leg, name), holds, rule)
         return postings
@@ -212,10 +234,17 @@ class Postings:
         sums = np.empty(BLOCK, weights.dtype)
         arrays = (self.blocks, self.terms, self.starts, self.ids, self.impacts)
         query = map(read_only, (terms, weights))
-        rows, scores = loops.retrieve(
-            self.rows, *arrays, *query, weights.dtype.type(0) + margin, read_only(mask), heap, sums
-        )
+        rest = (*query, weights.dtype.type(0) + margin, read_only(mask), heap, sums)
+        if self._may_skip(weights, margin):
+            rows, scores = loops.retrieve_skipping(self.rows, *arrays, *self.peaks, *rest)
+        else:
+            rows, scores = loops.retrieve(self.rows, *arrays, *rest)
         return scores, rows
+
+    def _may_skip(self, weights: np.ndarray, margin: int) -> bool:
+        """Return whether a search may gain by skipping: float scores need an order of adding."""
+        has_peaks = len(self.peaks.frequent) > 0 and weights.dtype == np.int32
+        return has_peaks and len(weights) <= MOST_TERMS and margin < LARGEST_SUM
 
     def _retrieve_by_numpy(
         self,
