@@ -31,7 +31,7 @@ import numpy as np
 from elastic_bare import Bare, Request, pairs, sent, truncated
 from engine_checks import WARM_ROUNDS, Answer, BruteForce, Contender, check_contender
 from engine_contenders import K, of_index
-from engine_data import SHAPES, Corpus, described, model_vectors
+from engine_data import SHAPES, Corpus, described
 from engines import machine
 from scipy import sparse
 
@@ -359,8 +359,10 @@ def _generated(args: argparse.Namespace) -> tuple[sparse.csr_array, list[sparse.
 
 
 def _of_model(args: argparse.Namespace) -> tuple[sparse.csr_array, list[sparse.csr_array]]:
-    stored, queries = model_vectors(args.model_documents, args.queries)
-    return stored, [queries]
+    from real_vectors import real_vectors  # loads timm and torch
+
+    vectors = real_vectors(args.model_documents)
+    return vectors.stored, [vectors.queries["texts"][: args.queries]]
 
 
 INTRODUCTION = """\

@@ -89,11 +89,11 @@ def in_fresh_process(folder: Path, queries: sparse.csr_array) -> dict[str, Any]:
 
 
 def compare(
-    stored: sparse.csr_array, asked: list[sparse.csr_array], effort: Effort
+    stored: sparse.csr_array, asked: list[tuple[str, sparse.csr_array]], effort: Effort
 ) -> Iterator[dict[str, Any]]:
     """Yield the figures of all engines on the same vectors: building, then searching.
 
-    ``asked`` has the queries of each length.
+    ``asked`` has the queries of each kind, with its name.
     """
     kernels()  # so that few documents are searched by compiled loops too
     quantizer = ImpactQuantizer.fit(stored)
@@ -110,7 +110,7 @@ def compare(
         folder = Path(temporary) / "embedded"
         index = opened.enter_context(open_index(str(folder), create=True))
         builds["embedded"] = fill(index, folder, stored, stored.shape[0])
-        queries = asked[0][:FRESH_QUERIES]
+        queries = asked[0][1][:FRESH_QUERIES]
         figures["fresh"] = in_fresh_process(folder, queries) | touched(
             index, stored, build(impacts), queries
         )
@@ -129,14 +129,14 @@ def compare(
                 builds[f"Seismic, n_postings {n_postings}"] = engines[-1].facts
                 note(engines[-1].facts)
         yield figures
-        for queries in asked:
+        for kind, queries in asked:
             queries = queries[: effort.queries]
             contenders = embedded(index, queries)
             contenders += [c for engine in engines for c in engine.contenders(queries)]
             true = truths(stored, impacts, quantizer, queries)
             words = queries.nnz / queries.shape[0]
             rows = race(contenders, true, effort.seconds)
-            figures["races"].append({"words": words, "engines": rows})
+            figures["races"].append({"kind": kind, "words": words, "engines": rows})
             yield figures
 
 

@@ -1,4 +1,4 @@
-"""Vectors to time engines with: generated ones, and a model's own with noise.
+"""Generated vectors to time engines with; `real_vectors.py` has those of a model.
 
 Generated documents have topics. Half of a document's words are drawn by Zipf's law from all words,
 half from the words of its two topics, each with its own Zipf's law; weights are log-normal, and
@@ -136,36 +136,3 @@ def described(first: int, last: int) -> list[Document]:
         Document(f"{n:08d}", metadata={"year": 1990 + n % 35, "kind": kinds[n % 4]})
         for n in range(first, last)
     ]
-
-
-def model_vectors(count: int, queries: int) -> tuple[sparse.csr_array, sparse.csr_array]:
-    """Return vectors of the default model: ``count`` noisy copies of the drawings, and queries.
-
-    Each copy lacks about one word in ten, and its weights have log-normal noise. Queries are labels
-    with tags.
-    """
-    from lexvla import LexVLA
-    from lexvla.data.demo_corpus import load_demo_corpus
-
-    model, items = LexVLA.from_pretrained(), load_demo_corpus("emoji")
-    drawings = model.encode_image([item.image for item in items]).lexical
-    rng = np.random.default_rng(0)
-    asked = rng.permutation(len(items))[:queries]
-    texts = [" ".join([items[i].label, *items[i].tags]) for i in asked]
-    rows = model.encode_text(texts).lexical
-    copies = [_copy(rng, drawings) for _ in range(-(-count // len(items)))]
-    stored = sparse.vstack(copies, format="csr")[:count]
-    rows = rows[np.diff(rows.indptr) > 0]
-    # The encoder dropped the smallest weights; the searcher normalises the rest.
-    rows.data = unit(rows.data, rows.indptr)
-    return sparse.csr_array(stored), rows
-
-
-def _copy(rng: np.random.Generator, rows: sparse.csr_array) -> sparse.csr_array:
-    kept = rng.random(rows.nnz) > 0.1
-    kept[rows.indptr[:-1][np.diff(rows.indptr) > 0]] = True  # no row becomes empty
-    starts = np.concatenate([[0], np.cumsum(kept)])[rows.indptr]
-    full = np.unique(starts)  # empty rows have no length to scale to
-    noise = np.exp(0.3 * rng.standard_normal(int(kept.sum()), np.float32))
-    weights = unit(rows.data[kept] * noise, full)
-    return sparse.csr_array((weights, rows.indices[kept], starts), shape=rows.shape)

@@ -16,6 +16,7 @@ TITLES = {
     "million": "Documents of 125 words",
     "shape": "LexVLA's shape: documents and queries of 300 words",
     "model": "Vectors of the default model",
+    "model-million": "A million vectors of the default model",
     "growth": "Growth",
 }
 LEAST_OWN = 150 * 10**6  # bytes that an open index may have besides what queries map
@@ -106,7 +107,10 @@ def _comparison(figures: Figures) -> Iterator[str]:
     for race in figures["races"]:
         ours = next(row["p50_ms"] for row in race["engines"] if row["engine"] == OURS)
         yield ""
-        yield f"| top 10 by {race['words']:.0f} words | p50 ms | p95 ms | times ours | answers |"
+        asked = f"{race['words']:.0f} words"
+        if race.get("kind"):
+            asked = f"{race['kind']} of {asked}"
+        yield f"| top 10 by {asked} | p50 ms | p95 ms | times ours | answers |"
         yield "|---|--:|--:|--:|---|"
         for row in race["engines"]:
             cells = f"{row['p50_ms']:.3f} | {row['p95_ms']:.3f} | {row['p50_ms'] / ours:.2f}"

@@ -3,7 +3,8 @@
     python benchmarks/engines.py PART ... [--documents N] [--results FILE] [--directory DIR]
 
 Parts: `million` (a million documents of 125 words), `shape` (LexVLA's: 300 words a document and a
-query), `model` (vectors of the default model), `growth` (the embedded engine up to ten million
+query), `model` and `model-million` (200,000 and a million vectors of the default model, by texts,
+labels and images: see `real_vectors.py`), `growth` (the embedded engine up to ten million
 documents), and `report`, which writes a page and a plot of the results. A part that is complete in
 the results, with the same settings, is not run again.
 
@@ -29,13 +30,14 @@ from typing import Any
 
 import engine_comparison
 import engine_growth
-from engine_data import SHAPES, Corpus, model_vectors
+from engine_data import SHAPES, Corpus
 from engine_table import lines_of, write_report
 
 DOCUMENTS = {
     "million": 1_000_000,
     "shape": 200_000,
-    "model": 100_000,
+    "model": 200_000,
+    "model-million": 1_000_000,
     "growth": engine_growth.SIZES[-1],
 }
 PACKAGES = ("numpy", "scipy", "numba", "pyserini", "pyjnius", "pyseismic-lsr")
@@ -54,13 +56,15 @@ def measure(part: str, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             yield from engine_growth.grow(folder, corpus, shape.query_words, sizes, effort)
         return
     asked = max(args.queries, engine_comparison.FRESH_QUERIES)
-    if part == "model":
-        stored, texts = model_vectors(count, asked)
-        queries = [texts]
+    if part.startswith("model"):
+        from real_vectors import real_vectors  # loads timm and torch
+
+        stored, kinds = real_vectors(count)
+        queries = [(kind, rows[:asked]) for kind, rows in kinds.items()]
     else:
         corpus = Corpus(shape.width, shape.words)
         stored = corpus.documents(0, count)
-        queries = [corpus.queries(asked, words) for words in shape.query_words]
+        queries = [("", corpus.queries(asked, words)) for words in shape.query_words]
     chosen = (args.queries, args.seconds, args.n_postings, args.without, args.directory)
     yield from engine_comparison.compare(stored, queries, engine_comparison.Effort(*chosen))
 

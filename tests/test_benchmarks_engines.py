@@ -335,18 +335,34 @@ def test_aims_are_met_or_missed_by_the_figures(load) -> None:
     ]
 
 
-def test_copies_of_vectors_lack_words_and_stay_unit(load) -> None:
-    data = load("engine_data")
-    stored = load("engine_data").Corpus(width=300, words=20).documents(0, 200)
+def test_disturbed_views_are_unit_rows_with_words_of_their_kind(load) -> None:
+    pytest.importorskip("timm", reason="photographs: pip install 'lexvla[evaluation]'")
+    real = load("real_vectors")
+    views = load("engine_data").Corpus(width=300, words=20).documents(0, 401)
     empty = sparse.csr_array((1, 300), dtype=np.float32)
-    stored = sparse.csr_array(sparse.vstack([stored, empty, stored[:1], empty], format="csr"))
-    copy = data._copy(np.random.default_rng(0), stored)
-    assert copy.has_canonical_format
-    assert 0.85 < copy.nnz / stored.nnz < 0.95
-    assert ((copy > 0) > (stored > 0)).nnz == 0  # no word that was not there
-    lengths = np.sqrt(copy.power(2).sum(axis=1))
-    np.testing.assert_allclose(np.delete(lengths, [200, 202]), 1, rtol=1e-5)
-    assert lengths[[200, 202]].tolist() == [0, 0]
+    views = sparse.csr_array(sparse.vstack([views, empty], format="csr"))
+    # Drawings have even words, and photographs odd ones.
+    kinds = np.repeat(np.arange(402, dtype=np.int32) % 2, np.diff(views.indptr))
+    views.indices = views.indices // 2 * 2 + kinds
+    views.sum_duplicates()
+    made = real.disturbed(np.random.default_rng(0), views)
+    assert made.has_canonical_format
+    assert (made.indices % 2 == np.repeat(np.arange(402) % 2, np.diff(made.indptr))).all()
+    assert made.nnz / views.nnz == pytest.approx(1, abs=0.05)
+    kept = (made[:401] > 0).multiply(views[:401] > 0).nnz / views.nnz
+    assert 0.86 < kept < 0.96
+    lengths = np.sqrt(made.power(2).sum(axis=1))
+    np.testing.assert_allclose(lengths[:401], 1, rtol=1e-5)
+
+
+def test_likeness_counts_words_and_groups(load) -> None:
+    pytest.importorskip("timm", reason="photographs: pip install 'lexvla[evaluation]'")
+    stored = rows(*([{0: 0.5}] * 31), {0: 0.5, 1: 1.0})
+    found = load("real_vectors").likeness(stored, rows({0: 1.0, 1: 1.0}))
+    assert found["words a row"] == 33 / 32
+    assert found["words in 6% of the rows or more"] == 1
+    assert found["postings of a query, a row"] == 33 / 32
+    assert found["groups of 16 rows that may hold one of the ten best, %"] == 100
 
 
 @pytest.mark.java
