@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Get what some tests need beyond `make test`: Pyserini, a Java of version 21 or newer and an
-# Elasticsearch server (which tests start and stop) for those of engines, Chromium and its driver for
-# those of the page. What is there already is kept. Nothing outside .venv is changed, but by Debian's
-# packages, and a folder for the server: see scripts/elasticsearch_server.py.
+# Get what some tests need beyond `make test`: Pyserini, a Java of version 21 or newer and servers of
+# Elasticsearch and OpenSearch (which tests start and stop) for those of engines, Chromium and its
+# driver for those of the page. What is there already is kept. Nothing outside .venv is changed, but by
+# Debian's packages, and a folder for the servers: see scripts/elasticsearch_server.py.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -57,3 +57,4 @@ fi
 for version in 8.19.21 9.2.4; do
   echo "Elasticsearch at $(.venv/bin/python scripts/elasticsearch_server.py get --version "$version")"
 done
+echo "OpenSearch at $(.venv/bin/python scripts/opensearch_server.py get)"

@@ -44,7 +44,7 @@ CLOSED = "elasticsearch+http://127.0.0.1:9/photos"  # nothing listens there
     ],
 )
 def test_addresses(address, url, name):
-    assert Address.parse(address) == (url, name)
+    assert Address.parse(address) == Address(url, name)
 
 
 def test_the_nodes_of_an_address():
@@ -293,7 +293,7 @@ def test_documents_that_the_server_refuses_are_named_and_the_others_stay(address
         fill(index, "a")
 
         index.add(documents("bcde"), encode([{0: 1.0}] * 4))
-        rows = writer.sources(*index._staging.rows(), VOCABULARY.terms)
+        rows = writer.sources(*index._staging.rows(), VOCABULARY.terms, index.product)
         spoiled = [
             json.dumps({**source, "unknown": 1} if source["id"] in "ce" else source)
             for source in map(json.loads, rows)

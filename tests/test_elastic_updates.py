@@ -12,6 +12,7 @@ import elastic_fakes
 from indexer_fakes import LEGS, QUERY, VOCABULARY, encode, found
 from lexvla.errors import IndexCorruptError, UnknownDocumentError
 from lexvla_indexer import Document, ElasticIndex, open_index
+from lexvla_indexer.elastic.elasticsearch_product import ELASTICSEARCH
 from lexvla_indexer.elastic.typed_fields import typed_metadata
 
 SEEN = Document("a", "u/a.png", "a red car", {"tag": ["cat"], "n": 2020, "on": True}, "s:1")
@@ -142,12 +143,14 @@ def test_many_and_strange_names_do_not_stop_a_document(index):
 
 
 def test_metadata_by_type():
-    assert typed_metadata({"a": "x", "b": ["y", ""], "c": 1, "d": 1.5, "e": False}) == {
+    assert typed_metadata(
+        {"a": "x", "b": ["y", ""], "c": 1, "d": 1.5, "e": False}, ELASTICSEARCH
+    ) == {
         "keyword": {"a": "x", "b": ["y", ""]},
         "double": {"c": 1.0, "d": 1.5},
         "boolean": {"e": False},
     }
-    assert typed_metadata({"": "x", " \n": "y", "big": -(10**400)}) == {}
+    assert typed_metadata({"": "x", " \n": "y", "big": -(10**400)}, ELASTICSEARCH) == {}
     dates = {
         "2020-05-06": "2020-05-06",
         "2020-05-06 10:00": "2020-05-06T10:00",
@@ -155,6 +158,9 @@ def test_metadata_by_type():
         "2020-05-06T10:00:00Z": "2020-05-06T10:00:00Z",
     }
     for value, date in dates.items():
-        assert typed_metadata({"t": value}) == {"keyword": {"t": value}, "date": {"t": date}}
+        assert typed_metadata({"t": value}, ELASTICSEARCH) == {
+            "keyword": {"t": value},
+            "date": {"t": date},
+        }
     for value in ("2020", "20200506", "2020-05-06T", "on 2020-05-06", "2020-W01-1"):
-        assert typed_metadata({"t": value}) == {"keyword": {"t": value}}
+        assert typed_metadata({"t": value}, ELASTICSEARCH) == {"keyword": {"t": value}}

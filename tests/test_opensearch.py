@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import http.server
-import json
-import threading
+import sys
 from collections.abc import Iterator
 
 import numpy as np
@@ -17,16 +15,19 @@ pytest.importorskip("opensearchpy", reason="needs the client: pip install 'lexvl
 
 import opensearch_fakes
 from elastic_fakes import stored
+from elastic_proxy import BUSY, JSON, Answer, Cut, Proxy, Request, down, error
 from indexer_fakes import QUERY, VOCABULARY, documents, encode, fill
 from lexvla.encoding import Encoding
 from lexvla.errors import (
     EngineUnavailableError,
     IndexCorruptError,
     InputError,
+    OptionalDependencyError,
     UnsupportedError,
 )
 from lexvla.vocabulary import Vocabulary
 from lexvla_indexer import Document, OpenSearchIndex, open_index
+from lexvla_indexer.elastic import writer
 from lexvla_indexer.facets import Facet
 from lexvla_indexer.opensearch.product import OPENSEARCH
 
@@ -201,63 +202,85 @@ def test_an_index_that_is_not_there_and_a_wrong_engine(server):
         open_index(f"elasticsearch+{server}/nothing")
 
 
-class _Handler(http.server.BaseHTTPRequestHandler):
-    def log_message(self, *_: object) -> None:
-        pass
+@pytest.mark.opensearch
+def test_without_the_plugin_dense_vectors_are_stored_and_not_searched(server, tmp_path):
+    def spoil(request: Request) -> Answer | None:
+        """Answer as a server without the plugin did, of version 3.5.0."""
+        if request.method != "PUT" or b"knn_vector" not in request.body:
+            return None
+        reason = "No handler for type [knn_vector] declared on field [dense]"
+        return error(400, "mapper_parsing_exception", reason)
 
-    def answer(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        status, told = self.respond(self.command, self.path.partition("?")[0], body)
-        sent = told if isinstance(told, bytes) else json.dumps(told).encode()
-        kind = "text/html" if isinstance(told, bytes) else "application/json"
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(sent)))
-        self.end_headers()
-        self.wfile.write(sent)
+    with Proxy(server, spoil) as between:
+        name = opensearch_fakes.address(tmp_path).rpartition("/")[2]
+        with OpenSearchIndex(f"opensearch+{between.url}/{name}", True, VOCABULARY) as index:
+            fill(index, "a", "b")
+            assert index.legs() == ("lexical", "codes", "text")
+            info = index.info()
+            assert info["searched_legs"] == ["lexical", "codes"]
+            assert info["dense_search"].startswith("none: that takes its plugin opensearch-knn")
+            assert index.search(QUERY)[0].ids == ["a", "b"]
+            assert index.fetch(["a"]).encoding.dense.any()
+            assert index.verify() == []
+            with pytest.raises(UnsupportedError, match="plugin opensearch-knn"):
+                index.search(QUERY, leg="dense")
 
 
-@pytest.fixture
-def answering() -> Iterator:
-    """Return what starts a server of a handler."""
-    started = []
+@pytest.mark.opensearch
+def test_what_breaks_on_its_way_is_sent_again(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(writer, "PAUSES", (0.01,) * 7)
+    faults = [Cut(0.5), Cut(1, 0), Cut(1, 0.5), BUSY, Answer(503, b"upstream is away", {})]
+    left: dict[str, list[object]] = {}
 
-    def start(respond) -> str:
-        methods = dict.fromkeys(("do_GET", "do_PUT", "do_POST", "do_HEAD"), _Handler.answer)
-        handler = type("Handler", (_Handler,), {"respond": respond, **methods})
-        made = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        threading.Thread(target=made.serve_forever, daemon=True).start()
-        started.append(made)
-        return f"opensearch+http://127.0.0.1:{made.server_port}/photos"
+    def spoil(request: Request) -> object:
+        """Let each kind of request that a commit makes fail in every way first."""
+        kind = next((k for k in ("_bulk", "_refresh", "_mget") if request.asks(k)), None)
+        waiting = left.setdefault(kind, list(faults)) if kind else []
+        return waiting.pop() if waiting else None
 
-    yield start
-    for made in started:
-        made.shutdown()
-        made.server_close()
+    with Proxy(server, spoil) as between:
+        name = opensearch_fakes.address(tmp_path).rpartition("/")[2]
+        with OpenSearchIndex(f"opensearch+{between.url}/{name}", True, VOCABULARY) as index:
+            assert index.fingerprints(["a"]) == {}
+            fill(index, "a", "b")
+            assert left == {"_mget": [], "_bulk": [], "_refresh": []}
+            assert (index.count(), index.search(QUERY)[0].ids) == (2, ["a", "b"])
 
 
 @pytest.mark.parametrize(
     "told",
     [
-        {"version": {"number": "8.19.0"}, "tagline": "You Know, for Search"},
-        b"<html>a gateway</html>",
-        ["a", "list"],
+        Answer(200, {"version": {"number": "8.19.0"}, "tagline": "You Know, for Search"}, JSON),
+        Answer(200, b"<html>a gateway</html>", {"Content-Type": "text/html"}),
+        Answer(200, ["a", "list"], JSON),
     ],
 )
-def test_what_is_not_opensearch_is_refused(answering, told):
-    address = answering(lambda self, method, path, body: (200, told))
-    with pytest.raises(EngineUnavailableError, match="what answers there is not OpenSearch"):
-        open_index(address)
+def test_what_is_not_opensearch_is_refused(told):
+    with Proxy(None, lambda _: told) as other:
+        address = f"opensearch+{other.url}/photos"
+        with pytest.raises(EngineUnavailableError, match="what answers there is not OpenSearch"):
+            open_index(address)
 
 
-def test_credentials_that_are_refused_say_what_to_set(answering):
-    address = answering(lambda self, method, path, body: (401, b"Unauthorized"))
-    with pytest.raises(EngineUnavailableError, match="set OPENSEARCH_USERNAME and OPENSEARCH_PASS"):
-        open_index(address)
-    with pytest.raises(InputError, match="set OPENSEARCH_USERNAME"):
-        open_index("opensearch+http://user:secret@localhost/photos")
+def test_credentials_come_from_the_environment_and_are_never_told(monkeypatch):
+    monkeypatch.setenv("OPENSEARCH_USERNAME", "me")
+    monkeypatch.setenv("OPENSEARCH_PASSWORD", "geheim")
+    with Proxy(None, lambda _: Answer(401, b"Unauthorized", {})) as other:
+        address = f"opensearch+{other.url}/photos"
+        with pytest.raises(EngineUnavailableError, match="set OPENSEARCH_USERNAME and") as caught:
+            open_index(address)
+    assert "geheim" not in str(caught.value)
+    with pytest.raises(InputError, match="set OPENSEARCH_USERNAME") as caught:
+        open_index("opensearch+http://user:geheim@localhost/photos")
+    assert "geheim" not in str(caught.value)
 
 
 def test_no_server_is_said_at_once():
-    with pytest.raises(EngineUnavailableError, match="no server answers"):
+    with down() as url, pytest.raises(EngineUnavailableError, match="no server answers"):
+        open_index(f"opensearch+{url}/photos")
+
+
+def test_without_the_client(monkeypatch):
+    monkeypatch.setitem(sys.modules, "opensearchpy", None)
+    with pytest.raises(OptionalDependencyError, match=r"pip install 'lexvla\[opensearch\]'"):
         open_index("opensearch+http://127.0.0.1:1/photos")

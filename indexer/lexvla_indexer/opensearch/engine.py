@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from lexvla_indexer.elastic.engine import ElasticIndex
+from lexvla_indexer.elastic.product import DENSE_STORED
+from lexvla_indexer.legs import Leg
 from lexvla_indexer.opensearch.product import OPENSEARCH
 
 __all__ = ["OpenSearchIndex"]
@@ -20,3 +22,9 @@ class OpenSearchIndex(ElasticIndex):
     """
 
     product = OPENSEARCH
+
+    def legs(self) -> tuple[Leg, ...]:
+        """Return what the server can search; see `Index.legs`."""
+        found = super().legs()
+        is_stored = self._store.state.dense == DENSE_STORED
+        return tuple(leg for leg in found if leg != "dense" or not is_stored)

@@ -199,4 +199,7 @@ _CHECKS: tuple[Callable[[], Check], ...] = (
     _java,
     _optional("Pyserini", "pyserini", LUCENE, "pyserini"),
     _elastic,
+    _optional(
+        "OpenSearch client", "opensearch-py", "indexes opensearch+http(s)://...", "opensearch"
+    ),
 )

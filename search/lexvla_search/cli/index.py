@@ -58,7 +58,7 @@ class Options(SourceOptions, IndexOptions, ModelOptions, JsonOptions):
     prune: bool = flag("delete items that the source no longer has, unless these are many")
     prune_anyway: bool = flag("delete them however many they are")
     rebuild: bool = flag(
-        "fill a new index, and swap it for the old one at the end (Elasticsearch only)"
+        "fill a new index, and swap it for the old one at the end (Elasticsearch, OpenSearch)"
     )
     keep_old: int = option(
         "keep the N indices before it, for lexvla rollback (0)",

@@ -91,7 +91,7 @@ class Options(QueryOptions, IndexOptions, JsonOptions):
     after: str | None = option("go on after an answer's next", metavar="NEXT")
     group_copies: bool = flag("show near-identical items as one, the best")
     explain: bool = flag("show the parts of each score")
-    show_query: bool = flag("print the request to Elasticsearch without sending it")
+    show_query: bool = flag("print the requests to the server without sending them")
     named: bool = flag("... with a clause of its own for each word")
 
 

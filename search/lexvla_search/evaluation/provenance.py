@@ -12,7 +12,7 @@ from lexvla_search.evaluation.significance import SEED
 
 __all__ = ["provenance", "run_tag"]
 
-_ENGINE_VERSIONS = ("elasticsearch_version", "lucene_version")
+_ENGINE_VERSIONS = ("elasticsearch_version", "opensearch_version", "lucene_version")
 
 
 def provenance(model: Encoder, index: Index) -> dict[str, Any]:
