@@ -99,6 +99,11 @@ class Shop:
     def put(self, name: str, **source: Any) -> None:
         self.client.index(index=self.address.name, id=name, document=source)
 
+    def put_text(self, name: str, text: str) -> None:
+        headers = {"accept": "application/json", "content-type": "application/json"}
+        path = f"/{self.address.name}/_doc/{name}"
+        self.client.perform_request("PUT", path, headers=headers, body=text)
+
     def attach(self, **options: Any) -> Report:
         fields = {**self.fields, **options.pop("fields", {})}
         with connect(self.address) as client:
@@ -355,6 +360,49 @@ def test_a_client_that_updates_meanwhile_loses_nothing(three, monkeypatch):
     assert report.added == 2
 
 
+def test_one_that_changes_a_document_of_several_lines(three, monkeypatch):
+    send, prices = guarded.UserIndex._send_one, iter([1, 2])
+    three.put_text("n", '{"title":\n"red"}')
+
+    def changed_first(self: guarded.UserIndex, action: Any, text: str) -> Any:
+        if (price := next(prices, None)) is not None:
+            three.put_text("n", f'{{"title":\n"red","price":{price}}}')
+        return send(self, action, text)
+
+    monkeypatch.setattr(guarded.UserIndex, "_send_one", changed_first)
+    assert three.attach().added == 3
+    assert three.words()["n"] == ["red"]
+    assert three.source("n")["price"] == 2
+
+
+def test_documents_that_the_server_refuses(shop):
+    shop.create(mappings={"dynamic": False})
+    shop.put("a", title="red", more=1)
+    shop.put_text("b", '{"title":\n"red", "more":1}')
+    shop.put("c", title="green")
+    shop.client.indices.put_mapping(index=shop.address.name, dynamic="strict")
+    report = shop.attach()
+    assert report.added == 1
+    assert told(report).keys() == {"a", "b"}
+    for rule in told(report).values():
+        assert rule.startswith("the server refuses it: ")
+        assert "[more] within [_doc] is not allowed" in rule
+    assert told(shop.attach()).keys() == {"a", "b"}  # they could not be marked
+
+
+def test_a_field_of_another_s_that_the_mapping_does_not_tell_of(shop):
+    shop.create(mappings={"dynamic": False})
+    shop.put("a", title="red", lex=[1])
+    shop.put("b", title="red", lexvla={"theirs": 1})
+    report = shop.attach()
+    assert told(report) == {
+        "a": "has 'lex' already, which lexvla attach did not put there",
+        "b": "has 'lexvla' already, which lexvla attach did not put there",
+    }
+    assert shop.source("a") == {"title": "red", "lex": [1]}
+    assert shop.source("b") == {"title": "red", "lexvla": {"theirs": 1}}
+
+
 def test_a_document_that_goes_meanwhile(three, monkeypatch):
     encode = three.encoder.encode_image
 
@@ -511,11 +559,12 @@ def test_by_the_command(three, monkeypatch, capsys):
     words += ["--lexical-field", "lex"]
     assert main([*words, "--strict"]) == 1
     out, err = capsys.readouterr()
-    assert out == "2 added, 1 rejected\n"
+    assert out == "2 added, 1 rejected; 2 filled and 1 rejected in the index\n"
     assert "rejected 'c': has neither an image nor a text (in photo, title)" in err
     assert "the rejected items are listed in documents that have lexvla.rejected" in err
     assert main(["attach", str(three.address), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["added"] == 0
+    numbers = json.loads(capsys.readouterr().out)
+    assert (numbers["added"], numbers["documents"], numbers["rejected_documents"]) == (0, 2, 1)
     assert main(["detach", str(three.address)]) == 0
     assert capsys.readouterr().out.startswith("took LexVLA's fields out of 3 documents; ")
     assert main(["detach", str(three.address)]) == 1

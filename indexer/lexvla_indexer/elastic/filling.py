@@ -23,7 +23,7 @@ from lexvla_indexer.elastic.attachment import (
     remove_attachment,
     write_attachment,
 )
-from lexvla_indexer.elastic.connection import Address
+from lexvla_indexer.elastic.connection import Address, elastic_errors
 from lexvla_indexer.elastic.guarded import Change, UserIndex
 from lexvla_indexer.elastic.layout import FLAT, FLAT_DOCUMENTS
 from lexvla_indexer.elastic.writer import check_rows, patiently, row_values
@@ -38,7 +38,7 @@ from lexvla_indexer.roots import SourcePlace
 if TYPE_CHECKING:
     from elasticsearch import Elasticsearch
 
-__all__ = ["detach", "fill"]
+__all__ = ["detach", "fill", "tally"]
 
 Json = dict[str, Any]
 
@@ -111,10 +111,12 @@ def fill(
             report.skipped += documents.unchanged
         if report.interrupted:
             return report
-        attachment = replace(attachment, cursor=documents.cursor)
-        patiently(partial(write_attachment, client, address, attachment))
+        if documents.cursor != attachment.cursor:
+            attachment = replace(attachment, cursor=documents.cursor)
+            patiently(partial(write_attachment, client, address, attachment))
         if not sink.has_stored:
             break
+    report.rejected = list({each.item: each for each in report.rejected}.values())
     if attachment.dense_field is not None and attachment.dense == FLAT:
         exists = {"exists": {"field": attachment.dense_field}}
         if sum(target.count(shard, exists) for shard in documents.tops) > FLAT_DOCUMENTS:
@@ -152,11 +154,22 @@ def detach(client: Elasticsearch, address: Address) -> int:
                 changes = [Change(hit["_id"], hit.get("_routing"), lambda _: {}) for hit in piece]
                 for hit, outcome in zip(piece, target.change(changes), strict=True):
                     if outcome.refused:
-                        raise InputError(hit["_id"], f"the server refuses it: {outcome.refused}")
+                        raise InputError(hit["_id"], outcome.refused)
                     emptied += outcome.is_stored
         total += emptied
     remove_attachment(client, address)
     return total
+
+
+def tally(client: Elasticsearch, address: Address, attachment: Attachment) -> tuple[int, int]:
+    """Return how many documents are filled, and how many are marked as rejected."""
+    state = attachment.state_field
+    with elastic_errors(address):
+        marked, rejected = (
+            client.count(index=address.name, query={"exists": {"field": f"{state}.{each}"}})
+            for each in ("fingerprint", "rejected")
+        )
+    return marked["count"] - rejected["count"], rejected["count"]
 
 
 class _Pointed(NamedTuple):
@@ -370,8 +383,7 @@ class _Sink:
             self.has_stored |= outcome.is_stored
             if outcome.refused:
                 where = f"{self._target.address}/{document.id}"
-                rule = f"the server refuses it: {outcome.refused}"
-                self._report.rejected.append(Reject(document.id, rule, where))
+                self._report.rejected.append(Reject(document.id, outcome.refused, where))
 
     def mark(self, name: str, rule: str) -> None:
         """Say in a document why it was rejected."""
@@ -396,6 +408,12 @@ class _Sink:
 
         def members(source: Mapping[str, Any]) -> Mapping[str, str] | None:
             """Give the fields, unless another client has changed what they were made of."""
+            state = source.get(self._attachment.state_field)
+            is_ours = isinstance(state, Mapping) and "fingerprint" in state
+            taken = next((own for own in self._attachment.own_fields if own in source), None)
+            if taken is not None and not is_ours:
+                rule = f"has {taken!r} already, which lexvla attach did not put there"
+                raise InputError(name, rule)
             return fields if self._documents.pointed(source).hash == pending.hash else None
 
         return Change(name, pending.routing, members)

@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote, urlencode
 
-from lexvla.errors import EngineUnavailableError, LexVLAError
+from lexvla.errors import EngineUnavailableError, InputError, LexVLAError
 from lexvla_indexer.elastic.attaching import excludes_vectors
 from lexvla_indexer.elastic.attachment import Attachment, describe
 from lexvla_indexer.elastic.connection import (
@@ -44,7 +44,7 @@ class Change(NamedTuple):
         id: Its ``_id``.
         routing: Its ``_routing``, if it has one.
         members: Gets its ``_source`` and returns our fields as JSON, in place of those that are
-            there; ``None`` to leave the document as it is.
+            there; ``None`` to leave the document as it is. May raise InputError.
     """
 
     id: str
@@ -57,7 +57,7 @@ class Outcome(NamedTuple):
 
     Attributes:
         is_stored: Whether the document has it now.
-        refused: Why the server refuses it; empty if it does not.
+        refused: Why it cannot have it; empty if it can.
     """
 
     is_stored: bool
@@ -216,7 +216,11 @@ class UserIndex:
         for row, told in zip(rows, stored, strict=True):
             if not told["found"]:
                 continue
-            made = changes[row].members(told["_source"])
+            try:
+                made = changes[row].members(told["_source"])
+            except InputError as error:
+                outcomes[row] = Outcome(False, error.rule)
+                continue
             if made is None:
                 continue
             guard = {"if_seq_no": told["_seq_no"], "if_primary_term": told["_primary_term"]}
@@ -231,7 +235,8 @@ class UserIndex:
         sent = self._send(actions)
         for row, (status, why) in sent.items():
             if status not in (_CONFLICT, *_BUSY):
-                outcomes[row] = Outcome(status < 300, "" if status < 300 else why)
+                refused = "" if status < 300 else f"the server refuses it: {why}"
+                outcomes[row] = Outcome(not refused, refused)
         again = [row for row, (status, _) in sent.items() if status in (_CONFLICT, *_BUSY)]
         return again, any(status in _BUSY for status, _ in sent.values())
 

@@ -9,7 +9,7 @@ from lexvla.image_formats import MAX_PIXELS
 from lexvla_indexer.elastic.attaching import attach
 from lexvla_indexer.elastic.connection import Address, connect
 from lexvla_indexer.elastic.elasticsearch_product import ELASTICSEARCH
-from lexvla_indexer.elastic.filling import fill
+from lexvla_indexer.elastic.filling import fill, tally
 from lexvla_indexer.pointed_images import PointedImages
 from lexvla_indexer.reading import Reading
 from lexvla_search.cli.arguments import (
@@ -127,11 +127,14 @@ def run(options: Options) -> int:
                 reading=Reading(max_pixels=options.max_pixels),
                 stop=stop,
             )
+        filled, rejected = tally(client, address, attachment)
     listed = f"documents that have {attachment.state_field}.rejected"
     code = exit_code(report, options.strict, "", listed)
     if options.json:
         numbers = counts(report, "unchanged")
-        print_json({"index": options.address, **numbers, **details(report)})
+        held = {"documents": filled, "rejected_documents": rejected}
+        print_json({"index": options.address, **numbers, **details(report), **held})
     else:
-        print(in_words(report, "unchanged"))
+        held_words = f"{filled:,} filled and {rejected:,} rejected in the index"
+        print(f"{in_words(report, 'unchanged')}; {held_words}")
     return code
