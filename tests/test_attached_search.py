@@ -14,6 +14,8 @@ from lexvla.errors import IndexCorruptError, UnknownDocumentError, UnsupportedEr
 from lexvla.vocabulary import Vocabulary
 from lexvla_indexer import open_index
 from lexvla_indexer.elastic import AttachedIndex
+from lexvla_indexer.elastic.attached_document import attached_document
+from lexvla_indexer.elastic.connection import Address, connect
 
 pytestmark = pytest.mark.elasticsearch
 
@@ -91,6 +93,31 @@ def test_documents_and_their_exact_rows(index):
         index.vectors(["p07", "nobody"])
 
 
+def test_what_a_document_shows():
+    source = {
+        "title": ["a", "b", 3],
+        "description": "c",
+        "photo": [{"url": "one.jpg"}, {"url": "two.jpg"}],
+        "maker.name": "Zoe",
+        "maker": {"since": [1999]},
+        "tags": [{"name": "x"}, {"name": "y"}],
+        "sizes": [1, 2],
+        "mixed": ["a", 1],
+        "none": None,
+        "empty": {},
+        "lex": {"word1": 1.0},
+        "other": [0.5, 0.25],
+        "lexvla": {"fingerprint": "f", "strongest": ["word1"]},
+    }
+    document = attached_document("p", source, ATTACHMENT, ["other"])
+    assert document.text == "a b\n\nc"
+    assert document.uri == "one.jpg"
+    assert document.metadata == {"maker.name": "Zoe", "maker.since": 1999, "tags.name": ["x", "y"]}
+    assert document.fingerprint == "f"
+    for image in ("data:image/png;base64,AA==", "A" * 3000, 7):
+        assert attached_document("p", {"photo": {"url": image}}, ATTACHMENT, []).uri == ""
+
+
 def test_bans_and_requirements_look_at_the_strongest_words(index):
     row = 4
     column = max(ROWS[row], key=ROWS[row].__getitem__)
@@ -139,6 +166,11 @@ def test_other_indexes_are_not_attached(address, tmp_path):
         place = elastic_fakes.address(tmp_path)
         with open_index(place, create=True):
             AttachedIndex(place)
+    with pytest.raises(IndexCorruptError, match=r"or its _meta is damaged; lexvla attach"):
+        place = elastic_fakes.address(tmp_path / "own")
+        with connect(Address.parse(place)) as client:
+            client.indices.create(index=Address.parse(place).name)
+        open_index(place)
     with pytest.raises(IndexCorruptError, match="no index at"):
         open_index(elastic_fakes.address(tmp_path / "other"))
     with pytest.raises(Exception, match="was made with"):

@@ -1,9 +1,10 @@
 """A document of a user's own index, as `Document` has it.
 
-Text is that of the attachment's text fields, the address that of its image field. Metadata are all
-other fields but vectors, flattened: ``{"maker": {"name": "Zoe"}}`` becomes ``maker.name``. A list
-keeps its strings; one of a single number or boolean becomes that. Left out are null, lists of
-several numbers or of values of several types, and images that are not given by an address.
+Text is that of the attachment's text fields, a blank line between them; the address is that of
+its image field. Metadata are all other fields but vectors, flattened:
+``{"maker": {"name": "Zoe"}}`` becomes ``maker.name``. A list keeps its strings; one of a single
+number or boolean becomes that. Left out are null, lists of several numbers or of values of several
+types, and images that are not given by an address.
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ def attached_document(
         held.setdefault(path, []).append(value)
         if is_listed:
             listed.add(path)
-    texts = [held.pop(path, []) for path in attachment.text_fields]
-    text = "\n\n".join(each for own in texts for each in own if isinstance(each, str) and each)
+    texts = (held.pop(path, []) for path in attachment.text_fields)
+    parts = (" ".join(each for each in own if isinstance(each, str)) for own in texts)
+    text = "\n\n".join(filter(None, parts))
     image = held.pop(attachment.image_field, []) if attachment.image_field else []
     state = value_at(source, attachment.state_field) or {}
     metadata: dict[str, MetadataValue] = {}

@@ -157,7 +157,9 @@ class State:
             widths = {leg: values["widths"][leg] for leg in FIELD_OF if leg in values["widths"]}
             return cls(**{**values, "widths": widths})
         except (KeyError, TypeError, ValueError) as error:
-            rule = "is not an index of lexvla, or its _meta is damaged"
+            rule = (
+                "is not an index of lexvla, or its _meta is damaged; lexvla attach fills your own"
+            )
             raise IndexCorruptError(f"{place}: {rule}") from error
 
 
