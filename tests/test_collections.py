@@ -163,6 +163,15 @@ def test_a_folder_of_beir_is_indexed_and_evaluated(
     assert ndcg(capsys, *where, "--split", "train") == (1, 1.0)
     own = ndcg(capsys, *where, "--ignore-identical-ids")
     assert own == (2, pytest.approx((Q1 + 1) / 2))
+    assert lexvla("evaluate", *where, *LEXICAL, "--ignore-identical-ids") == 0
+    assert json.loads(capsys.readouterr().out)["protocol"] == {
+        "collection": str(beir),
+        "split": "test",
+        "queries": None,
+        "qrels": None,
+        "complete": False,
+        "ignore_identical_ids": True,
+    }
     # What is cut off is not one hit more of the other queries.
     depth = ("--depth", "1", "--measures", "R@1", "--ignore-identical-ids")
     run = tmp_path / "out.trec"

@@ -10,6 +10,7 @@ from typing import NamedTuple, TypeVar
 from lexvla.errors import GatheredInputError, InputError, UnsupportedError
 from lexvla_indexer import open_index
 from lexvla_indexer.base import Index
+from lexvla_indexer.ir_datasets_source import IR_DATASETS
 from lexvla_search.cli.arguments import (
     IndexOptions,
     JsonOptions,
@@ -22,7 +23,7 @@ from lexvla_search.cli.arguments import (
     positive,
 )
 from lexvla_search.cli.console import UsageError, note, print_json, print_numbers
-from lexvla_search.evaluation.collection import read_collection
+from lexvla_search.evaluation.collection import SPLIT, read_collection
 from lexvla_search.evaluation.figures import check_plot
 from lexvla_search.evaluation.measures import MEASURES, deepest, parse_measures
 from lexvla_search.evaluation.provenance import provenance, run_tag
@@ -38,6 +39,9 @@ from lexvla_search.evaluation.trec import (
 )
 from lexvla_search.fusion import MAX_HITS
 from lexvla_search.query import Query
+
+# What decides which queries and hits count, for the JSON.
+_PROTOCOL = ("collection", "split", "queries", "qrels", "complete", "ignore_identical_ids")
 
 _T = TypeVar("_T")
 
@@ -122,9 +126,16 @@ def run(options: Options) -> int:
         data = figures.to_dict()
         for system in data["systems"]:
             system["run"] = runs.get(system["name"])
-        print_json({"index": options.index, "provenance": made_by, **data})
+        protocol = {name: getattr(options, name) for name in _PROTOCOL}
+        if options.collection and not options.collection.startswith(IR_DATASETS):
+            protocol["split"] = options.split or SPLIT
+        told = {"index": options.index, "provenance": made_by, "protocol": protocol}
+        print_json({**told, **data})
         return 0
-    print(f"{options.index}: {figures.queries:,} queries, {depth:,} hits of each; {TIES}\n")
+    without = "; hits with the query's own id are left out" if options.ignore_identical_ids else ""
+    print(
+        f"{options.index}: {figures.queries:,} queries, {depth:,} hits of each; {TIES}{without}\n"
+    )
     print_numbers(
         [
             ("", *measures),
