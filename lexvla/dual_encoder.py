@@ -179,16 +179,15 @@ class DualEncoder(model.LexVLA, nn.Module):
             "reconstruction": round(float(self.reconstruction(images).mean()), 3),
         }
 
-    def reconstruction(self, encoding: Encoding, images: bool = True) -> np.ndarray:
-        """Return the (n,) cosine of each item's dense vector and the sum that its words form.
+    def reconstruction(self, images: Encoding) -> np.ndarray:
+        """Return the (n,) cosine of each image's dense vector and the sum that its words form.
 
-        Both are centred, as they are when words are chosen; 0 for items without words.
+        Both are centred, as they are when words are chosen; 0 for images without words.
         """
-        if encoding.dense is None:
+        if images.dense is None:
             raise ModelError("the reconstruction needs dense vectors")
-        own = torch.from_numpy(encoding.dense).to(self.device)
-        own = normalize(own - (self._centres[0] if images else self._words[1]), dim=1)
-        sums = sparse.csr_array(encoding.lexical) @ self._words[0].cpu().numpy()
+        own = self._centred(torch.from_numpy(images.dense).to(self.device), 0)
+        sums = sparse.csr_array(images.lexical) @ self._words[0].cpu().numpy()
         made = normalize(torch.from_numpy(sums).to(own), dim=1)
         return (own * made).sum(1).cpu().numpy()
 
