@@ -78,7 +78,7 @@ def test_the_server_of_the_tests_is_the_server_of_the_compose_file():
     (version,) = {
         compose()[name]["image"].rpartition(":")[2] for name in ("elasticsearch", "setup")
     }
-    assert f'\nVERSION = "{version}"\n' in script
+    assert f'\nVERSION, NEWEST = "{version}", ' in script
 
 
 def test_the_password_of_the_server_comes_from_its_secret_whatever_its_mode():

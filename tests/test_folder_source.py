@@ -149,12 +149,12 @@ def test_what_one_engine_refuses_is_rejected_and_the_rest_goes_on(
 
 
 def test_what_is_no_image_is_counted_by_suffix(tmp_path: Path) -> None:
-    top = touch(tmp_path / "p", "a.NEF", "b.nef", "c.txt", "README", "d.jfif", "e.JPE", "f.heic")
+    top = touch(tmp_path / "p", "a.PSD", "b.psd", "c.txt", "README", "d.jfif", "e.JPE", "f.heic")
     source = FolderSource(top, Reading())
     assert len(list(source.entries())) == 3
-    assert source.ignored == {".nef": 2, ".txt": 1, "": 1}
+    assert source.ignored == {".psd": 2, ".txt": 1, "": 1}
     list(source.entries())
-    assert source.ignored[".nef"] == 2
+    assert source.ignored[".psd"] == 2
 
 
 TREE = [
