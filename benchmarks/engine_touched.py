@@ -1,4 +1,6 @@
-"""What queries read of an index: bytes, and the blocks of files that Linux maps for them.
+"""What queries read of an index at most: bytes, and the blocks of files that Linux maps for them.
+
+Short queries skip part of their words' postings; all of them are counted here.
 
 Linux maps the cached pages around a requested one, 64 KiB at a time, so a process that reads
 scattered bytes of a large file maps more than it reads, and even more if memory is in larger
@@ -24,7 +26,7 @@ PIECE = 1 << 16
 def touched(
     index: Index, stored: sparse.csr_array, postings: Postings, queries: sparse.csr_array
 ) -> dict[str, int | float]:
-    """Return what queries read, each byte once: postings of their words, and rescored rows.
+    """Return what queries may read, each byte once: postings of their words, and rescored rows.
 
     ``index`` has the rows ``stored`` in one segment, with these ``postings``.
     """
