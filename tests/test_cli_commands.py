@@ -66,6 +66,7 @@ def test_index_and_again(tmp_path: Path, capsys: Capture) -> None:
         "ignored_by_suffix": {},
         "excluded_by_pattern": {},
         "absorbed": [],
+        "moved_from": None,
         "losses": [],
         "documents": 4,
     }

@@ -112,7 +112,7 @@ def test_a_library_that_was_moved_and_indexed_again_is_in_one_place(
 ) -> None:
     new, third = tmp_path / "new", tmp_path / "third"
     photos.rename(new)
-    assert run(new, place) == {"skipped": 30}
+    assert run(new, place) == {"moved_from": str(photos), "skipped": 30}
     new.rename(third)
     with new_index(place) as index:
         assert relocate(index, third) == str(new)
@@ -371,11 +371,12 @@ def test_many_folders_become_parts_a_chunk_at_a_time(
 def test_another_folder_is_not_one_that_is_gone(photos: Path, place: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     pictures(other / "2023", range(15), shift=9)
+    pictures(other / "2024", range(15, 30))  # half of them are the same
     photos.rename(tmp_path / "unplugged")
-    assert run(other, place) == {"added": 15}
+    assert run(other, place) == {"added": 30}
     (tmp_path / "unplugged").rename(photos)
     assert run(photos, place, prune=True) == {"skipped": 30}
-    assert len(ids(place)) == 45
+    assert len(ids(place)) == 60
 
 
 def test_vectors_of_two_folders_encoded_elsewhere(photos: Path, tmp_path: Path) -> None:

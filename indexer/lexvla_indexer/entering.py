@@ -31,6 +31,7 @@ class Entered:
             the place is the whole source.
         taken: What else ids in this index start with, by the folder whose ids these are.
         absorbed: The folders that were sources of their own, and are parts of this one now.
+        moved_from: Where the source lay until now, if it moved.
     """
 
     key: str
@@ -39,6 +40,7 @@ class Entered:
     below: str = ""
     taken: tuple[tuple[str, str], ...] = ()
     absorbed: tuple[str, ...] = ()
+    moved_from: str = ""
 
     def named(self, document: Document) -> Document:
         """Return a document of the place with the id, uri and key that it has in the index."""
@@ -54,16 +56,16 @@ class Entered:
 def enter(index: Index, place: SourcePlace, model: str, key: str = "") -> Entered:
     """Return which source of an index a place is; a new one is noted, under ``key`` if given.
 
-    A new folder that has the files of one that is gone is that one, moved. A folder inside a known
-    one is a part of it. Known folders inside this one become parts of it, and their documents get
-    their new ids; nothing is encoded. The index must be this process's to write.
+    A new folder that has most of the files of one that is gone is that one, moved. A folder inside
+    a known one is a part of it. Known folders inside this one become parts of it, and their
+    documents get their new ids; nothing is encoded. The index must be this process's to write.
     """
     roots = Roots(index)
-    known = roots.key_at(place)
+    known, moved_from = roots.key_at(place), ""
     if known is None and key not in roots and not place.name:
-        moved = next(_moved(index, roots, place, model), None)
-        if moved is not None:
-            roots.move(moved, place.root)
+        moved_from = next(_moved(index, roots, place, model), "")
+        if moved_from:
+            roots.move(moved_from, place.root)
             known = roots.key_at(place)
         else:
             known = roots.key_around(place)
@@ -79,22 +81,23 @@ def enter(index: Index, place: SourcePlace, model: str, key: str = "") -> Entere
         for other_key, other in roots.items()
         if (start := roots.prefix(other_key)) not in ("", prefix)
     )
-    return Entered(known, own.root, prefix, below, taken, absorbed)
+    return Entered(known, own.root, prefix, below, taken, absorbed, moved_from)
 
 
 def _moved(index: Index, roots: Roots, place: SourcePlace, model: str) -> Iterator[str]:
-    """Yield the folders that are gone, and of which a file lies in this place."""
+    """Yield the folders that are gone, and most of whose files lie in this place."""
     for key, other in roots.items():
         if other.name or Path(other.root).is_dir():
             continue
         known = dict(islice(index.fingerprinted(f"{key}:"), _TRIED))
+        there = 0
         for document in index.fetch(list(known)).documents:
             path = Path(place.root, place.path_of(document.uri))
             if path.is_file():
                 content = hash_of_content(model, "", path.read_bytes())
-                if content == content_of(document.fingerprint):
-                    yield other.root
-                    break
+                there += content == content_of(document.fingerprint)
+        if there > len(known) / 2:
+            yield other.root
 
 
 def _absorb(index: Index, roots: Roots, key: str) -> Iterator[str]:

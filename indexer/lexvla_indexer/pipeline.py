@@ -109,7 +109,7 @@ def index_source(
     take_writer_lock(index)
     entered = enter(index, opened.place, encoder.name)
     opened.enter(entered)
-    report.absorbed = list(entered.absorbed)
+    report.absorbed, report.moved_from = list(entered.absorbed), entered.moved_from
     ingest = Ingest(
         opened,
         encoder,

@@ -51,6 +51,7 @@ class Report:
             vectors were kept.
         moved: Files of a folder that were in another place of it before; their vectors were kept.
         absorbed: Folders inside this one that were sources of their own, and are parts of it now.
+        moved_from: Where the folder lay until now, if the index knew it in a place that is gone.
         empty: Items among the added whose lexical vector is empty; no words find them.
         cut: Items among the added that were encoded by a text whose end the model does not read.
         ignored: Files of a folder that are not images, by suffix.
@@ -70,6 +71,7 @@ class Report:
     updated: int = 0
     moved: int = 0
     absorbed: list[str] = field(default_factory=list)
+    moved_from: str = ""
     empty: int = 0
     cut: int = 0
     ignored: dict[str, int] = field(default_factory=dict)

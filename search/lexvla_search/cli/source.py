@@ -119,6 +119,7 @@ def details(report: Report) -> dict[str, Any]:
         "ignored_by_suffix": report.ignored,
         "excluded_by_pattern": report.excluded,
         "absorbed": report.absorbed,
+        "moved_from": report.moved_from or None,
         "losses": [asdict(loss) for loss in report.losses],
     }
 
@@ -147,6 +148,8 @@ def exit_code(
     the command failed as a whole; it is empty if it did not. `listed` says what lists the rejected
     items if no file does.
     """
+    if report.moved_from:
+        note(f"lexvla: {report.moved_from} is gone, and this folder has its files: it has moved")
     for folder in report.absorbed:
         note(f"lexvla: {folder} was indexed by itself, and is a part of this folder now")
     if report.replaced:
