@@ -334,11 +334,19 @@ def test_documents_with_routing_and_behind_an_alias(shop):
         shop.client.index(
             index=shop.address.name, id=f"{number}", routing=f"r{number}", document={"title": "red"}
         )
+    for number in range(9):  # of one id, in several shards
+        shop.client.index(
+            index=shop.address.name, id="same", routing=f"r{number}", document={"title": "red"}
+        )
+    shop.client.indices.refresh(index=shop.address.name)
+    same = int(shop.client.count(index=shop.address.name, q="_id:same")["count"])
+    assert same > 1
     shop.client.indices.put_alias(index=shop.address.name, name=f"{shop.address.name}-alias")
     shop.address = shop.address._replace(name=f"{shop.address.name}-alias")
-    assert shop.attach().added == 9
-    assert shop.words() == {f"{number}": ["red"] for number in range(9)}
-    assert detach(shop.client, shop.address) == 9
+    report = shop.attach()
+    assert (report.added, report.rejected) == (9 + same, [])
+    assert shop.words() == {name: ["red"] for name in (*"012345678", "same")}
+    assert detach(shop.client, shop.address) == 9 + same
     assert shop.words() == {}
 
 

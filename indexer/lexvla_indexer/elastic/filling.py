@@ -187,6 +187,7 @@ class _Pointed(NamedTuple):
 
 
 class _Pending(NamedTuple):
+    id: str
     routing: str | None
     hash: str
     before: str  # its fingerprint
@@ -198,7 +199,8 @@ class _Documents(ItemSource):
     Attributes:
         tops: The last sequence number of each shard that is read.
         cursor: What the next run starts from, if this one is complete.
-        pending: What was listed and not stored yet, by id.
+        pending: What was listed and not stored yet, by id, and routing if there is one: documents
+            of several shards may have the same id.
         unchanged: Documents that were listed and need nothing.
     """
 
@@ -283,8 +285,9 @@ class _Documents(ItemSource):
         return {"bool": {"filter": [{"bool": {"should": wanted}}], "should": named}}
 
     def _entry(self, hit: Mapping[str, Any]) -> Listed | Unlisted | None:
-        name, source = hit["_id"], hit.get("_source", {})
-        where = f"{self._target.address}/{name}"
+        source, routing = hit.get("_source", {}), hit.get("_routing")
+        name = hit["_id"] if routing is None else f"{hit['_id']} (routing {routing})"
+        where = f"{self._target.address}/{hit['_id']}"
         state = source.get(self._state) or {}
         before = state.get("fingerprint") or ""
         pointed = self.pointed(source)
@@ -294,7 +297,7 @@ class _Documents(ItemSource):
             self.unchanged += 1
             return None
         known = before if is_same and self._is_whole(hit, state) else ""
-        self.pending[name] = _Pending(hit.get("_routing"), pointed.hash, known)
+        self.pending[name] = _Pending(hit["_id"], routing, pointed.hash, known)
         try:
             if pointed.fault:
                 raise InputError(name, pointed.fault)
@@ -358,13 +361,15 @@ class _Sink:
     def store(self, documents: Sequence[Document], encoding: Encoding) -> None:
         """Fill documents; InputError for a row that the server cannot take."""
         product = self._target.address.product
-        check_rows(documents, encoding, product)
+        pending = self._documents.pending
+        own_ids = [Document(pending[each.id].id) for each in documents]
+        check_rows(own_ids, encoding, product)
         changes = []
         rows = row_values(encoding, self._terms, product)
         for document, row in zip(documents, rows, strict=True):
-            pending = self._documents.pending[document.id]
+            pointed = pending[document.id].hash
             state: Json = {
-                "fingerprint": f"{pending.hash}:{content_of(document.fingerprint)}",
+                "fingerprint": f"{pointed}:{content_of(document.fingerprint)}",
                 "strongest": row.strongest,
             }
             if row.patches is not None:
@@ -377,12 +382,12 @@ class _Sink:
         wordless = (encoding.lexical.indptr[1:] == encoding.lexical.indptr[:-1]).tolist()
         outcomes = self._target.change(changes)
         for document, outcome, is_wordless in zip(documents, outcomes, wordless, strict=True):
-            del self._documents.pending[document.id]
+            own = pending.pop(document.id)
             self._report.added += outcome.is_stored
             self._report.empty += outcome.is_stored and is_wordless
             self.has_stored |= outcome.is_stored
             if outcome.refused:
-                where = f"{self._target.address}/{document.id}"
+                where = f"{self._target.address}/{own.id}"
                 self._report.rejected.append(Reject(document.id, outcome.refused, where))
 
     def mark(self, name: str, rule: str) -> None:
@@ -416,7 +421,7 @@ class _Sink:
                 raise InputError(name, rule)
             return fields if self._documents.pointed(source).hash == pending.hash else None
 
-        return Change(name, pending.routing, members)
+        return Change(pending.id, pending.routing, members)
 
 
 class _Rejects(RejectLog):
