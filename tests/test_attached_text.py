@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import elastic_fakes
-from attached_fakes import made, products
+from attached_fakes import ATTACHMENT, made, products
 from hybrid_fakes import RowEncoder
 from indexer_fakes import encode, random_rows
 from lexvla.errors import InputError, UnsupportedError
@@ -71,6 +72,18 @@ def test_words_of_their_fields(index, fields):
         assert own == pytest.approx(expected[name], rel=1e-5)
     kept = [name for name, _ in ordered if PRODUCTS[NAMES.index(name)]["sale"]]
     assert view.search_text("red shoe", 100, "sale = true").ids == kept
+
+
+@pytest.mark.elasticsearch
+def test_encoded_fields_without_words_are_not_looked_into(tmp_path):
+    place = elastic_fakes.address(tmp_path)
+    for fields, searched in ((("title", "price"), ["title"]), (("price",), [])):
+        attachment = replace(ATTACHMENT, text_fields=fields)
+        made(f"{place}-{len(fields)}", ROWS, PRODUCTS, attachment)
+        with open_index(f"{place}-{len(fields)}") as index:
+            assert index.info()["searched_text_fields"] == searched
+            assert ("text" in index.legs()) == bool(searched)
+            assert bool(index.search_text("red").ids) == bool(searched)
 
 
 @pytest.mark.elasticsearch

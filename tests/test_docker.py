@@ -74,11 +74,9 @@ def test_security_is_on_and_no_password_is_written_in_a_file_of_git():
 
 
 def test_the_server_of_the_tests_is_the_server_of_the_compose_file():
-    script = (DOCKER.parent / "scripts" / "elasticsearch_server.py").read_text()
-    (version,) = {
-        compose()[name]["image"].rpartition(":")[2] for name in ("elasticsearch", "setup")
-    }
-    assert f'\nVERSION, NEWEST = "{version}", ' in script
+    images = {compose()[name]["image"] for name in ("elasticsearch", "setup")}
+    version = elastic_fakes.elasticsearch_server.VERSION
+    assert [image.rpartition(":")[2] for image in images] == [version]
 
 
 def test_the_password_of_the_server_comes_from_its_secret_whatever_its_mode():

@@ -56,7 +56,8 @@ class AttachedReader(Reader):
         self._store = store
         self._attachment = store.state.attachment
         self._mapped = store.state.mapped
-        weights = text_fields or dict.fromkeys(self._attachment.text_fields, 1.0)
+        encoded = filter(self._mapped.has_words, self._attachment.text_fields)
+        weights = text_fields or dict.fromkeys(encoded, 1.0)
         self._text = AskedFields(weights, self._mapped)
         self._weights = weights
 
@@ -224,6 +225,7 @@ class AttachedReader(Reader):
             "documents_rejected": without,
             "image_field": self._attachment.image_field,
             "text_fields": list(self._attachment.text_fields),
+            "searched_text_fields": list(self._weights),
             "lexical_field": self._attachment.lexical_field,
             "dense_field": self._attachment.dense_field,
         }

@@ -90,6 +90,13 @@ class MappedFields:
             raise UnsupportedError(f"{self._place}: {rule}")
         return found
 
+    def has_words(self, field: str) -> bool:
+        """Return whether a field can be searched by words."""
+        try:
+            return bool(self.text(field))
+        except (InputError, UnsupportedError):
+            return False
+
     def text(self, field: str) -> Json:
         """Return the mapping of a field that can be searched by words.
 
