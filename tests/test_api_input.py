@@ -78,7 +78,7 @@ def problem(answer: Any, status: int) -> dict[str, Any]:
         ({"text": "red", "require": ["purple"]}, "purple"),
         ({"text": "red", "ban": ["red"] * 9}, "ban: must be at most 8 words"),
         ({"terms": {"purple": 1}}, "purple"),
-        ({"text": "r" * 4097}, "text"),
+        ({"text": "r" * 16_385}, "text"),
         ({"boost": {"red": 2}}, "boost"),
         ({"min_score": 0.5}, "min_score"),
         ({"text": "red", "sort": "label"}, "min_score"),

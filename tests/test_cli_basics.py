@@ -95,7 +95,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["search", "--index", "x.lex", "--facet", "year:2,1"], "must end above where it begins"),
         (["search", "--index", "x.lex", "--facet", "t:2024-06,1"], "two numbers or two strings"),
         (["search", "--index", "x.lex", "--min-score", "1"], "needs something to score by"),
-        (["search", "a" * 5000, "--index", "x.lex"], "at most 4,096 characters, not 5,000"),
+        (["search", "a" * 20_000, "--index", "x.lex"], "at most 16,384 characters, not 20,000"),
         (["explain", "apple", "--index", "x.lex"], "a query must have a text, an image"),
         (["explain", "a", "b", "--index", "x.lex", "--word", "b"], "--word needs --heatmap"),
         (

@@ -46,7 +46,7 @@ def test_what_needs_scores(given: dict, named: str) -> None:
 
 def test_too_long() -> None:
     Query(text="a" * MAX_TEXT_LENGTH)
-    with pytest.raises(InputError, match="at most 4,096 characters, not 49,999") as caught:
+    with pytest.raises(InputError, match="at most 16,384 characters, not 49,999") as caught:
         Query(text=" ".join(["word"] * 10_000))
     assert len(str(caught.value)) < 400
 
