@@ -8,7 +8,7 @@ from functools import cached_property
 
 from lexvla.errors import UnsupportedError
 from lexvla_indexer.elastic.attachment import ATTACHMENT, Attachment, describe
-from lexvla_indexer.elastic.connection import Address, connect, elastic_errors
+from lexvla_indexer.elastic.connection import Address, connect, elastic_errors, following
 from lexvla_indexer.elastic.layout import VOCABULARY, Fields, State, Store
 from lexvla_indexer.elastic.mapped_fields import MappedFields
 from lexvla_indexer.legs import VectorLeg
@@ -38,18 +38,24 @@ class AttachedState(State):
 def is_attached(address: str) -> bool:
     """Return whether there is an index that is attached; errors are those of opening it."""
     place = Address.parse(address)
-    client = connect(place)
-    try:
+
+    def ask(asked: _Asked) -> bool:
         with elastic_errors(place):
             found = client.indices.get_mapping(
-                index=place.name,
+                index=asked.index,
                 ignore_unavailable=True,
                 allow_no_indices=True,
                 filter_path=f"*.mappings._meta.{ATTACHMENT}",
             ).body
-    finally:
-        client.close()
-    return bool(found)
+        return bool(found)
+
+    with connect(place) as client:
+        return following(lambda _: _Asked(place.name), ask)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    index: str
 
 
 class AttachedStore(Store):
