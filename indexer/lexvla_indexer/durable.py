@@ -15,10 +15,12 @@ NEW = ".new"  # suffix of what is being written
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Name a file in OS errors, such as that of a full disk."""
+    """Name a file in OS errors that name none, such as that of a full disk."""
     try:
         yield
     except OSError as error:
+        if error.filename is not None:
+            raise
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
 
 
@@ -47,11 +49,17 @@ def publish(new: Path, path: Path) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a path to write to, whose file then replaces another whole, durably."""
+    """Yield a path to write to, whose file then replaces another whole, durably.
+
+    If anything is raised, the other stays as it was, and nothing is left of the new one.
+    """
     new = path.with_name(path.name + NEW)
-    with naming(new):
+    try:
         yield new
-    fsync(new)
+        fsync(new)
+    except BaseException:
+        new.unlink(missing_ok=True)
+        raise
     publish(new, path)
 
 

@@ -21,6 +21,7 @@ from lexvla.errors import InputError, LexVLAError, VocabularyMismatchError
 from lexvla.vocabulary import Vocabulary
 from lexvla_indexer.base import Index
 from lexvla_indexer.document import Document
+from lexvla_indexer.durable import naming, replacing
 from lexvla_indexer.entering import enter
 from lexvla_indexer.impacts import ImpactQuantizer
 from lexvla_indexer.item_source import ItemSource
@@ -73,9 +74,6 @@ class Encoded:
 
         ``origin`` and ``documents``, JSON as bytes, lie beside the vectors' arrays.
         """
-        path = Path(path)
-        new = path.with_name(f"{path.name}.part")
-        self.encoding.save(new)
         vocabulary = self.origin.vocabulary
         origin = {
             "format_version": _FORMAT_VERSION,
@@ -86,11 +84,13 @@ class Encoded:
             "source": self.place._asdict(),
         }
         members = {"origin": origin, "documents": [asdict(each) for each in self.documents]}
-        with zipfile.ZipFile(new, "a", zipfile.ZIP_DEFLATED) as archive:
-            for name, data in members.items():
-                with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
-                    np.lib.format.write_array(file, np.frombuffer(json.dumps(data).encode(), "u1"))
-        new.replace(path)
+        with replacing(Path(path)) as new, naming(new):
+            self.encoding.save(new)
+            with zipfile.ZipFile(new, "a", zipfile.ZIP_DEFLATED) as archive:
+                for name, data in members.items():
+                    array = np.frombuffer(json.dumps(data).encode(), "u1")
+                    with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                        np.lib.format.write_array(file, array)
 
     @classmethod
     def load(cls, path: str | Path) -> Encoded:
@@ -114,15 +114,14 @@ class Encoded:
         The vocabulary and the quantization go beside the file, under its name with more suffixes:
         without them an index of it cannot be understood.
         """
-        path = Path(path)
-        new = path.with_name(f"{path.name}.part")
-        vocabulary = self.origin.vocabulary
+        path, vocabulary = Path(path), self.origin.vocabulary
         ids, texts = [each.id for each in self.documents], [each.text for each in self.documents]
-        self.encoding.to_jsonl(new, ids, vocabulary, _COLLECTION_SCALE, texts)
-        vocabulary.save(path.with_name(f"{path.name}.vocabulary"))
         quantizer = ImpactQuantizer.of_scale(_COLLECTION_SCALE, self.encoding.lexical)
-        ImpactQuantizer.save(path.with_name(f"{path.name}.quantization"), {"lexical": quantizer})
-        new.replace(path)
+        with replacing(path) as new:
+            self.encoding.to_jsonl(new, ids, vocabulary, _COLLECTION_SCALE, texts)
+            vocabulary.save(path.with_name(f"{path.name}.vocabulary"))
+            beside = path.with_name(f"{path.name}.quantization")
+            ImpactQuantizer.save(beside, {"lexical": quantizer})
 
 
 def encode_source(

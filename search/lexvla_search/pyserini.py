@@ -24,6 +24,7 @@ from scipy import sparse
 
 from lexvla.encoder import Encoder
 from lexvla.errors import InputError, LexVLAError
+from lexvla_indexer.durable import naming, replacing
 from lexvla_indexer.jdk import find_jdk
 from lexvla_indexer.lucene.jvm import java_class, start_java
 from lexvla_indexer.lucene.scoring import query_weights
@@ -116,7 +117,7 @@ def write_topics(path: str | Path, queries: Mapping[str, Query], model: Encoder)
 
     The file is written atomically. Returns how many queries have no words and so find nothing.
     """
-    path, wordless = Path(path), 0
+    wordless = 0
     vectors: dict[str, dict[str, int]] = {}
     lines = []
     for name, title, vector in _topics(queries, model):
@@ -125,9 +126,8 @@ def write_topics(path: str | Path, queries: Mapping[str, Query], model: Encoder)
         wordless += not vector
         line = {"id": name, "title": title, "contents": title, "vector": vector}
         lines.append(json.dumps(line, ensure_ascii=False) + "\n")
-    new = path.with_name(f"{path.name}.part")
-    new.write_text("".join(lines), encoding="utf-8", newline="\n")
-    new.replace(path)
+    with replacing(Path(path)) as new, naming(new):
+        new.write_text("".join(lines), encoding="utf-8", newline="\n")
     return wordless
 
 

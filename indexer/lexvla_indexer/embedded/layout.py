@@ -20,7 +20,7 @@ from lexvla.errors import IndexCorruptError, IndexLockedError, ModelError
 from lexvla.version import program_version
 from lexvla.vocabulary import Vocabulary
 from lexvla_indexer.bm25 import TextRows
-from lexvla_indexer.durable import NEW, fsync, publish, replacing
+from lexvla_indexer.durable import NEW, fsync, naming, publish, replacing
 from lexvla_indexer.embedded.manifest import Entry, Manifest
 from lexvla_indexer.embedded.segment import Segment, write_segment
 
@@ -114,7 +114,7 @@ class Store:
 
     def save_vocabulary(self, vocabulary: Vocabulary) -> None:
         """Write the vocabulary, whole or not at all."""
-        with replacing(self._vocabulary) as new:
+        with replacing(self._vocabulary) as new, naming(new):
             vocabulary.save(new)
 
     def write_segment(

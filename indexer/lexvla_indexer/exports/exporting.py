@@ -11,7 +11,7 @@ from lexvla.encoder import Encoder
 from lexvla.encoding import Encoding
 from lexvla.errors import UnsupportedError
 from lexvla_indexer.document import Document
-from lexvla_indexer.durable import NEW, fsync, naming, publish, replacing
+from lexvla_indexer.durable import naming, replacing
 from lexvla_indexer.encoded import NewItems, encode_into
 from lexvla_indexer.exports.base import Format, Row
 from lexvla_indexer.item_source import ItemSource
@@ -23,7 +23,10 @@ __all__ = ["Widths", "export_source"]
 
 @dataclass
 class Widths:
-    """How wide the vectors of a file are, for who creates the fields: ``None`` without any."""
+    """The widths of a file's vectors, with which their fields must be created.
+
+    ``None`` stands for vectors that are not there.
+    """
 
     lexical: int
     dense: int | None = None
@@ -52,8 +55,7 @@ def export_source(
         UnsupportedError: The engine cannot take the vectors of this encoder.
     """
     path, report = Path(path), Report()
-    new = path.with_name(f"{path.name}{NEW}")
-    try:
+    with replacing(path) as new:
         with new.open("w", encoding="utf-8", newline="\n") as file:
             sink = _Lines(report, file, form, encoder)
             encode_into(
@@ -67,14 +69,9 @@ def export_source(
                 show_progress_bar=show_progress_bar,
                 reading=reading,
             )
-        fsync(new)
-    except BaseException:
-        new.unlink(missing_ok=True)
-        raise
-    if form.numbered:
-        with replacing(path.with_name(f"{path.name}.vocabulary")) as beside:
-            encoder.vocabulary.save(beside)
-    publish(new, path)
+        if form.numbered:
+            with replacing(path.with_name(f"{path.name}.vocabulary")) as beside, naming(beside):
+                encoder.vocabulary.save(beside)
     return sink.widths, report
 
 

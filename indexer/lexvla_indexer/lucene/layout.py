@@ -39,7 +39,7 @@ from lexvla.errors import IndexCorruptError, IndexVersionError, ModelError
 from lexvla.version import program_version
 from lexvla.vocabulary import Vocabulary
 from lexvla_indexer.document import Document
-from lexvla_indexer.durable import replacing
+from lexvla_indexer.durable import naming, replacing
 from lexvla_indexer.impacts import ImpactQuantizer
 from lexvla_indexer.legs import VectorLeg, widths_of
 from lexvla_indexer.lucene.jvm import java_class, java_errors
@@ -277,7 +277,7 @@ class Store:
 
     def save_vocabulary(self, vocabulary: Vocabulary) -> None:
         """Write the vocabulary durably, whole or not at all."""
-        with replacing(self._vocabulary) as new:
+        with replacing(self._vocabulary) as new, naming(new):
             vocabulary.save(new)
 
     def load_quantizers(self) -> dict[str, ImpactQuantizer]:
@@ -291,5 +291,5 @@ class Store:
 
     def save_quantizers(self, legs: Mapping[str, ImpactQuantizer]) -> None:
         """Write how the legs' weights became integers, durably, whole or not at all."""
-        with replacing(self._quantization) as new:
+        with replacing(self._quantization) as new, naming(new):
             ImpactQuantizer.save(new, legs)
