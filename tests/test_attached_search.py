@@ -110,7 +110,7 @@ def test_what_a_document_shows():
         "lexvla": {"fingerprint": "f", "strongest": ["word1"]},
     }
     document = attached_document("p", source, ATTACHMENT, ["other"])
-    assert document.text == "a b\n\nc"
+    assert document.text == "a b 3\n\nc"
     assert document.uri == "one.jpg"
     assert document.metadata == {"maker.name": "Zoe", "maker.since": 1999, "tags.name": ["x", "y"]}
     assert document.fingerprint == "f"

@@ -22,7 +22,8 @@ from lexvla.errors import (
 from lexvla.vocabulary import Vocabulary
 from lexvla_indexer import ElasticIndex, open_index
 from lexvla_indexer.elastic import layout
-from lexvla_indexer.elastic.connection import Address, following, refusal
+from lexvla_indexer.elastic.connection import Address, following
+from lexvla_indexer.elastic.refusals import refusal
 
 pytestmark = pytest.mark.elasticsearch
 

@@ -1,7 +1,7 @@
 """A document of a user's own index, as `Document` has it.
 
-Text is that of the attachment's text fields, a blank line between them; the address is that of
-its image field. Metadata are all other fields but vectors, flattened:
+Text is that of the attachment's text fields, as it is encoded; the address is that of its image
+field. Metadata are all other fields but vectors, flattened:
 ``{"maker": {"name": "Zoe"}}`` becomes ``maker.name``. A list keeps its strings; one of a single
 number or boolean becomes that. Left out are null, lists of several numbers or of values of several
 types, and images that are not given by an address.
@@ -9,14 +9,14 @@ types, and images that are not given by an address.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from lexvla_indexer.document import Document, MetadataValue
 from lexvla_indexer.elastic.attachment import Attachment
-from lexvla_indexer.elastic.layout import FIELD_OF, ID, PATCHES, Fields
+from lexvla_indexer.elastic.layout import FIELD_OF, ID, PATCHES
 
-__all__ = ["attached_document", "own_source"]
+__all__ = ["attached_document", "joined_text", "own_source", "values_at"]
 
 Json = dict[str, Any]
 
@@ -33,11 +33,12 @@ def attached_document(
         held.setdefault(path, []).append(value)
         if is_listed:
             listed.add(path)
-    texts = (held.pop(path, []) for path in attachment.text_fields)
-    parts = (" ".join(each for each in own if isinstance(each, str)) for own in texts)
-    text = "\n\n".join(filter(None, parts))
+    text = joined_text(
+        (str(each).strip() for each in held.pop(path, []) if not isinstance(each, bool))
+        for path in attachment.text_fields
+    )
     image = held.pop(attachment.image_field, []) if attachment.image_field else []
-    state = value_at(source, attachment.state_field) or {}
+    state = source.get(attachment.state_field) or {}
     metadata: dict[str, MetadataValue] = {}
     for path, values in held.items():
         if path not in listed:
@@ -49,29 +50,38 @@ def attached_document(
     return Document(name, _address(image), text, metadata, state.get("fingerprint"))
 
 
-def own_source(name: str, source: Mapping[str, Any], fields: Fields) -> Json:
+def own_source(name: str, source: Mapping[str, Any], attachment: Attachment) -> Json:
     """Return the vectors of a document's ``_source`` by the names of our own indexes."""
-    found = {FIELD_OF[leg]: value_at(source, path) for leg, path in fields.legs.items()}
-    return {ID: name, **found, PATCHES: value_at(source, fields.patches)}
+    found = {ID: name, FIELD_OF["lexical"]: source.get(attachment.lexical_field)}
+    if attachment.dense_field is not None:
+        found[FIELD_OF["dense"]] = source.get(attachment.dense_field)
+    return found | {PATCHES: (source.get(attachment.state_field) or {}).get("patches")}
 
 
-def value_at(source: Any, path: str) -> Any:
-    """Return what is at a dotted path, whose dots may be in keys too; ``None`` if nothing is.
+def joined_text(fields: Iterable[Iterable[str]]) -> str:
+    """Return the text of fields: the strings of each with spaces between, then blank lines."""
+    return "\n\n".join(filter(None, (" ".join(filter(None, own)) for own in fields)))
+
+
+def values_at(source: Any, path: str) -> Iterator[Any]:
+    """Yield the values at a dotted path, whose dots may be in keys too, and through lists.
 
     Example:
-        >>> value_at({"a.b": {"c": 1}}, "a.b.c"), value_at({"a": {"b": 2}}, "a.b")
-        (1, 2)
+        >>> [*values_at({"a.b": [{"c": 1}, {"c": [2, None]}]}, "a.b.c")]
+        [1, 2]
     """
-    if not isinstance(source, Mapping):
-        return None
-    if path in source:
-        return source[path]
-    for key, value in source.items():
-        if path.startswith(f"{key}."):
-            found = value_at(value, path[len(key) + 1 :])
-            if found is not None:
-                return found
-    return None
+    if isinstance(source, list):
+        for each in source:
+            yield from values_at(each, path)
+    elif not path:
+        if source is not None:
+            yield source
+    elif isinstance(source, Mapping):
+        for key, value in source.items():
+            if path == key:
+                yield from values_at(value, "")
+            elif path.startswith(f"{key}."):
+                yield from values_at(value, path[len(key) + 1 :])
 
 
 def _leaves(

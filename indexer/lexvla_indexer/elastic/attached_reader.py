@@ -211,7 +211,7 @@ class AttachedReader(Reader):
         return found
 
     def _rows(self, ids: Sequence[str], sources: Mapping[str, Json]) -> Encoding:
-        rows = [own_source(name, sources[name], self._state.fields) for name in ids]
+        rows = [own_source(name, sources[name], self._attachment) for name in ids]
         return rows_of(rows, self._vocabulary, self._state.widths, self._product)
 
     def _own_facts(self) -> Json:

@@ -7,15 +7,18 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from lexvla.errors import UnsupportedError
-from lexvla_indexer.elastic.attachment import ATTACHMENT, Attachment, describe
+from lexvla_indexer.elastic.attachment import (
+    ATTACHMENT,
+    Attachment,
+    describe,
+    excludes_vectors,
+)
 from lexvla_indexer.elastic.connection import Address, connect, elastic_errors, following
 from lexvla_indexer.elastic.layout import VOCABULARY, Fields, State, Store
 from lexvla_indexer.elastic.mapped_fields import MappedFields
 from lexvla_indexer.legs import VectorLeg
 
 __all__ = ["AttachedState", "AttachedStore", "is_attached"]
-
-_EXCLUDES = "index.mapping.exclude_source_vectors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,17 +68,9 @@ class AttachedStore(Store):
 
     @cached_property
     def whole_source(self) -> dict[str, bool]:
-        """What makes servers of 9.2 and newer give vectors with ``_source``.
-
-        An index of theirs may keep vectors out of it. They come back as searches have them: words
-        with weights of 9 significant bits.
-        """
-        with elastic_errors(self.address):
-            found = self.client.indices.get_settings(
-                index=self.index, name=_EXCLUDES, flat_settings=True, include_defaults=True
-            ).body[self.index]
-        is_known = _EXCLUDES in {**found.get("defaults", {}), **found["settings"]}
-        return {"exclude_vectors": False} if is_known else {}
+        """What makes servers of 9.2 and newer give vectors with ``_source``."""
+        known = excludes_vectors(self.client, self.address, self.index)
+        return {} if known is None else {"exclude_vectors": False}
 
     def find(self) -> bool:
         """Move to the index that the address means.

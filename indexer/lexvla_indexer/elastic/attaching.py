@@ -18,6 +18,7 @@ from lexvla_indexer.elastic.attachment import (
     Attachment,
     attached_fields,
     describe,
+    excludes_vectors,
     write_attachment,
 )
 from lexvla_indexer.elastic.connection import Address, elastic_errors
@@ -27,9 +28,7 @@ from lexvla_indexer.legs import check_terms, widths_of
 if TYPE_CHECKING:
     from elasticsearch import Elasticsearch
 
-__all__ = ["attach", "check_writable", "excludes_vectors"]
-
-Json = Mapping[str, Any]
+__all__ = ["attach", "check_writable"]
 
 _BLOCKS = ("read_only", "read_only_allow_delete", "write")
 _DATES = ("date", "date_nanos")
@@ -114,7 +113,7 @@ def attach(
 
 
 def check_writable(
-    client: Elasticsearch, address: Address, name: str, mapping: Json, rewritten: bool
+    client: Elasticsearch, address: Address, name: str, mapping: Mapping[str, Any], rewritten: bool
 ) -> None:
     """Refuse an index whose documents cannot be stored again as they are.
 
@@ -149,19 +148,6 @@ def check_writable(
         raise UnsupportedError(f"{address}: {rule}")
 
 
-def excludes_vectors(client: Elasticsearch, address: Address, name: str) -> bool:
-    """Return whether the server keeps vectors out of ``_source`` and puts them back when asked.
-
-    It then parses what is stored and writes it anew, and gives back weights of 9 significant bits.
-    """
-    setting = "index.mapping.exclude_source_vectors"
-    with elastic_errors(address):
-        found = client.indices.get_settings(
-            index=name, flat_settings=True, include_defaults=True
-        ).body[name]
-    return bool({**found.get("defaults", {}), **found["settings"]}.get(setting) == "true")
-
-
 def _widths(encoder: Encoder, dense_field: str | None) -> dict[str, int]:
     widths = widths_of(encoder.encode_text(["a"]))
     if dense_field is None:
@@ -185,7 +171,11 @@ def _check_model(address: Address, before: Attachment, encoder: Encoder) -> None
 
 
 def _check_new(
-    client: Elasticsearch, address: Address, name: str, mapping: Json, wanted: Attachment
+    client: Elasticsearch,
+    address: Address,
+    name: str,
+    mapping: Mapping[str, Any],
+    wanted: Attachment,
 ) -> None:
     """Refuse fields to add that are another's; those that an earlier attachment left are ours."""
     if len(set(wanted.own_fields)) < len(wanted.own_fields):
@@ -207,7 +197,7 @@ def _check_new(
                 raise InputError(own, "documents have it already; name another field")
 
 
-def _check_named(address: Address, mapping: Json, wanted: Attachment) -> None:
+def _check_named(address: Address, mapping: Mapping[str, Any], wanted: Attachment) -> None:
     named = (wanted.image_field, *wanted.text_fields, wanted.since_field)
     for field in filter(None, named):
         found = _mapped(mapping, field)
@@ -219,7 +209,7 @@ def _check_named(address: Address, mapping: Json, wanted: Attachment) -> None:
             raise InputError(field, f"must be a date, to find newer documents by; it is {kind}")
 
 
-def _mapped(mapping: Json, path: str) -> Json | None:
+def _mapped(mapping: Mapping[str, Any], path: str) -> Mapping[str, Any] | None:
     """Return a field of the mapping by its dotted path; of what is not mapped, the part that is."""
     rest, dynamic = path.split("."), "true"
     while rest:

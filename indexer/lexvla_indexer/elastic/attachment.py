@@ -25,8 +25,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from lexvla.errors import IndexCorruptError, IndexVersionError, UnsupportedError
 from lexvla.version import program_version
 from lexvla.vocabulary import Vocabulary
-from lexvla_indexer.elastic.connection import Address, elastic_errors, refusal
+from lexvla_indexer.elastic.connection import Address, elastic_errors
 from lexvla_indexer.elastic.layout import FLAT, KEY, VOCABULARY, packed, unpacked
+from lexvla_indexer.elastic.refusals import refusal
 
 if TYPE_CHECKING:
     from elasticsearch import Elasticsearch
@@ -37,6 +38,7 @@ __all__ = [
     "Described",
     "attached_fields",
     "describe",
+    "excludes_vectors",
     "read_attached_vocabulary",
     "read_attachment",
     "remove_attachment",
@@ -155,6 +157,21 @@ def describe(client: Elasticsearch, address: Address, filter_path: str = "*") ->
         raise UnsupportedError(f"{address}: is a data stream, which only takes new documents")
     mapping = described["mappings"]
     return Described(index, mapping, dict(mapping.get("_meta", {})))
+
+
+def excludes_vectors(client: Elasticsearch, address: Address, index: str) -> bool | None:
+    """Return whether an index keeps vectors out of ``_source`` and puts them back when asked.
+
+    The server then parses what is stored and writes it anew, and gives back weights of 9
+    significant bits. Servers before 9.2 do not know of it: ``None``.
+    """
+    setting = "index.mapping.exclude_source_vectors"
+    with elastic_errors(address):
+        found = client.indices.get_settings(
+            index=index, name=setting, flat_settings=True, include_defaults=True
+        ).body[index]
+    value = {**found.get("defaults", {}), **found["settings"]}.get(setting)
+    return None if value is None else value == "true"
 
 
 def read_attachment(client: Elasticsearch, address: Address) -> Attachment | None:

@@ -15,7 +15,6 @@ from lexvla_indexer.elastic.product import Product
 from lexvla_indexer.elastic.refusals import (
     GoneError,
     NoAnswerError,
-    PassingError,
     ShardError,
     cause_of,
     refusal,
@@ -26,12 +25,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Address",
-    "PassingError",
     "connect",
     "elastic_errors",
     "following",
     "found_documents",
-    "refusal",
     "whole",
 ]
 

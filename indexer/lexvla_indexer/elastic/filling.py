@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -15,6 +14,7 @@ from lexvla.encoder import Encoder
 from lexvla.encoding import Encoding
 from lexvla.errors import InputError, UnsupportedError
 from lexvla_indexer.document import Document
+from lexvla_indexer.elastic.attached_document import joined_text, values_at
 from lexvla_indexer.elastic.attaching import check_writable
 from lexvla_indexer.elastic.attachment import (
     Attachment,
@@ -27,7 +27,7 @@ from lexvla_indexer.elastic.connection import Address, elastic_errors
 from lexvla_indexer.elastic.guarded import Change, UserIndex
 from lexvla_indexer.elastic.layout import FLAT, FLAT_DOCUMENTS
 from lexvla_indexer.elastic.writer import check_rows, patiently, row_values
-from lexvla_indexer.fingerprint import content_of
+from lexvla_indexer.fingerprint import content_of, hash_of
 from lexvla_indexer.item_source import ItemSource, Listed, Unlisted
 from lexvla_indexer.pipeline import Ingest
 from lexvla_indexer.pointed_images import PointedImages
@@ -254,15 +254,13 @@ class _Documents(ItemSource):
             if made.image_field is not None:
                 image = next(iter(_strings(source, made.image_field)), "")
             if not image:
-                found = (" ".join(_strings(source, each)) for each in made.text_fields)
-                text = "\n\n".join(filter(None, found))
+                text = joined_text(_strings(source, each) for each in made.text_fields)
             if not (image or text):
                 fields = ", ".join(filter(None, (made.image_field, *made.text_fields)))
                 fault = f"has neither an image nor a text (in {fields})"
         except _NotTextError as error:
             fault = str(error)
-        told = json.dumps([self._model, image, text, fault])
-        return _Pointed(image, text, hashlib.sha256(told.encode()).hexdigest()[:32], fault)
+        return _Pointed(image, text, hash_of([self._model, image, text, fault]), fault)
 
     def _choose(self, before: Mapping[str, Any], shard: str) -> Json:
         """Return a query for the documents to read: not filled yet, or changed since."""
@@ -439,25 +437,9 @@ class _Rejects(RejectLog):
 
 def _strings(source: Any, path: str) -> Iterator[str]:
     """Yield the strings at a dotted path that are not blank, of a list all; numbers as text."""
-    for value in _values(source, path):
+    for value in values_at(source, path):
         if isinstance(value, bool) or not isinstance(value, str | int | float):
             kind = type(value).__name__
             raise _NotTextError(f"{path} must be a string or a list of strings, not {kind}")
         if text := str(value).strip():
             yield text
-
-
-def _values(source: Any, path: str) -> Iterator[Any]:
-    """Yield the values at a dotted path; each name may have dots itself, or be in a list."""
-    if isinstance(source, list):
-        for each in source:
-            yield from _values(each, path)
-    elif not path:
-        if source is not None:
-            yield source
-    elif isinstance(source, Mapping):
-        for key, value in source.items():
-            if path == key:
-                yield from _values(value, "")
-            elif path.startswith(f"{key}."):
-                yield from _values(value, path[len(key) + 1 :])

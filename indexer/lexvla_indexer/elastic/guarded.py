@@ -10,15 +10,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote, urlencode
 
 from lexvla.errors import EngineUnavailableError, InputError, LexVLAError
-from lexvla_indexer.elastic.attaching import excludes_vectors
-from lexvla_indexer.elastic.attachment import Attachment, describe
+from lexvla_indexer.elastic.attachment import Attachment, describe, excludes_vectors
 from lexvla_indexer.elastic.connection import (
     Address,
-    PassingError,
     elastic_errors,
     found_documents,
     whole,
 )
+from lexvla_indexer.elastic.refusals import PassingError
 from lexvla_indexer.elastic.source_text import SOURCE_TEXT, keep_source_text, spliced
 from lexvla_indexer.elastic.writer import BULK_BYTES, PAUSES, patiently, reason_of
 

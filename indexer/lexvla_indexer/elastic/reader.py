@@ -18,7 +18,7 @@ from lexvla.vocabulary import Vocabulary
 from lexvla_indexer.base import Fetched, Results
 from lexvla_indexer.bm25 import idf
 from lexvla_indexer.document import Document
-from lexvla_indexer.elastic.connection import elastic_errors, found_documents, refusal, whole
+from lexvla_indexer.elastic.connection import elastic_errors, found_documents, whole
 from lexvla_indexer.elastic.layout import (
     FILTER,
     FLAT,
@@ -41,6 +41,7 @@ from lexvla_indexer.elastic.listings import (
     sort_of,
 )
 from lexvla_indexer.elastic.product import DENSE_STORED
+from lexvla_indexer.elastic.refusals import refusal
 from lexvla_indexer.elastic.requests import (
     CANDIDATES,
     WINDOW,

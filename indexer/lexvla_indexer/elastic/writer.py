@@ -23,7 +23,6 @@ from lexvla.errors import (
 from lexvla.vocabulary import Vocabulary
 from lexvla_indexer.document import Document
 from lexvla_indexer.elastic.connection import (
-    PassingError,
     elastic_errors,
     found_documents,
     whole,
@@ -40,6 +39,7 @@ from lexvla_indexer.elastic.layout import (
     Store,
 )
 from lexvla_indexer.elastic.product import Product
+from lexvla_indexer.elastic.refusals import PassingError
 from lexvla_indexer.elastic.stored_vectors import incomplete
 from lexvla_indexer.elastic.typed_fields import typed_metadata
 from lexvla_indexer.filter_terms import terms_of
