@@ -368,6 +368,80 @@ def test_many_folders_become_parts_a_chunk_at_a_time(
     assert same_as_fresh(photos, tmp_path / "j.lex")
 
 
+def test_a_run_killed_while_parts_change_their_ids_loses_and_doubles_nothing(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lexvla_indexer.entering._CHUNK", 4)
+    begun = tmp_path / "begun.lex"
+    run(photos / "2023", begun)
+    for kept in range(4):
+        for first in (photos, photos / "2023"):
+            place = tmp_path / f"{kept}-{first.name}.lex"
+            shutil.copytree(begun, place)
+            with new_index(place) as index, monkeypatch.context() as patch:
+                commits = [index.commit] * kept
+                patch.setattr(index, "commit", lambda left=commits: left.pop()())
+                with pytest.raises(IndexError):
+                    index_source(photos, index, ColourEncoder())
+            assert len(ids(place)) == 15
+            assert run(first, place)["absorbed"] == [str(photos / "2023")]
+            run(photos, place)
+            assert same_as_fresh(photos, place)
+            assert len(ids(place)) == 30
+
+
+def test_the_ids_of_parts_never_replace_those_of_another_folder(tmp_path: Path) -> None:
+    whole, place = tmp_path / "p", tmp_path / "i.lex"
+    folders = [pictures(whole / "a", range(2)), pictures(tmp_path / "q" / "b", range(2), 9)]
+    folders += [pictures(whole / "b", range(2), 19)]
+    for folder in folders:
+        run(folder, place)
+    inside = [str(whole / "a"), str(whole / "b")]
+    assert run(whole, place) == {"absorbed": inside, "updated": 4}
+    of_whole = ["p/a/000.png", "p/a/001.png", "p/b/000.png", "p/b/001.png"]
+    assert ids(place) == ["b/000.png", "b/001.png", *of_whole]
+
+
+def test_a_part_waits_for_ids_that_another_part_gives_up(tmp_path: Path) -> None:
+    one, place = tmp_path / "p" / "one", tmp_path / "i.lex"
+    for number in range(2):  # whichever of the two parts comes first
+        shutil.rmtree(one.parent, ignore_errors=True)
+        shutil.rmtree(place, ignore_errors=True)
+        pictures(one / "two", range(2), number)
+        two = pictures(tmp_path / "p" / "two", range(2), 9)
+        run(one, place)
+        run(two, place)
+        assert ids(place) == [f"{name}/00{i}.png" for name in ("two-2", "two") for i in range(2)]
+        counted = run(tmp_path / "p", place)
+        assert sorted(counted["absorbed"]) == [str(one), str(two)]
+        assert same_as_fresh(tmp_path / "p", place)
+
+
+def test_a_folder_that_moved_into_another_becomes_a_part_of_it(tmp_path: Path) -> None:
+    photos, place = pictures(tmp_path / "photos", range(2)), tmp_path / "i.lex"
+    run(photos, place)
+    two = pictures(tmp_path / "two", range(3), 9)
+    run(two, place)
+    two = two.rename(photos / "two")
+    with new_index(place) as index:
+        (rejected, *_) = index_source(photos, index, ColourEncoder()).rejected
+    told = f"lexvla relocate --old {tmp_path / 'two'} --root {two}"
+    start = f"the ids that start with 'two/' are those of {tmp_path / 'two'}, which is gone"
+    assert (rejected.item, rejected.rule) == ("two/000.png", f"{start}; if it moved here: {told}")
+    moved = {"moved_from": str(tmp_path / "two"), "absorbed": [str(two)], "updated": 3}
+    assert run(two, place) == moved
+    assert same_as_fresh(photos, place)
+
+
+def test_texts_of_a_manifest_that_a_folder_replaces_are_counted(photos: Path, place: Path) -> None:
+    lines = [{"id": f"2023/00{n}.png", "image": f"2023/00{n}.png", "text": "ours"} for n in (1, 2)]
+    source = manifest(photos, *lines)
+    assert run(source, place) == {"updated": 2, "replaced": 2}
+    assert run(source, place) == {"skipped": 2}
+    (photos / "items.jsonl").unlink()
+    assert run(photos, place) == {"skipped": 28, "updated": 2, "replaced": 2}
+
+
 def test_another_folder_is_not_one_that_is_gone(photos: Path, place: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     pictures(other / "2023", range(15), shift=9)

@@ -57,8 +57,9 @@ def enter(index: Index, place: SourcePlace, model: str, key: str = "") -> Entere
     """Return which source of an index a place is; a new one is noted, under ``key`` if given.
 
     A new folder that has most of the files of one that is gone is that one, moved. A folder inside
-    a known one is a part of it. Known folders inside this one become parts of it, and their
-    documents get their new ids; nothing is encoded. The index must be this process's to write.
+    a known one is a part of it, even if it is known too, as after a run that was killed. Known
+    folders inside this one become parts of it, and their documents get their new ids; nothing is
+    encoded. The index must be this process's to write.
     """
     roots = Roots(index)
     known, moved_from = roots.key_at(place), ""
@@ -66,15 +67,14 @@ def enter(index: Index, place: SourcePlace, model: str, key: str = "") -> Entere
         moved_from = next(_moved(index, roots, place, model), "")
         if moved_from:
             roots.move(moved_from, place.root)
-            known = roots.key_at(place)
-        else:
-            known = roots.key_around(place)
+    if not place.name and key not in roots:
+        known = roots.key_around(place)
     known = known or roots.enter(place, key)
     own = roots[known]
     absorbed = tuple(_absorb(index, roots, known)) if not own.name else ()
     below = ""
     if place.root != own.root and Path(place.root).is_relative_to(own.root) and not own.name:
-        below = f"{id_of_path(Path(place.root).relative_to(own.root))}/"
+        below = _below(place.root, Path(own.root))
     prefix = roots.prefix(known)
     taken = tuple(
         (start, other.path)
@@ -101,13 +101,21 @@ def _moved(index: Index, roots: Roots, place: SourcePlace, model: str) -> Iterat
 
 
 def _absorb(index: Index, roots: Roots, key: str) -> Iterator[str]:
-    """Make the known folders inside a folder parts of it, and yield them."""
+    """Make the known folders inside a folder parts of it, and yield them.
+
+    One whose new ids would be those of another folder waits until that has its new ids. If that
+    keeps them, it stays as it is.
+    """
     root = Path(roots[key].root)
-    for inner, place in list(roots.items()):
-        if inner == key or place.name or not Path(place.root).is_relative_to(root):
-            continue
-        below = f"{id_of_path(Path(place.root).relative_to(root))}/"
-        was, entered = roots.prefix(inner), Entered(key, str(root), roots.prefix(key), below)
+    waiting = [
+        inner
+        for inner, place in roots.items()
+        if inner != key and not place.name and Path(place.root).is_relative_to(root)
+    ]
+    while inner := next((each for each in waiting if not _meets(index, roots, each, key)), ""):
+        path = roots[inner].root
+        entered = Entered(key, str(root), roots.prefix(key), _below(path, root))
+        was = roots.prefix(inner)
         # The longest first: a new id may be the old one of another document, which is longer.
         names = sorted((n for n, _ in index.fingerprinted(f"{inner}:")), key=len, reverse=True)
         for start in range(0, len(names), _CHUNK):
@@ -118,4 +126,23 @@ def _absorb(index: Index, roots: Roots, key: str) -> Iterator[str]:
             index.add([entered.named(each) for each in plain], encoding)
             index.commit()
         roots.keep(roots.keys() - {inner})
-        yield place.root
+        waiting.remove(inner)
+        yield path
+
+
+def _meets(index: Index, roots: Roots, inner: str, key: str) -> bool:
+    """Return whether a folder, as a part of another, would have ids that a third one has."""
+    start = roots.prefix(key) + _below(roots[inner].root, Path(roots[key].root))
+    for other, place in roots.items():
+        if place.name or other in (inner, key):
+            continue
+        prefix = roots.prefix(other)
+        if prefix and start.startswith(prefix):
+            return True
+        if not prefix and any(n.startswith(start) for n, _ in index.fingerprinted(f"{other}:")):
+            return True
+    return False
+
+
+def _below(path: str, root: Path) -> str:
+    return f"{id_of_path(Path(path).relative_to(root))}/"

@@ -219,17 +219,9 @@ class IndexSink:
 
     def store(self, documents: Sequence[Document], encoding: Encoding) -> None:
         """Stage documents, and commit if it is time."""
-        others = self._of_another_source(documents)
         self._stage(documents, encoding)
         self._report.added += len(documents)
-        self._report.replaced += others
         self._report.empty += int((np.diff(encoding.lexical.indptr) == 0).sum())
-
-    def _of_another_source(self, documents: Sequence[Document]) -> int:
-        """Count the ids under which the index has a document of another source."""
-        held = self._index.fingerprints([document.id for document in documents])
-        pairs = ((held.get(each.id, ""), each.fingerprint) for each in documents)
-        return sum(source_of(old) not in ("", source_of(new)) for old, new in pairs)
 
     def finish(self) -> None:
         """Commit what is left."""
@@ -279,11 +271,22 @@ class IndexSink:
         self._reused = []
 
     def _stage(self, documents: Sequence[Document], encoding: Encoding) -> None:
+        self._report.replaced += self._of_another_source(documents)
         self._index.add(documents, encoding)
         self._staged += len(documents)
         due = time.monotonic() - self._committed >= _COMMIT_SECONDS
         if due or self._staged >= _COMMIT_ITEMS:
             self._commit()
+
+    def _of_another_source(self, documents: Sequence[Document]) -> int:
+        """Count the ids under which the index has another document, of another source."""
+        held = self._index.fingerprints([document.id for document in documents])
+        count = 0
+        for document in documents:
+            old, new = held.get(document.id, ""), document.fingerprint
+            same_source = source_of(old) in ("", source_of(new))
+            count += not same_source and old.partition(":")[2] != new.partition(":")[2]
+        return count
 
     def _commit(self) -> None:
         self._index.commit()

@@ -45,7 +45,8 @@ class Report:
 
     Attributes:
         added: Items encoded and stored, new ones and changed ones.
-        replaced: Items among the added whose id another source's document had, which is gone.
+        replaced: Items among the others whose id another document had, of another source, which is
+            gone.
         skipped: Items that the index already had, unchanged.
         updated: Items whose image is unchanged, but not their text, metadata or address; their
             vectors were kept.

@@ -106,13 +106,13 @@ class Roots(Mapping[str, SourcePlace]):
         return next((key for key, other in self.items() if other == place), None)
 
     def key_around(self, place: SourcePlace) -> str | None:
-        """Return the key of the innermost folder of images that a folder lies in."""
+        """Return the key of the outermost folder of images that a folder is, or lies in."""
         around = [
             (len(other.root), key)
             for key, other in self.items()
             if not other.name and Path(place.root).is_relative_to(other.root)
         ]
-        return max(around)[1] if around else None
+        return min(around)[1] if around else None
 
     def enter(self, place: SourcePlace, key: str = "") -> str:
         """Note a source that is in no known place, under ``key`` if that is given; return its key.
@@ -131,13 +131,17 @@ class Roots(Mapping[str, SourcePlace]):
         return key
 
     def _new_prefix(self, root: Path) -> str:
-        """Return a prefix for a new folder's ids, with which no id starts yet."""
+        """Return a prefix for a new folder's ids, with which no id starts yet.
+
+        None is needed if no other folder's ids are without one, and if no folder in this one has
+        the name that another folder's ids start with.
+        """
         folders = {
             self._prefixes[key]
             for key, place in self.items()
             if not place.name and not Path(place.root).is_relative_to(root)
         }
-        if "" not in folders:
+        if "" not in folders and not any((root / path_of_id(each)).is_dir() for each in folders):
             return ""
         name = id_of_path(Path(root.name or "root"))
         for number in count(1):

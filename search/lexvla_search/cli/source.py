@@ -79,9 +79,9 @@ def counts(report: Report, skipped: str) -> dict[str, int]:
     """Return the counts of a report; `skipped` is the label for skipped items."""
     return {
         "added": report.added,
-        "replaced": report.replaced,
         skipped: report.skipped,
         "updated": report.updated,
+        "replaced": report.replaced,
         "moved": report.moved,
         "pruned": report.pruned,
         "rejected": len(report.rejected),
