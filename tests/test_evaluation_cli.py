@@ -219,11 +219,11 @@ def test_what_trec_eval_takes_is_counted_and_told(files: dict[str, str], capsys:
         means[bool(more)] = json.loads(out)["systems"][0]["measures"]
         told = [line.removeprefix("lexvla: ") for line in err.splitlines()]
         assert told[:3] == [
-            "1 judgements of documents that the index does not have; "
+            "judgements of documents that the index does not have: 1; "
             f"the first is '{files['qrels']}:2': the index has no document 'pear'",
-            "1 judgements of queries that are not asked; "
+            "judgements of queries that are not asked: 1; "
             f"the first is '{files['qrels']}:4': there is no query 'q9'",
-            "3 queries without a relevant document; the first is "
+            "queries without a relevant document: 3; the first is "
             f"'{files['queries']}:2': the judgements have no relevant document for the query 'q2'",
         ]
     # q1 finds one of two, q2 has nothing to find, q9 is not asked.

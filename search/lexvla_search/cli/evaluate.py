@@ -211,7 +211,7 @@ def _check(options: Options, inputs: _Inputs, index: Index) -> None:
     for kind, one in found:
         by_kind.setdefault(kind, []).append(one)
     for kind, errors in by_kind.items():
-        note(f"lexvla: {len(errors):,} {kind}; the first is {errors[0]}")
+        note(f"lexvla: {kind}: {len(errors):,}; the first is {errors[0]}")
 
 
 def _print_significance(figures: SearchFigures) -> None:
