@@ -15,13 +15,8 @@ __all__ = ["NO_PREVIEW", "is_raw", "open_preview"]
 NO_PREVIEW: Final = "it has no JPEG preview"
 
 _KIND, _COMPRESSION, _MAKE, _DNG = 254, 259, 271, 50706  # tags of TIFF
-_OF_CAMERAS: Final = (
-    32767,
-    32769,
-    32770,
-    34713,
-    65535,
-)  # compressions: Sony, Samsung, Nikon, Pentax
+# Compressions of Sony, Samsung (two), Nikon and Pentax.
+_OF_CAMERAS: Final = (32767, 32769, 32770, 34713, 65535)
 
 
 def is_raw(tiff: BinaryIO) -> bool:

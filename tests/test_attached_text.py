@@ -16,8 +16,8 @@ from indexer_fakes import encode, random_rows
 from lexvla.errors import InputError, UnsupportedError
 from lexvla_indexer import open_index
 from lexvla_indexer.base import Index
-from lexvla_indexer.field_weights import field_weights_of
 from lexvla_search import Query, Searcher
+from lexvla_search.field_weights import field_weights_of
 from lexvla_search.shown_query import shown_query
 
 ROWS = random_rows(np.random.default_rng(7), 30)

@@ -14,7 +14,7 @@ from lexvla_indexer.document import Document, check_id
 from lexvla_indexer.item_source import ItemSource, Listed, Unlisted
 from lexvla_indexer.report import Reject
 from lexvla_indexer.roots import SourcePlace
-from lexvla_indexer.text_fields import TextFields
+from lexvla_indexer.text_fields import TextFields, as_text
 
 __all__ = ["HUGGING_FACE", "DatasetChoice", "HuggingFaceSource"]
 
@@ -105,7 +105,7 @@ class HuggingFaceSource(ItemSource):
 
     def _item(self, row: dict[str, Any], name: str, where: str) -> Listed:
         image = None if self._image is None else image_of(row[self._image], name, self._folder)
-        text = self._texts.text(lambda field: _text(row.get(field), field, name))
+        text = self._texts.text(lambda field: as_text(row.get(field), field, name, "\n"))
         if image is None and not text.strip():
             raise InputError(name, "has neither an image nor a text")
         metadata = {each: class_name(self._features[each], row[each]) for each in self._metadata}
@@ -137,11 +137,3 @@ def _is_metadata(feature: Any) -> bool:
     # Bytes, decimals and durations are no values that filters compare.
     plain = ("bool", "int", "uint", "float", "string", "large_string", "date", "timestamp")
     return isinstance(feature, Value) and feature.dtype.startswith(plain)
-
-
-def _text(value: Any, field: str, name: str) -> str:
-    if value is None or isinstance(value, str):
-        return value or ""
-    if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
-        raise InputError(name, f"{field} must be a string or a list of strings, to be a text")
-    return "\n".join(value)

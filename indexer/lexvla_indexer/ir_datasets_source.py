@@ -10,7 +10,7 @@ from lexvla_indexer.document import Document
 from lexvla_indexer.item_source import ItemSource, Listed, Unlisted
 from lexvla_indexer.report import Reject
 from lexvla_indexer.roots import SourcePlace
-from lexvla_indexer.text_fields import TextFields
+from lexvla_indexer.text_fields import TextFields, as_text
 
 __all__ = ["IR_DATASETS", "IrDatasetsSource", "load_ir_dataset"]
 
@@ -78,20 +78,12 @@ class IrDatasetsSource(ItemSource):
         if self._fields is None:
             text = record.default_text().strip()
         else:
-            text = self._fields.text(lambda field: _as_text(name, field, values[field]))
+            text = self._fields.text(lambda field: as_text(values[field], field, name, " "))
         if not text.strip():
             raise InputError(name, "has no text")
         of_its_own = values.pop("metadata", None)
         values |= of_its_own if isinstance(of_its_own, dict) else {}
         return Document(name, "", text, {k: v for k, v in values.items() if _tells(v, text)})
-
-
-def _as_text(name: str, field: str, value: object) -> str:
-    if value is None or isinstance(value, str):
-        return value or ""
-    if not isinstance(value, list | tuple) or not all(isinstance(each, str) for each in value):
-        raise InputError(name, f"{field} must be a string or strings, to be a text")
-    return " ".join(value)
 
 
 def _tells(value: object, text: str) -> bool:

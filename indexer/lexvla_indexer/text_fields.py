@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-__all__ = ["TextFields"]
+from lexvla.errors import InputError
+
+__all__ = ["TextFields", "as_text"]
 
 
 class TextFields:
@@ -28,3 +30,15 @@ class TextFields:
         """Return the text; fields without a value are left out."""
         lines = (" ".join(filter(None, map(value_of, line))) for line in self._lines)
         return "\n".join(filter(None, lines))
+
+
+def as_text(value: object, field: str, item: str, between: str) -> str:
+    """Return a field's value as text: a string, none, or strings with ``between`` between them.
+
+    InputError, naming the item, for any other value.
+    """
+    if value is None or isinstance(value, str):
+        return value or ""
+    if not isinstance(value, list | tuple) or not all(isinstance(each, str) for each in value):
+        raise InputError(item, f"{field} must be a string or a list of strings, to be a text")
+    return between.join(value)

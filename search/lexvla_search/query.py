@@ -15,11 +15,11 @@ from lexvla.images import ImageSource, name_of
 from lexvla.text_normalisation import normalise_text
 from lexvla_indexer.document import check_id
 from lexvla_indexer.facets import Facet, facets_of
-from lexvla_indexer.field_weights import field_weights_of
 from lexvla_indexer.filters import Filter
 from lexvla_indexer.legs import Leg
 from lexvla_indexer.listing import orders
 from lexvla_search.copies import ALIKE
+from lexvla_search.field_weights import field_weights_of
 from lexvla_search.fusion import LEGS, MAX_HITS, Fusion, FusionName, named_fusion
 
 __all__ = ["MAX_TEXT_LENGTH", "Query", "check_page", "name_of_image"]

@@ -51,6 +51,10 @@ class Names:
     lexical: str = "lexical"
     dense: str = "dense"
 
+    def of(self, leg: ExportLeg) -> str:
+        """Return the name of a leg's field."""
+        return self.lexical if leg == "lexical" else self.dense
+
 
 class Row(NamedTuple):
     """One item's vectors as plain values.
@@ -111,7 +115,8 @@ class Format(ABC):
 
     Attributes:
         fields: The names of the other fields of a document.
-        field: What a field's name must match, as `field_rule` says; likewise of the index's name.
+        field_form: What a field's name must match, as `field_rule` says.
+        index_form: What the index's name must match, as `index_rule` says.
         numbered: Whether words are column numbers, which need the vocabulary to be understood.
 
     Raises:
@@ -121,21 +126,21 @@ class Format(ABC):
     names: Names
 
     fields: ClassVar[tuple[str, ...]] = ("text", "uri", "metadata")
-    field: ClassVar[re.Pattern[str]] = WORD
+    field_form: ClassVar[re.Pattern[str]] = WORD
     field_rule: ClassVar[str] = "must be letters, digits and _, and not begin with a digit"
-    index: ClassVar[re.Pattern[str]] = WORD
+    index_form: ClassVar[re.Pattern[str]] = WORD
     index_rule: ClassVar[str] = field_rule
     numbered: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         mine = self.names.lexical, self.names.dense
         for name in mine:
-            if not self.field.fullmatch(name):
+            if not self.field_form.fullmatch(name):
                 raise InputError(name, f"as the name of a field, {self.field_rule}")
         for one, other in combinations((*self.fields, *mine), 2):
             if f"{other}.".startswith(f"{one}.") or one.startswith(f"{other}."):
                 raise InputError(other, f"cannot be a field's name beside {one!r}")
-        if not self.index.fullmatch(self.names.index):
+        if not self.index_form.fullmatch(self.names.index):
             raise InputError(self.names.index, f"as the name of an index, {self.index_rule}")
 
     def head(self, row: Row) -> str:
@@ -145,6 +150,12 @@ class Format(ABC):
     def tail(self) -> str:
         """Return what comes after the documents."""
         return ""
+
+    def values(self, document: Document, words: Any, row: Row, metadata: Any) -> dict[str, Any]:
+        """Return a document's fields by name: its vectors, text, address and metadata."""
+        dense = {} if row.dense is None else {self.names.dense: row.dense}
+        shown = {"text": document.text, "uri": document.uri, "metadata": metadata}
+        return {self.names.lexical: words, **dense, **shown}
 
     @abstractmethod
     def lines(self, document: Document, row: Row) -> str:

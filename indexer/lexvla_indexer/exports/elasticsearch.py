@@ -20,9 +20,9 @@ class ElasticsearchFormat(Format):
     Words go by their terms into a ``sparse_vector``.
     """
 
-    field = re.compile(r"[^\W_][^\s.]*(\.[^\s.]+)*")
+    field_form = re.compile(r"[^\W_][^\s.]*(\.[^\s.]+)*")
     field_rule = "must begin with a letter or digit, and have no space or empty part between dots"
-    index = re.compile(r'(?!\.{1,2}$)[^-_+A-Z\s\\/*?"<>|,#:][^A-Z\s\\/*?"<>|,#:]*')
+    index_form = re.compile(r'(?!\.{1,2}$)[^-_+A-Z\s\\/*?"<>|,#:][^A-Z\s\\/*?"<>|,#:]*')
     index_rule = 'must be lower case, without space \\ / * ? " < > | , # :, nor - _ + at the front'
 
     def lines(self, document: Document, row: Row) -> str:
@@ -30,13 +30,7 @@ class ElasticsearchFormat(Format):
         if (size := len(document.id.encode())) > MAX_ID_BYTES:
             rule = f"Elasticsearch takes ids of at most {MAX_ID_BYTES} bytes, not {size}"
             raise InputError(document.id, rule)
-        source = {
-            self.names.lexical: row.by_term,
-            **({} if row.dense is None else {self.names.dense: row.dense}),
-            "text": document.text,
-            "uri": document.uri,
-            "metadata": document.metadata,
-        }
+        source = self.values(document, row.by_term, row, document.metadata)
         action = {"index": {"_index": self.names.index, "_id": document.id}}
         return f"{to_json(action)}\n{to_json(source)}\n"
 

@@ -33,22 +33,15 @@ class MilvusFormat(Format):
             if (size := len(text.encode())) > _MOST_BYTES:
                 rule = f"its {name} has {size:,} bytes; Milvus takes at most {_MOST_BYTES:,}"
                 raise InputError(document.id, rule)
-        values = {
-            "id": document.id,
-            self.names.lexical: row.by_column,
-            **({} if row.dense is None else {self.names.dense: row.dense}),
-            "text": document.text,
-            "uri": document.uri,
-            "metadata": metadata,
-        }
-        return f"{to_json(values)}\n"
+        values = self.values(document, row.by_column, row, metadata)
+        return to_json({"id": document.id, **values}) + "\n"
 
     def query(self, row: Row, leg: ExportLeg, k: int) -> str:
         """Return the body of ``entities/search``."""
         body = {
             "collectionName": self.names.index,
             "data": [row.by_column if leg == "lexical" else row.vector],
-            "annsField": self.names.lexical if leg == "lexical" else self.names.dense,
+            "annsField": self.names.of(leg),
             "limit": k,
             "outputFields": ["text", "uri", "metadata"],
         }

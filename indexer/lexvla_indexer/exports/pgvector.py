@@ -22,9 +22,9 @@ class PgvectorFormat(Format):
     """One ``COPY`` into a table, whose words are a ``sparsevec``: its columns count from 1."""
 
     fields = ("id", *Format.fields)
-    field = re.compile(r"(?=.{1,63}$)[A-Za-z_][A-Za-z0-9_]*")
+    field_form = re.compile(r"(?=.{1,63}$)[A-Za-z_][A-Za-z0-9_]*")
     field_rule = f"{Format.field_rule}, at most 63 of them"
-    index = field
+    index_form = field_form
     index_rule = field_rule
     numbered = True
 
@@ -54,9 +54,8 @@ class PgvectorFormat(Format):
 
     def query(self, row: Row, leg: ExportLeg, k: int) -> str:
         """Return a ``SELECT``; its operator is the negative inner product."""
-        name = self.names.lexical if leg == "lexical" else self.names.dense
         vector = _sparsevec(row) if leg == "lexical" else _vector(row.vector)
-        distance = f"{_quoted(name)} <#> '{vector}'"
+        distance = f"{_quoted(self.names.of(leg))} <#> '{vector}'"
         chosen = f'SELECT "id", -({distance}) AS score FROM {_quoted(self.names.index)}'  # noqa: S608
         return f'{chosen} ORDER BY {distance}, "id" LIMIT {k};'
 

@@ -28,9 +28,9 @@ class QdrantFormat(Format):
     """
 
     fields = ()  # the payload has names of its own
-    field = re.compile(r"[^\s/.]+")
+    field_form = re.compile(r"[^\s/.]+")
     field_rule = "must not be empty or have a space, dot or /"
-    index = field
+    index_form = field_form
     index_rule = field_rule
     numbered = True
 
@@ -53,8 +53,8 @@ class QdrantFormat(Format):
     def query(self, row: Row, leg: ExportLeg, k: int) -> str:
         """Return the body of ``points/query``."""
         query = _sparse(row) if leg == "lexical" else row.vector
-        using = self.names.lexical if leg == "lexical" else self.names.dense
-        return to_json({"query": query, "using": using, "limit": k, "with_payload": True})
+        asked = {"query": query, "using": self.names.of(leg), "limit": k, "with_payload": True}
+        return to_json(asked)
 
 
 def _sparse(row: Row) -> dict[str, list[Any]]:

@@ -36,20 +36,14 @@ class VespaFormat(Format):
         for text in (document.text, document.uri, *metadata, *metadata.values()):
             if found := _REFUSED.search(text):
                 raise InputError(document.id, f"Vespa takes no text with U+{ord(found[0]):04X}")
-        fields = {
-            self.names.lexical: row.by_term,
-            **({} if row.dense is None else {self.names.dense: row.dense}),
-            "text": document.text,
-            "uri": document.uri,
-            "metadata": metadata,
-        }
+        fields = self.values(document, row.by_term, row, metadata)
         name = self.names.index
         return to_json({"put": f"id:{name}:{name}::{document.id}", "fields": fields}) + "\n"
 
     def query(self, row: Row, leg: ExportLeg, k: int) -> str:
         """Return the body of a search by the rank profile of the leg's field."""
         tensor: Any = {"cells": row.by_term} if leg == "lexical" else row.vector
-        name = self.names.lexical if leg == "lexical" else self.names.dense
+        name = self.names.of(leg)
         body = {
             "yql": f"select * from {self.names.index} where true",  # noqa: S608
             "ranking": name,

@@ -33,17 +33,13 @@ class WeaviateFormat(Format):
             "metadata": to_json(document.metadata),
             self.names.lexical: row.strongest,
         }
-        return (
-            to_json(
-                {
-                    "class": self._class,
-                    "id": uuid_of(document),
-                    "properties": properties,
-                    "vectors": {self.names.dense: row.dense},
-                }
-            )
-            + "\n"
-        )
+        made = {
+            "class": self._class,
+            "id": uuid_of(document),
+            "properties": properties,
+            "vectors": {self.names.dense: row.dense},
+        }
+        return f"{to_json(made)}\n"
 
     def query(self, row: Row, leg: ExportLeg, k: int) -> str:
         """Return the body of a GraphQL request."""

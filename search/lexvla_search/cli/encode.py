@@ -40,6 +40,8 @@ from lexvla_search.typed_words import say_unknown
 
 _VECTORS, _LINES, _QUERIES = ".npz", ".jsonl", ".tsv"
 _ALL = (1, 1)
+_OTHERS = "for other engines"
+_NAMES = {"index_name": "index", "lexical_field": "lexical", "dense_field": "dense"}  # of `Names`
 
 
 def _shard(text: str) -> tuple[int, int]:
@@ -49,10 +51,6 @@ def _shard(text: str) -> tuple[int, int]:
             f"must be a part I/N with I from 1 to N, such as 1/4, not {text!r}"
         )
     return int(number), int(of)
-
-
-_OTHERS = "for other engines"
-_NAMES = {"index_name": "index", "lexical_field": "lexical", "dense_field": "dense"}
 
 
 @dataclass(frozen=True)

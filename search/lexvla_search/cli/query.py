@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 from lexvla.errors import InputError
 from lexvla.image_formats import MAX_PIXELS
 from lexvla_indexer.base import Index
-from lexvla_indexer.field_weights import field_weights_of
 from lexvla_indexer.legs import Leg
 from lexvla_indexer.roots import Roots
 from lexvla_search.cli.arguments import ModelOptions, flag, option, positional, positive
 from lexvla_search.cli.console import UsageError
+from lexvla_search.field_weights import field_weights_of
 from lexvla_search.fusion import FUSIONS, LEGS, Fusion, FusionName, named_fusion
 from lexvla_search.query import Query
 from lexvla_search.searcher import Answer, Hit
