@@ -201,9 +201,9 @@ def encode_into(
     *,
     batch_size: int,
     shard: tuple[int, int],
-    text_field: str | None,
-    show_progress_bar: bool | None,
     reading: Reading | None,
+    text_field: str | None = None,
+    show_progress_bar: bool | None = None,
 ) -> SourcePlace:
     """Encode the items of a source into a sink, and return where the source lies.
 

@@ -1,4 +1,4 @@
-"""Encode what a user's documents point at, and fill our fields of them; take them away again."""
+"""Fill our fields of a user's documents from what these point at, and take them out again."""
 
 from __future__ import annotations
 

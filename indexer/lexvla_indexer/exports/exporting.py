@@ -41,8 +41,6 @@ def export_source(
     *,
     batch_size: int = 64,
     shard: tuple[int, int] = (1, 1),
-    text_field: str | None = None,
-    show_progress_bar: bool | None = None,
     reading: Reading | None = None,
 ) -> tuple[Widths, Report]:
     """Encode the items of a source and write each as it comes; the file appears when it is whole.
@@ -65,8 +63,6 @@ def export_source(
                 rejects_path,
                 batch_size=batch_size,
                 shard=shard,
-                text_field=text_field,
-                show_progress_bar=show_progress_bar,
                 reading=reading,
             )
         if form.numbered:
