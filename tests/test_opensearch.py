@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from collections.abc import Iterator
 
@@ -273,6 +274,15 @@ def test_credentials_come_from_the_environment_and_are_never_told(monkeypatch):
     with pytest.raises(InputError, match="set OPENSEARCH_USERNAME") as caught:
         open_index("opensearch+http://user:geheim@localhost/photos")
     assert "geheim" not in str(caught.value)
+
+
+def test_a_file_of_certificates_that_is_not_there_is_said(monkeypatch, tmp_path):
+    monkeypatch.setenv("OPENSEARCH_CA_CERTS", str(tmp_path / "none.pem"))
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listening,
+        pytest.raises(EngineUnavailableError, match="OPENSEARCH_CA_CERTS must name a file"),
+    ):
+        open_index(f"opensearch+https://127.0.0.1:{listening.getsockname()[1]}/photos")
 
 
 def test_no_server_is_said_at_once():

@@ -12,6 +12,7 @@ from lexvla.errors import EngineUnavailableError, OptionalDependencyError
 from lexvla_indexer.bm25 import K1
 from lexvla_indexer.elastic.product import Json, Place, Product
 from lexvla_indexer.elastic.refusals import NoAnswerError, cause_of, innermost, refusal
+from lexvla_indexer.elastic.tls import no_tls, trusted
 from lexvla_indexer.filter_terms import listed_fields
 
 if TYPE_CHECKING:
@@ -52,17 +53,12 @@ class _Elasticsearch(Product):
             library = importlib.import_module("elasticsearch")
         except ModuleNotFoundError as error:
             raise OptionalDependencyError("elasticsearch", "elasticsearch") from error
-        settings: dict[str, Any] = {}
+        settings = trusted(place, "ELASTIC")
         key, user = os.environ.get("ELASTIC_API_KEY"), os.environ.get("ELASTIC_USERNAME")
         if key:
             settings["api_key"] = key
         elif user:
             settings["basic_auth"] = (user, os.environ.get("ELASTIC_PASSWORD", ""))
-        if place.nodes[0].startswith("https:"):
-            if certificates := os.environ.get("ELASTIC_CA_CERTS"):
-                settings["ca_certs"] = certificates
-            if fingerprint := os.environ.get("ELASTIC_CERT_FINGERPRINT"):
-                settings["ssl_assert_fingerprint"] = fingerprint
         try:
             client: Elasticsearch = library.Elasticsearch(
                 place.nodes,
@@ -91,12 +87,7 @@ class _Elasticsearch(Product):
         except elasticsearch.ApiError as error:
             raise _refusal(place, error.status_code, error.body) from error
         except elasticsearch.SSLError as error:
-            cause, get = innermost(error), "does the server speak plain http?"
-            if "certificate" in cause.lower() or "fingerprint" in cause.lower():
-                get = "name its authority by ELASTIC_CA_CERTS, or set ELASTIC_CERT_FINGERPRINT"
-            elif "No such file" in cause:
-                get = "ELASTIC_CA_CERTS must name a file of certificates"
-            raise EngineUnavailableError(f"{place}: no TLS: {cause}; {get}") from error
+            raise no_tls(place, "ELASTIC", error) from error
         except elasticsearch.TransportError as error:
             raise NoAnswerError(f"{place}: no server answers: {innermost(error)}") from error
 

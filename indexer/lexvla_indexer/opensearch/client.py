@@ -17,6 +17,7 @@ from urllib.parse import quote
 from lexvla.errors import EngineUnavailableError, OptionalDependencyError
 from lexvla_indexer.elastic.product import Place
 from lexvla_indexer.elastic.refusals import NoAnswerError, innermost, refusal
+from lexvla_indexer.elastic.tls import no_tls, trusted
 
 __all__ = ["TIMEOUT", "Client", "connect", "opensearch_errors"]
 
@@ -208,14 +209,9 @@ def connect(place: Place) -> Client:
         library = importlib.import_module("opensearchpy")
     except ModuleNotFoundError as error:
         raise OptionalDependencyError("opensearch-py", "opensearch") from error
-    settings: dict[str, Any] = {}
+    settings = trusted(place, "OPENSEARCH")
     if user := os.environ.get("OPENSEARCH_USERNAME"):
         settings["http_auth"] = (user, os.environ.get("OPENSEARCH_PASSWORD", ""))
-    if place.nodes[0].startswith("https:"):
-        if certificates := os.environ.get("OPENSEARCH_CA_CERTS"):
-            settings["ca_certs"] = certificates
-        if fingerprint := os.environ.get("OPENSEARCH_CERT_FINGERPRINT"):
-            settings["ssl_assert_fingerprint"] = fingerprint
     try:
         made = library.OpenSearch(
             place.nodes, timeout=TIMEOUT, max_retries=2, retry_on_timeout=True, **settings
@@ -239,10 +235,7 @@ def opensearch_errors(place: Place) -> Iterator[None]:
         )
         raise EngineUnavailableError(f"{place}: {rule}") from error
     except opensearchpy.SSLError as error:
-        cause, get = innermost(error), "does the server speak plain http?"
-        if "certificate" in cause.lower() or "fingerprint" in cause.lower():
-            get = "name its authority by OPENSEARCH_CA_CERTS, or set OPENSEARCH_CERT_FINGERPRINT"
-        raise EngineUnavailableError(f"{place}: no TLS: {cause}; {get}") from error
+        raise no_tls(place, "OPENSEARCH", error) from error
     except opensearchpy.ConnectionError as error:
         raise NoAnswerError(f"{place}: no server answers: {innermost(error)}") from error
     except opensearchpy.TransportError as error:
