@@ -166,7 +166,7 @@ def test_other_indexes_are_not_attached(address, tmp_path):
         place = elastic_fakes.address(tmp_path)
         with open_index(place, create=True):
             AttachedIndex(place)
-    with pytest.raises(IndexCorruptError, match=r"or its _meta is damaged; lexvla attach"):
+    with pytest.raises(IndexCorruptError, match="and it is not attached; lexvla attach"):
         place = elastic_fakes.address(tmp_path / "own")
         with connect(Address.parse(place)) as client:
             client.indices.create(index=Address.parse(place).name)

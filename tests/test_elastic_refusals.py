@@ -258,9 +258,14 @@ def test_other_formats_and_indices_of_others(address):
             open_index(f"{address}-other")
         foreign = f"{Address.parse(address).name}-foreign"
         client.indices.create(index=foreign)
-        for create in (True, False):
-            with pytest.raises(IndexCorruptError, match="not an index of lexvla"):
-                open_index(f"{address}-foreign", create=create)
+        said = f"{address}-foreign: LexVLA did not make this index, and it is not attached; "
+        said += f"lexvla attach {address}-foreign --help says how to"
+        for mapping in ({}, {"properties": {"title": {"type": "text"}}}, {"_meta": {"by": "shop"}}):
+            client.indices.put_mapping(index=foreign, **mapping)
+            for how in ({}, {"create": True}, {"rebuild": True, "create": True}):
+                with pytest.raises(IndexCorruptError) as caught:
+                    open_index(f"{address}-foreign", **how)
+                assert str(caught.value) == said
         client.indices.put_alias(index=foreign, name=name)
         with pytest.raises(IndexCorruptError, match="several indices"):
             open_index(f"{address}-other")

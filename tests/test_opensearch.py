@@ -29,6 +29,7 @@ from lexvla.errors import (
 from lexvla.vocabulary import Vocabulary
 from lexvla_indexer import Document, OpenSearchIndex, open_index
 from lexvla_indexer.elastic import writer
+from lexvla_indexer.elastic.connection import Address, connect
 from lexvla_indexer.facets import Facet
 from lexvla_indexer.opensearch.product import OPENSEARCH
 
@@ -294,3 +295,15 @@ def test_without_the_client(monkeypatch):
     monkeypatch.setitem(sys.modules, "opensearchpy", None)
     with pytest.raises(OptionalDependencyError, match=r"pip install 'lexvla\[opensearch\]'"):
         open_index("opensearch+http://127.0.0.1:1/photos")
+
+
+@pytest.mark.opensearch
+def test_an_index_of_another_program(tmp_path):
+    place = Address.parse(opensearch_fakes.address(tmp_path), OPENSEARCH)
+    client = connect(place)
+    fields = {"properties": {"title": {"type": "text"}}}
+    OPENSEARCH.create_index(client, place.name, {}, mappings=fields)
+    for how in ({}, {"create": True}, {"create": True, "rebuild": True}):
+        with pytest.raises(IndexCorruptError) as caught:
+            open_index(str(place), **how)
+        assert str(caught.value) == f"{place}: LexVLA did not make this index"

@@ -37,6 +37,7 @@ class _Elasticsearch(Product):
     graph = "int8_hnsw"
     lacks_dense = ""
     asks_neighbours = True
+    attaches = True
 
     def connect(self, place: Place) -> Elasticsearch:
         """Make a client, with credentials and certificates from the environment.

@@ -98,7 +98,8 @@ _COPIES_SECONDS = 600.0  # for the replicas of a rebuilt index
 _FRESH = 1.0  # seconds for which the alias is not looked up again
 _REPLICAS = ("number_of_replicas", "auto_expand_replicas")
 
-_DESCRIBED = f"-*.mappings._meta.{VOCABULARY},-*.mappings.properties"
+_WITH_FIELDS = f"-*.mappings._meta.{VOCABULARY}"
+_DESCRIBED = f"{_WITH_FIELDS},-*.mappings.properties"
 
 _KEPT = {"type": "keyword", "index": False, "doc_values": False}
 
@@ -143,8 +144,10 @@ class State:
         return {KEY: {"format_version": FORMAT_VERSION, **asdict(self)}}
 
     @classmethod
-    def load(cls, place: object, found: Mapping[str, Any]) -> State:
+    def load(cls, place: Address, found: Mapping[str, Any]) -> State:
         """Read what `dump` made; another form raises IndexCorruptError."""
+        if KEY not in found:
+            raise _foreign(place)
         try:
             values = dict(found[KEY])
             number = values.pop("format_version")
@@ -157,10 +160,15 @@ class State:
             widths = {leg: values["widths"][leg] for leg in FIELD_OF if leg in values["widths"]}
             return cls(**{**values, "widths": widths})
         except (KeyError, TypeError, ValueError) as error:
-            rule = (
-                "is not an index of lexvla, or its _meta is damaged; lexvla attach fills your own"
-            )
-            raise IndexCorruptError(f"{place}: {rule}") from error
+            raise IndexCorruptError(f"{place}: its _meta is damaged") from error
+
+
+def _foreign(place: Address) -> IndexCorruptError:
+    """Return the error for an index that another program made."""
+    rule = f"{place}: LexVLA did not make this index"
+    if place.product.attaches:
+        rule += f", and it is not attached; lexvla attach {place} --help says how to"
+    return IndexCorruptError(rule)
 
 
 def settings(shards: int, product: Product) -> dict[str, Any]:
@@ -245,13 +253,8 @@ class Store:
 
         IndexCorruptError if it is not ours, or there are several.
         """
-        with elastic_errors(self.address):
-            found = self.client.indices.get_mapping(
-                index=self._name,
-                ignore_unavailable=True,
-                allow_no_indices=True,
-                filter_path=_DESCRIBED,
-            ).body
+        # Of another program's index that has fields but no _meta, the first leaves nothing.
+        found = self._described(_DESCRIBED) or self._described(_WITH_FIELDS)
         if not found:
             return False
         if len(found) > 1:
@@ -261,6 +264,16 @@ class Store:
         self.state = State.load(self.address, described["mappings"].get("_meta", {}))
         self._checked = time.monotonic()
         return True
+
+    def _described(self, filter_path: str) -> Json:
+        """Return what the server says of the index that the alias means, by its name, if any."""
+        with elastic_errors(self.address):
+            return self.client.indices.get_mapping(
+                index=self._name,
+                ignore_unavailable=True,
+                allow_no_indices=True,
+                filter_path=filter_path,
+            ).body
 
     @property
     def target(self) -> str:

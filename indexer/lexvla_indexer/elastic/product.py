@@ -42,6 +42,7 @@ class Product(ABC):
         graph: How large dense legs are searched; empty if they are scanned like others.
         lacks_dense: What a message says where dense vectors cannot be searched.
         asks_neighbours: Whether each shard gives its nearest by a dense vector, at most 10,000.
+        attaches: Whether ``lexvla attach`` fills indexes of other programs.
     """
 
     name: ClassVar[str]
@@ -53,6 +54,7 @@ class Product(ABC):
     graph: ClassVar[str]
     lacks_dense: ClassVar[str]
     asks_neighbours: ClassVar[bool]
+    attaches: ClassVar[bool]
 
     @abstractmethod
     def connect(self, place: Place) -> Elasticsearch:

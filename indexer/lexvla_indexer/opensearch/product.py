@@ -37,6 +37,7 @@ class _OpenSearch(Product):
     graph = ""
     lacks_dense = f"that takes its plugin {_KNN}, and an index made after it was installed"
     asks_neighbours = False
+    attaches = False
 
     def connect(self, place: Place) -> Elasticsearch:
         # It answers the calls that are made.
