@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import argparse
 import inspect
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from lexvla.errors import LexVLAError
-from lexvla_search.cli.console import note
+from lexvla_search.cli.console import UsageError, note
 
 if TYPE_CHECKING:
     from lexvla import LexVLA
@@ -33,6 +34,7 @@ __all__ = [
     "plot_file",
     "positional",
     "positive",
+    "refuse_options",
 ]
 
 PLOTS = (".png", ".svg")
@@ -75,6 +77,14 @@ def add_arguments(parser: argparse.ArgumentParser, options: type) -> None:
 
 def _flag_of(name: str) -> str:
     return f"-{name}" if len(name) == 1 else f"--{name.replace('_', '-')}"
+
+
+def refuse_options(options: Any, names: Iterable[str], beside: str) -> None:
+    """Refuse options that mean nothing beside something else: `UsageError` names the first."""
+    usual = {each.name: each.metadata.get("default") for each in fields(options)}
+    for name in names:
+        if getattr(options, name) not in (usual[name], None, False):
+            raise UsageError(f"{_flag_of(name)} does not go with {beside}")
 
 
 def not_empty(text: str) -> str:

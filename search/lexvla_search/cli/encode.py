@@ -22,10 +22,12 @@ from lexvla_search.cli.arguments import (
     option,
     positional,
     positive,
+    refuse_options,
 )
 from lexvla_search.cli.console import UsageError, note, one_line, print_columns, print_json
 from lexvla_search.cli.source import (
     SOURCE,
+    ReadingOptions,
     SourceOptions,
     counts,
     details,
@@ -42,6 +44,12 @@ _VECTORS, _LINES, _QUERIES = ".npz", ".jsonl", ".tsv"
 _ALL = (1, 1)
 _OTHERS = "for other engines"
 _NAMES = {"index_name": "index", "lexical_field": "lexical", "dense_field": "dense"}  # of `Names`
+
+# Options that say which items to encode, and how to read them.
+_OF_ITEMS = (
+    *("shard", "text_field", *(each.name for each in fields(DatasetChoice))),
+    *(each.name for each in fields(ReadingOptions)),
+)
 
 
 def _shard(text: str) -> tuple[int, int]:
@@ -172,6 +180,7 @@ def _in_numbers(facts: Mapping[str, Any]) -> str:
 def _print_query(options: Options, text: str, form: Format | None) -> int:
     if options.source is not None or options.out is not None:
         raise UsageError("--query goes without SOURCE and --out")
+    refuse_options(options, (*_OF_ITEMS, "batch_size", "strict"), "--query")
     if options.json and form is not None:
         raise UsageError("--json does not go with --query and --format")
     model = options.load_model()
@@ -204,11 +213,7 @@ def _print_query(options: Options, text: str, form: Format | None) -> int:
 def _encode_queries(options: Options, source: str, out: Path) -> int:
     if out.suffix != _LINES:
         raise UsageError(f"--out must name a file that ends in {_LINES} for queries")
-    for name in ("text_field", *(each.name for each in fields(DatasetChoice))):
-        if getattr(options, name):
-            raise UsageError(f"--{name.replace('_', '-')} does not go with queries ({_QUERIES})")
-    if options.shard != _ALL:
-        raise UsageError(f"--shard does not go with queries ({_QUERIES})")
+    refuse_options(options, (*_OF_ITEMS, "batch_size"), f"queries ({_QUERIES})")
     queries = read_queries(source)
     wordless = write_topics(out, queries, options.load_model())
     if options.json:

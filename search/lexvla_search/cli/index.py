@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from lexvla_indexer import open_index
 from lexvla_indexer.encoded import index_encoded, read_origins
@@ -16,6 +16,7 @@ from lexvla_search.cli.arguments import (
     not_empty,
     option,
     positional,
+    refuse_options,
 )
 from lexvla_search.cli.console import UsageError, print_json
 from lexvla_search.cli.source import (
@@ -81,10 +82,7 @@ def run(options: Options) -> int:
         model = options.load_model(introduce=True)
         vocabulary, name = model.vocabulary, model.name
     else:
-        usual = {each.name: each.metadata.get("default") for each in fields(options)}
-        for given in WITH_SOURCE:
-            if getattr(options, given) not in (usual[given], None, False):
-                raise UsageError(f"--{given.replace('_', '-')} does not go with --from-encoded")
+        refuse_options(options, WITH_SOURCE, "--from-encoded")
         origin = read_origins(files)
         vocabulary, name = origin.vocabulary, origin.model
     with (
