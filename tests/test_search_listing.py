@@ -155,6 +155,10 @@ def test_unknown_and_impossible_items(searcher: Searcher) -> None:
     rows = Encoding(sparse.csr_array(np.eye(1, 6, dtype=np.float32)))
     with pytest.raises(InputError, match="'similar': the weights leave nothing to look for"):
         encode_query(Query(similar={"a": -1}), FakeEncoder(), rows)
+    for dense in (None, np.zeros((1, 4), np.float32)):
+        empty = Encoding(sparse.csr_array((1, 6), dtype=np.float32), dense=dense)
+        with pytest.raises(InputError, match="'similar': these items have no vectors to search by"):
+            encode_query(Query(similar=["a"]), FakeEncoder(), empty)
     for bad in ({"a": 0}, {"a": 1e7}, {"a": True}, ["a", "a"], [3], 3, "", {"\n": 1}, ["a"] * 257):
         with pytest.raises(InputError):
             Query(similar=bad)  # type: ignore[arg-type]

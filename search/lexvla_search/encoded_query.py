@@ -135,6 +135,12 @@ def encode_query(query: Query, encoder: Encoder, stored: Encoding | None = None)
 
 def _weighted_sum(stored: Encoding, weights: Sequence[float]) -> Encoding:
     """Return the weighted sum of rows, words and dense vector of length 1, codes as their mean."""
+    if (
+        not stored.lexical.nnz
+        and stored.codes is None
+        and (stored.dense is None or not stored.dense.any())
+    ):
+        raise InputError("similar", "these items have no vectors to search by")
     row = np.array([weights])
     lexical = _clipped(row @ stored.lexical.astype(np.float64))
     codes = dense = None
