@@ -193,7 +193,7 @@ def check_every_other_byte(products: Any, tmp_path: Path, shop: Shop) -> None:
             "has neither an image nor a text": 20,
             "the server of its image says HTTP 404": 17,
             "the PNG file is damaged or truncated": 17,
-            "its image is at 10.0.0.1; --allow-host 10.0.0.1 allows to fetch from there": 16,
+            "its image is at 10.0.0.1; --allow-host 10.0.0.1 allows fetching from there": 16,
         }
         assert report.added == 1000 - 70
         assert products.compare(client, sent, filled=True) == 1000
@@ -493,8 +493,12 @@ def test_a_connection_that_breaks(three, monkeypatch):
         ({"lexical_field": "title"}, InputError, "'title': the mapping has it already, as text"),
         ({"lexical_field": "vec"}, InputError, "each field to add needs a name of its own"),
         ({"lexical_field": "a.b"}, InputError, "must not be empty or have dots"),
-        ({"lexical_field": None}, InputError, "name the field to add for words"),
-        ({"image_field": None, "text_fields": []}, InputError, "name a field with images or texts"),
+        ({"lexical_field": None}, InputError, "--lexical-field names the field to add"),
+        (
+            {"image_field": None, "text_fields": []},
+            InputError,
+            "--image-field or --text-field names",
+        ),
     ],
 )
 def test_fields_that_cannot_be(three, change, error, said):
@@ -569,7 +573,10 @@ def test_by_the_command(three, monkeypatch, capsys):
     out, err = capsys.readouterr()
     assert out == "2 added, 1 rejected; 2 filled and 1 rejected in the index\n"
     assert "rejected 'c': has neither an image nor a text (in photo, title)" in err
-    assert "the rejected items are listed in documents that have lexvla.rejected" in err
+    assert (
+        "the rejected items are listed in documents that have lexvla.rejected; "
+        "--retry-rejected tries them again"
+    ) in err
     assert main(["attach", str(three.address), "--json"]) == 0
     numbers = json.loads(capsys.readouterr().out)
     assert (numbers["added"], numbers["documents"], numbers["rejected_documents"]) == (0, 2, 1)

@@ -77,7 +77,7 @@ def test_a_url_is_fetched_from_an_allowed_host_only(server):
     assert fetched(images, f" http://{host}/a b/\u00e9.png?x=1 ") == DATA
     assert asked == ["/a%20b/%C3%A9.png?x=1"]
     for other in (PointedImages(), PointedImages(["127.0.0.1", "example.org"])):
-        said = f"its image is at {host}; --allow-host {host} allows to fetch from there"
+        said = f"its image is at {host}; --allow-host {host} allows fetching from there"
         assert refused(other, f"http://{host}/a") == said
     assert "has credentials" in refused(images, f"http://me:secret@{host}/a")
     assert "has the scheme ftp" in refused(images, "ftp://example.org/a")

@@ -125,7 +125,7 @@ class PointedImages:
         is_private_allowed = not named.isdisjoint(map(str.lower, self.private_hosts))
         if not is_private_allowed and named.isdisjoint(map(str.lower, self.hosts)):
             shortest = min(named, key=len)
-            rule = f"its image is at {shortest}; --allow-host {shortest} allows to fetch from there"
+            rule = f"its image is at {shortest}; --allow-host {shortest} allows fetching from there"
             raise InputError(name, rule)
         request = quote(parts.path or "/", safe="/%:@!$&'()*+,;=~")
         if parts.query:
@@ -141,7 +141,7 @@ class PointedImages:
                 if not _is_public(address):
                     rule = (
                         f"its image is at {target.host}, which has the private address {address}; "
-                        f"--allow-private-host {target.host} allows to fetch from there"
+                        f"--allow-private-host {target.host} allows fetching from there"
                     )
                     raise InputError(name, rule)
         return addresses[0]

@@ -73,9 +73,11 @@ def attach(
     check_writable(client, address, name, mapping, rewritten or before is not None)
     if before is None:
         if lexical_field is None:
-            raise InputError(str(address), "is not attached yet: name the field to add for words")
+            rule = "is not attached yet: --lexical-field names the field to add for words"
+            raise InputError(str(address), rule)
         if image_field is None and not text_fields:
-            raise InputError(str(address), "is not attached yet: name a field with images or texts")
+            rule = "is not attached yet: --image-field or --text-field names what to encode"
+            raise InputError(str(address), rule)
         wanted = Attachment(
             image_field=image_field,
             text_fields=tuple(text_fields),
@@ -143,7 +145,8 @@ def check_writable(
         rule = (
             "its setting index.mapping.exclude_source_vectors is true, as in indices made by 9.2 "
             "and newer: the server then writes the numbers of a document anew (12.50 as 12.5, and "
-            "at most 17 digits). Allow that, or copy the index into one where it is false"
+            "at most 17 digits). --allow-rewriting allows that; or copy the index into one where "
+            "it is false"
         )
         raise UnsupportedError(f"{address}: {rule}")
 

@@ -25,7 +25,7 @@ COMMANDS = {
     "demo": "search the bundled images, with explanations",
     "index": "put images and texts into an index",
     "attach": "fill fields of an Elasticsearch index of your own, and keep them up",
-    "detach": "take them out again",
+    "detach": "take the fields of lexvla attach out again",
     "watch": "index a folder, and what changes in it",
     "relocate": "tell an index where its folder lies now",
     "encode": "write the vectors of a source, or of queries (.tsv), to a file",

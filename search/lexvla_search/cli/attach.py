@@ -129,6 +129,7 @@ def run(options: Options) -> int:
             )
         filled, rejected = tally(client, address, attachment)
     listed = f"documents that have {attachment.state_field}.rejected"
+    listed += "; --retry-rejected tries them again"
     code = exit_code(report, options.strict, "", listed)
     if options.json:
         numbers = counts(report, "unchanged")

@@ -180,6 +180,7 @@ def serve(
         read_keys(settings.keys)
     with open_index(settings.index) as index:  # fails before any process starts
         homeless = index.directory is None and settings.thumbnail_folder is None
+        rights = "read and write" if index.is_writable else "read"
     if settings.thumbnails is not None and homeless:
         raise UsageError("an index on a server has no folder for thumbnails: give --thumbnail-dir")
     figures = None
@@ -201,9 +202,7 @@ def serve(
         with listen(host, port) as listening:
             address = f"http://{bracketed(host)}:{listening.getsockname()[1]}/"
             if settings.keys is None:
-                note(
-                    "lexvla: without --keys: everyone on this machine may read and write the index"
-                )
+                note(f"lexvla: without --keys: everyone on this machine may {rights} the index")
             note(f"lexvla: the page and the API: {address}")
             if workers > 1:
                 served = run_several(make, options, listening, workers)
