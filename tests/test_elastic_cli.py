@@ -108,7 +108,7 @@ def test_rebuilding(address: str, capsys: Capture, tmp_path: Path) -> None:
     capsys.readouterr()
     assert run(capsys, "info", "--index", address)["index"] == facts["index"]  # the old one stays
     assert cli.main(["index", str(tmp_path / "photos"), "--index", "i.lex", "--rebuild"]) == 1
-    assert "only an Elasticsearch index is rebuilt" in capsys.readouterr().err
+    assert "only an index on a server is rebuilt" in capsys.readouterr().err
 
 
 def test_a_fusion_is_kept_with_the_index(address: str) -> None:

@@ -34,7 +34,7 @@ from indexer_fakes import (
 )
 from lexvla.errors import EngineUnavailableError, FilterSyntaxError, IndexCorruptError, LexVLAError
 from lexvla_indexer import ElasticIndex, open_index
-from lexvla_indexer.elastic import connection, layout, writer
+from lexvla_indexer.elastic import connection, elasticsearch_product, layout, writer
 from lexvla_search import cli
 from search_fakes import FakeEncoder, save_pictures
 from source_tree import PYTHONPATH
@@ -152,7 +152,7 @@ def test_a_server_that_is_down():
 def test_a_server_that_does_not_answer_in_time(address, proxy, monkeypatch):
     with ElasticIndex(address, True, VOCABULARY):
         pass  # that may take longer
-    monkeypatch.setattr(connection, "_TIMEOUT", 0.2)
+    monkeypatch.setattr(elasticsearch_product, "_TIMEOUT", 0.2)
     waiting = threading.Event()
     with ElasticIndex(address) as index:
         proxy.spoil = lambda _: waiting.wait(10) and None
