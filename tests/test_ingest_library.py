@@ -426,8 +426,12 @@ def test_a_folder_that_moved_into_another_becomes_a_part_of_it(tmp_path: Path) -
     with new_index(place) as index:
         (rejected, *_) = index_source(photos, index, ColourEncoder()).rejected
     told = f"lexvla relocate --old {tmp_path / 'two'} --root {two}"
-    start = f"the ids that start with 'two/' are those of {tmp_path / 'two'}, which is gone"
+    start = f"the ids that start with 'two/' are those of {tmp_path / 'two'}, which is not there"
     assert (rejected.item, rejected.rule) == ("two/000.png", f"{start}; if it moved here: {told}")
+    encode_source(photos, ColourEncoder())[0].save(tmp_path / "v.npz")
+    with new_index(place) as index:
+        report = index_encoded([tmp_path / "v.npz"], index)
+    assert (report.skipped, [each.rule for each in report.rejected]) == (2, [rejected.rule] * 3)
     moved = {"moved_from": str(tmp_path / "two"), "absorbed": [str(two)], "updated": 3}
     assert run(two, place) == moved
     assert same_as_fresh(photos, place)

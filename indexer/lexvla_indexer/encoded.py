@@ -293,6 +293,8 @@ def index_encoded(
                     if document.id in seen:
                         rule = "an earlier item has the same id"
                         rejects.add(Reject(document.id, rule, str(path)))
+                    elif not encoded.place.name and (rule := entered.refusal(document.id)):
+                        rejects.add(Reject(document.id, rule, str(path)))
                     elif document.fingerprint and known.get(document.id) == document.fingerprint:
                         sink.keep(document, document.fingerprint)
                     else:

@@ -10,7 +10,7 @@ from pathlib import Path
 from lexvla_indexer.base import Index
 from lexvla_indexer.document import Document
 from lexvla_indexer.fingerprint import content_of, hash_of_content
-from lexvla_indexer.path_ids import id_of_path
+from lexvla_indexer.path_ids import id_of_path, path_of_id, text_of_path
 from lexvla_indexer.roots import Roots, SourcePlace
 
 __all__ = ["Entered", "enter"]
@@ -51,6 +51,18 @@ class Entered:
             uri=self.below + document.uri if document.uri else "",
             fingerprint=f"{self.key}:{rest}" if rest else "",
         )
+
+    def refusal(self, name: str) -> str:
+        """Return why an item of a folder may not have an id in the index; empty if it may."""
+        for start, other in self.taken:
+            if name.startswith(start):
+                rule = f"the ids that start with {start!r} are those of {other}"
+                if Path(other).is_dir():
+                    return f"{rule}; rename this folder"
+                here = text_of_path(Path(self.root, path_of_id(start)))
+                told = f"lexvla relocate --old {other} --root {here}"
+                return f"{rule}, which is not there; if it moved here: {told}"
+        return ""
 
 
 def enter(index: Index, place: SourcePlace, model: str, key: str = "") -> Entered:

@@ -13,7 +13,7 @@ from lexvla.image_formats import IMAGE_SUFFIXES
 from lexvla_indexer.document import Document
 from lexvla_indexer.entering import Entered
 from lexvla_indexer.item_source import ItemSource, Listed, Unlisted
-from lexvla_indexer.path_ids import id_of_path, path_of_id, text_of_path
+from lexvla_indexer.path_ids import id_of_path
 from lexvla_indexer.reading import Reading
 from lexvla_indexer.report import Reject
 from lexvla_indexer.roots import SourcePlace
@@ -124,14 +124,8 @@ class FolderSource(ItemSource):
         name, where = id_of_path(path.relative_to(self._top)), id_of_path(path)
         try:
             document = self._entered.named(Document(name, uri=name))
-            for start, other in self._entered.taken:
-                if document.id.startswith(start):
-                    rule = f"the ids that start with {start!r} are those of {other}"
-                    if Path(other).is_dir():
-                        raise InputError(document.id, f"{rule}; rename this folder")
-                    here = text_of_path(Path(self._entered.root, path_of_id(start)))
-                    rule += f", which is gone; if it moved here: lexvla relocate --old {other}"
-                    raise InputError(document.id, f"{rule} --root {here}")
+            if rule := self._entered.refusal(document.id):
+                raise InputError(document.id, rule)
             return Listed(document, path, where)
         except InputError as error:
             return Unlisted(Reject(error.item, error.rule, where), self.start + name)
