@@ -14,10 +14,12 @@ from tqdm import tqdm
 
 from lexvla.errors import InputError, ModelError
 
-__all__ = ["ahead", "batches", "inference", "split"]
+__all__ = ["WINDOW", "ahead", "batches", "inference", "split"]
 
 Item = TypeVar("Item")
 Made = TypeVar("Made")
+WINDOW = 32  # batches whose texts are sorted by length together
+
 _THREADS = min(8, os.cpu_count() or 1)
 
 
@@ -48,7 +50,10 @@ def split(items: Iterable[Item], size: int) -> Iterator[tuple[Item, ...]]:
 def batches(
     items: Iterable[Item], size: int, show_progress_bar: bool | None, unit: str
 ) -> Iterator[tuple[Item, ...]]:
-    """Cut items into batches with a progress bar on stderr; ``None`` shows it on a terminal."""
+    """Cut items into batches with a progress bar on stderr; ``None`` shows it on a terminal.
+
+    A text or word that is no string, or has a lone surrogate, raises `InputError`.
+    """
     # An array of two or three dimensions is one image.
     single = isinstance(items, str | bytes) or getattr(items, "ndim", 1) in (2, 3)
     if single or not isinstance(items, Iterable):
@@ -61,11 +66,19 @@ def batches(
     with tqdm(total=total, unit=f" {unit}", disable=off) as bar:
         for batch in split(items, size):
             for item, place in zip(batch, places, strict=False):
-                if unit in ("texts", "words") and not isinstance(item, str):
-                    kind = type(item).__name__
-                    raise InputError(f"{unit}[{place}]", f"must be a string, not {kind}")
+                if unit in ("texts", "words"):
+                    _check_text(item, f"{unit}[{place}]")
             yield batch
             bar.update(len(batch))
+
+
+def _check_text(text: object, place: str) -> None:
+    if not isinstance(text, str):
+        raise InputError(place, f"must be a string, not {type(text).__name__}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(ascii(text), "is not valid Unicode text") from error
 
 
 def ahead(work: Callable[[Item], Made], items: Iterable[tuple[Item, ...]]) -> Iterator[list[Made]]:

@@ -30,7 +30,7 @@ from lexvla.data.demo_corpus import load_demo_corpus
 from lexvla.encoding import Encoding
 from lexvla.errors import InputError, ModelError
 from lexvla.images import ImageSource
-from lexvla.model import check_text, concat
+from lexvla.model import concat
 from lexvla.model_folder import CONFIG_FILE
 from lexvla.preprocessing import to_pixels
 from lexvla.public_settings import PublicSettings, weights_digest
@@ -207,8 +207,6 @@ class DualEncoder(model.LexVLA, nn.Module):
         parts = []
         with inference(self):
             for batch in batches(texts, batch_size, show_progress_bar, "texts"):
-                for text in batch:
-                    check_text(text)
                 own = self._text_vectors([normalise_text(text) for text in batch])
                 most = self._most(max_active_dims, self.config.text_words)
                 rows = self._rows(self._heaviest(own, most))
@@ -235,8 +233,6 @@ class DualEncoder(model.LexVLA, nn.Module):
         parts = []
         with inference(self):
             for batch in batches(words, 256, False, "words"):
-                for word in batch:
-                    check_text(word)
                 own = self._in_templates([normalise_text(word) for word in batch])
                 most = self._most(max_active_dims, self.config.text_words)
                 rows = self._rows(self._heaviest(own - self._words[1], most))

@@ -14,12 +14,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import cached_file
 
 from lexvla import backbones, model
-from lexvla.batching import batches, inference, split
+from lexvla.batching import WINDOW, batches, inference, split
 from lexvla.config import PROMPT, QUANTIZATIONS
 from lexvla.encoding import Encoding
 from lexvla.errors import ModelError, UnsupportedError
 from lexvla.images import ImageSource
-from lexvla.model import check_text, concat
+from lexvla.model import concat
 from lexvla.model_folder import CONFIG_FILE
 from lexvla.prompted_words import weights_of_words, word_pieces, words_of_logits
 from lexvla.public_settings import PublicSettings, weights_digest
@@ -32,7 +32,6 @@ __all__ = ["OPEN_PROMPT", "LanguageModel"]
 
 # A model that was not trained on the prompt answers it by a quote first, and then by words.
 OPEN_PROMPT = PROMPT + '"'
-_WINDOW = 32  # batches whose texts are sorted by length together
 
 
 class LanguageModel(model.LexVLA, nn.Module):
@@ -178,10 +177,8 @@ class LanguageModel(model.LexVLA, nn.Module):
         cache = PrefixCache()
         with inference(self):
             small = batches(texts, batch_size, show_progress_bar, "texts")
-            for window in split(small, _WINDOW):
+            for window in split(small, WINDOW):
                 chosen = [text for batch in window for text in batch]
-                for text in chosen:
-                    check_text(text)
                 # Texts of like length share a batch, so that little of it is padding.
                 order = sorted(range(len(chosen)), key=lambda i: len(chosen[i]))
                 parts = []

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 from scipy import sparse
 
-from lexvla.batching import ahead, batches, split
+from lexvla.batching import WINDOW, ahead, batches, split
 from lexvla.encoding import Encoding
 from lexvla.errors import InputError, ModelError, OptionalDependencyError, UnsupportedError
 from lexvla.images import ENOUGH_SIDE, ImageSource, name_of, open_image, resize
@@ -31,7 +31,7 @@ from lexvla.text_normalisation import normalise_text
 from lexvla.tokens import common_prefix, cut, fill, tokenize, unread
 from lexvla.vocabulary import WORD_START, Vocabulary
 
-__all__ = ["Found", "LexVLA", "Runtime", "check_text", "concat", "is_exported"]
+__all__ = ["Found", "LexVLA", "Runtime", "concat", "is_exported"]
 
 Runtime = Literal["onnx", "torch"]
 Item = TypeVar("Item")
@@ -41,7 +41,6 @@ _CLASSES = {
     "onnx": ("lexvla.onnx_model", "OnnxLexVLA"),
     "torch": ("lexvla.torch_model", "TorchLexVLA"),
 }
-_WINDOW = 32  # batches whose texts are sorted by length together
 _OF_TORCH = ("safetensors", "torch", "transformers")
 # PIL decodes a file when its pixels are first asked for: not to be done by two threads at once,
 # where one image is given several times.
@@ -190,10 +189,8 @@ class LexVLA:
                 found = self._run_texts(part[0], running)
                 return self._encoding(found, max_active_dims, part[1])[0]
 
-            for window in split(small, _WINDOW):
+            for window in split(small, WINDOW):
                 chosen = [text for batch in window for text in batch]
-                for text in chosen:
-                    check_text(text)
                 chosen = cut(self.tokenizer, chosen, self.config.max_text_tokens)
                 ids = fill(self.tokenizer, chosen, self.config.prompt)
                 known = self._known(chosen)
@@ -244,7 +241,6 @@ class LexVLA:
             for batch in batches(words, 256, False, "words"):
                 rows = []
                 for word in batch:
-                    check_text(word)
                     column = self.vocabulary.find(word)
                     pieces = self.tokenizer(normalise_text(word), add_special_tokens=False)
                     kept = [columns[i] for i in pieces["input_ids"] if i in columns]
@@ -530,14 +526,6 @@ def _needs_torch() -> Iterator[None]:
         if (package := str(error.name).partition(".")[0]) not in _OF_TORCH:
             raise
         raise OptionalDependencyError(package, "torch") from error
-
-
-def check_text(text: str) -> None:
-    """Raise `InputError` if a text has a lone surrogate."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(ascii(text), "is not valid Unicode text") from error
 
 
 def concat(parts: list[Encoding], items: str) -> Encoding:
