@@ -534,7 +534,7 @@ def test_an_index_that_cannot_be_attached(three):
 
 def test_an_attachment_of_another_kind(three, products):
     three.attach()
-    with pytest.raises(InputError, match="it is attached with 'photo'; lexvla detach"):
+    with pytest.raises(InputError, match="it is attached with photo; lexvla detach"):
         three.attach(fields={"image_field": "title"})
     three.fields = {}
     assert three.attach().added == 0  # the fields are known

@@ -104,7 +104,10 @@ def attach(
         }
         for field, value in given.items():
             if value not in (None, now := getattr(before, field)):
-                rule = f"it is attached with {now!r}; lexvla detach {address} comes first"
+                fields = [now] if isinstance(now, str) else now or ["none"]
+                rule = (
+                    f"it is attached with {', '.join(fields)}; lexvla detach {address} comes first"
+                )
                 raise InputError(field, rule)
         if since_field not in (None, before.since_field):
             wanted = replace(before, since_field=since_field, cursor={})
