@@ -264,6 +264,14 @@ def test_what_is_not_opensearch_is_refused(told):
             open_index(address)
 
 
+def test_a_server_that_is_too_old_is_refused():
+    told = Answer(200, {"version": {"number": "2.19.1", "distribution": "opensearch"}}, JSON)
+    with Proxy(None, lambda _: told) as old:
+        address = f"opensearch+{old.url}/photos"
+        with pytest.raises(EngineUnavailableError, match=r"OpenSearch 2\.19\.1, and this takes 3"):
+            open_index(address)
+
+
 def test_credentials_come_from_the_environment_and_are_never_told(monkeypatch):
     monkeypatch.setenv("OPENSEARCH_USERNAME", "me")
     monkeypatch.setenv("OPENSEARCH_PASSWORD", "geheim")

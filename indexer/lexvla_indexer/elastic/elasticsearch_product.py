@@ -38,6 +38,7 @@ class _Elasticsearch(Product):
     lacks_dense = ""
     asks_neighbours = True
     attaches = True
+    text_scale = K1 + 1  # as Lucene once did
 
     def connect(self, place: Place) -> Elasticsearch:
         """Make a client, with credentials and certificates from the environment.
@@ -174,9 +175,6 @@ class _Elasticsearch(Product):
         if chosen is not None:
             neighbours["filter"] = chosen
         return {"knn": neighbours}
-
-    def text_scale(self, client: Elasticsearch) -> float:
-        return K1 + 1  # as Lucene once did
 
     def metadata_fields(self, client: Elasticsearch, index: str) -> Iterable[str]:
         def next_term(text: str) -> str | None:

@@ -43,6 +43,7 @@ class Product(ABC):
         lacks_dense: What a message says where dense vectors cannot be searched.
         asks_neighbours: Whether each shard gives its nearest by a dense vector, at most 10,000.
         attaches: Whether ``lexvla attach`` fills indexes of other programs.
+        text_scale: What the server multiplies BM25 by.
     """
 
     name: ClassVar[str]
@@ -55,6 +56,7 @@ class Product(ABC):
     lacks_dense: ClassVar[str]
     asks_neighbours: ClassVar[bool]
     attaches: ClassVar[bool]
+    text_scale: ClassVar[float]
 
     @abstractmethod
     def connect(self, place: Place) -> Elasticsearch:
@@ -129,10 +131,6 @@ class Product(ABC):
         chosen: Json | None,
     ) -> Json:
         """Return a query by a dense vector, whose k best of each shard are wanted."""
-
-    @abstractmethod
-    def text_scale(self, client: Elasticsearch) -> float:
-        """Return what the server multiplies BM25 by."""
 
     @abstractmethod
     def metadata_fields(self, client: Elasticsearch, index: str) -> Iterable[str]:

@@ -214,7 +214,7 @@ class Reader:
         terms = ({"term": {WORDS: word}} for word in words)
         documents, *counts = self._counts([{"exists": {"field": WORDS}}, *terms])
         there = [word for word, count in zip(words, counts, strict=True) if count]
-        scale = self._product.text_scale(self._client)
+        scale = self._product.text_scale
         most = float(idf(documents, np.array(counts)).sum()) * scale
         return TextLeg(partial(text_query, there), most) if there else None
 

@@ -22,6 +22,7 @@ from lexvla_indexer.elastic.tls import no_tls, trusted
 __all__ = ["TIMEOUT", "Client", "connect", "opensearch_errors"]
 
 TIMEOUT = 60.0  # seconds for one request
+OLDEST = 3  # major version: a 2.19 refuses documents of bulk requests under load
 
 
 class _Call(NamedTuple):
@@ -76,6 +77,10 @@ class _Answer(dict[str, Any]):
 
 class _OtherError(Exception):
     """What answers is not OpenSearch."""
+
+
+class _OldError(Exception):
+    """The server is older than `OLDEST`."""
 
 
 class _Group:
@@ -140,15 +145,16 @@ class Client:
             found["id"] = found["pit_id"]
         return found
 
-    def check(self) -> str:
-        """Return the server's version; anything but OpenSearch is refused."""
+    def check(self) -> None:
+        """Refuse anything but OpenSearch, and servers that are too old."""
         if not self._about:
             answer = self._send("GET", "/", {}, None)
             about = answer.get("version", {}) if isinstance(answer, Mapping) else {}
             if about.get("distribution") != "opensearch":
                 raise _OtherError
+            if int(about["number"].partition(".")[0]) < OLDEST:
+                raise _OldError(about["number"])
             self._about |= about
-        return str(self._about["number"])
 
     def _send(self, method: str, path: str, parameters: Mapping[str, str], body: Any) -> Any:
         ignored = self._options.get("ignore_status")
@@ -233,6 +239,9 @@ def opensearch_errors(place: Place) -> Iterator[None]:
             "what answers there is not OpenSearch; the address of an Elasticsearch index starts "
             "with elasticsearch+"
         )
+        raise EngineUnavailableError(f"{place}: {rule}") from error
+    except _OldError as error:
+        rule = f"its server is OpenSearch {error}, and this takes {OLDEST} or newer"
         raise EngineUnavailableError(f"{place}: {rule}") from error
     except opensearchpy.SSLError as error:
         raise no_tls(place, "OPENSEARCH", error) from error

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-from lexvla_indexer.bm25 import K1
 from lexvla_indexer.elastic.product import DENSE_STORED, Json, Place, Product
 from lexvla_indexer.opensearch.client import TIMEOUT, Client, connect, opensearch_errors
 
@@ -38,6 +37,7 @@ class _OpenSearch(Product):
     lacks_dense = f"that takes its plugin {_KNN}, and an index made after it was installed"
     asks_neighbours = False
     attaches = False
+    text_scale = 1.0  # since 3.0, as Lucene
 
     def connect(self, place: Place) -> Elasticsearch:
         # It answers the calls that are made.
@@ -119,11 +119,6 @@ class _OpenSearch(Product):
                 "script": {"lang": "knn", "source": "knn_score", "params": parameters},
             }
         }
-
-    def text_scale(self, client: Elasticsearch) -> float:
-        # Lucene left K1 + 1 out long ago, servers since 3.0.
-        is_older = int(cast(Client, client).check().partition(".")[0]) < 3
-        return K1 + 1 if is_older else 1.0
 
     def metadata_fields(self, client: Elasticsearch, index: str) -> Iterable[str]:
         counted = {"names": {"terms": {"field": NAMES, "size": _MOST_NAMES}}}
