@@ -79,6 +79,13 @@ def without_numba() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def without_skipping() -> Iterator[None]:
+    """Search without skipping rows."""
+    with mock.patch("lexvla_indexer.embedded.postings.MOST_TERMS", 0):
+        yield
+
+
 def of_index(name: str, index: Index, queries: sparse.csr_array, **settings: Any) -> Contender:
     """Return an index of this package as a contender."""
     asked = [Encoding(queries[i : i + 1]) for i in range(queries.shape[0])]
@@ -98,12 +105,13 @@ def of_index(name: str, index: Index, queries: sparse.csr_array, **settings: Any
 
 
 def embedded(index: Index, queries: sparse.csr_array) -> list[Contender]:
-    """Return the embedded engine: exact, by integers, and both without numba."""
+    """Return the embedded engine: exact, by integers, and without skipping or numba."""
     exact = of_index("embedded, exact", index, queries)
     integers = of_index("embedded, integers", index, queries, exact=False)
     return [
         exact,
         integers,
+        exact._replace(name="embedded, exact, without skipping", around=without_skipping),
         exact._replace(name="embedded, exact, without numba", around=without_numba),
         integers._replace(name="embedded, integers, without numba", around=without_numba),
     ]

@@ -201,8 +201,15 @@ def test_all_engines_of_this_package_and_scipy_are_exact(load, corpus, tmp_path)
         engines += contenders.ByScipy(impacts).contenders(queries)
         truths = contenders.truths(stored, impacts, quantizer, queries)
         found = checks.race(engines, truths, seconds=0)
-    assert [(row["equal"], row["recall"]) for row in found] == [(True, 1.0)] * 5
-    assert [row["truth"] for row in found] == ["floats", "large", "floats", "large", "small"]
+    assert [(row["equal"], row["recall"]) for row in found] == [(True, 1.0)] * 6
+    assert [row["truth"] for row in found] == [
+        "floats",
+        "large",
+        "floats",
+        "floats",
+        "large",
+        "small",
+    ]
 
 
 def test_small_and_large_integers_of_a_query(load) -> None:
