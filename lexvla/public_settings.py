@@ -15,6 +15,9 @@ __all__ = ["SETTINGS_TYPE", "PublicSettings", "weights_digest"]
 
 SETTINGS_TYPE = "lexvla-public"  # the model type of saved settings
 _FORMAT_VERSION = 1
+# How each kind makes words of what its model gives. Raise the number with every change after which
+# the same settings give other words: indexes of another rule are then refused.
+_WORD_RULES = {"dual-encoder": 2, "language-model": 1, "vision-language-model": 1}
 _WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
 _SAMPLES, _SAMPLE = 64, 2**16
 
@@ -81,9 +84,10 @@ class PublicSettings:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of weights and settings that encodings depend on."""
+        """Hash of weights, settings and the rule that encodings depend on."""
         ignored = ("model", "revision", "score_weights")
         values = {key: value for key, value in asdict(self).items() if key not in ignored}
+        values["word_rule"] = _WORD_RULES[self.kind]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
     @property

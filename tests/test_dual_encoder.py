@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,13 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 from dual_fakes import GRID, KINDS, SIDE, WORDS, save_dual_encoder, word_file
-from lexvla import LexVLA
+from lexvla import LexVLA, public_settings
 from lexvla.dual_encoder import DualEncoder
-from lexvla.errors import ModelError, UnsupportedError
+from lexvla.errors import ModelError, UnsupportedError, VocabularyMismatchError
 from lexvla.word_decomposition import decompose
 from lexvla.word_list import read_words
+from lexvla_indexer import Document, open_index
+from lexvla_indexer.base import check_match
 from lexvla_search import cli
 from model_fakes import picture
 from search_fakes import save_pictures
@@ -166,6 +169,22 @@ def test_the_name_tells_models_and_settings_apart(clip: DualEncoder, tmp_path: P
     before = clip.name
     moved.calibrate([picture(1), picture(2)])
     assert moved.name.partition("@")[2] != before.partition("@")[2]
+
+
+def test_an_index_of_another_word_rule_is_refused(
+    clip: DualEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = clip.name
+    with open_index(
+        tmp_path / "old.lex", create=True, vocabulary=clip.vocabulary, model=before
+    ) as index:
+        index.add([Document("red")], clip.encode_text(["red"]))
+        index.commit()
+        check_match(clip, index)
+        monkeypatch.setitem(public_settings._WORD_RULES, "dual-encoder", 99)
+        made = f"made by the model {before!r}; this is the model {clip.name!r}"
+        with pytest.raises(VocabularyMismatchError, match=re.escape(made)):
+            check_match(clip, index)
 
 
 def test_the_vocabulary_is_embedded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
