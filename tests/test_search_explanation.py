@@ -163,6 +163,25 @@ def test_a_leg_that_did_not_find_it() -> None:
     # Words in common of a document that the lexical leg did not find deep enough add nothing.
     shared = Explanation.of(row({1: 1}), row({1: 1}), VOCABULARY, 1 / 61, parts, "rrf")
     assert [match.part for match in shared.matches] == [0]
+    assert shared.summary(4) == "[dense] 0.016"
+
+
+def test_words_that_do_not_count_are_not_shown_as_reasons() -> None:
+    parts = [LegPart("dense", 0.9, 1, 0.9)]
+    shared = row({1: 1, 2: 1}, patches=True)
+    explanation = Explanation.of(shared, shared, VOCABULARY, 0.9, parts, "dense")
+    assert [match.word for match in explanation.matches] == ["w1", "w2"]
+    assert explanation.counted == ()
+    assert explanation.summary(1) == "[dense] 0.900"
+    assert str(explanation).splitlines() == [
+        "words in common add nothing to this score",
+        "",
+        "leg     score  rank    part",
+        "dense  0.9000     1  0.9000",
+        "dense                0.9000",
+    ]
+    assert explanation.picture().size == (420, 2 * 14 + 26 * 2)
+    assert re.findall(r'<tr class="(\w+)">', explanation.to_html()) == ["leg"]
 
 
 @given(weights, weights, st.floats(-2, 2), st.floats(-2, 2))

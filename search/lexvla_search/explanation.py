@@ -207,12 +207,16 @@ class Explanation:
             "difference": self.difference,
         }
 
+    @property
+    def counted(self) -> tuple[TermMatch, ...]:
+        """The matches that add to the score: none if the lexical leg does not count."""
+        return tuple(match for match in self.matches if match.part)
+
     def summary(self, top: int) -> str:
         """Return the strongest words and the other legs with what each adds, on one line."""
-        shown = [f"{match.word} {match.part:.3f}" for match in self.matches[:top]]
-        rest = math.fsum(match.part for match in self.matches[top:])
-        if len(self.matches) > top:
-            shown.append(f"+{len(self.matches) - top} more {rest:.3f}")
+        shown = [f"{match.word} {match.part:.3f}" for match in self.counted[:top]]
+        if more := self.counted[top:]:
+            shown.append(f"+{len(more)} more {math.fsum(match.part for match in more):.3f}")
         # Most documents of an index may have no text: a leg that adds nothing is left out.
         others = [
             part
@@ -225,7 +229,12 @@ class Explanation:
         """Return a table of the strongest words, or all, and the legs, above their sum."""
         if not self.matches and not self._fused:
             return "no word in common: score 0"
-        lines = _align(self._word_rows(top)) if self.matches else ["no word in common"]
+        if self.counted:
+            lines = _align(self._word_rows(top))
+        elif self.matches:
+            lines = ["words in common add nothing to this score"]
+        else:
+            lines = ["no word in common"]
         if self.text:
             rows = [(m.word, f"{m.score:.4f}", f"{m.part:.4f}") for m in self.text[:top]]
             lines += ["", *_align([("word of the text", "score", "part"), *rows])]
@@ -236,13 +245,13 @@ class Explanation:
     def picture(
         self, image: ImageSource | None = None, model: Encoder | None = None
     ) -> Image.Image:
-        """Draw the matched words as bars, beside the document's image with where they were read.
+        """Draw the counted words as bars, beside the document's image with where they were read.
 
-        Without a model, or if no matched word has a place, the image is drawn as it is;
+        Without a model, or if no counted word has a place, the image is drawn as it is;
         `UnsupportedError` if the model has neither maps nor a patch grid.
         """
-        words = [(match.word, match.part) for match in self.matches[:MAX_BARS]]
-        if rest := self.matches[MAX_BARS:]:
+        words = [(match.word, match.part) for match in self.counted[:MAX_BARS]]
+        if rest := self.counted[MAX_BARS:]:
             words.append((f"+{len(rest)} more", sum(match.part for match in rest)))
         return draw(words, self._other_parts, self.score, self._lit(image, model))
 
@@ -251,14 +260,14 @@ class Explanation:
 
         The image is that of a `picture`, within the text as a data URL.
         """
-        words = [(match.word, match.part) for match in self.matches]
+        words = [(match.word, match.part) for match in self.counted]
         return explanation_html(words, self._other_parts, self.score, self._lit(image, model))
 
     def _lit(self, image: ImageSource | None, model: Encoder | None) -> Image.Image | None:
         if image is None:
             return None
         opened = open_image(image)
-        if model is None or all(match.patch is None for match in self.matches):
+        if model is None or all(match.patch is None for match in self.counted):
             return fit(opened)
         return heatmap(opened, match_map(model, opened, self))
 
@@ -268,7 +277,7 @@ class Explanation:
         return [
             (self._name(part), part.part)
             for part in self.parts
-            if part.leg != "lexical" or not self.matches
+            if part.leg != "lexical" or not self.counted
         ]
 
     def __str__(self) -> str:

@@ -4,7 +4,7 @@ import { documentPath, getBlob, getJson, picture, relative } from "./api.js";
 import { breakable, byId, element, number, percent } from "./dom.js";
 import { nameOf } from "./facets.js";
 import { fill, labelOf, similar } from "./hits.js";
-import { wordItem, wordList } from "./words.js";
+import { counted, wordItem, wordList } from "./words.js";
 
 const SHOWN_WORDS = 16; // that of words.py: as many as a ban looks at
 const PAUSE = 60; // ms on a word before its heat map is asked for
@@ -123,10 +123,13 @@ function heatMap(hit, panel, view, caption) {
 const added = (match) => match.part;
 
 function matches(hit, actions, look) {
-  const found = hit.explanation?.matches ?? [];
+  const found = counted(hit);
   const section = element("section", {}, element("h3", {}, "Words that matched"));
   if (!found.length) {
-    section.append(element("p", { class: "quiet" }, "No word of the query is among its words."));
+    const reason = hit.explanation?.matches?.length
+      ? "Words in common add nothing to this score."
+      : "No word of the query is among its words.";
+    section.append(element("p", { class: "quiet" }, reason));
     section.append(inText(hit));
     return section;
   }
@@ -158,7 +161,7 @@ function rest(found) {
 }
 
 async function addOthers(hit, section, actions, look, isCurrent) {
-  const matched = new Set((hit.explanation?.matches ?? []).map((match) => match.word));
+  const matched = new Set(counted(hit).map((match) => match.word));
   let words;
   try {
     ({ words } = await getJson(documentPath(hit.id, `words?top_k=${SHOWN_WORDS}`)));

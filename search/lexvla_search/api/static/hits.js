@@ -2,6 +2,7 @@
 
 import { picture, relative } from "./api.js";
 import { breakable, byId, element, number, percent, unseen } from "./dom.js";
+import { counted } from "./words.js";
 
 const WORDS_ON_CARD = 3;
 
@@ -62,8 +63,8 @@ export function similar(hit, label, actions) {
 }
 
 function summary(hit) {
-  const { matches = [], text = [] } = hit.explanation ?? {};
-  const words = matches.slice(0, WORDS_ON_CARD).map((match) => match.word);
+  const { text = [] } = hit.explanation ?? {};
+  const words = counted(hit).slice(0, WORDS_ON_CARD).map((match) => match.word);
   words.push(...text.map((match) => `\u201c${match.word}\u201d`));
   if (!words.length) return null;
   return element("span", { class: "why" }, unseen("by "), words.join(", "));

@@ -2,6 +2,9 @@
 
 import { bar, element, number } from "./dom.js";
 
+// The matched words that add to a hit's score: none if it is that of other legs alone.
+export const counted = (hit) => (hit.explanation?.matches ?? []).filter((match) => match.part);
+
 const strongest = (words) => Math.max(...words.map((word) => word.weight), Number.MIN_VALUE);
 
 // `look` shows where the word was read: for as long as a mouse points at it, or until the next
