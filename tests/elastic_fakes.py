@@ -133,8 +133,6 @@ def through(index: ElasticIndex, change: Callable[[str, str, Any], Any]) -> None
         change: Is given method, path and body. Returns ``None`` to send the request on, an error
             to raise, or a status with the body of the answer.
     """
-    import elastic_transport as transport
-
     real = index._client.transport.perform_request
 
     def perform(method: str, target: str, *, body: Any = None, **rest: Any) -> Any:
@@ -143,15 +141,40 @@ def through(index: ElasticIndex, change: Callable[[str, str, Any], Any]) -> None
             return real(method, target, body=body, **rest)
         if isinstance(answer, Exception):
             raise answer
-        status, told = answer
-        headers = transport.HttpHeaders(
-            {"x-elastic-product": "Elasticsearch", "content-type": "application/json"}
-        )
-        node = transport.NodeConfig("http", "127.0.0.1", 9200)
-        meta = transport.ApiResponseMeta(status, "1.1", headers, 0.0, node)
-        return transport.TransportApiResponse(meta, told)
+        return _response(*answer)
 
     index._client.transport.perform_request = perform
+
+
+def answering(
+    monkeypatch: pytest.MonkeyPatch, answer: Callable[[str, str], tuple[int, Any]]
+) -> list[str]:
+    """Let a function answer all requests, by method and path, without a server; return the paths.
+
+    The list grows with each request.
+    """
+    pytest.importorskip("elasticsearch", reason="needs the client: lexvla[elasticsearch]")
+    import elastic_transport as transport
+
+    paths: list[str] = []
+
+    def perform(_: Any, method: str, target: str, **rest: Any) -> Any:
+        paths.append(target.partition("?")[0])
+        return _response(*answer(method, target))
+
+    monkeypatch.setattr(transport.Transport, "perform_request", perform)
+    return paths
+
+
+def _response(status: int, told: Any) -> Any:
+    import elastic_transport as transport
+
+    headers = transport.HttpHeaders(
+        {"x-elastic-product": "Elasticsearch", "content-type": "application/json"}
+    )
+    node = transport.NodeConfig("http", "127.0.0.1", 9200)
+    meta = transport.ApiResponseMeta(status, "1.1", headers, 0.0, node)
+    return transport.TransportApiResponse(meta, told)
 
 
 def error(kind: str, reason: str, status: int) -> tuple[int, Mapping[str, Any]]:

@@ -17,7 +17,6 @@ from lexvla.errors import (
 )
 from lexvla_indexer import ElasticIndex
 from lexvla_indexer.elastic.attachment import (
-    ATTACHMENT,
     Attachment,
     describe,
     read_attached_vocabulary,
@@ -26,6 +25,7 @@ from lexvla_indexer.elastic.attachment import (
     write_attachment,
 )
 from lexvla_indexer.elastic.connection import Address, connect
+from lexvla_indexer.elastic.layout import ATTACHMENT
 
 MADE = Attachment(
     image_field="photo.url",

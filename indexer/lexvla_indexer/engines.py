@@ -8,6 +8,7 @@ address here, a name in ``__init__.pyi``, a check in the command ``doctor`` and 
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from pathlib import Path
 
 from lexvla.errors import UnsupportedError
@@ -52,11 +53,11 @@ def open_index(
         VocabularyMismatchError: The index has another vocabulary.
     """
     if str(address).startswith(_ELASTIC):
-        from lexvla_indexer.elastic import AttachedIndex, ElasticIndex, is_attached
+        from lexvla_indexer.elastic import AttachedError, AttachedIndex, ElasticIndex
 
-        if is_attached(str(address)):
-            return AttachedIndex(str(address), create, vocabulary, rebuild)
-        return ElasticIndex(str(address), create, vocabulary, model, rebuild)
+        with suppress(AttachedError):
+            return ElasticIndex(str(address), create, vocabulary, model, rebuild)
+        return AttachedIndex(str(address), create, vocabulary, rebuild)
     if str(address).startswith(_OPENSEARCH):
         from lexvla_indexer.opensearch import OpenSearchIndex
 

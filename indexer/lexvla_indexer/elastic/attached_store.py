@@ -7,18 +7,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from lexvla.errors import UnsupportedError
-from lexvla_indexer.elastic.attachment import (
-    ATTACHMENT,
-    Attachment,
-    describe,
-    excludes_vectors,
-)
-from lexvla_indexer.elastic.connection import Address, connect, elastic_errors, following
-from lexvla_indexer.elastic.layout import VOCABULARY, Fields, State, Store
+from lexvla_indexer.elastic.attachment import Attachment, describe, excludes_vectors
+from lexvla_indexer.elastic.layout import ATTACHMENT, VOCABULARY, Fields, State, Store
 from lexvla_indexer.elastic.mapped_fields import MappedFields
 from lexvla_indexer.legs import VectorLeg
 
-__all__ = ["AttachedState", "AttachedStore", "is_attached"]
+__all__ = ["AttachedState", "AttachedStore"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,29 +30,6 @@ class AttachedState(State):
         if attachment.dense_field is not None:
             legs["dense"] = attachment.dense_field
         return Fields(legs, f"{state}.patches", f"{state}.strongest", None)
-
-
-def is_attached(address: str) -> bool:
-    """Return whether there is an index that is attached; errors are those of opening it."""
-    place = Address.parse(address)
-
-    def ask(asked: _Asked) -> bool:
-        with elastic_errors(place):
-            found = client.indices.get_mapping(
-                index=asked.index,
-                ignore_unavailable=True,
-                allow_no_indices=True,
-                filter_path=f"*.mappings._meta.{ATTACHMENT}",
-            ).body
-        return bool(found)
-
-    with connect(place) as client:
-        return following(lambda _: _Asked(place.name), ask)
-
-
-@dataclass(frozen=True)
-class _Asked:
-    index: str
 
 
 class AttachedStore(Store):

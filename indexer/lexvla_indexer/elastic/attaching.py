@@ -14,7 +14,6 @@ from lexvla.errors import (
     VocabularyMismatchError,
 )
 from lexvla_indexer.elastic.attachment import (
-    ATTACHMENT,
     Attachment,
     attached_fields,
     describe,
@@ -22,7 +21,7 @@ from lexvla_indexer.elastic.attachment import (
     write_attachment,
 )
 from lexvla_indexer.elastic.connection import Address, elastic_errors
-from lexvla_indexer.elastic.layout import FLAT_DOCUMENTS
+from lexvla_indexer.elastic.layout import ATTACHMENT, FLAT_DOCUMENTS
 from lexvla_indexer.legs import check_terms, widths_of
 
 if TYPE_CHECKING:

@@ -26,14 +26,20 @@ from lexvla.errors import IndexCorruptError, IndexVersionError, UnsupportedError
 from lexvla.version import program_version
 from lexvla.vocabulary import Vocabulary
 from lexvla_indexer.elastic.connection import Address, elastic_errors
-from lexvla_indexer.elastic.layout import FLAT, KEY, VOCABULARY, packed, unpacked
+from lexvla_indexer.elastic.layout import (
+    ATTACHMENT,
+    FLAT,
+    KEY,
+    VOCABULARY,
+    packed,
+    unpacked,
+)
 from lexvla_indexer.elastic.refusals import refusal
 
 if TYPE_CHECKING:
     from elasticsearch import Elasticsearch
 
 __all__ = [
-    "ATTACHMENT",
     "Attachment",
     "Described",
     "attached_fields",
@@ -48,7 +54,6 @@ __all__ = [
 Json = dict[str, Any]
 
 FORMAT_VERSION = 1
-ATTACHMENT = "lexvla_attachment"  # in _meta
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,7 @@ if TYPE_CHECKING:
 Json = dict[str, Any]
 
 __all__ = [
+    "ATTACHMENT",
     "FIELD_OF",
     "FILTER",
     "FLAT",
@@ -65,6 +66,7 @@ __all__ = [
     "STRONGEST",
     "VOCABULARY",
     "WORDS",
+    "AttachedError",
     "Fields",
     "State",
     "Store",
@@ -77,7 +79,8 @@ __all__ = [
 ]
 
 FORMAT_VERSION = 3
-KEY, VOCABULARY = "lexvla", "lexvla_vocabulary"  # in _meta
+# In _meta: of an index of ours, of every index with our vectors, and of an attached one.
+KEY, VOCABULARY, ATTACHMENT = "lexvla", "lexvla_vocabulary", "lexvla_attachment"
 
 ID, FILTER, WORDS, STRONGEST, PATCHES = "id", "filter", "words", "strongest", "patches"
 FIELD_OF: dict[VectorLeg, str] = {"lexical": "lex", "codes": "codes", "dense": "dense"}
@@ -102,6 +105,10 @@ _WITH_FIELDS = f"-*.mappings._meta.{VOCABULARY}"
 _DESCRIBED = f"{_WITH_FIELDS},-*.mappings.properties"
 
 _KEPT = {"type": "keyword", "index": False, "doc_values": False}
+
+
+class AttachedError(UnsupportedError):
+    """The index is a user's own, with vectors of ours: `AttachedIndex` opens it."""
 
 
 class Fields(NamedTuple):
@@ -145,7 +152,9 @@ class State:
 
     @classmethod
     def load(cls, place: Address, found: Mapping[str, Any]) -> State:
-        """Read what `dump` made; another form raises IndexCorruptError."""
+        """Read what `dump` made; another form raises IndexCorruptError, or `AttachedError`."""
+        if ATTACHMENT in found:
+            raise AttachedError(f"{place}: is an index of your own, which is attached")
         if KEY not in found:
             raise _foreign(place)
         try:

@@ -1,0 +1,57 @@
+"""Opening an index of Elasticsearch, the user's own or ours, and what comes of its values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+import elastic_fakes
+from attached_fakes import ATTACHMENT, PROPERTIES
+from indexer_fakes import VOCABULARY
+from lexvla_indexer import ElasticIndex, open_index
+from lexvla_indexer.elastic import AttachedError, AttachedIndex
+from lexvla_indexer.elastic.elasticsearch_product import ELASTICSEARCH
+from lexvla_indexer.elastic.layout import VOCABULARY as VOCABULARY_KEY
+from lexvla_indexer.elastic.layout import State, packed
+
+ADDRESS = "elasticsearch+http://127.0.0.1:9/shop"  # nothing listens there
+OWN = {
+    "_meta": {**ATTACHMENT.dump(), VOCABULARY_KEY: packed(VOCABULARY)},
+    "properties": PROPERTIES,
+}
+
+
+def attached(method: str, target: str, reason: str = "") -> tuple[int, Any]:
+    """Answer as the server of an attached index, which refuses all but its mapping."""
+    if "/_mapping" in target:
+        return 200, {"shop-1": {"mappings": OWN}}
+    return elastic_fakes.error("parse_exception", reason, 400)
+
+
+def test_an_index_of_ours_is_looked_up_once_by_one_client(monkeypatch):
+    def ours(method: str, target: str) -> tuple[int, Any]:
+        if "/_mapping" in target:
+            return 200, {"shop-000001": {"mappings": {"_meta": State("rows").dump()}}}
+        health = {"status": "green", "timed_out": False, "active_primary_shards": 1}
+        return 200, {**health, "indices": {"shop-000001": {"number_of_shards": 1}}}
+
+    paths = elastic_fakes.answering(monkeypatch, ours)
+    connect, clients = type(ELASTICSEARCH).connect, []
+    monkeypatch.setattr(
+        type(ELASTICSEARCH), "connect", lambda *_: clients.append(connect(*_)) or clients[-1]
+    )
+    with open_index(ADDRESS) as index:
+        assert isinstance(index, ElasticIndex)
+        assert index.model == "rows"
+    assert paths == ["/shop/_mapping", "/_cluster/health/shop"]
+    assert len(clients) == 1
+
+
+def test_an_attached_index_is_told_from_ours(monkeypatch):
+    elastic_fakes.answering(monkeypatch, attached)
+    with open_index(ADDRESS) as index:
+        assert isinstance(index, AttachedIndex)
+        assert index.vocabulary == VOCABULARY
+    with pytest.raises(AttachedError, match="is an index of your own, which is attached"):
+        ElasticIndex(ADDRESS)
