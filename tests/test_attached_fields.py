@@ -135,7 +135,7 @@ def test_filters_mean_what_they_mean_on_other_engines(index, text):
         ("brand = 2", InputError, "of type keyword in the index: compare it with a string in"),
         ("sale = 1", InputError, "compare it with true or false, not 1"),
         ("released = true", InputError, "compare it with a date in double quotes, not true"),
-        ("released = soon", InputError, "cannot read a date: failed to parse date field"),
+        ("released = soon", InputError, "^'released': .* failed to parse date field"),
         ("id > p01", InputError, "cannot order documents by _id"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -9,11 +10,13 @@ import pytest
 import elastic_fakes
 from attached_fakes import ATTACHMENT, PROPERTIES
 from indexer_fakes import VOCABULARY
+from lexvla.errors import InputError
 from lexvla_indexer import ElasticIndex, open_index
 from lexvla_indexer.elastic import AttachedError, AttachedIndex
 from lexvla_indexer.elastic.elasticsearch_product import ELASTICSEARCH
 from lexvla_indexer.elastic.layout import VOCABULARY as VOCABULARY_KEY
 from lexvla_indexer.elastic.layout import State, packed
+from lexvla_indexer.scope import Scope
 
 ADDRESS = "elasticsearch+http://127.0.0.1:9/shop"  # nothing listens there
 OWN = {
@@ -55,3 +58,20 @@ def test_an_attached_index_is_told_from_ours(monkeypatch):
         assert index.vocabulary == VOCABULARY
     with pytest.raises(AttachedError, match="is an index of your own, which is attached"):
         ElasticIndex(ADDRESS)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason", "named"),
+    [
+        ('brand = "soon" and released < "soon"', "failed to parse date field [soon]", "released"),
+        ('brand = "soon" or ip = "somewhere"', "'somewhere' is not an IP string literal.", "ip"),
+    ],
+)
+def test_a_value_that_the_server_cannot_read_is_told_with_its_field(
+    monkeypatch, text, reason, named
+):
+    monkeypatch.setitem(PROPERTIES, "ip", {"type": "ip"})
+    elastic_fakes.answering(monkeypatch, partial(attached, reason=reason))
+    with open_index(ADDRESS) as index, pytest.raises(InputError) as caught:
+        index.count(Scope(text))
+    assert str(caught.value) == f"{named!r}: the server cannot read a value: {reason}"

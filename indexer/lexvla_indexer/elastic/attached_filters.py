@@ -6,6 +6,7 @@ of its values lies within it, and a date without a time means the whole day.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from lexvla.errors import InputError
@@ -13,9 +14,11 @@ from lexvla_indexer.elastic.mapped_fields import FieldKind, MappedField
 from lexvla_indexer.elastic.selection import any_of
 from lexvla_indexer.filters import Comparison, In, Value, kind_of
 
-__all__ = ["comparison_of_ids", "native_comparison"]
+__all__ = ["PARSED", "comparison_of_ids", "native_comparison", "values_of"]
 
 Json = dict[str, Any]
+
+PARSED = ("date", "date_nanos", "ip")  # types whose values the server parses
 
 _SIGNS = {"<": "lt", "<=": "lte", ">": "gt", ">=": "gte"}
 _TAKEN: dict[FieldKind, tuple[str, ...]] = {
@@ -26,9 +29,14 @@ _TAKEN: dict[FieldKind, tuple[str, ...]] = {
 }
 
 
+def values_of(part: Comparison | In) -> Sequence[Value]:
+    """Return what a comparison compares its field with."""
+    return part.values if isinstance(part, In) else (part.value,)
+
+
 def native_comparison(part: Comparison | In, field: MappedField) -> Json:
     """Return a comparison as a query; InputError if the field has no values of such a type."""
-    values = part.values if isinstance(part, In) else (part.value,)
+    values = values_of(part)
     for value in values:
         if kind_of(value) not in _TAKEN[field.kind]:
             raise InputError(part.field, _mismatch(field, value))
@@ -41,8 +49,7 @@ def native_comparison(part: Comparison | In, field: MappedField) -> Json:
 
 def comparison_of_ids(part: Comparison | In) -> Json:
     """Return a comparison of ``_id`` as a query; InputError if it is a range."""
-    values = part.values if isinstance(part, In) else (part.value,)
-    found = {"ids": {"values": [value for value in values if isinstance(value, str)]}}
+    found = {"ids": {"values": [value for value in values_of(part) if isinstance(value, str)]}}
     if isinstance(part, In) or part.operator == "=":
         return found
     if part.operator == "!=":

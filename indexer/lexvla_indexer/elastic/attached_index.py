@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
-from typing import Any, NoReturn, Self
+from typing import Any, NoReturn, Self, TypeVar
 
 from lexvla.errors import UnsupportedError
 from lexvla.vocabulary import Vocabulary
@@ -14,6 +14,8 @@ from lexvla_indexer.elastic.connection import Address, connect
 from lexvla_indexer.elastic.served_index import ServedIndex
 
 __all__ = ["AttachedIndex"]
+
+T = TypeVar("T")
 
 
 class AttachedIndex(ServedIndex):
@@ -78,6 +80,13 @@ class AttachedIndex(ServedIndex):
         """Return a line for each document that was filled and has lost vectors, up to 100."""
         lost = self._ask(lambda reader: reader.lost())
         return [f"document {name!r} has lost vectors; attach the index again" for name in lost]
+
+    def _ask(self, ask: Callable[[Any], T], newest: bool = True) -> T:
+        def named(reader: Any) -> T:
+            with reader.naming_fields():
+                return ask(reader)
+
+        return super()._ask(named, newest)
 
     def _made_reader(self) -> AttachedReader:
         return AttachedReader(

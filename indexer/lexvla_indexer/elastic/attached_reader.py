@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Iterable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from functools import partial
 from itertools import groupby
 from typing import Any
@@ -14,12 +14,18 @@ from lexvla.errors import InputError, UnknownDocumentError
 from lexvla.vocabulary import Vocabulary
 from lexvla_indexer.document import Document
 from lexvla_indexer.elastic.attached_document import attached_document, own_source
-from lexvla_indexer.elastic.attached_filters import comparison_of_ids, native_comparison
+from lexvla_indexer.elastic.attached_filters import (
+    PARSED,
+    comparison_of_ids,
+    native_comparison,
+    values_of,
+)
 from lexvla_indexer.elastic.attached_store import AttachedStore
 from lexvla_indexer.elastic.attached_text import AskedFields
 from lexvla_indexer.elastic.connection import elastic_errors
 from lexvla_indexer.elastic.mapped_fields import MappedField
 from lexvla_indexer.elastic.reader import FETCHED, LISTED, Hits, Reader, TextLeg
+from lexvla_indexer.elastic.refusals import UnreadValueError
 from lexvla_indexer.elastic.requests import WINDOW
 from lexvla_indexer.elastic.selection import combined
 from lexvla_indexer.elastic.stored_vectors import STORED, rows_of
@@ -60,6 +66,18 @@ class AttachedReader(Reader):
         weights = text_fields or dict.fromkeys(encoded, 1.0)
         self._text = AskedFields(weights, self._mapped)
         self._weights = weights
+        self._parsed: list[tuple[str, str]] = []  # fields whose values the server parses, and these
+
+    @contextmanager
+    def naming_fields(self) -> Iterator[None]:
+        """Name the field in the error for a value that the server cannot read, such as a date."""
+        try:
+            yield
+        except UnreadValueError as error:
+            for field, value in self._parsed:
+                if f"[{value}]" in error.rule or f"'{value}'" in error.rule:
+                    raise InputError(field, error.rule) from error
+            raise
 
     def has_text(self) -> bool:
         """Return whether there are fields to look for words in."""
@@ -162,7 +180,10 @@ class AttachedReader(Reader):
         if part.field == "id" and part.field not in self._mapped:
             return comparison_of_ids(part)
         hidden = self._attachment.own_fields
-        return native_comparison(part, self._mapped.comparable(part.field, "filter by", hidden))
+        found = self._mapped.comparable(part.field, "filter by", hidden)
+        if found.type in PARSED:
+            self._parsed += [(part.field, str(value)) for value in values_of(part)]
+        return native_comparison(part, found)
 
     def _text_leg(self, text: str) -> TextLeg | None:
         if not self._weights or not text.strip():

@@ -20,6 +20,7 @@ __all__ = [
     "NoAnswerError",
     "PassingError",
     "ShardError",
+    "UnreadValueError",
     "cause_of",
     "innermost",
     "refusal",
@@ -44,6 +45,10 @@ class GoneError(IndexCorruptError):
     """There is no such index."""
 
 
+class UnreadValueError(InputError):
+    """The server cannot read a value that a field is compared with, such as a date."""
+
+
 def refusal(place: Place, status: int, body: Any) -> LexVLAError:
     """Return the error that an HTTP status and body of the server mean."""
     kind, reason = cause_of(body)
@@ -64,8 +69,8 @@ def refusal(place: Place, status: int, body: Any) -> LexVLAError:
         return ShardError(cannot)
     if status in _PASSING:
         return PassingError(cannot)
-    if kind == "parse_exception" and "date" in reason:
-        return InputError(str(place), f"the server cannot read a date: {reason}")
+    if (kind == "parse_exception" and "date" in reason) or "not an IP string" in reason:
+        return UnreadValueError(str(place), f"the server cannot read a value: {reason}")
     if status >= 500 or "block" in kind:
         return EngineUnavailableError(cannot)
     return LexVLAError(f"{place}: the server refuses: {said}")
