@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from lexvla_indexer.elastic.elasticsearch_product import ELASTICSEARCH
 from lexvla_indexer.elastic.layout import VOCABULARY as VOCABULARY_KEY
 from lexvla_indexer.elastic.layout import State, packed
 from lexvla_indexer.scope import Scope
+from lexvla_search import cli
 
 ADDRESS = "elasticsearch+http://127.0.0.1:9/shop"  # nothing listens there
 OWN = {
@@ -75,3 +77,15 @@ def test_a_value_that_the_server_cannot_read_is_told_with_its_field(
     with open_index(ADDRESS) as index, pytest.raises(InputError) as caught:
         index.count(Scope(text))
     assert str(caught.value) == f"{named!r}: the server cannot read a value: {reason}"
+
+
+def test_fit_fusion_is_refused_before_anything_is_searched(monkeypatch, capsys, tmp_path: Path):
+    monkeypatch.setattr("lexvla_search.cli.arguments.load_model", lambda *_: pytest.fail("loaded"))
+    (tmp_path / "q.tsv").write_text("q1\tred\n", encoding="utf-8")
+    (tmp_path / "qrels").write_text("q1 0 p01 1\n", encoding="utf-8")
+    paths = elastic_fakes.answering(monkeypatch, attached)
+    given = ["--queries", str(tmp_path / "q.tsv"), "--qrels", str(tmp_path / "qrels")]
+    assert cli.main(["fit-fusion", "--index", ADDRESS, *given]) == 1
+    told = "a fusion cannot be kept with an index that LexVLA only searches; --dry-run only shows"
+    assert told in capsys.readouterr().err
+    assert set(paths) == {"/shop/_mapping", "/shop-1/_mapping"}

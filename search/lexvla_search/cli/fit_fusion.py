@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lexvla.errors import UnsupportedError
 from lexvla_indexer import open_index
 from lexvla_search.cli.arguments import IndexOptions, JsonOptions, ModelOptions, flag, option
 from lexvla_search.cli.console import UsageError, note, print_json
@@ -31,6 +32,9 @@ def run(options: Options) -> int:
         raise UsageError("--queries and --qrels are needed, or --reset")
     queries, qrels = read_queries(options.queries), read_qrels(options.qrels)
     with open_index(options.index) as source:
+        if not (source.is_writable or options.dry_run):
+            rule = "a fusion cannot be kept with an index that LexVLA only searches"
+            raise UnsupportedError(f"{source}: {rule}; --dry-run only shows it")
         searcher = Searcher(options.load_model(), source)
         fitted = fit_fusion(searcher, queries, qrels, options.measure, show_progress_bar=None)
         is_stored = fitted.gain > 0 and not options.dry_run
