@@ -197,7 +197,7 @@ def main() -> None:
     address = prepare_demo()
     if "explained" in wanted:
         take_explained(address)
-    settings = Settings(address, images=Path(f"{address}.images"))
+    settings = Settings(address, images=(Path(f"{address}.images"),))
     model = LexVLA.from_pretrained()
     driver = start_chromium()
     try:

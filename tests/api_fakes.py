@@ -38,7 +38,7 @@ def served(
     address = folder / "pictures.lex"
     if not address.exists():
         new_index(folder, encoder)
-    settings.setdefault("images", folder / "pictures")
+    settings.setdefault("images", (folder / "pictures",))
     made = Settings(str(address), limits=limits or Limits(threads=4), **settings)
     with TestClient(create_app(made, encoder), URL, raise_server_exceptions=False) as client:
         yield client

@@ -39,7 +39,8 @@ class Make:
         from lexvla_search.api import Limits, Settings, create_app
 
         limits = Limits(**{"threads": 4, **self.limits})
-        settings = Settings(self.index, images=Path(self.index).parent / "pictures", limits=limits)
+        images = (Path(self.index).parent / "pictures",)
+        settings = Settings(self.index, images=images, limits=limits)
         return create_app(settings, SlowEncoder(self.seconds))
 
 

@@ -156,7 +156,7 @@ def test_pictures_come_from_the_folder_alone(tmp_path: Path) -> None:
         glow = client.get("/v1/documents/apple/heatmap/red")
         assert Image.open(io.BytesIO(glow.content)).size == (384, 384)
         assert client.get("/v1/documents/apple/heatmap/purple").status_code == 422
-    with served(tmp_path, images=None) as client:
+    with served(tmp_path, images=()) as client:
         assert "--images" in client.get("/v1/documents/apple/image").json()["detail"]
 
 

@@ -53,7 +53,7 @@ def found(client: TestClient, **asked: Any) -> list[str]:
 def test_an_elasticsearch_index_is_served_and_written(address: str, tmp_path: Path) -> None:
     encoder = MappingEncoder()
     fill(address, tmp_path, encoder)
-    with TestClient(create_app(Settings(address, images=tmp_path), encoder), URL) as client:
+    with TestClient(create_app(Settings(address, images=(tmp_path,)), encoder), URL) as client:
         with open_index(address) as index:
             expected = Searcher(encoder, index).search(Query("red blue"), explain=True)
         answer = client.post("/v1/search", json={"text": "red blue", "explain": True})

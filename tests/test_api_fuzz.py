@@ -146,7 +146,7 @@ def test_the_examples_can_be_sent_as_they_are(tmp_path: Path) -> None:
     with open_index(place, create=True, vocabulary=encoder.vocabulary, model=encoder.name) as index:
         index.add(documents, encoder.encode_text(["red cat", "heart face"]))
         index.commit()
-    with served(tmp_path, encoder, images=None) as client:
+    with served(tmp_path, encoder, images=()) as client:
         described = client.get("/openapi.json").json()
         schemas = described["components"]["schemas"]
         for path, name in (

@@ -172,5 +172,7 @@ def test_serving_names_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFix
     missing = str(tmp_path / "keys.json")
     assert cli.main(["serve", "--index", address, "--keys", missing]) == 1
     assert "keys.json" in capsys.readouterr().err
-    assert cli.main(["serve", "--index", address, "--images", missing]) == 2
+    assert (
+        cli.main(["serve", "--index", address, "--images", str(tmp_path), "--images", missing]) == 2
+    )
     assert cli.main(["serve", "--index", address, "--port", "70000"]) == 2

@@ -22,7 +22,7 @@ def test_a_lucene_index_is_served_and_written(tmp_path: Path) -> None:
     encoder = MappingEncoder()
     address = f"lucene:{tmp_path / 'pictures.lucene'}"
     build_index(Path(address), tmp_path / "pictures", encoder).close()
-    settings = Settings(address, images=tmp_path / "pictures")
+    settings = Settings(address, images=(tmp_path / "pictures",))
     with TestClient(create_app(settings, encoder), "http://localhost") as client:
         assert ids(client.post("/v1/search", json={"text": "red"})) == ["apple", "flag"]
         line = json.dumps({"id": "new", "text": "red"}).encode()

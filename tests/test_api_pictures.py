@@ -93,7 +93,7 @@ def test_hits_and_documents_name_their_pictures(tmp_path: Path) -> None:
         assert client.get(odd["thumbnail_url"]).status_code == 200
         note = client.get("/v1/documents/note").json()
         assert (note["image_url"], note["thumbnail_url"]) == (None, None)
-    with served(tmp_path, images=None) as client:
+    with served(tmp_path, images=()) as client:
         assert first(client)["image_url"] is None
 
 

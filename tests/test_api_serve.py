@@ -103,7 +103,9 @@ def test_options_become_settings(tmp_path: Path, started: list[dict[str, Any]]) 
     options = "--host 0.0.0.0 --port 99 --workers 3 --max-k 7 --max-body 8 --max-pixels 9"
     options += " --body-seconds 4 --concurrency 5 --wait-seconds 6"
     options += " --allow-image-host a --allow-image-host b:1"
-    options += f" --keys k --images {tmp_path} --create --log-queries"
+    more = tmp_path / "more"
+    more.mkdir()
+    options += f" --keys k --images {tmp_path} --images {more} --create --log-queries"
     assert cli.main(["serve", "--index", place, *options.split()]) == 0
     (call,) = started
     settings, limits = call["settings"], call["settings"].limits
@@ -111,7 +113,7 @@ def test_options_become_settings(tmp_path: Path, started: list[dict[str, Any]]) 
     assert (limits.k, limits.body_bytes, limits.pixels) == (7, 8, 9)
     assert (limits.body_seconds, limits.concurrency, limits.wait_seconds) == (4, 5, 6)
     assert settings.image_hosts == ("a", "b:1")
-    assert (settings.keys, settings.images) == (Path("k"), tmp_path)
+    assert (settings.keys, settings.images) == (Path("k"), (tmp_path, more))
     assert settings.log_queries
     with open_index(place) as index:  # of --create
         assert (index.count(), index.model) == (0, "fake")
@@ -125,7 +127,7 @@ def test_the_demo_opens_the_page_on_its_own_pictures(
     assert cli.main(["demo", "--serve", "--index", str(home)]) == 0
     (call,) = started
     assert call["settings"].index == str(home)
-    assert call["settings"].images == tmp_path / "demo.lex.images"
+    assert call["settings"].images == (tmp_path / "demo.lex.images",)
 
 
 def test_the_demo_ends_by_naming_the_page(

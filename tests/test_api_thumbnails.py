@@ -82,7 +82,7 @@ def test_a_thumbnail_has_sides_of_at_most_512_pixels(
 
 def test_an_uploaded_picture_is_shown_until_its_document_goes(tmp_path: Path) -> None:
     lime, apple = (text_of(png(PICTURES[name])) for name in ("lime", "apple"))
-    with served(tmp_path, images=None, thumbnails=100_000) as client:
+    with served(tmp_path, images=(), thumbnails=100_000) as client:
         assert client.get("/v1/index").json()["images"] is True
         put(client, "up", image=lime)
         put(client, "note", text="red")
@@ -109,7 +109,7 @@ def test_an_uploaded_picture_is_shown_until_its_document_goes(tmp_path: Path) ->
         put(client, "up", image=lime)
         put(client, "up", text="red")
         assert not client.app.state.service.thumbnails._find("1", "up", "")  # type: ignore[attr-defined]
-    with served(tmp_path, images=None) as client:
+    with served(tmp_path, images=()) as client:
         put(client, "up", image=lime)
         assert shown(client, "up") is None
         assert client.get("/v1/index").json()["images"] is False
@@ -118,7 +118,7 @@ def test_an_uploaded_picture_is_shown_until_its_document_goes(tmp_path: Path) ->
 def test_a_full_disk_of_thumbnails_leaves_the_document(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with served(tmp_path, images=None, thumbnails=100_000) as client:
+    with served(tmp_path, images=(), thumbnails=100_000) as client:
         client.app.state.service.thumbnails._data.execute("PRAGMA query_only = ON")  # type: ignore[attr-defined]
         put(client, "up", image=text_of(png(PICTURES["lime"])))
         assert "thumbnails are not kept" in caplog.text

@@ -10,6 +10,7 @@ import signal
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from PIL import Image
@@ -84,14 +85,28 @@ def test_pictures_of_an_index_of_files_are_served(tmp_path: Path) -> None:
     other.mkdir()
     Image.new("RGB", (8, 8), "blue").save(other / "apple.png")
     for folder, status in ((photos, 200), (tmp_path, 200), (other, 404)):
-        with served(tmp_path, images=folder) as client:
+        with served(tmp_path, images=(folder,)) as client:
             assert client.get("/v1/documents/apple.png/image").status_code == status, folder
             assert client.get("/v1/documents/apple.png").json()["uri"] == "apple.png"
     # As in a container that has the photographs elsewhere.
     photos.rename(tmp_path / "mounted")
-    with served(tmp_path, images=tmp_path / "mounted") as client:
+    with served(tmp_path, images=(tmp_path / "mounted",)) as client:
         assert client.get("/v1/documents/apple.png/image").status_code == 200
     assert len(PICTURES) == count(str(place))
+
+
+def test_pictures_of_an_index_of_several_folders_are_served(tmp_path: Path) -> None:
+    served = pytest.importorskip("api_fakes").served
+    place = tmp_path / "pictures.lex"
+    one, two = (save_pictures(tmp_path / name) for name in ("one", "two"))
+    for folder in (one, two):
+        assert cli.main(["index", str(folder), "--index", str(place)]) == 0
+    documents = {"apple.png": one, "two/apple.png": two}
+    for shown in ([], [one], [two], [one, two]):
+        with served(tmp_path, images=tuple(shown)) as client:
+            for name, folder in documents.items():
+                status = client.get(f"/v1/documents/{quote(name, safe='')}/image").status_code
+                assert status == (200 if folder in shown else 404), (name, shown)
 
 
 def test_a_doubtful_prune_fails_until_it_is_confirmed(tmp_path: Path, capsys: Capture) -> None:

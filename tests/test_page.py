@@ -34,7 +34,7 @@ def spots(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def app(spots: str) -> Rehearsed:
-    settings = Settings(spots, images=Path(spots).parent / "pictures")
+    settings = Settings(spots, images=(Path(spots).parent / "pictures",))
     return Rehearsed(create_app(settings, MappingEncoder()))
 
 
@@ -408,7 +408,7 @@ def test_a_busy_server_is_asked_again_by_itself(page: Page, app: Rehearsed) -> N
 def test_a_key_is_asked_for_and_kept_for_the_tab(page: Page, spots: str) -> None:
     folder = Path(spots).parent
     key, _ = make_key(folder / "keys.json", "read")
-    settings = Settings(spots, keys=folder / "keys.json", images=folder / "pictures")
+    settings = Settings(spots, keys=folder / "keys.json", images=(folder / "pictures",))
     with serving(create_app(settings, MappingEncoder())) as address:
         guarded = Page(page.driver, address)
         guarded.open("?q=red")

@@ -6,7 +6,7 @@ import hmac
 import os
 import time
 from base64 import urlsafe_b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
@@ -30,7 +30,7 @@ class Pictures:
 
     Args:
         index: Says where the sources of its documents lie.
-        folder: The files that may be shown; ``None`` shows none.
+        folders: Where the files lie that may be shown.
         thumbnails: Of uploaded pictures, if any are kept; a file comes first.
         signing: Returns the secret that signs addresses, as an ``<img>`` can send no key; ``None``
             leaves them unsigned.
@@ -39,15 +39,15 @@ class Pictures:
     def __init__(
         self,
         index: Index,
-        folder: Path | None,
+        folders: Sequence[Path],
         thumbnails: Thumbnails | None,
         signing: Callable[[], bytes] | None,
     ) -> None:
         self._index, self._thumbnails = index, thumbnails
         self._sources, self._looked = Roots(index), time.monotonic()
-        # As an index may have it, and as it is.
-        self._roots = () if folder is None else (folder.absolute(), folder.resolve())
-        self._root = self._roots[1] if self._roots else None
+        self._roots = [folder.resolve() for folder in folders]
+        # As an index may have them, and as they are.
+        self._named = [*self._roots, *(folder.absolute() for folder in folders)]
         self._signing = signing
 
     def find(self, document: Document) -> Path | bytes | None:
@@ -82,15 +82,18 @@ class Pictures:
         return thumbnails is not None and thumbnails.has(document.id, document.fingerprint)
 
     def _file(self, document: Document) -> Path | None:
-        if self._root is None or not document.uri or "\0" in document.uri:
+        if not self._roots or not document.uri or "\0" in document.uri:
             return None
+        sources = self._newest_sources()
         try:
-            # Resolved first, so that neither ".." nor a link leads out of the folder.
-            located = self._newest_sources().locate(document, self._root)
-            path = Path(os.path.realpath(self._root / path_of_text(located)))
-            return path if path.is_relative_to(self._root) and path.is_file() else None
+            for root in self._roots:
+                # Resolved first, so that neither ".." nor a link leads out of the folder.
+                path = Path(os.path.realpath(root / path_of_text(sources.locate(document, root))))
+                if path.is_relative_to(root) and path.is_file():
+                    return path
         except (OSError, ValueError):  # a name that is too long, or has a NUL
-            return None
+            pass
+        return None
 
     def _addresses(self, document: Document) -> schema.PictureUrls:
         if not self._has(document):
@@ -115,11 +118,11 @@ class Pictures:
         return urlsafe_b64encode(made).decode().rstrip("=")
 
     def _shown_uri(self, uri: str) -> str:
-        """Return a path relative to the folder, or, of a file elsewhere, its name."""
+        """Return a path relative to its folder, or, of a file elsewhere, its name."""
         path = unquote(urlsplit(uri).path) if uri.startswith("file:") else uri
         if not path.startswith("/"):
             return uri
-        for root in self._roots:
+        for root in self._named:
             if Path(path).is_relative_to(root):
                 return os.path.relpath(path, root)
         return Path(path).name

@@ -64,7 +64,7 @@ class Service:
         self.index: Index = open_index(settings.index)
         self.model = None if model is None else Batcher(model, self._observe)
         self.searcher = Searcher(self.model, self.index)
-        places = [self.index.directory, settings.images, settings.keys]
+        places = [self.index.directory, *settings.images, settings.keys]
         absolute = [place.absolute() for place in places if place is not None]
         self.paths = tuple(dict.fromkeys([*absolute, *(path.resolve() for path in absolute)]))
         self._looked = time.monotonic()
@@ -194,7 +194,7 @@ class Service:
     @property
     def shows_pictures(self) -> bool:
         """Whether any document may have a picture."""
-        return self.settings.images is not None or self.thumbnails is not None
+        return bool(self.settings.images) or self.thumbnails is not None
 
     def encoder(self) -> Batcher:
         """Return the model; `UnsupportedError` if there is none."""

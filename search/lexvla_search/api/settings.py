@@ -63,7 +63,7 @@ class Settings:
     Attributes:
         index: The address of the index.
         keys: A file of `lexvla_search.api.keys`; ``None`` lets everybody do everything.
-        images: The folder whose pictures may be shown.
+        images: The folders whose pictures may be shown.
         thumbnails: Bytes of thumbnails of uploaded pictures to keep; ``None`` keeps none.
         thumbnail_folder: Where they are kept, if not in the index's own folder.
         image_hosts: Hosts that an ``image_url`` may name, each with ``:port`` unless it is the
@@ -79,7 +79,7 @@ class Settings:
 
     index: str
     keys: Path | None = None
-    images: Path | None = None
+    images: tuple[Path, ...] = ()
     thumbnails: int | None = None
     thumbnail_folder: Path | None = None
     image_hosts: tuple[str, ...] = ()

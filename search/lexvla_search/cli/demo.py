@@ -97,7 +97,7 @@ def _serve(home: Path, options: Options) -> int:
     from lexvla_search.api.settings import Settings
     from lexvla_search.cli.serve import serve
 
-    settings = Settings(str(home), images=home.with_name(home.name + ".images"))
+    settings = Settings(str(home), images=(home.with_name(home.name + ".images"),))
     return serve(settings, model=options.model, device=options.device)
 
 

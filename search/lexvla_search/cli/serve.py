@@ -57,7 +57,13 @@ class Options(IndexOptions, ModelOptions):
     keys: Path | None = option(
         "who may read and write; required beyond this machine", type=Path, metavar="FILE"
     )
-    images: Path | None = option("show pictures from this folder", type=Path, metavar="DIR")
+    images: list[Path] = option(
+        "show pictures from this folder; may be given several times",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="DIR",
+    )
     thumbnails: int | None = option(
         "keep small copies of uploaded pictures, in a file of at most this size",
         type=positive,
@@ -118,7 +124,7 @@ def run(options: Options) -> int:
     settings = Settings(
         index=options.index,
         keys=options.keys,
-        images=options.images,
+        images=tuple(options.images),
         thumbnails=options.thumbnails,
         thumbnail_folder=options.thumbnail_dir,
         image_hosts=tuple(options.allow_image_host or ()),
@@ -128,7 +134,8 @@ def run(options: Options) -> int:
     )
     if options.thumbnail_dir is not None and options.thumbnails is None:
         raise UsageError("--thumbnail-dir needs --thumbnails BYTES")
-    for name, folder in (("images", options.images), ("thumbnail-dir", options.thumbnail_dir)):
+    named = [("images", folder) for folder in options.images]
+    for name, folder in (*named, ("thumbnail-dir", options.thumbnail_dir)):
         if folder is not None and not folder.is_dir():
             raise UsageError(f"--{name} must name a folder, not {folder}")
     if options.create and not options.no_model:
