@@ -279,6 +279,7 @@ def test_info(index):
         "mean_active_words": 2.0,
         "documents_with_text": 3,
         "legs": {"lexical": 12, "codes": 4, "dense": 3},
+        "searched_legs": ["lexical", "codes", "dense", "text"],
         "vocabulary_size": 12,
         "vocabulary_sha256": VOCABULARY.sha256,
         "model": None,

@@ -256,7 +256,7 @@ def test_dense_vectors_are_kept_and_not_searched(index):
         index.search(QUERY, leg="dense")
     facts = index.info()
     assert facts["legs"] == {"lexical": WORDS, "codes": 4, "dense": 3}
-    assert facts["searched_legs"] == ["lexical", "codes"]
+    assert facts["searched_legs"] == ["lexical", "codes", "text"]
 
 
 def test_rows_with_and_without_patches(index):

@@ -219,7 +219,7 @@ def test_without_the_plugin_dense_vectors_are_stored_and_not_searched(server, tm
             fill(index, "a", "b")
             assert index.legs() == ("lexical", "codes", "text")
             info = index.info()
-            assert info["searched_legs"] == ["lexical", "codes"]
+            assert info["searched_legs"] == ["lexical", "codes", "text"]
             assert info["dense_search"].startswith("none: that takes its plugin opensearch-knn")
             assert index.search(QUERY)[0].ids == ["a", "b"]
             assert index.fetch(["a"]).encoding.dense.any()

@@ -120,12 +120,14 @@ def test_scores_and_parts_of_a_few_documents(tmp_path: Path) -> None:
 def test_the_leg_is_there_while_a_document_has_text(tmp_path: Path) -> None:
     with EmbeddedIndex(tmp_path / "i.lex", create=True, vocabulary=VOCABULARY) as index:
         assert index.legs() == ("lexical", "codes", "dense")
+        assert index.info()["searched_legs"] == []
         index.add([Document("a"), Document("b", text="?!")], encode([{0: 1.0}] * 2))
         index.commit()
         assert index.legs() == ("lexical", "codes", "dense")
         index.add([Document("c", text="A toucan.")], encode([{0: 1.0}]))
         index.commit()
         assert index.legs() == ("lexical", "codes", "dense", "text")
+        assert index.info()["searched_legs"] == ["lexical", "codes", "dense", "text"]
         index.delete(["c"])
         index.commit()
         assert index.legs() == ("lexical", "codes", "dense")

@@ -419,9 +419,13 @@ class Index(ABC):
         return self._ask(lambda reader: reader.facets(facets, scope), _newest(scope))
 
     def info(self) -> dict[str, Any]:
-        """Return counts, sizes, versions, vocabulary, model, and what is approximate."""
+        """Return counts, sizes, versions, vocabulary, model, and what is approximate.
+
+        ``legs`` are those of vectors that are stored; ``searched_legs`` are those of `legs`.
+        """
         facts = self._ask(lambda reader: reader.info())
         return facts | {
+            "searched_legs": list(self.legs()) if facts["legs"] else [],
             "vocabulary_size": len(self.vocabulary),
             "vocabulary_sha256": self.vocabulary.sha256,
             "model": self.model,

@@ -417,7 +417,6 @@ class Reader:
             "deleted_rows": primaries["docs"]["deleted"],
             "bytes": primaries["store"]["size_in_bytes"],
             "legs": dict(state.widths),
-            "searched_legs": [leg for leg in state.widths if self._is_searched(leg)],
             **self._own_facts(),
             "weights": "9 significant bits, cut off: scores are up to 0.4% low",
             "writer_version": state.writer_version,
@@ -433,9 +432,6 @@ class Reader:
             "notes": sorted(self._state.notes),
             "format_version": FORMAT_VERSION,
         }
-
-    def _is_searched(self, leg: str) -> bool:
-        return leg != "dense" or self._state.dense != DENSE_STORED
 
     def _dense_search(self) -> str:
         if self._state.dense == DENSE_STORED:
@@ -459,7 +455,7 @@ class Reader:
 
     def _check_asked(self, queries: Encoding, k: int, leg: VectorLeg) -> None:
         check_asked(queries, k, leg, self._state.widths, self._address)
-        if not self._is_searched(leg):
+        if leg == "dense" and self._state.dense == DENSE_STORED:
             rule = "dense vectors are stored, but the server cannot search them"
             raise UnsupportedError(f"{self._address}: {rule}: {self._product.lacks_dense}")
         is_deep = leg == "dense" and self._product.asks_neighbours and k > WINDOW

@@ -329,13 +329,12 @@ class Reader:
     def info(self) -> dict[str, Any]:
         """Describe the commit.
 
-        ``legs`` are those that are stored, and ``searched_legs`` those of them that can be
-        searched. ``quantization`` has for each leg with weights: ``bits``; ``scale``, the integer
-        of a weight of 1; ``top``, the weight that the greatest integer stands for. For an index of
-        ours also: ``clipped``, how many weights exceeded it; ``mean_error`` and ``max_error`` of a
-        weight, over all that were ever committed; ``rows``, how many were sampled; and
-        ``overlap@10``, the mean share of the 10 best of these by exact scores that are among the 10
-        best by integers, with some of them as queries.
+        ``quantization`` has for each leg with weights: ``bits``; ``scale``, the integer of a weight
+        of 1; ``top``, the weight that the greatest integer stands for. For an index of ours also:
+        ``clipped``, how many weights exceeded it; ``mean_error`` and ``max_error`` of a weight,
+        over all that were ever committed; ``rows``, how many were sampled; and ``overlap@10``, the
+        mean share of the 10 best of these by exact scores that are among the 10 best by integers,
+        with some of them as queries.
         """
         state, rows = self.state, self.rows
         widths = {"lexical": len(self.vocabulary)} if state is None else dict(state.widths)
@@ -354,7 +353,6 @@ class Reader:
             "mean_active_words": words / rows if rows else 0.0,
             "documents_with_text": int(self._java.getDocCount(TEXT)),
             "legs": widths,
-            "searched_legs": [leg for leg in widths if leg in FIELD_OF],
             **({"quantization": quantization} if state or quantization else {}),
             "commit": self.commit,
             "format_version": FORMAT_VERSION if state else None,
