@@ -70,9 +70,13 @@ def test_rows_become_items(parquet: str) -> None:
     assert source.count() == len(entries) == 4
     metadata = {"kind": "dog", "year": 2020, "tags": ["x"]}
     assert entries[0] == Listed(
-        Document("a", text="red\na red thing", metadata=metadata), png(1), f"{parquet} row 0"
+        Document("a", text="red\na red thing", metadata=metadata),
+        png(1),
+        f"{parquet} row 0, column 'picture'",
     )
-    assert entries[1] == Listed(Document("b", metadata={"kind": "cat"}), BROKEN, f"{parquet} row 1")
+    assert entries[1] == Listed(
+        Document("b", metadata={"kind": "cat"}), BROKEN, f"{parquet} row 1, column 'picture'"
+    )
     assert [
         (each.reject.item, each.reject.rule, each.id)
         for each in entries
@@ -110,6 +114,21 @@ def test_files_of_a_folder_have_addresses_and_are_indexed(
         assert hits.ids == ["train/1"]
     assert cli.main(command) == 0
     assert json.loads(capsys.readouterr().out)["unchanged"] == 2
+
+
+def test_a_dead_path_is_told_with_its_row_and_column(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("lexvla_search.cli.arguments.load_model", lambda *_: FakeEncoder())
+    folder = tmp_path / "links"
+    picture(folder / "there.png", "red")
+    rows = [("a", "there.png"), ("b", "gone.png"), ("c", "gone too.png")]
+    lines = "".join(json.dumps({"id": name, "photo": path}) + "\n" for name, path in rows)
+    (folder / "train.jsonl").write_text(lines)
+    command = ["index", f"hf:{folder}", "--image-field", "photo"]
+    assert cli.main([*command, "--index", str(tmp_path / "i.lex")]) == 0
+    said = f"rejected 'b' (hf:{folder} row 1, column 'photo') and 1 more: no such file\n"
+    assert said in capsys.readouterr().err
 
 
 def test_what_is_not_there_is_refused(parquet: str, tmp_path: Path) -> None:

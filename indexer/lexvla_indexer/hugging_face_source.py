@@ -109,6 +109,8 @@ class HuggingFaceSource(ItemSource):
         if image is None and not text.strip():
             raise InputError(name, "has neither an image nor a text")
         metadata = {each: class_name(self._features[each], row[each]) for each in self._metadata}
+        if image is not None:
+            where += f", column {self._image!r}"
         return Listed(Document(name, self._uri(image), text, metadata), image, where)
 
     def _uri(self, image: bytes | Path | None) -> str:

@@ -10,10 +10,10 @@ from lexvla.image_formats import MAX_PIXELS
 from lexvla_indexer.hugging_face_source import DatasetChoice
 from lexvla_indexer.item_source import ItemSource
 from lexvla_indexer.reading import DEFAULT_EXCLUDES, Reading
-from lexvla_indexer.report import Report
+from lexvla_indexer.report import Reject, Report
 from lexvla_indexer.sources import open_item_source
 from lexvla_search.cli.arguments import flag, not_empty, option, positive
-from lexvla_search.cli.console import INTERRUPTED, note
+from lexvla_search.cli.console import INTERRUPTED, note, one_line
 
 PARTS, RULES = 5, 3  # shown of each count, and of what was rejected
 
@@ -131,9 +131,15 @@ def _grouped(faults: Iterable[tuple[str, str]]) -> list[str]:
         items.setdefault(rule, []).append(item)
     most = sorted(items.items(), key=lambda group: -len(group[1]))[:RULES]
     return [
-        f"{names[0]!r}{f' and {len(names) - 1:,} more' if names[1:] else ''}: {rule}"
+        f"{names[0]}{f' and {len(names) - 1:,} more' if names[1:] else ''}: {rule}"
         for rule, names in most
     ]
+
+
+def _placed(reject: Reject) -> str:
+    """Return an item with where it is, unless that says no more than its name does."""
+    is_known = not reject.where or reject.where.endswith(reject.item)
+    return repr(reject.item) + ("" if is_known else f" ({one_line(reject.where, 1000)})")
 
 
 def exit_code(
@@ -154,11 +160,11 @@ def exit_code(
         note(f"lexvla: {folder} was indexed by itself, and is a part of this folder now")
     if report.replaced:
         note("lexvla: documents of another source had the same ids, and were replaced")
-    for said in _grouped((each.item, each.rule) for each in report.rejected):
+    for said in _grouped((_placed(each), each.rule) for each in report.rejected):
         note(f"lexvla: rejected {said}")
     if report.rejected:
         note(f"lexvla: the rejected items are listed in {report.rejects_path or listed}")
-    for said in _grouped((each.item, each.lost) for each in report.losses):
+    for said in _grouped((repr(each.item), each.lost) for each in report.losses):
         note(f"lexvla: read {said}")
     if report.cut:
         note("lexvla: texts cut: the model does not read their ends; shorten or split them")
