@@ -128,32 +128,12 @@ def encode_source(
     source: str | Path | ItemSource,
     encoder: Encoder,
     rejects_path: str | Path | None = None,
-    *,
-    batch_size: int = 64,
-    shard: tuple[int, int] = (1, 1),
-    text_field: str | None = None,
-    show_progress_bar: bool | None = None,
-    reading: Reading | None = None,
+    **options: Any,
 ) -> tuple[Encoded, Report]:
-    """Encode the items of a source without an index.
-
-    The arguments are those of `index_source`; ``rejects_path`` is where to list what is left out.
-    With ``shard=(i, n)``, i from 1, only the items whose ids hash to part i of n are encoded. The
-    parts are the same on every machine and in every order of the source.
-    """
+    """Encode the items of a source without an index; the options are those of `encode_into`."""
     report = Report()
     sink = _Collection(report)
-    place = encode_into(
-        sink,
-        source,
-        encoder,
-        rejects_path,
-        batch_size=batch_size,
-        shard=shard,
-        text_field=text_field,
-        show_progress_bar=show_progress_bar,
-        reading=reading,
-    )
+    place = encode_into(sink, source, encoder, rejects_path, **options)
     nothing = Encoding(sparse.csr_array((0, len(encoder.vocabulary)), dtype=np.float32))
     encoding = stack(sink.parts) if sink.parts else nothing
     origin = Origin(encoder.name, encoder.vocabulary)
@@ -197,17 +177,19 @@ def encode_into(
     sink: NewItems,
     source: str | Path | ItemSource,
     encoder: Encoder,
-    rejects_path: str | Path | None,
+    rejects_path: str | Path | None = None,
     *,
-    batch_size: int,
-    shard: tuple[int, int],
-    reading: Reading | None,
+    batch_size: int = 64,
+    shard: tuple[int, int] = (1, 1),
     text_field: str | None = None,
     show_progress_bar: bool | None = None,
+    reading: Reading | None = None,
 ) -> SourcePlace:
     """Encode the items of a source into a sink, and return where the source lies.
 
-    The arguments are those of `encode_source`.
+    The arguments are those of `index_source`; ``rejects_path`` is where to list what is left out.
+    With ``shard=(i, n)``, i from 1, only the items whose ids hash to part i of n are encoded. The
+    parts are the same on every machine and in every order of the source.
     """
     reading, report = reading or Reading(), sink.report
     opened = open_item_source(source, text_field, reading)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from lexvla.encoder import Encoder
 from lexvla.encoding import Encoding
@@ -15,7 +15,6 @@ from lexvla_indexer.durable import naming, replacing
 from lexvla_indexer.encoded import NewItems, encode_into
 from lexvla_indexer.exports.base import Format, Row
 from lexvla_indexer.item_source import ItemSource
-from lexvla_indexer.reading import Reading
 from lexvla_indexer.report import Report
 
 __all__ = ["Widths", "export_source"]
@@ -38,14 +37,11 @@ def export_source(
     path: str | Path,
     form: Format,
     rejects_path: str | Path | None = None,
-    *,
-    batch_size: int = 64,
-    shard: tuple[int, int] = (1, 1),
-    reading: Reading | None = None,
+    **options: Any,
 ) -> tuple[Widths, Report]:
     """Encode the items of a source and write each as it comes; the file appears when it is whole.
 
-    The other arguments are those of `encode_source`. Memory does not grow with the source, but for
+    The options are those of `encode_into`. Memory does not grow with the source, but for
     its ids. A file of that name is replaced, or left as it was if this fails. Beside a file with
     column numbers for words the vocabulary is written, under its name with ``.vocabulary``.
 
@@ -56,15 +52,7 @@ def export_source(
     with replacing(path) as new:
         with new.open("w", encoding="utf-8", newline="\n") as file:
             sink = _Lines(report, file, form, encoder)
-            encode_into(
-                sink,
-                source,
-                encoder,
-                rejects_path,
-                batch_size=batch_size,
-                shard=shard,
-                reading=reading,
-            )
+            encode_into(sink, source, encoder, rejects_path, **options)
         if form.numbered:
             with replacing(path.with_name(f"{path.name}.vocabulary")) as beside, naming(beside):
                 encoder.vocabulary.save(beside)
