@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from lexvla.image_formats import MAX_PIXELS
 from lexvla_indexer.elastic.attaching import attach
 from lexvla_indexer.elastic.connection import Address, connect
 from lexvla_indexer.elastic.elasticsearch_product import ELASTICSEARCH
@@ -19,17 +18,25 @@ from lexvla_search.cli.arguments import (
     not_empty,
     option,
     positional,
-    positive,
 )
 from lexvla_search.cli.console import UsageError, print_json
-from lexvla_search.cli.source import counts, details, exit_code, in_words
+from lexvla_search.cli.source import (
+    BatchOptions,
+    StrictOptions,
+    counts,
+    details,
+    exit_code,
+    in_words,
+)
 from lexvla_search.cli.stopping import stopping
 
+# What is told of a run; the rest of a report is of sources that are read again and pruned.
+TOLD = ("added", "unchanged", "rejected", "wordless", "texts cut", "with losses", "losses")
 ADDRESS = "an index of your own, such as elasticsearch+http://localhost:9200/products"
 
 
 @dataclass(frozen=True)
-class Options(ModelOptions, JsonOptions):
+class Options(BatchOptions, StrictOptions, ModelOptions, JsonOptions):
     """Which index to fill, from which of its fields, and into which new ones."""
 
     address: str = positional(ADDRESS, metavar="ADDRESS", type=not_empty)
@@ -78,14 +85,6 @@ class Options(ModelOptions, JsonOptions):
     allow_rewriting: bool = flag(
         "let the server write numbers anew (12.50 as 12.5), where it keeps vectors out of _source"
     )
-    max_pixels: int = option(
-        f"largest width x height of an image ({MAX_PIXELS:,})",
-        type=positive,
-        default=MAX_PIXELS,
-        metavar="N",
-    )
-    batch_size: int = option("items in one pass (64)", type=positive, default=64, metavar="N")
-    strict: bool = flag("fail if any document was rejected")
 
 
 def own_index(address: str) -> Address:
@@ -132,9 +131,10 @@ def run(options: Options) -> int:
     listed += "; --retry-rejected tries them again"
     code = exit_code(report, options.strict, "", listed)
     if options.json:
-        numbers = counts(report, "unchanged")
+        told = counts(report, "unchanged") | details(report)
+        facts = {name: told[name] for name in TOLD}
         held = {"documents": filled, "rejected_documents": rejected}
-        print_json({"index": options.address, **numbers, **details(report), **held})
+        print_json({"index": options.address, **facts, **held})
     else:
         held_words = f"{filled:,} filled and {rejected:,} rejected in the index"
         print(f"{in_words(report, 'unchanged')}; {held_words}")

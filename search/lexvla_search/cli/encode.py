@@ -180,7 +180,7 @@ def _in_numbers(facts: Mapping[str, Any]) -> str:
 def _print_query(options: Options, text: str, form: Format | None) -> int:
     if options.source is not None or options.out is not None:
         raise UsageError("--query goes without SOURCE and --out")
-    refuse_options(options, (*_OF_ITEMS, "batch_size", "strict"), "--query")
+    refuse_options(options, (*_OF_ITEMS, "strict"), "--query")
     if options.json and form is not None:
         raise UsageError("--json does not go with --query and --format")
     model = options.load_model()
@@ -213,7 +213,7 @@ def _print_query(options: Options, text: str, form: Format | None) -> int:
 def _encode_queries(options: Options, source: str, out: Path) -> int:
     if out.suffix != _LINES:
         raise UsageError(f"--out must name a file that ends in {_LINES} for queries")
-    refuse_options(options, (*_OF_ITEMS, "batch_size"), f"queries ({_QUERIES})")
+    refuse_options(options, _OF_ITEMS, f"queries ({_QUERIES})")
     queries = read_queries(source)
     wordless = write_topics(out, queries, options.load_model())
     if options.json:

@@ -25,7 +25,27 @@ OF_DATASETS = "of a Hugging Face dataset (hf:NAME or hf:FOLDER)"
 
 
 @dataclass(frozen=True)
-class ReadingOptions:
+class BatchOptions:
+    """How large images and batches may be."""
+
+    max_pixels: int = option(
+        f"largest width x height of an image ({MAX_PIXELS:,})",
+        type=positive,
+        default=MAX_PIXELS,
+        metavar="N",
+    )
+    batch_size: int = option("items in one pass (64)", type=positive, default=64, metavar="N")
+
+
+@dataclass(frozen=True)
+class StrictOptions:
+    """What is a failure."""
+
+    strict: bool = flag("fail if any item was left out")
+
+
+@dataclass(frozen=True)
+class ReadingOptions(BatchOptions):
     """How to read the files of a source."""
 
     exclude: list[str] = option(
@@ -36,12 +56,6 @@ class ReadingOptions:
         metavar="PATTERN",
     )
     no_default_excludes: bool = flag(f"read these too: {' '.join(DEFAULT_EXCLUDES)}")
-    max_pixels: int = option(
-        f"largest width x height of an image ({MAX_PIXELS:,})",
-        type=positive,
-        default=MAX_PIXELS,
-        metavar="N",
-    )
     no_exif: bool = flag("store nothing that the files say of their photographs")
 
     @property
@@ -53,7 +67,7 @@ class ReadingOptions:
 
 
 @dataclass(frozen=True)
-class SourceOptions(ReadingOptions):
+class SourceOptions(ReadingOptions, StrictOptions):
     """What to take of a source."""
 
     text_field: str | None = option(
@@ -61,8 +75,6 @@ class SourceOptions(ReadingOptions):
         type=not_empty,
         metavar="F",
     )
-    batch_size: int = option("items in one pass (64)", type=positive, default=64, metavar="N")
-    strict: bool = flag("fail if any item was left out")
     split: str | None = option("which split (train)", group=OF_DATASETS, metavar="NAME")
     config: str | None = option("which configuration", group=OF_DATASETS, metavar="NAME")
     image_field: str | None = option("the column of images (image)", group=OF_DATASETS, metavar="F")

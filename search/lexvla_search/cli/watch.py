@@ -15,7 +15,6 @@ from lexvla_search.cli.arguments import (
     not_empty,
     option,
     positional,
-    positive,
 )
 from lexvla_search.cli.console import INTERRUPTED, note
 from lexvla_search.cli.query import finite
@@ -31,7 +30,6 @@ class Options(ReadingOptions, IndexOptions, ModelOptions):
     quiet: float = option(
         "index changes after S seconds without another (2)", type=finite, default=2.0, metavar="S"
     )
-    batch_size: int = option("items in one pass (64)", type=positive, default=64, metavar="N")
     prune_anyway: bool = flag("delete what is gone, however much it is")
 
 
