@@ -17,9 +17,9 @@ from lexvla.encoding import Encoding
 from lexvla_indexer import Document, ElasticIndex
 from lexvla_indexer.elastic.elasticsearch_product import ELASTICSEARCH
 from lexvla_indexer.elastic.layout import ID, State, mappings, settings
+from lexvla_indexer.elastic.product import Json
 from lexvla_indexer.elastic.writer import sources
 
-Json = dict[str, Any]
 HITS = "hits.hits._id,hits.hits._score"
 
 

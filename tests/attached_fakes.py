@@ -11,9 +11,8 @@ import numpy as np
 from indexer_fakes import VOCABULARY, encode
 from lexvla_indexer.elastic.attachment import Attachment, write_attachment
 from lexvla_indexer.elastic.connection import Address, connect
+from lexvla_indexer.elastic.product import Json
 from lexvla_indexer.strongest import strongest
-
-Json = dict[str, Any]
 
 ATTACHMENT = Attachment(
     image_field="photo.url",

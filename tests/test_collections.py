@@ -13,7 +13,7 @@ import pytest
 
 from lexvla.errors import InputError, OptionalDependencyError
 from lexvla_indexer import Document, open_index, text_fields
-from lexvla_indexer.item_source import Listed, Unlisted
+from lexvla_indexer.item_source import ListedItem, UnlistedItem
 from lexvla_indexer.sources import open_item_source
 from lexvla_search import cli
 from lexvla_search.evaluation.collection import read_collection
@@ -134,8 +134,8 @@ def lexvla(*arguments: str) -> int:
 
 def documents(source: str | Path, text_field: str | None = None) -> list[Document]:
     entries = list(open_item_source(source, text_field).entries())
-    assert all(isinstance(entry, Listed) for entry in entries), entries
-    return [entry.document for entry in entries if isinstance(entry, Listed)]
+    assert all(isinstance(entry, ListedItem) for entry in entries), entries
+    return [entry.document for entry in entries if isinstance(entry, ListedItem)]
 
 
 def ndcg(capsys: Capture, *arguments: str) -> Any:
@@ -229,9 +229,9 @@ def test_what_a_document_of_ir_datasets_becomes(registered: str) -> None:
     )
     assert open_item_source("ir_datasets:bare", "body").count() == 2
     good, bad = open_item_source("ir_datasets:bare", "body").entries()
-    assert isinstance(good, Listed)
+    assert isinstance(good, ListedItem)
     assert good.document == Document("x", text="red")
-    assert isinstance(bad, Unlisted)
+    assert isinstance(bad, UnlistedItem)
     assert (bad.id, bad.reject.rule, bad.reject.where) == ("y", "has no text", "bare:2")
 
 
@@ -288,5 +288,5 @@ def test_lines_that_are_not_beirs_are_told(beir: Path) -> None:
     with pytest.raises(InputError, match="must have 3 fields"):
         read_collection(str(beir))
     (entry,) = open_item_source(beir).entries()
-    assert isinstance(entry, Unlisted)
+    assert isinstance(entry, UnlistedItem)
     assert entry.reject.rule == "has no id"

@@ -152,8 +152,8 @@ def test_pages_beyond_the_window(index, monkeypatch):
     index.commit()
     expected = index.search(QUERY, 90)
     for window in (7, 45, 89):
-        monkeypatch.setattr(elastic_reader, "WINDOW", window)
-        monkeypatch.setattr(requests, "WINDOW", window)
+        monkeypatch.setattr(elastic_reader, "RESULT_WINDOW", window)
+        monkeypatch.setattr(requests, "RESULT_WINDOW", window)
         for k in (88, 90, 1000):
             results = index.search(QUERY, k)
             assert results[0].ids == expected[0].ids[:k]

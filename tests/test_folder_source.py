@@ -16,7 +16,7 @@ from lexvla_indexer import index_source
 from lexvla_indexer.elastic.elasticsearch_product import ELASTICSEARCH
 from lexvla_indexer.elastic.writer import check_rows
 from lexvla_indexer.folder_source import FolderSource
-from lexvla_indexer.item_source import Listed, Unlisted
+from lexvla_indexer.item_source import ListedItem, UnlistedItem
 from lexvla_indexer.path_ids import id_of_path, path_of_id, path_of_text, text_of_path
 from lexvla_indexer.reading import Reading
 from lexvla_indexer.roots import Roots
@@ -35,12 +35,12 @@ def listed(top: Path, **reading: object) -> list[str]:
     return [
         entry.document.id
         for entry in FolderSource(top, Reading(**reading)).entries()
-        if isinstance(entry, Listed)
+        if isinstance(entry, ListedItem)
     ]
 
 
 def hidden(source: FolderSource) -> list[tuple[str, str]]:
-    entries = [entry for entry in source.entries() if isinstance(entry, Unlisted)]
+    entries = [entry for entry in source.entries() if isinstance(entry, UnlistedItem)]
     assert all(entry.id is None for entry in entries)
     return [(Path(entry.reject.item).name, entry.reject.rule) for entry in entries]
 
@@ -190,7 +190,7 @@ def test_patterns_exclude_files_and_folders(
 ) -> None:
     top = touch(tmp_path / "p", *TREE)
     source = FolderSource(top, Reading(**reading))
-    found = [entry.document.id for entry in source.entries() if isinstance(entry, Listed)]
+    found = [entry.document.id for entry in source.entries() if isinstance(entry, ListedItem)]
     assert sorted(found) == sorted(expected)
     if excluded is not None:
         assert source.excluded == excluded

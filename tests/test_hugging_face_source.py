@@ -13,7 +13,7 @@ from ingest_fakes import picture
 from lexvla.errors import InputError
 from lexvla_indexer import Document, open_index
 from lexvla_indexer.hugging_face_source import DatasetChoice, HuggingFaceSource
-from lexvla_indexer.item_source import Listed, Unlisted
+from lexvla_indexer.item_source import ListedItem, UnlistedItem
 from lexvla_indexer.sources import open_item_source
 from lexvla_search import cli
 from search_fakes import FakeEncoder
@@ -69,22 +69,22 @@ def test_rows_become_items(parquet: str) -> None:
     entries = list(source.entries())
     assert source.count() == len(entries) == 4
     metadata = {"kind": "dog", "year": 2020, "tags": ["x"]}
-    assert entries[0] == Listed(
+    assert entries[0] == ListedItem(
         Document("a", text="red\na red thing", metadata=metadata),
         png(1),
         f"{parquet} row 0, column 'picture'",
     )
-    assert entries[1] == Listed(
+    assert entries[1] == ListedItem(
         Document("b", metadata={"kind": "cat"}), BROKEN, f"{parquet} row 1, column 'picture'"
     )
     assert [
         (each.reject.item, each.reject.rule, each.id)
         for each in entries
-        if isinstance(each, Unlisted)
+        if isinstance(each, UnlistedItem)
     ] == [("c", "has neither an image nor a text", "c"), ("train/3", "has no id", None)]
     test = HuggingFaceSource(parquet, None, DatasetChoice("test", image_field="picture"))
     (entry,) = test.entries()
-    assert isinstance(entry, Listed)
+    assert isinstance(entry, ListedItem)
     assert entry.document.id == "test/0"
     assert entry.document.metadata["key"] == "a"
     assert test.key != source.key

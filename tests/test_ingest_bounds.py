@@ -54,7 +54,7 @@ class SlowEncoder(ColourEncoder):
 def test_decoded_images_are_bounded(
     encoder: ColourEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loading, "WINDOW", 6)
+    monkeypatch.setattr(loading, "LOADED_AHEAD", 6)
     alive = Alive(monkeypatch)
     photos = pictures(tmp_path / "p", range(80))
     with new_index(tmp_path / "i.lex") as index:
@@ -67,7 +67,7 @@ def test_decoded_images_are_bounded(
 def test_large_images_are_bounded_by_their_pixels(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loading, "WINDOW", 2)
+    monkeypatch.setattr(loading, "LOADED_AHEAD", 2)
     monkeypatch.setattr(pipeline, "_MAX_PIXELS_HELD", 3 * 4 * 4 - 1)
     alive = Alive(monkeypatch)
     with new_index(tmp_path / "i.lex") as index:

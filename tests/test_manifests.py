@@ -16,7 +16,7 @@ from indexer_fakes import ColourEncoder
 from ingest_fakes import manifest, new_index, picture
 from lexvla.errors import InputError, OptionalDependencyError
 from lexvla_indexer import Document, index_source
-from lexvla_indexer.item_source import Listed, Unlisted
+from lexvla_indexer.item_source import ListedItem, UnlistedItem
 from lexvla_indexer.sources import open_item_source
 
 HEADER = "id,image,text,year:int,price:float,seen:bool,tags:list,dc:title"
@@ -24,14 +24,14 @@ HEADER = "id,image,text,year:int,price:float,seen:bool,tags:list,dc:title"
 
 def documents(path: Path, text_field: str | None = None) -> list[Document]:
     entries = list(open_item_source(path, text_field).entries())
-    assert all(isinstance(entry, Listed) for entry in entries), entries
-    return [entry.document for entry in entries if isinstance(entry, Listed)]
+    assert all(isinstance(entry, ListedItem) for entry in entries), entries
+    return [entry.document for entry in entries if isinstance(entry, ListedItem)]
 
 
 def rejects(path: Path) -> list[tuple[str, str, str | None]]:
     """Return where, why and the id of what is rejected."""
     entries = open_item_source(path).entries()
-    return [(e.reject.where, e.reject.rule, e.id) for e in entries if isinstance(e, Unlisted)]
+    return [(e.reject.where, e.reject.rule, e.id) for e in entries if isinstance(e, UnlistedItem)]
 
 
 def csv_file(folder: Path, *lines: str, encoding: str = "utf-8") -> Path:
@@ -169,7 +169,7 @@ def test_rows_of_parquet(tmp_path: Path) -> None:
         price=[Decimal("9.50"), None, None, None],
         metadata=[{"nested": True}, None, None, None],
     )
-    kept = [e.document for e in open_item_source(source).entries() if isinstance(e, Listed)]
+    kept = [e.document for e in open_item_source(source).entries() if isinstance(e, ListedItem)]
     metadata = {"nested": True, "year": 2024, "tags": ["x", "y"], "price": 9.5}
     metadata |= {"taken": "2024-06-01T12:00:00", "day": "2024-06-01"}
     assert kept == [Document("a", "a.png", "red", metadata), Document("b", text="blue")]

@@ -12,7 +12,7 @@ from lexvla.errors import InputError
 from lexvla.image_formats import IMAGE_SUFFIXES
 from lexvla_indexer.document import Document
 from lexvla_indexer.entering import Entered
-from lexvla_indexer.item_source import ItemSource, Listed, Unlisted
+from lexvla_indexer.item_source import ItemSource, ListedItem, UnlistedItem
 from lexvla_indexer.path_ids import id_of_path
 from lexvla_indexer.reading import Reading
 from lexvla_indexer.report import Reject
@@ -46,14 +46,14 @@ class FolderSource(ItemSource):
         self.start = entered.prefix + entered.below
         self._entered = entered
 
-    def entries(self) -> Iterator[Listed | Unlisted]:
+    def entries(self) -> Iterator[ListedItem | UnlistedItem]:
         """Yield the images in the order of their names, then what cannot be read.
 
         Links to folders come after the tree itself.
         """
         self.ignored.clear()
         self.excluded.clear()
-        hidden: list[Unlisted] = []
+        hidden: list[UnlistedItem] = []
         seen: set[tuple[int, int]] = set()
         root = Path(self._entered.root)
         if root != self._top and root.is_dir():
@@ -67,15 +67,15 @@ class FolderSource(ItemSource):
         yield from hidden
 
     def _walk(
-        self, top: Path, seen: set[tuple[int, int]], links: list[Path], hidden: list[Unlisted]
-    ) -> Iterator[Listed | Unlisted]:
+        self, top: Path, seen: set[tuple[int, int]], links: list[Path], hidden: list[UnlistedItem]
+    ) -> Iterator[ListedItem | UnlistedItem]:
         """Yield the images in a tree; collect the links to folders in it, and what is hidden."""
 
         def unreadable(error: OSError) -> None:
             folder = str(error.filename)
             rule = f"the folder cannot be read ({error.strerror})"
             hidden.append(
-                Unlisted(Reject(id_of_path(Path(folder)), rule, id_of_path(Path(folder))), None)
+                UnlistedItem(Reject(id_of_path(Path(folder)), rule, id_of_path(Path(folder))), None)
             )
 
         for folder, folders, names in os.walk(top, onerror=unreadable):
@@ -104,7 +104,7 @@ class FolderSource(ItemSource):
                     # Perhaps a folder on a disk that is not there now.
                     shown = id_of_path(path)
                     rule = "the link leads to nothing"
-                    hidden.append(Unlisted(Reject(shown, rule, shown), None))
+                    hidden.append(UnlistedItem(Reject(shown, rule, shown), None))
                 else:
                     self.ignored[suffix] += 1
 
@@ -120,15 +120,15 @@ class FolderSource(ItemSource):
         target = link.resolve()
         return target.is_relative_to(self._entered.root) and not target.is_relative_to(self._top)
 
-    def _entry(self, path: Path) -> Listed | Unlisted:
+    def _entry(self, path: Path) -> ListedItem | UnlistedItem:
         name, where = id_of_path(path.relative_to(self._top)), id_of_path(path)
         try:
             document = self._entered.named(Document(name, uri=name))
             if rule := self._entered.refusal(document.id):
                 raise InputError(document.id, rule)
-            return Listed(document, path, where)
+            return ListedItem(document, path, where)
         except InputError as error:
-            return Unlisted(Reject(error.item, error.rule, where), self.start + name)
+            return UnlistedItem(Reject(error.item, error.rule, where), self.start + name)
 
 
 def _identity(folder: Path) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from typing import Any
 from lexvla.data.hf_datasets import class_name, image_of, load_dataset, undecoded
 from lexvla.errors import InputError
 from lexvla_indexer.document import Document, check_id
-from lexvla_indexer.item_source import ItemSource, Listed, Unlisted
+from lexvla_indexer.item_source import ItemSource, ListedItem, UnlistedItem
 from lexvla_indexer.report import Reject
 from lexvla_indexer.roots import SourcePlace
 from lexvla_indexer.text_fields import TextFields, as_text
@@ -85,7 +85,7 @@ class HuggingFaceSource(ItemSource):
         chosen = [each for each in loaded.column_names if each in used or each in self._metadata]
         self._rows = undecoded(loaded.select_columns(chosen), self._image)
 
-    def entries(self) -> Iterator[Listed | Unlisted]:
+    def entries(self) -> Iterator[ListedItem | UnlistedItem]:
         """Yield the items in the order of the rows."""
         for number, row in enumerate(self._rows):
             name, where = f"{self._choice.split}/{number}", f"{self._address} row {number}"
@@ -97,13 +97,13 @@ class HuggingFaceSource(ItemSource):
                     known = name = check_id(str(row[self._id]))
                 yield self._item(row, name, where)
             except InputError as error:
-                yield Unlisted(Reject(error.item, error.rule, where), known)
+                yield UnlistedItem(Reject(error.item, error.rule, where), known)
 
     def count(self) -> int:
         """Return how many rows there are."""
         return len(self._rows)
 
-    def _item(self, row: dict[str, Any], name: str, where: str) -> Listed:
+    def _item(self, row: dict[str, Any], name: str, where: str) -> ListedItem:
         image = None if self._image is None else image_of(row[self._image], name, self._folder)
         text = self._texts.text(lambda field: as_text(row.get(field), field, name, "\n"))
         if image is None and not text.strip():
@@ -111,7 +111,7 @@ class HuggingFaceSource(ItemSource):
         metadata = {each: class_name(self._features[each], row[each]) for each in self._metadata}
         if image is not None:
             where += f", column {self._image!r}"
-        return Listed(Document(name, self._uri(image), text, metadata), image, where)
+        return ListedItem(Document(name, self._uri(image), text, metadata), image, where)
 
     def _uri(self, image: bytes | Path | None) -> str:
         if not isinstance(image, Path):

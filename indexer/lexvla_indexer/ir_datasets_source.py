@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from lexvla.errors import InputError, OptionalDependencyError
 from lexvla_indexer.document import Document
-from lexvla_indexer.item_source import ItemSource, Listed, Unlisted
+from lexvla_indexer.item_source import ItemSource, ListedItem, UnlistedItem
 from lexvla_indexer.report import Reject
 from lexvla_indexer.roots import SourcePlace
 from lexvla_indexer.text_fields import TextFields, as_text
@@ -59,14 +59,14 @@ class IrDatasetsSource(ItemSource):
             if field not in kind._fields:
                 raise InputError(address, f"has no field {field!r}; {there}")
 
-    def entries(self) -> Iterator[Listed | Unlisted]:
+    def entries(self) -> Iterator[ListedItem | UnlistedItem]:
         """Yield the documents in the collection's order."""
         for number, record in enumerate(self._dataset.docs_iter(), start=1):
             where = f"{self.place.name}:{number}"
             try:
-                yield Listed(self._document(record), None, where)
+                yield ListedItem(self._document(record), None, where)
             except InputError as error:
-                yield Unlisted(Reject(error.item, error.rule, where), str(record.doc_id))
+                yield UnlistedItem(Reject(error.item, error.rule, where), str(record.doc_id))
 
     def count(self) -> int:
         """Return how many documents there are, without reading them."""

@@ -13,11 +13,11 @@ from lexvla_indexer.entering import Entered
 from lexvla_indexer.report import Reject
 from lexvla_indexer.roots import SourcePlace, key_of
 
-__all__ = ["ItemSource", "Listed", "Unlisted"]
+__all__ = ["ItemSource", "ListedItem", "UnlistedItem"]
 
 
 @dataclass(frozen=True)
-class Listed:
+class ListedItem:
     """Describe one item to encode: by its image if it has one, otherwise by its text.
 
     Attributes:
@@ -34,7 +34,7 @@ class Listed:
 
 
 @dataclass(frozen=True)
-class Unlisted:
+class UnlistedItem:
     """Describe something that a source has and cannot give.
 
     Attributes:
@@ -72,7 +72,7 @@ class ItemSource(ABC):
         self.key = entered.key
 
     @abstractmethod
-    def entries(self) -> Iterator[Listed | Unlisted]:
+    def entries(self) -> Iterator[ListedItem | UnlistedItem]:
         """Yield everything there is, always in the same order."""
 
     def count(self) -> int:

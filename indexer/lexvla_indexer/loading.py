@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, TypeVar
 from lexvla.errors import InputError
 from lexvla_indexer.document import Document
 from lexvla_indexer.fingerprint import content_of, hash_of, hash_of_content
-from lexvla_indexer.item_source import Listed
+from lexvla_indexer.item_source import ListedItem
 from lexvla_indexer.reading import Reading
 
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["THREADS", "WINDOW", "Loaded", "in_order", "in_shard", "load"]
+__all__ = ["LOADED_AHEAD", "THREADS", "Loaded", "in_order", "in_shard", "load"]
 
 THREADS = min(8, os.cpu_count() or 1)
-WINDOW = 2 * THREADS  # items that are being loaded or wait to be taken
+LOADED_AHEAD = 2 * THREADS  # items that are being loaded or wait to be taken
 _MAX_FILE_BYTES = 1 << 29  # more than the largest decodable image takes uncompressed
 
 Job = TypeVar("Job")
@@ -55,7 +55,7 @@ class Loaded:
 
 
 def load(
-    item: Listed,
+    item: ListedItem,
     known: str | None,
     source: str,
     model: str,
@@ -119,13 +119,13 @@ def in_shard(name: str, shard: tuple[int, int]) -> bool:
 
 
 def in_order(work: Callable[[Job], Made], jobs: Iterable[Job]) -> Generator[Made, None, None]:
-    """Run jobs in threads, at most `WINDOW` ahead, and yield the results in the jobs' order."""
+    """Run jobs in threads, at most `LOADED_AHEAD` ahead, and yield results in the jobs' order."""
     with ThreadPoolExecutor(THREADS) as pool:
         waiting: deque[Future[Made]] = deque()
         try:
             for job in jobs:
                 waiting.append(pool.submit(work, job))
-                if len(waiting) == WINDOW:
+                if len(waiting) == LOADED_AHEAD:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()

@@ -10,7 +10,7 @@ from typing import Any
 
 from lexvla.errors import InputError
 from lexvla_indexer.document import Document, check_id
-from lexvla_indexer.item_source import ItemSource, Listed, Unlisted
+from lexvla_indexer.item_source import ItemSource, ListedItem, UnlistedItem
 from lexvla_indexer.manifest_rows import READERS, TABLES
 from lexvla_indexer.report import Reject
 from lexvla_indexer.roots import SourcePlace
@@ -35,17 +35,17 @@ class ManifestSource(ItemSource):
         if self._is_table:
             next(self._read(self._path), None)  # reads the names of the columns
 
-    def entries(self) -> Iterator[Listed | Unlisted]:
+    def entries(self) -> Iterator[ListedItem | UnlistedItem]:
         """Yield the items in the order of the lines."""
         unit = "row" if self._path.suffix.lower() == ".parquet" else "line"
         for number, record in self._read(self._path):
             where = f"{self._path}:{number}"
             if isinstance(record, InputError):
-                yield Unlisted(Reject(record.item, record.rule, where), None)
+                yield UnlistedItem(Reject(record.item, record.rule, where), None)
             else:
                 yield self._entry(record, f"{unit} {number}", where)
 
-    def _entry(self, record: dict[str, Any], name: str, where: str) -> Listed | Unlisted:
+    def _entry(self, record: dict[str, Any], name: str, where: str) -> ListedItem | UnlistedItem:
         known = None
         try:
             own = record.get("id", record.get("_id"))  # _id is BEIR's
@@ -62,13 +62,13 @@ class ManifestSource(ItemSource):
                 where_from = " or ".join(map(repr, self._text_fields.names))
                 raise InputError(name, f"has neither an image nor a text (in {where_from})")
             if not image:
-                return Listed(Document(name, "", text, metadata), None, where)
+                return ListedItem(Document(name, "", text, metadata), None, where)
             path = Path(os.path.normpath(self._folder / image))
             inside = path.is_relative_to(self._folder)
             uri = path.relative_to(self._folder).as_posix() if inside else os.path.normpath(image)
-            return Listed(Document(name, uri, text, metadata), path, where)
+            return ListedItem(Document(name, uri, text, metadata), path, where)
         except InputError as error:
-            return Unlisted(Reject(error.item, error.rule, where), known)
+            return UnlistedItem(Reject(error.item, error.rule, where), known)
 
     def _metadata(self, record: dict[str, Any], name: str) -> dict[str, Any]:
         metadata: dict[str, Any] = _field(record, "metadata", dict, name)

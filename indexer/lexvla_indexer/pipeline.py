@@ -23,7 +23,7 @@ from lexvla_indexer.document import Document
 from lexvla_indexer.entering import enter
 from lexvla_indexer.fingerprint import content_of, source_of
 from lexvla_indexer.isolating import isolate
-from lexvla_indexer.item_source import ItemSource, Listed, Unlisted
+from lexvla_indexer.item_source import ItemSource, ListedItem, UnlistedItem
 from lexvla_indexer.loading import Loaded, in_order, in_shard, load
 from lexvla_indexer.pruning import doubt
 from lexvla_indexer.reading import Reading
@@ -53,7 +53,7 @@ def index_source(
     prune: bool = False,
     prune_anyway: bool = False,
     stop: Event | None = None,
-    wanted: Callable[[Listed, bool], bool] | None = None,
+    wanted: Callable[[ListedItem, bool], bool] | None = None,
     reading: Reading | None = None,
 ) -> Report:
     """Encode the items of a source and store them; `open_item_source` lists the kinds of source.
@@ -189,7 +189,7 @@ class IndexSink:
             return {}
         listed = set()
         for entry in source.entries():
-            name = entry.document.id if isinstance(entry, Listed) else entry.id
+            name = entry.document.id if isinstance(entry, ListedItem) else entry.id
             if name is None:
                 return {}
             listed.add(name)
@@ -323,7 +323,7 @@ class Ingest:
     show_progress_bar: bool | None = None
     shard: tuple[int, int] = (1, 1)
     stop: Event = field(default_factory=Event)
-    wanted: Callable[[Listed, bool], bool] | None = None
+    wanted: Callable[[ListedItem, bool], bool] | None = None
     reading: Reading = field(default_factory=Reading)
     missing: dict[str, list[str]] = field(default_factory=dict, init=False)
     seen: set[str] = field(default_factory=set, init=False)
@@ -379,7 +379,7 @@ class Ingest:
         self.report.ignored = dict(self.source.ignored)
         self.report.excluded = dict(self.source.excluded)
 
-    def _jobs(self) -> Iterator[tuple[Listed, str | None]]:
+    def _jobs(self) -> Iterator[tuple[ListedItem, str | None]]:
         items = self._items()
         while chunk := list(islice(items, self.batch_size)):
             known = self.sink.known([item.document.id for item in chunk])
@@ -390,10 +390,10 @@ class Ingest:
                 else:
                     self._bar.update()
 
-    def _items(self) -> Iterator[Listed]:
+    def _items(self) -> Iterator[ListedItem]:
         """Give the items of this shard whose id is new; reject the others."""
         for entry in self.source.entries():
-            if isinstance(entry, Unlisted):
+            if isinstance(entry, UnlistedItem):
                 self._reject(entry.reject)
                 if entry.id is not None:
                     self.seen.add(entry.id)
@@ -410,7 +410,7 @@ class Ingest:
             else:
                 self._bar.update()
 
-    def _load(self, job: tuple[Listed, str | None]) -> Loaded:
+    def _load(self, job: tuple[ListedItem, str | None]) -> Loaded:
         item, known = job
         source, encoder = self.source.key, self.encoder.name
         return load(item, known, source, encoder, self.missing, self.reading)

@@ -12,7 +12,7 @@ from lexvla_indexer.document import Document
 from lexvla_indexer.folder_source import FolderSource
 from lexvla_indexer.hugging_face_source import HUGGING_FACE, DatasetChoice, HuggingFaceSource
 from lexvla_indexer.ir_datasets_source import IR_DATASETS, IrDatasetsSource
-from lexvla_indexer.item_source import ItemSource, Listed, Unlisted
+from lexvla_indexer.item_source import ItemSource, ListedItem, UnlistedItem
 from lexvla_indexer.manifest_rows import READERS
 from lexvla_indexer.manifest_source import ManifestSource
 from lexvla_indexer.reading import Reading
@@ -103,7 +103,7 @@ class _Shards(ItemSource):
         super().__init__(place)
         self._shards = WebDatasetShards(Path(place.path), text_key)
 
-    def entries(self) -> Iterator[Listed | Unlisted]:
+    def entries(self) -> Iterator[ListedItem | UnlistedItem]:
         for number, path in enumerate(self._shards.paths):
             for record in self._shards.read_shard(number):
                 try:
@@ -119,9 +119,9 @@ class _Shards(ItemSource):
                     # An error about the whole shard hides what comes after it.
                     whole = error.item in (path.name, str(path)) or error.item.endswith("...")
                     reject = Reject(error.item, error.rule, str(path))
-                    yield Unlisted(reject, None if whole else error.item)
+                    yield UnlistedItem(reject, None if whole else error.item)
                 else:
-                    yield Listed(document, pair.image, str(path))
+                    yield ListedItem(document, pair.image, str(path))
 
     def count(self) -> int:
         # Headers only: a record's files are read when it is called.

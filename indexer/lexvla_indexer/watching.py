@@ -10,7 +10,7 @@ from threading import Event
 from lexvla.encoder import Encoder
 from lexvla.errors import IndexLockedError, InputError, OptionalDependencyError
 from lexvla_indexer.base import Index
-from lexvla_indexer.item_source import Listed
+from lexvla_indexer.item_source import ListedItem
 from lexvla_indexer.pipeline import index_source
 from lexvla_indexer.reading import Reading
 from lexvla_indexer.report import Report
@@ -55,7 +55,7 @@ def watch_folder(
     touched: set[Path] | None = None  # until all was indexed once
     step = max(1, round(1000 * quiet_seconds))
 
-    def wanted(item: Listed, known: bool) -> bool:
+    def wanted(item: ListedItem, known: bool) -> bool:
         if touched is None or not known or not isinstance(item.image, Path):
             return True
         return not touched.isdisjoint((item.image, *item.image.parents))

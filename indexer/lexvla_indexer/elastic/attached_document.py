@@ -15,10 +15,10 @@ from typing import Any
 from lexvla_indexer.document import Document, MetadataValue
 from lexvla_indexer.elastic.attachment import Attachment
 from lexvla_indexer.elastic.layout import FIELD_OF, ID, PATCHES
+from lexvla_indexer.elastic.product import Json
 
 __all__ = ["attached_document", "joined_text", "own_source", "values_at"]
 
-Json = dict[str, Any]
 
 LONGEST_ADDRESS = 2048  # characters; longer ones are images as base64
 

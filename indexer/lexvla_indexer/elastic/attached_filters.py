@@ -7,16 +7,15 @@ of its values lies within it, and a date without a time means the whole day.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from lexvla.errors import InputError
 from lexvla_indexer.elastic.mapped_fields import FieldKind, MappedField
+from lexvla_indexer.elastic.product import Json
 from lexvla_indexer.elastic.selection import any_of
 from lexvla_indexer.filters import Comparison, In, Value, kind_of
 
 __all__ = ["PARSED", "comparison_of_ids", "native_comparison", "values_of"]
 
-Json = dict[str, Any]
 
 PARSED = ("date", "date_nanos", "ip")  # types whose values the server parses
 

@@ -24,9 +24,10 @@ from lexvla_indexer.elastic.attached_store import AttachedStore
 from lexvla_indexer.elastic.attached_text import AskedFields
 from lexvla_indexer.elastic.connection import elastic_errors
 from lexvla_indexer.elastic.mapped_fields import MappedField
+from lexvla_indexer.elastic.product import Json
 from lexvla_indexer.elastic.reader import FETCHED, LISTED, Hits, Reader, TextLeg
 from lexvla_indexer.elastic.refusals import UnreadValueError
-from lexvla_indexer.elastic.requests import WINDOW
+from lexvla_indexer.elastic.requests import RESULT_WINDOW
 from lexvla_indexer.elastic.selection import combined
 from lexvla_indexer.elastic.stored_vectors import STORED, rows_of
 from lexvla_indexer.facets import Range
@@ -36,7 +37,6 @@ from lexvla_indexer.scope import Scope
 
 __all__ = ["AttachedReader"]
 
-Json = dict[str, Any]
 
 _DEEPER = 10  # times the depth, until the last hit's equals are all known
 
@@ -198,7 +198,7 @@ class AttachedReader(Reader):
 
     def _many(self, queries: Sequence[Json], k: int, **options: Any) -> list[Hits]:
         found: list[Hits] = []
-        answers = super()._many(queries, k + 1 if k < WINDOW else k, **options)
+        answers = super()._many(queries, k + 1 if k < RESULT_WINDOW else k, **options)
         for query, first in zip(queries, answers, strict=True):
             hits, depth = first, k + 1
             while len(hits) >= depth and hits[k - 1][1] == hits[-1][1]:

@@ -17,10 +17,10 @@ import numpy as np
 
 from lexvla_indexer.bm25 import K1, idf
 from lexvla_indexer.elastic.mapped_fields import MappedFields
+from lexvla_indexer.elastic.product import Json
 
 __all__ = ["AskedFields"]
 
-Json = dict[str, Any]
 Words = dict[str, list[str]]  # with the fields that have each
 
 

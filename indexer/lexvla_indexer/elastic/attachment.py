@@ -34,6 +34,7 @@ from lexvla_indexer.elastic.layout import (
     packed,
     unpacked,
 )
+from lexvla_indexer.elastic.product import Json
 from lexvla_indexer.elastic.refusals import refusal
 
 if TYPE_CHECKING:
@@ -51,7 +52,6 @@ __all__ = [
     "write_attachment",
 ]
 
-Json = dict[str, Any]
 
 FORMAT_VERSION = 1
 

@@ -26,9 +26,10 @@ from lexvla_indexer.elastic.attachment import (
 from lexvla_indexer.elastic.connection import Address, elastic_errors
 from lexvla_indexer.elastic.guarded import Change, UserIndex
 from lexvla_indexer.elastic.layout import FLAT, FLAT_DOCUMENTS
+from lexvla_indexer.elastic.product import Json
 from lexvla_indexer.elastic.writer import check_rows, patiently, row_values
 from lexvla_indexer.fingerprint import content_of, hash_of
-from lexvla_indexer.item_source import ItemSource, Listed, Unlisted
+from lexvla_indexer.item_source import ItemSource, ListedItem, UnlistedItem
 from lexvla_indexer.pipeline import Ingest
 from lexvla_indexer.pointed_images import PointedImages
 from lexvla_indexer.reading import Reading
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
 
 __all__ = ["detach", "fill", "tally"]
 
-Json = dict[str, Any]
 
 PIECE = 256  # documents that are marked as rejected, or emptied, together
 LONGEST_RULE = 1000  # characters
@@ -235,7 +235,7 @@ class _Documents(ItemSource):
         """Return how many documents are read."""
         return sum(self._target.count(shard, query) for shard, query in self._chosen.items())
 
-    def entries(self) -> Iterator[Listed | Unlisted]:
+    def entries(self) -> Iterator[ListedItem | UnlistedItem]:
         """Yield the documents of each shard, in the order of their last changes."""
         made = self._attachment
         names = (made.image_field, *made.text_fields)
@@ -282,7 +282,7 @@ class _Documents(ItemSource):
         ]
         return {"bool": {"filter": [{"bool": {"should": wanted}}], "should": named}}
 
-    def _entry(self, hit: Mapping[str, Any]) -> Listed | Unlisted | None:
+    def _entry(self, hit: Mapping[str, Any]) -> ListedItem | UnlistedItem | None:
         source, routing = hit.get("_source", {}), hit.get("_routing")
         name = hit["_id"] if routing is None else f"{hit['_id']} (routing {routing})"
         where = f"{self._target.address}/{hit['_id']}"
@@ -302,10 +302,10 @@ class _Documents(ItemSource):
             document = Document(name, text=pointed.text)
             image = self._images.open(pointed.image, name) if pointed.image else None
         except InputError as error:
-            return Unlisted(Reject(name, error.rule, where), name)
+            return UnlistedItem(Reject(name, error.rule, where), name)
         if callable(image):
-            return Listed(document, None, where, image)
-        return Listed(document, image, where)
+            return ListedItem(document, None, where, image)
+        return ListedItem(document, image, where)
 
     def _is_whole(self, hit: Mapping[str, Any], state: Mapping[str, Any]) -> bool:
         """Tell whether a filled document still has its vectors."""

@@ -17,6 +17,7 @@ from lexvla_indexer.elastic.connection import (
     found_documents,
     whole,
 )
+from lexvla_indexer.elastic.product import Json
 from lexvla_indexer.elastic.refusals import PassingError
 from lexvla_indexer.elastic.source_text import SOURCE_TEXT, keep_source_text, spliced
 from lexvla_indexer.elastic.writer import BULK_BYTES, PAUSES, patiently, reason_of
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Change", "Outcome", "UserIndex"]
 
-Json = dict[str, Any]
 
 PIECE = 32  # documents that are read to be changed: some hold their images
 PAGE, MOST_IN_PAGE = 64, 1024  # documents that are listed: of the first page, and the most

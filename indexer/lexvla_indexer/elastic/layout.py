@@ -43,14 +43,13 @@ from lexvla.version import program_version
 from lexvla.vocabulary import Vocabulary
 from lexvla_indexer.document import Document
 from lexvla_indexer.elastic.connection import Address, elastic_errors, following
-from lexvla_indexer.elastic.product import DENSE_STORED, Product
+from lexvla_indexer.elastic.product import DENSE_STORED, Json, Product
 from lexvla_indexer.elastic.typed_fields import DYNAMIC_TEMPLATES, LONGEST, typed_fields
 from lexvla_indexer.legs import VectorLeg
 
 if TYPE_CHECKING:
     from elasticsearch import Elasticsearch
 
-Json = dict[str, Any]
 
 __all__ = [
     "ATTACHMENT",

@@ -15,7 +15,7 @@ import numpy as np
 
 from lexvla.errors import UnsupportedError
 from lexvla_indexer.elastic.layout import FILTER, ID
-from lexvla_indexer.elastic.product import Product
+from lexvla_indexer.elastic.product import Json, Product
 from lexvla_indexer.facets import Facet, FacetCounts, Range
 from lexvla_indexer.filter_terms import starts_of_values
 from lexvla_indexer.filters import And, Comparison, Filter, Value
@@ -33,7 +33,6 @@ __all__ = [
     "sort_of",
 ]
 
-Json = dict[str, Any]
 
 _KINDS = ("boolean", "double", "keyword")  # in the order of their values
 _COUNTED = 50_000  # values that each shard counts, of which the best are taken

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from lexvla.errors import InputError, UnsupportedError
+from lexvla_indexer.elastic.product import Json
 from lexvla_indexer.known_fields import check_known
 
 __all__ = ["FieldKind", "MappedField", "MappedFields"]
 
-Json = dict[str, Any]
 FieldKind = Literal["boolean", "double", "keyword", "date"]
 
 _KINDS: dict[str, FieldKind] = {

@@ -40,11 +40,11 @@ from lexvla_indexer.elastic.listings import (
     position_of,
     sort_of,
 )
-from lexvla_indexer.elastic.product import DENSE_STORED
+from lexvla_indexer.elastic.product import DENSE_STORED, Json
 from lexvla_indexer.elastic.refusals import refusal
 from lexvla_indexer.elastic.requests import (
     CANDIDATES,
-    WINDOW,
+    RESULT_WINDOW,
     constraint_query,
     dense_scale,
     leg_query,
@@ -64,7 +64,6 @@ from lexvla_indexer.text_words import text_words
 
 __all__ = ["Reader", "TextLeg"]
 
-Json = dict[str, Any]
 Hits = Sequence[tuple[str, float]]
 
 TRUNCATION = 2.0**-8  # the greatest relative error of truncating a weight to 9 bits
@@ -137,14 +136,14 @@ class Reader:
         every = range(len(queries))
         if leg != "dense" or not self._product.asks_neighbours:
             answers = hits_of(every, k)
-        elif self._state.dense != FLAT or k >= WINDOW:
-            answers = hits_of(every, min(k, WINDOW))
+        elif self._state.dense != FLAT or k >= RESULT_WINDOW:
+            answers = hits_of(every, min(k, RESULT_WINDOW))
         else:
             # One more than wanted tells whether the last has an equal: of those a shard returns
             # any, and the first by id are wanted.
             answers = hits_of(every, k + 1)
             tied = [row for row, hits in answers.items() if _is_tied(hits, k)]
-            answers |= hits_of(tied, WINDOW) if tied else {}
+            answers |= hits_of(tied, RESULT_WINDOW) if tied else {}
         for row, hits in answers.items():
             found[row] = _results(hits[:k], self._scale(queries, leg, row))
         return found
@@ -153,8 +152,8 @@ class Reader:
         """Return what the server gives some documents for one query; see `Index.rescore`."""
         self._check_asked(query, 1, leg)
         scores: dict[str, float] = {}
-        for start in range(0, len(ids), WINDOW):
-            some = list(ids[start : start + WINDOW])
+        for start in range(0, len(ids), RESULT_WINDOW):
+            some = list(ids[start : start + RESULT_WINDOW])
             chosen = {"ids": {"values": some}}
             made = self._leg_query(query, leg, len(some), chosen)
             if made is not None:
@@ -271,10 +270,10 @@ class Reader:
                 self._check_asked(query, k, leg)
                 server_score = self._scale(query, leg, 0) or 1.0
                 # More neighbours than wanted, as of equal ones the first by id are wanted.
-                one = self._leg_query(query, leg, WINDOW, chosen, named=named)
+                one = self._leg_query(query, leg, RESULT_WINDOW, chosen, named=named)
             if one is None:
                 continue
-            made[leg] = search_body(one, min(k, WINDOW), self._state.fields.id)
+            made[leg] = search_body(one, min(k, RESULT_WINDOW), self._state.fields.id)
             if offset:
                 made[leg]["from"] = offset
             if least.get(leg, 0) > 0:
@@ -458,15 +457,15 @@ class Reader:
         if leg == "dense" and self._state.dense == DENSE_STORED:
             rule = "dense vectors are stored, but the server cannot search them"
             raise UnsupportedError(f"{self._address}: {rule}: {self._product.lacks_dense}")
-        is_deep = leg == "dense" and self._product.asks_neighbours and k > WINDOW
-        if is_deep and self.count() > WINDOW:
-            rule = f"{self._product.name} gives at most {WINDOW:,} hits by dense vectors, not {k:,}"
-            raise UnsupportedError(f"{self._address}: {rule}")
+        is_deep = leg == "dense" and self._product.asks_neighbours and k > RESULT_WINDOW
+        if is_deep and self.count() > RESULT_WINDOW:
+            rule = f"gives at most {RESULT_WINDOW:,} hits by dense vectors, not {k:,}"
+            raise UnsupportedError(f"{self._address}: {self._product.name} {rule}")
 
     def _many(self, queries: Sequence[Json], k: int, **options: Any) -> list[Hits]:
         """Return the k best ids with scores for each query, best first, equal ones by id."""
         found: list[Hits] = []
-        if k > WINDOW:
+        if k > RESULT_WINDOW:
             for query in queries:
                 with closing(self._pages(query, **options)) as pages:
                     found.append(list(islice(pages, k)))
@@ -492,7 +491,7 @@ class Reader:
 
         With ``source``, by ascending id, with what is stored of each instead of its score.
         """
-        body = search_body(query, WINDOW, self._state.fields.id)
+        body = search_body(query, RESULT_WINDOW, self._state.fields.id)
         if source:
             body |= {"sort": [{ID: "asc"}], "_source": list(SHOWN), "size": 1000}
         with closing(self._hits(body, **options)) as hits:

@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from lexvla.encoding import Encoding
 from lexvla_indexer.elastic.layout import FLAT, WORDS, State
-from lexvla_indexer.elastic.product import Product
+from lexvla_indexer.elastic.product import Json, Product
 from lexvla_indexer.legs import Leg, VectorLeg
 
 __all__ = [
     "CANDIDATES",
-    "WINDOW",
+    "RESULT_WINDOW",
     "candidates",
     "console_text",
     "constraint_query",
@@ -27,9 +26,8 @@ __all__ = [
     "text_query",
 ]
 
-Json = dict[str, Any]
 
-WINDOW = 10_000  # hits of one request; the default of index.max_result_window
+RESULT_WINDOW = 10_000  # hits of one request; the default of index.max_result_window
 CANDIDATES = 1000  # of each shard in an approximate search, unless k is greater
 
 UNQUANTISED = (FLAT, "hnsw")  # kinds of dense vectors that are kept as they are
@@ -64,7 +62,7 @@ def dense_scale(query: np.ndarray, state: State) -> float:
 
 def candidates(k: int, state: State) -> int:
     """Return how many neighbours to ask of each shard for the k best."""
-    return min(k if state.dense == FLAT else max(k, CANDIDATES), WINDOW)
+    return min(k if state.dense == FLAT else max(k, CANDIDATES), RESULT_WINDOW)
 
 
 def leg_query(

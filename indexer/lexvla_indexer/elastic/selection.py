@@ -8,9 +8,9 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Any
 
 from lexvla_indexer.elastic.layout import FILTER, ID
+from lexvla_indexer.elastic.product import Json
 from lexvla_indexer.filter_terms import span, terms_equal, typed_term
 from lexvla_indexer.filters import And, Comparison, Filter, In, Not, Or, Value
 
@@ -21,7 +21,6 @@ MOST_TERMS = 65_536  # of one query; the default of index.max_terms_count
 # query that is given as base64 text.
 MOST_LEVELS = 20
 
-Json = dict[str, Any]
 Select = Callable[[Filter], Collection[str]]
 Compared = Callable[[Comparison | In], Json]
 

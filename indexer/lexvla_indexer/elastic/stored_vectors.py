@@ -13,11 +13,10 @@ from lexvla.encoding import Encoding
 from lexvla.errors import IndexCorruptError
 from lexvla.vocabulary import Vocabulary
 from lexvla_indexer.elastic.layout import FIELD_OF, FILTER, ID, PATCHES, State
-from lexvla_indexer.elastic.product import Product
+from lexvla_indexer.elastic.product import Json, Product
 
 __all__ = ["STORED", "incomplete", "rows_of"]
 
-Json = dict[str, Any]
 
 STORED = (*FIELD_OF.values(), PATCHES)
 

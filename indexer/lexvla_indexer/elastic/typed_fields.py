@@ -15,14 +15,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from typing import Any
 
 from lexvla_indexer.document import MetadataValue
-from lexvla_indexer.elastic.product import Product
+from lexvla_indexer.elastic.product import Json, Product
 
 __all__ = ["DYNAMIC_TEMPLATES", "LONGEST", "typed_fields", "typed_metadata"]
 
-Json = dict[str, Any]
 
 LONGEST = 8191  # characters, of at most 4 bytes: Lucene takes terms of 32,766 bytes
 

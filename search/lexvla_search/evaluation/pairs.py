@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from lexvla.errors import InputError
 from lexvla.images import ImageSource, open_image
-from lexvla_indexer.item_source import Unlisted
+from lexvla_indexer.item_source import UnlistedItem
 from lexvla_indexer.report import Reject
 from lexvla_indexer.sources import open_item_source
 
@@ -31,7 +31,7 @@ def read_pairs(source: str | Path) -> Pairs:
     pairs = Pairs([], [], [], [])
     numbers: dict[Path | bytes, int | str] = {}  # an image's number, or why it cannot be read
     for item in open_item_source(source).entries():
-        if isinstance(item, Unlisted):
+        if isinstance(item, UnlistedItem):
             pairs.rejects.append(item.reject)
             continue
         name, text, image = item.document.id, item.document.text, item.image

@@ -17,7 +17,7 @@ import numpy as np
 
 from lexvla.errors import FilterSyntaxError, GatheredInputError, InputError
 from lexvla_indexer.document import check_id
-from lexvla_indexer.item_source import Unlisted
+from lexvla_indexer.item_source import UnlistedItem
 from lexvla_indexer.sources import open_item_source
 from lexvla_search.query import Query
 
@@ -285,7 +285,7 @@ def _scored(name: str, query: Query) -> Query:
 
 def _image_queries(folder: Path) -> Iterator[tuple[str, tuple[str, Query] | InputError]]:
     for item in open_item_source(folder).entries():
-        if isinstance(item, Unlisted):
+        if isinstance(item, UnlistedItem):
             where = item.reject.where
             yield where, InputError(where, item.reject.rule)
         else:
