@@ -28,7 +28,7 @@ import time
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -349,27 +349,36 @@ def health(port: int, password: str | None = None) -> str | None:
         return None
 
 
-def main() -> int:
-    """Run one command."""
-    parser = argparse.ArgumentParser(description="An Elasticsearch server for tests.")
+def run_command(
+    description: str,
+    version: str,
+    port: int,
+    get: Callable[[str], Path],
+    start: Callable[..., str],
+    has_passwords: bool = False,
+) -> int:
+    """Run the command of a script that gets and starts servers; the defaults are its own."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("command", choices=("get", "start", "stop", "status"))
-    parser.add_argument("--version", default=VERSION)
-    parser.add_argument("--port", type=int, default=PORT)
+    parser.add_argument("--version", default=version)
+    parser.add_argument("--port", type=int, default=port)
     parser.add_argument("--fresh", action="store_true", help="delete what was kept on that port")
-    parser.add_argument("--password", help="turn security on, for the user lexvla")
+    if has_passwords:
+        parser.add_argument("--password", help="turn security on, for the user lexvla")
     args = parser.parse_args()
+    secret = {"password": args.password} if has_passwords else {}
     try:
         if args.command == "get":
             print(get(args.version))
         elif args.command == "start":
             get(args.version)
-            print(start(args.version, args.port, args.fresh, args.password))
+            print(start(args.version, args.port, args.fresh, **secret))
         elif args.command == "stop":
             print("stopped" if stop(args.port) else "none runs")
         else:
-            number = process(args.port)
-            status = health(args.port, args.password)
-            print(f"http://127.0.0.1:{args.port}: {status or 'none runs'}, process {number}")
+            status = health(args.port, **secret)
+            address = f"http://127.0.0.1:{args.port}"
+            print(f"{address}: {status or 'none runs'}, process {process(args.port)}")
             return 0 if status else 1
     except ServerError as error:
         print(error, file=sys.stderr)
@@ -378,4 +387,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    what = "An Elasticsearch server for tests."
+    raise SystemExit(run_command(what, VERSION, PORT, get, start, has_passwords=True))

@@ -12,12 +12,11 @@ Java 21 or newer. Where it is cached, and as whom it runs: see ``scripts/elastic
 
 from __future__ import annotations
 
-import argparse
 import shutil
-import sys
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from elasticsearch_server import (
     ServerError,
@@ -26,16 +25,18 @@ from elasticsearch_server import (
     check_free,
     download,
     forget,
-    health,
     launch,
     make_readable,
     oldest_java,
-    process,
+    run_command,
     run_folder,
     stop,
 )
 
-__all__ = ["VERSION", "ServerError", "forget", "get", "home", "start", "stop"]
+if TYPE_CHECKING:
+    from lexvla_indexer.jdk import Jdk
+
+__all__ = ["VERSION", "ServerError", "forget", "get", "home", "java_for", "start", "stop"]
 
 VERSION = "3.5.0"
 PORT = 9260
@@ -86,13 +87,18 @@ def get(version: str = VERSION) -> Path:
     return place
 
 
+def java_for(version: str) -> Jdk:
+    """Return the oldest suitable Java for a version."""
+    return oldest_java(21, f"OpenSearch {version}")
+
+
 def start(version: str = VERSION, port: int = PORT, fresh: bool = False) -> str:
     """Start a cached server, wait until it answers, and return its address."""
     if not home(version).is_dir():
         raise ServerError(f"{version}: get it first: python scripts/opensearch_server.py get")
     name, run = f"OpenSearch {version}", run_folder(port)
     check_free(port, fresh)
-    jdk = oldest_java(21, name)
+    jdk = java_for(version)
     config = run / "config"
     shutil.rmtree(config, ignore_errors=True)
     shutil.copytree(home(version) / "config", config)
@@ -117,32 +123,5 @@ def start(version: str = VERSION, port: int = PORT, fresh: bool = False) -> str:
     return await_health(name, port)
 
 
-def main() -> int:
-    """Run one command."""
-    parser = argparse.ArgumentParser(description="An OpenSearch server for tests.")
-    parser.add_argument("command", choices=("get", "start", "stop", "status"))
-    parser.add_argument("--version", default=VERSION)
-    parser.add_argument("--port", type=int, default=PORT)
-    parser.add_argument("--fresh", action="store_true", help="delete what was kept on that port")
-    args = parser.parse_args()
-    try:
-        if args.command == "get":
-            print(get(args.version))
-        elif args.command == "start":
-            get(args.version)
-            print(start(args.version, args.port, args.fresh))
-        elif args.command == "stop":
-            print("stopped" if stop(args.port) else "none runs")
-        else:
-            status = health(args.port)
-            address = f"http://127.0.0.1:{args.port}"
-            print(f"{address}: {status or 'none runs'}, process {process(args.port)}")
-            return 0 if status else 1
-    except ServerError as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run_command("An OpenSearch server for tests.", VERSION, PORT, get, start))

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import random
-import socket
 import sys
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,54 +12,25 @@ import numpy as np
 import pytest
 
 from lexvla_indexer import ElasticIndex
-from lexvla_indexer.elastic.connection import Address, connect
+from lexvla_indexer.elastic.elasticsearch_product import ELASTICSEARCH
+from server_fakes import SharedServer, free_port
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 
 import elasticsearch_server
 
-URL = "LEXVLA_ELASTICSEARCH_URL"
-_OURS = f"lexvla-test-{os.getpid()}-"  # several runs may share a server
-_started: dict[str, str] = {}
-
-
-def missing() -> str:
-    """Say what the Elasticsearch engine lacks here, and how to get it; empty if nothing."""
-    if not find_spec("elasticsearch"):
-        return "needs the client of Elasticsearch: pip install 'lexvla[elasticsearch]'"
-    if os.environ.get(URL):
-        return ""
-    version = elasticsearch_server.VERSION
-    if not elasticsearch_server.home(version).is_dir():
-        return f"needs a server: set {URL}, or run scripts/elasticsearch_server.py get"
-    try:
-        elasticsearch_server.java_for(version)
-    except elasticsearch_server.ServerError as error:
-        return str(error)
-    return ""
-
-
-def url() -> str:
-    """Return a server's address: the one that is named, or one that is started for this run."""
-    if named := os.environ.get(URL):
-        return named.rstrip("/")
-    if "url" not in _started:
-        port = free_port()
-        _started["url"] = elasticsearch_server.start(port=port, fresh=True)
-        _started["port"] = str(port)
-    return _started["url"]
+_SERVER = SharedServer(ELASTICSEARCH, "elasticsearch", elasticsearch_server)
+URL = _SERVER.variable
+missing, url, stop = _SERVER.missing, _SERVER.url, _SERVER.stop
+address, cleaned = _SERVER.address, _SERVER.cleaned
 
 
 @contextmanager
 def newest() -> Iterator[None]:
     """Let tests use a server of the newest major version, started for them; skip without one."""
     version = elasticsearch_server.NEWEST
-    if not elasticsearch_server.home(version).is_dir():
-        pytest.skip(f"needs a server: scripts/elasticsearch_server.py get --version {version}")
-    try:
-        elasticsearch_server.java_for(version)
-    except elasticsearch_server.ServerError as error:
-        pytest.skip(str(error))
+    if reason := _SERVER.missing_version(version):
+        pytest.skip(reason)
     port = free_port()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(URL, elasticsearch_server.start(version, port, fresh=True))
@@ -73,50 +39,6 @@ def newest() -> Iterator[None]:
         finally:
             elasticsearch_server.stop(port)
             elasticsearch_server.forget(port)
-
-
-def free_port() -> int:
-    """Return a port of which the one for nodes, 100 above, is free too."""
-    while True:
-        # Below those that the system gives to connections: one may be taken at any time.
-        port = random.SystemRandom().randrange(20_000, 32_000)
-        try:
-            with (
-                socket.create_server(("127.0.0.1", port)),
-                socket.create_server(("127.0.0.1", port + 100)),
-            ):
-                return port
-        except OSError:
-            continue
-
-
-def stop() -> None:
-    """Stop the server that was started for this run, if one was, and delete its data."""
-    if "port" in _started:
-        elasticsearch_server.stop(int(_started["port"]))
-        elasticsearch_server.forget(int(_started["port"]))
-    _started.clear()
-
-
-def address(name: object) -> str:
-    """Return the address of an index of its own for a path or name."""
-    short = uuid.uuid5(uuid.NAMESPACE_URL, str(name)).hex[:16]
-    return f"elasticsearch+{url()}/{_OURS}{short}"
-
-
-@contextmanager
-def cleaned() -> Iterator[None]:
-    """Delete the indices of tests afterwards: each open shard takes the server's memory."""
-    try:
-        yield
-    finally:
-        drop(f"{_OURS}*")
-
-
-def drop(pattern: str) -> None:
-    with connect(Address(url(), "any")) as client:
-        for name in client.indices.get(index=pattern, allow_no_indices=True).body:
-            client.indices.delete(index=name, ignore_unavailable=True)
 
 
 def stored(weights: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ import pytest
 import elastic_fakes
 from elastic_fakes import elasticsearch_server as script
 from lexvla_indexer.jdk import Jdk
+from server_fakes import free_port
 
 
 @pytest.fixture
@@ -109,7 +110,7 @@ def test_a_server_with_passwords(monkeypatch):
 
     if not script.home(script.VERSION).is_dir():
         pytest.skip("needs a server of its own: run scripts/elasticsearch_server.py get")
-    port = elastic_fakes.free_port()
+    port = free_port()
     try:
         address = f"elasticsearch+{script.start(port=port, fresh=True, password='geheim')}/photos"
         with pytest.raises(EngineUnavailableError, match="set ELASTIC_API_KEY"):

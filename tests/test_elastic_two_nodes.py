@@ -20,6 +20,7 @@ from lexvla_indexer.elastic.attaching import attach
 from lexvla_indexer.elastic.connection import Address, connect
 from lexvla_indexer.elastic.filling import fill
 from lexvla_indexer.pointed_images import PointedImages
+from server_fakes import free_port
 
 pytestmark = [pytest.mark.elasticsearch, pytest.mark.slow]
 
@@ -30,7 +31,7 @@ KILLS = 2
 def ports() -> Iterator[tuple[int, int]]:
     if not elasticsearch_server.home(elasticsearch_server.VERSION).is_dir():
         pytest.skip("needs a server to kill: run scripts/elasticsearch_server.py get")
-    first, second = elastic_fakes.free_port(), elastic_fakes.free_port()
+    first, second = free_port(), elastic_fakes.free_port()
     try:
         elasticsearch_server.start(port=first, fresh=True, cluster=first)
         yield first, second
