@@ -143,6 +143,7 @@ def test_facts(index):
 
 def test_what_would_write_is_refused(index, address):
     documents, encoding = index.fetch(["p01"])
+    assert index.documents(["p01"]) == documents
     rule = "is an index of your own, which is attached: LexVLA only searches it"
     for write in (
         lambda: index.add(documents, encoding),

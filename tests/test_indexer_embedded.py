@@ -224,12 +224,15 @@ def test_fetch_keeps_the_order_asked_for(index):
     assert np.array_equal(fetched.encoding.codes.toarray(), expected.codes.toarray())
     assert np.array_equal(fetched.encoding.dense, expected.dense)
     assert fetched.encoding.patches.tolist() == [1, 2, 0, 1, 2]
-    with pytest.raises(KeyError, match="nowhere"):
-        index.fetch(["a", "nowhere"])
+    assert index.documents(["b", "c", "a", "b"]) == fetched.documents
+    for read in (index.fetch, index.documents):
+        with pytest.raises(KeyError, match="nowhere"):
+            read(["a", "nowhere"])
 
 
 def test_fetch_of_nothing_has_the_legs_of_the_index(index):
     assert len(index.fetch([]).encoding) == 0
+    assert index.documents([]) == []
     fill(index, "a")
     assert index.fetch([]).encoding.dense.shape == (0, 3)
 

@@ -126,6 +126,7 @@ def test_any_filter_on_any_documents(engine, tmp_path_factory, made, tree):
         index.add(made, encode([{0: 1.0}] * len(made)))
         index.commit()
         assert index.fetch([d.id for d in made]).documents == made
+        assert index.documents([d.id for d in made]) == made
         (results,) = index.search(QUERY, filter=filter_fakes.written(tree))
         assert results.ids == [d.id for d in made if tree.matches(d)]
 
@@ -253,11 +254,13 @@ def test_what_is_staged_shows_at_commit_only(engine, tmp_path):
             assert reader.search(QUERY)[0].ids == ["a", "b"]
             index.commit()
             if engine.keeps_views:  # that of the last search
-                assert reader.fetch(["a"]).documents == documents("a")
+                assert reader.fetch(["a"]).documents == reader.documents(["a"]) == documents("a")
                 assert reader.vectors(["a"]).lexical.nnz
             assert reader.search(QUERY)[0].ids == ["b"]
             with pytest.raises(KeyError):
                 reader.fetch(["a"])
+            with pytest.raises(KeyError):
+                reader.documents(["a"])
             with pytest.raises(KeyError):
                 reader.vectors(["a"])
     with engine.open(tmp_path / "i", create=False) as index:

@@ -103,7 +103,7 @@ def _moved(index: Index, roots: Roots, place: SourcePlace, model: str) -> Iterat
             continue
         known = dict(islice(index.fingerprinted(f"{key}:"), _TRIED))
         there = 0
-        for document in index.fetch(list(known)).documents:
+        for document in index.documents(list(known)):
             path = Path(place.root, place.path_of(document.uri))
             if path.is_file():
                 content = hash_of_content(model, "", path.read_bytes())

@@ -41,7 +41,7 @@ def relocate(index: Index, new: str | Path, old: str | Path | None = None) -> st
         if place.root != was:
             continue
         found = [name for name, _ in islice(index.fingerprinted(f"{key}:"), _TRIED)]
-        uris = [document.uri for document in index.fetch(found).documents if document.uri]
+        uris = [document.uri for document in index.documents(found) if document.uri]
         if uris and not any(Path(root, place.path_of(uri)).exists() for uri in uris):
             rule = f"has none of the files of {place.path}, such as {uris[0]}"
             raise InputError(str(new), rule)

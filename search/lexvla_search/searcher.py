@@ -312,7 +312,7 @@ class Searcher:
         """
         query = _query_of(query)
         _check_scored(query)
-        self.index.fetch([id])
+        self.index.documents([id])
         encoded, searcher = self.encode(query), self.within(query)
         return _retried(lambda: searcher._explain(query, encoded, id))
 
@@ -398,14 +398,16 @@ class Searcher:
         if not page:
             return []
         names = [one.fused.id for one in page]
-        found, hits = self.index.fetch(names), []
-        texts = self._text_parts(ranked, names) if explain else []
-        vectors = found.encoding if explain else None
-        for row, (one, document) in enumerate(zip(page, found.documents, strict=True)):
-            words = texts[row] if explain else {}
-            rank = start + row + 1
-            hits.append(self._hit(ranked, one, rank, document, vectors, words, row))
-        return hits
+        placed = enumerate(page)
+        if not explain:
+            documents = self.index.documents(names)
+            return [self._hit(ranked, one, start + row + 1, documents[row]) for row, one in placed]
+        documents, vectors = self.index.fetch(names)
+        texts = self._text_parts(ranked, names)
+        return [
+            self._hit(ranked, one, start + row + 1, documents[row], vectors, texts[row], row)
+            for row, one in placed
+        ]
 
     def _list(self, query: Query, encoded: EncodedQuery, at: Cursor) -> _Found:
         """Return what conditions admit, in order, without scores."""
@@ -538,8 +540,8 @@ class Searcher:
         placed: _Placed,
         rank: int | None,
         document: Document,
-        vectors: Encoding | None,
-        text: Mapping[str, float],
+        vectors: Encoding | None = None,
+        text: Mapping[str, float] | None = None,
         row: int = 0,
     ) -> Hit:
         fused, rankings = placed

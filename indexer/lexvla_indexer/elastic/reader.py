@@ -286,6 +286,11 @@ class Reader:
         documents = [self._document(name, found[name]) for name in ids]
         return Fetched(documents, self._rows(ids, found))
 
+    def documents(self, ids: Sequence[str]) -> list[Document]:
+        """Return only the documents."""
+        found = self._sources(ids, [*SHOWN])
+        return [self._document(name, found[name]) for name in ids]
+
     def vectors(self, ids: Sequence[str]) -> Encoding:
         """Return only the documents' stored vectors."""
         return self._rows(ids, self._sources(ids, [*STORED]))

@@ -26,8 +26,9 @@ class EmbeddedIndex(Index):
     """Keep an index in a directory of the local disk.
 
     Any number of readers and one writer may have it open. A reader answers from one whole commit,
-    and moves to the newest at `search`, `count` and `info`; `fetch` and `vectors` answer from the
-    commit of the last search in the same thread, so that hits and their documents agree.
+    and moves to the newest at `search`, `count` and `info`; `fetch`, `documents` and `vectors`
+    answer from the commit of the last search in the same thread, so that hits and their documents
+    agree.
 
     Scores are exact, in float64, unless a search asks for integers alone. Commits merge small
     segments as they accumulate. Memory: what is staged or merged, and the file pages in use.

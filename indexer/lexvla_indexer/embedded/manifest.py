@@ -177,6 +177,12 @@ class Manifest:
                 found[name] = (self._document(name, *held), Place(int(segment), int(row)))
         return found
 
+    def documents(self, ids: Iterable[str]) -> dict[str, Document]:
+        """Return those of the documents that exist, without their places."""
+        columns = "id, uri, text, metadata, fingerprint"
+        with self._errors():
+            return {held[0]: self._document(*held) for held in self._named(columns, ids)}
+
     def places(self, ids: Iterable[str]) -> dict[str, Place]:
         """Return where the vectors of those of the documents that exist lie."""
         with self._errors():

@@ -20,6 +20,7 @@ from lexvla_indexer.accuracy import DEPTH, SAMPLED_QUERIES, SAMPLED_ROWS, overla
 from lexvla_indexer.base import Fetched, Results, Scored
 from lexvla_indexer.bm25 import word_weights
 from lexvla_indexer.columns import Column, count_facet, in_order, position_of
+from lexvla_indexer.document import Document
 from lexvla_indexer.durable import total_bytes
 from lexvla_indexer.embedded.commit_columns import CommitColumns, first_rows
 from lexvla_indexer.embedded.layout import Store
@@ -287,6 +288,11 @@ class Reader:
         places = {name: place for name, (_, place) in found.items()}
         return Fetched([found[name][0] for name in ids], self._stored(ids, places))
 
+    def documents(self, ids: Sequence[str]) -> list[Document]:
+        """Return only the documents."""
+        found = self._found(ids, self.manifest.documents)
+        return [found[name] for name in ids]
+
     def vectors(self, ids: Sequence[str]) -> Encoding:
         """Return only the documents' stored vectors."""
         return self._stored(ids, self._found(ids, self.manifest.places))
@@ -323,9 +329,8 @@ class Reader:
         by = [(c, order.descending) for c, order in zip(columns, sort, strict=True)]
         found = in_order(rows, ids, by, limit, after).tolist()
         names = [str(ids.key_at(row, False)) for row in found]
-        held = self._found(names, self.manifest.find)
         positions = [position_of(row, ids, by) for row in found]
-        return Listed([held[name][0] for name in names], positions)
+        return Listed(self.documents(names), positions)
 
     def facets(self, facets: Sequence[Facet], scope: Scope) -> dict[str, FacetCounts]:
         """Count values; see `Index.facets`."""

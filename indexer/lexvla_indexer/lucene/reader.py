@@ -20,6 +20,7 @@ from lexvla_indexer.accuracy import DEPTH, SAMPLED_QUERIES, SAMPLED_ROWS, overla
 from lexvla_indexer.base import Fetched, Results
 from lexvla_indexer.bm25 import idf
 from lexvla_indexer.columns import Column, count_facet, in_order, position_of
+from lexvla_indexer.document import Document
 from lexvla_indexer.durable import total_bytes
 from lexvla_indexer.facets import Facet, FacetCounts
 from lexvla_indexer.filter_terms import listed_fields, terms_of_field
@@ -316,6 +317,12 @@ class Reader:
             documents.append(document_of(stored.get(RAW), fingerprint))
             packed.append(_bytes(stored.getBinaryValue(VECTORS)))
         return Fetched(documents, unpack(packed, widths))
+
+    def documents(self, ids: Sequence[str]) -> list[Document]:
+        """Return documents of ours."""
+        self.ours()
+        places = self._known_places(ids)
+        return [document_of(self._stored(places[n][0]).get(RAW), places[n][1]) for n in ids]
 
     def vectors(self, ids: Sequence[str]) -> Encoding:
         """Return the stored vectors of documents of ours."""

@@ -261,7 +261,7 @@ def group_queries(qrels: Qrels, index: Index, field: str) -> dict[str, list[str]
     names = list(dict.fromkeys(name for row in relevant.values() for name in row))
     values = {
         document.id: _values(document.metadata.get(field))
-        for document in index.fetch(list(index.fingerprints(names))).documents
+        for document in index.documents(list(index.fingerprints(names)))
     }
     groups: dict[str, list[str]] = {}
     for query, row in relevant.items():
