@@ -31,5 +31,7 @@ def normalise_text(text: str) -> str:
         >>> normalise_text(" \uff32\uff25\uff24 \ufb01re\n")
         'RED fire'
     """
+    if text.isascii():  # most are, and need nothing else
+        return " ".join(text.split())
     seen = "".join(c for c in text if unicodedata.category(c) != "Cf").replace(_ACUTE, "'")
     return " ".join(unicodedata.normalize("NFKC", seen).translate(_STRAIGHT).split())

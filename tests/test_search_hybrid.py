@@ -290,23 +290,25 @@ def test_the_index_has_its_own_fusion(tmp_path: Path) -> None:
         assert (codes.legs, codes.fusion) == (("codes",), named_fusion("codes"))
 
 
-def test_a_document_that_a_writer_deletes_meanwhile(tmp_path: Path) -> None:
+@pytest.mark.parametrize("explain", [False, True])
+def test_a_document_that_a_writer_deletes_meanwhile(tmp_path: Path, explain: bool) -> None:
+    read_by = "fetch" if explain else "documents"
     with filled(tmp_path / "busy.lex", ROWS) as busy:
         searcher = Searcher(RowEncoder(), busy)
         query = Query(text="word0:1 word6:0.5")
         first = searcher.search(query)[0].id
-        fetch = busy.fetch
+        read = getattr(busy, read_by)
 
-        def delete_then_fetch(ids: list[str]) -> object:
-            busy.fetch = fetch
+        def delete_then_read(ids: list[str]) -> object:
+            setattr(busy, read_by, read)
             busy.delete([first])
             busy.commit()
-            return fetch(ids)
+            return read(ids)
 
-        with mock.patch.object(busy, "fetch", delete_then_fetch):
-            hits = searcher.search(query)
+        with mock.patch.object(busy, read_by, delete_then_read):
+            hits = searcher.search(query, explain=explain)
         assert first not in [hit.id for hit in hits]
-        assert hits == searcher.search(query)
+        assert hits == searcher.search(query, explain=explain)
 
 
 def test_names_and_k(index: Index) -> None:

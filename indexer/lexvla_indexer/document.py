@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
-from functools import partial
 
 import numpy as np
 
@@ -19,6 +19,7 @@ __all__ = ["MAX_ID_BYTES", "Document", "MetadataValue", "check_id", "plain_value
 MetadataValue = str | int | float | bool | list[str]
 
 MAX_ID_BYTES = 16_384  # a path of 4,096 bytes as `id_of_path` writes it
+_CONTROL = re.compile("[\x00-\x1f\x7f]")
 
 
 def check_id(name: object) -> str:
@@ -32,7 +33,7 @@ def check_id(name: object) -> str:
         raise InputError(repr(name), "an id must be a string")
     if not name:
         raise InputError(name, "an id must not be empty")
-    if any(ord(c) < 32 or ord(c) == 127 for c in name):
+    if _CONTROL.search(name):
         raise InputError(name, "an id must not hold control characters such as a newline")
     try:
         size = len(name.encode())
@@ -79,17 +80,19 @@ class Document:
         fingerprint: str | None = "",
     ) -> None:
         check_id(id)
-        set_value = partial(object.__setattr__, self)
-        set_value("id", id)
         address = os.fspath(uri) if isinstance(uri, os.PathLike) else uri
-        for name, value in (("uri", address), ("text", text), ("fingerprint", fingerprint)):
+        strings = {"uri": address, "text": text, "fingerprint": fingerprint}
+        for name, value in strings.items():
             if value is not None and not isinstance(value, str):
                 raise InputError(id, f"its {name} must be a string, not {type(value).__name__}")
-            set_value(name, value or "")
-        set_value("metadata", _plain_metadata(id, metadata))
-        values = [self.uri, self.text, self.metadata]
+        plain = _plain_metadata(id, metadata)
+        # A search makes one for each hit: a frozen class sets attribute by attribute, slowly.
+        made = {name: value or "" for name, value in strings.items()}
+        vars(self).update(made, id=id, metadata=plain)
         try:
-            _to_json(values).encode()
+            f"{self.uri}{self.text}".encode()
+            if plain:
+                _to_json(plain).encode()
         except UnicodeEncodeError as error:
             rule = "its address, text and metadata must be valid Unicode"
             raise InputError(id, rule) from error

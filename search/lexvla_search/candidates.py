@@ -71,14 +71,16 @@ class Candidates:
             if not any(_is_short(scores, allowed, most, times) for scores, most in lists):
                 break
             times *= _DEEPER
-        names = [name for name, is_allowed in zip(found.ids, allowed, strict=True) if is_allowed]
-        ordered = sorted(zip((-total[allowed]).tolist(), names, strict=True))
-        self._first = [name for _, name in ordered[:k]]
+        # In the order of ids: of equal scores, the first id is the better.
+        rows = sorted(np.flatnonzero(allowed).tolist(), key=found.ids.__getitem__)
+        names = [found.ids[row] for row in rows]
+        first = np.argsort(-total[rows], kind="stable")[:k]
+        self._first = [names[place] for place in first.tolist()]
         for leg in weights:
-            scores = found.scores[leg][allowed]
-            pairs = zip((-scores).tolist(), names, strict=True)
-            best = sorted(pair for pair in pairs if pair[0] < 0)[:depth]
-            self._found[leg] = Results([n for _, n in best], -np.array([s for s, _ in best]))
+            scores = found.scores[leg][rows]
+            best = np.argsort(-scores, kind="stable")[:depth]
+            best = best[scores[best] > 0]
+            self._found[leg] = Results([names[place] for place in best.tolist()], scores[best])
             self._known[leg] = dict(zip(names, scores.tolist(), strict=True))
             self.unseen[leg] = 0.0
         return True
@@ -91,21 +93,22 @@ class Candidates:
         deleted in the meantime.
         """
         first = None if also is not None else self._first
-        found_by_any = (name for found in self._found.values() for name in found.ids)
-        names = dict.fromkeys(found_by_any if first is None else first)
-        if also is not None:
-            names[also] = None
-        rankings, missing = {}, {}
+        rankings: dict[Leg, LegRanking] = {}
         for leg, found in self._found.items():
-            scores = dict(zip(found.ids, map(float, found.scores), strict=True))
+            scores = dict(zip(found.ids, found.scores.tolist(), strict=True))
             scores.update(self._known.get(leg, {}))
             if first is not None:
                 scores = {name: scores[name] for name in first}
-            ranks = {name: rank for rank, name in enumerate(found.ids, 1)}
+            ranks = dict(zip(found.ids, range(1, len(found.ids) + 1), strict=True))
             rankings[leg] = LegRanking(ranks, scores)
-            missing[leg] = [name for name in names if rescore and name not in scores]
-        for leg, unscored in missing.items():
-            rankings[leg].scores.update(zip(unscored, self._scores(leg, unscored), strict=True))
+        if rescore and first is None:
+            names = dict.fromkeys(name for found in self._found.values() for name in found.ids)
+            if also is not None:
+                names[also] = None
+            for leg, ranking in rankings.items():
+                if unscored := [name for name in names if name not in ranking.scores]:
+                    scored = zip(unscored, self._scores(leg, unscored), strict=True)
+                    ranking.scores.update(scored)
         return rankings
 
     def _best(self, leg: Leg, depth: int) -> Results:

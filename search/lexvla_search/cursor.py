@@ -19,6 +19,7 @@ __all__ = ["START", "Cursor", "read_cursor", "write_cursor"]
 
 # What may change from page to page.
 _FREE = ("k", "offset", "after", "facets", "image")
+_to_json = json.JSONEncoder(sort_keys=True).encode
 
 
 class Cursor(NamedTuple):
@@ -57,7 +58,7 @@ def read_cursor(query: Query, picture: str) -> Cursor:
 
 def _digest(query: Query, picture: str) -> str:
     asked = {name: value for name, value in query.to_dict().items() if name not in _FREE}
-    data = json.dumps([asked, picture], sort_keys=True)
+    data = _to_json([asked, picture])
     return hashlib.sha256(data.encode()).hexdigest()[:24]
 
 

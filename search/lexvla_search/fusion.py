@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import reduce
 from operator import add
 from typing import Any, ClassVar, Literal, NamedTuple, Self, cast, get_args
@@ -136,7 +136,7 @@ class Fusion(ABC):
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values that `fusion_from_dict` reads."""
-        own = asdict(cast(Any, self))
+        own = {each.name: getattr(self, each.name) for each in fields(cast(Any, self))}
         weights = None if self.weights is None else dict(self.weights)
         return {"name": "rrf" if self.name == "rrf" else "weighted", **own, "weights": weights}
 

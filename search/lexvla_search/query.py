@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
@@ -191,7 +192,7 @@ class Query:
         """The least cosine of copies; ``None`` if they are not grouped."""
         return ALIKE if self.group_copies is True else float(self.group_copies) or None
 
-    @property
+    @cached_property
     def chosen_fusion(self) -> Fusion | None:
         """The fusion that the query names."""
         return named_fusion(self.fusion) if isinstance(self.fusion, str) else self.fusion
@@ -212,7 +213,7 @@ class Query:
                 rule = "the query asks by this leg, but its fusion does not weigh it"
                 raise InputError(leg, rule)
 
-    @property
+    @cached_property
     def has_text(self) -> bool:
         """Whether there is text to encode."""
         return self.text is not None and bool(normalise_text(self.text))

@@ -549,7 +549,8 @@ class Searcher:
         scores: dict[Leg, LegScore | None] = dict.fromkeys(LEGS)
         for leg, ranking in rankings.items():
             score, place = ranking.scores.get(fused.id), ranking.ranks.get(fused.id)
-            parts.append(LegPart(leg, score, place, fused.parts.get(leg, 0.0)))
+            if vectors is not None:
+                parts.append(LegPart(leg, score, place, fused.parts.get(leg, 0.0)))
             if score is not None and (place is not None or ranked.fusion.rescores):
                 scores[leg] = LegScore(score, place)
         explanation = None

@@ -76,9 +76,10 @@ class Snapshot:
         def answers(rows: range) -> list[Results]:
             return [answer(_row(matrix, row)) for row in rows]
 
-        count, threads = len(queries), min(len(queries), os.cpu_count() or 1)
+        count = len(queries)
         if count == 1:
             return [answer(matrix)]
+        threads = min(count, os.cpu_count() or 1)
         # A task a thread: one a query would take longer to hand over than a short search takes.
         with ThreadPoolExecutor(max(threads, 1)) as pool:
             made = list(pool.map(answers, [range(i, count, threads) for i in range(threads)]))
