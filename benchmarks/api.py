@@ -5,10 +5,11 @@
     python benchmarks/api.py --parts demo --explain        # every hit's score taken apart
     python benchmarks/api.py --out benchmarks/results/api.md
 
-For each corpus: the time of a search in this process; the searches a second that the server answers
-to 16 clients without pauses (the sustained rate); and times under an open loop, at half of that
-rate, at four fifths, and at twice. Times count from when a request was due, which exposes a server
-that falls behind. Server and clients share the machine.
+For each corpus: the time of a search in this process, and what the index takes for its lexical leg
+alone; the searches a second that the server answers to 16 clients without pauses (the sustained
+rate); and times under an open loop, at half of that rate, at four fifths, and at twice. Times count
+from when a request was due, which exposes a server that falls behind. Server and clients share the
+machine.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from measuring import describe
 from open_loop import Loop, Outcome, request
 
 from lexvla.encoding import Encoding
-from lexvla_indexer import Document, open_index
+from lexvla_indexer import Document, Index, open_index
 from lexvla_search import Query, Searcher
 
 CLIENTS = 16
@@ -109,14 +110,30 @@ def demo(folder: Path) -> tuple[str, list[dict[str, Any]]]:
     return address, [{"text": item.label} for item in load_demo_corpus("emoji")]
 
 
+def query_of(body: dict[str, Any]) -> Query:
+    """Return a body as a query."""
+    given = {name: tuple(v) if isinstance(v, list) else v for name, v in body.items()}
+    given.pop("explain", None)
+    return Query(**given)
+
+
 def in_process(searcher: Searcher, bodies: Sequence[dict[str, Any]], seconds: float) -> Outcome:
     """Search sequentially, without a server."""
     outcome, started = Outcome(), time.perf_counter()
     while (now := time.perf_counter()) < started + seconds:
         body = bodies[len(outcome.took.get(200, ())) % len(bodies)]
-        given = {name: tuple(v) if isinstance(v, list) else v for name, v in body.items()}
-        explain = given.pop("explain", False)
-        json.dumps([hit.to_dict() for hit in searcher.answer(Query(**given), None, explain).hits])
+        answer = searcher.answer(query_of(body), None, body.get("explain", False))
+        json.dumps([hit.to_dict() for hit in answer.hits])
+        outcome.took.setdefault(200, []).append(time.perf_counter() - now)
+    outcome.seconds = time.perf_counter() - started
+    return outcome
+
+
+def bare(index: Index, queries: Sequence[Encoding], seconds: float) -> Outcome:
+    """Search the lexical leg sequentially, without a searcher, by queries encoded before."""
+    outcome, started = Outcome(), time.perf_counter()
+    while (now := time.perf_counter()) < started + seconds:
+        index.search(queries[len(outcome.took.get(200, ())) % len(queries)])
         outcome.took.setdefault(200, []).append(time.perf_counter() - now)
     outcome.seconds = time.perf_counter() - started
     return outcome
@@ -185,6 +202,8 @@ def measure(name: str, folder: Path, args: argparse.Namespace) -> list[str]:
         searcher = Searcher(model, index)
         in_process(searcher, bodies, 1.0)
         lines = [row("searcher, one thread", in_process(searcher, bodies, args.seconds))]
+        queries = [searcher.encode(query_of(body)).encoding for body in bodies[:200]]
+        lines.append(row("its lexical leg alone", bare(index, queries, args.seconds)))
         count = index.count()
     requests = [request("/v1/search", json.dumps(body).encode()) for body in bodies]
     with serving("--index", address, *options) as (pid, port):

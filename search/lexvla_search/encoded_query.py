@@ -122,7 +122,10 @@ def encode_query(query: Query, encoder: Encoder, stored: Encoding | None = None)
     constraints = _constraints(query, vocabulary)
     asked = _sum_of_words(query, parts, vocabulary)
     lexical = _weigh(asked, query, constraints, vocabulary)
-    encoding = Encoding(lexical, None, _mean_codes(parts), _sum_of_dense(parts))
+    if len(parts) == 1 and lexical is parts[0].lexical and parts[0].patches is None:
+        encoding = parts[0]  # checked already
+    else:
+        encoding = Encoding(lexical, None, _mean_codes(parts), _sum_of_dense(parts))
     if asked.nnz and not lexical.nnz and encoding.dense is None and encoding.codes is None:
         raise InputError(", ".join(query.ban), "nothing to look for is left without these words")
     order = (-lexical.data).argsort(kind="stable").tolist()
