@@ -16,13 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
 from lexvla_indexer.embedded.dense_lists import DenseLists, longest_of
 from lexvla_indexer.embedded.postings import best
 
-__all__ = ["DenseLeg"]
+__all__ = ["DenseLeg", "Found", "Scan"]
 
 _CHUNK = 1 << 14  # rows at a time: 8 MiB of 128 columns
 _QUERIES = 256  # at a time: 16 MiB of products with a chunk of rows
@@ -31,6 +32,20 @@ _ROWS_PER_HIT = 32  # the fewest allowed rows to read in lists for each of the k
 _FLOAT32 = np.finfo(np.float32)
 
 Found = tuple[np.ndarray, np.ndarray]
+
+
+class Scan(NamedTuple):
+    """Hold what reading all rows gave for one query.
+
+    Attributes:
+        found: Scores and numbers of the best rows.
+        products: (rows) float32: what is near the score of each; -inf for one not to be found.
+        error: How far a product can be off; infinite if products are too great for float32.
+    """
+
+    found: Found
+    products: np.ndarray
+    error: float
 
 
 class DenseLeg:
@@ -83,22 +98,12 @@ class DenseLeg:
                 answers += self._search(self.lists, part, k, allowed, nprobe)
         return answers
 
-    def near_scores(
-        self, vector: np.ndarray, allowed: np.ndarray | None
-    ) -> tuple[np.ndarray, float]:
-        """Return (rows) float64 scores that are near the exact ones, and how far one can be off.
-
-        Rows that may not be found score 0. All others are read.
-
-        Args:
-            vector: As for `top`.
-            allowed: As for `top`.
-        """
-        vectors = self._check(np.asarray(vector)[None], 1, allowed, None)
-        scores = np.zeros(len(self.rows))
-        for numbers, products in self._products(vectors, allowed):
-            scores[numbers] = products[0]
-        return scores, float(self._errors(vectors)[0])
+    def scan(self, vector: np.ndarray, k: int, allowed: np.ndarray | None = None) -> Scan:
+        """Return what `top` does with ``exact``, and the products of all rows with the vector."""
+        vectors = self._check(np.asarray(vector)[None], k, allowed, None)
+        products = np.full((1, len(self.rows)), -np.inf, np.float32)
+        (found,) = self._scan(vectors, k, allowed, products)
+        return Scan(found, products[0], float(self._errors(vectors)[0]))
 
     def scores(self, rows: np.ndarray, vector: np.ndarray) -> np.ndarray:
         """Return the exact scores of some rows, as `top` gives them."""
@@ -187,11 +192,20 @@ class DenseLeg:
             open_queries, asked = np.array(unclear, np.int64), 4 * asked
         return answers
 
-    def _scan(self, vectors: np.ndarray, k: int, allowed: np.ndarray | None) -> list[Found]:
+    def _scan(
+        self,
+        vectors: np.ndarray,
+        k: int,
+        allowed: np.ndarray | None,
+        room: np.ndarray | None = None,
+    ) -> list[Found]:
+        """Return the answers of a scan, and write all products into ``room``, if it is given."""
         errors = self._errors(vectors)
         limits = (-errors).tolist()
         near: list[Found] = [_NOTHING] * len(vectors)
         for numbers, products in self._products(vectors, allowed):
+            if room is not None:
+                room[:, numbers] = products
             for i, own in enumerate(products):
                 places = np.flatnonzero(~(own < limits[i]))  # NaN counts as near
                 if not len(places):

@@ -169,19 +169,11 @@ class Segment:
             if found != checksum:
                 yield f"{file}: damaged: its checksum is {found:08x}, not {checksum:08x}"
 
-    def near_scores(
-        self, leg: Leg, query: Any, allowed: np.ndarray | None
-    ) -> tuple[np.ndarray, float]:
-        """Return (rows) scores of one query that are near the exact ones, and how far at most.
+    def scores(self, leg: Leg, query: Any, rows: np.ndarray) -> np.ndarray:
+        """Return the exact scores of some rows, float64.
 
         ``query`` is its row of a sparse leg, or its dense vector.
         """
-        if leg == "dense" and self.dense is not None:
-            return self.dense.near_scores(query, allowed)
-        return self.sparse[leg].near_scores(query, allowed)
-
-    def scores(self, leg: Leg, query: Any, rows: np.ndarray) -> np.ndarray:
-        """Return the exact scores of some rows, float64; ``query`` is that of `near_scores`."""
         if leg == "dense" and self.dense is not None:
             return self.dense.scores(rows, query)
         return self.sparse[leg].scores(rows, query)

@@ -1,23 +1,31 @@
 """The best rows of a segment by the weighted sum of several legs' scores, among all rows.
 
-Each leg gives all rows scores that are near the exact ones, and how far one can be off. The k
-greatest of their sums belong to rows whose exact sums are no more than an error below the k-th
-greatest, so a row two errors below it has a lower exact sum than k others. All rows that are not
-are scored exactly. The same holds for each leg alone.
+Each leg finds its own best rows, exactly. The k-th best of their sums is the floor: a row with a
+lower sum is not among the k best. A row that no leg found scores at most the last found score of
+each leg. So all but few of those stay below the floor, by that alone or by their products with the
+dense vector, which a scan gives for every row. The few are scored exactly. If they are many, every
+row gets a sum that is near the exact one, and those within its error of the floor are scored.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from lexvla_indexer.embedded.dense import Found, Scan
 from lexvla_indexer.embedded.postings import best
 from lexvla_indexer.embedded.segment import Segment
 from lexvla_indexer.legs import Leg
 
 __all__ = ["best_by_sum", "weighted_sum"]
+
+_DEEPER = 2  # times k: how many rows each leg finds at least, so that few others reach the floor
+_FEW = 4096  # rows: scoring them exactly is faster than a near sum of a million
+_LEAST = np.float32(-np.inf)
+_ROUNDING = 1e-9  # more than float64 rounds a sum by, as a part of it
 
 
 def best_by_sum(
@@ -41,25 +49,32 @@ def best_by_sum(
     Returns:
         Their numbers, ascending, and their exact scores by leg.
     """
-    near, above = np.zeros((2, segment.count), np.bool_)
-    total, error = np.zeros(segment.count), 0.0
-    for leg, weight in weights.items():
-        scores, off = segment.near_scores(leg, query[leg], allowed)
-        # A NaN, of numbers too great for float32, is near everything, here and in `_near`.
-        may_be = ~(scores <= -off)
-        if leg != "dense" and not segment.sparse[leg].quantizer.drop_zero:
-            may_be = scores > 0  # every shared word is an impact of at least 1
-        scores = np.maximum(scores, 0)
-        near |= may_be & _near(scores, depth, off)
-        above |= may_be
-        total += weight * scores
-        error += weight * off
-    near |= above & _near(total, k, error * (1 + 1e-9))
-    if allowed is not None:
-        near &= allowed
-    rows = np.flatnonzero(near)
-    exact = {leg: segment.scores(leg, query[leg], rows) for leg in weights}
-    kept = _best_places(weighted_sum(weights, exact), k)
+    found: dict[Leg, Found] = {}
+    scan: Scan | None = None
+    each = max(depth, _DEEPER * k)
+    for leg in weights:
+        if leg == "dense" and segment.dense is not None:
+            scan = segment.dense.scan(query[leg], each, allowed)
+            found[leg] = scan.found
+        else:
+            found[leg] = segment.sparse[leg].top(query[leg], each, allowed, True)
+    rows = np.unique(np.concatenate([own for _, own in found.values()]))
+    exact = {leg: _scores(segment, leg, query[leg], rows, found[leg]) for leg in weights}
+    total = weighted_sum(weights, exact)
+    floor = 0.0 if len(rows) < k else max(float(np.partition(total, -k)[-k]), 0.0)
+    lasts = {
+        leg: float(scores[-1]) if len(scores) == each else 0.0 for leg, (scores, _) in found.items()
+    }
+    others = _others(segment, query, weights, k, allowed, scan, lasts, floor)
+    others = np.setdiff1d(others, rows, assume_unique=True)
+    if len(others):
+        order = np.argsort(rows := np.concatenate([rows, others]), kind="stable")
+        rows = rows[order]
+        for leg, scores in exact.items():
+            more = segment.scores(leg, query[leg], others)
+            exact[leg] = np.concatenate([scores, more])[order]
+        total = weighted_sum(weights, exact)
+    kept = _best_places(total, k)
     for scores in exact.values():
         kept |= _best_places(scores, depth)
     return rows[kept], {leg: scores[kept] for leg, scores in exact.items()}
@@ -71,11 +86,75 @@ def weighted_sum(weights: Mapping[Leg, float], scores: Mapping[Leg, np.ndarray])
     return np.sum(parts, axis=0)
 
 
-def _near(scores: np.ndarray, k: int, error: float) -> np.ndarray:
-    """Return which rows may be among the k best."""
-    if len(scores) <= k:
-        return np.ones(len(scores), np.bool_)
-    return ~(scores < np.partition(scores, -k)[-k] - 2 * error)
+def _scores(segment: Segment, leg: Leg, query: Any, rows: np.ndarray, found: Found) -> np.ndarray:
+    """Return a leg's exact scores of ascending rows, among them those that it found."""
+    scores = np.empty(len(rows))
+    is_missing = np.ones(len(rows), np.bool_)
+    places = np.searchsorted(rows, found[1])
+    scores[places], is_missing[places] = found[0], False
+    scores[is_missing] = segment.scores(leg, query, rows[is_missing])
+    return scores
+
+
+def _others(
+    segment: Segment,
+    query: Mapping[Leg, Any],
+    weights: Mapping[Leg, float],
+    k: int,
+    allowed: np.ndarray | None,
+    scan: Scan | None,
+    lasts: Mapping[Leg, float],
+    floor: float,
+) -> np.ndarray:
+    """Return the rows that may reach the floor, of those that no leg found; and maybe some more.
+
+    ``lasts`` is the most that each leg gives any of them.
+    """
+    parts = {leg: weight * lasts[leg] for leg, weight in weights.items()}
+    most, least = sum(parts.values()), floor * (1 - _ROUNDING)
+    if most == 0 or most < least:
+        return np.empty(0, np.int64)
+    if scan is not None:
+        beside = sum(part for leg, part in parts.items() if leg != "dense")
+        product = (least - beside * (1 + _ROUNDING)) / weights["dense"]
+        if 0 < product - scan.error < math.inf:
+            near = scan.products >= np.nextafter(np.float32(product - scan.error), _LEAST)
+            if np.count_nonzero(near) <= _FEW:
+                return np.flatnonzero(near)
+    return _near_floor(segment, query, weights, k, allowed, scan, floor)
+
+
+def _near_floor(
+    segment: Segment,
+    query: Mapping[Leg, Any],
+    weights: Mapping[Leg, float],
+    k: int,
+    allowed: np.ndarray | None,
+    scan: Scan | None,
+    floor: float,
+) -> np.ndarray:
+    """Return the rows whose sum may reach the floor, by sums that are near the exact ones."""
+    above = np.zeros(segment.count, np.bool_)
+    total, error = np.zeros(segment.count), 0.0
+    for leg, weight in weights.items():
+        if leg == "dense" and scan is not None:
+            scores, off = scan.products, scan.error
+        else:
+            scores, off = segment.sparse[leg].near_scores(query[leg], allowed)
+        # A NaN, of numbers too great for float32, is near everything, here and below.
+        if leg == "dense" or segment.sparse[leg].quantizer.drop_zero:
+            above |= ~(scores <= -off)
+        else:
+            above |= scores > 0  # every shared word is an impact of at least 1
+        total += weight * np.maximum(scores, 0, dtype=np.float64)
+        error += weight * off * (1 + _ROUNDING)
+    if allowed is not None:
+        above &= allowed
+    rows = np.flatnonzero(above)
+    total = total[rows]
+    if len(rows) > k:
+        floor = max(floor, float(np.partition(total, -k)[-k]) - error)
+    return rows[~(total < floor - error)]
 
 
 def _best_places(scores: np.ndarray, k: int) -> np.ndarray:

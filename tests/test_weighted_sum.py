@@ -1,0 +1,172 @@
+"""The best rows of a segment by a sum of legs, beside brute force over the floats."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from scipy import sparse
+
+from lexvla.encoding import Encoding
+from lexvla_indexer.bm25 import TextRows
+from lexvla_indexer.embedded.segment import Segment, write_segment
+from lexvla_indexer.embedded.weighted_sum import best_by_sum
+from postings_fakes import WAYS, searching
+
+WORDS, CODES, WIDTH = 6, 4, 3
+SUM = "lexvla_indexer.embedded.weighted_sum"
+eighths = st.integers(0, 8).map(lambda n: n / 8)
+positive = st.floats(2**-20, 4, width=32)
+any_floats = st.floats(width=32, allow_nan=False, allow_infinity=False)
+
+
+@st.composite
+def searches(draw, sparse_values, dense_values):
+    """Return rows of three legs, a query of each, weights, k, depth, and which rows to find."""
+    matrix = partial(arrays, np.float32)
+    count = draw(st.integers(1, 9))
+    copies = draw(st.lists(st.integers(0, count - 1), min_size=1, max_size=20))
+    stored, asked = (
+        {
+            "lexical": draw(matrix((rows, WORDS), elements=st.just(0.0) | sparse_values)),
+            "codes": draw(matrix((rows, CODES), elements=st.just(0.0) | sparse_values)),
+            "dense": draw(matrix((rows, WIDTH), elements=dense_values)),
+        }
+        for rows in (count, 1)
+    )
+    stored = {leg: rows[copies] for leg, rows in stored.items()}
+    weights = st.dictionaries(st.sampled_from(list(stored)), st.sampled_from([0.1, 0.5, 1.0, 7.0]))
+    chosen = draw(weights.filter(bool))
+    allowed = draw(st.none() | arrays(np.bool_, len(copies)))
+    return stored, asked, chosen, draw(st.integers(1, 22)), draw(st.integers(1, 22)), allowed
+
+
+def segment_of(folder: Path, stored: dict[str, np.ndarray]) -> Segment:
+    rows = len(stored["dense"])
+    encoding = Encoding(
+        sparse.csr_array(stored["lexical"]),
+        None,
+        sparse.csr_array(stored["codes"]),
+        stored["dense"],
+    )
+    names = [f"d{i:05}" for i in range(rows)]
+    checksum = write_segment(folder, names, encoding, TextRows.of([""] * rows))
+    widths = {leg: matrix.shape[1] for leg, matrix in stored.items()}
+    return Segment(folder, rows, widths, checksum)
+
+
+def brute_force(stored, asked, weights, k, depth, allowed):
+    """Return what `best_by_sum` does, by sorting all rows."""
+    count = len(stored["dense"])
+    chosen = range(count) if allowed is None else np.flatnonzero(allowed).tolist()
+    scores = {}
+    for leg in weights:
+        products = np.multiply(stored[leg], asked[leg], dtype=np.float64)
+        # Sparse products are added in order, dense ones by numpy.
+        added = products.sum(axis=1) if leg == "dense" else np.cumsum(products, axis=1)[:, -1]
+        scores[leg] = added.tolist()
+    total = [0.0] * count
+    for leg, weight in weights.items():
+        total = [
+            before + weight * max(score, 0.0)
+            for before, score in zip(total, scores[leg], strict=True)
+        ]
+    rows = set()
+    for own, most in ((total, k), *((scores[leg], depth) for leg in weights)):
+        rows |= set(sorted((r for r in chosen if own[r] > 0), key=lambda r: (-own[r], r))[:most])
+    return sorted(rows), {leg: [own[row] for row in sorted(rows)] for leg, own in scores.items()}
+
+
+def queries_of(asked):
+    return {
+        leg: rows[0] if leg == "dense" else sparse.csr_array(rows) for leg, rows in asked.items()
+    }
+
+
+def answer(segment, asked, weights, k, depth, allowed):
+    rows, scores = best_by_sum(segment, queries_of(asked), weights, k, depth, allowed)
+    assert rows.dtype == np.int64
+    assert {own.dtype for own in scores.values()} == {np.dtype(np.float64)}
+    return rows.tolist(), {leg: own.tolist() for leg, own in scores.items()}
+
+
+@WAYS
+@pytest.mark.parametrize("few", [0, 2, 4096])
+@pytest.mark.parametrize(
+    ("sparse_values", "dense_values"),
+    [(eighths, st.integers(-8, 8).map(lambda n: n / 8)), (positive, any_floats)],
+    ids=["ties", "any floats"],
+)
+def test_it_equals_brute_force(tmp_path_factory, way, few, sparse_values, dense_values):
+    @settings(max_examples=60)
+    @given(searches(sparse_values, dense_values))
+    def check(case):
+        stored, asked, weights, k, depth, allowed = case
+        segment = segment_of(tmp_path_factory.mktemp("sum") / "segment", stored)
+        with (
+            searching(way),
+            mock.patch(f"{SUM}._FEW", few),
+            mock.patch("lexvla_indexer.embedded.dense._CHUNK", 5),
+            np.errstate(all="ignore"),
+        ):
+            found = answer(segment, asked, weights, k, depth, allowed)
+        assert found == brute_force(stored, asked, weights, k, depth, allowed)
+
+    check()
+
+
+def random_case(seed: int, count: int, opposed: bool):
+    """Return sparse and dense rows; opposed ones have little of one where they have much of all."""
+    rng = np.random.default_rng(seed)
+    much = rng.random((count, 1))
+    stored = {
+        "lexical": (rng.random((count, WORDS)) * much + 2**-9).astype(np.float32),
+        "codes": (rng.random((count, CODES)) < 0.3).astype(np.float32),
+        "dense": (rng.normal(size=(count, WIDTH)) / 8 + 1 - (much if opposed else 0)).astype(
+            np.float32
+        ),
+    }
+    stored["codes"][:, 0] += 1
+    asked = {leg: rng.random((1, rows.shape[1])).astype(np.float32) for leg, rows in stored.items()}
+    return stored, asked
+
+
+@WAYS
+@pytest.mark.parametrize("opposed", [False, True])
+@pytest.mark.parametrize(
+    "weights", [{"lexical": 0.5, "dense": 0.5}, {"lexical": 1.0, "codes": 0.2}]
+)
+def test_many_rows_equal_brute_force(tmp_path, way, opposed, weights):
+    stored, asked = random_case(3, 3000, opposed)
+    segment = segment_of(tmp_path / "segment", stored)
+    mask = np.random.default_rng(1).random(3000) < 0.5
+    for allowed in (None, mask):
+        for few in (100, 4096):
+            with searching(way), mock.patch(f"{SUM}._FEW", few):
+                found = answer(segment, asked, weights, 5, 9, allowed)
+            assert found == brute_force(stored, asked, weights, 5, 9, allowed)
+
+
+def test_rows_that_cannot_reach_the_floor_are_not_scored(tmp_path):
+    stored, asked = random_case(4, 3000, opposed=False)
+    stored["lexical"][7], stored["dense"][7] = 1, 2  # best by both
+    segment = segment_of(tmp_path / "segment", stored)
+    scored: list[int] = []
+    real = Segment.scores
+
+    def counted(own, leg, query, rows):
+        scored.append(len(rows))
+        return real(own, leg, query, rows)
+
+    with mock.patch.object(Segment, "scores", counted):
+        rows, _ = best_by_sum(
+            segment, queries_of(asked), {"lexical": 0.5, "dense": 0.5}, 1, 5, None
+        )
+    assert 7 in rows.tolist()
+    assert sum(scored) <= 10
