@@ -48,6 +48,7 @@ def searches(draw, sparse_values, dense_values):
 
 
 def segment_of(folder: Path, stored: dict[str, np.ndarray]) -> Segment:
+    """Return a segment that has bytes, as a large one has."""
     rows = len(stored["dense"])
     encoding = Encoding(
         sparse.csr_array(stored["lexical"]),
@@ -56,7 +57,9 @@ def segment_of(folder: Path, stored: dict[str, np.ndarray]) -> Segment:
         stored["dense"],
     )
     names = [f"d{i:05}" for i in range(rows)]
-    checksum = write_segment(folder, names, encoding, TextRows.of([""] * rows))
+    with mock.patch("lexvla_indexer.embedded.segment.BYTES_FROM", 1):
+        checksum = write_segment(folder, names, encoding, TextRows.of([""] * rows))
+    assert (folder / "dense.byte.npy").exists()
     widths = {leg: matrix.shape[1] for leg, matrix in stored.items()}
     return Segment(folder, rows, widths, checksum)
 

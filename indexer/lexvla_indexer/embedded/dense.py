@@ -4,12 +4,13 @@ Scores are float64: products of the stored float32 values, which float64 holds e
 numpy in an order that is the same for every row. A row's score thus depends only on the row and
 the query: not on the other rows, the machine, or how the row was found.
 
-Float32 products are fast, but their last bits depend on all of these. So they only choose the
-rows to score. Proof that none is missed: a float32 product of n columns is off by at most
-``error``, which is above n times float32's epsilon times the lengths of both. The k greatest
-products belong to rows whose scores are no more than an error below the k-th greatest product. So
-a row whose product is more than two errors below it has a lower score than k others, and one more
-than an error below 0 has a score below 0.
+Float32 products are fast, but their last bits depend on all of these; a copy of the rows in bytes
+is faster still, and less exact. So they only choose the rows to score. Proof that none is missed: a
+float32 product of n columns is off by at most ``error``, which is above n times float32's epsilon
+times the lengths of both; one of bytes by what `DenseBytes.ask` returns. The k greatest products
+belong to rows whose scores are no more than an error below the k-th greatest product. So a row
+whose product is more than two errors below it has a lower score than k others, and one more than an
+error below 0 has a score below 0.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lexvla_indexer.embedded.dense_bytes import AskedBytes, DenseBytes
 from lexvla_indexer.embedded.dense_lists import DenseLists, longest_of
 from lexvla_indexer.embedded.postings import best
 
@@ -57,11 +59,17 @@ class DenseLeg:
     are no more than that, or if the lists gave fewer than k: a filter makes a search read more
     lists, and never loses hits because too few were read.
 
-    Rows are (rows, width) float32, mapped or not. Without lists every search is a scan.
+    Rows are (rows, width) float32, mapped or not. Without lists every search is a scan. A scan for
+    one query reads the copy of the rows in bytes, if there is one.
     """
 
-    def __init__(self, rows: np.ndarray, lists: DenseLists | None = None) -> None:
-        self.rows, self.lists = rows, lists
+    def __init__(
+        self,
+        rows: np.ndarray,
+        lists: DenseLists | None = None,
+        copy: DenseBytes | None = None,
+    ) -> None:
+        self.rows, self.lists, self._copy = rows, lists, copy
 
     def top(
         self,
@@ -102,8 +110,8 @@ class DenseLeg:
         """Return what `top` does with ``exact``, and the products of all rows with the vector."""
         vectors = self._check(np.asarray(vector)[None], k, allowed, None)
         products = np.full((1, len(self.rows)), -np.inf, np.float32)
-        (found,) = self._scan(vectors, k, allowed, products)
-        return Scan(found, products[0], float(self._errors(vectors)[0]))
+        ((found, error),) = self._scan_near(vectors, k, allowed, products)
+        return Scan(found, products[0], error)
 
     def scores(self, rows: np.ndarray, vector: np.ndarray) -> np.ndarray:
         """Return the exact scores of some rows, as `top` gives them."""
@@ -192,18 +200,25 @@ class DenseLeg:
             open_queries, asked = np.array(unclear, np.int64), 4 * asked
         return answers
 
-    def _scan(
+    def _scan(self, vectors: np.ndarray, k: int, allowed: np.ndarray | None) -> list[Found]:
+        return [found for found, _ in self._scan_near(vectors, k, allowed, None)]
+
+    def _scan_near(
         self,
         vectors: np.ndarray,
         k: int,
         allowed: np.ndarray | None,
-        room: np.ndarray | None = None,
-    ) -> list[Found]:
-        """Return the answers of a scan, and write all products into ``room``, if it is given."""
-        errors = self._errors(vectors)
+        room: np.ndarray | None,
+    ) -> list[tuple[Found, float]]:
+        """Return the answer of each query, and how far its products were off at most.
+
+        They are written into ``room``, (queries, rows) float32, if it is given.
+        """
+        asked = self._copy.ask(vectors[0]) if self._copy and len(vectors) == 1 else None
+        errors = self._errors(vectors) if asked is None else np.array([asked.error])
         limits = (-errors).tolist()
         near: list[Found] = [_NOTHING] * len(vectors)
-        for numbers, products in self._products(vectors, allowed):
+        for numbers, products in self._products(vectors, allowed, asked):
             if room is not None:
                 room[:, numbers] = products
             for i, own in enumerate(products):
@@ -219,24 +234,30 @@ class DenseLeg:
                     scores, rows = scores[kept], rows[kept]
                 near[i] = scores, rows
         return [
-            _above_zero(self.scores(rows, vector), rows, k)
-            for vector, (_, rows) in zip(vectors, near, strict=True)
+            (_above_zero(self.scores(rows, vector), rows, k), error)
+            for vector, (_, rows), error in zip(vectors, near, errors.tolist(), strict=True)
         ]
 
     def _products(
-        self, vectors: np.ndarray, allowed: np.ndarray | None
+        self, vectors: np.ndarray, allowed: np.ndarray | None, asked: AskedBytes | None
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield numbers of allowed rows, chunk by chunk, and the queries' products with them."""
         for first in range(0, len(self.rows), _CHUNK):
-            block = self.rows[first : first + _CHUNK]
-            if allowed is None:
-                yield np.arange(first, first + len(block)), vectors @ block.T
-                continue
-            chosen = np.flatnonzero(allowed[first : first + _CHUNK])
-            if 4 * len(chosen) < len(block):  # copying a few is cheaper than multiplying all
-                yield first + chosen, vectors @ block[chosen].T
+            last = min(first + _CHUNK, len(self.rows))
+            block, chosen = self.rows[first:last], None
+            if allowed is not None:
+                chosen = np.flatnonzero(allowed[first:last])
+                if 4 * len(chosen) < len(block):  # copying a few is cheaper than multiplying all
+                    yield first + chosen, vectors @ block[chosen].T
+                    continue
+            if asked is not None and self._copy is not None:
+                products = self._copy.products(asked, first, last)[None]
             else:
-                yield first + chosen, (vectors @ block.T)[:, chosen]
+                products = vectors @ block.T
+            if chosen is None:
+                yield np.arange(first, last), products
+            else:
+                yield first + chosen, products[:, chosen]
 
     def _errors(self, vectors: np.ndarray) -> np.ndarray:
         """Return how far a float32 product of each query can be off, (queries) float64."""

@@ -14,6 +14,8 @@ Rows are in the order of their ids, and so are rows of equal score.
     patch                int16    aligned with lexical.row.weight; -1 for a word without one;
                                   no such file if no word has one
     dense                float32  (n, width)
+    dense.byte.*         a copy in bytes, of a large segment: see
+                         `lexvla_indexer.embedded.dense_bytes`
     dense.list.*         the rows of a large segment by code: see
                          `lexvla_indexer.embedded.dense_lists`
 
@@ -37,6 +39,7 @@ from lexvla_indexer.bm25 import TextRows, used_columns
 from lexvla_indexer.durable import fsync, writing
 from lexvla_indexer.embedded.arrays import Mark, demand, mark, save_array
 from lexvla_indexer.embedded.dense import DenseLeg
+from lexvla_indexer.embedded.dense_bytes import BYTES_FROM, DenseBytes, write_bytes
 from lexvla_indexer.embedded.dense_lists import DenseLists, wants_lists, write_lists
 from lexvla_indexer.embedded.sparse_leg import SparseLeg, write_leg
 from lexvla_indexer.embedded.stored_rows import StoredArray
@@ -74,6 +77,8 @@ def write_segment(folder: Path, ids: Sequence[str], encoding: Encoding, text: Te
     dense, codes = encoding.dense, encoding.codes
     if dense is not None and codes is not None and wants_lists(len(ids), codes):
         files += write_lists(folder, dense, codes)
+    if dense is not None and len(ids) >= BYTES_FROM:
+        files += write_bytes(folder, dense)
     for file in files:
         fsync(file)
     head = {"quantizers": quantizers, "files": {file.name: mark(file) for file in files}}
@@ -135,7 +140,9 @@ class Segment:
             self._dense = StoredArray(folder / "dense.npy", np.float32, shape)
             has_lists = any(name.startswith("dense.list.") for name in self._files)
             lists = DenseLists.open(folder, *shape) if has_lists else None
-            self.dense = DenseLeg(self._dense.mapped, lists)
+            has_bytes = "dense.byte.npy" in self._files
+            copy = DenseBytes.open(folder, *shape) if has_bytes else None
+            self.dense = DenseLeg(self._dense.mapped, lists, copy)
 
     def _read_head(self, checksum: int) -> dict[str, Any]:
         path = self._folder / _HEAD
