@@ -2,6 +2,9 @@
 
     python benchmarks/dense.py [--rows N] [--width D] [--codes K] [--spread S]
 
+Searches by words and dense vectors together are timed beside scipy and numpy, which score all rows
+in float32, and their answers compared.
+
 Rows are scattered around the centres of codes, and these around fewer topics; some codes have far
 more rows than others. A row's codes come from a blurred copy, because a model reads codes and dense
 vectors from features by different maps. Queries are rows moved by the distance between rows and
@@ -23,13 +26,20 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
+from lexvla.encoding import Encoding
+from lexvla_indexer.bm25 import TextRows
 from lexvla_indexer.embedded.dense import DenseLeg
 from lexvla_indexer.embedded.dense_lists import DenseLists, write_lists
+from lexvla_indexer.embedded.segment import Segment, write_segment
+from lexvla_indexer.embedded.weighted_sum import best_by_sum
 
 K = 10
 QUERIES = 40
 CODES_OF_A_ROW = 8
 BLUR = 0.3
+DEPTH = 100  # how many rows a hybrid search finds by each leg
+WORDS, WORDS_OF_A_ROW, WORDS_OF_A_QUERY = 5720, 40, 13
+WEIGHTS = {"lexical": 0.5, "dense": 0.5}
 NPROBES = (1, 8, 32, 64, 128, 256)
 
 
@@ -90,6 +100,76 @@ def main() -> None:
         print(f"{len(rows):,} rows of {options.width}: {lists.lists} lists, {size:,.0f} MiB")
         print(f"written in {built:.2f} s, opened in {opened * 1e3:.1f} ms")
         report(DenseLeg(rows, lists), lists, vectors, rng.random(len(rows)) < 0.1)
+    with tempfile.TemporaryDirectory() as folder:
+        report_hybrid(Path(folder) / "segment", rng, rows, codes, vectors)
+
+
+def random_words(rng: np.random.Generator, codes: sparse.csr_array) -> sparse.csr_array:
+    """Return a unit row of words for each row of codes, most of them words of its heaviest code."""
+    heaviest = codes.argmax(axis=1)
+    own = np.random.default_rng(1).integers(WORDS, size=(codes.shape[1], 2 * WORDS_OF_A_ROW))
+    places = rng.integers(2 * WORDS_OF_A_ROW, size=(codes.shape[0], WORDS_OF_A_ROW))
+    columns = np.where(
+        rng.random(places.shape) < 0.7,
+        own[np.asarray(heaviest).reshape(-1, 1), places],
+        (WORDS * rng.random(places.shape) ** 3).astype(np.int64),
+    )
+    owners = np.repeat(np.arange(len(places)), WORDS_OF_A_ROW)
+    cells = np.unique(owners * WORDS + columns.ravel())
+    values = rng.gamma(1.0, 1.0, len(cells)).astype(np.float32) + np.float32(1e-3)
+    starts = np.searchsorted(cells, np.arange(len(places) + 1) * WORDS)
+    lengths = np.sqrt(np.add.reduceat(values**2, starts[:-1]))
+    values /= np.repeat(lengths, np.diff(starts))
+    return sparse.csr_array((values, cells % WORDS, starts), shape=(len(places), WORDS))
+
+
+def report_hybrid(
+    folder: Path,
+    rng: np.random.Generator,
+    rows: np.ndarray,
+    codes: sparse.csr_array,
+    vectors: np.ndarray,
+) -> None:
+    """Print how long a search by words and vectors takes, beside scoring all rows in float32."""
+    words = random_words(rng, codes)
+    names = [f"d{i:08}" for i in range(len(rows))]
+    encoding = Encoding(words, None, None, rows)
+    checksum = write_segment(folder, names, encoding, TextRows.of([""] * len(rows)))
+    segment = Segment(folder, len(rows), {"lexical": WORDS, "dense": rows.shape[1]}, checksum)
+    columns, own, other = words.tocsc(), [], []
+    for number, vector in enumerate(vectors):
+        like = int(np.argmax(rows @ vector))
+        span = slice(*words.indptr[[like, like + 1]].tolist())
+        heavy = np.sort(np.argsort(-words.data[span], kind="stable")[:WORDS_OF_A_QUERY])
+        parts = words.data[span][heavy], words.indices[span][heavy], [0, len(heavy)]
+        asked = {"lexical": sparse.csr_array(parts, shape=(1, WORDS)), "dense": vector}
+        search = partial(best_by_sum, segment, asked, WEIGHTS, K, DEPTH, None)
+        force = partial(by_force, columns, rows, asked)
+        if number == 0:
+            search()  # loads what is compiled
+        seconds, (_, scores) = timed(search)
+        own.append(seconds)
+        seconds, total = timed(force)
+        other.append(seconds)
+        exact = sum(weight * np.maximum(scores[leg], 0) for leg, weight in WEIGHTS.items())
+        right = np.partition(total, -K)[-K:]
+        if not np.allclose(np.sort(exact)[-K:], np.sort(right), atol=1e-5):
+            raise SystemExit(f"query {number}: other rows than those of brute force")
+    mine, theirs = statistics.median(own), statistics.median(other)
+    print(f"top {K} by words and vectors, and {DEPTH} by each, a query at a time:")
+    print(f"  all rows by scipy and numpy{theirs * 1e3:9.3f} ms")
+    print(f"  best_by_sum                {mine * 1e3:9.3f} ms{theirs / mine:8.1f} x as fast")
+
+
+def by_force(columns: sparse.csc_array, rows: np.ndarray, asked: dict[str, Any]) -> np.ndarray:
+    """Return the sums of all rows, (rows) float32, having chosen the best by each list of them."""
+    query = asked["lexical"]
+    lexical = columns[:, query.indices] @ query.data
+    dense = np.maximum(rows @ asked["dense"], 0)
+    total = WEIGHTS["lexical"] * lexical + WEIGHTS["dense"] * dense
+    for scores, most in ((total, K), (lexical, DEPTH), (dense, DEPTH)):
+        np.argpartition(scores, -most)[-most:]
+    return total
 
 
 def report(leg: DenseLeg, lists: DenseLists, vectors: np.ndarray, mask: np.ndarray) -> None:

@@ -218,15 +218,17 @@ class DenseLeg:
         errors = self._errors(vectors) if asked is None else np.array([asked.error])
         limits = (-errors).tolist()
         near: list[Found] = [_NOTHING] * len(vectors)
-        for numbers, products in self._products(vectors, allowed, asked):
+        for first, chosen, products in self._products(vectors, allowed, asked):
             if room is not None:
-                room[:, numbers] = products
+                own_room = room[:, first : first + _CHUNK]
+                own_room[:, slice(None) if chosen is None else chosen] = products
             for i, own in enumerate(products):
                 places = np.flatnonzero(~(own < limits[i]))  # NaN counts as near
                 if not len(places):
                     continue
                 scores = np.concatenate([near[i][0], own[places]])
-                rows = np.concatenate([near[i][1], numbers[places]])
+                numbers = first + (places if chosen is None else chosen[places])
+                rows = np.concatenate([near[i][1], numbers])
                 if len(rows) > k:
                     worst = float(np.partition(scores, -k)[-k])
                     limits[i] = max(limits[i], worst - 2 * float(errors[i]))
@@ -240,24 +242,24 @@ class DenseLeg:
 
     def _products(
         self, vectors: np.ndarray, allowed: np.ndarray | None, asked: AskedBytes | None
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield numbers of allowed rows, chunk by chunk, and the queries' products with them."""
+    ) -> Iterator[tuple[int, np.ndarray | None, np.ndarray]]:
+        """Yield the queries' products with the allowed rows of each chunk.
+
+        Before them come the chunk's first row, and which of its rows they are: ``None`` for all.
+        """
         for first in range(0, len(self.rows), _CHUNK):
             last = min(first + _CHUNK, len(self.rows))
             block, chosen = self.rows[first:last], None
             if allowed is not None:
                 chosen = np.flatnonzero(allowed[first:last])
                 if 4 * len(chosen) < len(block):  # copying a few is cheaper than multiplying all
-                    yield first + chosen, vectors @ block[chosen].T
+                    yield first, chosen, vectors @ block[chosen].T
                     continue
             if asked is not None and self._copy is not None:
                 products = self._copy.products(asked, first, last)[None]
             else:
                 products = vectors @ block.T
-            if chosen is None:
-                yield np.arange(first, last), products
-            else:
-                yield first + chosen, products[:, chosen]
+            yield first, chosen, products if chosen is None else products[:, chosen]
 
     def _errors(self, vectors: np.ndarray) -> np.ndarray:
         """Return how far a float32 product of each query can be off, (queries) float64."""
