@@ -25,5 +25,12 @@ def test_this_machine_is_in_reach() -> None:
         assert client.getpeername() == server.getsockname()
 
 
+def test_a_file_s_tests_run_in_one_process(request: pytest.FixtureRequest) -> None:
+    if not request.config.getoption("loadgroup", default=False):
+        pytest.skip("runs in one of several processes: --numprocesses 2 --dist loadgroup")
+    # The process that hands the tests out knows their groups by this alone.
+    assert request.node.nodeid.endswith("@tests/test_conftest.py")
+
+
 def test_model_hubs_are_off() -> None:
     assert os.environ["HF_HUB_OFFLINE"] == os.environ["TRANSFORMERS_OFFLINE"] == "1"
