@@ -8,7 +8,7 @@ The server is the zip on Maven Central that Elastic's own integration tests use:
 without most modules (no ``GET /``, scripts, ``_reindex``, or retrievers ``rrf`` and ``linear``). It
 needs Java 17 (8.x) or 21 (9.x). It is cached in ``LEXVLA_CACHE``, by default ``~/.cache/lexvla``,
 or ``/var/cache/lexvla`` for root: Elasticsearch refuses to run as root, so root starts it as
-``nobody``, who cannot read root's home.
+``nobody``, who cannot read root's home. Java gets the options in ``ES_JAVA_OPTS``, too.
 """
 
 from __future__ import annotations
@@ -200,7 +200,7 @@ def start(
         _add_users(run / "config", password, roles or {})
     environment = {
         "ES_JAVA_HOME": str(jdk.home),
-        "ES_JAVA_OPTS": "-Xms512m -Xmx512m",
+        "ES_JAVA_OPTS": f"-Xms512m -Xmx512m {os.environ.get('ES_JAVA_OPTS', '')}",
         "ES_PATH_CONF": str(run / "config"),
         "ES_TMPDIR": str(run / "tmp"),
     }

@@ -7,11 +7,13 @@
 The server is the zip on Maven Central that OpenSearch's own integration tests use, with the plugin
 opensearch-knn beside it. That has no native libraries: its exact search by a script runs, its
 graphs of nmslib and faiss do not. Versions from 3 on; the zips of 2.x have no modules. It needs
-Java 21 or newer. Where it is cached, and as whom it runs: see ``scripts/elasticsearch_server.py``.
+Java 21 or newer, which gets the options in ``OPENSEARCH_JAVA_OPTS``, too. Where it is cached, and
+as whom it runs: see ``scripts/elasticsearch_server.py``.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import zipfile
@@ -115,7 +117,7 @@ def start(version: str = VERSION, port: int = PORT, fresh: bool = False) -> str:
     options.write_text(kept.replace("logs/", f"{run}/logs/").replace("=data", f"={run}/data"))
     environment = {
         "OPENSEARCH_JAVA_HOME": str(jdk.home),
-        "OPENSEARCH_JAVA_OPTS": "-Xms512m -Xmx512m",
+        "OPENSEARCH_JAVA_OPTS": f"-Xms512m -Xmx512m {os.environ.get('OPENSEARCH_JAVA_OPTS', '')}",
         "OPENSEARCH_PATH_CONF": str(config),
         "OPENSEARCH_TMPDIR": str(run / "tmp"),
     }

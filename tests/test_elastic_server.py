@@ -53,6 +53,19 @@ def test_a_zip_is_checked_and_unpacked_once(repository, monkeypatch):
     assert [path.name for path in script.cache().iterdir()] == ["elasticsearch-8.0.0"]
 
 
+def test_java_gets_the_options_of_the_environment_too(repository, monkeypatch):
+    monkeypatch.setattr(script.urllib.request, "urlopen", open_file)
+    jdk, started = Jdk(repository, "17.0.9"), []
+    monkeypatch.setattr(script, "java_for", lambda version: jdk)
+    monkeypatch.setattr(script, "await_health", lambda *_: "http://here")
+    monkeypatch.setattr(script, "launch", lambda *given: started.append(given[-1]["ES_JAVA_OPTS"]))
+    script.get("8.0.0")
+    for options in ("-Xint", ""):
+        monkeypatch.setenv("ES_JAVA_OPTS", options)
+        assert script.start("8.0.0", port=elastic_fakes.free_port()) == "http://here"
+    assert started == ["-Xms512m -Xmx512m -Xint", "-Xms512m -Xmx512m "]
+
+
 def test_a_zip_with_another_hash_is_refused(repository, monkeypatch):
     monkeypatch.setattr(script.urllib.request, "urlopen", open_file)
     (repository / "elasticsearch-8.0.0.zip.sha1").write_text("0" * 40)
