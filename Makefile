@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# For what is large: its modules are compiled when they are imported first, which most never are.
+PIP_LARGE := $(PIP) install --no-compile -c constraints.txt
 MADE := $(VENV)/.made
 TORCH := $(VENV)/.torch
 BASE := $(VENV)/.base
@@ -55,7 +57,7 @@ $(MADE):
 # not fetch it again.
 $(TORCH): constraints.txt | $(MADE)
 	@echo "Installing torch into $(VENV) (large: some minutes the first time) ..."
-	@$(PIP) install -c constraints.txt torch
+	@$(PIP_LARGE) torch
 	@touch $@
 
 $(BASE): pyproject.toml constraints.txt | $(MADE)
@@ -65,11 +67,11 @@ $(BASE): pyproject.toml constraints.txt | $(MADE)
 
 $(DEV): pyproject.toml $(TORCH)
 	@echo "Installing LexVLA with its development tools into $(VENV) ..."
-	@$(PIP) install -c constraints.txt -e '.[dev]'
+	@$(PIP_LARGE) -e '.[dev]'
 	@touch $(BASE) $@
 
 # After torch and the rest: it must replace none of them.
 $(PYSERINI): pyproject.toml constraints.txt $(TORCH)
 	@echo "Installing Pyserini into $(VENV) (large) ..."
-	@$(PIP) install -c constraints.txt -e '.[pyserini]'
+	@$(PIP_LARGE) -e '.[pyserini]'
 	@touch $@
