@@ -133,7 +133,7 @@ def best_names(names: list[str], values: np.ndarray, count: int) -> list[str]:
     return [names[i] for i in np.argsort(-values, kind="stable")[:count]]
 
 
-STORED = random_rows(np.random.default_rng(17), 400)
+STORED = random_rows(np.random.default_rng(17), 160)  # over 10 times a depth of 15
 TEXT = " ".join(f"{VOCABULARY.word(column)}:{(column + 1) / 16}" for column in range(WORDS))
 
 
@@ -161,7 +161,7 @@ def many(request: pytest.FixtureRequest, tmp_path_factory) -> Iterator[Index]:
     ("fusion", "sizes"),
     [
         (None, (20, 7, 1)),
-        (Weighted({"lexical": 0.7, "codes": 0.3}, depth=30), (20, 7)),
+        (Weighted({"lexical": 0.7, "codes": 0.3}, depth=15), (20, 7)),
         (Weighted({"lexical": 0.7, "codes": 0.3}, "minmax"), (20, 7)),
         (ReciprocalRank(weights={"lexical": 1.0, "codes": 0.5}), (20, 7)),
     ],
@@ -169,7 +169,7 @@ def many(request: pytest.FixtureRequest, tmp_path_factory) -> Iterator[Index]:
 )
 def test_pages_neither_repeat_nor_lose_a_hit(many: Index, fusion, sizes) -> None:
     searcher = Searcher(RowEncoder(), many)
-    whole = searcher.search(Query(text=TEXT, fusion=fusion, k=400))
+    whole = searcher.search(Query(text=TEXT, fusion=fusion, k=len(STORED)))
     assert sorted(hit.id for hit in whole) == sorted(names_of(STORED))
     if fusion is None:
         assert [hit.id for hit in whole] == [
@@ -178,7 +178,7 @@ def test_pages_neither_repeat_nor_lose_a_hit(many: Index, fusion, sizes) -> None
     for size in sizes:
         pages = [
             hit
-            for offset in range(0, 400, size)
+            for offset in range(0, len(STORED), size)
             for hit in searcher.search(Query(text=TEXT, fusion=fusion, k=size, offset=offset))
         ]
         assert pages == whole

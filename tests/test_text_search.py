@@ -22,7 +22,7 @@ from lexvla_search import Query, ReciprocalRank, Searcher, Weighted, save_fusion
 from lexvla_search.fusion import FUSIONS
 from lexvla_search.typed_words import telling
 
-COUNT = 400
+COUNT = 160  # over 10 times a depth of 15
 RNG = np.random.default_rng(23)
 ROWS = random_rows(RNG, COUNT)
 CAPTIONS = [" ".join(RNG.choice(["red", "heart", "sun", "moon"], 3)) for _ in range(COUNT)]
@@ -75,7 +75,7 @@ def index(request: pytest.FixtureRequest, tmp_path_factory) -> Iterator[Index]:
                 Document(name, text=caption, metadata={"even": i % 2 == 0})
                 for i, (name, caption) in enumerate(zip(NAMES, CAPTIONS, strict=True))
             ]
-            for part in (slice(0, 250), slice(250, None)):
+            for part in (slice(0, 100), slice(100, None)):
                 made.add(kept[part], encode(ROWS)[part])
                 made.commit()
             yield made
@@ -133,9 +133,9 @@ def test_the_default_asks_by_words_vectors_and_texts(index: Index) -> None:
 FUSED = [
     None,
     *FUSIONS,
-    Weighted({"lexical": 0.3, "text": 0.7}, depth=30),
-    Weighted({"lexical": 0.3, "codes": 0.2, "text": 0.5}, "minmax", depth=30),
-    ReciprocalRank(weights={"lexical": 1.0, "text": 0.5}, depth=30),
+    Weighted({"lexical": 0.3, "text": 0.7}, depth=15),
+    Weighted({"lexical": 0.3, "codes": 0.2, "text": 0.5}, "minmax", depth=15),
+    ReciprocalRank(weights={"lexical": 1.0, "text": 0.5}, depth=15),
 ]
 
 
@@ -145,8 +145,8 @@ def test_parts_sum_to_the_score(index: Index, fusion) -> None:
         pytest.skip("the engine does not search dense vectors")
     searcher = Searcher(WordEncoder(), index)
     for chosen in (None, FILTER):
-        hits = searcher.search(Query(text=QUERY, fusion=fusion, k=50, filter=chosen), explain=True)
-        assert len(hits) == 50
+        hits = searcher.search(Query(text=QUERY, fusion=fusion, k=30, filter=chosen), explain=True)
+        assert len(hits) == 30
         for hit in hits:
             explained = hit.explanation
             assert explained.score == hit.score
