@@ -197,9 +197,13 @@ def test_bans_hold_for_texts(index: Index) -> None:
 
 
 def test_deleted_and_changed_texts(tmp_path: Path, index: Index) -> None:
-    kinds = {"EmbeddedIndex": "", "LuceneIndex": "lucene:"}
-    kind = kinds.get(type(index).__name__)
-    address = elastic_fakes.address(tmp_path) if kind is None else f"{kind}{tmp_path / 'i'}"
+    addresses = {
+        "EmbeddedIndex": str,
+        "LuceneIndex": "lucene:{}".format,
+        "ElasticIndex": elastic_fakes.address,
+        "OpenSearchIndex": opensearch_fakes.address,
+    }
+    address = addresses[type(index).__name__](tmp_path / "i")
     with open_index(address, create=True, vocabulary=VOCABULARY, model="words") as own:
         rows = encode([{0: 1.0}] * 3)
         own.add([Document("a"), Document("b"), Document("c", text="--")], rows)
