@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.elasticsearch, pytest.mark.slow]
 KILLS = 2
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def ports() -> Iterator[tuple[int, int]]:
     if not elasticsearch_server.home(elasticsearch_server.VERSION).is_dir():
         pytest.skip("needs a server to kill: run scripts/elasticsearch_server.py get")
