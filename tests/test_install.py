@@ -20,6 +20,7 @@ from PIL import Image
 
 from lexvla.data.demo_corpus import load_demo_corpus
 from source_tree import FOLDERS, ROOT
+from test_base_install import COMMAND
 
 pytestmark = pytest.mark.slow
 
@@ -137,14 +138,25 @@ def test_encode_on_two_machines_and_index_here(bin_folder: Path, elsewhere: Path
 
 
 @pytest.fixture(scope="module")
-def demo(bin_folder: Path, elsewhere: Path) -> str:
-    return run(bin_folder / "lexvla", "demo", "--index", "demo.lex", cwd=elsewhere)
+def demo(bin_folder: Path, elsewhere: Path) -> dict[str, list[str]]:
+    """Build the demo's index as where torch is not installed. Return what each query finds."""
+    command = ("-c", COMMAND, "demo", "--index", "demo.lex", "--json")
+    results = json.loads(run(bin_folder / "python", *command, cwd=elsewhere))["results"]
+    return {each["query"]["text"]: [hit["id"] for hit in each["hits"]] for each in results}
 
 
-def test_the_demo_prints_hits_and_what_next(demo: str, elsewhere: Path) -> None:
-    assert "red heart" in demo
-    assert "cup of coffee" in demo
+def test_the_demo_finds_what_is_asked_for(demo: dict[str, list[str]]) -> None:
+    assert demo["smiling cat"][0] == "1f638"
+    assert demo["rocket"][0] == "photo-rocket"
+
+
+@pytest.mark.usefixtures("demo")
+def test_the_demo_prints_hits_and_what_next(bin_folder: Path, elsewhere: Path) -> None:
+    printed = run(bin_folder / "lexvla", "demo", "--index", "demo.lex", cwd=elsewhere)
+    assert "red heart" in printed
+    assert "cup of coffee" in printed
     assert (elsewhere / "demo.lex").is_dir()
+    # No runtime keeps a record of its use, either.
     assert not (elsewhere / "cache").exists()
 
 
