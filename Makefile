@@ -23,7 +23,7 @@ demo: $(BASE)
 	$(BIN)/lexvla demo
 
 test: $(DEV)
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
 lint: $(DEV)
 	$(BIN)/ruff check .

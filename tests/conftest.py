@@ -25,6 +25,7 @@ import pytest
 from hypothesis import settings
 
 KINDS = ("slow", "java", "elasticsearch", "opensearch", "pgvector", "cuda", "chromium")
+SERVERS = ("elasticsearch", "opensearch", "java")
 OUTCOMES = ("passed", "failed", "error", "skipped", "xfailed")
 
 # The same examples in every run: a red run must be red again when it is looked into.
@@ -142,13 +143,24 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep tests of a file in one process, and so all that share a server or a JVM."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep tests of a file in one process, and so all that share a server or a JVM.
+
+    What takes long comes first, so that no process is busy with it alone at the end.
+    """
+    groups: dict[str, list[pytest.Item]] = {}
     for item in items:
-        servers = ("elasticsearch", "opensearch", "java")
-        shared = [kind for kind in servers if item.get_closest_marker(kind)]
+        shared = [kind for kind in SERVERS if item.get_closest_marker(kind)]
         group = shared[0] if shared else item.nodeid.split("::")[0]
         item.add_marker(pytest.mark.xdist_group(group))
+        groups.setdefault(group, []).append(item)
+
+    def place(group: str) -> tuple[bool, int, int]:
+        slow = sum(item.get_closest_marker("slow") is not None for item in groups[group])
+        return group not in SERVERS, -slow, -len(groups[group])
+
+    if config.getoption("loadgroup", default=False):
+        items[:] = [item for group in sorted(groups, key=place) for item in groups[group]]
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
