@@ -18,7 +18,7 @@ from scipy import sparse
 
 from lexvla.encoding import Encoding
 from lexvla_indexer.base import Index
-from lexvla_indexer.embedded.postings import LARGEST_SUM, best
+from lexvla_indexer.embedded.postings import LARGEST_SUM, LARGEST_WEIGHT, best
 from lexvla_indexer.impacts import ImpactQuantizer
 
 K = 10
@@ -35,13 +35,15 @@ def small_integers(queries: sparse.csr_array) -> sparse.csr_array:
 
 
 def large_integers(queries: sparse.csr_array) -> tuple[sparse.csr_array, np.ndarray]:
-    """Return queries with the greatest integers whose scores are int32, and their scales.
+    """Return queries with the greatest integers that the embedded engine takes, and their scales.
 
     The embedded engine's integer answers use these weights.
     """
     lengths = np.diff(queries.indptr)
     weights = queries.data.astype(np.float64)
-    scales = (LARGEST_SUM // 255 - lengths - 1) / np.add.reduceat(weights, queries.indptr[:-1])
+    starts = queries.indptr[:-1]
+    scales = (LARGEST_SUM // 255 - lengths - 1) / np.add.reduceat(weights, starts)
+    scales = np.minimum(scales, LARGEST_WEIGHT / np.maximum.reduceat(weights, starts))
     integers = np.maximum(np.rint(weights * scales.repeat(lengths)), 1)
     matrix = sparse.csr_array((integers, queries.indices, queries.indptr), shape=queries.shape)
     return matrix, scales

@@ -30,7 +30,7 @@ from scipy import sparse
 from lexvla import LexVLA
 from lexvla.data.demo_corpus import DemoItem, load_demo_corpus
 from lexvla.training.augment import random_view
-from lexvla_indexer.embedded.skipping import GROUP
+from lexvla_indexer.embedded.bitmaps import GROUP
 
 KEPT = DATA.parent / "vectors"
 VIEWS = 8_000

@@ -13,9 +13,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from lexvla_indexer.embedded.skipping import GROUP, PIECE
+from lexvla_indexer.embedded.bitmaps import BLOCK, GROUP, PIECE
 
-__all__ = ["COMPILED", "fill", "read_spans", "retrieve", "retrieve_skipping", "row_scores"]
+__all__ = ["COMPILED", "fill", "read_spans", "retrieve", "row_scores", "row_scores_by_reading"]
 
 
 def _import_numba() -> Any:
@@ -28,19 +28,32 @@ def _import_numba() -> Any:
 
 _numba = _import_numba()
 COMPILED = _numba is not None
+INSTRUCTIONS = ""
 if _numba is not None:
+    from lexvla_indexer.embedded.vectors import (
+        INSTRUCTIONS,
+        add_products,
+        first_bit,
+        may_reach,
+        prefetch,
+        reaching,
+    )
+
     _pread = _numba.types.ExternalFunction(
         "pread",
         _numba.types.intp(
             _numba.types.intc, _numba.types.uintp, _numba.types.uintp, _numba.types.int64
         ),
     )
+_SPAN = 1 << 13  # rows that are added up together: their scores fit into the nearest cache
+_GROUPS = PIECE // GROUP  # of a piece
 _GROUP_BITS = GROUP.bit_length() - 1
-_SPAN = 1 << 13  # rows that are bounded together: their scores fit into the nearest cache
-_FEW_PIECES = 8  # a span of which more than this part must be scored is scored as a whole
-_STRIPE = 256  # rows whose greatest score is kept, so that few rows are looked at one by one
+_LINES = 4  # of the cache, asked for at the start of each list
+_SEEDS = 64  # groups of the highest bounds, scored first so that the others have a floor to reach
+_FEW_PIECES = 8  # where more than this part must be scored, a search without skipping is faster
 
 _Loop = TypeVar("_Loop", bound=Callable[..., Any])
+_Arrays = tuple[np.ndarray, ...]
 
 
 def _compile(loop: _Loop) -> _Loop:
@@ -60,340 +73,121 @@ def fill(
     first: int,
     last: int,
     places: np.ndarray,
+    owns: np.ndarray,
+    shifts: np.ndarray,
     ids: np.ndarray,
     impacts: np.ndarray,
+    bits: np.ndarray,
+    peaks: np.ndarray,
 ) -> None:
     """Write the postings of rows ``first`` to ``last`` - 1, one block.
 
-    The rows are compressed sparse rows. ``places`` says where each term's postings of this block
-    start, and is used up. ``ids`` takes the rows' numbers within the block, ``impacts`` the values.
+    The rows are compressed sparse rows. For each term, ``places`` says where its impacts in this
+    block start, and is used up; ``owns`` and ``shifts`` are what `Bitmaps.find` says of it. The
+    other arrays are those of `lexvla_indexer.embedded.postings.Postings`; ``bits`` and ``peaks``
+    must be zeros.
     """
-    for row in range(first, last):
-        for entry in range(row_starts[row], row_starts[row + 1]):
-            term = columns[entry]
-            place = places[term]
-            ids[place] = row - first
-            impacts[place] = weights[entry]
-            places[term] = place + 1
+    for piece in range(first, last, PIECE):
+        for row in range(piece, min(piece + PIECE, last)):
+            for entry in range(row_starts[row], row_starts[row + 1]):
+                term = columns[entry]
+                if owns[term] < 0:
+                    place = places[term]
+                    places[term] = place + 1
+                    impacts[place] = weights[entry]
+                    ids[place - shifts[term]] = row - first
+        for place_of_bit in range(PIECE):
+            row = piece + _row_of_bit(place_of_bit)
+            if row >= last:
+                continue
+            bit, group = np.uint64(1) << np.uint64(place_of_bit), (row - first) // GROUP
+            for entry in range(row_starts[row], row_starts[row + 1]):
+                term = columns[entry]
+                own = owns[term]
+                if own >= 0:
+                    place = places[term]
+                    places[term] = place + 1
+                    impacts[place] = weights[entry]
+                    bits[own, (row - first) // PIECE] |= bit
+                    peaks[own, group] = max(peaks[own, group], weights[entry])
+
+
+@_compile
+def _row_of_bit(place: int) -> int:
+    return (place % 4) * 16 + place // 4
 
 
 @_compile
 def retrieve(
     rows: int,
-    blocks: np.ndarray,
-    terms: np.ndarray,
-    starts: np.ndarray,
-    ids: np.ndarray,
-    impacts: np.ndarray,
-    wanted: np.ndarray,
-    weights: np.ndarray,
-    margin: float,
-    allowed: np.ndarray,
-    best: np.ndarray,
-    sums: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rows above 0 whose score is at most ``margin`` below the k-th best, and scores.
-
-    The first five arrays are those of `lexvla_indexer.embedded.postings.Postings`. ``wanted`` are
-    the query's terms; ``allowed`` says which rows may be found, and is empty for all. ``best``, k
-    zeros of the weights' type, becomes a heap of the k best scores, the least first; ``sums`` is
-    room of that type for the scores of a block.
-    """
-    found = np.empty(4 * _STRIPE, np.int64)
-    scores = np.empty(len(found), sums.dtype)
-    used = 0
-    postings = terms, starts, ids, impacts
-    for block in range(len(blocks) - 1):
-        span = blocks[block], blocks[block + 1]
-        first, last = block * len(sums), min((block + 1) * len(sums), rows)
-        found, scores, used = _search_block(
-            first, last, span, postings, wanted, weights, margin, allowed, best, sums,
-            found, scores, used,
-        )  # fmt: skip
-    used = _keep(found, scores, used, best[0] - margin)
-    return found[:used], scores[:used]
-
-
-@_compile
-def retrieve_skipping(
-    rows: int,
-    blocks: np.ndarray,
-    terms: np.ndarray,
-    starts: np.ndarray,
-    ids: np.ndarray,
-    impacts: np.ndarray,
-    frequent: np.ndarray,
-    peaks: np.ndarray,
-    begins: np.ndarray,
+    postings: _Arrays,
+    bitmaps: _Arrays,
     wanted: np.ndarray,
     weights: np.ndarray,
     margin: int,
     allowed: np.ndarray,
     best: np.ndarray,
     sums: np.ndarray,
+    skips: bool,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return what `retrieve` does, without reading the postings of rows that cannot be found.
+    """Return the rows above 0 whose score is at most ``margin`` below the k-th best, and scores.
 
-    The first arrays are those of `retrieve` and of `lexvla_indexer.embedded.skipping.Peaks`;
-    weights are int32. After a block in which little could be skipped, nothing is.
+    The rows are in no order. ``postings`` and ``bitmaps`` are the arrays of
+    `lexvla_indexer.embedded.postings.Postings` and of its bitmaps. ``wanted`` are the query's
+    terms; ``weights``, int32, are from 0 to 32,767. ``allowed`` says which rows may be found, and
+    is empty for all. ``best``, k zeros, int32, becomes a heap of the k best scores, the least
+    first; ``sums``, int32, is room for the scores of a block. ``skips`` says whether to skip rows
+    by bounds; after a block in which few could be skipped, none are.
     """
-    found = np.empty(4 * _SPAN, np.int64)
-    scores = np.empty(len(found), sums.dtype)
-    pieces = np.empty(_SPAN // PIECE, np.int64)
-    used, skips = 0, True
-    postings = terms, starts, ids, impacts
-    for block in range(len(blocks) - 1):
-        span = blocks[block], blocks[block + 1]
-        first, last = block * len(sums), min((block + 1) * len(sums), rows)
+    none: Any = np.int64(0)  # for a plain 0, functions would be compiled once more
+    found, scores, used = np.empty(8 * _SPAN, np.int64), np.empty(8 * _SPAN, np.int32), none
+    lists, marked = np.empty((2, 4, len(wanted)), np.int64), np.empty((2, 3, len(wanted)), np.int64)
+    bounds = np.empty(_SPAN // GROUP, np.int32)
+    blocks, ids, impacts = len(postings[0]) - 1, postings[3], postings[4]
+    counts = _choose(none, postings, bitmaps, wanted, weights, lists[0], marked[0])
+    for block in range(blocks):
+        few, many = lists[block & 1, :, : counts[0]], marked[block & 1, :, : counts[1]]
+        if block + 1 < blocks:  # early, so that its postings are on their way
+            own, other = lists[~block & 1], marked[~block & 1]
+            counts = _choose(block + 1, postings, bitmaps, wanted, weights, own, other)
+        base, scored = block * BLOCK, 0
         if not skips:
-            found, scores, used = _search_block(
-                first, last, span, postings, wanted, weights, margin, allowed, best, sums,
-                found, scores, used,
-            )  # fmt: skip
-            continue
-        many, few = _split(span, terms, starts, frequent, wanted, weights, len(ids))
-        whole = 0
-        for at in range(0, last - first, _SPAN):
-            part = sums[:_SPAN]
-            bounds = _bounds(at, many, few, ids, impacts, peaks, part)
-            floor = max(best[0] - margin, 1)
-            count = _reaching(bounds, floor, pieces)
-            if not count:
-                continue
+            sums[:] = 0
+            _add_lists(few, ids, impacts, sums)
+        for start in range(0, min(BLOCK, rows - base), _SPAN):
             if used + _SPAN > len(found):
-                used = _keep(found, scores, used, floor)
-                if used + _SPAN > len(found):
-                    found = np.concatenate((found, np.empty_like(found)))
-                    scores = np.concatenate((scores, np.empty_like(scores)))
-            is_whole = count * _FEW_PIECES > len(pieces)
-            if is_whole:
-                whole += 1
-                _add_frequent(at, at + _SPAN, many, begins, ids, impacts, part)
-            for piece in pieces[:count]:
-                start = at + piece * PIECE
-                own = part[piece * PIECE : (piece + 1) * PIECE]
-                if not is_whole:
-                    _add_frequent(start, start + PIECE, many, begins, ids, impacts, own)
-                own = own[: min(PIECE, last - first - start)]
-                used = _take(first + start, own, margin, allowed, best, found, scores, used)
-        skips = 2 * whole * _SPAN <= last - first
+                found, scores, used = _shortened(found, scores, used, best[0] - margin)
+            if not skips:
+                part = sums[start : start + _SPAN]
+                _add_frequent(start // PIECE, many, bitmaps, impacts, part)
+                used = _take_span(
+                    base + start, rows, part, margin, allowed, best, found, scores, used
+                )
+                continue
+            part = sums[:_SPAN]
+            part[:], bounds[:] = 0, 0
+            _add_lists_of_span(start + _SPAN, few, ids, impacts, part)
+            _add_peaks(start // GROUP, many, bitmaps[4], bounds)
+            level = _high_level(part, bounds, len(best)) if not base + start else 1
+            while level:
+                now, used = _take_reached(
+                    base, start, rows, many, bitmaps, impacts, part, bounds, level, margin,
+                    allowed, best, found, scores, used,
+                )  # fmt: skip
+                scored += now
+                level = 0 if level == 1 else 1
+        # In the first block the floor has yet to rise.
+        part_scored = scored * PIECE * (_FEW_PIECES if block else 2)
+        skips = skips and part_scored <= min(BLOCK, rows - base)
     used = _keep(found, scores, used, best[0] - margin)
     return found[:used], scores[:used]
 
 
 @_compile
-def _split(
-    span: tuple[int, int],
-    terms: np.ndarray,
-    starts: np.ndarray,
-    frequent: np.ndarray,
-    wanted: np.ndarray,
-    weights: np.ndarray,
-    stored: int,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return a block's frequent terms, and the others, of those that are wanted.
-
-    They are (4, terms) int64: where each term's postings start and end, its place among the
-    frequent ones, and its weight. ``stored`` is the number of postings.
-    """
-    many, few = np.empty((4, len(wanted)), np.int64), np.empty((4, len(wanted)), np.int64)
-    frequents, others = 0, 0
-    for i in range(len(wanted)):
-        place = _place(span[0], span[1], terms, wanted[i])
-        if place < 0:
-            continue
-        own = _place(0, len(frequent), frequent, place)
-        low, high = max(starts[place], 0), min(starts[place + 1], stored)
-        if own < 0:
-            few[0, others], few[1, others] = low, high
-            few[2, others], few[3, others] = own, weights[i]
-            others += 1
-        else:
-            many[0, frequents], many[1, frequents] = low, high
-            many[2, frequents], many[3, frequents] = own, weights[i]
-            frequents += 1
-    return many[:, :frequents], few[:, :others]
-
-
-@_compile
-def _search_block(
+def _take_span(
     first: int,
-    last: int,
-    span: tuple[int, int],
-    postings: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
-    wanted: np.ndarray,
-    weights: np.ndarray,
-    margin: float,
-    allowed: np.ndarray,
-    best: np.ndarray,
+    rows: int,
     sums: np.ndarray,
-    found: np.ndarray,
-    scores: np.ndarray,
-    used: int,
-) -> tuple[np.ndarray, np.ndarray, int]:
-    """Score the rows ``first`` to ``last`` - 1, a block, and add those that may be found."""
-    count = last - first
-    sums[:count] = 0
-    terms, starts, ids, impacts = postings
-    for i in range(len(wanted)):
-        place = _place(span[0], span[1], terms, wanted[i])
-        if place >= 0:
-            low, high = starts[place], starts[place + 1]
-            _add_products(ids[low:high], impacts[low:high], weights[i], sums)
-    if len(allowed):
-        mask = allowed[first:last]
-        for i in range(len(mask)):
-            sums[i] = sums[i] if mask[i] else 0
-    peaks = np.zeros(len(sums) // _STRIPE + 1, sums.dtype)
-    _raise(sums, count, peaks, best)
-    floor = best[0] - margin
-    for start in range(0, count, _STRIPE):
-        peak = peaks[start // _STRIPE]
-        if peak <= 0 or peak < floor:
-            continue
-        if used + _STRIPE > len(found):
-            used = _keep(found, scores, used, floor)
-            if used > len(found) // 2:
-                found = np.concatenate((found, np.empty_like(found)))
-                scores = np.concatenate((scores, np.empty_like(scores)))
-        for i in range(start, min(start + _STRIPE, count)):
-            if sums[i] > 0 and sums[i] >= floor:
-                found[used], scores[used] = first + i, sums[i]
-                used += 1
-    return found, scores, used
-
-
-@_compile
-def _place(low: int, high: int, numbers: np.ndarray, wanted: int) -> int:
-    """Return where a number is between two places of ascending ones, or -1."""
-    last = high
-    while low < high:
-        middle = (low + high) // 2
-        if numbers[middle] < wanted:
-            low = middle + 1
-        else:
-            high = middle
-    return low if low < last and numbers[low] == wanted else -1
-
-
-@_compile
-def _add_products(
-    rows: np.ndarray, values: np.ndarray, weight: np.number[Any], sums: np.ndarray
-) -> None:
-    """Add a term's products to the scores of rows, whose numbers count from the last multiple."""
-    mask = np.uint64(len(sums) - 1)
-    for j in range(len(rows)):
-        sums[np.uint64(rows[j]) & mask] += weight * values[j]
-
-
-@_compile
-def _add_few(
-    at: int,
-    few: np.ndarray,
-    ids: np.ndarray,
-    impacts: np.ndarray,
-    sums: np.ndarray,
-    bounds: np.ndarray,
-) -> None:
-    """Add the products of all but the frequent terms to a span's scores, and raise its bounds.
-
-    Moves the starts of the terms' postings to the next span.
-    """
-    mask, shift = np.uint64(_SPAN - 1), np.uint64(_GROUP_BITS)
-    for i in range(few.shape[1]):
-        low, high, weight = few[0, i], few[1, i], np.int32(few[3, i])
-        end = _end_of_span(low, high, ids, at + _SPAN)
-        few[0, i] = end
-        rows, values = ids[low:end], impacts[low:end]
-        for j in range(len(rows)):
-            row = np.uint64(rows[j]) & mask
-            score = np.int32(sums[row] + weight * values[j])
-            sums[row] = score
-            bounds[row >> shift] = max(bounds[row >> shift], score)
-
-
-@_compile
-def _end_of_span(low: int, high: int, ids: np.ndarray, row: int) -> int:
-    """Return the first place whose row is not below ``row``; it is probably near ``low``."""
-    step = 64
-    while low + step < high and ids[low + step] < row:
-        low += step
-        step *= 2
-    high = min(high, low + step)
-    while low < high:
-        middle = (low + high) // 2
-        if ids[middle] < row:
-            low = middle + 1
-        else:
-            high = middle
-    return low
-
-
-@_compile
-def _bounds(
-    at: int,
-    many: np.ndarray,
-    few: np.ndarray,
-    ids: np.ndarray,
-    impacts: np.ndarray,
-    peaks: np.ndarray,
-    sums: np.ndarray,
-) -> np.ndarray:
-    """Return the greatest score that each group of a span may have; ``at`` is its first row.
-
-    ``sums`` becomes the scores without the frequent terms.
-    """
-    bounds = np.zeros(_SPAN // GROUP, sums.dtype)
-    sums[:] = 0
-    _add_few(at, few, ids, impacts, sums, bounds)
-    for i in range(many.shape[1]):
-        weight = np.int32(many[3, i])  # 64 bits would halve what is added at a time
-        own = peaks[many[2, i], at // GROUP : (at + _SPAN) // GROUP]
-        for group in range(len(bounds)):
-            bounds[group] += weight * own[group]
-    return bounds
-
-
-@_compile
-def _reaching(bounds: np.ndarray, floor: int, pieces: np.ndarray) -> int:
-    """Write which pieces may have a score of at least ``floor``, and return their count."""
-    count = 0
-    for piece in range(len(pieces)):
-        first = piece * (PIECE // GROUP)
-        bound = bounds[first]
-        for group in range(first + 1, first + PIECE // GROUP):
-            bound = max(bound, bounds[group])
-        pieces[count] = piece
-        count += bound >= floor
-    return count
-
-
-@_compile
-def _add_frequent(
-    first: int,
-    last: int,
-    many: np.ndarray,
-    begins: np.ndarray,
-    ids: np.ndarray,
-    impacts: np.ndarray,
-    sums: np.ndarray,
-) -> None:
-    """Add the products of the frequent terms to the scores of the rows ``first`` to ``last`` - 1.
-
-    These are whole pieces of the block.
-    """
-    first, last = first // PIECE, last // PIECE
-    for i in range(many.shape[1]):
-        own = begins[many[2, i]]
-        low = many[0, i] + own[first]
-        high = many[0, i] + own[last] if last < len(own) else many[1, i]
-        _add_products(ids[low:high], impacts[low:high], np.int32(many[3, i]), sums)
-
-
-@_compile
-def _take(
-    start: int,
-    own: np.ndarray,
     margin: int,
     allowed: np.ndarray,
     best: np.ndarray,
@@ -401,37 +195,290 @@ def _take(
     scores: np.ndarray,
     used: int,
 ) -> int:
-    """Add rows from ``start`` on, by their scores, to those found, and return their count."""
-    floor = max(best[0] - margin, 1)
-    for j in range(len(own)):
-        if own[j] >= floor and (not len(allowed) or allowed[start + j]):
-            if own[j] > best[0]:
-                _replace_least(best, own[j])
-                floor = max(best[0] - margin, 1)
-            found[used], scores[used] = start + j, own[j]
-            used += 1
+    """Add the rows from ``first`` on, by their scores, to those found, and return their count."""
+    address = np.uint64(sums.ctypes.data)
+    for start in range(0, len(sums), PIECE):
+        if reaching(address, max(best[0] - margin, 1)):
+            own = sums[start : start + PIECE]
+            used = _take(first + start, rows, own, margin, allowed, best, found, scores, used)
+        address += np.uint64(4 * PIECE)
     return used
 
 
 @_compile
-def _raise(sums: np.ndarray, count: int, peaks: np.ndarray, best: np.ndarray) -> None:
-    """Record the greatest score of each stripe, and put scores among the best into the heap."""
-    for start in range(0, count, _STRIPE):
-        stripe = sums[start : min(start + _STRIPE, count)]
-        peak = stripe[0]
-        for i in range(len(stripe)):
-            score = stripe[i]
-            if score > peak:  # `max` would not be vectorised
-                peak = score
-        peaks[start // _STRIPE] = peak
-        if peak > best[0]:
-            for score in stripe:
-                if score > best[0]:
-                    _replace_least(best, score)
+def _take_reached(
+    base: int,
+    start: int,
+    rows: int,
+    many: np.ndarray,
+    bitmaps: _Arrays,
+    impacts: np.ndarray,
+    sums: np.ndarray,
+    bounds: np.ndarray,
+    level: int,
+    margin: int,
+    allowed: np.ndarray,
+    best: np.ndarray,
+    found: np.ndarray,
+    scores: np.ndarray,
+    used: int,
+) -> tuple[int, int]:
+    """Score the pieces of a span whose bounds reach ``level`` and the floor, and take their rows.
+
+    ``base`` is the block's first row, ``start`` the span's, counted from it. Returns how many
+    pieces were scored, and the count of rows found. A scored piece is cleared.
+    """
+    scored, pieces = 0, len(sums) // PIECE
+    address, more = np.uint64(sums.ctypes.data), np.uint64(bounds.ctypes.data)
+    for piece in range(pieces):
+        if may_reach(address, more, max(best[0] - margin, level)):
+            first = piece * PIECE
+            own = sums[first : first + PIECE]
+            _add_frequent(start // PIECE + piece, many, bitmaps, impacts, own)
+            row = base + start + first
+            used = _take(row, rows, own, margin, allowed, best, found, scores, used)
+            own[:] = 0
+            bounds[piece * _GROUPS : (piece + 1) * _GROUPS] = 0
+            scored += 1
+        address += np.uint64(4 * PIECE)
+        more += np.uint64(4 * _GROUPS)
+    return scored, used
 
 
 @_compile
-def _replace_least(heap: np.ndarray, value: float) -> None:
+def _choose(
+    block: int,
+    postings: _Arrays,
+    bitmaps: _Arrays,
+    wanted: np.ndarray,
+    weights: np.ndarray,
+    few: np.ndarray,
+    many: np.ndarray,
+) -> tuple[int, int]:
+    """Find a block's postings of the wanted terms. Return how many have lists, and how many bits.
+
+    ``few`` takes where the rows of each list start and end, and where its impacts start; ``many``
+    which frequent term each of the others is, and where its impacts start. Both end with weights.
+    """
+    blocks, terms, starts, ids, impacts = postings
+    frequent, before = bitmaps[0], bitmaps[1]
+    places = _find(terms[blocks[block] : blocks[block + 1]], wanted)
+    fews, manys = 0, 0
+    for i in range(len(wanted)):
+        place = blocks[block] + places[i]
+        if place == blocks[block + 1] or terms[place] != wanted[i]:
+            continue
+        start = max(starts[place], 0)
+        own = _least(0, len(frequent), frequent, place)
+        if own < len(frequent) and frequent[own] == place:
+            many[0, manys], many[1, manys], many[2, manys] = own, start, weights[i]
+            manys += 1
+            continue
+        low = max(start - before[own], 0)
+        high = min(starts[place + 1] - before[own], len(ids), low + len(impacts) - start)
+        high = max(high, low)
+        few[0, fews], few[1, fews], few[2, fews], few[3, fews] = low, high, start, weights[i]
+        fews += 1
+        for line in range(min((high - low + 31) // 32, _LINES)):
+            prefetch(ids.ctypes.data + 2 * low + 64 * line)
+            if line & 1 == 0:
+                prefetch(impacts.ctypes.data + start + 32 * line)
+    return fews, manys
+
+
+@_compile
+def _find(terms: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Return the first place of ascending terms with at least each wanted one.
+
+    All are searched for in step: one search waits for memory at each step.
+    """
+    places, left = np.zeros(len(wanted), np.int64), len(terms)
+    while left > 1:
+        half = left // 2
+        for i in range(len(wanted)):
+            places[i] += half if terms[places[i] + half - 1] < wanted[i] else 0
+        left -= half
+    for i in range(len(wanted)):
+        places[i] += left == 1 and terms[places[i]] < wanted[i]
+    return places
+
+
+@_compile
+def _least(low: int, high: int, numbers: np.ndarray, wanted: int) -> int:
+    """Return the first of some places of ascending numbers that holds at least the wanted one."""
+    while low < high:
+        middle = (low + high) // 2
+        if numbers[middle] < wanted:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+@_compile
+def _add_lists(lists: np.ndarray, ids: np.ndarray, impacts: np.ndarray, sums: np.ndarray) -> None:
+    """Add the products of lists to the scores of a block."""
+    mask = np.uint64(len(sums) - 1)
+    for i in range(lists.shape[1]):
+        rows, values = ids[lists[0, i] : lists[1, i]], impacts[lists[2, i] :]
+        weight = np.int32(lists[3, i])
+        for j in range(min(len(rows), len(values))):
+            sums[np.uint64(rows[j]) & mask] += weight * values[j]
+
+
+@_compile
+def _add_lists_of_span(
+    end: int, lists: np.ndarray, ids: np.ndarray, impacts: np.ndarray, sums: np.ndarray
+) -> None:
+    """Add the products of lists to the scores of a span, and move the starts of the lists on.
+
+    ``end`` is the first row after the span.
+    """
+    mask, one, eight = np.uint64(len(sums) - 1), np.uint64(1), np.uint64(8)
+    for i in range(lists.shape[1]):
+        at, stop, weight = np.uint64(lists[0, i]), np.uint64(lists[1, i]), np.int32(lists[3, i])
+        shift = np.uint64(lists[2, i]) - at
+        while at + eight <= stop and np.int64(ids[at + eight - one]) < end:
+            for j in range(8):
+                place = at + np.uint64(j)
+                sums[np.uint64(ids[place]) & mask] += weight * np.int32(impacts[place + shift])
+            at += eight
+        while at < stop and np.int64(ids[at]) < end:
+            sums[np.uint64(ids[at]) & mask] += weight * np.int32(impacts[at + shift])
+            at += one
+        lists[0, i] = np.int64(at)
+        lists[2, i] = np.int64(at + shift)
+
+
+@_compile
+def _add_peaks(first: int, many: np.ndarray, peaks: np.ndarray, bounds: np.ndarray) -> None:
+    """Add the most that each frequent term can add to a score in each group of a span."""
+    for i in range(many.shape[1]):
+        own = peaks[many[0, i]][first : first + len(bounds)]
+        weight = np.int32(many[2, i] & 0x7FFF)
+        for group in range(len(own)):
+            bounds[group] += weight * np.int32(own[group])
+
+
+@_compile
+def _high_level(sums: np.ndarray, bounds: np.ndarray, k: int) -> int:
+    """Return the bound that a few groups reach, enough for the k best to be among their rows."""
+    highest = np.zeros(min(_SEEDS + k, len(bounds)), np.int32)
+    for group in range(len(bounds)):
+        own = sums[group * GROUP]
+        for row in range(group * GROUP, (group + 1) * GROUP):
+            own = max(own, sums[row])
+        if bounds[group] + own > highest[0]:
+            _replace_least(highest, np.int32(bounds[group] + own))
+    return max(highest[0], 2)
+
+
+def _add_by_vectors(
+    piece: int, many: np.ndarray, bitmaps: _Arrays, impacts: np.ndarray, sums: np.ndarray
+) -> None:
+    """Add the products of the frequent terms to the scores of pieces of a block.
+
+    ``piece`` is the first of them, and ``sums`` has the scores of all. The terms go in pairs.
+    """
+    terms, end = many.shape[1], piece + len(sums) // PIECE
+    base, limit = np.uint64(impacts.ctypes.data), np.int64(len(impacts) - PIECE)
+    asks = end - piece > 1
+    for i in range(0, terms, 2):
+        other = min(i + 1, terms - 1)
+        weights = np.int32(many[2, i]), np.int32(many[2, other] if other > i else 0)
+        starts = many[1, i], many[1, other]
+        bits = bitmaps[2][many[0, i]][piece:end], bitmaps[2][many[0, other]][piece:end]
+        begins = bitmaps[3][many[0, i]][piece:end], bitmaps[3][many[0, other]][piece:end]
+        soon = _coming(i + 2, piece, end, many, bitmaps, base)
+        then = _coming(i + 3, piece, end, many, bitmaps, base)
+        address = np.uint64(sums.ctypes.data)
+        for j in range(len(bits[0])):
+            if asks:
+                line: Any = np.uint64(64 * j)
+                prefetch(soon[0] + min(line, soon[1]))
+                prefetch(then[0] + min(line, then[1]))
+                if not j & 7:
+                    prefetch(soon[2] + np.uint64(8 * j))
+                    prefetch(then[2] + np.uint64(8 * j))
+            low = min(starts[0] + np.int64(begins[0][j]), limit)
+            high = min(starts[1] + np.int64(begins[1][j]), limit)
+            packed = base + np.uint64(low), base + np.uint64(high)
+            add_products((bits[0][j], bits[1][j]), packed, weights, address)
+            address += np.uint64(4 * PIECE)
+
+
+@_compile
+def _coming(
+    i: int, piece: int, end: int, many: np.ndarray, bitmaps: _Arrays, base: Any
+) -> tuple[Any, Any, Any]:
+    """Return where a term's impacts of pieces are, their size, and where its bits are.
+
+    After the last term come the next pieces of the first.
+    """
+    width = bitmaps[2].shape[1]
+    if i >= many.shape[1]:
+        i = min(i - many.shape[1], many.shape[1] - 1)
+        piece, end = min(end, width - 1), min(2 * end - piece, width)
+    own = many[0, i]
+    first: Any = np.int64(bitmaps[3][own, piece])
+    size: Any = np.int64(bitmaps[3][own, end - 1]) - first
+    return (
+        base + np.uint64(many[1, i] + first),
+        np.uint64(max(size, 0)),
+        np.uint64(bitmaps[2].ctypes.data + 8 * (own * width + piece)),
+    )
+
+
+def _add_by_bits(
+    piece: int, many: np.ndarray, bitmaps: _Arrays, impacts: np.ndarray, sums: np.ndarray
+) -> None:
+    """Do what `_add_by_vectors` does, on any processor."""
+    for i in range(many.shape[1]):
+        own, weight = many[0, i], np.int32(many[2, i])
+        for each in range(len(sums) // PIECE):
+            begin = many[1, i] + np.int64(bitmaps[3][own, piece + each])
+            place = np.uint64(min(begin, len(impacts) - PIECE))
+            left, first = bitmaps[2][own, piece + each], np.uint64(PIECE * each)
+            while left:
+                row = first + np.uint64(_row_of_bit(first_bit(left)))
+                sums[row] += weight * np.int32(impacts[place])
+                place += np.uint64(1)
+                left &= left - np.uint64(1)
+
+
+_add_frequent = _compile(_add_by_vectors if INSTRUCTIONS else _add_by_bits)
+
+
+@_compile
+def _take(
+    first: int,
+    rows: int,
+    sums: np.ndarray,
+    margin: int,
+    allowed: np.ndarray,
+    best: np.ndarray,
+    found: np.ndarray,
+    scores: np.ndarray,
+    used: int,
+) -> int:
+    """Add the rows of a piece, by their scores, to those found, and return their count."""
+    floor = max(best[0] - margin, 1)
+    high = reaching(sums.ctypes.data, floor)
+    while high:
+        place = first_bit(high)
+        high &= high - np.uint64(1)
+        row, score = first + place, sums[place]
+        if score >= floor and row < rows and (not len(allowed) or allowed[row]):
+            found[used], scores[used] = row, score
+            used += 1
+            if score > best[0]:
+                _replace_least(best, score)
+                floor = max(best[0] - margin, 1)
+    return used
+
+
+@_compile
+def _replace_least(heap: np.ndarray, value: Any) -> None:
     place, child = 0, 1
     while child < len(heap):
         if child + 1 < len(heap) and heap[child + 1] < heap[child]:
@@ -444,7 +491,19 @@ def _replace_least(heap: np.ndarray, value: float) -> None:
 
 
 @_compile
-def _keep(found: np.ndarray, scores: np.ndarray, used: int, floor: float) -> int:
+def _shortened(
+    found: np.ndarray, scores: np.ndarray, used: int, floor: int
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Drop rows below the floor, and make room where many are left."""
+    used = _keep(found, scores, used, floor)
+    if 2 * used > len(found):
+        found = np.concatenate((found, np.empty_like(found)))
+        scores = np.concatenate((scores, np.empty_like(scores)))
+    return found, scores, used
+
+
+@_compile
+def _keep(found: np.ndarray, scores: np.ndarray, used: int, floor: int) -> int:
     """Move what is not below the floor to the front, and return the count."""
     kept = 0
     for i in range(used):
@@ -471,14 +530,58 @@ def row_scores(
         first, last = row_starts[rows[i]], row_starts[rows[i] + 1]
         if first < 0 or last > len(columns):
             return False
-        total = 0.0
-        for entry in range(first, last):
-            column = columns[entry]
-            if column < 0 or column >= len(query):
-                return False
-            total += np.float64(weights[entry]) * query[column]
-        scores[i] = total
+        scores[i], is_sound = _dot(first, last, columns, weights, query)
+        if not is_sound:
+            return False
     return True
+
+
+@_compile
+def row_scores_by_reading(
+    row_starts: np.ndarray,
+    columns: np.ndarray,
+    weights: np.ndarray,
+    rows: np.ndarray,
+    query: np.ndarray,
+    files: tuple[tuple[int, int], tuple[int, int]],
+    scores: np.ndarray,
+) -> bool:
+    """Do what `row_scores` does, but read the rows from the files of columns and weights.
+
+    ``files`` has the number of each open file, and where its array starts.
+    """
+    longest = 0
+    for row in rows:
+        first, last = row_starts[row], row_starts[row + 1]
+        if first < 0 or last > len(columns):
+            return False
+        longest = max(longest, last - first)
+    own_columns, own_weights = np.empty(longest, columns.dtype), np.empty(longest, weights.dtype)
+    for i in range(len(rows)):
+        first, length = row_starts[rows[i]], row_starts[rows[i] + 1] - row_starts[rows[i]]
+        (file, offset), size = files[0], own_columns.itemsize
+        if not _read(file, offset + size * first, size * length, own_columns.ctypes.data):
+            return False
+        (file, offset), size = files[1], own_weights.itemsize
+        if not _read(file, offset + size * first, size * length, own_weights.ctypes.data):
+            return False
+        scores[i], is_sound = _dot(0, length, own_columns, own_weights, query)
+        if not is_sound:
+            return False
+    return True
+
+
+@_compile
+def _dot(
+    first: int, last: int, columns: np.ndarray, weights: np.ndarray, query: np.ndarray
+) -> tuple[float, bool]:
+    total = 0.0
+    for entry in range(first, last):
+        column = columns[entry]
+        if column < 0 or column >= len(query):
+            return total, False
+        total += np.float64(weights[entry]) * query[column]
+    return total, True
 
 
 @_compile
@@ -490,10 +593,17 @@ def read_spans(file: int, firsts: np.ndarray, sizes: np.ndarray, room: np.ndarra
     """
     place = 0
     for i in range(len(firsts)):
-        first, left = firsts[i], sizes[i]
-        while left > 0:
-            got = _pread(file, room.ctypes.data + place, left, first)
-            if got <= 0:
-                return False
-            place, first, left = place + got, first + got, left - got
+        if not _read(file, firsts[i], sizes[i], room.ctypes.data + place):
+            return False
+        place += sizes[i]
+    return True
+
+
+@_compile
+def _read(file: int, first: int, left: int, address: int) -> bool:
+    while left > 0:
+        got = _pread(file, address, left, first)
+        if got <= 0:
+            return False
+        address, first, left = address + got, first + got, left - got
     return True

@@ -1,15 +1,17 @@
-"""Postings of one leg of a segment, in blocks of 65,536 rows: three bytes a posting.
+"""Postings of one leg of a segment, in blocks of 65,536 rows.
 
 A score is summed term by term in one array of a block's rows, which stays in the processor's
-cache. Postings never change and lie in seven ``.npy`` files, readable with numpy alone:
+cache. Postings never change and lie in eight ``.npy`` files, readable with numpy alone:
 
     LEG.posting.block    int64    rows, width, then (blocks + 1) where each block's terms start
     LEG.posting.term     int32    the terms that occur in each block, ascending
-    LEG.posting.start    int64    (terms + 1) where the postings of each of them start
-    LEG.posting.row      uint16   the row of each posting within its block
-    LEG.posting.impact   uint8    its impact
-    LEG.posting.peak     uint8    what searches skip by: see `lexvla_indexer.embedded.skipping`
+    LEG.posting.start    int64    (terms + 1) where the impacts of each of them start
+    LEG.posting.row      uint16   the row of each posting within its block, but for frequent terms
+    LEG.posting.impact   uint8    the impact of each posting; then 64 zeros, so that vectors of
+                                  bytes can be read at the end
+    LEG.posting.bits     uint64   the rows of frequent terms: see `lexvla_indexer.embedded.bitmaps`
     LEG.posting.begin    uint16
+    LEG.posting.peak     uint8
 
 A term that does not occur in a block takes no room, so that a segment of few rows is small.
 Compiled loops in ``kernels.py`` read them. Another layout needs another ``FORMAT_VERSION`` in
@@ -20,30 +22,43 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 from scipy import sparse
 
+from lexvla.errors import IndexCorruptError
 from lexvla_indexer.embedded.arrays import demand, open_array, save_array
-from lexvla_indexer.embedded.skipping import (
-    GROUP,
-    MOST_TERMS,
-    PIECE,
-    Peaks,
-    find_peaks,
+from lexvla_indexer.embedded.bitmaps import (
+    BITMAP_FILES,
+    Bitmaps,
     frequent_terms,
+    mark_rows,
+    marked_rows,
 )
 
-__all__ = ["BLOCK", "Postings", "best", "build", "kernels", "read_only"]
+__all__ = [
+    "BLOCK",
+    "LARGEST_SUM",
+    "LARGEST_WEIGHT",
+    "Postings",
+    "best",
+    "build",
+    "kernels",
+    "read_only",
+]
 
 COMPILED_FROM = 1 << 23  # postings
 _LOOPS = "lexvla_indexer.embedded.kernels"
 BLOCK = 1 << 16  # rows of a block: as many as a uint16 can number
 LARGEST_SUM = 2**31 - 1
+LARGEST_WEIGHT = 2**15 - 1  # vector instructions multiply numbers of 16 bits, twice as many at once
+MOST_TERMS = 64  # of a query that skips rows: one of more terms can skip few
+_SPARE = 64  # zeros after the impacts
 _FILES: dict[str, type[np.generic]] = {
     "block": np.int64,
     "term": np.int32,
@@ -51,7 +66,6 @@ _FILES: dict[str, type[np.generic]] = {
     "row": np.uint16,
     "impact": np.uint8,
 }
-_PEAKS: dict[str, type[np.generic]] = {"peak": np.uint8, "begin": np.uint16}
 _FEW = 1024  # rows: sorting them all is faster than selecting some first
 _NO_MASK = np.empty(0, np.bool_)
 
@@ -64,7 +78,7 @@ def kernels(postings: int = COMPILED_FROM) -> ModuleType | None:
     """
     if postings < COMPILED_FROM and _LOOPS not in sys.modules:
         return None
-    loops = importlib.import_module(_LOOPS)
+    loops = sys.modules.get(_LOOPS) or importlib.import_module(_LOOPS)
     return loops if loops.COMPILED else None
 
 
@@ -80,28 +94,48 @@ def build(matrix: sparse.csr_array) -> Postings:
     rows, width = matrix.shape
     if matrix.nnz and not 0 <= matrix.indices.min() <= matrix.indices.max() < width:
         raise ValueError(f"column numbers must be from 0 to {width - 1}")  # scipy trusts them
-    ids, impacts = np.empty(matrix.nnz, np.uint16), np.empty(matrix.nnz, np.uint8)
-    blocks, terms, starts = [0], [np.empty(0, np.int32)], [np.zeros(1, np.int64)]
+    edges = np.append(np.arange(0, rows, BLOCK), rows)
+    counts = np.zeros((len(edges) - 1, width), np.int64)
+    for block, (first, last) in enumerate(pairwise(matrix.indptr[edges].tolist())):
+        counts[block] = np.bincount(matrix.indices[first:last], minlength=width)
+    owners, terms = np.nonzero(counts)
+    blocks = np.searchsorted(owners, np.arange(len(edges)))
+    starts = np.append(0, np.cumsum(counts[owners, terms]))
+    terms = terms.astype(np.int32)
+    frequent, before = frequent_terms(starts)
+    marks = [
+        np.zeros((len(frequent), BLOCK // rows_of_one), kind)
+        for kind, rows_of_one in BITMAP_FILES.values()
+    ]
+    bitmaps = Bitmaps(frequent, before, *marks)
+    ids = np.empty(matrix.nnz - before[-1], np.uint16)
+    impacts = np.zeros(matrix.nnz + _SPARE, np.uint8)
     loops = kernels(matrix.nnz)
     arrays = [read_only(each) for each in (matrix.indptr, matrix.indices, matrix.data)]
-    for first in range(0, rows, BLOCK):
-        last = min(first + BLOCK, rows)
-        span = slice(*matrix.indptr[[first, last]].tolist())
-        counts = np.bincount(matrix.indices[span], minlength=width)
-        occurring = np.flatnonzero(counts)
-        ends = span.start + np.cumsum(counts)
+    for block, (first, last) in enumerate(pairwise(edges.tolist())):
+        here = np.arange(*blocks[block : block + 2])
+        places, owns, shifts = np.zeros((3, width), np.int64)
+        places[terms[here]] = starts[here]
+        owns[terms[here]], shifts[terms[here]] = bitmaps.find(here)
         if loops is not None:
-            loops.fill(*arrays, first, last, ends - counts, ids, impacts)
-        else:
-            block = matrix[first:last].tocsc()  # keeps the rows of a column in order
-            ids[span], impacts[span] = block.indices, block.data
-        terms.append(occurring.astype(np.int32))
-        starts.append(ends[occurring])
-        blocks.append(blocks[-1] + len(occurring))
-    made = (np.array(blocks), np.concatenate(terms), np.concatenate(starts), ids, impacts)
-    block, term, start, ids, impacts = map(read_only, made)
-    peaks = Peaks(*map(read_only, find_peaks(start, ids, impacts, BLOCK)))
-    return Postings(rows, width, block, term, start, ids, impacts, peaks)
+            room = ids, impacts, bitmaps.bits, bitmaps.peaks
+            loops.fill(*arrays, first, last, places, owns, shifts, *room)
+            continue
+        columns = matrix[first:last].tocsc()  # keeps the rows of a column in order
+        for term in terms[here].tolist():
+            span = slice(*columns.indptr[term : term + 2].tolist())
+            found, values = columns.indices[span], columns.data[span]
+            place, own = places[term], owns[term]
+            if own < 0:
+                first_id = place - shifts[term]
+                ids[first_id : first_id + len(found)] = found
+            else:
+                values = mark_rows(found, values, bitmaps.bits[own], bitmaps.peaks[own])
+            impacts[place : place + len(values)] = values
+    np.cumsum(np.bitwise_count(bitmaps.bits[:, :-1]), axis=1, out=bitmaps.begins[:, 1:])
+    blocks, terms, starts, ids, impacts = map(read_only, (blocks, terms, starts, ids, impacts))
+    bitmaps = Bitmaps(*map(read_only, bitmaps))
+    return Postings(rows, width, blocks, terms, starts, ids, impacts, bitmaps)
 
 
 @dataclass(frozen=True, eq=False)  # arrays have no single truth value to compare by
@@ -113,10 +147,10 @@ class Postings:
         width: How many terms there may be.
         blocks: (blocks + 1) int64: where each block's part of ``terms`` starts.
         terms: int32: the terms that occur in each block, ascending.
-        starts: (terms + 1) int64: where the postings of each of them start.
-        ids: uint16: the row of each posting within its block.
-        impacts: uint8.
-        peaks: What short queries skip by.
+        starts: (terms + 1) int64: where the impacts of each of them start.
+        ids: uint16: the row of each posting within its block, but for those of frequent terms.
+        impacts: uint8, with the zeros at the end.
+        bitmaps: The rows of frequent terms.
     """
 
     rows: int
@@ -126,13 +160,14 @@ class Postings:
     starts: np.ndarray
     ids: np.ndarray
     impacts: np.ndarray
-    peaks: Peaks
+    bitmaps: Bitmaps
 
     def save(self, folder: Path, leg: str = "lexical") -> list[Path]:
         """Write the files of a leg into a folder. Return them, not yet synced to the disk."""
         head = np.concatenate([[self.rows, self.width], self.blocks])
-        arrays = (head, self.terms, self.starts, self.ids, self.impacts, *self.peaks[1:])
-        paths = [_path(folder, leg, name) for name in (*_FILES, *_PEAKS)]
+        marks = self.bitmaps.bits, self.bitmaps.begins, self.bitmaps.peaks
+        arrays = (head, self.terms, self.starts, self.ids, self.impacts, *marks)
+        paths = [_path(folder, leg, name) for name in (*_FILES, *BITMAP_FILES)]
         for path, array in zip(paths, arrays, strict=True):
             save_array(path, array)
         return paths
@@ -149,13 +184,13 @@ class Postings:
         # A copy: the blocks stay as they are checked here, so that the loops read inside the arrays
         # even if a file changes later.
         blocks = read_only(head[2:].copy())
-        frequent = read_only(frequent_terms(starts))
-        peaks, begins = (
+        frequent, before = frequent_terms(starts)
+        marks = (
             open_array(_path(folder, leg, name), kind, (len(frequent), BLOCK // rows_of_one))
-            for (name, kind), rows_of_one in zip(_PEAKS.items(), (GROUP, PIECE), strict=True)
+            for name, (kind, rows_of_one) in BITMAP_FILES.items()
         )
-        skipped_by = Peaks(frequent, peaks, begins)
-        postings = cls(rows, width, blocks, terms, starts, ids, impacts, skipped_by)
+        bitmaps = Bitmaps(read_only(frequent), read_only(before), *marks)
+        postings = cls(rows, width, blocks, terms, starts, ids, impacts, bitmaps)
         for name, holds, rule in postings._rules():
             demand(_path(folder, leg, name), holds, rule)
         return postings
@@ -178,31 +213,54 @@ class Postings:
         lengths = np.diff(starts)
         rising = bool(starts[0] == 0 and (lengths > 0).all() and (lengths <= BLOCK).all())
         yield "start", rising, "must rise from 0"
-        yield "row", len(self.ids) == starts[-1], f"must hold {starts[-1]} rows"
-        lasts = self.ids[starts[1:][blocks[-2] :] - 1] if count else self.ids[:0]
+        listed = int(starts[-1] - self.bitmaps.before[-1])
+        yield "row", len(self.ids) == listed, f"must hold {listed} rows"
+        here = np.arange(*blocks[-2:]) if count else blocks[:0]
+        owns, shifts = self.bitmaps.find(here)
+        lasts = self.ids[(starts[here + 1] - shifts - 1)[owns < 0]]
         there = not len(lasts) or int(lasts.max()) < self.rows - (count - 1) * BLOCK
         yield "row", there, f"must hold rows below {self.rows}"
-        yield "impact", len(self.impacts) == starts[-1], f"must hold {starts[-1]} impacts"
+        stored = int(starts[-1]) + _SPARE
+        yield "impact", len(self.impacts) == stored, f"must hold {stored} impacts"
 
     def rows_of(self, term: int) -> np.ndarray:
         """Return the rows that have a term, ascending."""
         found = [np.empty(0, np.int64)]
         for block, base in enumerate(range(0, self.rows, BLOCK)):
-            first, last = self.blocks[block : block + 2].tolist()
-            place = first + int(np.searchsorted(self.terms[first:last], term))
-            if place < last and self.terms[place] == term:
-                span = slice(*self.starts[place : place + 2].tolist())
-                found.append(self.ids[span].astype(np.int64) + base)
+            for _, place in self._places([term], block):
+                found.append(np.sort(self.posting(place)[0]).astype(np.int64) + base)
         return np.concatenate(found)
+
+    def posting(self, place: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the rows within the block, and the impacts, of the term at a place of ``terms``.
+
+        Bits of a frequent term that do not fit the number of impacts raise IndexCorruptError.
+        """
+        first, last = self.starts[place : place + 2].tolist()
+        impacts = self.impacts[first:last]
+        (own,), (shift,) = self.bitmaps.find(np.array([place]))
+        if own < 0:
+            return self.ids[first - shift : last - shift], impacts
+        found = marked_rows(self.bitmaps.bits[own])
+        if len(found) != len(impacts):
+            raise IndexCorruptError("the bits of a frequent term are damaged")
+        return found, impacts
+
+    def _places(self, terms: Sequence[int] | np.ndarray, block: int) -> Iterator[tuple[int, int]]:
+        """Yield which of the terms a block has, and their places in ``terms``."""
+        first, last = self.blocks[block : block + 2].tolist()
+        places = first + np.searchsorted(self.terms[first:last], terms)
+        for i, place in enumerate(places.tolist()):
+            if place < last and self.terms[place] == terms[i]:
+                yield i, place
 
     def top(
         self, terms: np.ndarray, weights: np.ndarray, k: int, allowed: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return scores and numbers of the k best rows above 0, of equal ones the first.
 
-        Each term comes once, with a weight not below 0. Integers give exact int32 scores, floats
-        give float64 scores, added in the order of the terms. ``allowed``, (rows) bool, says which
-        rows may be found.
+        Each term comes once, with a whole weight from 0 to `LARGEST_WEIGHT`. Scores are int32.
+        ``allowed``, (rows) bool, says which rows may be found.
         """
         scores, rows = self.retrieve(terms, weights, k, 0, allowed)
         return best(scores, rows, k)
@@ -225,26 +283,23 @@ class Postings:
             raise ValueError(f"k must be at least 1, not {k}")
         if allowed is not None and (allowed.shape != (self.rows,) or allowed.dtype != np.bool_):
             raise ValueError(f"the mask must be {self.rows} booleans")
-        loops = kernels(len(self.ids))
+        loops = kernels(len(self.impacts))
         if loops is None or not self.rows:
             return self._retrieve_by_numpy(terms, weights, k, margin, allowed)
-        mask = _NO_MASK if allowed is None else np.ascontiguousarray(allowed)
-        heap = np.zeros(min(k, self.rows), weights.dtype)
+        heap = np.zeros(min(k, self.rows), np.int32)
         # A whole block even for a small segment: no damaged file makes the loop write outside.
-        sums = np.empty(BLOCK, weights.dtype)
-        arrays = (self.blocks, self.terms, self.starts, self.ids, self.impacts)
-        query = map(read_only, (terms, weights))
-        rest = (*query, weights.dtype.type(0) + margin, read_only(mask), heap, sums)
-        if self._may_skip(weights, margin):
-            rows, scores = loops.retrieve_skipping(self.rows, *arrays, *self.peaks, *rest)
-        else:
-            rows, scores = loops.retrieve(self.rows, *arrays, *rest)
+        sums = _aligned(BLOCK)
+        postings = (self.blocks, self.terms, self.starts, self.ids, self.impacts)
+        query = read_only(terms), read_only(weights), margin
+        mask = read_only(_NO_MASK if allowed is None else np.ascontiguousarray(allowed))
+        skips = len(terms) <= MOST_TERMS and margin < LARGEST_SUM and len(self.bitmaps.frequent) > 0
+        rows, scores = loops.retrieve(
+            self.rows, postings, tuple(self.bitmaps), *query, mask, heap, sums, skips
+        )
+        if skips:
+            order = np.argsort(rows)
+            rows, scores = rows[order], scores[order]
         return scores, rows
-
-    def _may_skip(self, weights: np.ndarray, margin: int) -> bool:
-        """Return whether a search may gain by skipping: float scores need an order of adding."""
-        has_peaks = len(self.peaks.frequent) > 0 and weights.dtype == np.int32
-        return has_peaks and len(weights) <= MOST_TERMS and margin < LARGEST_SUM
 
     def _retrieve_by_numpy(
         self,
@@ -254,16 +309,12 @@ class Postings:
         margin: int,
         allowed: np.ndarray | None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        scores, rows = np.empty(0, weights.dtype), np.empty(0, np.int64)
+        scores, rows = np.empty(0, np.int32), np.empty(0, np.int64)
         for block, base in enumerate(range(0, self.rows, BLOCK)):
-            sums = np.zeros(BLOCK, weights.dtype)
-            first, last = self.blocks[block : block + 2].tolist()
-            places = first + np.searchsorted(self.terms[first:last], terms)
-            for term, weight, place in zip(terms, weights, places, strict=True):
-                if place < last and self.terms[place] == term:
-                    span = slice(*self.starts[place : place + 2].tolist())
-                    products = np.multiply(self.impacts[span], weight, dtype=weights.dtype)
-                    sums[self.ids[span]] += products
+            sums = np.zeros(BLOCK, np.int32)
+            for i, place in self._places(terms, block):
+                found, impacts = self.posting(place)
+                sums[found] += np.multiply(impacts, weights[i], dtype=np.int32)
             sums = sums[: self.rows - base]
             if allowed is not None:
                 sums[~allowed[base : base + BLOCK]] = 0
@@ -282,11 +333,11 @@ class Postings:
             return terms.astype(np.int32), weights.astype(np.int32)
         if terms.dtype.kind not in "iu" or terms.min() < 0 or terms.max() >= self.width:
             raise ValueError(f"terms must be whole numbers from 0 to {self.width - 1}")
-        # This refuses NaN too: the minimum is NaN if any weight is.
-        if weights.dtype.kind not in "iuf" or not 0 <= weights.min() <= weights.max() < np.inf:
-            raise ValueError("query weights must be finite numbers not below 0")
-        if weights.dtype.kind == "f":
-            return terms.astype(np.int32), weights.astype(np.float64)
+        if (
+            weights.dtype.kind not in "iu"
+            or not 0 <= weights.min() <= weights.max() <= LARGEST_WEIGHT
+        ):
+            raise ValueError(f"query weights must be whole numbers from 0 to {LARGEST_WEIGHT}")
         if sum(weights.tolist()) * 255 > LARGEST_SUM:
             raise ValueError(f"query weights must add up to at most {LARGEST_SUM // 255}")
         return terms.astype(np.int32, copy=False), weights.astype(np.int32, copy=False)
@@ -308,6 +359,13 @@ def read_only(array: np.ndarray) -> np.ndarray:
     view = array.view()
     view.flags.writeable = False
     return view
+
+
+def _aligned(numbers: int) -> np.ndarray:
+    """Return room for int32 numbers that vectors of 64 bytes can be read from at once."""
+    room = np.empty(numbers + 16, np.int32)
+    first = -room.ctypes.data % 64 // 4
+    return room[first : first + numbers]
 
 
 def _path(folder: Path, leg: str, name: str) -> Path:

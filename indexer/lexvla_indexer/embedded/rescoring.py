@@ -8,7 +8,14 @@ import numpy as np
 from scipy import sparse
 
 from lexvla.errors import IndexCorruptError
-from lexvla_indexer.embedded.postings import LARGEST_SUM, Postings, best, kernels, read_only
+from lexvla_indexer.embedded.postings import (
+    LARGEST_SUM,
+    LARGEST_WEIGHT,
+    Postings,
+    best,
+    kernels,
+    read_only,
+)
 from lexvla_indexer.embedded.stored_rows import Rows, StoredRows
 from lexvla_indexer.impacts import ImpactQuantizer
 
@@ -17,6 +24,7 @@ __all__ = ["exact_top", "integer_scores", "integer_top", "row_scores"]
 # If more than this share of the rows is near the best, all are scored: reading them in order is
 # faster than picking so many.
 SHARE = 0.25
+_MANY = 32  # rows: scoring fewer takes less time than finding out which need not be
 _CHUNK = 8192  # rows that numpy scores at a time
 
 
@@ -33,8 +41,9 @@ def exact_top(
     Scores are float64: products of the float32 weights, added in column order; best first, of
     equal ones the first row. Proof that no row is missed: a quantised score is off by no more than
     a bound B. The k best by integers have at least the k-th best integer score less B, so each of
-    the true k best has at least that, and an integer score of no less than the k-th best less 2B:
-    all of those are scored again.
+    the true k best has at least that, and an integer score of no less than the k-th best less 2B.
+    Of those, the k best by integers are scored first: none of the true k best scores less than the
+    least of them, so only rows whose integer score is no more than B below that are scored too.
 
     ``forward`` is (rows, width) float32 above 0 with sorted columns, and ``query`` one such row.
     The quantiser was fitted to ``forward``, and the postings built from what it made of that.
@@ -52,6 +61,10 @@ def exact_top(
     )
     if may_miss or len(rows) > SHARE * postings.rows:
         rows = np.arange(postings.rows) if allowed is None else np.flatnonzero(allowed)
+    elif len(rows) > k + _MANY:
+        highest = np.argpartition(scores, -k)[-k:]
+        least = row_scores(forward, np.sort(rows[highest]), query).min()
+        rows = rows[scores * (quantizer.step / scale) >= least - bound]
     exact = row_scores(forward, rows, query)
     found = exact > 0
     return best(exact[found], rows[found], k)
@@ -67,7 +80,7 @@ def integer_top(
     """Return float64 scores and numbers of the k best rows above 0 by the integers alone.
 
     A score is off the exact one by no more than `ImpactQuantizer.bound`, and what rounding the
-    query to about 2^23 steps adds to that.
+    query's weights to 32,767 steps adds to that.
     """
     integers, scale, _ = _integers(query, quantizer)
     scores, rows = postings.top(query.indices, integers, k, allowed)
@@ -102,14 +115,15 @@ def _integers(
 ) -> tuple[np.ndarray, float, float]:
     """Return the query's weights as integers, their scale, and the scores' greatest error.
 
-    The integers are as great as int32 scores allow, so that nearly all of the error is that of
-    the postings. None is 0: an integer score is 0 only where documents' words were dropped.
+    The integers are as great as the postings take, so that nearly all of the error is that of the
+    postings. None is 0: an integer score is 0 only where documents' words were dropped.
     """
     bound = quantizer.bound(query)
     if not query.nnz:
         return np.empty(0, np.int32), 1.0, 0.0
     weights = query.data.astype(np.float64)
     scale = (LARGEST_SUM // 255 - len(weights) - 1) / weights.sum()
+    scale = min(scale, LARGEST_WEIGHT / weights.max())
     integers = np.maximum(np.rint(weights * scale), 1)
     bound += quantizer.top * float(np.abs(weights - integers / scale).sum())
     return integers.astype(np.int32), scale, bound * (1 + 1e-9)
@@ -119,19 +133,23 @@ def row_scores(
     forward: sparse.csr_array | StoredRows, rows: np.ndarray, query: sparse.csr_array
 ) -> np.ndarray:
     """Return the (rows) float64 scores of some rows by their floats; see `exact_top`."""
-    if isinstance(forward, StoredRows):
-        forward, rows = forward.near(rows)
     dense = np.zeros(query.shape[1])
     dense[query.indices] = query.data
     scores = np.empty(len(rows))
-    loops = kernels(len(forward.indices))
+    loops = kernels(forward.nnz)
     if loops is None:
+        if isinstance(forward, StoredRows):
+            forward, rows = forward.near(rows)
         for first in range(0, len(rows), _CHUNK):
             chunk = slice(first, first + _CHUNK)
             scores[chunk] = _row_scores_by_numpy(forward, rows[chunk], dense)
         return scores
-    arrays = (forward.indptr, forward.indices, forward.data, rows, dense)
-    if not loops.row_scores(*map(read_only, arrays), scores):
+    if isinstance(forward, StoredRows):
+        sound = forward.score(loops, rows, dense, scores)
+    else:
+        arrays = (forward.indptr, forward.indices, forward.data, rows, dense)
+        sound = loops.row_scores(*map(read_only, arrays), scores)
+    if not sound:
         raise IndexCorruptError("a stored row is damaged")
     return scores
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import weakref
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +19,7 @@ import numpy as np
 from lexvla.errors import IndexCorruptError
 from lexvla_indexer.durable import naming
 from lexvla_indexer.embedded.arrays import open_array
-from lexvla_indexer.embedded.postings import kernels
+from lexvla_indexer.embedded.postings import kernels, read_only
 
 __all__ = ["Rows", "StoredArray", "StoredRows"]
 
@@ -44,7 +45,7 @@ class StoredArray:
     def __init__(self, path: Path, kind: type[np.generic], shape: tuple[int, ...]) -> None:
         self.mapped = open_array(path, kind, shape)
         self._path = path
-        self._file = -1
+        self._file, self._offset = -1, 0
         if self.mapped.nbytes < READ_FROM:
             return
         try:
@@ -53,6 +54,11 @@ class StoredArray:
             raise IndexCorruptError(f"{path}: missing or unreadable ({error})") from error
         self._close = weakref.finalize(self, os.close, self._file)
         self._offset = os.fstat(self._file).st_size - self.mapped.nbytes
+
+    @property
+    def file(self) -> tuple[int, int]:
+        """The number of the open file, and where the array starts in it."""
+        return self._file, self._offset
 
     def reads(self, spans: int) -> bool:
         """Return whether so many spans are read rather than taken from the map."""
@@ -116,6 +122,24 @@ class StoredRows:
         if not self.reads(len(rows)):
             return self.mapped, rows
         return self.take(rows)[0], np.arange(len(rows))
+
+    @property
+    def nnz(self) -> int:
+        """How many entries the rows have."""
+        return len(self.mapped.indices)
+
+    def score(
+        self, loops: ModuleType, rows: np.ndarray, query: np.ndarray, scores: np.ndarray
+    ) -> bool:
+        """Write the dot products of rows with a dense query, and return whether all are sound."""
+        if not self.reads(len(rows)):
+            return bool(loops.row_scores(*map(read_only, (*self.mapped, rows, query)), scores))
+        files = self._columns.file, self._weights.file
+        arrays = map(read_only, (*self.mapped, rows, query))
+        if loops.row_scores_by_reading(*arrays, files, scores):
+            return True
+        self.take(rows)  # raises if a file is the cause
+        return False
 
     def take(self, rows: np.ndarray) -> tuple[Rows, np.ndarray]:
         """Return rows in the given order, and where each starts in the stored arrays.

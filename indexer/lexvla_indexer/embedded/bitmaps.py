@@ -1,0 +1,108 @@
+"""Postings of frequent terms: a bit a row instead of a number, and what a search skips by.
+
+A term is frequent in a block if it has at least `FREQUENT` postings there. Which of a block's
+65,536 rows have it is said by bits, so that vector instructions can add the products of 64 rows at
+once, and its rows are not in ``LEG.posting.row``:
+
+    LEG.posting.bits     uint64   (terms, 1024) which rows have it; the lowest bit is the first row
+    LEG.posting.begin    uint16   (terms, 1024) where the impacts of each 64 rows start, counted
+                                  from its first of the block
+    LEG.posting.peak     uint8    (terms, 4096) its greatest impact in each 16 rows
+
+A search of few words skips most rows of a block, and still finds the best. It adds up the products
+of the other terms, which have few postings, and keeps the greatest sum in each group of 16 rows; to
+that it adds weight times peak of each frequent term. No row of the group can have a greater score.
+Products of frequent terms are added only in the 64 rows around a group whose bound reaches the
+least score that may still be found. Scores are integers, so bounds are exact: the rows found are
+those that a search without skipping finds, with the same scores.
+
+Short queries gain by it: on 1,000,000 vectors of the default model, a text of 13 words scores 1 %
+of the rows.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+__all__ = [
+    "BITMAP_FILES",
+    "FREQUENT",
+    "GROUP",
+    "PIECE",
+    "Bitmaps",
+    "frequent_terms",
+    "mark_rows",
+    "marked_rows",
+]
+
+BLOCK = 1 << 16  # rows
+GROUP = 16  # rows of a peak
+PIECE = 64  # rows of a begin, and of a number of bits
+FREQUENT = 1 << 11  # postings of 65,536 rows: from there on, bits take less room than numbers
+BITMAP_FILES: dict[str, tuple[type[np.generic], int]] = {
+    "bits": (np.uint64, PIECE),
+    "begin": (np.uint16, PIECE),
+    "peak": (np.uint8, GROUP),
+}
+
+_ROWS = np.arange(PIECE).reshape(4, 16).T.ravel()  # the row of each bit
+_PLACES = np.argsort(_ROWS)
+
+
+class Bitmaps(NamedTuple):
+    """Hold the postings of frequent terms.
+
+    Attributes:
+        frequent: int64: their places in `Postings.terms`, ascending.
+        before: (frequent + 1) int64: how many postings the frequent terms before each have.
+        bits: As in the file.
+        begins: As in the file.
+        peaks: As in the file.
+    """
+
+    frequent: np.ndarray
+    before: np.ndarray
+    bits: np.ndarray
+    begins: np.ndarray
+    peaks: np.ndarray
+
+    def find(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return which frequent term is at each place of `Postings.terms`, or -1.
+
+        Also return how many postings the frequent terms before each place have: so many fewer rows
+        than impacts are stored before it.
+        """
+        own = np.searchsorted(self.frequent, places)
+        shifts = self.before[own]
+        there = np.append(self.frequent, -1)[own] == places
+        return np.where(there, own, -1), shifts
+
+
+def frequent_terms(starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the first two arrays of `Bitmaps`, given `Postings.starts`."""
+    lengths = np.diff(starts)
+    frequent = np.flatnonzero(lengths >= FREQUENT)
+    before = np.append(0, np.cumsum(lengths[frequent])).astype(np.int64)
+    return frequent, before
+
+
+def mark_rows(
+    rows: np.ndarray, impacts: np.ndarray, bits: np.ndarray, peaks: np.ndarray
+) -> np.ndarray:
+    """Write a term's bits and peaks in a block, zeros before, given its rows and their impacts.
+
+    Return the impacts in the order of the bits.
+    """
+    places = _PLACES[rows % PIECE]
+    np.bitwise_or.at(bits, rows // PIECE, np.uint64(1) << places.astype(np.uint64))
+    np.maximum.at(peaks, rows // GROUP, impacts)
+    return impacts[np.argsort(rows // PIECE * PIECE + places)]
+
+
+def marked_rows(bits: np.ndarray) -> np.ndarray:
+    """Return the rows that a term's bits in a block say have it, in the order of the bits."""
+    little = bits.astype("<u8", copy=False).view(np.uint8)
+    places = np.flatnonzero(np.unpackbits(little, bitorder="little"))
+    return places - places % PIECE + _ROWS[places % PIECE]
