@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 from unittest import mock
 
@@ -82,9 +82,16 @@ def without_numba() -> Iterator[None]:
 
 
 @contextmanager
+def on_one_thread() -> Iterator[None]:
+    """Answer long queries on one thread too."""
+    with mock.patch("lexvla_indexer.embedded.reader.THREADS", 1):
+        yield
+
+
+@contextmanager
 def without_skipping() -> Iterator[None]:
-    """Search without skipping rows."""
-    with mock.patch("lexvla_indexer.embedded.postings.MOST_TERMS", 0):
+    """Search on one thread, without skipping rows."""
+    with on_one_thread(), mock.patch("lexvla_indexer.embedded.postings.MOST_TERMS", 0):
         yield
 
 
@@ -103,16 +110,18 @@ def of_index(name: str, index: Index, queries: sparse.csr_array, **settings: Any
         "floats" if exact else "large",
         exact=True,
         tolerance=0.0 if exact else 1e-12,
+        around=on_one_thread,
     )
 
 
 def embedded(index: Index, queries: sparse.csr_array) -> list[Contender]:
-    """Return the embedded engine: exact, by integers, and without skipping or numba."""
+    """Return the embedded engine: exact, by integers, on all threads, without skipping or numba."""
     exact = of_index("embedded, exact", index, queries)
     integers = of_index("embedded, integers", index, queries, exact=False)
     return [
         exact,
         integers,
+        exact._replace(name="embedded, exact, all threads", around=nullcontext),
         exact._replace(name="embedded, exact, without skipping", around=without_skipping),
         exact._replace(name="embedded, exact, without numba", around=without_numba),
         integers._replace(name="embedded, integers, without numba", around=without_numba),

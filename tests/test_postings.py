@@ -3,6 +3,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -134,6 +135,53 @@ def test_retrieve_returns_all_rows_within_the_margin(way, rows, k, margin, maske
     floor = everything[k - 1][0] - margin if len(everything) >= k else 1
     expected = sorted((row, score) for score, row in everything if score >= floor)
     assert list(zip(found.tolist(), scores.tolist(), strict=True)) == expected
+
+
+@settings(max_examples=20)
+@given(
+    threads=st.sampled_from([2, 3, 7]),
+    k=st.sampled_from([1, 10, 30_000]),
+    margin=st.sampled_from([0, 40]),
+    masked=MASKS,
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_several_threads_find_what_one_finds(threads, k, margin, masked, seed):
+    rng = np.random.default_rng(seed)
+    stored = random_impacts(rng, 2 * BLOCK + 77, 9, 3, 20)
+    query = np.arange(9), rng.integers(0, 9, 9), k, margin, mask(masked, stored.shape[0], rng)
+    module = "lexvla_indexer.embedded.postings"
+    never_skips = mock.patch(f"{module}.MOST_TERMS", 0)
+    with searching("numba"), never_skips, mock.patch(f"{module}._THREADED", 0):
+        postings = build(stored)
+        scores, rows = postings.retrieve(*query, threads)
+        with mock.patch(f"{module}.ThreadPoolExecutor", None):
+            alone = postings.retrieve(*query)
+    assert rows.tolist() == alone[1].tolist()
+    assert scores.tolist() == alone[0].tolist()
+
+
+def test_long_queries_of_large_segments_alone_start_threads():
+    postings = build(random_impacts(np.random.default_rng(0), BLOCK + 9, 9, 3, 20))
+    terms, weights = np.arange(9), np.ones(9, np.int32)
+    module = "lexvla_indexer.embedded.postings"
+    with searching("numba"), mock.patch(f"{module}.ThreadPoolExecutor", None):
+        assert len(postings.top(terms, weights, 5, threads=2)[0]) == 5
+        never_skips = mock.patch(f"{module}.MOST_TERMS", 0)
+        few = mock.patch(f"{module}._THREADED", 9 * BLOCK)
+        with never_skips, few, pytest.raises(TypeError):  # None cannot be called
+            postings.top(terms, weights, 5, threads=2)
+
+
+@WAYS
+def test_how_many_rows_have_a_term(way):
+    stored = random_impacts(np.random.default_rng(4), BLOCK + 9, 6, 2, 255)
+    stored.indices[stored.indices == 3] = 4
+    stored.sum_duplicates()
+    with searching(way):
+        postings = build(stored)
+    assert [postings.frequency(term) for term in range(6)] == [
+        int((stored.indices == term).sum()) for term in range(6)
+    ]
 
 
 @WAYS

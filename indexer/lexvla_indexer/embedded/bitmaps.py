@@ -28,6 +28,7 @@ import numpy as np
 
 __all__ = [
     "BITMAP_FILES",
+    "BLOCK",
     "FREQUENT",
     "GROUP",
     "PIECE",
@@ -37,7 +38,7 @@ __all__ = [
     "marked_rows",
 ]
 
-BLOCK = 1 << 16  # rows
+BLOCK = 1 << 16  # rows: as many as a uint16 can number
 GROUP = 16  # rows of a peak
 PIECE = 64  # rows of a begin, and of a number of bits
 FREQUENT = 1 << 11  # postings of 65,536 rows: from there on, bits take less room than numbers

@@ -21,8 +21,10 @@ Compiled loops in ``kernels.py`` read them. Another layout needs another ``FORMA
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -35,6 +37,7 @@ from lexvla.errors import IndexCorruptError
 from lexvla_indexer.embedded.arrays import demand, open_array, save_array
 from lexvla_indexer.embedded.bitmaps import (
     BITMAP_FILES,
+    BLOCK,
     Bitmaps,
     frequent_terms,
     mark_rows,
@@ -45,6 +48,7 @@ __all__ = [
     "BLOCK",
     "LARGEST_SUM",
     "LARGEST_WEIGHT",
+    "THREADS",
     "Postings",
     "best",
     "build",
@@ -54,8 +58,8 @@ __all__ = [
 
 COMPILED_FROM = 1 << 23  # postings
 _LOOPS = "lexvla_indexer.embedded.kernels"
-BLOCK = 1 << 16  # rows of a block: as many as a uint16 can number
 LARGEST_SUM = 2**31 - 1
+THREADS = os.cpu_count() or 1
 LARGEST_WEIGHT = 2**15 - 1  # vector instructions multiply numbers of 16 bits, twice as many at once
 MOST_TERMS = 64  # of a query that skips rows: one of more terms can skip few
 _SPARE = 64  # zeros after the impacts
@@ -66,6 +70,7 @@ _FILES: dict[str, type[np.generic]] = {
     "row": np.uint16,
     "impact": np.uint8,
 }
+_THREADED = 1 << 25  # rows times terms: starting a thread takes less time than it saves then
 _FEW = 1024  # rows: sorting them all is faster than selecting some first
 _NO_MASK = np.empty(0, np.bool_)
 
@@ -223,6 +228,12 @@ class Postings:
         stored = int(starts[-1]) + _SPARE
         yield "impact", len(self.impacts) == stored, f"must hold {stored} impacts"
 
+    def frequency(self, term: int) -> int:
+        """Return how many rows have a term."""
+        blocks = range(len(self.blocks) - 1)
+        places = [place for block in blocks for _, place in self._places([term], block)]
+        return sum(int(self.starts[place + 1] - self.starts[place]) for place in places)
+
     def rows_of(self, term: int) -> np.ndarray:
         """Return the rows that have a term, ascending."""
         found = [np.empty(0, np.int64)]
@@ -255,14 +266,19 @@ class Postings:
                 yield i, place
 
     def top(
-        self, terms: np.ndarray, weights: np.ndarray, k: int, allowed: np.ndarray | None = None
+        self,
+        terms: np.ndarray,
+        weights: np.ndarray,
+        k: int,
+        allowed: np.ndarray | None = None,
+        threads: int = 1,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return scores and numbers of the k best rows above 0, of equal ones the first.
 
         Each term comes once, with a whole weight from 0 to `LARGEST_WEIGHT`. Scores are int32.
         ``allowed``, (rows) bool, says which rows may be found.
         """
-        scores, rows = self.retrieve(terms, weights, k, 0, allowed)
+        scores, rows = self.retrieve(terms, weights, k, 0, allowed, threads)
         return best(scores, rows, k)
 
     def retrieve(
@@ -272,11 +288,13 @@ class Postings:
         k: int,
         margin: int,
         allowed: np.ndarray | None = None,
+        threads: int = 1,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return scores and numbers of all rows near the k-th best, rows ascending.
 
         Those are the rows above 0 whose score is at most ``margin`` below the k-th best, or all
-        above 0 if there are fewer than k. The other arguments are those of `top`.
+        above 0 if there are fewer than k. Long queries of large segments are answered by so many
+        ``threads``. The other arguments are those of `top`.
         """
         terms, weights = self._check_query(np.asarray(terms), np.asarray(weights))
         if k < 1:
@@ -286,19 +304,38 @@ class Postings:
         loops = kernels(len(self.impacts))
         if loops is None or not self.rows:
             return self._retrieve_by_numpy(terms, weights, k, margin, allowed)
-        heap = np.zeros(min(k, self.rows), np.int32)
-        # A whole block even for a small segment: no damaged file makes the loop write outside.
-        sums = _aligned(BLOCK)
-        postings = (self.blocks, self.terms, self.starts, self.ids, self.impacts)
-        query = read_only(terms), read_only(weights), margin
-        mask = read_only(_NO_MASK if allowed is None else np.ascontiguousarray(allowed))
+        mask = _NO_MASK if allowed is None else np.ascontiguousarray(allowed)
         skips = len(terms) <= MOST_TERMS and margin < LARGEST_SUM and len(self.bitmaps.frequent) > 0
-        rows, scores = loops.retrieve(
-            self.rows, postings, tuple(self.bitmaps), *query, mask, heap, sums, skips
-        )
+
+        def search(first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
+            """Search some blocks."""
+            part = slice(first * BLOCK, min(last * BLOCK, self.rows))
+            heap = np.zeros(min(k, self.rows), np.int32)
+            # A whole block even for few rows: no damaged file makes the loop write outside.
+            sums = _aligned(BLOCK)
+            lists = (self.blocks[first : last + 1], self.terms, self.starts, self.ids, self.impacts)
+            query = read_only(terms), read_only(weights), margin
+            rows, scores = loops.retrieve(
+                part.stop - part.start, lists, tuple(self.bitmaps), *query, read_only(mask[part]),
+                heap, sums, skips,
+            )  # fmt: skip
+            return scores, rows + part.start
+
+        blocks = len(self.blocks) - 1
+        if threads < 2 or blocks < 2 or skips or self.rows * len(terms) < _THREADED:
+            scores, rows = search(0, blocks)
+        else:
+            edges = [blocks * part // threads for part in range(threads + 1)]
+            with ThreadPoolExecutor(threads - 1) as pool:
+                later = [pool.submit(search, *own) for own in pairwise(edges[1:])]
+                parts = [search(*edges[:2]), *(each.result() for each in later)]
+            scores, rows = (np.concatenate(own) for own in zip(*parts, strict=True))
+            if len(scores) > k:
+                kept = scores >= np.partition(scores, -k)[-k].item() - margin
+                scores, rows = scores[kept], rows[kept]
         if skips:
             order = np.argsort(rows)
-            rows, scores = rows[order], scores[order]
+            scores, rows = scores[order], rows[order]
         return scores, rows
 
     def _retrieve_by_numpy(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +24,7 @@ from lexvla_indexer.durable import total_bytes
 from lexvla_indexer.embedded.commit_columns import CommitColumns, first_rows
 from lexvla_indexer.embedded.layout import Store
 from lexvla_indexer.embedded.manifest import FORMAT_VERSION, Manifest, Place, State
+from lexvla_indexer.embedded.postings import THREADS
 from lexvla_indexer.embedded.segment import Segment
 from lexvla_indexer.embedded.weighted_sum import best_by_sum
 from lexvla_indexer.facets import Facet, FacetCounts
@@ -66,9 +66,9 @@ class Snapshot:
             return self._search_dense(matrix, k, masks, bool(exact))
         legs = {number: segment.sparse[leg] for number, segment in self.segments.items()}
 
-        def answer(query: Any) -> Results:
+        def answer(query: Any, threads: int = 1) -> Results:
             found = [
-                (number, *own.top(query, k, masks[number], exact is not False))
+                (number, *own.top(query, k, masks[number], exact is not False, threads))
                 for number, own in legs.items()
             ]
             return self._best(found, k)
@@ -78,8 +78,8 @@ class Snapshot:
 
         count = len(queries)
         if count == 1:
-            return [answer(matrix)]
-        threads = min(count, os.cpu_count() or 1)
+            return [answer(matrix, THREADS)]
+        threads = min(count, THREADS)
         # A task a thread: one a query would take longer to hand over than a short search takes.
         with ThreadPoolExecutor(max(threads, 1)) as pool:
             made = list(pool.map(answers, [range(i, count, threads) for i in range(threads)]))
@@ -88,7 +88,10 @@ class Snapshot:
     def search_text(self, text: str, k: int, masks: Masks) -> Results:
         """Return the k best documents of all segments; see `Index.search_text`."""
         found = [
-            (number, *self.segments[number].sparse["text"].top(row, k, masks[number], True))
+            (
+                number,
+                *self.segments[number].sparse["text"].top(row, k, masks[number], True, THREADS),
+            )
             for number, row in self.text_rows(text).items()
         ]
         return self._best(found, k)
@@ -122,8 +125,9 @@ class Snapshot:
         column = None if segment.words is None else segment.words.find(word)
         if column is None:
             return 0
-        rows = segment.sparse["text"].rows_of(column)
-        return len(rows) if live is None else int(np.count_nonzero(live[rows]))
+        if live is None:
+            return segment.sparse["text"].frequency(column)
+        return int(np.count_nonzero(live[segment.sparse["text"].rows_of(column)]))
 
     @cached_property
     def documents_with_text(self) -> int:

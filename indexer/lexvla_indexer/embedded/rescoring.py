@@ -35,6 +35,7 @@ def exact_top(
     postings: Postings,
     k: int,
     allowed: np.ndarray | None = None,
+    threads: int = 1,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return scores and numbers of the k best rows above 0, as all rows' float scores give them.
 
@@ -47,14 +48,14 @@ def exact_top(
 
     ``forward`` is (rows, width) float32 above 0 with sorted columns, and ``query`` one such row.
     The quantiser was fitted to ``forward``, and the postings built from what it made of that.
-    ``allowed``, (rows) bool, says which rows may be found.
+    ``allowed``, (rows) bool, says which rows may be found. ``threads`` is for `Postings.retrieve`.
     """
     if query.shape != (1, postings.width) or forward.shape != (postings.rows, postings.width):
         shapes = f"{query.shape} and {forward.shape}"
         raise ValueError(f"{shapes} do not fit {postings.rows} rows of {postings.width} terms")
     integers, scale, bound = _integers(query, quantizer)
     margin = min(math.ceil(2 * bound * scale / quantizer.step) + 1, LARGEST_SUM)
-    scores, rows = postings.retrieve(query.indices, integers, k, margin, allowed)
+    scores, rows = postings.retrieve(query.indices, integers, k, margin, allowed, threads)
     # A row that shares only dropped words with the query may be among the best.
     may_miss = quantizer.drop_zero and (
         len(scores) < k or int(np.partition(scores, -k)[-k]) <= margin
@@ -76,6 +77,7 @@ def integer_top(
     postings: Postings,
     k: int,
     allowed: np.ndarray | None = None,
+    threads: int = 1,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return float64 scores and numbers of the k best rows above 0 by the integers alone.
 
@@ -83,7 +85,7 @@ def integer_top(
     query's weights to 32,767 steps adds to that.
     """
     integers, scale, _ = _integers(query, quantizer)
-    scores, rows = postings.top(query.indices, integers, k, allowed)
+    scores, rows = postings.top(query.indices, integers, k, allowed, threads)
     return scores * (quantizer.step / scale), rows
 
 

@@ -71,15 +71,20 @@ class SparseLeg:
         return np.diff(self.rows.mapped.indptr)
 
     def top(
-        self, query: sparse.csr_array, k: int, allowed: np.ndarray | None, exact: bool
+        self,
+        query: sparse.csr_array,
+        k: int,
+        allowed: np.ndarray | None,
+        exact: bool,
+        threads: int = 1,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return scores and numbers of the k best rows above 0, by the floats or by integers alone.
 
         The arguments are those of `exact_top`.
         """
         if exact:
-            return exact_top(query, self.rows, self.quantizer, self.postings, k, allowed)
-        return integer_top(query, self.quantizer, self.postings, k, allowed)
+            return exact_top(query, self.rows, self.quantizer, self.postings, k, allowed, threads)
+        return integer_top(query, self.quantizer, self.postings, k, allowed, threads)
 
     def near_scores(
         self, query: sparse.csr_array, allowed: np.ndarray | None
@@ -90,6 +95,10 @@ class SparseLeg:
     def scores(self, rows: np.ndarray, query: sparse.csr_array) -> np.ndarray:
         """Return the exact scores of some rows, as `top` gives them."""
         return row_scores(self.rows, rows, query)
+
+    def frequency(self, term: int) -> int:
+        """Return how many rows have a term."""
+        return self.postings.frequency(term)
 
     def rows_of(self, term: int) -> np.ndarray:
         """Return the rows that have a term, ascending; damaged ones raise IndexCorruptError."""

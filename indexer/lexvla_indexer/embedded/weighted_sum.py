@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from lexvla_indexer.embedded.dense import Found, Scan
-from lexvla_indexer.embedded.postings import best
+from lexvla_indexer.embedded.postings import THREADS, best
 from lexvla_indexer.embedded.segment import Segment
 from lexvla_indexer.legs import Leg
 
@@ -57,7 +57,7 @@ def best_by_sum(
             scan = segment.dense.scan(query[leg], each, allowed)
             found[leg] = scan.found
         else:
-            found[leg] = segment.sparse[leg].top(query[leg], each, allowed, True)
+            found[leg] = segment.sparse[leg].top(query[leg], each, allowed, True, THREADS)
     rows = np.unique(np.concatenate([own for _, own in found.values()]))
     exact = {leg: _scores(segment, leg, query[leg], rows, found[leg]) for leg in weights}
     total = weighted_sum(weights, exact)
