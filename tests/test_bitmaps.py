@@ -202,10 +202,15 @@ def test_damaged_bits_are_told_where_numpy_reads_them(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("features", "instructions"),
-    [("+avx2,+bmi2", "bmi2"), ("+sse4.2", ""), ("", "")],
+    ("target", "instructions"),
+    [
+        ({"NUMBA_CPU_NAME": "x86-64", "NUMBA_CPU_FEATURES": "+avx2,+bmi2"}, {"bmi2"}),
+        ({"NUMBA_CPU_NAME": "x86-64", "NUMBA_CPU_FEATURES": "+sse4.2"}, {""}),
+        ({"NUMBA_CPU_NAME": "x86-64", "NUMBA_CPU_FEATURES": ""}, {""}),
+        ({"NUMBA_ENABLE_AVX": "0"}, {"", "bmi2"}),
+    ],
 )
-def test_other_processors_find_the_same(tmp_path, features, instructions):
+def test_other_processors_find_the_same(tmp_path, target, instructions):
     """Loops compiled for processors without AVX-512 answer as brute force does."""
     pytest.importorskip("numba", reason="needs numba: pip install 'lexvla[fast]'")
     if platform.machine() != "x86_64":
@@ -215,7 +220,7 @@ def test_other_processors_find_the_same(tmp_path, features, instructions):
         "from lexvla_indexer.embedded import kernels\n"
         "from lexvla_indexer.embedded.postings import build\n"
         "from postings_fakes import brute_force, pairs, random_impacts, searching\n"
-        f"assert kernels.INSTRUCTIONS == {instructions!r}\n"
+        f"assert kernels.INSTRUCTIONS in {instructions!r}\n"
         "stored = random_impacts(np.random.default_rng(1), 70_000, 9, 5, 255)\n"
         "terms, weights = np.arange(9), np.arange(1, 10) * 3000\n"
         "with searching('numba'):\n"
@@ -225,7 +230,6 @@ def test_other_processors_find_the_same(tmp_path, features, instructions):
         "        found = postings.top(terms[few], weights[few], 50)\n"
         "        assert pairs(found) == brute_force(stored, terms[few], weights[few], 50)\n"
     )
-    target = {"NUMBA_CPU_NAME": "x86-64", "NUMBA_CPU_FEATURES": features}
     run = subprocess.run(
         [sys.executable, "-c", code],
         env=os.environ | target | {"NUMBA_CACHE_DIR": str(tmp_path)},

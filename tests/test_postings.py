@@ -240,9 +240,12 @@ def test_best_takes_the_first_of_equal_ones():
     assert (scores.tolist(), rows.tolist()) == ([3, 3, 2], [11, 13, 12])
 
 
-def test_without_numba_numpy_answers():
+@pytest.mark.parametrize(
+    "without", ["sys.modules['numba'] = None", "os.environ['NUMBA_DISABLE_JIT'] = '1'"]
+)
+def test_without_numba_numpy_answers(without):
     code = (
-        "import sys; sys.modules['numba'] = None\n"
+        f"import os, sys; {without}\n"
         "import numpy as np; from scipy import sparse\n"
         "from lexvla_indexer.embedded.postings import build, kernels\n"
         "found = build(sparse.csr_array(np.array([[0, 7]], np.uint8))).top([1], [2], 1)\n"

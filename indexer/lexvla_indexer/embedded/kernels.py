@@ -3,7 +3,7 @@
 numba is slow to load, so this module is imported only when a search or a build needs it. The
 loops release Python's global lock, so that threads search in parallel. Hot loops run over slices
 that start at 0: otherwise the compiled code would check every index for being negative. Without
-numba they are plain Python, too slow to use: see `COMPILED`.
+numba, or with NUMBA_DISABLE_JIT, they are plain Python, too slow to use: see `COMPILED`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def _import_numba() -> Any:
 
 
 _numba = _import_numba()
-COMPILED = _numba is not None
+COMPILED = _numba is not None and not _numba.config.DISABLE_JIT
 INSTRUCTIONS = ""
 if _numba is not None:
     from lexvla_indexer.embedded.vectors import (

@@ -10,6 +10,7 @@ import numba
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
+from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic
 
 __all__ = ["INSTRUCTIONS", "add_products", "first_bit", "may_reach", "prefetch", "reaching"]
@@ -34,7 +35,7 @@ def _instructions() -> str:
     config: Any = numba.config  # has more attributes than its source says
     features, name = config.CPU_FEATURES, config.CPU_NAME
     if features is None:
-        features = llvmlite.binding.get_host_cpu_features().flatten()
+        features = get_host_cpu_features()  # numba's own: without AVX where its settings say so
         name = llvmlite.binding.get_host_cpu_name()
     known = features.split(",")
     if "+avx512vbmi2" in known and "+avx512vnni" in known:
