@@ -201,6 +201,31 @@ def test_damaged_bits_are_told_where_numpy_reads_them(tmp_path):
         Postings.open(tmp_path).top(np.array([0]), np.array([1]), 3)
 
 
+@WAYS
+@pytest.mark.parametrize("value", [0, 255, 2**63 - 1, -(2**63)])
+@pytest.mark.parametrize("name", ["term", "start", "row", "impact", "bits", "begin", "peak"])
+def test_nothing_outside_the_files_is_read_when_one_changes_later(tmp_path, way, name, value):
+    """Vector instructions take addresses, which nothing else checks."""
+    dense = np.full((BLOCK + 3000, 3), 7, np.uint8)
+    dense[3::4, 2] = 0
+    dense[BLOCK + 1000 :, 2] = 0  # has a list in the last block
+    build(sparse.csr_array(dense)).save(tmp_path)
+    opened = Postings.open(tmp_path)
+    file = tmp_path / f"lexical.posting.{name}.npy"
+    array = np.load(file, mmap_mode="r+")
+    array[array.shape[0] // 2 :] = np.array(value).astype(array.dtype)
+    array.flush()
+    for most_terms in (0, 64):
+        with searching(way), mock.patch(MOST_TERMS, most_terms):
+            for terms in (np.arange(3), np.array([2])):
+                try:
+                    _, rows = opened.top(terms, np.ones(len(terms), np.int64), 9)
+                except (IndexCorruptError, ValueError):  # numpy's
+                    assert way == "numpy"
+                else:
+                    assert (rows < len(dense)).all()
+
+
 @pytest.mark.parametrize(
     ("target", "instructions"),
     [

@@ -268,7 +268,7 @@ def _choose(
         place = blocks[block] + places[i]
         if place == blocks[block + 1] or terms[place] != wanted[i]:
             continue
-        start = max(starts[place], 0)
+        start = min(max(starts[place], 0), len(impacts))  # the file may have changed
         own = _least(0, len(frequent), frequent, place)
         if own < len(frequent) and frequent[own] == place:
             many[0, manys], many[1, manys], many[2, manys] = own, start, weights[i]
@@ -528,7 +528,7 @@ def row_scores(
     """
     for i in range(len(rows)):
         first, last = row_starts[rows[i]], row_starts[rows[i] + 1]
-        if first < 0 or last > len(columns):
+        if not 0 <= first <= last <= len(columns):
             return False
         scores[i], is_sound = _dot(first, last, columns, weights, query)
         if not is_sound:
@@ -550,15 +550,15 @@ def row_scores_by_reading(
 
     ``files`` has the number of each open file, and where its array starts.
     """
-    longest = 0
-    for row in rows:
-        first, last = row_starts[row], row_starts[row + 1]
-        if first < 0 or last > len(columns):
-            return False
-        longest = max(longest, last - first)
-    own_columns, own_weights = np.empty(longest, columns.dtype), np.empty(longest, weights.dtype)
+    own_columns, own_weights = np.empty(0, columns.dtype), np.empty(0, weights.dtype)
     for i in range(len(rows)):
-        first, length = row_starts[rows[i]], row_starts[rows[i] + 1] - row_starts[rows[i]]
+        first, last = row_starts[rows[i]], row_starts[rows[i] + 1]
+        if not 0 <= first <= last <= len(columns):
+            return False
+        length = last - first
+        if length > len(own_columns):
+            own_columns = np.empty(length, columns.dtype)
+            own_weights = np.empty(length, weights.dtype)
         (file, offset), size = files[0], own_columns.itemsize
         if not _read(file, offset + size * first, size * length, own_columns.ctypes.data):
             return False
