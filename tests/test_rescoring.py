@@ -57,6 +57,36 @@ def test_rows_that_integers_confuse_are_put_in_order(way):
 
 
 @WAYS
+@pytest.mark.parametrize("many", [0, 32])
+def test_the_best_row_may_be_two_errors_below_the_best_integer(way, many, monkeypatch):
+    """A step is 1: all words of row 0 are rounded up, and those of row 1 down, by half a step."""
+    stored = np.zeros((20, 32), np.float32)
+    stored[0, :30], stored[1, :30] = 1.501, 1.499
+    stored[1, 30] = 1
+    stored[2, 31] = 255
+    matrix, query = sparse.csr_array(stored), row(*[1] * 31, 0)
+    impacts = ImpactQuantizer.fit(matrix).quantize(matrix)
+    assert (impacts @ query.toarray()[0])[:3].tolist() == [60, 31, 0]
+    monkeypatch.setattr(rescoring, "_MANY", many)
+    with searching(way):
+        found = search(matrix, query, 1)
+    assert found == expected(matrix, query, 1)
+    assert found[0][1] == 1
+
+
+@WAYS
+def test_a_row_of_dropped_words_may_be_two_errors_below_the_best_integer(way):
+    stored = np.zeros((20, 31), np.float32)
+    stored[0, :30], stored[1, :29] = 0.499, 0.501  # dropped, and rounded up to a step
+    stored[2, 30] = 255
+    matrix, query = sparse.csr_array(stored), row(*[1] * 30, 0)
+    with searching(way):
+        found = search(matrix, query, 1, drop_zero=True)
+    assert found == expected(matrix, query, 1)
+    assert found[0][1] == 0
+
+
+@WAYS
 @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
 @settings(max_examples=50)
 @given(
@@ -98,6 +128,15 @@ def test_weights_of_very_different_sizes(way):
         for percentile in (100, 50):
             found = search(stored, query, 20, percentile=percentile)
             assert found == expected(stored, query, 20)
+
+
+@WAYS
+def test_a_row_of_the_query_s_least_word_is_found(way):
+    """The word is too light for one of the integer steps, of which the heaviest has 32,767."""
+    stored = sparse.csr_array(np.eye(20, dtype=np.float32))
+    with searching(way):
+        found = search(stored, row(1, 1e-6, *[0] * 18), 3)
+    assert found == [(1.0, 0), (float(np.float32(1e-6)), 1)]
 
 
 @WAYS

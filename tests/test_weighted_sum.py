@@ -17,6 +17,7 @@ from lexvla.encoding import Encoding
 from lexvla_indexer.bm25 import TextRows
 from lexvla_indexer.embedded.segment import Segment, write_segment
 from lexvla_indexer.embedded.weighted_sum import best_by_sum
+from lexvla_indexer.impacts import ImpactQuantizer
 from postings_fakes import WAYS, searching
 
 WORDS, CODES, WIDTH = 6, 4, 3
@@ -154,6 +155,38 @@ def test_many_rows_equal_brute_force(tmp_path, way, opposed, weights):
             with searching(way), mock.patch(f"{SUM}._FEW", few):
                 found = answer(segment, asked, weights, 5, 9, allowed)
             assert found == brute_force(stored, asked, weights, 5, 9, allowed)
+
+
+@WAYS
+def test_a_row_that_no_leg_found_may_reach_the_floor_just_so(tmp_path, way):
+    """Row 9 is no leg's own best, for equal ones come before it; its sum is that of row 20."""
+    words, codes = np.zeros((21, 1), np.float32), np.zeros((21, 1), np.float32)
+    words[[0, 1, 9]], codes[[3, 9]], codes[20] = 0.5, 0.5, 1
+    stored = {"lexical": words, "codes": codes, "dense": np.ones((21, 1), np.float32)}
+    asked = {leg: np.ones((1, 1), np.float32) for leg in ("lexical", "codes")}
+    segment = segment_of(tmp_path / "segment", stored)
+    with searching(way):
+        found = answer(segment, asked, {"lexical": 1.0, "codes": 1.0}, 1, 1, None)
+    assert found == ([0, 9, 20], {"lexical": [0.5, 0.5, 0], "codes": [0, 0.5, 1]})
+
+
+@WAYS
+def test_a_row_of_dropped_words_alone_may_be_the_best(tmp_path, way):
+    """Row 2 is the third of both legs; its integers are 0, as are those of the rows before it."""
+    words, codes = np.zeros((6, 2), np.float32), np.zeros((6, 2), np.float32)
+    words[:2, 0], codes[3:5, 0] = 0.003, 0.003
+    words[2, 0], codes[2, 0] = 0.002, 0.002
+    words[5, 1], codes[5, 1] = 10, 10
+    stored = {"lexical": words, "codes": codes, "dense": np.ones((6, 1), np.float32)}
+    asked = {leg: np.array([[1, 0]], np.float32) for leg in ("lexical", "codes")}
+    dropping = partial(ImpactQuantizer.fit, drop_zero=True)
+    with mock.patch.object(ImpactQuantizer, "fit", dropping):
+        segment = segment_of(tmp_path / "segment", stored)
+    weights = {"lexical": 1.0, "codes": 1.0}
+    with searching(way):
+        found = answer(segment, asked, weights, 1, 1, None)
+    assert found == brute_force(stored, asked, weights, 1, 1, None)
+    assert found[0] == [0, 2, 3]
 
 
 def test_rows_that_cannot_reach_the_floor_are_not_scored(tmp_path):
