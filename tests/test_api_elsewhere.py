@@ -64,7 +64,7 @@ def test_a_page_elsewhere_is_served_as_far_as_its_origin_and_key_go(tmp_path: Pa
     driver = start_chromium()
 
     def run(origin: str) -> Any:
-        settings = Settings(address, keys, pictures, origins=(origin,), hosts=None)
+        settings = Settings(address, keys, (pictures,), origins=(origin,), hosts=None)
         with serving(create_app(settings, MappingEncoder())) as server:
             return driver.execute_async_script(CLIENT, server.rstrip("/"), key)
 

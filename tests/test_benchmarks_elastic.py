@@ -11,6 +11,7 @@ import pytest
 from scipy import sparse
 
 import elastic_fakes
+from lexvla_indexer.elastic.connection import Address, connect
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -40,7 +41,7 @@ def test_all_that_is_asked_is_checked_timed_and_told(elastic, monkeypatch, tmp_p
         ours, bare, ratio = map(float, row.split("|")[2:5])
         assert min(ours, bare, ratio) > 0
     assert "500 documents of 126 words." in printed
-    with elastic_fakes.connect(elastic_fakes.Address(elastic_fakes.url(), "any")) as client:
+    with connect(Address(elastic_fakes.url(), "any")) as client:
         assert not client.indices.get(index="lexvla-bench-*", allow_no_indices=True).body
 
 

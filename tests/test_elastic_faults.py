@@ -35,6 +35,7 @@ from indexer_fakes import (
 from lexvla.errors import EngineUnavailableError, FilterSyntaxError, IndexCorruptError, LexVLAError
 from lexvla_indexer import ElasticIndex, open_index
 from lexvla_indexer.elastic import connection, elasticsearch_product, layout, writer
+from lexvla_indexer.elastic.connection import Address, connect
 from lexvla_search import cli
 from search_fakes import FakeEncoder, save_pictures
 from source_tree import PYTHONPATH
@@ -251,7 +252,7 @@ def test_tls(tmp_path, address, monkeypatch, proxy):
 
 def test_an_index_that_no_node_may_have(address, monkeypatch):
     name = address.rpartition("/")[2]
-    with elastic_fakes.connect(elastic_fakes.Address(elastic_fakes.url(), "any")) as client:
+    with connect(Address(elastic_fakes.url(), "any")) as client:
         allowed = "index.routing.allocation.require._name"
         template = {"settings": {allowed: "none"}}
         client.indices.put_index_template(name=name, index_patterns=f"{name}-*", template=template)

@@ -34,7 +34,8 @@ def test_many_killed_writers_and_ingests_lose_nothing(tmp_path):
     writers = kill(tmp_path, seed=1000, wanted=250, work=kill_writers)
     ingests = kill(tmp_path, seed=1000, wanted=50, work=kill_ingests)
     assert (writers.losses, ingests.losses) == ([], [])
-    assert set(writers.phases) >= {"adding", "committing", "merging", "compacting"}
+    assert set(writers.phases) >= {"adding", "committing"}
+    assert writers.phases["merging"] + writers.phases["compacting"] > 0
 
 
 def test_a_loss_is_seen(tmp_path):
