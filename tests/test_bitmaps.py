@@ -124,6 +124,18 @@ def test_float_answers_are_those_of_brute_force(way, rows, k, equal, masked, see
     assert pairs(found) == [(scores[row], row) for row in order.tolist() if scores[row] > 0]
 
 
+@WAYS
+@pytest.mark.parametrize("most_terms", [0, 64])
+def test_all_rows_that_are_equal_to_the_best_are_returned(way, most_terms):
+    """The bound of each group is its rows' score; there are more rows than there was room for."""
+    rows = BLOCK + 20_000
+    with searching(way), mock.patch(MOST_TERMS, most_terms):
+        postings = build(sparse.csr_array(np.full((rows, 2), 7, np.uint8)))
+        scores, found = postings.retrieve(np.array([0, 1]), np.array([1, 2]), 1, 0)
+    assert found.tolist() == list(range(rows))
+    assert (scores == 21).all()
+
+
 def test_what_cannot_be_found_is_not_read():
     """Impacts of low rows that became great would be found if they were read."""
     pytest.importorskip("numba", reason="needs numba: pip install 'lexvla[fast]'")

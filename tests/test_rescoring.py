@@ -140,6 +140,18 @@ def test_a_row_of_the_query_s_least_word_is_found(way):
 
 
 @WAYS
+def test_many_words_that_count_for_more_as_integers_than_they_weigh(way):
+    """Row 0 has 2,000 words whose weights of the query are lifted to 1 of 32,767."""
+    stored = np.zeros((20, 2001), np.float32)
+    stored[0, 1:] = 1
+    stored[1, 0] = 1 / 255
+    matrix, query = sparse.csr_array(stored), row(1, *[1e-9] * 2000)
+    with searching(way):
+        found = search(matrix, query, 1)
+    assert found == [(float(np.float32(1 / 255)), 1)]
+
+
+@WAYS
 def test_a_large_segment_is_not_scored_whole(way, monkeypatch):
     rng = np.random.default_rng(4)
     stored = random_rows(rng, BLOCK + 50, 200, 5)

@@ -171,6 +171,20 @@ def test_a_row_that_no_leg_found_may_reach_the_floor_just_so(tmp_path, way):
 
 
 @WAYS
+def test_a_row_whose_bytes_are_too_low_by_half_a_step_may_be_the_best(tmp_path, way):
+    """Row 5 is found by no leg; its byte says 10, and row 0, whose sum is the floor, has 10.25."""
+    words = np.array([[1], [1], [0], [0], [0], [1]], np.float32)
+    vectors = np.array([[10.25], [-5], [127], [126], [-127], [10.5]], np.float32)
+    stored = {"lexical": words, "codes": words, "dense": vectors}
+    asked = {leg: np.ones((1, 1), np.float32) for leg in stored}
+    segment = segment_of(tmp_path / "segment", stored)
+    with searching(way):
+        rows, scores = answer(segment, asked, {"lexical": 1000.0, "dense": 1.0}, 1, 1, None)
+    assert rows == [0, 2, 5]
+    assert scores["dense"] == [10.25, 127, 10.5]
+
+
+@WAYS
 def test_a_row_of_dropped_words_alone_may_be_the_best(tmp_path, way):
     """Row 2 is the third of both legs; its integers are 0, as are those of the rows before it."""
     words, codes = np.zeros((6, 2), np.float32), np.zeros((6, 2), np.float32)
