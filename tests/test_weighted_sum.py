@@ -171,6 +171,24 @@ def test_a_row_that_no_leg_found_may_reach_the_floor_just_so(tmp_path, way):
 
 
 @WAYS
+def test_the_best_row_may_be_two_errors_below_the_best_near_sum(tmp_path, way):
+    """A step is 1: words of row 0 are rounded up, and those of row 1, the best, down."""
+    words, codes = np.zeros((8, 33), np.float32), np.zeros((8, 1), np.float32)
+    words[0, :30], words[1, :30], words[1, 30] = 1.501, 1.499, 1
+    words[2:4, 31] = 46  # the best of the leg
+    words[4, 32] = 255
+    codes[:2], codes[5:7] = 0.5, 1
+    stored = {"lexical": words, "codes": codes, "dense": np.ones((8, 1), np.float32)}
+    asked = {"lexical": np.ones((1, 33), np.float32), "codes": np.ones((1, 1), np.float32)}
+    asked["lexical"][0, 32] = 0
+    segment = segment_of(tmp_path / "segment", stored)
+    with searching(way):
+        found = answer(segment, asked, {"lexical": 1.0, "codes": 1.0}, 1, 1, None)
+    assert found == brute_force(stored, asked, {"lexical": 1.0, "codes": 1.0}, 1, 1, None)
+    assert found[0] == [1, 2, 5]
+
+
+@WAYS
 def test_a_row_whose_bytes_are_too_low_by_half_a_step_may_be_the_best(tmp_path, way):
     """Row 5 is found by no leg; its byte says 10, and row 0, whose sum is the floor, has 10.25."""
     words = np.array([[1], [1], [0], [0], [0], [1]], np.float32)
