@@ -19,7 +19,14 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from lexvla.errors import IndexCorruptError
-from lexvla_indexer.embedded.bitmaps import BLOCK, FREQUENT, mark_rows, marked_rows
+from lexvla_indexer.embedded.bitmaps import (
+    BLOCK,
+    FREQUENT,
+    in_row_order,
+    mark_rows,
+    places_of,
+    rows_of_places,
+)
 from lexvla_indexer.embedded.postings import Postings, build
 from lexvla_indexer.embedded.rescoring import exact_top
 from lexvla_indexer.impacts import ImpactQuantizer
@@ -186,7 +193,10 @@ def test_bits_are_in_the_order_of_bytes_and_then_numbers():
     assert mark_rows(rows, impacts, bits, peaks).tolist() == [10, 12, 11, 13, 14]
     assert bits.tolist() == [0b10011, 2**4 + 2**63]
     assert peaks.tolist() == [11, 12, 0, 0, 13, 0, 0, 14]
-    assert marked_rows(bits).tolist() == [0, 16, 1, 65, 127]
+    assert places_of(bits).tolist() == [0, 1, 4, 68, 127]
+    assert rows_of_places(places_of(bits)).tolist() == [0, 16, 1, 65, 127]
+    by_row = in_row_order(np.arange(128))
+    assert (by_row[rows_of_places(np.arange(128))] == np.arange(128)).all()
 
 
 @WAYS

@@ -34,8 +34,10 @@ __all__ = [
     "PIECE",
     "Bitmaps",
     "frequent_terms",
+    "in_row_order",
     "mark_rows",
-    "marked_rows",
+    "places_of",
+    "rows_of_places",
 ]
 
 BLOCK = 1 << 16  # rows: as many as a uint16 can number
@@ -78,9 +80,8 @@ class Bitmaps(NamedTuple):
         than impacts are stored before it.
         """
         own = np.searchsorted(self.frequent, places)
-        shifts = self.before[own]
-        there = np.append(self.frequent, -1)[own] == places
-        return np.where(there, own, -1), shifts
+        after = np.searchsorted(self.frequent, places, "right")
+        return np.where(after > own, own, -1), self.before[own]
 
 
 def frequent_terms(starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -104,8 +105,17 @@ def mark_rows(
     return impacts[np.argsort(rows // PIECE * PIECE + places)]
 
 
-def marked_rows(bits: np.ndarray) -> np.ndarray:
-    """Return the rows that a term's bits in a block say have it, in the order of the bits."""
+def places_of(bits: np.ndarray) -> np.ndarray:
+    """Return the places of the set bits of a term in a block, ascending."""
     little = bits.astype("<u8", copy=False).view(np.uint8)
-    places = np.flatnonzero(np.unpackbits(little, bitorder="little"))
+    return np.flatnonzero(np.unpackbits(little, bitorder="little").view(np.bool_))
+
+
+def rows_of_places(places: np.ndarray) -> np.ndarray:
+    """Return the rows of a block's bits, given their places."""
     return places - places % PIECE + _ROWS[places % PIECE]
+
+
+def in_row_order(numbers: np.ndarray) -> np.ndarray:
+    """Return numbers of a block's bits in the order of its rows."""
+    return numbers.reshape(-1, PIECE // 4, 4).transpose(0, 2, 1).ravel()

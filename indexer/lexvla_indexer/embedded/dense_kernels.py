@@ -7,7 +7,7 @@ from functools import cache
 
 import numpy as np
 
-from lexvla_indexer.embedded.kernels import _compile
+from lexvla_indexer.embedded.kernels import compiled
 
 __all__ = ["products_of"]
 
@@ -33,4 +33,4 @@ def products_of(
                 total = np.int32(total + np.int32(row[j]) * np.int32(query[j]))
             room[i] = base + scale * total
 
-    return _compile(products)
+    return compiled(products)

@@ -15,7 +15,15 @@ import numpy as np
 
 from lexvla_indexer.embedded.bitmaps import BLOCK, GROUP, PIECE
 
-__all__ = ["COMPILED", "fill", "read_spans", "retrieve", "row_scores", "row_scores_by_reading"]
+__all__ = [
+    "COMPILED",
+    "compiled",
+    "fill",
+    "read_spans",
+    "retrieve",
+    "row_scores",
+    "row_scores_by_reading",
+]
 
 
 def _import_numba() -> Any:
@@ -56,7 +64,8 @@ _Loop = TypeVar("_Loop", bound=Callable[..., Any])
 _Arrays = tuple[np.ndarray, ...]
 
 
-def _compile(loop: _Loop) -> _Loop:
+def compiled(loop: _Loop) -> _Loop:
+    """Return a loop compiled by numba, which keeps it on the disk, or as it is without numba."""
     if _numba is None:
         return loop
     try:
@@ -65,7 +74,7 @@ def _compile(loop: _Loop) -> _Loop:
         return _numba.njit(nogil=True)(loop)
 
 
-@_compile
+@compiled
 def fill(
     row_starts: np.ndarray,
     columns: np.ndarray,
@@ -112,12 +121,12 @@ def fill(
                     peaks[own, group] = max(peaks[own, group], weights[entry])
 
 
-@_compile
+@compiled
 def _row_of_bit(place: int) -> int:
     return (place % 4) * 16 + place // 4
 
 
-@_compile
+@compiled
 def retrieve(
     rows: int,
     postings: _Arrays,
@@ -183,7 +192,7 @@ def retrieve(
     return found[:used], scores[:used]
 
 
-@_compile
+@compiled
 def _take_span(
     first: int,
     rows: int,
@@ -205,7 +214,7 @@ def _take_span(
     return used
 
 
-@_compile
+@compiled
 def _take_reached(
     base: int,
     start: int,
@@ -245,7 +254,7 @@ def _take_reached(
     return scored, used
 
 
-@_compile
+@compiled
 def _choose(
     block: int,
     postings: _Arrays,
@@ -286,7 +295,7 @@ def _choose(
     return fews, manys
 
 
-@_compile
+@compiled
 def _find(terms: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     """Return the first place of ascending terms with at least each wanted one.
 
@@ -303,7 +312,7 @@ def _find(terms: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     return places
 
 
-@_compile
+@compiled
 def _least(low: int, high: int, numbers: np.ndarray, wanted: int) -> int:
     """Return the first of some places of ascending numbers that holds at least the wanted one."""
     while low < high:
@@ -315,7 +324,7 @@ def _least(low: int, high: int, numbers: np.ndarray, wanted: int) -> int:
     return low
 
 
-@_compile
+@compiled
 def _add_lists(lists: np.ndarray, ids: np.ndarray, impacts: np.ndarray, sums: np.ndarray) -> None:
     """Add the products of lists to the scores of a block."""
     mask = np.uint64(len(sums) - 1)
@@ -326,7 +335,7 @@ def _add_lists(lists: np.ndarray, ids: np.ndarray, impacts: np.ndarray, sums: np
             sums[np.uint64(rows[j]) & mask] += weight * values[j]
 
 
-@_compile
+@compiled
 def _add_lists_of_span(
     end: int, lists: np.ndarray, ids: np.ndarray, impacts: np.ndarray, sums: np.ndarray
 ) -> None:
@@ -350,7 +359,7 @@ def _add_lists_of_span(
         lists[2, i] = np.int64(at + shift)
 
 
-@_compile
+@compiled
 def _add_peaks(first: int, many: np.ndarray, peaks: np.ndarray, bounds: np.ndarray) -> None:
     """Add the most that each frequent term can add to a score in each group of a span."""
     for i in range(many.shape[1]):
@@ -360,7 +369,7 @@ def _add_peaks(first: int, many: np.ndarray, peaks: np.ndarray, bounds: np.ndarr
             bounds[group] += weight * np.int32(own[group])
 
 
-@_compile
+@compiled
 def _high_level(sums: np.ndarray, bounds: np.ndarray, k: int) -> int:
     """Return the bound that a few groups reach, enough for the k best to be among their rows."""
     highest = np.zeros(min(_SEEDS + k, len(bounds)), np.int32)
@@ -407,7 +416,7 @@ def _add_by_vectors(
             address += np.uint64(4 * PIECE)
 
 
-@_compile
+@compiled
 def _coming(
     i: int, piece: int, end: int, many: np.ndarray, bitmaps: _Arrays, base: Any
 ) -> tuple[Any, Any, Any]:
@@ -446,10 +455,10 @@ def _add_by_bits(
                 left &= left - np.uint64(1)
 
 
-_add_frequent = _compile(_add_by_vectors if INSTRUCTIONS else _add_by_bits)
+_add_frequent = compiled(_add_by_vectors if INSTRUCTIONS else _add_by_bits)
 
 
-@_compile
+@compiled
 def _take(
     first: int,
     rows: int,
@@ -477,7 +486,7 @@ def _take(
     return used
 
 
-@_compile
+@compiled
 def _replace_least(heap: np.ndarray, value: Any) -> None:
     place, child = 0, 1
     while child < len(heap):
@@ -490,7 +499,7 @@ def _replace_least(heap: np.ndarray, value: Any) -> None:
     heap[place] = value
 
 
-@_compile
+@compiled
 def _shortened(
     found: np.ndarray, scores: np.ndarray, used: int, floor: int
 ) -> tuple[np.ndarray, np.ndarray, int]:
@@ -502,7 +511,7 @@ def _shortened(
     return found, scores, used
 
 
-@_compile
+@compiled
 def _keep(found: np.ndarray, scores: np.ndarray, used: int, floor: int) -> int:
     """Move what is not below the floor to the front, and return the count."""
     kept = 0
@@ -513,7 +522,7 @@ def _keep(found: np.ndarray, scores: np.ndarray, used: int, floor: int) -> int:
     return kept
 
 
-@_compile
+@compiled
 def row_scores(
     row_starts: np.ndarray,
     columns: np.ndarray,
@@ -536,7 +545,7 @@ def row_scores(
     return True
 
 
-@_compile
+@compiled
 def row_scores_by_reading(
     row_starts: np.ndarray,
     columns: np.ndarray,
@@ -571,7 +580,7 @@ def row_scores_by_reading(
     return True
 
 
-@_compile
+@compiled
 def _dot(
     first: int, last: int, columns: np.ndarray, weights: np.ndarray, query: np.ndarray
 ) -> tuple[float, bool]:
@@ -584,7 +593,7 @@ def _dot(
     return total, True
 
 
-@_compile
+@compiled
 def read_spans(file: int, firsts: np.ndarray, sizes: np.ndarray, room: np.ndarray) -> bool:
     """Read spans of a file, one after the other. Return whether all were there.
 
@@ -599,7 +608,7 @@ def read_spans(file: int, firsts: np.ndarray, sizes: np.ndarray, room: np.ndarra
     return True
 
 
-@_compile
+@compiled
 def _read(file: int, first: int, left: int, address: int) -> bool:
     while left > 0:
         got = _pread(file, address, left, first)

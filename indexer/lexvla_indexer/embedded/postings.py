@@ -40,8 +40,10 @@ from lexvla_indexer.embedded.bitmaps import (
     BLOCK,
     Bitmaps,
     frequent_terms,
+    in_row_order,
     mark_rows,
-    marked_rows,
+    places_of,
+    rows_of_places,
 )
 
 __all__ = [
@@ -230,40 +232,42 @@ class Postings:
 
     def frequency(self, term: int) -> int:
         """Return how many rows have a term."""
-        blocks = range(len(self.blocks) - 1)
-        places = [place for block in blocks for _, place in self._places([term], block)]
-        return sum(int(self.starts[place + 1] - self.starts[place]) for place in places)
+        return sum(len(impacts) for _, _, impacts in self._of_term(term))
 
     def rows_of(self, term: int) -> np.ndarray:
         """Return the rows that have a term, ascending."""
-        found = [np.empty(0, np.int64)]
+        parts = [np.sort(rows).astype(np.int64) + base for base, rows, _ in self._of_term(term)]
+        return np.concatenate([np.empty(0, np.int64), *parts])
+
+    def _of_term(self, term: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """Yield each block's first row, and the rows from there on and impacts of a term."""
         for block, base in enumerate(range(0, self.rows, BLOCK)):
-            for _, place in self._places([term], block):
-                found.append(np.sort(self.posting(place)[0]).astype(np.int64) + base)
-        return np.concatenate(found)
+            for _, is_frequent, found, impacts in self._of_block(block, [term]):
+                yield base, rows_of_places(found) if is_frequent else found, impacts
 
-    def posting(self, place: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the rows within the block, and the impacts, of the term at a place of ``terms``.
+    def _of_block(
+        self, block: int, terms: Sequence[int] | np.ndarray
+    ) -> Iterator[tuple[int, bool, np.ndarray, np.ndarray]]:
+        """Yield which of the terms a block has, whether it is frequent there, and its postings.
 
-        Bits of a frequent term that do not fit the number of impacts raise IndexCorruptError.
+        These are the rows within the block, or the places of bits of a frequent term, and impacts.
+        Bits that do not fit the number of impacts raise IndexCorruptError.
         """
-        first, last = self.starts[place : place + 2].tolist()
-        impacts = self.impacts[first:last]
-        (own,), (shift,) = self.bitmaps.find(np.array([place]))
-        if own < 0:
-            return self.ids[first - shift : last - shift], impacts
-        found = marked_rows(self.bitmaps.bits[own])
-        if len(found) != len(impacts):
-            raise IndexCorruptError("the bits of a frequent term are damaged")
-        return found, impacts
-
-    def _places(self, terms: Sequence[int] | np.ndarray, block: int) -> Iterator[tuple[int, int]]:
-        """Yield which of the terms a block has, and their places in ``terms``."""
         first, last = self.blocks[block : block + 2].tolist()
         places = first + np.searchsorted(self.terms[first:last], terms)
+        owns, shifts = self.bitmaps.find(places)
         for i, place in enumerate(places.tolist()):
-            if place < last and self.terms[place] == terms[i]:
-                yield i, place
+            if place == last or self.terms[place] != terms[i]:
+                continue
+            span = slice(*self.starts[place : place + 2].tolist())
+            impacts, is_frequent = self.impacts[span], bool(owns[i] >= 0)
+            if not is_frequent:
+                found = self.ids[span.start - shifts[i] : span.stop - shifts[i]]
+            else:
+                found = places_of(self.bitmaps.bits[owns[i]])
+                if len(found) != len(impacts):
+                    raise IndexCorruptError("the bits of a frequent term are damaged")
+            yield i, is_frequent, found, impacts
 
     def top(
         self,
@@ -348,11 +352,11 @@ class Postings:
     ) -> tuple[np.ndarray, np.ndarray]:
         scores, rows = np.empty(0, np.int32), np.empty(0, np.int64)
         for block, base in enumerate(range(0, self.rows, BLOCK)):
-            sums = np.zeros(BLOCK, np.int32)
-            for i, place in self._places(terms, block):
-                found, impacts = self.posting(place)
+            by_row, by_bit = np.zeros((2, BLOCK), np.int32)
+            for i, is_frequent, found, impacts in self._of_block(block, terms):
+                sums = by_bit if is_frequent else by_row
                 sums[found] += np.multiply(impacts, weights[i], dtype=np.int32)
-            sums = sums[: self.rows - base]
+            sums = (by_row + in_row_order(by_bit))[: self.rows - base]
             if allowed is not None:
                 sums[~allowed[base : base + BLOCK]] = 0
             near = np.flatnonzero(sums)

@@ -1,4 +1,7 @@
-"""What numba lacks for bitmaps: instructions on 64 rows at a time, and on the bits of a number."""
+"""What numba lacks for bitmaps: instructions on 64 rows at a time, and on the bits of a number.
+
+numba keeps compiled loops until their own file changes: after a change here, touch ``kernels.py``.
+"""
 
 from __future__ import annotations
 
