@@ -72,7 +72,7 @@ _FILES: dict[str, type[np.generic]] = {
     "row": np.uint16,
     "impact": np.uint8,
 }
-_THREADED = 1 << 25  # rows times terms: starting a thread takes less time than it saves then
+_THREADED = 1 << 26  # rows times terms: starting a thread takes less time than it saves then
 _FEW = 1024  # rows: sorting them all is faster than selecting some first
 _NO_MASK = np.empty(0, np.bool_)
 
