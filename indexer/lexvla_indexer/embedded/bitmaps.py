@@ -2,19 +2,19 @@
 
 A term is frequent in a block if it has at least `FREQUENT` postings there. Which of a block's
 65,536 rows have it is said by bits, so that vector instructions can add the products of 64 rows at
-once, and its rows are not in ``LEG.posting.row``:
+once, and its rows are not in ``LEG.posting.row``. Its impacts are in the order of the bits:
 
-    LEG.posting.bits     uint64   (terms, 1024) which rows have it; the lowest bit is the first row
+    LEG.posting.bits     uint64   (terms, 1024) which rows have it: of each 64 rows, the row
+                                  16 j + i by the bit 4 i + j, counted from the lowest
     LEG.posting.begin    uint16   (terms, 1024) where the impacts of each 64 rows start, counted
                                   from its first of the block
     LEG.posting.peak     uint8    (terms, 4096) its greatest impact in each 16 rows
 
 A search of few words skips most rows of a block, and still finds the best. It adds up the products
-of the other terms, which have few postings, and keeps the greatest sum in each group of 16 rows; to
-that it adds weight times peak of each frequent term. No row of the group can have a greater score.
-Products of frequent terms are added only in the 64 rows around a group whose bound reaches the
-least score that may still be found. Scores are integers, so bounds are exact: the rows found are
-those that a search without skipping finds, with the same scores.
+of the other terms, which have few postings. In a group of 16 rows, the frequent terms add at most
+the sum of weight times peak to a row's score. Their products are added only to 64 rows of which one
+may then reach the least score that can still be found. Scores are integers, so bounds are exact:
+the rows found are those that a search without skipping finds, with the same scores.
 
 Short queries gain by it: on 1,000,000 vectors of the default model, a text of 13 words scores 1 %
 of the rows.

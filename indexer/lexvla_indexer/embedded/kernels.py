@@ -55,7 +55,6 @@ if _numba is not None:
     )
 _SPAN = 1 << 13  # rows that are added up together: their scores fit into the nearest cache
 _GROUPS = PIECE // GROUP  # of a piece
-_GROUP_BITS = GROUP.bit_length() - 1
 _LINES = 4  # of the cache, asked for at the start of each list
 _SEEDS = 64  # groups of the highest bounds, scored first so that the others have a floor to reach
 _FEW_PIECES = 8  # where more than this part must be scored, a search without skipping is faster
@@ -123,6 +122,7 @@ def fill(
 
 @compiled
 def _row_of_bit(place: int) -> int:
+    """Return the row, of 64, that a bit is of."""
     return (place % 4) * 16 + place // 4
 
 
