@@ -159,7 +159,7 @@ def test_many_rows_equal_brute_force(tmp_path, way, opposed, weights):
 
 @WAYS
 def test_a_row_that_no_leg_found_may_reach_the_floor_just_so(tmp_path, way):
-    """Row 9 is no leg's own best, for equal ones come before it; its sum is that of row 20."""
+    """No leg finds row 9, because equal rows come before it, but its sum equals that of row 20."""
     words, codes = np.zeros((21, 1), np.float32), np.zeros((21, 1), np.float32)
     words[[0, 1, 9]], codes[[3, 9]], codes[20] = 0.5, 0.5, 1
     stored = {"lexical": words, "codes": codes, "dense": np.ones((21, 1), np.float32)}

@@ -71,6 +71,7 @@ class AttachedReader(Reader):
     @contextmanager
     def naming_fields(self) -> Iterator[None]:
         """Name the field in the error for a value that the server cannot read, such as a date."""
+        self._parsed = []
         try:
             yield
         except UnreadValueError as error:

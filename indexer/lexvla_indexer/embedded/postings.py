@@ -90,10 +90,7 @@ def kernels(postings: int = COMPILED_FROM) -> ModuleType | None:
 
 
 def build(matrix: sparse.csr_array) -> Postings:
-    """Turn rows of impacts, (rows, width) uint8 with sorted column numbers, into postings.
-
-    On one core, the compiled loop takes over 300,000 rows of 125 words a second.
-    """
+    """Turn rows of impacts, (rows, width) uint8 with sorted column numbers, into postings."""
     if matrix.dtype != np.uint8:
         raise ValueError(f"impacts must be uint8, not {matrix.dtype}")
     if not matrix.has_canonical_format:

@@ -43,8 +43,8 @@ def exact_top(
     equal ones the first row. Proof that no row is missed: a quantised score is off by no more than
     a bound B. The k best by integers have at least the k-th best integer score less B, so each of
     the true k best has at least that, and an integer score of no less than the k-th best less 2B.
-    Of those, the k best by integers are scored first: none of the true k best scores less than the
-    least of them, so only rows whose integer score is no more than B below that are scored too.
+    Of those, the k best by integers are scored first. None of the true k best scores less than the
+    least of them, so a row whose integer score is more than B below that least score is left out.
 
     ``forward`` is (rows, width) float32 above 0 with sorted columns, and ``query`` one such row.
     The quantiser was fitted to ``forward``, and the postings built from what it made of that.

@@ -33,7 +33,7 @@ _POINTER = _BYTE.as_pointer()
 def _instructions() -> str:
     """Return by which instructions the processor can spread packed bytes over set bits, or "".
 
-    AMD's first two Zens have those of ``bmi2``, but they take longer there than a loop over bits.
+    AMD's first two Zens have those of ``bmi2``, but run them in microcode, slowly.
     """
     config: Any = numba.config  # has more attributes than its source says
     features, name = config.CPU_FEATURES, config.CPU_NAME
