@@ -40,8 +40,8 @@ __all__ = [
 BLOCK = 1 << 16  # rows: as many as a uint16 can number
 GROUP = 16  # rows of a peak
 PIECE = 64  # rows of a begin, and of a number of bits
-# Postings of 65,536 rows. Bits, begins and peaks take less room than numbers only from 7,168 on, but
-# searches that skip rows need peaks of terms that are less frequent too.
+# Postings of 65,536 rows. Bits, begins and peaks take less room than numbers only from 7,168 on,
+# but searches that skip rows need peaks of terms that are less frequent too.
 FREQUENT = 1 << 11
 BITMAP_FILES: dict[str, tuple[type[np.generic], int]] = {
     "bits": (np.uint64, PIECE),
