@@ -49,7 +49,7 @@ HEAD = "| | searches/s | p50 ms | p95 ms | p99 ms | 200 | 429 | others | server 
 @contextmanager
 def serving(*options: str) -> Iterator[tuple[int, int]]:
     """Run ``lexvla serve``; yield its process id and port."""
-    command = [sys.executable, "-m", "lexvla", "serve", "--port", "0", *options]
+    command = [sys.executable, "-m", "lexvla_search", "serve", "--port", "0", *options]
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(command, stderr=log)  # noqa: S603 - our own command
         try:
@@ -105,7 +105,7 @@ def demo(folder: Path) -> tuple[str, list[dict[str, Any]]]:
     from lexvla.data.demo_corpus import load_demo_corpus
 
     address = str(folder / "demo.lex")
-    command = [sys.executable, "-m", "lexvla", "demo", "--index", address, "--json"]
+    command = [sys.executable, "-m", "lexvla_search", "demo", "--index", address, "--json"]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)  # noqa: S603 - our own
     return address, [{"text": item.label} for item in load_demo_corpus("emoji")]
 

@@ -44,7 +44,7 @@ def main() -> None:
         folder = Path(home, "photos")
         folder.mkdir()
         save_photos(folder, options.count)
-        command = [sys.executable, "-m", "lexvla", "index", str(folder)]
+        command = [sys.executable, "-m", "lexvla_search", "index", str(folder)]
         started = time.perf_counter()
         process = subprocess.Popen(  # noqa: S603 - this very program
             [*command, "--index", str(Path(home, "i.lex")), "--json"],

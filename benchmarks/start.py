@@ -63,8 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     commands = {
         "a text by ONNX Runtime": ["-c", ENCODE.format("onnx", TEXT)],
         "a text by torch": ["-c", ENCODE.format("torch", TEXT)],
-        "lexvla search": ["-m", "lexvla", "search", TEXT, "--index", args.index],
-        "lexvla serve": ["-m", "lexvla", "serve", "--index", args.index],
+        "lexvla search": ["-m", "lexvla_search", "search", TEXT, "--index", args.index],
+        "lexvla serve": ["-m", "lexvla_search", "serve", "--index", args.index],
     }
     found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in commands}
     for _ in range(args.runs):

@@ -34,7 +34,7 @@ from search_fakes import FakeEncoder
 def command(*options: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """Run the command; give its process and its port."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "lexvla", "serve", "--no-model", "--port", "0", *options],
+        [sys.executable, "-m", "lexvla_search", "serve", "--no-model", "--port", "0", *options],
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": PYTHONPATH},

@@ -305,7 +305,7 @@ def test_the_api_works_by_its_role_as_compose_starts_it(tmp_path, secured):
     secrets = tmp_path / "secrets"
     program = tmp_path / "bin" / "lexvla"
     program.parent.mkdir()
-    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m lexvla "$@"\n')
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m lexvla_search "$@"\n')
     program.chmod(0o755)
     service = compose()["api"]
     environment = {

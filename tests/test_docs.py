@@ -86,7 +86,7 @@ def test_the_first_steps_print_what_the_page_shows(page: str, tmp_path: Path) ->
     for item in load_demo_corpus("photographs"):
         (images / f"{item.id}.jpg").write_bytes(item.data)
     environment = {**os.environ, "PYTHONPATH": PYTHONPATH, "HOME": str(tmp_path)}
-    lexvla = f'lexvla() {{ "{sys.executable}" -m lexvla "$@"; }}; set -e\n'
+    lexvla = f'lexvla() {{ "{sys.executable}" -m lexvla_search "$@"; }}; set -e\n'
     compared = 0
     for command, shown in steps(ROOT / page):
         done = subprocess.run(

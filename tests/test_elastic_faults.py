@@ -382,7 +382,7 @@ def test_no_traceback_in_a_terminal():
     with down() as url:
         address = f"elasticsearch+{url}/photos"
         done = subprocess.run(
-            [sys.executable, "-m", "lexvla", "info", "--index", address],
+            [sys.executable, "-m", "lexvla_search", "info", "--index", address],
             env={**os.environ, "PYTHONPATH": PYTHONPATH, "ELASTIC_API_KEY": SECRET},
             capture_output=True,
             text=True,

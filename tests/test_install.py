@@ -115,7 +115,7 @@ def test_a_users_own_files_stand_in_no_ones_way(bin_folder: Path, tmp_path: Path
     for name in ("search", "indexer"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('not this one')\n")
     environment = {**os.environ, "PYTHONPATH": "."}
-    for command in (["lexvla"], ["python", "-m", "lexvla"]):
+    for command in (["lexvla"], ["python", "-m", "lexvla_search"]):
         program = [str(bin_folder / command[0]), *command[1:], "--version"]
         done = subprocess.run(
             program, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False

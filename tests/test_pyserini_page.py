@@ -34,7 +34,7 @@ def block(containing: str) -> str:
 def run(commands: str, folder: Path, **environment: str) -> str:
     """Run commands in a shell that stops at the first failure. Return what they print."""
     functions = (
-        f'lexvla() {{ "{sys.executable}" -m lexvla "$@"; }}\n'
+        f'lexvla() {{ "{sys.executable}" -m lexvla_search "$@"; }}\n'
         f'python() {{ "{sys.executable}" "$@"; }}\n'
     )
     plain = {n: v for n, v in os.environ.items() if n not in ("OPENAI_API_KEY", "JAVA_HOME")}

@@ -29,7 +29,6 @@ TEXTS = [
     "  spaces  ",
 ]
 
-
 MODEL = tiny_model()
 
 

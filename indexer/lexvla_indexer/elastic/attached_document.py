@@ -19,7 +19,6 @@ from lexvla_indexer.elastic.product import Json
 
 __all__ = ["attached_document", "joined_text", "own_source", "values_at"]
 
-
 LONGEST_ADDRESS = 2048  # characters; longer ones are images as base64
 
 

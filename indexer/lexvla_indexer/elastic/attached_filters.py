@@ -16,7 +16,6 @@ from lexvla_indexer.filters import Comparison, In, Value, kind_of
 
 __all__ = ["PARSED", "comparison_of_ids", "native_comparison", "values_of"]
 
-
 PARSED = ("date", "date_nanos", "ip")  # types whose values the server parses
 
 _SIGNS = {"<": "lt", "<=": "lte", ">": "gt", ">=": "gte"}

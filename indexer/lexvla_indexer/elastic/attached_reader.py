@@ -37,7 +37,6 @@ from lexvla_indexer.scope import Scope
 
 __all__ = ["AttachedReader"]
 
-
 _DEEPER = 10  # times the depth, until the last hit's equals are all known
 
 

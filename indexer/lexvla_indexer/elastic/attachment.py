@@ -52,7 +52,6 @@ __all__ = [
     "write_attachment",
 ]
 
-
 FORMAT_VERSION = 1
 
 

@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 
 __all__ = ["detach", "fill", "tally"]
 
-
 PIECE = 256  # documents that are marked as rejected, or emptied, together
 LONGEST_RULE = 1000  # characters
 _KEY = "attached"  # in place of a source's key in fingerprints of an ingest

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Change", "Outcome", "UserIndex"]
 
-
 PIECE = 32  # documents that are read to be changed: some hold their images
 PAGE, MOST_IN_PAGE = 64, 1024  # documents that are listed: of the first page, and the most
 PAGE_CHARACTERS = 4_000_000  # a page of more is followed by a smaller one

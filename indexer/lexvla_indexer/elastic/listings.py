@@ -33,7 +33,6 @@ __all__ = [
     "sort_of",
 ]
 
-
 _KINDS = ("boolean", "double", "keyword")  # in the order of their values
 _COUNTED = 50_000  # values that each shard counts, of which the best are taken
 

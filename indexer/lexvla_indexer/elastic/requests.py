@@ -26,7 +26,6 @@ __all__ = [
     "text_query",
 ]
 
-
 RESULT_WINDOW = 10_000  # hits of one request; the default of index.max_result_window
 CANDIDATES = 1000  # of each shard in an approximate search, unless k is greater
 

@@ -17,7 +17,6 @@ from lexvla_indexer.elastic.product import Json, Product
 
 __all__ = ["STORED", "incomplete", "rows_of"]
 
-
 STORED = (*FIELD_OF.values(), PATCHES)
 
 

@@ -21,7 +21,6 @@ from lexvla_indexer.elastic.product import Json, Product
 
 __all__ = ["DYNAMIC_TEMPLATES", "LONGEST", "typed_fields", "typed_metadata"]
 
-
 LONGEST = 8191  # characters, of at most 4 bytes: Lucene takes terms of 32,766 bytes
 
 _MAPPED: dict[str, Json] = {

@@ -21,7 +21,6 @@ __all__ = [
     "print_numbers",
 ]
 
-
 INTERRUPTED = 130  # exit code
 
 
