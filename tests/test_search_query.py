@@ -205,6 +205,10 @@ def test_a_query_keeps_its_own_plain_numbers() -> None:
     terms["green"] = np.float32(1)
     data = json.loads(json.dumps(query.to_dict()))
     assert (data["terms"], data["region"]) == ({"red": 2}, [0, 0, 8, 8])
+    bounds = {"min_score": np.float32(0.5), "min_relevance": np.float64(0.25)}
+    query = Query(text="red", k=np.int64(3), group_copies=np.float32(0.5), **bounds)
+    data = json.loads(json.dumps(query.to_dict()))
+    assert [data[name] for name in ("k", "group_copies", *bounds)] == [3, 0.5, 0.5, 0.25]
 
 
 def test_boosts() -> None:
@@ -300,6 +304,8 @@ def test_bad_mappings() -> None:
         ({"min_relevance": 1.5}, "'min_relevance': must be a number from 0 to 1, not 1.5"),
         ({"min_relevance": -0.1}, "'min_relevance': must be a number from 0 to 1"),
         ({"min_relevance": math.nan}, "'min_relevance': must be a number from 0 to 1"),
+        ({"similar": ["a", "b", "a"]}, "'a': similar must be different ids"),
+        ({"similar": ["a"] * 300}, "'similar': must be at most 256 ids, not 300"),
         ({"legs": ()}, "legs must be a list of some of lexical, codes, dense"),
         ({"legs": "dense"}, "legs must be a list"),
         ({"legs": ("sparse",)}, "'sparse': a leg must be one of lexical, codes, dense"),
@@ -356,6 +362,7 @@ def test_describe() -> None:
         "words red 2, cat 0.5, fused by rrf (constant 60)"
     )
     assert Query(image=spot("red", (1, 2))).describe() == "the query's image"
+    assert Query(image="the cat.png").describe() == "image the cat.png"
     assert Query(text="cat", ban=["face"]).describe() == (
         '"cat", without face (boosts and bans change words, not codes or dense vectors)'
     )

@@ -29,6 +29,7 @@ MAX_TEXT_LENGTH = 16_384  # characters: documents serve as queries in some test 
 MAX_WORDS = 1024  # in each of terms, boost, ban and require
 MAX_SIMILAR = 256
 MAX_CURSOR_LENGTH = 65_536
+_UNNAMED = "the query's image"
 LEAST_WEIGHT, GREATEST_WEIGHT = 1e-6, 1e6  # for terms and boosts, so that no product overflows
 
 
@@ -118,15 +119,11 @@ class Query:
         self._check_fusion()
         self._check_text_fields()
         check_page(self.k, self.offset)
-        alike = self.group_copies
-        if not isinstance(alike, bool) and not (_is_number(alike) and 0 < alike <= 1):
-            rule = f"must be True, False or a number above 0 and at most 1, not {alike!r}"
-            raise InputError("group_copies", rule)
-        if self.min_score is not None and not _is_number(self.min_score):
-            raise InputError("min_score", f"must be a finite number, not {self.min_score!r}")
-        least = self.min_relevance
-        if least is not None and not (_is_number(least) and 0 <= least <= 1):
-            raise InputError("min_relevance", f"must be a number from 0 to 1, not {least!r}")
+        for name in ("k", "offset"):
+            object.__setattr__(self, name, int(getattr(self, name)))
+        object.__setattr__(self, "group_copies", _alike(self.group_copies))
+        for name in ("min_score", "min_relevance"):
+            object.__setattr__(self, name, _least(name, getattr(self, name)))
         object.__setattr__(self, "sort", _sort(self.sort))
         object.__setattr__(self, "facets", facets_of(self.facets))
         self._check_after()
@@ -225,7 +222,8 @@ class Query:
             asked.append(f'"{self.text}"')
         if self.image is not None:
             where = "" if self.region is None else f" at {','.join(f'{v:g}' for v in self.region)}"
-            asked.append(f"image {name_of_image(self.image)}{where}".replace("image the", "the"))
+            name = name_of_image(self.image)
+            asked.append(f"{name if name == _UNNAMED else f'image {name}'}{where}")
         if self.terms:
             asked.append("words " + ", ".join(f"{w} {v:g}" for w, v in self.terms.items()))
         if self.similar:
@@ -285,7 +283,7 @@ class Query:
 def check_page(k: object, offset: object = 0) -> None:
     """Raise `InputError` for k below 1, an offset below 0, or a sum above 10,000."""
     for name, value in (("k", k), ("offset", offset)):
-        if not isinstance(value, int) or isinstance(value, bool):
+        if not isinstance(value, int | np.integer) or isinstance(value, bool):
             raise InputError(name, f"must be a whole number, not {value!r}")
     number, start = cast(int, k), cast(int, offset)
     if number < 1:
@@ -331,15 +329,15 @@ def _weights(name: str, weights: object) -> dict[str, float]:
 def _similar(given: object) -> dict[str, float]:
     if isinstance(given, str):
         given = [given]
+    if not isinstance(given, Mapping | Sequence):
+        raise InputError("similar", f"must be ids, or weights by id, not {given!r}")
+    if len(given) > MAX_SIMILAR:
+        raise InputError("similar", f"must be at most {MAX_SIMILAR} ids, not {len(given):,}")
     if not isinstance(given, Mapping):
-        if not isinstance(given, Sequence):
-            raise InputError("similar", f"must be ids, or weights by id, not {given!r}")
         for name in given:
             if not isinstance(name, str) or given.count(name) > 1:
                 raise InputError(str(name), "similar must be different ids, as strings")
         given = dict.fromkeys(given, 1.0)
-    if len(given) > MAX_SIMILAR:
-        raise InputError("similar", f"must be at most {MAX_SIMILAR} ids, not {len(given)}")
     for name, weight in given.items():
         check_id(name)
         if not _is_number(weight) or not LEAST_WEIGHT <= abs(weight) <= GREATEST_WEIGHT:
@@ -347,6 +345,26 @@ def _similar(given: object) -> dict[str, float]:
             rule = f"a weight of similar must be a number {limits}, not {weight!r}"
             raise InputError(name, rule)
     return {name: float(weight) for name, weight in given.items()}
+
+
+def _alike(given: object) -> bool | float:
+    if isinstance(given, bool):
+        return given
+    if not _is_number(given) or not 0 < cast(float, given) <= 1:
+        rule = f"must be True, False or a number above 0 and at most 1, not {given!r}"
+        raise InputError("group_copies", rule)
+    return float(cast(float, given))
+
+
+def _least(name: str, given: object) -> float | None:
+    if given is None:
+        return None
+    number = float(cast(float, given)) if _is_number(given) else math.nan
+    if name == "min_relevance" and not 0 <= number <= 1:
+        raise InputError(name, f"must be a number from 0 to 1, not {given!r}")
+    if math.isnan(number):
+        raise InputError(name, f"must be a finite number, not {given!r}")
+    return number
 
 
 def _sort(given: object) -> tuple[str, ...]:
@@ -400,4 +418,4 @@ def _is_number(value: object) -> bool:
 def name_of_image(image: ImageSource) -> str:
     """Return the path of an image, or "the query's image"."""
     named = getattr(image, "filename", "") if isinstance(image, Image.Image) else name_of(image)
-    return "the query's image" if not named or named.startswith("<") else str(named)
+    return _UNNAMED if not named or named.startswith("<") else str(named)
