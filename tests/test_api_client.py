@@ -119,8 +119,24 @@ def test_an_address_without_its_scheme_is_named(kind: Any) -> None:
         kind("localhost:8080")
 
 
+def test_a_key_that_no_header_holds_is_not_shown() -> None:
+    with pytest.raises(InputError, match="'key': must be printable ASCII") as caught:
+        Client("http://127.0.0.1:9", key="schl\N{LATIN SMALL LETTER U WITH DIAERESIS}ssel")
+    assert "ssel" not in str(caught.value)
+
+
+def test_one_item_is_no_list_of_them(client: Client) -> None:
+    for query in ("red", {"text": "red"}):
+        with pytest.raises(TypeError, match="a list of queries, not a single one"):
+            client.search_many(query)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="a list of texts or images, not a single one"):
+        client.encode("red")
+    with pytest.raises(TypeError, match="a list of texts or images, not a single one"):
+        client.encode(images=b"...")  # type: ignore[arg-type]
+
+
 def test_no_server_is_an_error_of_the_client() -> None:
-    with pytest.raises(ApiError) as caught:
+    with pytest.raises(ApiError, match=r"does not answer: http://127\.0\.0\.1:9") as caught:
         Client("http://127.0.0.1:9").index()
     assert caught.value.status == 0
     with pytest.raises(ApiError):
@@ -144,6 +160,8 @@ class Answers(BaseHTTPRequestHandler):
         elif self.path.startswith("/v1/") and self.statuses:
             status, headers = self.statuses.pop(0)
             self._answer(status, b'{"words": ["x"], "title": "busy"}', **headers)
+        elif self.path.startswith("/v1/index"):
+            self._answer(200, b"<html>")
         else:
             self._answer(404, b"")
 
@@ -182,6 +200,15 @@ def test_a_busy_server_is_asked_again_when_it_says(elsewhere: ThreadingHTTPServe
     with pytest.raises(ApiError, match="busy"):
         Client(url, retries=1).complete("x")
     assert len(Answers.statuses) == 1
+
+
+def test_a_server_of_something_else_is_named(elsewhere: ThreadingHTTPServer) -> None:
+    url = f"http://127.0.0.1:{elsewhere.server_port}"
+    with pytest.raises(ApiError, match=f"not JSON: {url}/v1/index") as caught:
+        Client(url).index()
+    assert caught.value.status == 200
+    with pytest.raises(ApiError, match=f"status 404: {url}/v1/words"):
+        Client(url).complete("x")
 
 
 def test_images_are_fetched_from_allowed_hosts_alone(

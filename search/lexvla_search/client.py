@@ -95,6 +95,8 @@ class Client:
 
     def search_many(self, queries: Iterable[str | Mapping[str, Any]]) -> list[schema.SearchAnswer]:
         """Answer several queries, each a text or settings as those of `search`."""
+        if isinstance(queries, str | Mapping):
+            raise TypeError("expected a list of queries, not a single one")
         asked = [_asked(q, {}) if isinstance(q, str) else _asked(None, q) for q in queries]
         given = {"json": {"queries": asked}}
         return self._send(_Call("POST", "/v1/search/batch", given), _member("answers"))
@@ -115,6 +117,8 @@ class Client:
         self, /, texts: Sequence[str] = (), images: Sequence[bytes] = (), **options: Any
     ) -> list[schema.EncodedItem]:
         """Return the words of texts, or of image files."""
+        if isinstance(texts, str) or isinstance(images, bytes):
+            raise TypeError("expected a list of texts or images, not a single one")
         given: dict[str, Any] = {"json": {"texts": list(texts), **options}}
         if images:
             parts: list[tuple[str, Any]] = [("query", (None, json.dumps(options)))]
@@ -219,7 +223,7 @@ class Client:
 
     def _send(self, call: _Call, read: Callable[[httpx2.Response], T]) -> T:
         for left in range(self._retries, -1, -1):
-            with _answering():
+            with _answering(self._http.base_url):
                 response = self._http.request(call.method, call.path, **call.given)
             if (pause := _pause(call, response, left)) is None:
                 break
@@ -285,7 +289,7 @@ class AsyncClient:
         if "content" in given:
             given["content"] = _in_turns(given["content"])
         for left in range(self._retries, -1, -1):
-            with _answering():
+            with _answering(self._http.base_url):
                 response = await self._http.request(call.method, call.path, **given)
             if (pause := _pause(call, response, left)) is None:
                 break
@@ -313,21 +317,29 @@ def _address(url: str) -> str:
 
 
 def _headers(key: str | None) -> dict[str, str]:
-    return {} if key is None else {"Authorization": f"Bearer {key}"}
+    if key is None:
+        return {}
+    if not (key.isascii() and key.isprintable()):  # the key itself is for no log
+        raise InputError("key", "must be printable ASCII")
+    return {"Authorization": f"Bearer {key}"}
 
 
 @contextmanager
-def _answering() -> Iterator[None]:
+def _answering(url: object) -> Iterator[None]:
     failures = _load_httpx().HTTPError
     try:
         yield
     except failures as error:
-        problem = {"title": "The server does not answer", "detail": str(error)}
-        raise ApiError(0, problem) from error
+        detail = f"{url}: {str(error) or type(error).__name__}"
+        raise ApiError(0, {"title": "The server does not answer", "detail": detail}) from error
 
 
 def _json(response: httpx2.Response) -> Any:
-    return response.json()
+    try:
+        return response.json()
+    except ValueError as error:
+        problem = {"title": "The answer is not JSON", "detail": str(response.url)}
+        raise ApiError(response.status_code, problem) from error
 
 
 def _content(response: httpx2.Response) -> bytes:
@@ -335,7 +347,7 @@ def _content(response: httpx2.Response) -> bytes:
 
 
 def _member(name: str) -> Callable[[httpx2.Response], Any]:
-    return lambda response: response.json()[name]
+    return lambda response: _json(response)[name]
 
 
 def _asked(text: str | None, query: Mapping[str, Any]) -> dict[str, Any]:
@@ -398,5 +410,5 @@ def _problem(response: httpx2.Response) -> dict[str, Any]:
     try:
         problem = response.json()
     except ValueError:
-        return {"title": f"status {response.status_code}"}
+        return {"title": f"status {response.status_code}", "detail": str(response.url)}
     return problem if isinstance(problem, dict) else {}

@@ -58,9 +58,6 @@ def ask(url: str, key: str | None, query: Query, explain: bool) -> RemoteAnswer:
     if "fusion" in asked:
         settings = asked["fusion"].items()
         asked["fusion"] = {name: value for name, value in settings if name in _OF_FUSION}
-    if "similar" in asked:
-        pairs = asked["similar"].items()
-        asked["similar"] = [{"id": name, "weight": weight} for name, weight in pairs]
     image = None if query.image is None else str(query.image)
     with Client(url, key) as client:
         try:
