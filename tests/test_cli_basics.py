@@ -89,7 +89,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
             ["search", "red", "--index", "x.lex", "-k", "ten"],
             "must be a whole number of at least 1, not 'ten'",
         ),
-        (["search", "red", "--index", "x.lex", "--wings"], "unrecognized arguments: --wings"),
+        (["search", "red", "--index", "x.lex", "--wings"], "--wings (try: lexvla search --help)"),
         (["search", "--index", "x.lex", "--sort", "-"], "must be the name of a field"),
         (["search", "--index", "x.lex", "--facet", "year:1,a"], "must be a finite number"),
         (["search", "--index", "x.lex", "--facet", "year:2,1"], "must end above where it begins"),

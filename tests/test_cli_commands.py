@@ -6,6 +6,7 @@ import json
 import shlex
 import shutil
 import sqlite3
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -397,6 +398,18 @@ class TestDemo:
             if line.startswith("  lexvla explain"):
                 assert cli.main(shlex.split(line)[1:]) == 0
         assert (tmp_path / "why.png").is_file()
+
+    def test_it_names_the_command_as_it_was_called(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+    ) -> None:
+        monkeypatch.setenv("PATH", "")
+        for argument, called in (
+            ("my venv/lexvla", "'my venv/lexvla'"),
+            ("/x/lexvla_search/__main__.py", f"{shlex.quote(sys.executable)} -m lexvla_search"),
+        ):
+            monkeypatch.setattr("sys.argv", [argument])
+            assert cli.main(["demo"]) == 0
+            assert f"\n  {called} explain apple red" in capsys.readouterr().out
 
     def test_json(self, tmp_path: Path, capsys: Capture) -> None:
         place = str(tmp_path / "here.lex")

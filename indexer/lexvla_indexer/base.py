@@ -198,7 +198,8 @@ class Index(ABC):
 
         UnsupportedError if none is kept.
         """
-        raise UnsupportedError(f"{self._place}: only an Elasticsearch index can be rolled back")
+        rule = "only an index of Elasticsearch or OpenSearch can be rolled back"
+        raise UnsupportedError(f"{self._place}: {rule}")
 
     def search(
         self,

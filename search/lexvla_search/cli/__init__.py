@@ -1,7 +1,7 @@
 """The ``lexvla`` command: each subcommand is the module of that name in this folder.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage (an unknown option, ``-k 0``, a query with neither text
-nor image), 130 interrupted, 141 the reader of the output went away.
+Exit codes: 0 done, 1 failed, 2 wrong usage (an unknown option, ``-k 0``, options that exclude each
+other), 130 interrupted, 141 the reader of the output went away.
 """
 
 from __future__ import annotations
@@ -100,6 +100,7 @@ def parse(arguments: Sequence[str]) -> tuple[Any, Any]:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     named = next((argument for argument in arguments if argument in COMMANDS), "")
     module: Any = None
+    chosen = parser
     for name, summary in COMMANDS.items():
         # Not by abbreviations: --prune of lexvla watch would mean --prune-anyway.
         command = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
@@ -108,7 +109,11 @@ def parse(arguments: Sequence[str]) -> tuple[Any, Any]:
 
             module = importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
             add_arguments(command, module.Options)
-    given = vars(parser.parse_args(arguments))
+            chosen = command
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:  # `parse_args` would point to the help of lexvla
+        chosen.error(f"unrecognized arguments: {' '.join(unknown)}")
+    given = vars(options)
     del given["command"]
     return module, module.Options(**given)
 

@@ -159,10 +159,17 @@ def _aligned_together(
     }
 
 
+def _command() -> str:
+    if shutil.which("lexvla"):
+        return "lexvla"
+    if Path(sys.argv[0]).name == "__main__.py":
+        return f"{shlex.quote(sys.executable)} -m lexvla_search"
+    return shlex.quote(sys.argv[0])  # as it was typed: its folder is not on the PATH
+
+
 def _print_what_next(home: Path, first: str) -> None:
     where = shlex.quote(str(home))
-    # As it was typed, if its folder is not on the PATH.
-    lexvla = "lexvla" if shutil.which("lexvla") else shlex.quote(sys.argv[0])
+    lexvla = _command()
     print("Each hit: rank, score (with its relevance, if the model knows it), name, id, the words")
     print("that it shares with the query with what each adds to the score, and [dense], what the")
     print("nearness of the dense vectors adds. Next:")
