@@ -35,6 +35,7 @@ from lexvla.model_folder import CONFIG_FILE
 from lexvla.preprocessing import to_pixels
 from lexvla.public_settings import PublicSettings, weights_digest
 from lexvla.regions import Region
+from lexvla.sparse_rows import most_words
 from lexvla.text_normalisation import normalise_text
 from lexvla.vocabulary import Vocabulary
 from lexvla.word_decomposition import decompose
@@ -320,8 +321,7 @@ class DualEncoder(model.LexVLA, nn.Module):
         return products
 
     def _most(self, limit: int | None, own: int) -> int:
-        most = min(own, len(self.vocabulary))
-        return most if limit is None else min(limit, most)
+        return most_words(limit, min(own, len(self.vocabulary)))
 
     def _rows(self, weights: Tensor) -> Encoding:
         unit = normalize(weights.float(), dim=1).cpu().numpy()

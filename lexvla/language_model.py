@@ -23,6 +23,7 @@ from lexvla.model import concat
 from lexvla.model_folder import CONFIG_FILE
 from lexvla.prompted_words import weights_of_words, word_pieces, words_of_logits
 from lexvla.public_settings import PublicSettings, weights_digest
+from lexvla.sparse_rows import most_words
 from lexvla.text_tower import PrefixCache, TextTower
 from lexvla.tokens import tokenize
 from lexvla.vocabulary import Vocabulary
@@ -222,6 +223,6 @@ class LanguageModel(model.LexVLA, nn.Module):
         return words_of_logits(logits, self.columns, len(self.vocabulary))
 
     def _rows(self, logits: Tensor, limit: int | None) -> Encoding:
-        most = min(limit or self.config.max_active_dims, self.config.max_active_dims)
+        most = most_words(limit, self.config.max_active_dims)
         weights = weights_of_words(logits, most).cpu().numpy()
         return Encoding(sparse.csr_array(weights, dtype=np.float32))

@@ -393,6 +393,8 @@ class LexVLA:
         bar: bool | None,
     ) -> Iterator[list[tuple[np.ndarray, np.ndarray]]]:
         """Yield batches of resized images, each with the numbers of its region's patches."""
+        if len(images) != len(regions):
+            raise ValueError(f"{len(images)} images with {len(regions)} regions")
         pairs = list(zip(images, regions, strict=True))
         return ahead(lambda pair: self._region(*pair), batches(pairs, size, bar, "regions"))
 

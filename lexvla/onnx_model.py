@@ -61,6 +61,9 @@ class OnnxLexVLA(LexVLA):
         self.tokenizer = tokenizer
         self._graphs = _Graphs(folder, config)
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name!r}>"
+
     @classmethod
     def from_pretrained(  # type: ignore[override]  # LexVLA chooses by its options
         cls,

@@ -47,7 +47,7 @@ def region_patches(region: Region, size: tuple[int, int], grid: tuple[int, int])
     if not (np.isfinite(mask).all() and width > 0 and height > 0):
         raise InputError(name, "has no area")
     if x < 0 or y < 0 or x + width > size[0] or y + height > size[1]:
-        raise InputError(name, f"lies outside the image of {size[0]} x {size[1]} pixels")
+        raise InputError(name, f"must lie within the image of {size[0]} x {size[1]} pixels")
     rows = _covered(y, height, size[1], grid[0])
     columns = _covered(x, width, size[0], grid[1])
     return (rows[:, None] * grid[1] + columns).ravel()

@@ -5,7 +5,15 @@ from __future__ import annotations
 import numpy as np
 from scipy import sparse
 
-__all__ = ["cut_of", "elu1p", "lexical_vector", "sparsify", "top_codes", "unit_rows"]
+__all__ = [
+    "cut_of",
+    "elu1p",
+    "lexical_vector",
+    "most_words",
+    "sparsify",
+    "top_codes",
+    "unit_rows",
+]
 
 _LEAST = 1e-12  # length below which a vector is not scaled, as in torch's normalize
 
@@ -55,8 +63,17 @@ def cut_of(
     if rule not in ("mean", "top_k", "threshold"):
         raise ValueError(f"unknown sparsification {rule!r}: use mean, top_k or threshold")
     least = {"mean": size**-0.5, "top_k": 0.0, "threshold": max(threshold, 0.0)}[rule]
-    most = size if max_active_dims is None else max_active_dims
+    most = most_words(max_active_dims, size)
     return least, min(kept_words, most) if rule == "top_k" else most
+
+
+def most_words(max_active_dims: int | None, own: int) -> int:
+    """Return how many words an item may have: the model's ``own`` number, or fewer if asked."""
+    if max_active_dims is None:
+        return own
+    if max_active_dims < 1:
+        raise ValueError(f"max_active_dims must be at least 1, not {max_active_dims}")
+    return min(max_active_dims, own)
 
 
 def unit_rows(

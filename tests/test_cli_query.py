@@ -129,7 +129,7 @@ def test_a_region(address: str, tmp_path: Path, capsys: Capture) -> None:
     ground = run(capsys, "search", "--index", address, "--image", image, "--region", "0,0,16,16")
     assert ground["hits"][0]["id"] == "flag"
     assert cli.main(["search", "--index", address, "--image", image, "--region", "0,0,65,1"]) == 1
-    assert "lies outside the image of 64 x 64 pixels" in capsys.readouterr().err
+    assert "must lie within the image of 64 x 64 pixels" in capsys.readouterr().err
 
 
 def test_without_a_model(

@@ -92,9 +92,9 @@ def test_the_whole_image_is_a_region_too(model: TorchLexVLA) -> None:
 
 
 def test_regions_that_are_refused(model: TorchLexVLA) -> None:
-    with pytest.raises(InputError, match="outside the image of 40 x 30"):
+    with pytest.raises(InputError, match="must lie within the image of 40 x 30"):
         model.encode_region(PICTURES[:1], [(0, 0, 41, 3)])
-    with pytest.raises(ValueError, match="shorter"):
+    with pytest.raises(ValueError, match="2 images with 1 regions"):
         model.encode_region(PICTURES, [(0, 0, 4, 3)])
 
 

@@ -76,6 +76,7 @@ def test_both_runtimes_have_one_name(both: tuple[LexVLA, LexVLA]) -> None:
     assert mine.name == yours.name
     assert mine.vocabulary == yours.vocabulary
     assert mine.patch_grid == yours.patch_grid
+    assert repr(mine) == f"<OnnxLexVLA {mine.name!r}>"
 
 
 def test_texts(both: tuple[LexVLA, LexVLA]) -> None:

@@ -35,9 +35,9 @@ def test_a_mask_of_patches() -> None:
 @pytest.mark.parametrize(
     ("region", "rule"),
     [
-        ((0, 0, 91, 10), "outside the image of 90 x 60"),
-        ((-1, 0, 10, 10), "outside"),
-        ((0, 55, 10, 10), "outside"),
+        ((0, 0, 91, 10), "must lie within the image of 90 x 60"),
+        ((-1, 0, 10, 10), "within"),
+        ((0, 55, 10, 10), "within"),
         ((0, 0, 0, 10), "no area"),
         ((0, 0, 10, -1), "no area"),
         ((0, 0, math.nan, 10), "no area"),

@@ -162,7 +162,7 @@ def test_a_region_that_is_too_small_is_named() -> None:
 
 @pytest.mark.parametrize("region", [(0, 0, 65, 1), (60, 0, 5, 1), (0, 63.5, 1, 1)])
 def test_a_region_outside_of_the_image(region: tuple[float, ...]) -> None:
-    with pytest.raises(InputError, match=r"region \(.*lies outside the image of 64 x 64"):
+    with pytest.raises(InputError, match=r"region \(.*must lie within the image of 64 x 64"):
         encode_query(Query(image=spot("red", (1, 2)), region=region), FakeEncoder())
 
 

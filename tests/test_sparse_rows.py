@@ -43,6 +43,12 @@ def test_an_unknown_rule() -> None:
         sparsify(np.ones((1, 2), np.float32), "most", 1, 0.0)
 
 
+@pytest.mark.parametrize("limit", [0, -1])
+def test_an_item_may_keep_one_word_at_least(limit: int) -> None:
+    with pytest.raises(ValueError, match=f"max_active_dims must be at least 1, not {limit}"):
+        sparsify(np.ones((1, 2), np.float32), "mean", 1, 0.0, limit)
+
+
 @given(logits, rules, st.none() | st.integers(1, 8))
 def test_as_torch_does(rows: np.ndarray, rule: tuple[str, int, float], limit: int | None) -> None:
     vectors, same = lexical_vector(rows), lexical_head.lexical_vector(torch.from_numpy(rows))

@@ -199,7 +199,7 @@ def _pixels(
     """Return the whole pixels that a region touches: left, upper, right, lower."""
     x, y, width, height = region
     if x + width > size[0] or y + height > size[1]:
-        rule = f"lies outside the image of {size[0]} x {size[1]} pixels"
+        rule = f"must lie within the image of {size[0]} x {size[1]} pixels"
         raise InputError(f"region {tuple(region)}", rule)
     return math.floor(x), math.floor(y), math.ceil(x + width), math.ceil(y + height)
 

@@ -24,8 +24,8 @@ DONE, FAILED, USAGE, NO_READER = 0, 1, 2, 141
 COMMANDS = {
     "demo": "search the bundled images, with explanations",
     "index": "put images and texts into an index",
-    "attach": "fill fields of an Elasticsearch index of your own, and keep them up",
-    "detach": "take the fields of lexvla attach out again",
+    "attach": "fill fields of an Elasticsearch index of your own, and keep them up to date",
+    "detach": "remove the fields that lexvla attach filled",
     "watch": "index a folder, and what changes in it",
     "relocate": "tell an index where its folder lies now",
     "encode": "write the vectors of a source, or of queries (.tsv), to a file",
