@@ -30,7 +30,7 @@ COMMANDS = {
     "relocate": "tell an index where its folder lies now",
     "encode": "write the vectors of a source, or of queries (.tsv), to a file",
     "search": "find images by text, image and words",
-    "explain": "break one item's score down",
+    "explain": "break down one item's score",
     "fit-fusion": "learn how to weight an index's legs",
     "delete": "delete items from an index",
     "compact": "reclaim the space of deleted items",

@@ -14,9 +14,11 @@ from lexvla_search.cli.console import UsageError, note, print_json
 class Options(JsonOptions):
     """Which key to make or to revoke."""
 
-    keys: Path = option("made if there is none", required=True, metavar="FILE", type=Path)
+    keys: Path = option(
+        "the file of keys; created if there is none", required=True, metavar="FILE", type=Path
+    )
     scope: Scope | None = option("a write key may read too", choices=SCOPES)
-    name: str | None = option("what the file and the log call it", metavar="N")
+    name: str | None = option("the key's name, in the file and in the log", metavar="N")
     revoke: str | None = option("remove this key instead", metavar="N")
 
 

@@ -126,7 +126,7 @@ class IndexOptions:
 class ModelOptions:
     """Which model a command uses."""
 
-    model: str | None = option("a saved model (default: the bundled one)", metavar="M")
+    model: str | None = option("a folder or a hub id (default: the bundled model)", metavar="M")
     device: str = option("where it runs: cpu, cuda, ...", default="cpu", metavar="D")
 
     def load_model(self, introduce: bool = False) -> LexVLA:

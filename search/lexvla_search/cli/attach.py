@@ -83,7 +83,7 @@ class Options(BatchOptions, StrictOptions, ModelOptions, JsonOptions):
     retry_rejected: bool = flag("try documents again that were rejected before")
     recheck: bool = flag("read every document and image again; encode those that changed")
     allow_rewriting: bool = flag(
-        "let the server write numbers anew (12.50 as 12.5), where it keeps vectors out of _source"
+        "let the server rewrite numbers (12.50 as 12.5), where it keeps vectors out of _source"
     )
 
 

@@ -30,7 +30,7 @@ ELASTIC = "indexes elasticsearch+http(s)://..."
 class Options(JsonOptions):
     """How to print the checks, and a model to load beside."""
 
-    model: str | None = option("load this model too, and say what it is", metavar="M")
+    model: str | None = option("load this model too, and describe it", metavar="M")
     device: str = option("where it runs: cpu, cuda, ...", default="cpu", metavar="D")
 
 

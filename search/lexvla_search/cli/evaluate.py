@@ -51,18 +51,20 @@ class Options(IndexOptions, ModelOptions, JsonOptions):
     """What to measure, how, and what to write."""
 
     collection: str | None = positional(
-        "a collection in BEIR's layout, or ir_datasets:NAME; or name two files instead:",
+        "a collection in BEIR's layout, or ir_datasets:NAME, in place of --queries and --qrels",
         metavar="COLLECTION",
         nargs="?",
         type=not_empty,
     )
     queries: str | None = option(
-        "lines of id, tab, text; or .jsonl; or a folder of images", metavar="Q"
+        "queries: lines of id, tab, text; or .jsonl; or a folder of images", metavar="Q"
     )
     qrels: str | None = option("judgements of TREC or BEIR", metavar="R")
-    split: str | None = option("which of a collection's qrels/ (test)", metavar="NAME")
+    split: str | None = option("which of a collection's judgements (test)", metavar="NAME")
     ignore_identical_ids: bool = flag("leave out hits with the query's own id, as BEIR does")
-    measures: list[str] | None = option("such as 'R@1 nDCG@10 RR'", nargs="+", metavar="M")
+    measures: list[str] | None = option(
+        "what to measure, such as 'R@1 nDCG@10 RR'", nargs="+", metavar="M"
+    )
     legs: list[str] | None = option(
         "one system each, such as lexical lexical,dense", nargs="+", metavar="L"
     )
@@ -75,7 +77,7 @@ class Options(IndexOptions, ModelOptions, JsonOptions):
     test: Test = option(f"which significance test ({TESTS[0]})", choices=TESTS, default=TESTS[0])
     per_query: str | None = option("write every value as .tsv", metavar="FILE")
     group: str | None = option("R@1 by a field of the relevant documents", metavar="FIELD")
-    complete: bool = flag("judged queries that are not asked count 0, as by trec_eval -c")
+    complete: bool = flag("count judged queries that are not asked as 0, as trec_eval -c does")
     strict: bool = flag("fail if queries, judgements and index do not belong together")
     plot: str | None = option("draw recall, as .png or .svg", type=plot_file, metavar="FILE")
 

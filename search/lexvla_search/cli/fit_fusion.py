@@ -17,11 +17,11 @@ from lexvla_search.searcher import Searcher
 class Options(IndexOptions, ModelOptions, JsonOptions):
     """What to learn a fusion from."""
 
-    queries: str | None = option("lines of id, tab, text; or .jsonl", metavar="FILE")
+    queries: str | None = option("queries: lines of id, tab, text; or .jsonl", metavar="FILE")
     qrels: str | None = option("TREC judgements, by query id", metavar="FILE")
     measure: str = option("what to maximise (nDCG@10)", default="nDCG@10", metavar="M")
     dry_run: bool = flag("do not store the fusion with the index")
-    reset: bool = flag("take the stored fusion back, and fit none")
+    reset: bool = flag("remove the stored fusion, and fit none")
 
 
 def run(options: Options) -> int:

@@ -23,7 +23,7 @@ class Options(IndexOptions, ModelOptions, JsonOptions):
     """Which index to describe, whether to check it, and whose words to compare with vectors."""
 
     model: str | None = option(
-        "the index's dual encoder: tell how well its words say images", metavar="M"
+        "the index's dual encoder: print how well its words describe images", metavar="M"
     )
     verify: bool = flag("read all files, and name damaged ones")
 

@@ -105,18 +105,22 @@ class QueryOptions(ModelOptions):
     )
     ban: list[str] = _words("drop a word from the query, and hits that show it", "WORD")
     require: list[str] = _words("only hits that show this word", "WORD")
-    filter: str | None = option("such as 'year>=2020 and tag=cat'", metavar="F")
+    filter: str | None = option(
+        "only items whose metadata match, such as 'year>=2020 and tag=cat'", metavar="F"
+    )
     legs: tuple[Leg, ...] | None = option(
-        f"of {', '.join(LEGS)} (default: all but codes)", type=_listed, metavar="L,L"
+        f"search by these of {', '.join(LEGS)} (default: all but codes)",
+        type=_listed,
+        metavar="L,L",
     )
     text_fields: dict[str, float] | None = option(
-        "of an attached index, to look for the text's words in, such as title^2,description",
+        "fields of an attached index to look for the text's words in, such as title^2,description",
         type=_text_fields,
         metavar="F[^W],..",
     )
     fusion: FusionName | None = option("how to merge the legs' lists", choices=FUSIONS)
     weights: dict[Leg, float] | None = option(
-        "such as lexical=0.7,dense=0.3", type=_weights, metavar="L=W,.."
+        "how much each leg counts, such as lexical=0.7,dense=0.3", type=_weights, metavar="L=W,.."
     )
     no_model: bool = flag("load no model: plain words, each of weight 1")
 

@@ -88,8 +88,8 @@ class Options(QueryOptions, IndexOptions, JsonOptions):
         type=_facet,
         metavar="FIELD[:A,B,..]",
     )
-    after: str | None = option("go on after an answer's next", metavar="NEXT")
-    group_copies: bool = flag("show near-identical items as one, the best")
+    after: str | None = option("continue after an answer, by its next", metavar="NEXT")
+    group_copies: bool = flag("of near-identical items, show only the best")
     explain: bool = flag("show the parts of each score")
     show_query: bool = flag("print the requests to the server without sending them")
     named: bool = flag("... with a clause of its own for each word")

@@ -55,7 +55,7 @@ class Options(IndexOptions, ModelOptions):
     host: str = option("where to listen (127.0.0.1)", default="127.0.0.1")
     port: int = option("the port (8080); 0 for any free one", type=_port, default=8080)
     keys: Path | None = option(
-        "who may read and write; required beyond this machine", type=Path, metavar="FILE"
+        "the file of API keys; required to serve other machines", type=Path, metavar="FILE"
     )
     images: list[Path] = option(
         "show pictures from this folder; may be given several times",
@@ -90,9 +90,9 @@ class Options(IndexOptions, ModelOptions):
     max_body: int | None = _limit("size of a request's body", "BYTES")
     max_pixels: int | None = _limit("size of an image", "N")
     max_k: int | None = _limit("hits of one search", "N")
-    body_seconds: int | None = _limit("to receive a body", "S")
-    concurrency: int | None = _limit("requests at one time; more get 429", "N")
-    wait_seconds: int | None = _limit("that a request may wait for its turn", "S")
+    body_seconds: int | None = _limit("seconds to receive a body", "S")
+    concurrency: int | None = _limit("requests at a time; more get 429", "N")
+    wait_seconds: int | None = _limit("seconds that a request may wait for its turn", "S")
 
 
 @dataclass(frozen=True)

@@ -49,14 +49,14 @@ class ReadingOptions(BatchOptions):
     """How to read the files of a source."""
 
     exclude: list[str] = option(
-        "leave out files and folders like this, as in .gitignore; may be given several times",
+        "leave out files and folders that match, as in .gitignore; may be given several times",
         action="append",
         default=[],
         type=not_empty,
         metavar="PATTERN",
     )
     no_default_excludes: bool = flag(f"read these too: {' '.join(DEFAULT_EXCLUDES)}")
-    no_exif: bool = flag("store nothing that the files say of their photographs")
+    no_exif: bool = flag("do not store the metadata of image files (EXIF, IPTC, XMP)")
 
     @property
     def reading(self) -> Reading:

@@ -14,7 +14,7 @@ class Options(JsonOptions):
     """What to train."""
 
     recipe: str = positional("a TOML file", metavar="RECIPE")
-    resume: bool = flag("go on from the last checkpoint")
+    resume: bool = flag("continue from the last checkpoint")
 
 
 def run(options: Options) -> int:
