@@ -176,7 +176,7 @@ class Candidates:
 
 
 def bearers(index: Index, query: EncodedQuery, columns: frozenset[int], most: int) -> set[str]:
-    """Return documents of the query's filter that have one of some words, at most so many."""
+    """Return at most ``most`` documents of the query's filter that have one of some words."""
     row = np.zeros((1, query.encoding.lexical.shape[1]), np.float32)
     row[0, list(columns)] = 1
     word = Encoding(sparse.csr_array(row))

@@ -1,4 +1,4 @@
-"""Clients of the REST API, one that waits and one for asyncio."""
+"""Clients of the REST API: a blocking one and one for asyncio."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ class Client:
     Args:
         url: The server, such as ``http://127.0.0.1:8080``.
         key: An API key, if the server needs one.
-        timeout: Seconds to wait for an answer.
-        retries: How often to retry when the server is busy, after the time that it names.
+        timeout: How many seconds to wait for an answer.
+        retries: How often to try again when the server is busy, after the time that it names.
     """
 
     def __init__(
@@ -131,8 +131,8 @@ class Client:
         They are streamed, so there may be any number. Each has an ``id``, and a ``text``, an
         ``image`` (bytes of an image file) or an ``image_url``; ``uri`` and ``metadata`` are
         optional; numpy scalars, dates and times of the metadata are sent as `Document` keeps them.
-        A busy server is not asked again, as the stream cannot be sent twice. On failure,
-        the `ApiError`'s problem says how many documents are committed.
+        A busy server is not asked again, as the stream cannot be sent twice. On failure, the
+        problem of the `ApiError` says how many documents are committed.
         """
         lines = (json.dumps(_line(document)).encode() + b"\n" for document in documents)
         headers = {"Content-Type": "application/x-ndjson"}

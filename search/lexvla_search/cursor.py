@@ -1,4 +1,4 @@
-"""The text by which an answer is continued: where it ended, and of which query.
+"""The text that continues an answer: where it ended, and which query it answered.
 
 It is base64 of a JSON list: a digest of the query, the rank of the last hit, and the last hit's
 position if hits are in the order of metadata fields.

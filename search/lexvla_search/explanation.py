@@ -56,7 +56,7 @@ class TermMatch:
 
 @dataclass(frozen=True)
 class TextMatch:
-    """A word of the query that the document's text has, without case and accents.
+    """A word, without case and accents, that the query shares with the document's text.
 
     Attributes:
         score: What it adds to the text leg's score.
@@ -86,11 +86,11 @@ class LegPart:
 
 @dataclass(frozen=True)
 class Explanation:
-    """A score taken apart, for any engine and fusion.
+    """A score broken down, for any engine and fusion.
 
     The legs' parts sum to the score. The lexical leg's part is divided among the shared words in
-    proportion to their products, so the words' parts sum to it; so is the text leg's part among the
-    words of the document's text, in proportion to their scores.
+    proportion to their products, so the words' parts sum to it. Likewise, the text leg's part is
+    divided among the words of the document's text in proportion to their scores.
 
     Attributes:
         matches: The shared words, the greatest product first.

@@ -115,7 +115,7 @@ class Fusion(ABC):
         return {leg: weight for leg, weight in weights.items() if weight > 0}
 
     def relevance_of(self, score: float) -> float | None:
-        """Return how likely a document of this score is right; ``None`` without a calibration."""
+        """Return how likely a document of this score is to be right; ``None`` if uncalibrated."""
         return None
 
     @abstractmethod
@@ -152,7 +152,7 @@ class ReciprocalRank(Fusion):
     do not matter, so legs need no common scale.
 
     Args:
-        constant: The greater, the less the first ranks stand out; 60 in the paper.
+        constant: The greater it is, the less the first ranks stand out; 60 in the paper.
         weights: By leg; ``None`` gives each leg 1.
         depth: How many candidates to take from each leg, from 1 to 10,000.
 
@@ -244,8 +244,8 @@ class Weighted(Fusion):
     def over(self, legs: Iterable[Leg]) -> Self:
         """Return the same fusion restricted to these legs.
 
-        It is uncalibrated if one is missing. Not so for ``text``: where no document has text, that
-        leg adds nothing anyway.
+        It loses its calibration if one is missing, except ``text``: where no document has text,
+        that leg adds nothing anyway.
         """
         kept = set(legs)
         fusion = super().over(kept)

@@ -39,9 +39,9 @@ class Query:
 
     Words are matched to the vocabulary in any case: ``face`` means every term that people see as
     "face". Boosts and bans change the query's words, but not its codes or its dense vector. A query
-    without text, image, terms and similar scores nothing: it lists all documents that ``filter``,
-    ``ban`` and ``require`` admit. A value that breaks its rule raises `InputError`; a filter that
-    cannot be parsed raises `FilterSyntaxError`.
+    with none of text, image, terms and similar scores nothing: it lists all documents that
+    ``filter``, ``ban`` and ``require`` admit. A value that breaks its rule raises `InputError`; a
+    filter that cannot be parsed raises `FilterSyntaxError`.
 
     Args:
         text: Words to look for; blank text counts as no text.
@@ -51,8 +51,8 @@ class Query:
         terms: Words with weights, added to the query without a model. Text, image and terms count
             alike: each is scaled to length 1 before they are added up.
         similar: Items of the index to find similar ones to, by their stored vectors: an id, a list
-            of ids, or weights by id, which may be negative. They count together like a text. The
-            items themselves are not hits.
+            of ids, or weights by id, which may be negative. Together they count as much as
+            a text. The items themselves are not hits.
         boost: Words with factors for their weights, applied after the sum. A word that the query
             lacks is added with the factor times the mean weight of the query's 16 strongest words.
         ban: Words to remove from the query. A document that has one of them among its 16
@@ -77,8 +77,8 @@ class Query:
         sort: Metadata fields to order hits by, such as ``year``, or ``-year`` for descending; then
             by id. A scored query needs `min_score` or `min_relevance` too, which bounds what is
             sorted.
-        facets: What to count of the documents that ``total`` counts: fields, or `Facet`.
-        after: Go on after an earlier answer: its ``next``.
+        facets: What to count among the documents that ``total`` counts: fields, or `Facet`.
+        after: The ``next`` of an earlier answer, to continue after it.
     """
 
     text: str | None = None
@@ -166,7 +166,7 @@ class Query:
 
     @property
     def is_bounded(self) -> bool:
-        """Whether a score or relevance is demanded of hits."""
+        """Whether hits must reach a score or a relevance."""
         return self.min_score is not None or self.min_relevance is not None
 
     @property

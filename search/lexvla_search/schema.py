@@ -1,6 +1,6 @@
-"""What answers hold as JSON: ``to_dict``, ``--json``, the REST API, its description and its client.
+"""The JSON of answers: ``to_dict``, ``--json``, the REST API, its description and its client.
 
-Type checkers hold the code that makes an answer to these shapes, and OpenAPI is made of them.
+Type checkers check the code that makes answers against these shapes, and OpenAPI is made of them.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ __all__ = [
     "Explained",
     "Explanation",
     "Facts",
+    "Field",
     "Health",
     "Hit",
     "LegPart",
@@ -109,7 +110,7 @@ class LegPart(TypedDict):
 
 
 class Explanation(TypedDict):
-    """A score taken apart; the legs' parts sum to it."""
+    """A score broken down; the legs' parts sum to it."""
 
     score: float
     fusion: str
@@ -206,9 +207,9 @@ class SearchAnswer(TypedDict):
     """Hits, best first. ``good_match`` is whether the first of all is relevant, null if unknown.
 
     ``total`` is how many documents the filter, bans and requirements admit; with ``min_score`` or
-    ``min_relevance``, how many hits reach that. If ``total_exact`` is false, there are at least so
-    many. ``facets`` counts the same documents. ``next`` continues the answer, as ``after`` of the
-    same query; it is null at the end.
+    ``min_relevance``, how many hits reach that. If ``total_exact`` is false, there are at least
+    that many. ``facets`` counts the same documents. ``next`` continues the answer, as ``after`` of
+    the same query; it is null at the end.
     """
 
     query: QueryRead

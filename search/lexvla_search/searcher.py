@@ -72,14 +72,14 @@ class Hit:
 
     Attributes:
         score: What hits are ordered by; ``None`` if the query scores nothing.
-        relevance: From 0 to 1, how likely the document is right; ``None`` if the fusion has no
-            calibration.
+        relevance: From 0 to 1, how likely the document is to be right; ``None`` if the fusion has
+            no calibration.
         rank: From 1, the place among the hits; ``None`` if the document was not found.
         lexical: The lexical leg's own score and rank, or ``None``; likewise for the other legs.
         document: What the index keeps besides the vectors.
         explanation: The score's parts, if requested.
-        copies: Ids of near-identical documents that it stands for; ``None`` if they were not
-            grouped.
+        copies: Ids of the near-identical documents that it stands for; ``None`` if documents were
+            not grouped.
     """
 
     id: str
@@ -144,9 +144,9 @@ class Answer:
         fusion: How they were fused; ``None`` if the query scores nothing.
         total: How many documents filter, bans and requirements admit, without the items of
             ``similar``; under `min_score` or `min_relevance`, how many hits reach these.
-        total_exact: Whether there are exactly so many; otherwise there are at least so many.
+        total_exact: Whether there are exactly that many; otherwise there are at least that many.
         facets: The counts asked for, by field, over the documents of ``total``.
-        next: What continues the answer, as ``after`` of the same query; ``None`` at the end.
+        next: Continues the answer, given as ``after`` in the same query; ``None`` at the end.
         good_match: Whether the best hit of all has a relevance of at least `GOOD_MATCH`; ``None``
             if hits have none.
         encode_seconds: How long encoding the query took; the rest is `search_seconds`.
@@ -455,7 +455,7 @@ class Searcher:
     def _rank(
         self, query: Query, encoded: EncodedQuery, wanted: int, name: str | None = None
     ) -> _Ranked:
-        """Put the `wanted` best documents in order.
+        """Rank the `wanted` best documents.
 
         Fewer will do if `name` is among them, or if no other reaches the query's bounds.
         """
@@ -491,7 +491,7 @@ class Searcher:
         return _Ranked(encoded, fusion, legs, list(placed.values()), candidates, complete)
 
     def _can_find(self, query: Query, encoded: EncodedQuery) -> bool:
-        """Return whether anything is asked for; unknown words are so by texts only."""
+        """Return whether there is anything to find; unknown words are looked for in texts only."""
         if encoded.legs != ("text",):
             return bool(encoded.legs)
         named = _named_legs(query)
