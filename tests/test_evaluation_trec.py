@@ -73,10 +73,10 @@ def test_all_bad_queries_are_told_at_once(tmp_path: Path) -> None:
         read_queries(written(tmp_path / "q.tsv", *lines))
     starts = [complaint[:24] for complaint in complaints(caught)]
     assert starts == [
-        "q.tsv:2 'q2 blue' must b",
+        "q.tsv:2 'q2 blue': must ",
         "q.tsv:3 the query 'q1' w",
-        "q.tsv:4 'q3' a query mus",
-        "q.tsv:5 '' an id must no",
+        "q.tsv:4 'q3': a query mu",
+        "q.tsv:5 '': an id must n",
         "q.tsv:6 is not UTF-8 tex",
     ]
     assert str(caught.value).count("\n") == 4
@@ -116,11 +116,11 @@ def test_all_bad_qrels_are_told_at_once(tmp_path: Path) -> None:
     with pytest.raises(GatheredInputError) as caught:
         read_qrels(file)
     assert complaints(caught) == [
-        "r.txt:2 'q1 0 my photo.jpg 1' must have 4 fields (query, iteration, document, relevance),"
+        "r.txt:2 'q1 0 my photo.jpg 1': must have 4 fields (query, iteration, document, relevance),"
         " not 5; where ids hold spaces, tabs must separate the fields",
         f"r.txt:3 'd1' was there before for query 'q1', at {file}:1",
-        "r.txt:4 '1.5' the relevance must be a whole number",
-        "r.txt:5 'q1 0 d3' must have 4 fields (query, iteration, document, relevance), not 3;"
+        "r.txt:4 '1.5': the relevance must be a whole number",
+        "r.txt:5 'q1 0 d3': must have 4 fields (query, iteration, document, relevance), not 3;"
         " where ids hold spaces, tabs must separate the fields",
     ]
 
@@ -130,10 +130,10 @@ def test_all_bad_run_lines_are_told_at_once(tmp_path: Path) -> None:
     with pytest.raises(GatheredInputError) as caught:
         read_run(written(tmp_path / "run.trec", *lines))
     assert [complaint[:28] for complaint in complaints(caught)] == [
-        "run.trec:2 'nan' the score m",
+        "run.trec:2 'nan': the score ",
         "run.trec:3 'a' was there bef",
-        "run.trec:4 'x' the score mus",
-        "run.trec:5 'inf' the score m",
+        "run.trec:4 'x': the score mu",
+        "run.trec:5 'inf': the score ",
     ]
 
 

@@ -203,7 +203,7 @@ def _parsed(path: Path, parse: Callable[[str], _T]) -> Iterator[tuple[str, _T | 
         except UnicodeDecodeError:
             yield where, InputError(where, "is not UTF-8 text")
         except (InputError, FilterSyntaxError) as error:
-            yield where, InputError(where, _one_line(error))
+            yield where, InputError(where, str(error))
 
 
 def _split(line: str, names: Sequence[str]) -> list[str]:
@@ -305,10 +305,6 @@ def _is_split(name: str) -> bool:
 def _no_field(path: str | Path, what: str, name: str) -> InputError:
     rule = f"the {what} {name!r} is empty or has white space, which runs cannot hold"
     return InputError(str(path), rule)
-
-
-def _one_line(error: InputError | FilterSyntaxError) -> str:
-    return f"{error.item!r} {error.rule}" if isinstance(error, InputError) else str(error)
 
 
 def _raise_all(errors: Sequence[InputError]) -> None:
