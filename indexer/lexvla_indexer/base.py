@@ -106,8 +106,8 @@ class Reader(Protocol):
 class Index(ABC):
     """Keep documents with their encodings, and find them by dot product.
 
-    Searches see `add` and `delete` after `commit`. An engine raises `UnsupportedError` for what it
-    cannot do; it ignores nothing. Threads may share an object.
+    Searches see what `add` and `delete` did after `commit`. An engine raises `UnsupportedError` for
+    what it cannot do, and never ignores it. Threads may share an object.
 
     An engine implements the abstract methods, and a `Reader` for `_ask`.
 
@@ -115,12 +115,12 @@ class Index(ABC):
         place: Where the index lies, for messages; a `Path` if it is a directory.
 
     Attributes:
-        vocabulary: The terms of the lexical columns; empty until the first vectors come if the
-            index was made without one.
+        vocabulary: The terms of the lexical columns; if the index was made without one, empty
+            until the first vectors are added.
         model: The name of the model whose vectors these are, if it was given.
         directory: Where files about the index may lie; ``None`` if the index is on a server.
         is_writable: Whether documents can be added and deleted.
-        equal_scores_by_id: Whether what `requests` returns puts equal scores in the order of ids.
+        equal_scores_by_id: Whether the requests of `requests` order equal scores by id.
     """
 
     equal_scores_by_id: ClassVar[bool] = True
@@ -227,7 +227,7 @@ class Index(ABC):
         k: int = 10,
         filter: str | None = None,  # noqa: A002 - the public word for it
     ) -> Results:
-        """Return the k best documents by the words of their texts: the leg ``text``.
+        """Return the k best documents by the words of their texts, the leg ``text``.
 
         Scores are those of `lexvla_indexer.bm25`, from 0 to 1. Errors about k and the filter are
         those of `search`.
@@ -239,7 +239,7 @@ class Index(ABC):
     def text_parts(self, text: str, ids: Sequence[str]) -> list[dict[str, float]]:
         """Return what each shared word adds to each document's score by `search_text`.
 
-        The words of a document are ascending, and without case and accents. An id that the index
+        Words are without case and accents, and ascending for each document. An id that the index
         does not have raises UnknownDocumentError.
         """
         return self._look_up(lambda reader: reader.text_parts(text, ids)) if ids else []
@@ -255,8 +255,9 @@ class Index(ABC):
     ) -> Scored | None:
         """Return the best documents of all by the weighted sum of several legs' scores.
 
-        A score below 0 counts 0. Among the documents are the k best by the sum and the ``depth``
-        best by each leg, all with a score above 0, of equal ones the first ids; there may be more.
+        A score below 0 counts 0. They include the k best by the sum and the ``depth`` best by
+        each leg, all with a score above 0; of equal scores, those with the first ids. There may
+        be more.
 
         Args:
             query: One row.
@@ -285,11 +286,11 @@ class Index(ABC):
         return None
 
     def with_text_fields(self, weights: Mapping[str, float]) -> Index:
-        """Return a view of the index whose leg ``text`` looks into these fields, with weights.
+        """Return a view of the index whose leg ``text`` searches these fields, with weights.
 
         Raises:
             InputError: There is no such field, or no words can be looked for in it.
-            UnsupportedError: It is not a user's own index: all documents have one text.
+            UnsupportedError: It is not a user's own index: each document has one text.
         """
         raise UnsupportedError(f"{self}: text fields are chosen in an attached index only")
 
@@ -303,7 +304,7 @@ class Index(ABC):
     def legs(self) -> tuple[Leg, ...]:
         """Return the legs that it can be searched by; ``text`` only if a document has text.
 
-        Before anything was put into it, those are all legs of vectors.
+        While it is empty, these are all legs of vectors.
         """
         widths = self._widths()
         legs: list[Leg] = [leg for leg in get_args(VectorLeg) if not widths or leg in widths]
@@ -369,9 +370,9 @@ class Index(ABC):
             return self._staging.fingerprints(self._fingerprints(ids), ids)
 
     def fingerprinted(self, start: str = "") -> Iterator[tuple[str, str]]:
-        """Yield id and fingerprint of each document whose fingerprint starts so, by id.
+        """Yield the id and fingerprint of each document whose fingerprint has this start, by id.
 
-        Staged changes do not count.
+        Staged changes are ignored.
         """
         after = None
         while (listed := self.list_documents(limit=_LISTED, after=after)).documents:
@@ -381,9 +382,9 @@ class Index(ABC):
             after = listed.positions[-1]
 
     def count(self, scope: Scope = EVERYTHING) -> int:
-        """Return the number of searchable documents in a scope; errors of its filter as `search`'s.
+        """Return the number of searchable documents in a scope, by default all documents.
 
-        The default is all documents.
+        Errors of the filter are those of `search`.
         """
         return self._ask(lambda reader: reader.count(scope), _newest(scope))
 
@@ -403,7 +404,7 @@ class Index(ABC):
             scope: Which documents to list.
             sort: Fields to sort by, such as ``year``, or ``-year`` for descending.
             limit: How many documents to return.
-            after: Go on after this position, one of an earlier answer.
+            after: A position of an earlier answer, to continue after it.
 
         Raises:
             InputError: The fields to sort by break a rule, or no document has one of them.
@@ -419,7 +420,7 @@ class Index(ABC):
         )
 
     def facets(self, facets: Sequence[Facet], scope: Scope = EVERYTHING) -> dict[str, FacetCounts]:
-        """Return how many documents of a scope have which values, by field.
+        """Return how many documents of a scope have each value, by field.
 
         A field that no document has raises `InputError`.
         """
@@ -453,7 +454,7 @@ class Index(ABC):
             raise IndexCorruptError(f"{path}: no readable {name} ({error})") from error
 
     def write_note(self, name: str, value: Any) -> None:
-        """Keep a small JSON value, such as a fitted fusion; ``None`` takes it back.
+        """Keep a small JSON value, such as a fitted fusion; ``None`` removes it.
 
         Raises `UnsupportedError` if the index can keep nothing.
         """
@@ -522,7 +523,7 @@ class Index(ABC):
         """Release everything that is open, perhaps after an incomplete opening."""
 
     def _look_up(self, ask: Callable[[Reader], T]) -> T:
-        """Ask the commit last searched, so that hits and documents agree; then the newest."""
+        """Ask the commit last searched, so that hits and documents agree, or else the newest."""
         try:
             return self._ask(ask, newest=False)
         except UnknownDocumentError:

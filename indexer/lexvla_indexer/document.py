@@ -48,7 +48,7 @@ def check_id(name: object) -> str:
 class Document:
     """Describe one item: what a hit shows beside its score.
 
-    What is ``None`` is absent: an address, a text, a fingerprint, all metadata or one value of it.
+    ``None`` stands for an absent address, text, fingerprint, metadata or metadata value.
 
     Args:
         id: Names the item within its index; see `check_id`.

@@ -37,7 +37,7 @@ class Range:
 
 @dataclass(frozen=True)
 class Facet:
-    """What to count of a metadata field: its most frequent values, or ranges of it.
+    """What to count in a metadata field: its most frequent values, or ranges.
 
     Args:
         field: A key of the documents' metadata.
@@ -47,7 +47,7 @@ class Facet:
             strings counts a document with a list if any of its strings lies within it.
 
     Raises:
-        InputError: One of these is not so.
+        InputError: One of these breaks its rule.
     """
 
     field: str
@@ -102,13 +102,13 @@ class Facet:
 
 @dataclass(frozen=True)
 class FacetCounts:
-    """How many documents have what of a field.
+    """How many documents have each value or range of a field.
 
     Attributes:
-        values: Of a facet of values: the most frequent ones with their documents, equal counts by
+        values: For a facet of values: the most frequent ones with their counts, equal counts by
             value. A document with a list counts once for each of its strings.
         other: The counts of all further values, added up.
-        ranges: Of a facet of ranges: each with its documents, in the order asked for.
+        ranges: For a facet of ranges: each with its count, in the order asked for.
         missing: How many documents have no value: no such field, or an empty list.
     """
 

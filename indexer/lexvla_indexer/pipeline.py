@@ -68,8 +68,8 @@ def index_source(
     it, and only that part is read and pruned. A file of a folder that was moved or renamed within
     it keeps its vectors: the document gets its new id.
 
-    A document belongs to the source that last listed it. Pruning deletes the documents of this
-    source that it no longer lists. It is refused, and the report says why, if the listing may be
+    A document belongs to the source that last listed it. Pruning deletes the documents that this
+    source no longer lists. It is refused, and the report says why, if the listing may be
     incomplete (a folder that cannot be read, a line without an id, a damaged shard), and unless
     ``prune_anyway`` is set, if more than a tenth of the source's documents and at least 10 would
     go, or a folder that had documents has no files, as if its disk was not mounted.
@@ -87,11 +87,11 @@ def index_source(
         show_progress_bar: Show progress on stderr; by default if that is a terminal.
         text_field: See `open_item_source`.
         prune: Delete what is gone from the source.
-        prune_anyway: Delete it even if much is gone.
+        prune_anyway: Delete it however much is gone.
         stop: Set it, from another thread or a signal handler, to stop: what is encoded by then
             is committed.
-        wanted: Whether to read an item, given whether the index has its id. The others stay as
-            they are, and are not counted.
+        wanted: Whether to read an item, given the item and whether the index has its id. Other
+            items stay as they are, and are not counted.
         reading: How to read the files.
 
     Raises:
@@ -335,7 +335,7 @@ class Ingest:
             raise ValueError(f"batch_size must be at least 1, not {self.batch_size}")
 
     def run(self, rejects: RejectLog) -> None:
-        """Process the source; ``rejects`` gets what is left out."""
+        """Process the source; ``rejects`` receives what is left out."""
         self._rejects = rejects
         images: list[Loaded] = []
         texts: list[Loaded] = []

@@ -45,8 +45,7 @@ class Report:
 
     Attributes:
         added: Items encoded and stored, new ones and changed ones.
-        replaced: Items among the others whose id another document had, of another source, which is
-            gone.
+        replaced: Items, counted elsewhere too, that replaced a document of another source.
         skipped: Items that the index already had, unchanged.
         updated: Items whose image is unchanged, but not their text, metadata or address; their
             vectors were kept.

@@ -57,23 +57,23 @@ class AttachedIndex(ServedIndex):
         return view
 
     def commit(self) -> None:
-        """Raise UnsupportedError, as all that writes."""
+        """Raise UnsupportedError, as everything that writes does."""
         self._refuse()
 
     def compact(self) -> None:
-        """Raise UnsupportedError, as all that writes."""
+        """Raise UnsupportedError, as everything that writes does."""
         self._refuse()
 
     def publish(self, keep_old: int = 0) -> None:
-        """Raise UnsupportedError, as all that writes."""
+        """Raise UnsupportedError, as everything that writes does."""
         self._refuse()
 
     def rollback(self, to: str | None = None) -> str:
-        """Raise UnsupportedError, as all that writes."""
+        """Raise UnsupportedError, as everything that writes does."""
         self._refuse()
 
     def write_note(self, name: str, value: Any) -> None:
-        """Raise UnsupportedError, as all that writes."""
+        """Raise UnsupportedError, as everything that writes does."""
         self._refuse()
 
     def verify(self) -> list[str]:

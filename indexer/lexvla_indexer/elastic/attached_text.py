@@ -3,9 +3,9 @@
 A query is cut into words as the fields' own analyzers cut it. A document scores, over words and
 fields, the sum of the field's weight times its BM25, divided by the most that these words can
 score: weight x idf x (K1 + 1) for a text, weight x idf for a keyword, and the weight alone where
-the similarity is ``boolean``. The idf is that of all shards together, as the server reckons it,
-deleted documents that are not merged away included; the most is reckoned without them, so that a
-score can be a little above 1 until they are.
+the similarity is ``boolean``. The idf is that of all shards together, as the server computes it,
+including deleted documents that are not merged away yet; the most is computed without them, so that
+until then a score can be a little above 1.
 """
 
 from __future__ import annotations
