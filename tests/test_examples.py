@@ -18,6 +18,7 @@ TABLE = """sku,title,image,price,category,added
 s1,Red & bold shoes,red.png,30,shoes,2024-05-01
 s2,Red boots,darkred.png,80,boots,2024-06-01
 s3,Blue shoes,blue.png,,shoes,2024-06-02
+s4,Blue boots,blue.png,,boots,
 """
 
 

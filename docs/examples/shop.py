@@ -24,7 +24,7 @@ def fill(index, products, model):
     known = products.astype(object).where(products.notna(), None)  # None is absent; NaN is refused
     documents = [
         Document(row["sku"], row["image"], row["title"], {name: row[name] for name in FIELDS})
-        for _, row in known.iterrows()
+        for row in known.to_dict("records")  # not iterrows(), whose rows have NaN for None
     ]
     index.add(documents, model.encode_image(list(products["image"])))
     index.commit()
