@@ -208,13 +208,13 @@ def test_text_fields_are_read():
         ("title^", "title.*weight must be a number, not ''"),
         ("title^two", "weight must be a number, not 'two'"),
         ("title^0", "weight must be above 0 and at most 1,000,000, not 0"),
-        ("title^nan", "weight must be above 0"),
+        ("title^nan", "weight must be a finite number, not nan"),
         ("a,a", "given twice"),
         ("", "must be names of fields"),
         ([], "must be 1 to 32 fields, not 0"),
         (3, "must be fields, such as title"),
         ([3], "must be fields, such as title"),
-        ({"a": True}, "weight must be a number, not True"),
+        ({"a": True}, "weight must be a finite number, not True"),
     ],
 )
 def test_text_fields_that_break_a_rule(given, said):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -247,3 +248,21 @@ def test_names() -> None:
         "weighted (minmax scores, lexical 0.3, dense 0.7)"
     )
     assert str(named_fusion("codes")) == "codes"
+
+
+def test_a_fusion_keeps_its_own_plain_numbers() -> None:
+    weights = {"lexical": np.float32(0.5), "dense": 1}
+    for fusion in (Weighted(weights), ReciprocalRank(np.float32(2), weights)):
+        data = json.loads(json.dumps(fusion.to_dict()))
+        assert data["weights"] == {"lexical": 0.5, "dense": 1.0}
+        assert fusion_from_dict(data) == fusion
+    fusion = Weighted(weights, calibration=(np.float32(2), 1))
+    weights["dense"] = 9
+    assert fusion.weights == {"lexical": 0.5, "dense": 1.0}
+    assert json.dumps(fusion.to_dict()["calibration"]) == "[2.0, 1.0]"
+
+
+@pytest.mark.parametrize("weight", [10**400, np.complex64(1), np.nan, np.bool_(True), "1"])
+def test_no_finite_number(weight: object) -> None:
+    with pytest.raises(InputError, match="must be a finite number of at least 0"):
+        Weighted({"lexical": weight})

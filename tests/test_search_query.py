@@ -301,6 +301,7 @@ def test_bad_mappings() -> None:
         ({"k": True}, "'k': must be a whole number"),
         ({"min_score": math.nan}, "'min_score': must be a finite number"),
         ({"min_score": "1"}, "'min_score': must be a finite number"),
+        ({"min_score": 10**400}, "'min_score': must be a finite number"),
         ({"min_relevance": 1.5}, "'min_relevance': must be a number from 0 to 1, not 1.5"),
         ({"min_relevance": -0.1}, "'min_relevance': must be a number from 0 to 1"),
         ({"min_relevance": math.nan}, "'min_relevance': must be a number from 0 to 1"),

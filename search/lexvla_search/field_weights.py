@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 from lexvla.errors import InputError
+from lexvla_search.finite import is_finite
 
 __all__ = ["field_weights_of"]
 
@@ -32,9 +32,9 @@ def field_weights_of(given: object) -> dict[str, float]:
     for field, weight in pairs:
         if not isinstance(field, str) or not field:
             raise InputError("text_fields", f"must be names of fields, not {field!r}")
-        if isinstance(weight, bool) or not isinstance(weight, int | float):
-            raise InputError(field, f"its weight must be a number, not {weight!r}")
-        if not (math.isfinite(weight) and 0 < weight <= MOST_WEIGHT):
+        if not is_finite(weight):
+            raise InputError(field, f"its weight must be a finite number, not {weight!r}")
+        if not 0 < weight <= MOST_WEIGHT:
             rule = f"its weight must be above 0 and at most {MOST_WEIGHT:,.0f}, not {weight:g}"
             raise InputError(field, rule)
         if field in weights:

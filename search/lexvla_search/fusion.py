@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Self, cast, get_args
 from lexvla.encoder import Encoder
 from lexvla.errors import InputError
 from lexvla_indexer.legs import Leg
+from lexvla_search.finite import is_finite
 
 __all__ = [
     "FUSIONS",
@@ -167,7 +168,8 @@ class ReciprocalRank(Fusion):
     rescores: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        _check_number("the constant of a fusion", self.constant)
+        constant = _checked("the constant of a fusion", self.constant)
+        object.__setattr__(self, "constant", constant)
         _check(self)
 
     @property
@@ -221,12 +223,12 @@ class Weighted(Fusion):
 
     def _check_calibration(self, calibration: object) -> None:
         numbers = tuple(calibration) if isinstance(calibration, list | tuple) else ()
-        if len(numbers) != 2 or not all(map(_is_number, numbers)) or not numbers[0] > 0:
+        if len(numbers) != 2 or not all(map(is_finite, numbers)) or not numbers[0] > 0:
             rule = "must be two finite numbers, a slope above 0 and an intercept"
             raise InputError("the calibration of a fusion", f"{rule}, not {calibration!r}")
         if not self.absolute or self.weights is None:
             raise InputError("the calibration of a fusion", "needs weights, and raw scores")
-        object.__setattr__(self, "calibration", numbers)
+        object.__setattr__(self, "calibration", tuple(map(float, numbers)))
 
     @property
     def absolute(self) -> bool:
@@ -373,19 +375,17 @@ def _check(fusion: Fusion) -> None:
         return
     if not isinstance(fusion.weights, Mapping):
         raise InputError(repr(fusion.weights), "weights of a fusion must be numbers by leg")
+    weights: dict[Leg, float] = {}
     for leg, weight in fusion.weights.items():
         if leg not in LEGS:
             raise InputError(str(leg), f"a leg to weigh must be one of {', '.join(LEGS)}")
-        _check_number(f"the weight of the leg {leg}", weight)
-    if not any(weight > 0 for weight in fusion.weights.values()):
+        weights[leg] = _checked(f"the weight of the leg {leg}", weight)
+    if not any(weights.values()):
         raise InputError("weights of a fusion", "one must be above 0")
+    object.__setattr__(fusion, "weights", weights)  # its own: the fusion is immutable
 
 
-def _check_number(name: str, value: object) -> None:
-    if not _is_number(value) or cast(float, value) < 0:
+def _checked(name: str, value: object) -> float:
+    if not is_finite(value) or value < 0:
         raise InputError(name, f"must be a finite number of at least 0, not {value!r}")
-
-
-def _is_number(value: object) -> bool:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and math.isfinite(cast(float, value))
+    return float(value)

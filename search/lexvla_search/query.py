@@ -21,6 +21,7 @@ from lexvla_indexer.legs import Leg
 from lexvla_indexer.listing import orders
 from lexvla_search.copies import ALIKE
 from lexvla_search.field_weights import field_weights_of
+from lexvla_search.finite import is_finite
 from lexvla_search.fusion import LEGS, MAX_HITS, Fusion, FusionName, named_fusion
 
 __all__ = ["MAX_TEXT_LENGTH", "Query", "check_page", "name_of_image"]
@@ -319,7 +320,7 @@ def _weights(name: str, weights: object) -> dict[str, float]:
     _check_count(name, len(weights))
     for word, weight in weights.items():
         _check_word(name, word)
-        if not _is_number(weight) or not LEAST_WEIGHT <= weight <= GREATEST_WEIGHT:
+        if not is_finite(weight) or not LEAST_WEIGHT <= weight <= GREATEST_WEIGHT:
             what = "a weight" if name == "terms" else "a factor"
             limits = f"from {LEAST_WEIGHT:g} to {GREATEST_WEIGHT:,.0f}"
             raise InputError(word, f"{what} of {name} must be a number {limits}, not {weight!r}")
@@ -340,7 +341,7 @@ def _similar(given: object) -> dict[str, float]:
         given = dict.fromkeys(given, 1.0)
     for name, weight in given.items():
         check_id(name)
-        if not _is_number(weight) or not LEAST_WEIGHT <= abs(weight) <= GREATEST_WEIGHT:
+        if not is_finite(weight) or not LEAST_WEIGHT <= abs(weight) <= GREATEST_WEIGHT:
             limits = f"of a size from {LEAST_WEIGHT:g} to {GREATEST_WEIGHT:,.0f}"
             rule = f"a weight of similar must be a number {limits}, not {weight!r}"
             raise InputError(name, rule)
@@ -350,16 +351,16 @@ def _similar(given: object) -> dict[str, float]:
 def _alike(given: object) -> bool | float:
     if isinstance(given, bool):
         return given
-    if not _is_number(given) or not 0 < cast(float, given) <= 1:
+    if not is_finite(given) or not 0 < given <= 1:
         rule = f"must be True, False or a number above 0 and at most 1, not {given!r}"
         raise InputError("group_copies", rule)
-    return float(cast(float, given))
+    return float(given)
 
 
 def _least(name: str, given: object) -> float | None:
     if given is None:
         return None
-    number = float(cast(float, given)) if _is_number(given) else math.nan
+    number = float(given) if is_finite(given) else math.nan
     if name == "min_relevance" and not 0 <= number <= 1:
         raise InputError(name, f"must be a number from 0 to 1, not {given!r}")
     if math.isnan(number):
@@ -399,7 +400,7 @@ def _region(region: object, image: object) -> tuple[float, ...]:
     if image is None:
         raise InputError("region", "needs an image")
     values = list(region) if isinstance(region, Sequence | np.ndarray) else []
-    if len(values) != 4 or not all(_is_number(value) for value in values):
+    if len(values) != 4 or not all(is_finite(value) for value in values):
         rule = f"must be four finite numbers: x, y, width and height, not {region!r}"
         raise InputError("region", rule)
     x, y, width, height = values
@@ -407,12 +408,6 @@ def _region(region: object, image: object) -> tuple[float, ...]:
         rule = "its corner must be at least 0 and its size above 0"
         raise InputError(f"region {tuple(values)}", rule)
     return tuple(map(float, values))
-
-
-def _is_number(value: object) -> bool:
-    if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.number):
-        return False
-    return math.isfinite(float(value))
 
 
 def name_of_image(image: ImageSource) -> str:

@@ -35,6 +35,7 @@ __all__ = [
     "positional",
     "positive",
     "refuse_options",
+    "whole",
 ]
 
 PLOTS = (".png", ".svg")
@@ -104,6 +105,13 @@ def positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text!r}")
     return number
+
+
+def whole(text: str) -> int:
+    """Read a whole number of at least 0."""
+    if not (text.isascii() and text.isdecimal()):
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 0, not {text!r}")
+    return int(text)
 
 
 def plot_file(text: str) -> str:

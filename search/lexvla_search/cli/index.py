@@ -17,6 +17,7 @@ from lexvla_search.cli.arguments import (
     option,
     positional,
     refuse_options,
+    whole,
 )
 from lexvla_search.cli.console import UsageError, print_json
 from lexvla_search.cli.source import (
@@ -35,12 +36,6 @@ WITH_SOURCE = (
     *("exclude", "no_default_excludes", "no_exif", "max_pixels", "batch_size", "device"),
     *("split", "config", "image_field", "id_field"),
 )
-
-
-def _count(text: str) -> int:
-    if not (text.isascii() and text.isdecimal()):
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 0, not {text!r}")
-    return int(text)
 
 
 @dataclass(frozen=True)
@@ -63,7 +58,7 @@ class Options(SourceOptions, IndexOptions, ModelOptions, JsonOptions):
     )
     keep_old: int = option(
         "keep the N indices before it, for lexvla rollback (0)",
-        type=_count,
+        type=whole,
         default=0,
         metavar="N",
     )

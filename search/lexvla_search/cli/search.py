@@ -13,7 +13,15 @@ from lexvla.errors import InputError
 from lexvla_indexer import open_index
 from lexvla_indexer.facets import Facet, FacetCounts, Range
 from lexvla_indexer.filters import Value
-from lexvla_search.cli.arguments import IndexOptions, JsonOptions, flag, not_empty, option, positive
+from lexvla_search.cli.arguments import (
+    IndexOptions,
+    JsonOptions,
+    flag,
+    not_empty,
+    option,
+    positive,
+    whole,
+)
 from lexvla_search.cli.console import UsageError, note, one_line, print_columns, print_json
 from lexvla_search.cli.query import QueryOptions, described, finite, located, score_of
 from lexvla_search.fusion import GOOD_MATCH
@@ -30,12 +38,6 @@ HIT_WORDS = 4  # of one hit in a list
 TABLE_ROWS = 20  # of each hit; `explain` and --json show all
 _LIMITED = re.compile(r"(?P<field>.+?):(?P<limits>[-+.]?\d.*)", re.DOTALL)
 _DATE = re.compile(r"\d{4}-\d\d.*")
-
-
-def _offset(text: str) -> int:
-    if not (text.isascii() and text.isdecimal()):
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 0, not {text!r}")
-    return int(text)
 
 
 def _facet(text: str) -> Facet:
@@ -70,7 +72,7 @@ class Options(QueryOptions, IndexOptions, JsonOptions):
         "the server's key (default: $LEXVLA_KEY)", default=os.environ.get("LEXVLA_KEY")
     )
     k: int = option("how many hits (10)", type=positive, default=10, metavar="N")
-    offset: int = option("skip the first N hits", type=_offset, default=0, metavar="N")
+    offset: int = option("skip the first N hits", type=whole, default=0, metavar="N")
     min_score: float | None = option("leave out lower scores", type=finite, metavar="S")
     min_relevance: float | None = option(
         "leave out lower relevances, such as 0.5", type=finite, metavar="R"
