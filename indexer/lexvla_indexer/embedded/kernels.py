@@ -41,6 +41,7 @@ if _numba is not None:
     from lexvla_indexer.embedded.vectors import (
         INSTRUCTIONS,
         add_products,
+        count_bits,
         first_bit,
         may_reach,
         prefetch,
@@ -56,7 +57,7 @@ if _numba is not None:
 _SPAN = 1 << 13  # rows that are added up together: their scores fit into the nearest cache
 _GROUPS = PIECE // GROUP  # of a piece
 _LINES = 4  # of the cache, asked for at the start of each list
-_SEEDS = 64  # groups of the highest bounds, scored first so that the others have a floor to reach
+_FIRST = 4 * _SPAN  # rows that are all scored, so that the others have a floor to reach
 _FEW_PIECES = 8  # where more than this part must be scored, a search without skipping is faster
 
 _Loop = TypeVar("_Loop", bound=Callable[..., Any])
@@ -133,6 +134,7 @@ def retrieve(
     bitmaps: _Arrays,
     wanted: np.ndarray,
     weights: np.ndarray,
+    width: int,
     margin: int,
     allowed: np.ndarray,
     best: np.ndarray,
@@ -143,51 +145,47 @@ def retrieve(
 
     The rows are in no order. ``postings`` and ``bitmaps`` are the arrays of
     `lexvla_indexer.embedded.postings.Postings` and of its bitmaps. ``wanted`` are the query's
-    terms; ``weights``, int32, are from 0 to 32,767. ``allowed`` says which rows may be found, and
-    is empty for all. ``best``, k zeros, int32, becomes a heap of the k best scores, the least
-    first; ``sums``, int32, is room for the scores of a block. ``skips`` says whether to skip rows
-    by bounds; after a block in which few could be skipped, none are.
+    terms, of ``width``; ``weights``, int32, are from 0 to 32,767. ``allowed`` says which rows may
+    be found, and is empty for all. ``best``, k zeros, int32, becomes a heap of the k best scores,
+    the least first; ``sums``, int32, is room for the scores of a block. ``skips`` says whether to
+    skip rows by bounds; after a block in which few could be skipped, none are.
     """
     none: Any = np.int64(0)  # for a plain 0, functions would be compiled once more
     found, scores, used = np.empty(8 * _SPAN, np.int64), np.empty(8 * _SPAN, np.int32), none
     lists, marked = np.empty((2, 4, len(wanted)), np.int64), np.empty((2, 3, len(wanted)), np.int64)
     bounds = np.empty(_SPAN // GROUP, np.int32)
+    by_span = skips
     blocks, ids, impacts = len(postings[0]) - 1, postings[3], postings[4]
-    counts = _choose(none, postings, bitmaps, wanted, weights, lists[0], marked[0])
+    counts = _choose(none, postings, bitmaps, wanted, weights, width, lists[0], marked[0])
     for block in range(blocks):
         few, many = lists[block & 1, :, : counts[0]], marked[block & 1, :, : counts[1]]
         if block + 1 < blocks:  # early, so that its postings are on their way
             own, other = lists[~block & 1], marked[~block & 1]
-            counts = _choose(block + 1, postings, bitmaps, wanted, weights, own, other)
-        base, scored = block * BLOCK, 0
-        if not skips:
+            counts = _choose(block + 1, postings, bitmaps, wanted, weights, width, own, other)
+        base, skipped, scored = block * BLOCK, none, none
+        if not by_span:
             sums[:] = 0
             _add_lists(few, ids, impacts, sums)
         for start in range(0, min(BLOCK, rows - base), _SPAN):
             if used + _SPAN > len(found):
                 found, scores, used = _shortened(found, scores, used, best[0] - margin)
-            if not skips:
-                part = sums[start : start + _SPAN]
-                _add_frequent(start // PIECE, many, bitmaps, impacts, part)
-                used = _take_span(
-                    base + start, rows, part, margin, allowed, best, found, scores, used
-                )
-                continue
-            part = sums[:_SPAN]
-            part[:], bounds[:] = 0, 0
-            _add_lists_of_span(start + _SPAN, few, ids, impacts, part)
-            _add_peaks(start // GROUP, many, bitmaps[4], bounds)
-            level = _high_level(part, bounds, len(best)) if not base + start else 1
-            while level:
+            part, first = sums[start : start + _SPAN], base + start
+            if by_span:
+                part = sums[:_SPAN]
+                part[:] = 0
+                _add_lists_of_span(start + _SPAN, few, ids, impacts, part)
+            if skips and first >= _FIRST:
+                bounds[:] = 0
+                _add_peaks(start // GROUP, many, bitmaps[4], bounds)
                 now, used = _take_reached(
-                    base, start, rows, many, bitmaps, impacts, part, bounds, level, margin,
+                    base, start, rows, many, bitmaps, impacts, part, bounds, margin,
                     allowed, best, found, scores, used,
                 )  # fmt: skip
-                scored += now
-                level = 0 if level == 1 else 1
-        # In the first block the floor has yet to rise.
-        part_scored = scored * PIECE * (_FEW_PIECES if block else 2)
-        skips = skips and part_scored <= min(BLOCK, rows - base)
+                skipped, scored = skipped + _SPAN // PIECE, scored + now
+            else:
+                _add_frequent(start // PIECE, many, bitmaps, impacts, part)
+                used = _take_span(first, rows, part, margin, allowed, best, found, scores, used)
+        skips = skips and scored * _FEW_PIECES <= skipped
     used = _keep(found, scores, used, best[0] - margin)
     return found[:used], scores[:used]
 
@@ -224,7 +222,6 @@ def _take_reached(
     impacts: np.ndarray,
     sums: np.ndarray,
     bounds: np.ndarray,
-    level: int,
     margin: int,
     allowed: np.ndarray,
     best: np.ndarray,
@@ -232,22 +229,20 @@ def _take_reached(
     scores: np.ndarray,
     used: int,
 ) -> tuple[int, int]:
-    """Score the pieces of a span whose bounds reach ``level`` and the floor, and take their rows.
+    """Score the pieces of a span whose bounds reach the floor, and take their rows.
 
     ``base`` is the block's first row, ``start`` the span's, counted from it. Returns how many
-    pieces were scored, and the count of rows found. A scored piece is cleared.
+    pieces were scored, and the count of rows found.
     """
     scored, pieces = 0, len(sums) // PIECE
     address, more = np.uint64(sums.ctypes.data), np.uint64(bounds.ctypes.data)
     for piece in range(pieces):
-        if may_reach(address, more, max(best[0] - margin, level)):
+        if may_reach(address, more, max(best[0] - margin, 1)):
             first = piece * PIECE
             own = sums[first : first + PIECE]
             _add_frequent(start // PIECE + piece, many, bitmaps, impacts, own)
             row = base + start + first
             used = _take(row, rows, own, margin, allowed, best, found, scores, used)
-            own[:] = 0
-            bounds[piece * _GROUPS : (piece + 1) * _GROUPS] = 0
             scored += 1
         address += np.uint64(4 * PIECE)
         more += np.uint64(4 * _GROUPS)
@@ -261,6 +256,7 @@ def _choose(
     bitmaps: _Arrays,
     wanted: np.ndarray,
     weights: np.ndarray,
+    width: int,
     few: np.ndarray,
     many: np.ndarray,
 ) -> tuple[int, int]:
@@ -271,14 +267,16 @@ def _choose(
     """
     blocks, terms, starts, ids, impacts = postings
     frequent, before = bitmaps[0], bitmaps[1]
-    places = _find(terms[blocks[block] : blocks[block + 1]], wanted)
+    first, last = blocks[block], blocks[block + 1]
+    places = first + _find(terms[first:last], wanted, width)
+    low_own, high_own = np.searchsorted(frequent, first), np.searchsorted(frequent, last)
+    owns = low_own + _find(frequent[low_own:high_own], places, last)
     fews, manys = 0, 0
     for i in range(len(wanted)):
-        place = blocks[block] + places[i]
-        if place == blocks[block + 1] or terms[place] != wanted[i]:
+        place, own = places[i], owns[i]
+        if place == last or terms[place] != wanted[i]:
             continue
         start = min(max(starts[place], 0), len(impacts))  # the file may have changed
-        own = _least(0, len(frequent), frequent, place)
         if own < len(frequent) and frequent[own] == place:
             many[0, manys], many[1, manys], many[2, manys] = own, start, weights[i]
             manys += 1
@@ -296,32 +294,25 @@ def _choose(
 
 
 @compiled
-def _find(terms: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Return the first place of ascending terms with at least each wanted one.
+def _find(numbers: np.ndarray, wanted: np.ndarray, end: int) -> np.ndarray:
+    """Return the first place of ascending numbers with at least each wanted one.
 
-    All are searched for in step: one search waits for memory at each step.
+    No number is below 0 or repeated, nor is one ``end`` or more: so a number's place is at most
+    itself, and less only by how many are missing. All are searched for in step: one search waits
+    for memory at each step.
     """
-    places, left = np.zeros(len(wanted), np.int64), len(terms)
+    left = min(len(numbers), max(end - len(numbers), 0))
+    places = np.empty(len(wanted), np.int64)
+    for i in range(len(wanted)):
+        places[i] = max(min(wanted[i] - (end - len(numbers)), len(numbers) - left), 0)
     while left > 1:
         half = left // 2
         for i in range(len(wanted)):
-            places[i] += half if terms[places[i] + half - 1] < wanted[i] else 0
+            places[i] += half if numbers[places[i] + half - 1] < wanted[i] else 0
         left -= half
     for i in range(len(wanted)):
-        places[i] += left == 1 and terms[places[i]] < wanted[i]
+        places[i] += left == 1 and numbers[places[i]] < wanted[i]
     return places
-
-
-@compiled
-def _least(low: int, high: int, numbers: np.ndarray, wanted: int) -> int:
-    """Return the first of some places of ascending numbers that holds at least the wanted one."""
-    while low < high:
-        middle = (low + high) // 2
-        if numbers[middle] < wanted:
-            low = middle + 1
-        else:
-            high = middle
-    return low
 
 
 @compiled
@@ -369,51 +360,53 @@ def _add_peaks(first: int, many: np.ndarray, peaks: np.ndarray, bounds: np.ndarr
             bounds[group] += weight * np.int32(own[group])
 
 
-@compiled
-def _high_level(sums: np.ndarray, bounds: np.ndarray, k: int) -> int:
-    """Return the bound that a few groups reach, enough for the k best to be among their rows."""
-    highest = np.zeros(min(_SEEDS + k, len(bounds)), np.int32)
-    for group in range(len(bounds)):
-        own = sums[group * GROUP]
-        for row in range(group * GROUP, (group + 1) * GROUP):
-            own = max(own, sums[row])
-        if bounds[group] + own > highest[0]:
-            _replace_least(highest, np.int32(bounds[group] + own))
-    return max(highest[0], 2)
-
-
 def _add_by_vectors(
     piece: int, many: np.ndarray, bitmaps: _Arrays, impacts: np.ndarray, sums: np.ndarray
 ) -> None:
     """Add the products of the frequent terms to the scores of pieces of a block.
 
-    ``piece`` is the first of them, and ``sums`` has the scores of all. The terms go in pairs.
+    ``piece`` is the first of them, and ``sums`` has the scores of all. The terms go in fours.
     """
-    terms, end = many.shape[1], piece + len(sums) // PIECE
+    end = piece + len(sums) // PIECE
     base, limit = np.uint64(impacts.ctypes.data), np.int64(len(impacts) - PIECE)
-    asks = end - piece > 1
-    for i in range(0, terms, 2):
-        other = min(i + 1, terms - 1)
-        weights = np.int32(many[2, i]), np.int32(many[2, other] if other > i else 0)
-        starts = many[1, i], many[1, other]
-        bits = bitmaps[2][many[0, i]][piece:end], bitmaps[2][many[0, other]][piece:end]
-        begins = bitmaps[3][many[0, i]][piece:end], bitmaps[3][many[0, other]][piece:end]
-        soon = _coming(i + 2, piece, end, many, bitmaps, base)
-        then = _coming(i + 3, piece, end, many, bitmaps, base)
+    for i in range(0, many.shape[1], 4):
+        bits_0, at_0, weight_0 = _term(i, piece, end, many, bitmaps)
+        bits_1, at_1, weight_1 = _term(i + 1, piece, end, many, bitmaps)
+        bits_2, at_2, weight_2 = _term(i + 2, piece, end, many, bitmaps)
+        bits_3, at_3, weight_3 = _term(i + 3, piece, end, many, bitmaps)
+        soon_0 = _coming(i + 4, piece, end, many, bitmaps, base)
+        soon_1 = _coming(i + 5, piece, end, many, bitmaps, base)
+        soon_2 = _coming(i + 6, piece, end, many, bitmaps, base)
+        soon_3 = _coming(i + 7, piece, end, many, bitmaps, base)
+        weights = weight_0, weight_1, weight_2, weight_3
         address = np.uint64(sums.ctypes.data)
-        for j in range(len(bits[0])):
-            if asks:
-                line: Any = np.uint64(64 * j)
-                prefetch(soon[0] + min(line, soon[1]))
-                prefetch(then[0] + min(line, then[1]))
-                if not j & 7:
-                    prefetch(soon[2] + np.uint64(8 * j))
-                    prefetch(then[2] + np.uint64(8 * j))
-            low = min(starts[0] + np.int64(begins[0][j]), limit)
-            high = min(starts[1] + np.int64(begins[1][j]), limit)
-            packed = base + np.uint64(low), base + np.uint64(high)
-            add_products((bits[0][j], bits[1][j]), packed, weights, address)
+        for j in range(len(bits_0)):
+            if end - piece > 1:
+                _ask_for(j, soon_0)
+                _ask_for(j, soon_1)
+                _ask_for(j, soon_2)
+                _ask_for(j, soon_3)
+            bits = bits_0[j], bits_1[j], bits_2[j], bits_3[j]
+            low = base + np.uint64(min(at_0, limit)), base + np.uint64(min(at_1, limit))
+            high = base + np.uint64(min(at_2, limit)), base + np.uint64(min(at_3, limit))
+            add_products(bits, (*low, *high), weights, address)
             address += np.uint64(4 * PIECE)
+            at_0, at_1 = at_0 + count_bits(bits[0]), at_1 + count_bits(bits[1])
+            at_2, at_3 = at_2 + count_bits(bits[2]), at_3 + count_bits(bits[3])
+
+
+@compiled
+def _term(
+    i: int, piece: int, end: int, many: np.ndarray, bitmaps: _Arrays
+) -> tuple[np.ndarray, int, Any]:
+    """Return a term's bits of pieces, where its impacts of them start, and its weight.
+
+    After the last term the weight is 0.
+    """
+    last = many.shape[1] - 1
+    own, start = many[0, min(i, last)], many[1, min(i, last)]
+    weight = np.int32(many[2, i] if i <= last else 0)
+    return bitmaps[2][own][piece:end], start + np.int64(bitmaps[3][own, piece]), weight
 
 
 @compiled
@@ -436,6 +429,14 @@ def _coming(
         np.uint64(max(size, 0)),
         np.uint64(bitmaps[2].ctypes.data + 8 * (own * width + piece)),
     )
+
+
+@compiled
+def _ask_for(j: int, coming: tuple[Any, Any, Any]) -> None:
+    """Ask for a line of the cache that a term will need, of impacts or of bits too."""
+    prefetch(coming[0] + min(np.uint64(64 * j), coming[1]))
+    if not j & 7:
+        prefetch(coming[2] + np.uint64(8 * j))
 
 
 def _add_by_bits(

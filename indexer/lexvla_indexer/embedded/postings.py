@@ -315,7 +315,7 @@ class Postings:
             # A whole block even for few rows: no damaged file makes the loop write outside.
             sums = _aligned(BLOCK)
             lists = (self.blocks[first : last + 1], self.terms, self.starts, self.ids, self.impacts)
-            query = read_only(terms), read_only(weights), margin
+            query = read_only(terms), read_only(weights), self.width, margin
             rows, scores = loops.retrieve(
                 part.stop - part.start, lists, tuple(self.bitmaps), *query, read_only(mask[part]),
                 heap, sums, skips,

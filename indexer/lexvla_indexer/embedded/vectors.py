@@ -16,7 +16,7 @@ from numba.core import cgutils
 from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic
 
-__all__ = ["INSTRUCTIONS", "add_products", "first_bit", "may_reach", "prefetch", "reaching"]
+__all__ = ["INSTRUCTIONS", "add_products", "count_bits", "first_bit", "may_reach", "prefetch", "reaching"]
 
 _BIT, _BYTE, _SHORT, _INT = ir.IntType(1), ir.IntType(8), ir.IntType(16), ir.IntType(32)
 _LONG = ir.IntType(64)
@@ -56,9 +56,9 @@ def _instruction(define: Callable[..., Any]) -> Any:
 
 @_instruction
 def add_products(typing: Any, bits: Any, impacts: Any, weights: Any, sums: Any) -> Any:
-    """Add the products of two terms to the scores of 64 rows; needs `INSTRUCTIONS`.
+    """Add the products of four terms to the scores of 64 rows; needs `INSTRUCTIONS`.
 
-    The first three arguments are pairs, of a number for each term. The rows of a term are those
+    The first three arguments have a number for each term. The rows of a term are those
     whose bits are set; ``impacts`` are addresses of 64 bytes, the first of them of these rows, and
     ``sums`` that of 64 int32. Weights are from 0 to 32,767. Bit 4 i + j is of row 16 j + i: so the
     bytes j of 16 numbers of four bytes are of rows that follow each other.
@@ -66,15 +66,15 @@ def add_products(typing: Any, bits: Any, impacts: Any, weights: Any, sums: Any) 
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         terms = []
-        for term in range(2):
+        for term in range(4):
             bits, impacts, weight = (builder.extract_value(each, term) for each in arguments[:3])
             terms.append((_spread(builder, bits, impacts), weight))
         add = _add_shorts if INSTRUCTIONS == "avx512" else _add_bytes
         add(builder, terms, arguments[3])
         return context.get_dummy_value()
 
-    pair = types.UniTuple
-    arguments = pair(types.uint64, 2), pair(types.uintp, 2), pair(types.int32, 2), types.uintp
+    kinds = types.uint64, types.uintp, types.int32
+    arguments = *(types.UniTuple(kind, 4) for kind in kinds), types.uintp
     return types.void(*arguments), generate
 
 
@@ -177,6 +177,12 @@ def first_bit(typing: Any, bits: Any) -> Any:
     return types.int64(types.uint64), lambda _, builder, __, arguments: builder.cttz(
         arguments[0], _BIT(1)
     )
+
+
+@_instruction
+def count_bits(typing: Any, bits: Any) -> Any:
+    """Return how many bits are set, of 64."""
+    return types.int64(types.uint64), lambda _, builder, __, arguments: builder.ctpop(arguments[0])
 
 
 @_instruction
