@@ -146,15 +146,15 @@ def retrieve(
     The rows are in no order. ``postings`` and ``bitmaps`` are the arrays of
     `lexvla_indexer.embedded.postings.Postings` and of its bitmaps. ``wanted`` are the query's
     terms, of ``width``; ``weights``, int32, are from 0 to 32,767. ``allowed`` says which rows may
-    be found, and is empty for all. ``best``, k zeros, int32, becomes a heap of the k best scores,
-    the least first; ``sums``, int32, is room for the scores of a block. ``skips`` says whether to
+    be found, and is empty for all. ``best``, int32, is a heap of the k best scores so far, the
+    least first, or zeros; ``sums``, int32, is room for the scores of a block. ``skips`` says whether to
     skip rows by bounds; after a block in which few could be skipped, none are.
     """
     none: Any = np.int64(0)  # for a plain 0, functions would be compiled once more
     found, scores, used = np.empty(8 * _SPAN, np.int64), np.empty(8 * _SPAN, np.int32), none
     lists, marked = np.empty((2, 4, len(wanted)), np.int64), np.empty((2, 3, len(wanted)), np.int64)
-    bounds = np.empty(_SPAN // GROUP, np.int32)
-    by_span = skips
+    needed = np.empty(_SPAN // GROUP, np.int32)
+    by_span, unskipped = skips, none if best[0] else _FIRST
     blocks, ids, impacts = len(postings[0]) - 1, postings[3], postings[4]
     counts = _choose(none, postings, bitmaps, wanted, weights, width, lists[0], marked[0])
     for block in range(blocks):
@@ -174,11 +174,11 @@ def retrieve(
                 part = sums[:_SPAN]
                 part[:] = 0
                 _add_lists_of_span(start + _SPAN, few, ids, impacts, part)
-            if skips and first >= _FIRST:
-                bounds[:] = 0
-                _add_peaks(start // GROUP, many, bitmaps[4], bounds)
+            if skips and first >= unskipped:
+                needed[:] = max(best[0] - margin, 1)
+                _subtract_peaks(start // GROUP, many, bitmaps[4], needed)
                 now, used = _take_reached(
-                    base, start, rows, many, bitmaps, impacts, part, bounds, margin,
+                    base, start, rows, many, bitmaps, impacts, part, needed, margin,
                     allowed, best, found, scores, used,
                 )  # fmt: skip
                 skipped, scored = skipped + _SPAN // PIECE, scored + now
@@ -221,7 +221,7 @@ def _take_reached(
     bitmaps: _Arrays,
     impacts: np.ndarray,
     sums: np.ndarray,
-    bounds: np.ndarray,
+    needed: np.ndarray,
     margin: int,
     allowed: np.ndarray,
     best: np.ndarray,
@@ -229,15 +229,16 @@ def _take_reached(
     scores: np.ndarray,
     used: int,
 ) -> tuple[int, int]:
-    """Score the pieces of a span whose bounds reach the floor, and take their rows.
+    """Score the pieces of a span of which a row may reach the floor, and take their rows.
 
-    ``base`` is the block's first row, ``start`` the span's, counted from it. Returns how many
-    pieces were scored, and the count of rows found.
+    ``base`` is the block's first row, ``start`` the span's, counted from it; ``needed`` says what
+    a row of each group must have reached by its other terms. Returns how many pieces were scored,
+    and the count of rows found.
     """
     scored, pieces = 0, len(sums) // PIECE
-    address, more = np.uint64(sums.ctypes.data), np.uint64(bounds.ctypes.data)
+    address, place = np.uint64(sums.ctypes.data), np.uint64(needed.ctypes.data)
     for piece in range(pieces):
-        if may_reach(address, more, max(best[0] - margin, 1)):
+        if may_reach(address, place):
             first = piece * PIECE
             own = sums[first : first + PIECE]
             _add_frequent(start // PIECE + piece, many, bitmaps, impacts, own)
@@ -245,7 +246,7 @@ def _take_reached(
             used = _take(row, rows, own, margin, allowed, best, found, scores, used)
             scored += 1
         address += np.uint64(4 * PIECE)
-        more += np.uint64(4 * _GROUPS)
+        place += np.uint64(4 * _GROUPS)
     return scored, used
 
 
@@ -351,13 +352,13 @@ def _add_lists_of_span(
 
 
 @compiled
-def _add_peaks(first: int, many: np.ndarray, peaks: np.ndarray, bounds: np.ndarray) -> None:
-    """Add the most that each frequent term can add to a score in each group of a span."""
+def _subtract_peaks(first: int, many: np.ndarray, peaks: np.ndarray, needed: np.ndarray) -> None:
+    """Subtract the most that each frequent term can add to a score in each group of a span."""
     for i in range(many.shape[1]):
-        own = peaks[many[0, i]][first : first + len(bounds)]
+        own = peaks[many[0, i]][first : first + len(needed)]
         weight = np.int32(many[2, i] & 0x7FFF)
         for group in range(len(own)):
-            bounds[group] += weight * np.int32(own[group])
+            needed[group] -= weight * np.int32(own[group])
 
 
 def _add_by_vectors(

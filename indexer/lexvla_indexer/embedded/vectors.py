@@ -148,27 +148,22 @@ def reaching(typing: Any, sums: Any, floor: Any) -> Any:
 
 
 @_instruction
-def may_reach(typing: Any, sums: Any, more: Any, floor: Any) -> Any:
-    """Tell whether a score of 64 rows may reach a floor.
+def may_reach(typing: Any, sums: Any, needed: Any) -> Any:
+    """Tell whether one of 64 int32 numbers is not below what is needed.
 
-    ``sums`` is the address of their scores without some terms, int32; ``more`` that of what these
-    can add at most to a score in each 16 of the rows, 4 int32.
+    Both are addresses; each 16 of the numbers need the same, so that there are 4 needed int32.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        sums, more, floor = arguments
-        reached = None
-        for group in range(4):
-            place = builder.add(more, more.type(4 * group))
-            most = builder.load(builder.inttoptr(place, _INT.as_pointer()), align=4)
-            needed = _everywhere(builder, builder.sub(floor, most))
-            place = builder.add(sums, sums.type(64 * group))
-            scores = builder.load(builder.inttoptr(place, _INTS.as_pointer()), align=4)
-            above = builder.icmp_signed(">=", scores, needed)
+        needed, reached = builder.inttoptr(arguments[1], _INT.as_pointer()), None
+        for group, place in enumerate(_quarters(builder, arguments[0])):
+            own = builder.load(builder.gep(needed, [_INT(group)]), align=4)
+            scores = builder.load(place, align=4)
+            above = builder.icmp_signed(">=", scores, _everywhere(builder, own))
             reached = above if reached is None else builder.or_(reached, above)
         return builder.icmp_signed("!=", builder.bitcast(reached, _SHORT), _SHORT(0))
 
-    return types.boolean(types.uintp, types.uintp, types.int32), generate
+    return types.boolean(types.uintp, types.uintp), generate
 
 
 @_instruction
