@@ -28,7 +28,7 @@ from lexvla_indexer.embedded.manifest import FORMAT_VERSION, Manifest, Place, St
 from lexvla_indexer.embedded.postings import THREADS
 from lexvla_indexer.embedded.segment import Segment
 from lexvla_indexer.embedded.sparse_leg import SparseLeg
-from lexvla_indexer.embedded.weighted_sum import best_by_sum
+from lexvla_indexer.embedded.weighted_sum import Floors, best_by_sum
 from lexvla_indexer.facets import Facet, FacetCounts
 from lexvla_indexer.filters import Filter
 from lexvla_indexer.legs import Leg, VectorLeg, check_asked, stack
@@ -173,12 +173,17 @@ class Snapshot:
         asked: dict[Leg, Any] = {leg: getattr(query, leg) for leg in weights if leg != "text"}
         if "dense" in asked:
             asked["dense"] = asked["dense"][0]
-        for number, segment in self.segments.items():
+        for number in self._order:
+            segment = self.segments[number]
             own = asked | ({"text": words[number]} if number in words else {})
             weighed = {leg: weight for leg, weight in weights.items() if leg in own}
             if not weighed:
                 continue
-            rows, found = best_by_sum(segment, own, weighed, k, depth, masks[number])
+            floors = None
+            if ids:
+                before = {leg: np.concatenate(parts) for leg, parts in scores.items()}
+                floors = Floors.of(weights, before, k, depth)
+            rows, found = best_by_sum(segment, own, weighed, k, depth, masks[number], floors)
             ids += segment.ids(rows)
             for leg, parts in scores.items():
                 parts.append(found.get(leg, np.zeros(len(rows))))
