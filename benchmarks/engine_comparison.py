@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from engine_checks import race
-from engine_contenders import ByScipy, BySeismic, embedded, truths
+from engine_contenders import ByScipy, BySeismic, batch, embedded, truths
 from engine_data import described
 from engine_lucene import lucene_engines
 from engine_touched import touched
@@ -129,14 +129,15 @@ def compare(
                 builds[f"Seismic, n_postings {n_postings}"] = engines[-1].facts
                 note(engines[-1].facts)
         yield figures
-        for kind, queries in asked:
-            queries = queries[: effort.queries]
+        for kind, every in asked:
+            queries = every[: effort.queries]
             contenders = embedded(index, queries)
             contenders += [c for engine in engines for c in engine.contenders(queries)]
             true = truths(stored, impacts, quantizer, queries)
             words = queries.nnz / queries.shape[0]
             rows = race(contenders, true, effort.seconds)
-            figures["races"].append({"kind": kind, "words": words, "engines": rows})
+            own = {"kind": kind, "words": words, "engines": rows}
+            figures["races"].append(own | {"batch": batch(index, every[:FRESH_QUERIES])})
             yield figures
 
 

@@ -6,6 +6,7 @@ from the same `ImpactQuantizer`.
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -13,7 +14,7 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
-from engine_checks import Answer, BruteForce, Contender
+from engine_checks import Answer, BruteForce, Contender, WrongAnswerError
 from scipy import sparse
 
 from lexvla.encoding import Encoding
@@ -126,6 +127,28 @@ def embedded(index: Index, queries: sparse.csr_array) -> list[Contender]:
         exact._replace(name="embedded, exact, without numba", around=without_numba),
         integers._replace(name="embedded, integers, without numba", around=without_numba),
     ]
+
+
+def batch(index: Index, queries: sparse.csr_array, rounds: int = 9) -> dict[str, float]:
+    """Return milliseconds a query of all queries together on all threads, and one after another.
+
+    They take turns; these are medians. WrongAnswerError if the answers differ.
+    """
+    rows, every = [Encoding(queries[i : i + 1]) for i in range(queries.shape[0])], Encoding(queries)
+    times: dict[str, list[float]] = {"alone_ms": [], "together_ms": []}
+    for _ in range(rounds):
+        with on_one_thread():
+            started = time.perf_counter()
+            alone = [index.search(row, K)[0] for row in rows]
+            times["alone_ms"].append(time.perf_counter() - started)
+        started = time.perf_counter()
+        together = index.search(every, K)
+        times["together_ms"].append(time.perf_counter() - started)
+        for one, other in zip(alone, together, strict=True):
+            if one.ids != other.ids or not np.array_equal(one.scores, other.scores):
+                raise WrongAnswerError("a query of a batch: not what it finds alone")
+    scale = 1e3 / len(rows)
+    return {name: statistics.median(taken) * scale for name, taken in times.items()}
 
 
 class ByScipy:

@@ -148,6 +148,13 @@ def _comparison(figures: Figures) -> Iterator[str]:
         for row in race["engines"]:
             cells = f"{row['p50_ms']:.3f} | {row['p95_ms']:.3f} | {row['p50_ms'] / ours:.2f}"
             yield f"| {row['engine']} | {cells} | {_answers(row)} |"
+        if "batch" in race:
+            alone, together = race["batch"]["alone_ms"], race["batch"]["together_ms"]
+            yield ""
+            yield (
+                f"100 queries together on all threads: {together:.3f} ms a query, "
+                f"{alone / together:.2f} times as fast as one after another ({alone:.3f} ms)."
+            )
     yield from (
         "",
         "| index | build, s | documents/s | merging, s | MiB |",

@@ -167,6 +167,25 @@ def test_a_fault_of_the_embedded_engine_is_seen(load, corpus, tmp_path, fault) -
             checks.check_contender(sound._replace(read=read), brute_force.answers)
 
 
+def test_a_fault_of_a_batch_is_seen(load, corpus, tmp_path) -> None:
+    checks, contenders = load("engine_checks"), load("engine_contenders")
+    stored, queries = corpus.documents(0, 200), corpus.queries(3, 8)
+    with open_index(str(tmp_path / "index"), create=True) as index:
+        index.add(load("engine_data").described(0, 200), Encoding(stored))
+        index.commit()
+        times = contenders.batch(index, queries, rounds=1)
+        assert times.keys() == {"alone_ms", "together_ms"}
+        assert min(times.values()) > 0
+        search = index.search
+
+        def swapped(asked: Encoding, k: int) -> Any:
+            return search(asked, k)[::-1]
+
+        index.search = swapped
+        with pytest.raises(checks.WrongAnswerError, match="of a batch"):
+            contenders.batch(index, queries, rounds=1)
+
+
 def test_engines_take_turns_and_stop_when_their_time_is_over(load) -> None:
     checks = load("engine_checks")
     asked: list[tuple[str, int]] = []
@@ -293,6 +312,7 @@ def test_the_command_keeps_parts_and_reports_them(load, tmp_path, monkeypatch, c
     printed = capsys.readouterr().out
     assert "| embedded, exact |" in printed
     assert "| 300 | 20 | 1 |" in printed
+    assert len(re.findall(r"100 queries together on all threads: \d+\.\d{3} ms", printed)) == 2
     records = [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()]
     assert [record["part"] for record in records] == ["million", "growth"]
     assert all(record["whole"] for record in records)

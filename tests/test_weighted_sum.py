@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from unittest import mock
 
@@ -14,6 +15,7 @@ from hypothesis.extra.numpy import arrays
 from scipy import sparse
 
 from lexvla.encoding import Encoding
+from lexvla_indexer import Document, open_index
 from lexvla_indexer.bm25 import TextRows
 from lexvla_indexer.embedded.segment import Segment, write_segment
 from lexvla_indexer.embedded.weighted_sum import best_by_sum
@@ -48,15 +50,15 @@ def searches(draw, sparse_values, dense_values):
     return stored, asked, chosen, draw(st.integers(1, 22)), draw(st.integers(1, 22)), allowed
 
 
+def encoding_of(rows: dict[str, np.ndarray]) -> Encoding:
+    words, codes = (sparse.csr_array(rows[leg]) for leg in ("lexical", "codes"))
+    return Encoding(words, None, codes, rows["dense"])
+
+
 def segment_of(folder: Path, stored: dict[str, np.ndarray]) -> Segment:
     """Return a segment that has bytes, as a large one has."""
     rows = len(stored["dense"])
-    encoding = Encoding(
-        sparse.csr_array(stored["lexical"]),
-        None,
-        sparse.csr_array(stored["codes"]),
-        stored["dense"],
-    )
+    encoding = encoding_of(stored)
     names = [f"d{i:05}" for i in range(rows)]
     with mock.patch("lexvla_indexer.embedded.segment.BYTES_FROM", 1):
         checksum = write_segment(folder, names, encoding, TextRows.of([""] * rows))
@@ -123,6 +125,76 @@ def test_it_equals_brute_force(tmp_path_factory, way, few, sparse_values, dense_
         assert found == brute_force(stored, asked, weights, k, depth, allowed)
 
     check()
+
+
+@WAYS
+@pytest.mark.parametrize(
+    ("sparse_values", "dense_values"),
+    [(eighths, st.integers(-8, 8).map(lambda n: n / 8)), (positive, any_floats)],
+    ids=["ties", "any floats"],
+)
+def test_several_segments_equal_brute_force(tmp_path_factory, way, sparse_values, dense_values):
+    """Ids are in the order of no segment; some documents are deleted, and some filtered out."""
+
+    @settings(max_examples=40)
+    @given(
+        searches(sparse_values, dense_values),
+        st.lists(st.integers(0, 19), max_size=4),
+        st.randoms(use_true_random=False),
+        st.sampled_from([0, 2, 4096]),
+        st.booleans(),
+    )
+    def check(case, cuts, random, few, filtered):
+        stored, asked, weights, k, depth, allowed = case
+        count = len(stored["dense"])
+        names = [f"d{i:05}" for i in range(count)]
+        order = random.sample(range(count), count)
+        kept = np.ones(count, np.bool_) if allowed is None else allowed
+        folder = tmp_path_factory.mktemp("index") / "i.lex"
+        ends = sorted({min(cut, count) for cut in (0, *cuts, count)})
+        with (
+            searching(way),
+            mock.patch("lexvla_indexer.embedded.segment.BYTES_FROM", 1),
+            mock.patch(f"{SUM}._FEW", few),
+            np.errstate(all="ignore"),
+            open_index(folder, create=True) as index,
+        ):
+            for first, last in pairwise(ends):
+                rows = order[first:last]
+                new = [Document(names[row], metadata={"even": row % 2 == 0}) for row in rows]
+                index.add(new, encoding_of({leg: own[rows] for leg, own in stored.items()}))
+                index.commit()
+            if not kept.all():
+                index.delete([names[row] for row in np.flatnonzero(~kept)])
+                index.commit()
+            chosen = "even = true" if filtered else None
+            if filtered:
+                kept = kept & (np.arange(count) % 2 == 0)
+            found = index.search_legs(encoding_of(asked), weights, k, depth, chosen)
+        right, scores = brute_force(stored, asked, weights, k, depth, kept)
+        got = {name: place for place, name in enumerate(found.ids)}
+        assert len(got) == len(found.ids)
+        for leg, own in scores.items():
+            places = [got[names[row]] for row in right]
+            assert found.scores[leg][places].tolist() == own
+
+    check()
+
+
+def test_later_segments_score_rows_that_reach_the_floors_only(tmp_path):
+    """The first segment has the best 20 by each leg and by the sum; the others have lower rows."""
+    stored, asked = random_case(5, 600, opposed=False)
+    for leg in ("lexical", "dense"):
+        stored[leg][:60] += 4
+    weights = {"lexical": 0.5, "dense": 0.5}
+    with open_index(tmp_path / "i.lex", create=True) as index:
+        for first, last in ((0, 300), (300, 450), (450, 600)):
+            new = [Document(f"d{row:05}") for row in range(first, last)]
+            index.add(new, encoding_of({leg: own[first:last] for leg, own in stored.items()}))
+            index.commit()
+        found = index.search_legs(encoding_of(asked), weights, 5, 20)
+        assert max(found.ids) < "d00060"
+        assert len(found.ids) == len(brute_force(stored, asked, weights, 5, 20, None)[0])
 
 
 def random_case(seed: int, count: int, opposed: bool):

@@ -131,11 +131,16 @@ class ImpactQuantizer:
         than that times the sum of the query's weights. The rest is for the rounding of floats.
         """
         _check_weights(query)
+        return self.moved * float(query.data.sum(dtype=np.float64))
+
+    @cached_property
+    def moved(self) -> float:
+        """The most that quantising can change a weight; see `bound`."""
         moved = max(self.step / 2, self.highest - self.top)
         if not self.drop_zero:
             moved = max(moved, self.step - self.lowest)
         rounding = self.highest * float(_FLOAT32.eps) + float(_FLOAT32.smallest_subnormal)
-        return (moved + rounding) * float(query.data.sum(dtype=np.float64))
+        return moved + rounding
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as JSON values."""

@@ -106,11 +106,20 @@ class DenseLeg:
                 answers += self._search(self.lists, part, k, allowed, nprobe)
         return answers
 
-    def scan(self, vector: np.ndarray, k: int, allowed: np.ndarray | None = None) -> Scan:
-        """Return what `top` does with ``exact``, and the products of all rows with the vector."""
+    def scan(
+        self,
+        vector: np.ndarray,
+        k: int,
+        allowed: np.ndarray | None = None,
+        floor: float = 0.0,
+    ) -> Scan:
+        """Return what `top` does with ``exact``, and the products of all rows with the vector.
+
+        Rows that score less than ``floor`` may be left out of what is found.
+        """
         vectors = self._check(np.asarray(vector)[None], k, allowed, None)
         products = np.full((1, len(self.rows)), -np.inf, np.float32)
-        ((found, error),) = self._scan_near(vectors, k, allowed, products)
+        ((found, error),) = self._scan_near(vectors, k, allowed, products, floor)
         return Scan(found, products[0], error)
 
     def scores(self, rows: np.ndarray, vector: np.ndarray) -> np.ndarray:
@@ -209,6 +218,7 @@ class DenseLeg:
         k: int,
         allowed: np.ndarray | None,
         room: np.ndarray | None,
+        floor: float = 0.0,
     ) -> list[tuple[Found, float]]:
         """Return the answer of each query, and how far its products were off at most.
 
@@ -216,7 +226,7 @@ class DenseLeg:
         """
         asked = self._copy.ask(vectors[0]) if self._copy and len(vectors) == 1 else None
         errors = self._errors(vectors) if asked is None else np.array([asked.error])
-        limits = (-errors).tolist()
+        limits = (floor - errors).tolist()
         near: list[Found] = [_NOTHING] * len(vectors)
         for first, chosen, products in self._products(vectors, allowed, asked):
             if room is not None:

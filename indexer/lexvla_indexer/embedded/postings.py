@@ -50,8 +50,11 @@ __all__ = [
     "BLOCK",
     "LARGEST_SUM",
     "LARGEST_WEIGHT",
+    "MOST_TERMS",
+    "NO_MASK",
     "THREADS",
     "Postings",
+    "aligned",
     "best",
     "build",
     "kernels",
@@ -74,7 +77,7 @@ _FILES: dict[str, type[np.generic]] = {
 }
 _THREADED = 1 << 26  # rows times terms: starting a thread takes less time than it saves then
 _FEW = 1024  # rows: sorting them all is faster than selecting some first
-_NO_MASK = np.empty(0, np.bool_)
+NO_MASK = np.empty(0, np.bool_)
 
 
 def kernels(postings: int = COMPILED_FROM) -> ModuleType | None:
@@ -290,12 +293,13 @@ class Postings:
         margin: int,
         allowed: np.ndarray | None = None,
         threads: int = 1,
+        least: int = 0,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return scores and numbers of all rows near the k-th best, rows ascending.
 
         Those are the rows above 0 whose score is at most ``margin`` below the k-th best, or all
-        above 0 if there are fewer than k. Long queries of large segments are answered by so many
-        ``threads``. The other arguments are those of `top`.
+        above 0 if there are fewer than k. Rows below ``least`` may be left out. Long queries of
+        large segments are answered by so many ``threads``. The other arguments are those of `top`.
         """
         terms, weights = self._check_query(np.asarray(terms), np.asarray(weights))
         if k < 1:
@@ -305,15 +309,16 @@ class Postings:
         loops = kernels(len(self.impacts))
         if loops is None or not self.rows:
             return self._retrieve_by_numpy(terms, weights, k, margin, allowed)
-        mask = _NO_MASK if allowed is None else np.ascontiguousarray(allowed)
+        mask = NO_MASK if allowed is None else np.ascontiguousarray(allowed)
         skips = len(terms) <= MOST_TERMS and margin < LARGEST_SUM and len(self.bitmaps.frequent) > 0
+        start = min(least + margin, LARGEST_SUM) if least else 0
 
         def search(first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
             """Search some blocks."""
             part = slice(first * BLOCK, min(last * BLOCK, self.rows))
-            heap = np.zeros(min(k, self.rows), np.int32)
+            heap = np.full(min(k, self.rows), start, np.int32)
             # A whole block even for few rows: no damaged file makes the loop write outside.
-            sums = _aligned(BLOCK)
+            sums = aligned(BLOCK)
             lists = (self.blocks[first : last + 1], self.terms, self.starts, self.ids, self.impacts)
             query = read_only(terms), read_only(weights), self.width, margin
             rows, scores = loops.retrieve(
@@ -399,7 +404,7 @@ def read_only(array: np.ndarray) -> np.ndarray:
     return view
 
 
-def _aligned(numbers: int) -> np.ndarray:
+def aligned(numbers: int) -> np.ndarray:
     """Return room for int32 numbers that vectors of 64 bytes can be read from at once."""
     room = np.empty(numbers + 16, np.int32)
     first = -room.ctypes.data % 64 // 4

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -21,12 +21,14 @@ from lexvla_indexer.bm25 import word_weights
 from lexvla_indexer.columns import Column, count_facet, in_order, position_of
 from lexvla_indexer.document import Document
 from lexvla_indexer.durable import total_bytes
+from lexvla_indexer.embedded.batches import Batch
 from lexvla_indexer.embedded.commit_columns import CommitColumns, first_rows
 from lexvla_indexer.embedded.layout import Store
 from lexvla_indexer.embedded.manifest import FORMAT_VERSION, Manifest, Place, State
 from lexvla_indexer.embedded.postings import THREADS
 from lexvla_indexer.embedded.segment import Segment
-from lexvla_indexer.embedded.weighted_sum import best_by_sum
+from lexvla_indexer.embedded.sparse_leg import SparseLeg
+from lexvla_indexer.embedded.weighted_sum import Floors, best_by_sum
 from lexvla_indexer.facets import Facet, FacetCounts
 from lexvla_indexer.filters import Filter
 from lexvla_indexer.legs import Leg, VectorLeg, check_asked, stack
@@ -38,6 +40,7 @@ __all__ = ["Masks", "Reader", "SegmentCache", "Snapshot"]
 
 T = TypeVar("T")
 
+_Found = list[tuple[int, np.ndarray, np.ndarray]]  # number, scores and rows of some segments
 Masks = Mapping[int, np.ndarray | None]  # by segment: which rows may be found; None for all
 
 
@@ -64,37 +67,52 @@ class Snapshot:
         matrix = getattr(queries, leg)
         if leg == "dense":
             return self._search_dense(matrix, k, masks, bool(exact))
-        legs = {number: segment.sparse[leg] for number, segment in self.segments.items()}
-
-        def answer(query: Any, threads: int = 1) -> Results:
-            found = [
-                (number, *own.top(query, k, masks[number], exact is not False, threads))
-                for number, own in legs.items()
-            ]
-            return self._best(found, k)
-
-        def answers(rows: range) -> list[Results]:
-            return [answer(_Row.of(matrix, row)) for row in rows]
-
         count = len(queries)
         if count == 1:
-            return [answer(matrix, THREADS)]
-        threads = min(count, THREADS)
-        # A task a thread: one a query would take longer to hand over than a short search takes.
-        with ThreadPoolExecutor(max(threads, 1)) as pool:
-            made = list(pool.map(answers, [range(i, count, threads) for i in range(threads)]))
-        return [made[row % threads][row // threads] for row in range(count)]
+            asked = [(number, self.segments[number].sparse[leg], matrix) for number in self._order]
+            return [self._search_one(asked, k, masks, exact is not False)]
+        batch, threads = Batch.of(matrix), min(count, THREADS)
+
+        def answers(numbers: np.ndarray) -> list[Results]:
+            found: list[_Found] = [[] for _ in numbers]
+            for segment in self._order:
+                own = self.segments[segment].sparse[leg]
+                floors = np.array([_least(each, k) for each in found])
+                asked = batch, numbers, k, masks[segment], exact is not False, floors
+                for each, answer in zip(found, own.top_batch(*asked), strict=True):
+                    each.append((segment, *answer))
+            return [self._results(each, k) for each in found]
+
+        shares = batch.shares(threads)
+        with ThreadPoolExecutor(max(threads - 1, 1)) as pool:
+            later = [pool.submit(answers, share) for share in shares[1:]]
+            made = [answers(share) for share in shares[:1]] + [each.result() for each in later]
+        results = [Results([], np.empty(0))] * count
+        for share, own in zip(shares, made, strict=True):
+            for number, result in zip(share.tolist(), own, strict=True):
+                results[number] = result
+        return results
 
     def search_text(self, text: str, k: int, masks: Masks) -> Results:
         """Return the k best documents of all segments; see `Index.search_text`."""
-        found = [
-            (
-                number,
-                *self.segments[number].sparse["text"].top(row, k, masks[number], True, THREADS),
-            )
-            for number, row in self.text_rows(text).items()
-        ]
-        return self._best(found, k)
+        rows = self.text_rows(text)
+        asked = [(n, self.segments[n].sparse["text"], rows[n]) for n in self._order if n in rows]
+        return self._search_one(asked, k, masks, True)
+
+    def _search_one(
+        self, asked: Sequence[tuple[int, SparseLeg, Any]], k: int, masks: Masks, exact: bool
+    ) -> Results:
+        """Return the best documents for one query: its row of each segment's leg."""
+        found: _Found = []
+        for number, leg, query in asked:
+            best = leg.top(query, k, masks[number], exact, THREADS, _least(found, k))
+            found.append((number, *best))
+        return self._results(found, k)
+
+    @cached_property
+    def _order(self) -> list[int]:
+        """The segments, the largest first: it is most likely to have the best rows."""
+        return sorted(self.segments, key=lambda number: -self.segments[number].count)
 
     def text_weights(self, text: str) -> dict[str, float]:
         """Return the weights of a query's words, ascending, of which some document has each."""
@@ -155,12 +173,17 @@ class Snapshot:
         asked: dict[Leg, Any] = {leg: getattr(query, leg) for leg in weights if leg != "text"}
         if "dense" in asked:
             asked["dense"] = asked["dense"][0]
-        for number, segment in self.segments.items():
+        for number in self._order:
+            segment = self.segments[number]
             own = asked | ({"text": words[number]} if number in words else {})
             weighed = {leg: weight for leg, weight in weights.items() if leg in own}
             if not weighed:
                 continue
-            rows, found = best_by_sum(segment, own, weighed, k, depth, masks[number])
+            floors = None
+            if ids:
+                before = {leg: np.concatenate(parts) for leg, parts in scores.items()}
+                floors = Floors.of(weights, before, k, depth)
+            rows, found = best_by_sum(segment, own, weighed, k, depth, masks[number], floors)
             ids += segment.ids(rows)
             for leg, parts in scores.items():
                 parts.append(found.get(leg, np.zeros(len(rows))))
@@ -169,26 +192,35 @@ class Snapshot:
     def _search_dense(
         self, vectors: np.ndarray, k: int, masks: Masks, exact: bool
     ) -> list[Results]:
-        found: list[list[tuple[int, np.ndarray, np.ndarray]]] = [[] for _ in range(len(vectors))]
+        found: list[_Found] = [[] for _ in range(len(vectors))]
         for number, segment in self.segments.items():
             if segment.dense is not None:
                 answers = segment.dense.top_batch(vectors, k, masks[number], exact)
                 for own, answer in zip(found, answers, strict=True):
                     own.append((number, *answer))
-        return [self._best(own, k) for own in found]
+        return [self._results(own, k) for own in found]
 
-    def _best(self, found: Sequence[tuple[int, np.ndarray, np.ndarray]], k: int) -> Results:
+    def _results(self, found: _Found, k: int) -> Results:
         """Merge the answers of segments: each its number, scores and rows, best first."""
         if len(found) == 1:
             ((number, scores, rows),) = found
             return Results(self.segments[number].ids(rows), scores)
-        hits = [
-            hit
-            for number, scores, rows in found
-            for hit in zip(scores.tolist(), self.segments[number].ids(rows), strict=True)
-        ]
+        least = _least(found, k)
+        hits = []
+        for number, scores, rows in found:
+            near = scores[scores >= least]
+            ids = self.segments[number].ids(rows[: len(near)])
+            hits += list(zip(near.tolist(), ids, strict=True))
         hits = sorted(hits, key=lambda hit: (-hit[0], hit[1]))[:k]
         return Results([name for _, name in hits], np.array([score for score, _ in hits]))
+
+
+def _least(found: _Found, k: int) -> float:
+    """Return the score of the k-th best found, or 0 for fewer: a lower one is not of the k best."""
+    scores = [own for _, own, _ in found]
+    if sum(map(len, scores)) < k:
+        return 0.0
+    return float(np.partition(np.concatenate(scores), -k)[-k])
 
 
 class SegmentCache:
@@ -443,23 +475,6 @@ class Reader:
             rule = f"manifest.sqlite and segment {number} do not match"
             raise IndexCorruptError(f"{self._store.path}: damaged: {rule}")
         return segment
-
-
-class _Row(NamedTuple):
-    """One row, of which a search reads what it does of scipy's: that takes long to make."""
-
-    indices: np.ndarray
-    data: np.ndarray
-    shape: tuple[int, int]
-
-    @property
-    def nnz(self) -> int:
-        return len(self.data)
-
-    @classmethod
-    def of(cls, matrix: sparse.csr_array, row: int) -> _Row:
-        span = slice(*matrix.indptr[row : row + 2].tolist())
-        return cls(matrix.indices[span], matrix.data[span], (1, matrix.shape[1]))
 
 
 def _by_segment(ids: Sequence[str], places: Mapping[str, Place]) -> dict[int, list[int]]:

@@ -36,6 +36,7 @@ def exact_top(
     k: int,
     allowed: np.ndarray | None = None,
     threads: int = 1,
+    floor: float = 0.0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return scores and numbers of the k best rows above 0, as all rows' float scores give them.
 
@@ -49,13 +50,15 @@ def exact_top(
     ``forward`` is (rows, width) float32 above 0 with sorted columns, and ``query`` one such row.
     The quantiser was fitted to ``forward``, and the postings built from what it made of that.
     ``allowed``, (rows) bool, says which rows may be found. ``threads`` is for `Postings.retrieve`.
+    Rows that score less than ``floor``, as k rows elsewhere do not, may be left out.
     """
     if query.shape != (1, postings.width) or forward.shape != (postings.rows, postings.width):
         shapes = f"{query.shape} and {forward.shape}"
         raise ValueError(f"{shapes} do not fit {postings.rows} rows of {postings.width} terms")
     integers, scale, bound = _integers(query, quantizer)
     margin = min(math.ceil(2 * bound * scale / quantizer.step) + 1, LARGEST_SUM)
-    scores, rows = postings.retrieve(query.indices, integers, k, margin, allowed, threads)
+    least = max(math.floor((floor - bound) * scale / quantizer.step), 0)
+    scores, rows = postings.retrieve(query.indices, integers, k, margin, allowed, threads, least)
     # A row that shares only dropped words with the query may be among the best.
     may_miss = quantizer.drop_zero and (
         len(scores) < k or int(np.partition(scores, -k)[-k]) <= margin

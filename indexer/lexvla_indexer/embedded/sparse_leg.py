@@ -9,6 +9,7 @@ import numpy as np
 from scipy import sparse
 
 from lexvla_indexer.embedded.arrays import demand, open_array, save_array
+from lexvla_indexer.embedded.batches import Batch, Row, exact_top_batch
 from lexvla_indexer.embedded.postings import Postings, build
 from lexvla_indexer.embedded.rescoring import (
     exact_top,
@@ -72,19 +73,40 @@ class SparseLeg:
 
     def top(
         self,
-        query: sparse.csr_array,
+        query: sparse.csr_array | Row,
         k: int,
         allowed: np.ndarray | None,
         exact: bool,
         threads: int = 1,
+        floor: float = 0.0,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return scores and numbers of the k best rows above 0, by the floats or by integers alone.
 
         The arguments are those of `exact_top`.
         """
-        if exact:
-            return exact_top(query, self.rows, self.quantizer, self.postings, k, allowed, threads)
-        return integer_top(query, self.quantizer, self.postings, k, allowed, threads)
+        if not exact:
+            return integer_top(query, self.quantizer, self.postings, k, allowed, threads)
+        own = self.rows, self.quantizer, self.postings
+        return exact_top(query, *own, k, allowed, threads, floor)
+
+    def top_batch(
+        self,
+        batch: Batch,
+        numbers: np.ndarray,
+        k: int,
+        allowed: np.ndarray | None,
+        exact: bool,
+        floors: np.ndarray,
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Return what `top` does for the queries of these numbers; there is a floor for each."""
+        own = self.rows, self.quantizer, self.postings
+        found = exact_top_batch(batch, numbers, *own, k, allowed, floors) if exact else None
+        if found is not None:
+            return found
+        return [
+            self.top(batch.row(number), k, allowed, exact, 1, floor)
+            for number, floor in zip(numbers.tolist(), floors.tolist(), strict=True)
+        ]
 
     def near_scores(
         self, query: sparse.csr_array, allowed: np.ndarray | None

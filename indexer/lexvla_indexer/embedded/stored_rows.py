@@ -117,6 +117,16 @@ class StoredRows:
         """Tell whether so many rows are read, and not taken from the map."""
         return self._columns.reads(rows)
 
+    @property
+    def files(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """What `StoredArray.file` says of the columns and of the weights."""
+        return self._columns.file, self._weights.file
+
+    @property
+    def few(self) -> int:
+        """Up to how many rows are read, and not taken from the map; -1 if none are."""
+        return FEW if self.reads(0) else -1
+
     def near(self, rows: np.ndarray) -> tuple[Rows, np.ndarray]:
         """Return rows to score, and which of them are meant: all that were read, or some mapped."""
         if not self.reads(len(rows)):
@@ -134,9 +144,8 @@ class StoredRows:
         """Write the dot products of rows with a dense query, and return whether all are sound."""
         if not self.reads(len(rows)):
             return bool(loops.row_scores(*map(read_only, (*self.mapped, rows, query)), scores))
-        files = self._columns.file, self._weights.file
         arrays = map(read_only, (*self.mapped, rows, query))
-        if loops.row_scores_by_reading(*arrays, files, scores):
+        if loops.row_scores_by_reading(*arrays, self.files, scores):
             return True
         self.take(rows)  # raises if a file is the cause
         return False
