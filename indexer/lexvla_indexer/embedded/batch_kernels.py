@@ -74,8 +74,8 @@ def answer(
         margin, skips = margins[number], last - first <= most_terms
         best = np.full(min(k, rows), firsts[number], np.int32)
         near, scores = retrieve(
-            rows, postings, bitmaps, columns[first:last], integers[first:last], margin, allowed,
-            best, sums, skips,
+            rows, postings, bitmaps, columns[first:last], integers[first:last], len(dense), margin,
+            allowed, best, sums, skips,
         )  # fmt: skip
         if len(near) > k + _MANY:
             highest = near[scores >= best[0]][:k]

@@ -147,8 +147,8 @@ def retrieve(
     `lexvla_indexer.embedded.postings.Postings` and of its bitmaps. ``wanted`` are the query's
     terms, of ``width``; ``weights``, int32, are from 0 to 32,767. ``allowed`` says which rows may
     be found, and is empty for all. ``best``, int32, is a heap of the k best scores so far, the
-    least first, or zeros; ``sums``, int32, is room for the scores of a block. ``skips`` says whether to
-    skip rows by bounds; after a block in which few could be skipped, none are.
+    least first, or zeros; ``sums``, int32, is room for the scores of a block. ``skips`` says
+    whether to skip rows by bounds; after a block in which few could be skipped, none are.
     """
     none: Any = np.int64(0)  # for a plain 0, functions would be compiled once more
     found, scores, used = np.empty(8 * _SPAN, np.int64), np.empty(8 * _SPAN, np.int32), none
@@ -562,6 +562,8 @@ def row_scores_by_reading(
     ``files`` has the number of each open file, and where its array starts.
     """
     own_columns, own_weights = np.empty(0, columns.dtype), np.empty(0, weights.dtype)
+    for i in range(len(rows)):
+        prefetch(row_starts.ctypes.data + row_starts.itemsize * rows[i])
     for i in range(len(rows)):
         first, last = row_starts[rows[i]], row_starts[rows[i] + 1]
         if not 0 <= first <= last <= len(columns):

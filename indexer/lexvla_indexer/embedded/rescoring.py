@@ -66,12 +66,18 @@ def exact_top(
     if may_miss or len(rows) > SHARE * postings.rows:
         rows = np.arange(postings.rows) if allowed is None else np.flatnonzero(allowed)
     elif len(rows) > k + _MANY:
-        highest = np.argpartition(scores, -k)[-k:]
-        least = row_scores(forward, np.sort(rows[highest]), query).min()
-        rows = rows[scores * (quantizer.step / scale) >= least - bound]
-    exact = row_scores(forward, rows, query)
-    found = exact > 0
-    return best(exact[found], rows[found], k)
+        exact, highest = np.zeros(len(rows)), np.sort(np.argpartition(scores, -k)[-k:])
+        exact[highest] = row_scores(forward, rows[highest], query)
+        others = scores * (quantizer.step / scale) >= exact[highest].min() - bound
+        others[highest] = False
+        exact[others] = row_scores(forward, rows[others], query)
+        return _best_found(exact, rows, k)
+    return _best_found(row_scores(forward, rows, query), rows, k)
+
+
+def _best_found(scores: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    found = scores > 0
+    return best(scores[found], rows[found], k)
 
 
 def integer_top(

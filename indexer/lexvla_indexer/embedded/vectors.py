@@ -16,7 +16,15 @@ from numba.core import cgutils
 from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic
 
-__all__ = ["INSTRUCTIONS", "add_products", "count_bits", "first_bit", "may_reach", "prefetch", "reaching"]
+__all__ = [
+    "INSTRUCTIONS",
+    "add_products",
+    "count_bits",
+    "first_bit",
+    "may_reach",
+    "prefetch",
+    "reaching",
+]
 
 _BIT, _BYTE, _SHORT, _INT = ir.IntType(1), ir.IntType(8), ir.IntType(16), ir.IntType(32)
 _LONG = ir.IntType(64)
