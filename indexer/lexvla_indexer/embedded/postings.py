@@ -23,10 +23,10 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 from pathlib import Path
 from types import ModuleType
 
@@ -40,10 +40,8 @@ from lexvla_indexer.embedded.bitmaps import (
     BLOCK,
     Bitmaps,
     frequent_terms,
-    in_row_order,
     mark_rows,
-    places_of,
-    rows_of_places,
+    rows_of_bits,
 )
 
 __all__ = [
@@ -73,6 +71,8 @@ _FILES: dict[str, type[np.generic]] = {
     "impact": np.uint8,
 }
 _THREADED = 1 << 26  # rows times terms: starting a thread takes less time than it saves then
+_CHUNK = 256  # terms whose postings numpy adds at once: it copies them
+_KEPT = 1 << 25  # postings of a leg's frequent terms whose rows are kept, two bytes each
 _FEW = 1024  # rows: sorting them all is faster than selecting some first
 _NO_MASK = np.empty(0, np.bool_)
 
@@ -165,6 +165,7 @@ class Postings:
     ids: np.ndarray
     impacts: np.ndarray
     bitmaps: Bitmaps
+    _found: dict[int, np.ndarray] = field(default_factory=dict, init=False, repr=False)
 
     def save(self, folder: Path, leg: str = "lexical") -> list[Path]:
         """Write the files of a leg into a folder. Return them, not yet synced to the disk."""
@@ -239,32 +240,40 @@ class Postings:
     def _of_term(self, term: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """Yield each block's first row, and the rows from there on and impacts of a term."""
         for block, base in enumerate(range(0, self.rows, BLOCK)):
-            for _, is_frequent, found, impacts in self._of_block(block, [term]):
-                yield base, rows_of_places(found) if is_frequent else found, impacts
+            _, rows, impacts = self._of_block(block, np.array([term]))
+            for pair in zip(rows, impacts, strict=True):
+                yield base, *pair
 
     def _of_block(
-        self, block: int, terms: Sequence[int] | np.ndarray
-    ) -> Iterator[tuple[int, bool, np.ndarray, np.ndarray]]:
-        """Yield which of the terms a block has, whether it is frequent there, and its postings.
+        self, block: int, terms: np.ndarray
+    ) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]:
+        """Return which of the terms a block has, and the rows within the block and impacts of each.
 
-        These are the rows within the block, or the places of bits of a frequent term, and impacts.
-        Bits that do not fit the number of impacts raise IndexCorruptError.
+        Rows that do not fit the impacts raise IndexCorruptError.
         """
         first, last = self.blocks[block : block + 2].tolist()
-        places = first + np.searchsorted(self.terms[first:last], terms)
+        here = self.terms[first:last]
+        places = np.searchsorted(here, terms)
+        known = np.searchsorted(here, terms, "right") > places
+        places = places[known] + first
         owns, shifts = self.bitmaps.find(places)
-        for i, place in enumerate(places.tolist()):
-            if place == last or self.terms[place] != terms[i]:
-                continue
-            span = slice(*self.starts[place : place + 2].tolist())
-            impacts, is_frequent = self.impacts[span], bool(owns[i] >= 0)
-            if not is_frequent:
-                found = self.ids[span.start - shifts[i] : span.stop - shifts[i]]
-            else:
-                found = places_of(self.bitmaps.bits[owns[i]])
-                if len(found) != len(impacts):
-                    raise IndexCorruptError("the bits of a frequent term are damaged")
-            yield i, is_frequent, found, impacts
+        starts, stops = self.starts[places], self.starts[places + 1]
+        impacts = list(_spans(self.impacts, starts, stops))
+        rows = list(_spans(self.ids, starts - shifts, stops - shifts))
+        for i in np.flatnonzero(owns >= 0).tolist():
+            rows[i] = self._of_bits(owns[i].item())
+        if list(map(len, rows)) != list(map(len, impacts)):
+            raise IndexCorruptError("the rows of a term do not fit its impacts")
+        return known, rows, impacts
+
+    def _of_bits(self, own: int) -> np.ndarray:
+        """Return a frequent term's rows, and keep them: to find them takes longer than to add."""
+        rows = self._found.get(own)
+        if rows is None:
+            rows = rows_of_bits(self.bitmaps.bits[own])
+            if self.bitmaps.before[own + 1] <= _KEPT:
+                self._found[own] = rows
+        return rows
 
     def top(
         self,
@@ -347,22 +356,35 @@ class Postings:
         margin: int,
         allowed: np.ndarray | None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        scores, rows = np.empty(0, np.int32), np.empty(0, np.int64)
+        scores, rows, floor = np.empty(0, np.int32), np.empty(0, np.int64), 1
         for block, base in enumerate(range(0, self.rows, BLOCK)):
-            by_row, by_bit = np.zeros((2, BLOCK), np.int32)
-            for i, is_frequent, found, impacts in self._of_block(block, terms):
-                sums = by_bit if is_frequent else by_row
-                sums[found] += np.multiply(impacts, weights[i], dtype=np.int32)
-            sums = (by_row + in_row_order(by_bit))[: self.rows - base]
+            sums = self._sums(block, terms, weights)[: self.rows - base]
             if allowed is not None:
-                sums[~allowed[base : base + BLOCK]] = 0
-            near = np.flatnonzero(sums)
+                sums *= allowed[base : base + BLOCK]
+            if floor == 1 and len(sums) > k:
+                floor = max(np.partition(sums, -k)[-k].item() - margin, 1)
+            near = np.flatnonzero(sums >= floor)
             scores = np.concatenate([scores, sums[near]])
             rows = np.concatenate([rows, near + base])
             if len(scores) > k:
-                kept = scores >= np.partition(scores, -k)[-k].item() - margin
+                floor = max(np.partition(scores, -k)[-k].item() - margin, 1)
+                kept = scores >= floor
                 scores, rows = scores[kept], rows[kept]
         return scores, rows
+
+    def _sums(self, block: int, terms: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """Return the scores of a block's rows, int32, as many as the fullest block has."""
+        sums = np.zeros(BLOCK, np.int32)
+        for first in range(0, len(terms), _CHUNK):
+            part = slice(first, first + _CHUNK)
+            known, rows, impacts = self._of_block(block, terms[part])
+            if not rows:
+                continue
+            starts = np.array([0, *accumulate(map(len, rows))], np.int32)
+            entries = np.concatenate(impacts), np.concatenate(rows, dtype=np.int32), starts
+            # scipy adds products several times as fast as numpy, and trusts these numbers.
+            sums += sparse.csc_array(entries, shape=(BLOCK, len(rows))) @ weights[part][known]
+        return sums
 
     def _check_query(self, terms: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         if terms.ndim != 1 or terms.shape != weights.shape:
@@ -404,6 +426,10 @@ def _aligned(numbers: int) -> np.ndarray:
     room = np.empty(numbers + 16, np.int32)
     first = -room.ctypes.data % 64 // 4
     return room[first : first + numbers]
+
+
+def _spans(array: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> Iterator[np.ndarray]:
+    return map(array.__getitem__, map(slice, starts.tolist(), stops.tolist()))
 
 
 def _path(folder: Path, leg: str, name: str) -> Path:
