@@ -219,6 +219,39 @@ def test_damaged_bits_are_told_where_numpy_reads_them(tmp_path):
         Postings.open(tmp_path).top(np.array([0]), np.array([1]), 3)
 
 
+def test_bits_of_rows_that_a_block_does_not_have_are_told_by_numpy(tmp_path):
+    build(sparse.csr_array(np.full((FREQUENT, 1), 7, np.uint8))).save(tmp_path)
+    file = tmp_path / "lexical.posting.bits.npy"
+    bits = np.load(file)
+    bits[0, [5, FREQUENT // 64]] = bits[0, [FREQUENT // 64, 5]]
+    np.save(file, bits)
+    found = Postings.open(tmp_path)
+    with searching("numpy"), pytest.raises(IndexCorruptError, match="rows above 2047"):
+        found.top(np.array([0]), np.array([1]), 3)
+
+
+def test_rows_of_frequent_terms_are_found_once_and_kept_within_a_bound():
+    rng = np.random.default_rng(3)
+    stored = random_impacts(rng, BLOCK + 9, 3, 2, 255)
+    query = np.array([0, 2]), np.array([1, 2]), 20
+    with searching("numpy"):
+        made = build(stored)
+        assert len(made.bitmaps.frequent) == 3  # of the first block; the last has few rows
+        expected = brute_force(stored, *query)
+        assert pairs(made.top(*query)) == expected
+        with mock.patch("lexvla_indexer.embedded.postings.rows_of_bits", None):
+            assert pairs(made.top(*query)) == expected
+            with pytest.raises(TypeError):  # the other word; None cannot be called
+                made.top(np.array([1]), np.array([1]), 20)
+        bound = int(made.bitmaps.before[1])
+        kept = {0: 2 * bound, 2: 2 * int(np.diff(made.bitmaps.before)[2])}
+        assert {own: rows.nbytes for own, rows in made._found.items()} == kept
+        with mock.patch("lexvla_indexer.embedded.postings._KEPT", bound):
+            limited = build(stored)
+            assert pairs(limited.top(*query)) == expected
+            assert list(limited._found) == [0]
+
+
 @WAYS
 @pytest.mark.parametrize("value", [0, 255, 2**63 - 1, -(2**63)])
 @pytest.mark.parametrize("name", ["term", "start", "row", "impact", "bits", "begin", "peak"])

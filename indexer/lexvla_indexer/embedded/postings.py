@@ -26,7 +26,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 
@@ -71,7 +71,7 @@ _FILES: dict[str, type[np.generic]] = {
     "impact": np.uint8,
 }
 _THREADED = 1 << 26  # rows times terms: starting a thread takes less time than it saves then
-_CHUNK = 256  # terms whose postings numpy adds at once: it copies them
+_COLUMNS = 1 << 10  # that a block's scores are laid out in: their maxima tell what to look for
 _KEPT = 1 << 25  # postings of a leg's frequent terms whose rows are kept, two bytes each
 _FEW = 1024  # rows: sorting them all is faster than selecting some first
 _NO_MASK = np.empty(0, np.bool_)
@@ -165,7 +165,7 @@ class Postings:
     ids: np.ndarray
     impacts: np.ndarray
     bitmaps: Bitmaps
-    _found: dict[int, np.ndarray] = field(default_factory=dict, init=False, repr=False)
+    _found: dict[int, memoryview] = field(default_factory=dict, init=False, repr=False)
 
     def save(self, folder: Path, leg: str = "lexical") -> list[Path]:
         """Write the files of a leg into a folder. Return them, not yet synced to the disk."""
@@ -240,37 +240,43 @@ class Postings:
     def _of_term(self, term: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """Yield each block's first row, and the rows from there on and impacts of a term."""
         for block, base in enumerate(range(0, self.rows, BLOCK)):
-            _, rows, impacts = self._of_block(block, np.array([term]))
-            for pair in zip(rows, impacts, strict=True):
-                yield base, *pair
+            _, _, rows, impacts = self._of_block(block, np.array([term]))
+            yield base, rows, impacts
 
     def _of_block(
         self, block: int, terms: np.ndarray
-    ) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]:
-        """Return which of the terms a block has, and the rows within the block and impacts of each.
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Return which of the terms a block has, and their postings, one term after the other.
 
-        Rows that do not fit the impacts raise IndexCorruptError.
+        These are (terms + 1) where each of them starts and the last one ends, int32, and the rows
+        within the block and impacts. Rows that do not fit the impacts raise IndexCorruptError.
         """
         first, last = self.blocks[block : block + 2].tolist()
-        here = self.terms[first:last]
-        places = np.searchsorted(here, terms)
-        known = np.searchsorted(here, terms, "right") > places
-        places = places[known] + first
+        places = np.searchsorted(self.terms[first:last], terms) + first
+        known = np.flatnonzero(places < last)
+        known = known[self.terms[places[known]] == terms[known]]
+        places = places[known]
         owns, shifts = self.bitmaps.find(places)
         starts, stops = self.starts[places], self.starts[places + 1]
-        impacts = list(_spans(self.impacts, starts, stops))
-        rows = list(_spans(self.ids, starts - shifts, stops - shifts))
+        impacts = b"".join(_spans(self.impacts, starts, stops))
+        spans = _spans(self.ids, starts - shifts, stops - shifts)
+        lengths = np.clip(stops - starts, 0, BLOCK)  # the file may have changed
+        fits = True
         for i in np.flatnonzero(owns >= 0).tolist():
-            rows[i] = self._of_bits(owns[i].item())
-        if list(map(len, rows)) != list(map(len, impacts)):
+            spans[i] = self._of_bits(owns[i].item())
+            fits &= len(spans[i]) == lengths[i]
+        rows = b"".join(spans)
+        ends = np.zeros(len(places) + 1, np.int32)
+        np.cumsum(lengths, out=ends[1:])
+        if not fits or not 2 * len(impacts) == len(rows) == 2 * ends[-1]:
             raise IndexCorruptError("the rows of a term do not fit its impacts")
-        return known, rows, impacts
+        return known, ends, np.frombuffer(rows, np.uint16), np.frombuffer(impacts, np.uint8)
 
-    def _of_bits(self, own: int) -> np.ndarray:
+    def _of_bits(self, own: int) -> memoryview:
         """Return a frequent term's rows, and keep them: to find them takes longer than to add."""
         rows = self._found.get(own)
         if rows is None:
-            rows = rows_of_bits(self.bitmaps.bits[own])
+            rows = rows_of_bits(self.bitmaps.bits[own]).data
             if self.bitmaps.before[own + 1] <= _KEPT:
                 self._found[own] = rows
         return rows
@@ -356,35 +362,28 @@ class Postings:
         margin: int,
         allowed: np.ndarray | None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        scores, rows, floor = np.empty(0, np.int32), np.empty(0, np.int64), 1
+        floor, found = 1, [(np.empty(0, np.int32), np.empty(0, np.int64))]
         for block, base in enumerate(range(0, self.rows, BLOCK)):
-            sums = self._sums(block, terms, weights)[: self.rows - base]
+            count = min(self.rows - base, BLOCK)
+            known, starts, rows, impacts = self._of_block(block, terms)
+            if count < BLOCK and rows.max(initial=0) >= count:
+                raise IndexCorruptError(f"a term has rows above {count - 1} of the last block")
+            entries = impacts, rows.astype(np.int32), starts
+            shape = -(-count // _COLUMNS) * _COLUMNS, len(known)
+            # scipy adds products several times as fast as numpy does, and trusts these numbers.
+            sums: np.ndarray = sparse.csc_array(entries, shape=shape) @ weights[known]
             if allowed is not None:
-                sums *= allowed[base : base + BLOCK]
-            if floor == 1 and len(sums) > k:
-                floor = max(np.partition(sums, -k)[-k].item() - margin, 1)
+                sums[:count] *= allowed[base : base + BLOCK]
+            if k <= _COLUMNS:  # so many rows have at least the k-th greatest of these
+                highest = np.sort(sums.reshape(-1, _COLUMNS).max(axis=0))
+                floor = max(floor, highest[-k].item() - margin)
             near = np.flatnonzero(sums >= floor)
-            scores = np.concatenate([scores, sums[near]])
-            rows = np.concatenate([rows, near + base])
-            if len(scores) > k:
-                floor = max(np.partition(scores, -k)[-k].item() - margin, 1)
-                kept = scores >= floor
-                scores, rows = scores[kept], rows[kept]
+            found.append((sums[near], near + base))
+        scores, rows = (np.concatenate(each) for each in zip(*found, strict=True))
+        if len(scores) > k:
+            kept = scores >= np.partition(scores, -k)[-k].item() - margin
+            scores, rows = scores[kept], rows[kept]
         return scores, rows
-
-    def _sums(self, block: int, terms: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        """Return the scores of a block's rows, int32, as many as the fullest block has."""
-        sums = np.zeros(BLOCK, np.int32)
-        for first in range(0, len(terms), _CHUNK):
-            part = slice(first, first + _CHUNK)
-            known, rows, impacts = self._of_block(block, terms[part])
-            if not rows:
-                continue
-            starts = np.array([0, *accumulate(map(len, rows))], np.int32)
-            entries = np.concatenate(impacts), np.concatenate(rows, dtype=np.int32), starts
-            # scipy adds products several times as fast as numpy, and trusts these numbers.
-            sums += sparse.csc_array(entries, shape=(BLOCK, len(rows))) @ weights[part][known]
-        return sums
 
     def _check_query(self, terms: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         if terms.ndim != 1 or terms.shape != weights.shape:
@@ -428,8 +427,10 @@ def _aligned(numbers: int) -> np.ndarray:
     return room[first : first + numbers]
 
 
-def _spans(array: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> Iterator[np.ndarray]:
-    return map(array.__getitem__, map(slice, starts.tolist(), stops.tolist()))
+def _spans(array: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> list[memoryview]:
+    """Return parts of an array: Python joins many short ones faster than numpy does."""
+    data = array.data
+    return [data[i:j] for i, j in zip(starts.tolist(), stops.tolist(), strict=True)]
 
 
 def _path(folder: Path, leg: str, name: str) -> Path:
