@@ -22,10 +22,8 @@ from lexvla.errors import IndexCorruptError
 from lexvla_indexer.embedded.bitmaps import (
     BLOCK,
     FREQUENT,
-    in_row_order,
     mark_rows,
-    places_of,
-    rows_of_places,
+    rows_of_bits,
 )
 from lexvla_indexer.embedded.postings import Postings, build
 from lexvla_indexer.embedded.rescoring import exact_top
@@ -193,10 +191,8 @@ def test_bits_are_in_the_order_of_bytes_and_then_numbers():
     assert mark_rows(rows, impacts, bits, peaks).tolist() == [10, 12, 11, 13, 14]
     assert bits.tolist() == [0b10011, 2**4 + 2**63]
     assert peaks.tolist() == [11, 12, 0, 0, 13, 0, 0, 14]
-    assert places_of(bits).tolist() == [0, 1, 4, 68, 127]
-    assert rows_of_places(places_of(bits)).tolist() == [0, 16, 1, 65, 127]
-    by_row = in_row_order(np.arange(128))
-    assert (by_row[rows_of_places(np.arange(128))] == np.arange(128)).all()
+    assert rows_of_bits(bits).tolist() == [0, 16, 1, 65, 127]
+    assert rows_of_bits(bits).dtype == np.uint16
 
 
 @WAYS
@@ -219,8 +215,41 @@ def test_damaged_bits_are_told_where_numpy_reads_them(tmp_path):
     bits = np.load(file)
     bits[0, 5] = 1
     np.save(file, bits)
-    with searching("numpy"), pytest.raises(IndexCorruptError, match="bits of a frequent term"):
+    with searching("numpy"), pytest.raises(IndexCorruptError, match="rows of a term do not fit"):
         Postings.open(tmp_path).top(np.array([0]), np.array([1]), 3)
+
+
+def test_bits_of_rows_that_a_block_does_not_have_are_told_by_numpy(tmp_path):
+    build(sparse.csr_array(np.full((FREQUENT, 1), 7, np.uint8))).save(tmp_path)
+    file = tmp_path / "lexical.posting.bits.npy"
+    bits = np.load(file)
+    bits[0, [5, FREQUENT // 64]] = bits[0, [FREQUENT // 64, 5]]
+    np.save(file, bits)
+    found = Postings.open(tmp_path)
+    with searching("numpy"), pytest.raises(IndexCorruptError, match="rows above 2047"):
+        found.top(np.array([0]), np.array([1]), 3)
+
+
+def test_rows_of_frequent_terms_are_found_once_and_kept_within_a_bound():
+    rng = np.random.default_rng(3)
+    stored = random_impacts(rng, BLOCK + 9, 3, 2, 255)
+    query = np.array([0, 2]), np.array([1, 2]), 20
+    with searching("numpy"):
+        made = build(stored)
+        assert len(made.bitmaps.frequent) == 3  # of the first block; the last has few rows
+        expected = brute_force(stored, *query)
+        assert pairs(made.top(*query)) == expected
+        with mock.patch("lexvla_indexer.embedded.postings.rows_of_bits", None):
+            assert pairs(made.top(*query)) == expected
+            with pytest.raises(TypeError):  # the other word; None cannot be called
+                made.top(np.array([1]), np.array([1]), 20)
+        bound = int(made.bitmaps.before[1])
+        kept = {0: 2 * bound, 2: 2 * int(np.diff(made.bitmaps.before)[2])}
+        assert {own: rows.nbytes for own, rows in made._found.items()} == kept
+        with mock.patch("lexvla_indexer.embedded.postings._KEPT", bound):
+            limited = build(stored)
+            assert pairs(limited.top(*query)) == expected
+            assert list(limited._found) == [0]
 
 
 @WAYS

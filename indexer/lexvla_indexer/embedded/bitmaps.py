@@ -31,10 +31,8 @@ __all__ = [
     "PIECE",
     "Bitmaps",
     "frequent_terms",
-    "in_row_order",
     "mark_rows",
-    "places_of",
-    "rows_of_places",
+    "rows_of_bits",
 ]
 
 BLOCK = 1 << 16  # rows: as many as a uint16 can number
@@ -51,6 +49,7 @@ BITMAP_FILES: dict[str, tuple[type[np.generic], int]] = {
 
 _ROWS = np.arange(PIECE).reshape(4, 16).T.ravel()  # the row of each bit
 _PLACES = np.argsort(_ROWS)
+_ROWS_OF_BLOCK = (np.arange(0, BLOCK, PIECE)[:, None] + _ROWS).ravel().astype(np.uint16)
 
 
 class Bitmaps(NamedTuple):
@@ -102,17 +101,8 @@ def mark_rows(
     return impacts[np.argsort(rows // PIECE * PIECE + places)]
 
 
-def places_of(bits: np.ndarray) -> np.ndarray:
-    """Return the places of the set bits of a term in a block, ascending."""
+def rows_of_bits(bits: np.ndarray) -> np.ndarray:
+    """Return the rows of a term in a block, uint16, in the order of the bits."""
     little = bits.astype("<u8", copy=False).view(np.uint8)
-    return np.flatnonzero(np.unpackbits(little, bitorder="little").view(np.bool_))
-
-
-def rows_of_places(places: np.ndarray) -> np.ndarray:
-    """Return the rows of a block's bits, given their places."""
-    return places - places % PIECE + _ROWS[places % PIECE]
-
-
-def in_row_order(numbers: np.ndarray) -> np.ndarray:
-    """Return numbers of a block's bits in the order of its rows."""
-    return numbers.reshape(-1, PIECE // 4, 4).transpose(0, 2, 1).ravel()
+    places = np.flatnonzero(np.unpackbits(little, bitorder="little").view(np.bool_))
+    return _ROWS_OF_BLOCK[places]

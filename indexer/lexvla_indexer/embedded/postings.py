@@ -23,9 +23,9 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
@@ -40,10 +40,8 @@ from lexvla_indexer.embedded.bitmaps import (
     BLOCK,
     Bitmaps,
     frequent_terms,
-    in_row_order,
     mark_rows,
-    places_of,
-    rows_of_places,
+    rows_of_bits,
 )
 
 __all__ = [
@@ -76,6 +74,8 @@ _FILES: dict[str, type[np.generic]] = {
     "impact": np.uint8,
 }
 _THREADED = 1 << 26  # rows times terms: starting a thread takes less time than it saves then
+_COLUMNS = 1 << 10  # that a block's scores are laid out in: their maxima tell what to look for
+_KEPT = 1 << 25  # postings of a leg's frequent terms whose rows are kept, two bytes each
 _FEW = 1024  # rows: sorting them all is faster than selecting some first
 NO_MASK = np.empty(0, np.bool_)
 
@@ -168,6 +168,7 @@ class Postings:
     ids: np.ndarray
     impacts: np.ndarray
     bitmaps: Bitmaps
+    _found: dict[int, memoryview] = field(default_factory=dict, init=False, repr=False)
 
     def save(self, folder: Path, leg: str = "lexical") -> list[Path]:
         """Write the files of a leg into a folder. Return them, not yet synced to the disk."""
@@ -242,32 +243,46 @@ class Postings:
     def _of_term(self, term: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """Yield each block's first row, and the rows from there on and impacts of a term."""
         for block, base in enumerate(range(0, self.rows, BLOCK)):
-            for _, is_frequent, found, impacts in self._of_block(block, [term]):
-                yield base, rows_of_places(found) if is_frequent else found, impacts
+            _, _, rows, impacts = self._of_block(block, np.array([term]))
+            yield base, rows, impacts
 
     def _of_block(
-        self, block: int, terms: Sequence[int] | np.ndarray
-    ) -> Iterator[tuple[int, bool, np.ndarray, np.ndarray]]:
-        """Yield which of the terms a block has, whether it is frequent there, and its postings.
+        self, block: int, terms: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Return which of the terms a block has, and their postings, one term after the other.
 
-        These are the rows within the block, or the places of bits of a frequent term, and impacts.
-        Bits that do not fit the number of impacts raise IndexCorruptError.
+        These are (terms + 1) where each of them starts and the last one ends, int32, and the rows
+        within the block and impacts. Rows that do not fit the impacts raise IndexCorruptError.
         """
         first, last = self.blocks[block : block + 2].tolist()
-        places = first + np.searchsorted(self.terms[first:last], terms)
+        places = np.searchsorted(self.terms[first:last], terms) + first
+        known = np.flatnonzero(places < last)
+        known = known[self.terms[places[known]] == terms[known]]
+        places = places[known]
         owns, shifts = self.bitmaps.find(places)
-        for i, place in enumerate(places.tolist()):
-            if place == last or self.terms[place] != terms[i]:
-                continue
-            span = slice(*self.starts[place : place + 2].tolist())
-            impacts, is_frequent = self.impacts[span], bool(owns[i] >= 0)
-            if not is_frequent:
-                found = self.ids[span.start - shifts[i] : span.stop - shifts[i]]
-            else:
-                found = places_of(self.bitmaps.bits[owns[i]])
-                if len(found) != len(impacts):
-                    raise IndexCorruptError("the bits of a frequent term are damaged")
-            yield i, is_frequent, found, impacts
+        starts, stops = self.starts[places], self.starts[places + 1]
+        impacts = b"".join(_spans(self.impacts, starts, stops))
+        spans = _spans(self.ids, starts - shifts, stops - shifts)
+        lengths = np.clip(stops - starts, 0, BLOCK)  # the file may have changed
+        fits = True
+        for i in np.flatnonzero(owns >= 0).tolist():
+            spans[i] = self._of_bits(owns[i].item())
+            fits &= len(spans[i]) == lengths[i]
+        rows = b"".join(spans)
+        ends = np.zeros(len(places) + 1, np.int32)
+        np.cumsum(lengths, out=ends[1:])
+        if not fits or not 2 * len(impacts) == len(rows) == 2 * ends[-1]:
+            raise IndexCorruptError("the rows of a term do not fit its impacts")
+        return known, ends, np.frombuffer(rows, np.uint16), np.frombuffer(impacts, np.uint8)
+
+    def _of_bits(self, own: int) -> memoryview:
+        """Return a frequent term's rows, and keep them: to find them takes longer than to add."""
+        rows = self._found.get(own)
+        if rows is None:
+            rows = rows_of_bits(self.bitmaps.bits[own]).data
+            if self.bitmaps.before[own + 1] <= _KEPT:
+                self._found[own] = rows
+        return rows
 
     def top(
         self,
@@ -352,21 +367,27 @@ class Postings:
         margin: int,
         allowed: np.ndarray | None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        scores, rows = np.empty(0, np.int32), np.empty(0, np.int64)
+        floor, found = 1, [(np.empty(0, np.int32), np.empty(0, np.int64))]
         for block, base in enumerate(range(0, self.rows, BLOCK)):
-            by_row, by_bit = np.zeros((2, BLOCK), np.int32)
-            for i, is_frequent, found, impacts in self._of_block(block, terms):
-                sums = by_bit if is_frequent else by_row
-                sums[found] += np.multiply(impacts, weights[i], dtype=np.int32)
-            sums = (by_row + in_row_order(by_bit))[: self.rows - base]
+            count = min(self.rows - base, BLOCK)
+            known, starts, rows, impacts = self._of_block(block, terms)
+            if count < BLOCK and rows.max(initial=0) >= count:
+                raise IndexCorruptError(f"a term has rows above {count - 1} of the last block")
+            entries = impacts, rows.astype(np.int32), starts
+            shape = -(-count // _COLUMNS) * _COLUMNS, len(known)
+            # scipy adds products several times as fast as numpy does, and trusts these numbers.
+            sums: np.ndarray = sparse.csc_array(entries, shape=shape) @ weights[known]
             if allowed is not None:
-                sums[~allowed[base : base + BLOCK]] = 0
-            near = np.flatnonzero(sums)
-            scores = np.concatenate([scores, sums[near]])
-            rows = np.concatenate([rows, near + base])
-            if len(scores) > k:
-                kept = scores >= np.partition(scores, -k)[-k].item() - margin
-                scores, rows = scores[kept], rows[kept]
+                sums[:count] *= allowed[base : base + BLOCK]
+            if k <= _COLUMNS:  # so many rows have at least the k-th greatest of these
+                highest = np.sort(sums.reshape(-1, _COLUMNS).max(axis=0))
+                floor = max(floor, highest[-k].item() - margin)
+            near = np.flatnonzero(sums >= floor)
+            found.append((sums[near], near + base))
+        scores, rows = (np.concatenate(each) for each in zip(*found, strict=True))
+        if len(scores) > k:
+            kept = scores >= np.partition(scores, -k)[-k].item() - margin
+            scores, rows = scores[kept], rows[kept]
         return scores, rows
 
     def _check_query(self, terms: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -409,6 +430,12 @@ def aligned(numbers: int) -> np.ndarray:
     room = np.empty(numbers + 16, np.int32)
     first = -room.ctypes.data % 64 // 4
     return room[first : first + numbers]
+
+
+def _spans(array: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> list[memoryview]:
+    """Return parts of an array: Python joins many short ones faster than numpy does."""
+    data = array.data
+    return [data[i:j] for i, j in zip(starts.tolist(), stops.tolist(), strict=True)]
 
 
 def _path(folder: Path, leg: str, name: str) -> Path:
