@@ -80,7 +80,7 @@ class Vocabulary:
         return isinstance(other, Vocabulary) and self.terms == other.terms
 
     def __hash__(self) -> int:
-        return hash(self.terms)
+        return self._hash
 
     def __repr__(self) -> str:
         return f"Vocabulary({len(self)} terms, sha256 {self.sha256[:12]})"
@@ -106,6 +106,10 @@ class Vocabulary:
                 if term in self._ids:
                     return self._ids[term]
         return None
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash(self.terms)  # that of a tuple is not kept, and goes through all of them
 
     @cached_property
     def sha256(self) -> str:
