@@ -87,7 +87,7 @@ class Vocabulary:
 
     def word(self, index: int) -> str:
         """Return the word or phrase shown for a column: the term without word-start marks."""
-        return _bare(self.terms[index])
+        return self._words[index]
 
     def id(self, term: str) -> int:
         """Return the column of a term; raise `KeyError` if there is none."""
@@ -110,6 +110,10 @@ class Vocabulary:
     @cached_property
     def _hash(self) -> int:
         return hash(self.terms)  # that of a tuple is not kept, and goes through all of them
+
+    @cached_property
+    def _words(self) -> list[str]:
+        return [_bare(term) for term in self.terms]
 
     @cached_property
     def sha256(self) -> str:
