@@ -9,7 +9,7 @@ For each corpus: the time of a search in this process, and what the index takes 
 alone; the searches a second that the server answers to 16 clients without pauses (the sustained
 rate); and times under an open loop, at half of that rate, at four fifths, and at twice. Times count
 from when a request was due, which exposes a server that falls behind. Server and clients share the
-machine.
+machine. A second table says what the parts of one search take, of one client alone.
 """
 
 from __future__ import annotations
@@ -23,11 +23,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from datetime import date
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -38,6 +40,7 @@ from open_loop import Loop, Outcome, request
 from lexvla.encoding import Encoding
 from lexvla_indexer import Document, Index, open_index
 from lexvla_search import Query, Searcher
+from lexvla_search.explanation import Explanation
 
 CLIENTS = 16
 QUERY_WORDS = 20
@@ -129,6 +132,52 @@ def in_process(searcher: Searcher, bodies: Sequence[dict[str, Any]], seconds: fl
     return outcome
 
 
+def parts_of(
+    searcher: Searcher, bodies: Sequence[dict[str, Any]], seconds: float
+) -> dict[str, float]:
+    """Return the mean seconds of each part of a search in this process."""
+    took: Counter[str] = Counter()
+
+    def timed(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*given: Any, **options: Any) -> Any:
+            started = time.perf_counter()
+            try:
+                return call(*given, **options)
+            finally:
+                took[name] += time.perf_counter() - started
+
+        return run
+
+    index, count, end = searcher.index, 0, time.perf_counter() + seconds
+    answer = timed("search", searcher.answer)
+    to_json = timed("JSON", lambda hits: json.dumps([hit.to_dict() for hit in hits]))
+    with ExitStack() as patches:
+        for name, owner, method in (
+            ("encode", searcher, "encode"),
+            ("fetch", index, "documents"),
+            ("fetch", index, "fetch"),
+            ("explain", Explanation, "of"),
+        ):
+            wrapped = timed(name, getattr(owner, method))
+            patches.enter_context(mock.patch.object(owner, method, wrapped))
+        while time.perf_counter() < end or not count:
+            body = bodies[count % len(bodies)]
+            to_json(answer(query_of(body), None, body.get("explain", False)).hits)
+            count += 1
+    for name in ("encode", "fetch", "explain"):
+        took["search"] -= took[name]
+    order = ("encode", "search", "fetch", "explain", "JSON")
+    return {name: took[name] / count for name in order}
+
+
+def parts_table(parts: dict[str, float], whole: float) -> list[str]:
+    """Return a table of the parts of a search over HTTP, which takes ``whole`` seconds."""
+    rest = "HTTP, validation, threads, log and metrics"
+    rows = [*parts.items(), (rest, whole - sum(parts.values())), ("all", whole)]
+    head = ["| part of one search, 1 client | ms | share |", "|---|---:|---:|"]
+    return [*head, *(f"| {name} | {1000 * s:.2f} | {s / whole:.0%} |" for name, s in rows)]
+
+
 def bare(index: Index, queries: Sequence[Encoding], seconds: float) -> Outcome:
     """Search the lexical leg sequentially, without a searcher, by queries encoded before."""
     outcome, started = Outcome(), time.perf_counter()
@@ -148,8 +197,10 @@ def row(name: str, outcome: Outcome, mib: float | None = None) -> str:
     return "| " + " | ".join(map(str, [*cells, "" if mib is None else f"{mib:.0f}"])) + " |"
 
 
-async def load(pid: int, port: int, requests: list[bytes], args: argparse.Namespace) -> list[str]:
-    """Query a server at growing rates; return the lines of the table."""
+async def load(
+    pid: int, port: int, requests: list[bytes], args: argparse.Namespace
+) -> tuple[list[str], float]:
+    """Query a server at growing rates; return lines of the table, and the seconds of a search."""
     loop = Loop(port, requests)
     await loop.closed(4, min(args.seconds, 3.0))  # warm-up
     alone = await loop.closed(1, args.seconds)
@@ -161,7 +212,7 @@ async def load(pid: int, port: int, requests: list[bytes], args: argparse.Namesp
         lines.append(row(f"server, by the clock, {share:g} x that rate", outcome, memory(pid)))
     if args.soak:
         lines += await soak(pid, loop, 0.8 * steady.rate, args.soak)
-    return lines
+    return lines, 1 / alone.rate
 
 
 async def soak(pid: int, loop: Loop, rate: float, seconds: float) -> list[str]:
@@ -199,18 +250,21 @@ def measure(name: str, folder: Path, args: argparse.Namespace) -> list[str]:
         model, options = None, (*options, "--no-model")
     bodies = [body | {"explain": args.explain} for body in bodies]
     with open_index(address) as index:
+        index.warm_up()  # as a server does
         searcher = Searcher(model, index)
         in_process(searcher, bodies, 1.0)
         lines = [row("searcher, one thread", in_process(searcher, bodies, args.seconds))]
         queries = [searcher.encode(query_of(body)).encoding for body in bodies[:200]]
         lines.append(row("its lexical leg alone", bare(index, queries, args.seconds)))
+        parts = parts_of(searcher, bodies, args.seconds)
         count = index.count()
     requests = [request("/v1/search", json.dumps(body).encode()) for body in bodies]
     with serving("--index", address, *options) as (pid, port):
-        lines += asyncio.run(load(pid, port, requests, args))
+        more, whole = asyncio.run(load(pid, port, requests, args))
     title = f"## {count:,} documents, {name}; {args.workers} worker{'s' * (args.workers > 1)}"
     title += "; explained" * args.explain
-    return [title, "", HEAD, "|---|" + "---:|" * 8, *lines, ""]
+    table = [HEAD, "|---|" + "---:|" * 8, *lines, *more]
+    return [title, "", *table, "", *parts_table(parts, whole), ""]
 
 
 def main() -> None:

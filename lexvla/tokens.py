@@ -82,6 +82,9 @@ def _cut(tokenizer: Any, texts: list[str], max_text_tokens: int) -> list[tuple[s
     if not texts:
         return []
     texts = [normalise_text(text) for text in texts]
+    # A token has a character of its own, or marks the start of a word: short texts are read whole.
+    if all(text.isascii() and 2 * len(text) < max_text_tokens for text in texts):
+        return [(text, "") for text in texts]
     parts = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
     ends = [
         offsets[max_text_tokens - 1][1] if len(offsets) > max_text_tokens else len(text)

@@ -80,14 +80,14 @@ class Vocabulary:
         return isinstance(other, Vocabulary) and self.terms == other.terms
 
     def __hash__(self) -> int:
-        return hash(self.terms)
+        return self._hash
 
     def __repr__(self) -> str:
         return f"Vocabulary({len(self)} terms, sha256 {self.sha256[:12]})"
 
     def word(self, index: int) -> str:
         """Return the word or phrase shown for a column: the term without word-start marks."""
-        return _bare(self.terms[index])
+        return self._words[index]
 
     def id(self, term: str) -> int:
         """Return the column of a term; raise `KeyError` if there is none."""
@@ -106,6 +106,14 @@ class Vocabulary:
                 if term in self._ids:
                     return self._ids[term]
         return None
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash(self.terms)  # that of a tuple is not kept, and goes through all of them
+
+    @cached_property
+    def _words(self) -> list[str]:
+        return [_bare(term) for term in self.terms]
 
     @cached_property
     def sha256(self) -> str:

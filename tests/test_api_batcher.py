@@ -65,9 +65,39 @@ def test_texts_that_wait_go_through_the_model_together() -> None:
     lists = [["blue"], ["red blue", "green"], ["white"]]
     made = ask_together(model, batcher, lists)
     assert model.calls == [["red"], ["blue", "red blue", "green", "white"]]
-    assert len(model.threads) == 1
+    assert len(model.threads) == 2
     for texts, encoding in zip(lists, made, strict=True):
         assert same(encoding, FakeEncoder().encode_text(texts))
+    batcher.close()
+
+
+def test_a_free_model_is_called_where_the_call_is_made() -> None:
+    model = Gated()
+    model.gate.set()
+    batcher = Batcher(model)
+    batcher.encode_text(["red"])
+    batcher.encode_text(["blue"])
+    assert model.threads == {threading.get_ident()}
+    batcher.close()
+
+
+def test_the_model_is_never_called_twice_at_once() -> None:
+    class Counting(MappingEncoder):
+        inside = most = 0
+
+        def encode_text(self, texts: list[str]) -> Encoding:
+            self.inside += 1
+            self.most = max(self.most, self.inside)
+            time.sleep(0.001)
+            self.inside -= 1
+            return super().encode_text(texts)
+
+    model = Counting()
+    batcher = Batcher(model)
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(batcher.encode_text, [["red"]] * 64))
+    assert model.most == 1
+    assert all(same(each, FakeEncoder().encode_text(["red"])) for each in made)
     batcher.close()
 
 

@@ -12,6 +12,11 @@ from typing import Any
 
 import pytest
 
+from api_fakes import new_index
+from lexvla_indexer import open_index
+from lexvla_search import Searcher
+from search_fakes import FakeEncoder
+
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
@@ -118,3 +123,29 @@ def test_connections_that_the_server_has_closed_are_not_used(load: ModuleType) -
         return outcome.counts
 
     assert asyncio.run(ask()) == {200: 3}
+
+
+def test_parts_of_a_search_add_up_to_what_it_takes(
+    load: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    api = importlib.import_module("api")
+    now = itertools.count()
+    monkeypatch.setattr(api.time, "perf_counter", lambda: float(next(now)))
+    with open_index(new_index(tmp_path)) as index:
+        searcher = Searcher(FakeEncoder(), index)
+        parts = api.parts_of(searcher, [{"text": "red", "k": 1, "explain": True}], 0.0)
+        assert searcher.search("red", 1)  # and it is as it was
+    # A call between two readings of this clock takes 1, and what is around it counts the readings.
+    assert {name: parts[name] for name in ("encode", "fetch", "explain", "JSON")} == {
+        "encode": 1.0,
+        "fetch": 1.0,
+        "explain": 1.0,
+        "JSON": 1.0,
+    }
+    assert parts["search"] > 0
+    assert api.parts_table({"encode": 0.001, "JSON": 0.002}, 0.004)[2:] == [
+        "| encode | 1.00 | 25% |",
+        "| JSON | 2.00 | 50% |",
+        "| HTTP, validation, threads, log and metrics | 1.00 | 25% |",
+        "| all | 4.00 | 100% |",
+    ]

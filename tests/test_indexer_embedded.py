@@ -26,6 +26,7 @@ from lexvla.errors import (
     InputError,
 )
 from lexvla_indexer import Document, EmbeddedIndex, open_index
+from lexvla_indexer.embedded import postings
 
 
 @pytest.fixture
@@ -314,3 +315,14 @@ def test_compact_gives_space_back(index):
     assert found(index) == []
     fill(index, "g")
     assert found(index) == [("g", 1.0)]
+
+
+def test_warming_up_loads_compiled_loops_for_a_large_index_only(index, monkeypatch):
+    fill(index, "a", "b")
+    loaded = []
+    monkeypatch.setattr(postings, "kernels", lambda *sizes: loaded.append(sizes))
+    index.warm_up()
+    assert loaded == []
+    monkeypatch.setattr(postings, "WARM_FROM", 1)
+    index.warm_up()
+    assert loaded == [()]

@@ -7,6 +7,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from lexvla.config import PROMPT
+from lexvla.tokens import cut
 from lexvla.training.tokenizer import build_vocabulary, train_tokenizer
 from lexvla.vocabulary import Vocabulary
 from model_fakes import CAPTIONS, STOP_WORDS, tokenizer
@@ -135,3 +136,20 @@ def test_words_are_those_of_normalised_text() -> None:
         *("▁cat", "▁'", "▁s", "▁blowfish", "▁red", "▁hat"),
     ]
     assert "▁’" not in pieces.get_vocab()
+
+
+def test_short_texts_are_not_tokenized_to_be_cut() -> None:
+    calls: list[list[str]] = []
+
+    class Letters:
+        def __call__(self, texts: list[str], **_: bool) -> dict[str, list[list[tuple[int, int]]]]:
+            calls.append(texts)
+            marked = [[(i, i + half) for i in range(len(t)) for half in (0, 1)] for t in texts]
+            return {"offset_mapping": marked}
+
+    assert cut(Letters(), [" a  b "], 7) == ["a b"]
+    assert calls == []
+    assert cut(Letters(), ["a bc"], 7) == ["a b"]
+    assert cut(Letters(), ["a b"], 6) == ["a b"]
+    assert cut(Letters(), ["\u00fc"], 7) == ["\u00fc"]
+    assert calls == [["a bc"], ["a b"], ["\u00fc"]]

@@ -441,6 +441,9 @@ class Index(ABC):
             "model": self.model,
         }
 
+    def warm_up(self) -> None:  # noqa: B027 - not every engine has something to load
+        """Load now what many searches are faster with; a process of a few takes less without."""
+
     def read_note(self, name: str) -> Any:
         """Return the JSON value that `write_note` stored under a name, or ``None``."""
         if self.directory is None:

@@ -224,10 +224,16 @@ def _sum_of_words(
 ) -> sparse.csr_array:
     rows = [part.lexical for part in parts]
     if query.terms:
-        terms = np.zeros((1, len(vocabulary)))
+        terms: dict[int, float] = {}
         for word, weight in query.terms.items():
-            terms[0, column_of(vocabulary, word)] += weight
-        rows.append(sparse.csr_array(terms))
+            column = column_of(vocabulary, word)
+            terms[column] = terms.get(column, 0.0) + weight
+        entries = (
+            np.array([terms[column] for column in sorted(terms)]),
+            sorted(terms),
+            [0, len(terms)],
+        )
+        rows.append(sparse.csr_array(entries, shape=(1, len(vocabulary))))
     elif len(rows) == 1:
         return rows[0]
     if not rows:

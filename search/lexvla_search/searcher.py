@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
-from functools import reduce
+from functools import cached_property, reduce
 from operator import add
 from textwrap import shorten
 from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
@@ -561,7 +561,7 @@ class Searcher:
                 self.index.vocabulary,
                 fused.score,
                 parts,
-                str(ranked.fusion),
+                ranked.said,
                 text,
                 row,
             )
@@ -603,6 +603,10 @@ class _Ranked:
     placed: list[_Placed]
     candidates: Candidates
     complete: bool  # whether no other document reaches the query's bounds
+
+    @cached_property
+    def said(self) -> str:
+        return str(self.fusion)
 
     @property
     def good_match(self) -> bool | None:

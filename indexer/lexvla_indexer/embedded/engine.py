@@ -11,6 +11,7 @@ from weakref import WeakSet
 from lexvla.encoding import Encoding
 from lexvla.vocabulary import Vocabulary
 from lexvla_indexer.base import Index, Results, Scored
+from lexvla_indexer.embedded import postings
 from lexvla_indexer.embedded.commit_columns import CommitColumns
 from lexvla_indexer.embedded.layout import Store
 from lexvla_indexer.embedded.reader import Reader, SegmentCache, Snapshot
@@ -94,6 +95,13 @@ class EmbeddedIndex(Index):
         """Read all files of all segments. Return what is wrong with each damaged one."""
         segments = self._refresh().segments.values()
         return [damage for segment in segments for damage in segment.damage()]
+
+    def warm_up(self) -> None:
+        """Load the compiled loops, if the index is large enough to gain by them."""
+        segments = self._refresh().segments.values()
+        legs = [leg for segment in segments for leg in segment.sparse.values()]
+        if any(len(leg.postings.impacts) >= postings.WARM_FROM for leg in legs):
+            postings.kernels()
 
     def search(
         self,

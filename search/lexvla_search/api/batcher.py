@@ -1,4 +1,4 @@
-"""One thread for the model, which encodes waiting calls together."""
+"""One call of the model at a time; calls that wait for it are encoded together."""
 
 from __future__ import annotations
 
@@ -47,11 +47,13 @@ class _Job:
 
 
 class Batcher:
-    """Call an encoder in a thread of its own.
+    """Call an encoder, once at a time.
 
-    Calls that wait while the model is busy then go through it together. All other attributes are
-    the encoder's; its methods run in that thread. A call that has not begun by the caller's
-    deadline (see `before`) raises `Overdue`.
+    A call that finds the model free goes through it in the caller's own thread: to hand it to
+    another and wait takes longer than a short call needs. Calls that wait while the model is busy
+    then go through it together, in a thread of their own. All other attributes are the encoder's;
+    its methods take their turns too. A call that has not begun by the caller's deadline (see
+    `before`) raises `Overdue`.
 
     After each call of the model, `observe` is called with the method, the number of items, and how
     many calls are waiting.
@@ -66,7 +68,7 @@ class Batcher:
         self._observe = observe
         self._jobs: deque[_Job] = deque()
         self._wake = threading.Condition()
-        self._closed = False
+        self._busy = self._closed = False
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
         self._thread.start()
 
@@ -111,8 +113,15 @@ class Batcher:
         with self._wake:
             if self._closed:
                 raise RuntimeError("the model's thread has ended")
-            self._jobs.append(job)
-            self._wake.notify()
+            is_free = not self._busy and not self._jobs
+            if is_free:
+                self._busy = True
+            else:
+                self._jobs.append(job)
+        if is_free:
+            _patience.deadline = None
+            self._answer_waiting([job])
+            return job.answer.result()
         deadline = getattr(_patience, "deadline", None)
         if deadline is not None:
             try:
@@ -130,19 +139,26 @@ class Batcher:
 
     def _answer_waiting(self, taken: list[_Job]) -> None:
         jobs = [job for job in taken if job.answer.set_running_or_notify_cancel()]
-        if jobs:
-            self._answer(jobs)
-            if self._observe is not None:
-                count = sum(len(job.items or (1,)) for job in jobs)
-                self._observe(jobs[0].name, count, self.waiting)
+        try:
+            if jobs:
+                self._answer(jobs)
+                if self._observe is not None:
+                    count = sum(len(job.items or (1,)) for job in jobs)
+                    self._observe(jobs[0].name, count, self.waiting)
+        finally:
+            with self._wake:
+                self._busy = False
+                if self._jobs or self._closed:
+                    self._wake.notify()
 
     def _next(self) -> list[_Job]:
         """Wait for the first job; return it with those that can share its call."""
         with self._wake:
-            while not self._jobs and not self._closed:
+            while self._busy or not (self._jobs or self._closed):
                 self._wake.wait()
             if not self._jobs:
                 return []
+            self._busy = True
             jobs = [self._jobs.popleft()]
             first = jobs[0]
             if first.items is None:

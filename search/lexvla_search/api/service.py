@@ -62,6 +62,7 @@ class Service:
         self.metrics = metrics
         self.keys = None if settings.keys is None else Keys(settings.keys)
         self.index: Index = open_index(settings.index)
+        self.index.warm_up()
         self.model = None if model is None else Batcher(model, self._observe)
         self.searcher = Searcher(self.model, self.index)
         places = [self.index.directory, *settings.images, settings.keys]
