@@ -58,27 +58,34 @@ def uneven(rng: np.random.Generator, rows: int, levels: int) -> sparse.csr_array
     k=st.sampled_from([1, 10, 300, 30_000]),
     margin=st.sampled_from([0, 3, 500]),
     most_terms=st.sampled_from([0, 64]),
+    known=st.booleans(),
     masked=MASKS,
     seed=st.integers(0, 2**32 - 1),
 )
 def test_retrieve_equals_brute_force(
-    way, rows, levels, frequent, k, margin, most_terms, masked, seed
+    way, rows, levels, frequent, k, margin, most_terms, known, masked, seed
 ):
     rng = np.random.default_rng(seed)
     stored = uneven(rng, rows, levels)
     terms = np.flatnonzero(rng.random(10) < 0.5)
     weights = rng.integers(0, 9, len(terms))
     allowed = mask(masked, rows, rng)
-    with frequent_from(frequent, way), mock.patch(MOST_TERMS, most_terms):
-        postings = build(stored)
-        scores, found = postings.retrieve(terms, weights, k, margin, allowed)
-        assert pairs(postings.top(terms, weights, k, allowed)) == brute_force(
-            stored, terms, weights, k, allowed
-        )
     everything = brute_force(stored, terms, weights, rows, allowed)
     floor = everything[k - 1][0] - margin if len(everything) >= k else 1
-    expected = sorted((row, score) for score, row in everything if score >= floor)
-    assert list(zip(found.tolist(), scores.tolist(), strict=True)) == expected
+    # A floor that is known before the first row: so small indexes skip rows too.
+    least = everything[:k][-1][0] if known and everything else 0
+    with frequent_from(frequent, way), mock.patch(MOST_TERMS, most_terms):
+        postings = build(stored)
+        scores, found = postings.retrieve(terms, weights, k, margin, allowed, least=least)
+        assert pairs(postings.top(terms, weights, k, allowed)) == everything[:k]
+    near = {row: score for score, row in everything if score >= floor}
+    returned = dict(zip(found.tolist(), scores.tolist(), strict=True))
+    assert returned.items() <= near.items()
+    assert {row: score for row, score in near.items() if score >= least} == {
+        row: score for row, score in returned.items() if score >= least
+    }
+    assert least or returned == near
+    assert found.tolist() == sorted(found.tolist())
 
 
 @WAYS
