@@ -51,10 +51,10 @@ def touched(
         for rows in (np.unique(np.concatenate(some)) for some in (rescored, mapped))
     )
     count, words = (int((last - first).sum()) for first, last in (found, own))
-    held = pieces(*found, 2) + pieces(*found, 1) + 2 * pieces(*touched_rows, 4)
+    held = pieces(*found, 2) + pieces(*found, 1) + pieces(*touched_rows, 6)
     return {
         "posting_bytes": count * 3,
-        "row_bytes": words * 8,  # a column and a weight of four bytes each
+        "row_bytes": words * 6,  # a column of two bytes and a weight of four
         "mapped_bytes": held * PIECE,
         "rescored": float(np.mean([len(rows) for rows in rescored])),
     }

@@ -71,7 +71,7 @@ CHANGES = {
 @pytest.mark.parametrize("change", [*CHANGES, "missing"])
 def test_a_file_of_another_form_is_named_at_open(index, change):
     files = files_of(index)
-    assert len(files) == 39 + 1 + 3 * bool(find_spec("faiss"))
+    assert len(files) == 36 + 1 + 3 * bool(find_spec("faiss"))
     refused = 0
     for file in files:
         data = file.read_bytes()

@@ -284,7 +284,7 @@ def test_info(index):
         "vocabulary_sha256": VOCABULARY.sha256,
         "model": None,
         "commit": 2,
-        "format_version": 6,
+        "format_version": 7,
     }
 
 

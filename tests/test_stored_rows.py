@@ -87,7 +87,7 @@ def test_column_numbers_take_as_few_bytes_as_the_width_allows(tmp_path, way, wid
     rows = rows.astype(np.float32)
     _, quantizer = write_leg(tmp_path, "lexical", rows)
     leg = SparseLeg(tmp_path, "lexical", 2, width, quantizer.to_dict())
-    assert np.load(tmp_path / "lexical.row.column.npy").dtype == kind
+    assert np.load(tmp_path / "lexical.row.entry.npy")["column"].dtype == kind
     with searching(way):
         scores, found = leg.top(rows[[0]], 2, None, exact=True)
     assert (scores.tolist(), found.tolist()) == ([5.0], [0])
@@ -153,15 +153,14 @@ def test_a_file_that_became_shorter_is_damage(tmp_path, way):
     path = make(tmp_path / "i.lex")
     with open_index(path) as index, searching(way):
         check(index)
-        for name in ("weight", "column"):
-            file = path / "segments" / "00000002" / f"lexical.row.{name}.npy"
-            data = file.read_bytes()
-            os.truncate(file, 140)
-            with pytest.raises(IndexCorruptError, match=f"{file}: a stored row is damaged"):
-                index.search(QUERIES[0], 20)
-            with pytest.raises(IndexCorruptError, match=f"{file}: a stored row is damaged"):
-                index.fetch(IDS[-3:])
-            file.write_bytes(data)
+        file = path / "segments" / "00000002" / "lexical.row.entry.npy"
+        data = file.read_bytes()
+        os.truncate(file, 140)
+        with pytest.raises(IndexCorruptError, match=f"{file}: a stored row is damaged"):
+            index.search(QUERIES[0], 20)
+        with pytest.raises(IndexCorruptError, match=f"{file}: a stored row is damaged"):
+            index.fetch(IDS[-3:])
+        file.write_bytes(data)
         check(index)
 
 

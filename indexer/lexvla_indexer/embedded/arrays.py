@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from tokenize import TokenError
@@ -13,7 +14,7 @@ import numpy as np
 from lexvla.errors import IndexCorruptError
 from lexvla_indexer.durable import writing
 
-__all__ = ["Mark", "demand", "mark", "open_array", "save_array"]
+__all__ = ["Mark", "demand", "mark", "open_array", "save_array", "save_parts"]
 
 _CHUNK = 1 << 24  # bytes that are read at a time
 _TRIES = 5  # of reading a header
@@ -27,20 +28,33 @@ class Mark(NamedTuple):
 
 
 def save_array(path: Path, array: np.ndarray) -> None:
-    """Write an array to a ``.npy`` file; an `OSError` names the file.
-
-    `numpy.save` writes through a buffer of its own and does not check that its last bytes reached
-    the disk: on a full disk a small array is cut short, and nothing is raised.
-    """
+    """Write an array to a ``.npy`` file; an `OSError` names the file."""
     array = np.ascontiguousarray(array)
+    save_parts(path, array.dtype, array.shape, [array])
+
+
+def save_parts(
+    path: Path, kind: np.dtype, shape: tuple[int, ...], parts: Iterable[np.ndarray]
+) -> None:
+    """Write the parts of an array to a ``.npy`` file, one after the other.
+
+    An `OSError` names the file. `numpy.save` writes through a buffer of its own and does not check
+    that its last bytes reached the disk: on a full disk a small array is cut short, and nothing is
+    raised.
+    """
+    header = {
+        "descr": np.lib.format.dtype_to_descr(kind),
+        "fortran_order": False,
+        "shape": shape,
+    }
     with writing(path) as file:
-        header = np.lib.format.header_data_from_array_1_0(array)
         np.lib.format.write_array_header_1_0(file, header)
-        file.write(array.reshape(-1).view(np.uint8).data)
+        for part in parts:
+            file.write(part.reshape(-1).view(np.uint8).data)
 
 
 def open_array(
-    path: Path, kind: type[np.generic], shape: tuple[int, ...] | None = None
+    path: Path, kind: type[np.generic] | np.dtype, shape: tuple[int, ...] | None = None
 ) -> np.ndarray:
     """Map an array into memory, read-only.
 

@@ -36,7 +36,7 @@ def answer(
     sums: np.ndarray,
     most_terms: int,
     forward: _Arrays,
-    files: tuple[tuple[int, int], tuple[int, int]],
+    place: tuple[int, int],
     few: int,
     dense: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
@@ -57,9 +57,9 @@ def answer(
         allowed: Likewise.
         sums: Likewise.
         most_terms: Queries of more terms do not skip rows.
-        forward: The rows: where each starts, columns, and weights.
-        files: As for `row_scores_by_reading`.
-        few: Up to so many rows are read from the files.
+        forward: The rows: where each starts, and their entries.
+        place: As for `row_scores_by_reading`.
+        few: Up to so many rows are read from the file.
         dense: Zeros, float64, as many as there are terms; they are zeros again afterwards.
     """
     counts, used, sound = np.zeros(len(queries), np.int64), 0, True
@@ -79,11 +79,11 @@ def answer(
         )  # fmt: skip
         if len(near) > k + _MANY:
             highest = near[scores >= best[0]][:k]
-            own, is_sound = _scores(highest, forward, files, few, dense)
+            own, is_sound = _scores(highest, forward, place, few, dense)
             sound = sound and is_sound
             if len(own) == k:
                 near = near[scores * units[number] >= own.min() - bounds[number]]
-        own, is_sound = _scores(near, forward, files, few, dense)
+        own, is_sound = _scores(near, forward, place, few, dense)
         sound = sound and is_sound
         while used + len(near) > len(found):
             found = np.concatenate((found, np.empty_like(found)))
@@ -100,14 +100,14 @@ def answer(
 def _scores(
     rows: np.ndarray,
     forward: _Arrays,
-    files: tuple[tuple[int, int], tuple[int, int]],
+    place: tuple[int, int],
     few: int,
     query: np.ndarray,
 ) -> tuple[np.ndarray, bool]:
-    starts, columns, weights = forward
+    starts, entries = forward
     scores = np.empty(len(rows))
     if len(rows) <= few:
-        is_sound = row_scores_by_reading(starts, columns, weights, rows, query, files, scores)
+        is_sound = row_scores_by_reading(starts, entries, rows, query, place, scores)
     else:
-        is_sound = row_scores(starts, columns, weights, rows, query, scores)
+        is_sound = row_scores(starts, entries, rows, query, scores)
     return scores, is_sound

@@ -138,8 +138,8 @@ def exact_top_batch(
         read_only(NO_MASK if allowed is None else np.ascontiguousarray(allowed)),
         aligned(BLOCK),
         MOST_TERMS if len(postings.bitmaps.frequent) else -1,
-        tuple(map(read_only, forward.mapped)),
-        forward.files,
+        (read_only(forward.mapped.indptr), read_only(forward.entries.mapped)),
+        forward.entries.file,
         forward.few,
         np.zeros(postings.width),
     )

@@ -369,7 +369,8 @@ def _add_by_vectors(
     ``piece`` is the first of them, and ``sums`` has the scores of all. The terms go in fours.
     """
     end = piece + len(sums) // PIECE
-    base, limit = np.uint64(impacts.ctypes.data), np.int64(len(impacts) - PIECE)
+    base: Any = np.uint64(impacts.ctypes.data)
+    limit: Any = np.int64(len(impacts) - PIECE)
     for i in range(0, many.shape[1], 4):
         bits_0, at_0, weight_0 = _term(i, piece, end, many, bitmaps)
         bits_1, at_1, weight_1 = _term(i + 1, piece, end, many, bitmaps)
@@ -527,21 +528,21 @@ def _keep(found: np.ndarray, scores: np.ndarray, used: int, floor: int) -> int:
 @compiled
 def row_scores(
     row_starts: np.ndarray,
-    columns: np.ndarray,
-    weights: np.ndarray,
+    entries: np.ndarray,
     rows: np.ndarray,
     query: np.ndarray,
     scores: np.ndarray,
 ) -> bool:
     """Write the dot products of rows with a dense query. Return whether all rows are sound.
 
-    Products are added in column order. Nothing is read outside the arrays.
+    The entries are those of `lexvla_indexer.embedded.stored_rows.entry_type`. Products are added in
+    column order. Nothing is read outside the arrays.
     """
     for i in range(len(rows)):
         first, last = row_starts[rows[i]], row_starts[rows[i] + 1]
-        if not 0 <= first <= last <= len(columns):
+        if not 0 <= first <= last <= len(entries):
             return False
-        scores[i], is_sound = _dot(first, last, columns, weights, query)
+        scores[i], is_sound = _dot(entries[first:last], query)
         if not is_sound:
             return False
     return True
@@ -550,50 +551,42 @@ def row_scores(
 @compiled
 def row_scores_by_reading(
     row_starts: np.ndarray,
-    columns: np.ndarray,
-    weights: np.ndarray,
+    entries: np.ndarray,
     rows: np.ndarray,
     query: np.ndarray,
-    files: tuple[tuple[int, int], tuple[int, int]],
+    place: tuple[int, int],
     scores: np.ndarray,
 ) -> bool:
-    """Do what `row_scores` does, but read the rows from the files of columns and weights.
+    """Do what `row_scores` does, but read the rows from the file of entries.
 
-    ``files`` has the number of each open file, and where its array starts.
+    ``place`` has the number of the open file, and where its array starts.
     """
-    own_columns, own_weights = np.empty(0, columns.dtype), np.empty(0, weights.dtype)
+    (file, offset), size = place, entries.itemsize
+    own = np.empty(0, entries.dtype)
     for i in range(len(rows)):
         prefetch(row_starts.ctypes.data + row_starts.itemsize * rows[i])
     for i in range(len(rows)):
         first, last = row_starts[rows[i]], row_starts[rows[i] + 1]
-        if not 0 <= first <= last <= len(columns):
+        if not 0 <= first <= last <= len(entries):
             return False
-        length = last - first
-        if length > len(own_columns):
-            own_columns = np.empty(length, columns.dtype)
-            own_weights = np.empty(length, weights.dtype)
-        (file, offset), size = files[0], own_columns.itemsize
-        if not _read(file, offset + size * first, size * length, own_columns.ctypes.data):
+        if last - first > len(own):
+            own = np.empty(last - first, entries.dtype)
+        if not _read(file, offset + size * first, size * (last - first), own.ctypes.data):
             return False
-        (file, offset), size = files[1], own_weights.itemsize
-        if not _read(file, offset + size * first, size * length, own_weights.ctypes.data):
-            return False
-        scores[i], is_sound = _dot(0, length, own_columns, own_weights, query)
+        scores[i], is_sound = _dot(own[: last - first], query)
         if not is_sound:
             return False
     return True
 
 
 @compiled
-def _dot(
-    first: int, last: int, columns: np.ndarray, weights: np.ndarray, query: np.ndarray
-) -> tuple[float, bool]:
+def _dot(entries: np.ndarray, query: np.ndarray) -> tuple[float, bool]:
     total = 0.0
-    for entry in range(first, last):
-        column = columns[entry]
+    for i in range(len(entries)):
+        column = np.int64(entries[i].column)
         if column < 0 or column >= len(query):
             return total, False
-        total += np.float64(weights[entry]) * query[column]
+        total += np.float64(entries[i].weight) * query[column]
     return total, True
 
 

@@ -21,7 +21,7 @@ from lexvla_indexer.known_fields import check_known
 
 __all__ = ["FORMAT_VERSION", "Entry", "Manifest", "Place", "State"]
 
-FORMAT_VERSION = 6
+FORMAT_VERSION = 7
 
 _SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);

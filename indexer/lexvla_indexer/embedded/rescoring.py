@@ -14,7 +14,6 @@ from lexvla_indexer.embedded.postings import (
     Postings,
     best,
     kernels,
-    read_only,
 )
 from lexvla_indexer.embedded.stored_rows import Rows, StoredRows
 from lexvla_indexer.impacts import ImpactQuantizer
@@ -147,21 +146,15 @@ def row_scores(
     dense = np.zeros(query.shape[1])
     dense[query.indices] = query.data
     scores = np.empty(len(rows))
-    loops = kernels(forward.nnz)
-    if loops is None:
-        if isinstance(forward, StoredRows):
-            forward, rows = forward.near(rows)
-        for first in range(0, len(rows), _CHUNK):
-            chunk = slice(first, first + _CHUNK)
-            scores[chunk] = _row_scores_by_numpy(forward, rows[chunk], dense)
+    if isinstance(forward, StoredRows) and (loops := kernels(forward.nnz)) is not None:
+        if not forward.score(loops, rows, dense, scores):
+            raise IndexCorruptError("a stored row is damaged")
         return scores
     if isinstance(forward, StoredRows):
-        sound = forward.score(loops, rows, dense, scores)
-    else:
-        arrays = (forward.indptr, forward.indices, forward.data, rows, dense)
-        sound = loops.row_scores(*map(read_only, arrays), scores)
-    if not sound:
-        raise IndexCorruptError("a stored row is damaged")
+        forward, rows = forward.near(rows)
+    for first in range(0, len(rows), _CHUNK):
+        chunk = slice(first, first + _CHUNK)
+        scores[chunk] = _row_scores_by_numpy(forward, rows[chunk], dense)
     return scores
 
 

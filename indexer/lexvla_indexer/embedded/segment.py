@@ -6,12 +6,12 @@ Rows are in the order of their ids, and so are rows of equal score.
     segment.json         the quantisers of the postings; size and CRC-32 of each other file
     ids.*                the ids: see `lexvla_indexer.embedded.stored_strings`
     LEG.row.start        int64    (n + 1) the rows, exact: compressed sparse rows
-    LEG.row.column       uint16, or int32 if the leg has more than 65,536 columns
-    LEG.row.weight       float32
+    LEG.row.entry        their entries: the column, uint16, or int32 if the leg has more than 65,536
+                         of them, and the weight, float32
     LEG.posting.*        the postings, for searches: see `lexvla_indexer.embedded.postings`
     text.word.*          the words of the documents' texts, ascending, stored as the ids are: the
                          columns of the leg ``text``
-    patch                int16    aligned with lexical.row.weight; -1 for a word without one;
+    patch                int16    aligned with lexical.row.entry; -1 for a word without one;
                                   no such file if no word has one
     dense                float32  (n, width)
     dense.byte.*         a copy in bytes, of a large segment: see

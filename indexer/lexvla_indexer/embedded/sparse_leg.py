@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy import sparse
 
-from lexvla_indexer.embedded.arrays import demand, open_array, save_array
+from lexvla_indexer.embedded.arrays import demand, open_array, save_array, save_parts
 from lexvla_indexer.embedded.batches import Batch, Row, exact_top_batch
 from lexvla_indexer.embedded.postings import Postings, build
 from lexvla_indexer.embedded.rescoring import (
@@ -17,10 +18,12 @@ from lexvla_indexer.embedded.rescoring import (
     integer_top,
     row_scores,
 )
-from lexvla_indexer.embedded.stored_rows import StoredArray, StoredRows
+from lexvla_indexer.embedded.stored_rows import StoredArray, StoredRows, entry_type
 from lexvla_indexer.impacts import ImpactQuantizer
 
 __all__ = ["SparseLeg", "write_leg"]
+
+_PART = 1 << 20  # entries that are written at a time
 
 
 def write_leg(folder: Path, leg: str, rows: sparse.csr_array) -> tuple[list[Path], ImpactQuantizer]:
@@ -30,15 +33,19 @@ def write_leg(folder: Path, leg: str, rows: sparse.csr_array) -> tuple[list[Path
     """
     quantizer = ImpactQuantizer.fit(rows)
     files = build(quantizer.quantize(rows)).save(folder, leg)
-    arrays = {
-        "start": rows.indptr.astype(np.int64, copy=False),
-        "column": rows.indices.astype(_column_type(rows.shape[1]), copy=False),
-        "weight": rows.data,
-    }
-    for name, array in arrays.items():
-        files.append(folder / f"{leg}.row.{name}.npy")
-        save_array(files[-1], array)
-    return files, quantizer
+    start, entry = (folder / f"{leg}.row.{name}.npy" for name in ("start", "entry"))
+    save_array(start, rows.indptr.astype(np.int64, copy=False))
+    save_parts(entry, entry_type(rows.shape[1]), (rows.nnz,), _entries(rows))
+    return [*files, start, entry], quantizer
+
+
+def _entries(rows: sparse.csr_array) -> Iterator[np.ndarray]:
+    """Yield the entries of rows, some at a time: all at once would take a lot of memory."""
+    for first in range(0, rows.nnz, _PART):
+        part = slice(first, min(first + _PART, rows.nnz))
+        entries = np.empty(part.stop - part.start, entry_type(rows.shape[1]))
+        entries["column"], entries["weight"] = rows.indices[part], rows.data[part]
+        yield entries
 
 
 class SparseLeg:
@@ -57,10 +64,9 @@ class SparseLeg:
         rising = bool(starts[0] == 0 and (starts[1:] >= starts[:-1]).all())
         demand(start, rising, "must rise from 0")
         self.stored = int(starts[-1])
-        kind, shape = _column_type(width), (self.stored,)
-        columns = StoredArray(folder / f"{leg}.row.column.npy", kind, shape)
-        weights = StoredArray(folder / f"{leg}.row.weight.npy", np.float32, shape)
-        self.rows = StoredRows(starts, columns, weights, width)
+        entry = folder / f"{leg}.row.entry.npy"
+        entries = StoredArray(entry, entry_type(width), (self.stored,))
+        self.rows = StoredRows(starts, entries, width)
         self.quantizer = ImpactQuantizer.from_dict(quantizer)
         self.postings = Postings.open(folder, leg)
         fits = (self.postings.rows, self.postings.width) == (rows, width)
@@ -132,7 +138,7 @@ class SparseLeg:
         return found
 
     def take(self, rows: np.ndarray) -> tuple[sparse.csr_array, np.ndarray]:
-        """Return rows, and where each of them starts in the stored arrays.
+        """Return rows, and where each of them starts among the stored entries.
 
         Columns and weights are checked (IndexCorruptError).
         """
@@ -140,12 +146,8 @@ class SparseLeg:
         width = self.rows.shape[1]
         # scipy trusts columns, and writes outside its arrays if they are wrong.
         inside = not len(columns) or 0 <= int(columns.min()) <= int(columns.max()) < width
-        demand(Path(f"{self._file}.column.npy"), inside, f"must hold columns below {width}")
+        demand(Path(f"{self._file}.entry.npy"), inside, f"must hold columns below {width}")
         above = not len(weights) or 0 < float(weights.min()) <= float(weights.max()) < np.inf
-        demand(Path(f"{self._file}.weight.npy"), above, "must hold finite numbers above 0")
-        entries = weights, columns.astype(np.int32, copy=False), ends
+        demand(Path(f"{self._file}.entry.npy"), above, "must hold finite numbers above 0")
+        entries = np.ascontiguousarray(weights), columns.astype(np.int32), ends
         return sparse.csr_array(entries, shape=(len(rows), width)), firsts
-
-
-def _column_type(width: int) -> type[np.generic]:
-    return np.uint16 if width <= 1 << 16 else np.int32
