@@ -51,6 +51,8 @@ def test_impacts() -> None:
         [0, 0, 0],
         [0, impact(2, 3), impact(1, 3)],
     ]
+    none = TextRows.of(["", ""])
+    assert (none.words, none.impacts.shape) == ([], (2, 0))
     some = TextRows.stack([rows, TextRows.of(["heart"])])[np.array([3, 0])]
     assert some.words == ["a", "heart", "toucan"]
     assert some.impacts.toarray().tolist() == [

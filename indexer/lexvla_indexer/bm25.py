@@ -47,13 +47,17 @@ class TextRows:
     @classmethod
     def of(cls, texts: Sequence[str]) -> TextRows:
         """Return the impacts of texts, some of which may have no word."""
-        counted = [Counter(text_words(text)) for text in texts]
+        told = [place for place, text in enumerate(texts) if text]  # often none, or few
+        counted = [Counter(text_words(texts[place])) for place in told]
         words = sorted(set().union(*counted))
         columns = {word: column for column, word in enumerate(words)}
-        starts = np.cumsum([0, *map(len, counted)])
+        sizes = np.array([len(own) for own in counted], np.int64)
+        starts = np.zeros(len(texts) + 1, np.int64)
+        starts[1:][told] = sizes
+        np.cumsum(starts, out=starts)
         indices = np.array([columns[word] for own in counted for word in own], np.int32)
         often = np.array([count for own in counted for count in own.values()], np.float64)
-        lengths = np.repeat([own.total() for own in counted], np.diff(starts))
+        lengths = np.repeat([own.total() for own in counted], sizes)
         weights = often / (often + K1 * (1 - B + B * lengths / AVERAGE_LENGTH))
         parts = (weights.astype(np.float32), indices, starts)
         impacts = sparse.csr_array(parts, shape=(len(texts), len(words)))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import groupby
+
+import numpy as np
 
 from lexvla.encoding import Encoding
 from lexvla.errors import InputError
@@ -29,21 +31,22 @@ class Staging:
         self.documents: dict[str, Document] = {}
         self.deleted: set[str] = set()
         self._batches: list[Encoding] = []
-        self._places: dict[str, tuple[int, int]] = {}
+        self._ends = [0]  # of the batches, if their rows are numbered on
+        self._rows: dict[str, int] = {}
 
     def __bool__(self) -> bool:
         return bool(self.documents or self.deleted)
 
     def add(self, documents: Sequence[Document], encoding: Encoding) -> None:
         """Stage a batch, in which no id may occur twice (`InputError`)."""
-        places = {}
-        for row, document in enumerate(documents):
-            if document.id in places:
-                raise InputError(document.id, "occurs twice in one batch")
-            places[document.id] = (len(self._batches), row)
+        own = {document.id: document for document in documents}
+        if len(own) < len(documents):
+            often = Counter(document.id for document in documents)
+            raise InputError(often.most_common(1)[0][0], "occurs twice in one batch")
         self._batches.append(encoding)
-        self._places |= places
-        self.documents |= {document.id: document for document in documents}
+        self._rows.update(zip(own, range(self._ends[-1], self._ends[-1] + len(own)), strict=True))
+        self._ends.append(self._ends[-1] + len(own))
+        self.documents.update(own)
 
     def delete(self, ids: Iterable[str], committed: Iterable[str]) -> int:
         """Drop staged documents and those of the index. Return how many there were.
@@ -53,7 +56,7 @@ class Staging:
         there = set(committed) - self.deleted
         count = 0
         for name in set(ids):
-            self._places.pop(name, None)
+            self._rows.pop(name, None)
             count += self.documents.pop(name, None) is not None or name in there
         self.deleted |= there
         return count
@@ -76,19 +79,16 @@ class Staging:
 
     def rows(self) -> tuple[list[Document], Encoding]:
         """Return the documents by ascending id, with their vectors. There must be at least one."""
-        names: list[str] = []
+        names = sorted(self._rows)
+        rows = np.array([self._rows[name] for name in names], np.int64)
+        kept = np.sort(rows)
+        cuts = np.searchsorted(kept, self._ends)
         parts = []
-        places = sorted((place, name) for name, place in self._places.items())
-        for number, kept in groupby(places, key=lambda entry: entry[0][0]):
-            rows = []
-            for (_, row), name in kept:
-                rows.append(row)
-                names.append(name)
-            batch = self._batches[number]
+        for number in np.flatnonzero(np.diff(cuts)).tolist():
+            batch, own = self._batches[number], kept[cuts[number] : cuts[number + 1]]
             # A batch may be as large as memory allows: copy it only if something changes.
-            parts.append(batch if len(rows) == len(batch) else batch[rows])
+            parts.append(batch if len(own) == len(batch) else batch[own - self._ends[number]])
         encoding = parts[0] if len(parts) == 1 else stack(parts)
-        order = sorted(range(len(names)), key=names.__getitem__)
-        if order != list(range(len(names))):
-            encoding = encoding[order]
-        return [self.documents[names[i]] for i in order], encoding
+        if not np.array_equal(rows, kept):
+            encoding = encoding[np.searchsorted(kept, rows)]
+        return [self.documents[name] for name in names], encoding

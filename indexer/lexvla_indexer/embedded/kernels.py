@@ -18,6 +18,7 @@ from lexvla_indexer.embedded.bitmaps import BLOCK, GROUP, PIECE
 __all__ = [
     "COMPILED",
     "compiled",
+    "count",
     "fill",
     "read_spans",
     "retrieve",
@@ -75,15 +76,24 @@ def compiled(loop: _Loop) -> _Loop:
 
 
 @compiled
+def count(columns: np.ndarray, counts: np.ndarray) -> bool:
+    """Count each column number. Return whether all are places of ``counts``, zeros before."""
+    for column in columns:
+        if column < 0 or column >= len(counts):
+            return False
+        counts[column] += 1
+    return True
+
+
+@compiled
 def fill(
     row_starts: np.ndarray,
     columns: np.ndarray,
     weights: np.ndarray,
     first: int,
     last: int,
+    heads: np.ndarray,
     places: np.ndarray,
-    owns: np.ndarray,
-    shifts: np.ndarray,
     ids: np.ndarray,
     impacts: np.ndarray,
     bits: np.ndarray,
@@ -91,34 +101,48 @@ def fill(
 ) -> None:
     """Write the postings of rows ``first`` to ``last`` - 1, one block.
 
-    The rows are compressed sparse rows. For each term, ``places`` says where its impacts in this
-    block start, and is used up; ``owns`` and ``shifts`` are what `Bitmaps.find` says of it. The
-    other arrays are those of `lexvla_indexer.embedded.postings.Postings`; ``bits`` and ``peaks``
-    must be zeros.
+    The rows are compressed sparse rows. For each term, ``heads`` (terms, 2) says where its impacts
+    in this block start, and how many fewer rows than impacts are stored before; or, of a frequent
+    term, -1 - n, if it is the block's n-th. For each frequent term, ``places`` says where its
+    impacts start, and ``bits`` and ``peaks``, zeros, have a row. ``heads`` and ``places`` are used
+    up. ``ids`` and ``impacts`` are those of `lexvla_indexer.embedded.postings.Postings`.
     """
+    # The impacts of frequent terms in a piece, by the place of the bit: then in the bits' order.
+    room, nothing = np.zeros((len(places), PIECE), np.uint8), np.uint64(0)
+    marks = np.zeros(len(places), np.uint64)
     for piece in range(first, last, PIECE):
         for row in range(piece, min(piece + PIECE, last)):
+            place_of_bit = _bit_of_row(row - piece)
+            bit, number = np.uint64(1) << np.uint64(place_of_bit), np.uint16(row - first)
             for entry in range(row_starts[row], row_starts[row + 1]):
-                term = columns[entry]
-                if owns[term] < 0:
-                    place = places[term]
-                    places[term] = place + 1
-                    impacts[place] = weights[entry]
-                    ids[place - shifts[term]] = row - first
-        for place_of_bit in range(PIECE):
-            row = piece + _row_of_bit(place_of_bit)
-            if row >= last:
-                continue
-            bit, group = np.uint64(1) << np.uint64(place_of_bit), (row - first) // GROUP
-            for entry in range(row_starts[row], row_starts[row + 1]):
-                term = columns[entry]
-                own = owns[term]
-                if own >= 0:
-                    place = places[term]
-                    places[term] = place + 1
-                    impacts[place] = weights[entry]
-                    bits[own, (row - first) // PIECE] |= bit
-                    peaks[own, group] = max(peaks[own, group], weights[entry])
+                term, weight = columns[entry], weights[entry]
+                place = heads[term, 0]
+                if place >= 0:
+                    heads[term, 0] = place + 1
+                    impacts[place] = weight
+                    ids[place - heads[term, 1]] = number
+                else:
+                    marks[-1 - place] |= bit
+                    room[-1 - place, place_of_bit] = weight
+        each = (piece - first) // PIECE
+        for own in range(len(places)):
+            left, place = marks[own], places[own]
+            bits[own, each], marks[own] = left, nothing
+            while left:
+                place_of_bit = first_bit(left)
+                left &= left - np.uint64(1)
+                weight = room[own, place_of_bit]
+                impacts[place] = weight
+                place += 1
+                group = each * _GROUPS + place_of_bit % _GROUPS
+                peaks[own, group] = max(peaks[own, group], weight)
+            places[own] = place
+
+
+@compiled
+def _bit_of_row(row: int) -> int:
+    """Return the bit of a row, of 64."""
+    return (row % 16) * 4 + row // 16
 
 
 @compiled

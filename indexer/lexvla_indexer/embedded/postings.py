@@ -100,12 +100,10 @@ def build(matrix: sparse.csr_array) -> Postings:
     if not matrix.has_canonical_format:
         raise ValueError("a row must have sorted column numbers, each once")
     rows, width = matrix.shape
-    if matrix.nnz and not 0 <= matrix.indices.min() <= matrix.indices.max() < width:
-        raise ValueError(f"column numbers must be from 0 to {width - 1}")  # scipy trusts them
-    edges = np.append(np.arange(0, rows, BLOCK), rows)
-    counts = np.zeros((len(edges) - 1, width), np.int64)
-    for block, (first, last) in enumerate(pairwise(matrix.indptr[edges].tolist())):
-        counts[block] = np.bincount(matrix.indices[first:last], minlength=width)
+    loops = kernels(matrix.nnz)
+    edges = [*range(0, rows, BLOCK), rows]
+    spans = list(pairwise(edges))
+    counts = _counts(matrix, edges, loops)
     owners, terms = np.nonzero(counts)
     blocks = np.searchsorted(owners, np.arange(len(edges)))
     starts = np.append(0, np.cumsum(counts[owners, terms]))
@@ -118,32 +116,73 @@ def build(matrix: sparse.csr_array) -> Postings:
     bitmaps = Bitmaps(frequent, before, *marks)
     ids = np.empty(matrix.nnz - before[-1], np.uint16)
     impacts = np.zeros(matrix.nnz + _SPARE, np.uint8)
-    loops = kernels(matrix.nnz)
+    room = ids, impacts, bitmaps.bits, bitmaps.peaks
     arrays = [read_only(each) for each in (matrix.indptr, matrix.indices, matrix.data)]
-    for block, (first, last) in enumerate(pairwise(edges.tolist())):
+
+    def fill(block: int) -> None:
         here = np.arange(*blocks[block : block + 2])
-        places, owns, shifts = np.zeros((3, width), np.int64)
-        places[terms[here]] = starts[here]
-        owns[terms[here]], shifts[terms[here]] = bitmaps.find(here)
-        if loops is not None:
-            room = ids, impacts, bitmaps.bits, bitmaps.peaks
-            loops.fill(*arrays, first, last, places, owns, shifts, *room)
-            continue
-        columns = matrix[first:last].tocsc()  # keeps the rows of a column in order
-        for term in terms[here].tolist():
-            span = slice(*columns.indptr[term : term + 2].tolist())
-            found, values = columns.indices[span], columns.data[span]
-            place, own = places[term], owns[term]
-            if own < 0:
-                first_id = place - shifts[term]
-                ids[first_id : first_id + len(found)] = found
-            else:
-                values = mark_rows(found, values, bitmaps.bits[own], bitmaps.peaks[own])
-            impacts[place : place + len(values)] = values
+        owns, shifts = bitmaps.find(here)
+        if loops is None:
+            columns = matrix[slice(*spans[block])].tocsc()  # keeps the rows of a column in order
+            _fill_by_numpy(columns, terms[here], starts[here], owns, shifts, *room)
+            return
+        often = np.flatnonzero(owns >= 0)
+        own = slice(*np.searchsorted(frequent, blocks[block : block + 2]).tolist())
+        heads = np.zeros((width, 2), np.int64)
+        heads[terms[here]] = np.column_stack([starts[here], shifts])
+        heads[terms[here[often]], 0] = -1 - np.arange(len(often))
+        marked = bitmaps.bits[own], bitmaps.peaks[own]
+        loops.fill(*arrays, *spans[block], heads, starts[here[often]], ids, impacts, *marked)
+
+    # Compiled loops release the global lock, and blocks are apart.
+    with ThreadPoolExecutor(THREADS if loops is not None else 1) as pool:
+        for _ in pool.map(fill, range(len(spans))):
+            pass
     np.cumsum(np.bitwise_count(bitmaps.bits[:, :-1]), axis=1, out=bitmaps.begins[:, 1:])
     blocks, terms, starts, ids, impacts = map(read_only, (blocks, terms, starts, ids, impacts))
     bitmaps = Bitmaps(*map(read_only, bitmaps))
     return Postings(rows, width, blocks, terms, starts, ids, impacts, bitmaps)
+
+
+def _counts(matrix: sparse.csr_array, edges: Sequence[int], loops: ModuleType | None) -> np.ndarray:
+    """Return how many postings each term has in each block, (blocks, width) int64."""
+    width = matrix.shape[1]
+    counts = np.zeros((len(edges) - 1, width), np.int64)
+    for block, (first, last) in enumerate(pairwise(matrix.indptr[edges].tolist())):
+        own = read_only(matrix.indices[first:last])
+        if loops is not None:
+            inside = loops.count(own, counts[block])
+        elif inside := not len(own) or bool(0 <= own.min() <= own.max() < width):
+            counts[block] = np.bincount(own, minlength=width)
+        if not inside:
+            raise ValueError(f"column numbers must be from 0 to {width - 1}")  # scipy trusts them
+    return counts
+
+
+def _fill_by_numpy(
+    columns: sparse.csc_array,
+    terms: np.ndarray,
+    starts: np.ndarray,
+    owns: np.ndarray,
+    shifts: np.ndarray,
+    ids: np.ndarray,
+    impacts: np.ndarray,
+    bits: np.ndarray,
+    peaks: np.ndarray,
+) -> None:
+    """Write the postings of the terms of a block, given where the impacts of each of them start.
+
+    ``owns`` and ``shifts`` are what `Bitmaps.find` says of each.
+    """
+    each = zip(terms.tolist(), starts.tolist(), owns.tolist(), shifts.tolist(), strict=True)
+    for term, place, own, shift in each:
+        span = slice(*columns.indptr[term : term + 2].tolist())
+        found, values = columns.indices[span], columns.data[span]
+        if own < 0:
+            ids[place - shift : place - shift + len(found)] = found
+        else:
+            values = mark_rows(found, values, bits[own], peaks[own])
+        impacts[place : place + len(values)] = values
 
 
 @dataclass(frozen=True, eq=False)  # arrays have no single truth value to compare by
