@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 import zlib
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from io import BytesIO
 from pathlib import Path
 from tokenize import TokenError
-from typing import NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from lexvla.errors import IndexCorruptError
 from lexvla_indexer.durable import writing
 
-__all__ = ["Mark", "demand", "mark", "open_array", "save_array"]
+__all__ = [
+    "ArrayFile",
+    "Mark",
+    "demand",
+    "mark",
+    "open_array",
+    "save_array",
+    "writing_array",
+]
 
 _CHUNK = 1 << 24  # bytes that are read at a time
+# Bytes that are written at a time, to places that are multiples of that: so Linux keeps them in its
+# largest pages, in which searches find them faster.
+_PART = 1 << 22
 _TRIES = 5  # of reading a header
 
 
@@ -26,17 +40,58 @@ class Mark(NamedTuple):
     crc32: int
 
 
-def save_array(path: Path, array: np.ndarray) -> None:
-    """Write an array to a ``.npy`` file; an `OSError` names the file.
+class ArrayFile:
+    """Write an array to an open file part by part; once flushed, ``mark`` is of the whole file.
 
     `numpy.save` writes through a buffer of its own and does not check that its last bytes reached
     the disk: on a full disk a small array is cut short, and nothing is raised.
     """
-    array = np.ascontiguousarray(array)
+
+    def __init__(self, file: BinaryIO, kind: DTypeLike, shape: tuple[int, ...]) -> None:
+        self.mark = Mark(0, 0)
+        self._file, self._kind = file, np.dtype(kind)
+        self._room, self._used = np.empty(_PART, np.uint8), 0
+        header = BytesIO()
+        described = np.lib.format.dtype_to_descr(self._kind)
+        facts = {"descr": described, "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(header, facts)
+        self._take(np.frombuffer(header.getbuffer(), np.uint8), np.dtype(np.uint8))
+
+    def append(self, array: np.ndarray) -> None:
+        """Write the next numbers, converted to the file's kind."""
+        self._take(array.reshape(-1), self._kind)
+
+    def flush(self) -> None:
+        """Write what is left."""
+        data = self._room[: self._used].data
+        self._file.write(data)
+        self.mark = Mark(self.mark.size + len(data), zlib.crc32(data, self.mark.crc32))
+        self._used = 0
+
+    def _take(self, numbers: np.ndarray, kind: np.dtype[Any]) -> None:
+        while len(numbers):
+            count = min((len(self._room) - self._used) // kind.itemsize, len(numbers))
+            end = self._used + count * kind.itemsize
+            self._room[self._used : end].view(kind)[:] = numbers[:count]
+            numbers, self._used = numbers[count:], end
+            if self._used == len(self._room):
+                self.flush()
+
+
+@contextmanager
+def writing_array(path: Path, kind: DTypeLike, shape: tuple[int, ...]) -> Iterator[ArrayFile]:
+    """Open the ``.npy`` file of an array to write; an `OSError` names it."""
     with writing(path) as file:
-        header = np.lib.format.header_data_from_array_1_0(array)
-        np.lib.format.write_array_header_1_0(file, header)
-        file.write(array.reshape(-1).view(np.uint8).data)
+        array = ArrayFile(file, kind, shape)
+        yield array
+        array.flush()
+
+
+def save_array(path: Path, array: np.ndarray, kind: DTypeLike | None = None) -> Mark:
+    """Write an array to a ``.npy`` file, perhaps as another kind of numbers; see `ArrayFile`."""
+    with writing_array(path, array.dtype if kind is None else kind, array.shape) as file:
+        file.append(array)
+    return file.mark
 
 
 def open_array(

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy import sparse
 
-from lexvla_indexer.embedded.arrays import demand, open_array, save_array
-from lexvla_indexer.embedded.postings import Postings, build
+from lexvla_indexer.embedded.arrays import Mark, demand, open_array, save_array
+from lexvla_indexer.embedded.postings import Postings, write_postings
 from lexvla_indexer.embedded.rescoring import (
     exact_top,
     integer_scores,
@@ -22,22 +23,28 @@ from lexvla_indexer.impacts import ImpactQuantizer
 __all__ = ["SparseLeg", "write_leg"]
 
 
-def write_leg(folder: Path, leg: str, rows: sparse.csr_array) -> tuple[list[Path], ImpactQuantizer]:
-    """Write rows and their postings. Return the files, not yet synced to the disk.
+def write_leg(
+    folder: Path, leg: str, rows: sparse.csr_array
+) -> tuple[dict[str, Mark], ImpactQuantizer]:
+    """Write rows and their postings. Return the marks of the files, not yet synced to the disk.
 
     Rows are float32 above 0, with sorted column numbers.
     """
     quantizer = ImpactQuantizer.fit(rows)
-    files = build(quantizer.quantize(rows)).save(folder, leg)
-    arrays = {
-        "start": rows.indptr.astype(np.int64, copy=False),
-        "column": rows.indices.astype(_column_type(rows.shape[1]), copy=False),
-        "weight": rows.data,
+    with ThreadPoolExecutor(1) as pool:
+        stored = pool.submit(_write_rows, folder, leg, rows)
+        files = write_postings(folder, rows, leg, quantizer.impacts)
+        return files | stored.result(), quantizer
+
+
+def _write_rows(folder: Path, leg: str, rows: sparse.csr_array) -> dict[str, Mark]:
+    arrays: dict[str, tuple[np.ndarray, type[np.generic]]] = {
+        "start": (rows.indptr, np.int64),
+        "column": (rows.indices, _column_type(rows.shape[1])),
+        "weight": (rows.data, np.float32),
     }
-    for name, array in arrays.items():
-        files.append(folder / f"{leg}.row.{name}.npy")
-        save_array(files[-1], array)
-    return files, quantizer
+    paths = {name: folder / f"{leg}.row.{name}.npy" for name in arrays}
+    return {paths[name].name: save_array(paths[name], *each) for name, each in arrays.items()}
 
 
 class SparseLeg:
