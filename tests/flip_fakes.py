@@ -25,7 +25,7 @@ from scipy import sparse
 from indexer_fakes import LEGS, QUERY, VOCABULARY, documents, encode, random_rows
 from lexvla.errors import IndexCorruptError, LexVLAError
 from lexvla_indexer import EmbeddedIndex, open_index
-from lexvla_indexer.embedded.postings import Postings, build, read_only
+from lexvla_indexer.embedded.postings import Postings, read_only, write_postings
 from postings_fakes import random_impacts, searching
 
 IDS = [f"d{i:03}é" for i in range(240)]
@@ -160,7 +160,7 @@ def flip_manifest(path: Path, seed: int, count: int) -> Counter[str]:
 def make_postings(folder: Path) -> sparse.csr_array:
     """Write postings of two blocks, the second one short."""
     matrix = random_impacts(np.random.default_rng(3), 70_000, WIDTH, 3, 255)
-    build(matrix).save(folder)
+    write_postings(folder, matrix)
     return matrix
 
 

@@ -25,7 +25,7 @@ from lexvla_indexer.embedded.bitmaps import (
     mark_rows,
     rows_of_bits,
 )
-from lexvla_indexer.embedded.postings import Postings, build
+from lexvla_indexer.embedded.postings import Postings, build, write_postings
 from lexvla_indexer.embedded.rescoring import exact_top
 from lexvla_indexer.impacts import ImpactQuantizer
 from postings_fakes import MASKS, WAYS, brute_force, mask, pairs, random_impacts, searching
@@ -212,12 +212,12 @@ def test_a_term_that_every_row_has(way):
 
 
 def test_small_postings_have_no_bitmaps(tmp_path):
-    build(sparse.csr_array(np.full((FREQUENT - 1, 2), 7, np.uint8))).save(tmp_path)
+    write_postings(tmp_path, sparse.csr_array(np.full((FREQUENT - 1, 2), 7, np.uint8)))
     assert Postings.open(tmp_path).bitmaps.bits.shape == (0, BLOCK // 64)
 
 
 def test_damaged_bits_are_told_where_numpy_reads_them(tmp_path):
-    build(sparse.csr_array(np.full((FREQUENT, 1), 7, np.uint8))).save(tmp_path)
+    write_postings(tmp_path, sparse.csr_array(np.full((FREQUENT, 1), 7, np.uint8)))
     file = tmp_path / "lexical.posting.bits.npy"
     bits = np.load(file)
     bits[0, 5] = 1
@@ -267,7 +267,7 @@ def test_nothing_outside_the_files_is_read_when_one_changes_later(tmp_path, way,
     dense = np.full((BLOCK + 3000, 3), 7, np.uint8)
     dense[3::4, 2] = 0
     dense[BLOCK + 1000 :, 2] = 0  # has a list in the last block
-    build(sparse.csr_array(dense)).save(tmp_path)
+    write_postings(tmp_path, sparse.csr_array(dense))
     opened = Postings.open(tmp_path)
     file = tmp_path / f"lexical.posting.{name}.npy"
     array = np.load(file, mmap_mode="r+")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from unittest import mock
 
@@ -12,7 +13,15 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from lexvla.errors import IndexCorruptError
-from lexvla_indexer.embedded.postings import BLOCK, LARGEST_WEIGHT, Postings, best, build
+from lexvla_indexer.embedded.arrays import mark as mark_of_file
+from lexvla_indexer.embedded.postings import (
+    BLOCK,
+    LARGEST_WEIGHT,
+    Postings,
+    best,
+    build,
+    write_postings,
+)
 from postings_fakes import MASKS, WAYS, brute_force, mask, pairs, random_impacts, searching
 
 FILES = ("block", "term", "start", "row", "impact", "bits", "begin", "peak")
@@ -266,7 +275,7 @@ def test_numba_is_loaded_only_when_it_is_needed():
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
-    build(random_impacts(np.random.default_rng(5), BLOCK + 9, 6, 2, 255)).save(tmp_path)
+    write_postings(tmp_path, random_impacts(np.random.default_rng(5), BLOCK + 9, 6, 2, 255))
     return tmp_path
 
 
@@ -277,20 +286,50 @@ def test_saved_postings_answer_as_before(tmp_path, way):
     query = np.array([0, 5]), np.array([3, 4])
     with searching(way):
         made = build(stored)
-        paths = made.save(tmp_path, "codes")
+        marks = write_postings(tmp_path, stored, "codes")
         found = Postings.open(tmp_path, "codes")
         assert pairs(found.top(*query, 50)) == pairs(made.top(*query, 50))
-    assert sorted(tmp_path.iterdir()) == sorted(paths)
-    assert [path.name for path in paths] == [f"codes.posting.{name}.npy" for name in FILES]
+    assert list(marks) == [f"codes.posting.{name}.npy" for name in FILES]
+    assert marks == {path.name: mark_of_file(path) for path in tmp_path.iterdir()}
     assert not found.ids.flags.writeable
     for name in ("rows", "width"):
         assert getattr(found, name) == getattr(made, name)
     assert path_of(tmp_path, "row").exists() is False
 
 
+def test_both_ways_write_the_same_files(tmp_path):
+    """Of a frequent term, a rare one, and rows that end within 64 of the second block."""
+    rng, rows = np.random.default_rng(8), BLOCK + 3000
+    dense = rng.integers(1, 256, (rows, 3)).astype(np.uint8)
+    dense[rng.random(rows) < 0.3, 0] = 0
+    dense[rng.random(rows) < 0.99, 1] = 0
+    stored = sparse.csr_array(dense)
+    marks = {}
+    for way in ("numba", "numpy") if find_spec("numba") else ("numpy",):
+        (tmp_path / way).mkdir()
+        with searching(way):
+            marks[way] = write_postings(tmp_path / way, stored)
+    assert marks == dict.fromkeys(marks, marks["numpy"])
+    assert marks["numpy"]["lexical.posting.bits.npy"].size == 128 + 4 * 8 * 1024
+
+
+def test_weights_are_turned_into_impacts_block_by_block(tmp_path):
+    rows = sparse.csr_array(np.full((BLOCK + 2, 1), 0.5, np.float32))
+    asked: list[int] = []
+
+    def impacts_of(weights: np.ndarray) -> np.ndarray:
+        asked.append(len(weights))
+        return (weights * 8).astype(np.uint8)
+
+    write_postings(tmp_path, rows, impacts_of=impacts_of)
+    assert sorted(asked) == [2, BLOCK]
+    found = Postings.open(tmp_path)
+    assert found.impacts.tolist() == [4] * (BLOCK + 2) + [0] * 64
+
+
 @pytest.mark.parametrize("rows", [0, 3])
 def test_postings_without_words_can_be_saved(tmp_path, rows):
-    build(sparse.csr_array((rows, 4), dtype=np.uint8)).save(tmp_path)
+    write_postings(tmp_path, sparse.csr_array((rows, 4), dtype=np.uint8))
     found = Postings.open(tmp_path)
     assert (found.rows, found.width, len(found.ids)) == (rows, 4, 0)
     assert pairs(found.top(np.array([2]), np.array([1]), 3)) == []

@@ -100,15 +100,20 @@ class ImpactQuantizer:
     def quantize(self, matrix: sparse.csr_array) -> sparse.csr_array:
         """Return the vectors with their weights as uint8 integers, rounded to the nearest."""
         _check_weights(matrix)
-        impacts = np.empty(matrix.nnz, np.uint8)
-        for chunk in _chunks(matrix.nnz):
-            impacts[chunk] = self._impacts(matrix.data[chunk])
+        impacts = self.impacts(matrix.data)
         columns, starts = matrix.indices, matrix.indptr
         if self.drop_zero:
             kept = impacts > 0
             starts = np.concatenate([[0], np.cumsum(kept)])[starts].astype(starts.dtype)
             impacts, columns = impacts[kept], columns[kept]
         return sparse.csr_array((impacts, columns, starts), shape=matrix.shape)
+
+    def impacts(self, weights: np.ndarray) -> np.ndarray:
+        """Return weights, finite and above 0, as uint8 integers; 0 for those to leave out."""
+        impacts = np.empty(len(weights), np.uint8)
+        for chunk in _chunks(len(weights)):
+            impacts[chunk] = self._impacts(weights[chunk])
+        return impacts
 
     def error(self, matrix: sparse.csr_array) -> dict[str, float]:
         """Return the mean and the maximum change that quantising makes to a weight."""

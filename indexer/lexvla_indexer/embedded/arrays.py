@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from io import BytesIO
 from pathlib import Path
 from tokenize import TokenError
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from lexvla.errors import IndexCorruptError
 from lexvla_indexer.durable import writing
 
-__all__ = ["Mark", "demand", "mark", "open_array", "save_array", "save_parts"]
+__all__ = [
+    "ArrayFile",
+    "Mark",
+    "demand",
+    "mark",
+    "open_array",
+    "save_array",
+    "writing_array",
+]
 
 _CHUNK = 1 << 24  # bytes that are read at a time
+# Bytes that are written at a time, to places that are multiples of that: so Linux keeps them in its
+# largest pages, in which searches find them faster.
+_PART = 1 << 22
+_CONVERTED = 1 << 18  # bytes that are converted at a time: they stay in the cache
 _TRIES = 5  # of reading a header
 
 
@@ -27,35 +41,63 @@ class Mark(NamedTuple):
     crc32: int
 
 
-def save_array(path: Path, array: np.ndarray) -> None:
-    """Write an array to a ``.npy`` file; an `OSError` names the file."""
-    array = np.ascontiguousarray(array)
-    save_parts(path, array.dtype, array.shape, [array])
+class ArrayFile:
+    """Write an array to an open file part by part; once flushed, ``mark`` is of the whole file.
 
-
-def save_parts(
-    path: Path, kind: np.dtype, shape: tuple[int, ...], parts: Iterable[np.ndarray]
-) -> None:
-    """Write the parts of an array to a ``.npy`` file, one after the other.
-
-    An `OSError` names the file. `numpy.save` writes through a buffer of its own and does not check
-    that its last bytes reached the disk: on a full disk a small array is cut short, and nothing is
-    raised.
+    `numpy.save` writes through a buffer of its own and does not check that its last bytes reached
+    the disk: on a full disk a small array is cut short, and nothing is raised.
     """
-    header = {
-        "descr": np.lib.format.dtype_to_descr(kind),
-        "fortran_order": False,
-        "shape": shape,
-    }
+
+    def __init__(self, file: BinaryIO, kind: DTypeLike, shape: tuple[int, ...]) -> None:
+        self.mark = Mark(0, 0)
+        self._file, self._kind = file, np.dtype(kind)
+        self._room, self._used = np.empty(_PART, np.uint8), 0
+        header = BytesIO()
+        described = np.lib.format.dtype_to_descr(self._kind)
+        facts = {"descr": described, "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(header, facts)
+        self._take(np.frombuffer(header.getbuffer(), np.uint8))
+
+    def append(self, array: np.ndarray) -> None:
+        """Write the next numbers, converted to the file's kind."""
+        flat, count = array.reshape(-1), _CONVERTED // self._kind.itemsize
+        for first in range(0, len(flat), count):
+            part = np.ascontiguousarray(flat[first : first + count], self._kind)
+            self._take(part.view(np.uint8))
+
+    def flush(self) -> None:
+        """Write what is left."""
+        data = self._room[: self._used].data
+        self._file.write(data)
+        self.mark = Mark(self.mark.size + len(data), zlib.crc32(data, self.mark.crc32))
+        self._used = 0
+
+    def _take(self, data: np.ndarray) -> None:
+        while len(data):
+            part = data[: len(self._room) - self._used]
+            self._room[self._used : self._used + len(part)] = part
+            data, self._used = data[len(part) :], self._used + len(part)
+            if self._used == len(self._room):
+                self.flush()
+
+
+@contextmanager
+def writing_array(path: Path, kind: DTypeLike, shape: tuple[int, ...]) -> Iterator[ArrayFile]:
+    """Open the ``.npy`` file of an array to write; an `OSError` names it."""
     with writing(path) as file:
-        np.lib.format.write_array_header_1_0(file, header)
-        for part in parts:
-            file.write(part.reshape(-1).view(np.uint8).data)
+        array = ArrayFile(file, kind, shape)
+        yield array
+        array.flush()
 
 
-def open_array(
-    path: Path, kind: type[np.generic] | np.dtype, shape: tuple[int, ...] | None = None
-) -> np.ndarray:
+def save_array(path: Path, array: np.ndarray, kind: DTypeLike | None = None) -> Mark:
+    """Write an array to a ``.npy`` file, perhaps as another kind of numbers; see `ArrayFile`."""
+    with writing_array(path, array.dtype if kind is None else kind, array.shape) as file:
+        file.append(array)
+    return file.mark
+
+
+def open_array(path: Path, kind: DTypeLike, shape: tuple[int, ...] | None = None) -> np.ndarray:
     """Map an array into memory, read-only.
 
     A file that is missing, truncated, or does not hold numbers of this kind and shape (``None``:

@@ -90,8 +90,6 @@ def fill(
     row_starts: np.ndarray,
     columns: np.ndarray,
     weights: np.ndarray,
-    first: int,
-    last: int,
     heads: np.ndarray,
     places: np.ndarray,
     ids: np.ndarray,
@@ -99,22 +97,24 @@ def fill(
     bits: np.ndarray,
     peaks: np.ndarray,
 ) -> None:
-    """Write the postings of rows ``first`` to ``last`` - 1, one block.
+    """Write the postings of a block, given its compressed sparse rows.
 
-    The rows are compressed sparse rows. For each term, ``heads`` (terms, 2) says where its impacts
-    in this block start, and how many fewer rows than impacts are stored before; or, of a frequent
-    term, -1 - n, if it is the block's n-th. For each frequent term, ``places`` says where its
-    impacts start, and ``bits`` and ``peaks``, zeros, have a row. ``heads`` and ``places`` are used
-    up. ``ids`` and ``impacts`` are those of `lexvla_indexer.embedded.postings.Postings`.
+    For each term, ``heads`` (terms, 2) says where its impacts start, and how many fewer rows than
+    impacts are stored before; or, of the n-th frequent term, -1 - n. For each of these, ``places``
+    says where its impacts start. Both are used up. The other arrays are the block's part of those
+    of `lexvla_indexer.embedded.postings.Postings`; ``bits`` and ``peaks`` must be zeros.
     """
     # The impacts of frequent terms in a piece, by the place of the bit: then in the bits' order.
     room, nothing = np.zeros((len(places), PIECE), np.uint8), np.uint64(0)
     marks = np.zeros(len(places), np.uint64)
-    for piece in range(first, last, PIECE):
-        for row in range(piece, min(piece + PIECE, last)):
-            place_of_bit = _bit_of_row(row - piece)
-            bit, number = np.uint64(1) << np.uint64(place_of_bit), np.uint16(row - first)
-            for entry in range(row_starts[row], row_starts[row + 1]):
+    rows = len(row_starts) - 1
+    for piece in range((rows + PIECE - 1) // PIECE):
+        for row in range(piece * PIECE, min((piece + 1) * PIECE, rows)):
+            place_of_bit = _bit_of_row(row % PIECE)
+            bit, number = np.uint64(1) << np.uint64(place_of_bit), np.uint16(row)
+            for entry in range(
+                row_starts[row] - row_starts[0], row_starts[row + 1] - row_starts[0]
+            ):
                 term, weight = columns[entry], weights[entry]
                 place = heads[term, 0]
                 if place >= 0:
@@ -124,17 +124,16 @@ def fill(
                 else:
                     marks[-1 - place] |= bit
                     room[-1 - place, place_of_bit] = weight
-        each = (piece - first) // PIECE
         for own in range(len(places)):
             left, place = marks[own], places[own]
-            bits[own, each], marks[own] = left, nothing
+            bits[own, piece], marks[own] = left, nothing
             while left:
                 place_of_bit = first_bit(left)
                 left &= left - np.uint64(1)
                 weight = room[own, place_of_bit]
                 impacts[place] = weight
                 place += 1
-                group = each * _GROUPS + place_of_bit % _GROUPS
+                group = piece * _GROUPS + place_of_bit % _GROUPS
                 peaks[own, group] = max(peaks[own, group], weight)
             places[own] = place
 

@@ -23,18 +23,21 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
+from typing import NamedTuple
 
 import numpy as np
 from scipy import sparse
 
 from lexvla.errors import IndexCorruptError
-from lexvla_indexer.embedded.arrays import demand, open_array, save_array
+from lexvla_indexer.embedded.arrays import Mark, demand, open_array, save_array, writing_array
 from lexvla_indexer.embedded.bitmaps import (
     BITMAP_FILES,
     BLOCK,
@@ -57,6 +60,7 @@ __all__ = [
     "build",
     "kernels",
     "read_only",
+    "write_postings",
 ]
 
 COMPILED_FROM = 1 << 23  # postings
@@ -74,6 +78,7 @@ _FILES: dict[str, type[np.generic]] = {
     "row": np.uint16,
     "impact": np.uint8,
 }
+_KINDS = _FILES | {name: kind for name, (kind, _) in BITMAP_FILES.items()}
 _THREADED = 1 << 26  # rows times terms: starting a thread takes less time than it saves then
 _COLUMNS = 1 << 10  # that a block's scores are laid out in: their maxima tell what to look for
 _KEPT = 1 << 25  # postings of a leg's frequent terms whose rows are kept, two bytes each
@@ -97,92 +102,153 @@ def build(matrix: sparse.csr_array) -> Postings:
     """Turn rows of impacts, (rows, width) uint8 with sorted column numbers, into postings."""
     if matrix.dtype != np.uint8:
         raise ValueError(f"impacts must be uint8, not {matrix.dtype}")
-    if not matrix.has_canonical_format:
-        raise ValueError("a row must have sorted column numbers, each once")
+    plan = _planned(matrix)
+    parts = zip(*_parts(matrix, plan, np.asarray), strict=True)
+    ids, impacts, *marks = (read_only(np.concatenate(own)) for own in parts)
+    bitmaps = Bitmaps(read_only(plan.frequent), read_only(plan.before), *marks)
     rows, width = matrix.shape
-    loops = kernels(matrix.nnz)
-    edges = [*range(0, rows, BLOCK), rows]
-    spans = list(pairwise(edges))
-    counts = _counts(matrix, edges, loops)
-    owners, terms = np.nonzero(counts)
-    blocks = np.searchsorted(owners, np.arange(len(edges)))
-    starts = np.append(0, np.cumsum(counts[owners, terms]))
-    terms = terms.astype(np.int32)
-    frequent, before = frequent_terms(starts)
-    marks = [
-        np.zeros((len(frequent), BLOCK // rows_of_one), kind)
-        for kind, rows_of_one in BITMAP_FILES.values()
-    ]
-    bitmaps = Bitmaps(frequent, before, *marks)
-    ids = np.empty(matrix.nnz - before[-1], np.uint16)
-    impacts = np.zeros(matrix.nnz + _SPARE, np.uint8)
-    room = ids, impacts, bitmaps.bits, bitmaps.peaks
-    arrays = [read_only(each) for each in (matrix.indptr, matrix.indices, matrix.data)]
-
-    def fill(block: int) -> None:
-        here = np.arange(*blocks[block : block + 2])
-        owns, shifts = bitmaps.find(here)
-        if loops is None:
-            columns = matrix[slice(*spans[block])].tocsc()  # keeps the rows of a column in order
-            _fill_by_numpy(columns, terms[here], starts[here], owns, shifts, *room)
-            return
-        often = np.flatnonzero(owns >= 0)
-        own = slice(*np.searchsorted(frequent, blocks[block : block + 2]).tolist())
-        heads = np.zeros((width, 2), np.int64)
-        heads[terms[here]] = np.column_stack([starts[here], shifts])
-        heads[terms[here[often]], 0] = -1 - np.arange(len(often))
-        marked = bitmaps.bits[own], bitmaps.peaks[own]
-        loops.fill(*arrays, *spans[block], heads, starts[here[often]], ids, impacts, *marked)
-
-    # Compiled loops release the global lock, and blocks are apart.
-    with ThreadPoolExecutor(THREADS if loops is not None else 1) as pool:
-        for _ in pool.map(fill, range(len(spans))):
-            pass
-    np.cumsum(np.bitwise_count(bitmaps.bits[:, :-1]), axis=1, out=bitmaps.begins[:, 1:])
-    blocks, terms, starts, ids, impacts = map(read_only, (blocks, terms, starts, ids, impacts))
-    bitmaps = Bitmaps(*map(read_only, bitmaps))
+    blocks, terms, starts = map(read_only, plan[:3])
     return Postings(rows, width, blocks, terms, starts, ids, impacts, bitmaps)
 
 
-def _counts(matrix: sparse.csr_array, edges: Sequence[int], loops: ModuleType | None) -> np.ndarray:
-    """Return how many postings each term has in each block, (blocks, width) int64."""
-    width = matrix.shape[1]
+def write_postings(
+    folder: Path,
+    matrix: sparse.csr_array,
+    leg: str = "lexical",
+    impacts_of: Callable[[np.ndarray], np.ndarray] = np.asarray,
+) -> dict[str, Mark]:
+    """Write the postings of rows, block by block. Return the files' marks, not yet synced.
+
+    The rows are those that `build` takes, once ``impacts_of`` has turned weights into impacts.
+    """
+    plan = _planned(matrix)
+    heads = {
+        "block": np.concatenate([matrix.shape, plan.blocks]),
+        "term": plan.terms,
+        "start": plan.starts,
+    }
+    marks = {name: save_array(_path(folder, leg, name), array) for name, array in heads.items()}
+    shapes: dict[str, tuple[int, ...]] = {
+        "row": (matrix.nnz - int(plan.before[-1]),),
+        "impact": (matrix.nnz + _SPARE,),
+    }
+    for name, (_, rows_of_one) in BITMAP_FILES.items():
+        shapes[name] = len(plan.frequent), BLOCK // rows_of_one
+    with ExitStack() as opened:
+        files = {
+            name: opened.enter_context(writing_array(_path(folder, leg, name), _KINDS[name], shape))
+            for name, shape in shapes.items()
+        }
+        for part in _parts(matrix, plan, impacts_of):
+            for file, array in zip(files.values(), part, strict=True):
+                file.append(array)
+    marks |= {name: file.mark for name, file in files.items()}
+    return {_path(folder, leg, name).name: found for name, found in marks.items()}
+
+
+class _Plan(NamedTuple):
+    """Say where the postings of rows go: arrays of `Postings` and of `Bitmaps`."""
+
+    blocks: np.ndarray
+    terms: np.ndarray
+    starts: np.ndarray
+    frequent: np.ndarray
+    before: np.ndarray
+
+
+def _planned(matrix: sparse.csr_array) -> _Plan:
+    if not matrix.has_canonical_format:
+        raise ValueError("a row must have sorted column numbers, each once")
+    rows, width = matrix.shape
+    edges = [*range(0, rows, BLOCK), rows]
     counts = np.zeros((len(edges) - 1, width), np.int64)
+    loops = kernels(matrix.nnz)
     for block, (first, last) in enumerate(pairwise(matrix.indptr[edges].tolist())):
-        own = read_only(matrix.indices[first:last])
+        columns = read_only(matrix.indices[first:last])
         if loops is not None:
-            inside = loops.count(own, counts[block])
-        elif inside := not len(own) or bool(0 <= own.min() <= own.max() < width):
-            counts[block] = np.bincount(own, minlength=width)
+            inside = loops.count(columns, counts[block])
+        elif inside := first == last or bool(0 <= columns.min() <= columns.max() < width):
+            counts[block] = np.bincount(columns, minlength=width)
         if not inside:
             raise ValueError(f"column numbers must be from 0 to {width - 1}")  # scipy trusts them
-    return counts
+    owners, terms = np.nonzero(counts)
+    blocks = np.searchsorted(owners, np.arange(len(edges)))
+    starts = np.append(0, np.cumsum(counts[owners, terms]))
+    return _Plan(blocks, terms.astype(np.int32), starts, *frequent_terms(starts))
 
 
-def _fill_by_numpy(
-    columns: sparse.csc_array,
+def _parts(
+    matrix: sparse.csr_array, plan: _Plan, impacts_of: Callable[[np.ndarray], np.ndarray]
+) -> Iterator[tuple[np.ndarray, ...]]:
+    """Yield each block's rows, impacts, bits, begins and peaks, in order; last what ends the files.
+
+    Compiled loops release the global lock: a thread for each processor fills blocks.
+    """
+    loops = kernels(matrix.nnz)
+
+    def part(block: int) -> tuple[np.ndarray, ...]:
+        places = slice(*plan.blocks[block : block + 2].tolist())
+        starts = plan.starts[places.start : places.stop + 1] - plan.starts[places.start]
+        rows = matrix.indptr[block * BLOCK : (block + 1) * BLOCK + 1]
+        entries = slice(*rows[[0, -1]].tolist())
+        impacts = impacts_of(matrix.data[entries])
+        arrays = rows, matrix.indices[entries], impacts
+        return _filled(arrays, matrix.shape[1], plan.terms[places], starts, loops)
+
+    threads = THREADS if loops is not None else 1
+    with ThreadPoolExecutor(threads) as pool:
+        running: deque[Future[tuple[np.ndarray, ...]]] = deque()
+        for block in range(len(plan.blocks) - 1):
+            if len(running) > threads:  # no more blocks in memory than that
+                yield running.popleft().result()
+            running.append(pool.submit(part, block))
+        while running:
+            yield running.popleft().result()
+    yield (np.empty(0, np.uint16), np.zeros(_SPARE, np.uint8), *_no_marks(0))
+
+
+def _filled(
+    arrays: tuple[np.ndarray, np.ndarray, np.ndarray],
+    width: int,
     terms: np.ndarray,
     starts: np.ndarray,
-    owns: np.ndarray,
-    shifts: np.ndarray,
-    ids: np.ndarray,
-    impacts: np.ndarray,
-    bits: np.ndarray,
-    peaks: np.ndarray,
-) -> None:
-    """Write the postings of the terms of a block, given where the impacts of each of them start.
+    loops: ModuleType | None,
+) -> tuple[np.ndarray, ...]:
+    """Return what `_parts` does of a block, given its compressed sparse rows.
 
-    ``owns`` and ``shifts`` are what `Bitmaps.find` says of each.
+    ``terms`` are those that occur, and ``starts`` says where the impacts of each of them start.
     """
-    each = zip(terms.tolist(), starts.tolist(), owns.tolist(), shifts.tolist(), strict=True)
-    for term, place, own, shift in each:
-        span = slice(*columns.indptr[term : term + 2].tolist())
-        found, values = columns.indices[span], columns.data[span]
-        if own < 0:
-            ids[place - shift : place - shift + len(found)] = found
-        else:
-            values = mark_rows(found, values, bits[own], peaks[own])
-        impacts[place : place + len(values)] = values
+    frequent, before = frequent_terms(starts)
+    bitmaps = Bitmaps(frequent, before, *_no_marks(len(frequent)))
+    owns, shifts = bitmaps.find(np.arange(len(terms)))
+    ids = np.empty(starts[-1] - before[-1], np.uint16)
+    impacts = np.empty(starts[-1], np.uint8)
+    if loops is not None:
+        heads = np.zeros((width, 2), np.int64)
+        heads[terms] = np.column_stack([np.where(owns < 0, starts[:-1], -1 - owns), shifts])
+        room = ids, impacts, bitmaps.bits, bitmaps.peaks
+        loops.fill(*map(read_only, arrays), heads, starts[frequent], *room)
+    else:
+        indptr, indices, weights = arrays
+        rows = sparse.csr_array((weights, indices, indptr - indptr[0]), (len(indptr) - 1, width))
+        columns = rows.tocsc()  # keeps the rows of a column in order
+        each = zip(terms.tolist(), starts.tolist(), owns.tolist(), shifts.tolist(), strict=False)
+        for term, start, own, shift in each:
+            span = slice(*columns.indptr[term : term + 2].tolist())
+            found, values = columns.indices[span], columns.data[span]
+            if own < 0:
+                ids[start - shift : start - shift + len(found)] = found
+            else:
+                values = mark_rows(found, values, bitmaps.bits[own], bitmaps.peaks[own])
+            impacts[start : start + len(values)] = values
+    np.cumsum(np.bitwise_count(bitmaps.bits[:, :-1]), axis=1, out=bitmaps.begins[:, 1:])
+    return ids, impacts, *bitmaps[2:]
+
+
+def _no_marks(terms: int) -> list[np.ndarray]:
+    """Return bits, begins and peaks of so many frequent terms, all zero."""
+    kinds = BITMAP_FILES.values()
+    return [np.zeros((terms, BLOCK // rows_of_one), kind) for kind, rows_of_one in kinds]
 
 
 @dataclass(frozen=True, eq=False)  # arrays have no single truth value to compare by
@@ -209,16 +275,6 @@ class Postings:
     impacts: np.ndarray
     bitmaps: Bitmaps
     _found: dict[int, memoryview] = field(default_factory=dict, init=False, repr=False)
-
-    def save(self, folder: Path, leg: str = "lexical") -> list[Path]:
-        """Write the files of a leg into a folder. Return them, not yet synced to the disk."""
-        head = np.concatenate([[self.rows, self.width], self.blocks])
-        marks = self.bitmaps.bits, self.bitmaps.begins, self.bitmaps.peaks
-        arrays = (head, self.terms, self.starts, self.ids, self.impacts, *marks)
-        paths = [_path(folder, leg, name) for name in (*_FILES, *BITMAP_FILES)]
-        for path, array in zip(paths, arrays, strict=True):
-            save_array(path, array)
-        return paths
 
     @classmethod
     def open(cls, folder: Path, leg: str = "lexical") -> Postings:

@@ -64,24 +64,22 @@ def write_segment(folder: Path, ids: Sequence[str], encoding: Encoding, text: Te
         arrays["patch"] = encoding.patches
     if encoding.dense is not None:
         arrays["dense"] = encoding.dense
-    files = [folder / f"{name}.npy" for name in arrays]
-    for file, array in zip(files, arrays.values(), strict=True):
-        save_array(file, array)
+    files = {f"{name}.npy": save_array(folder / f"{name}.npy", arrays[name]) for name in arrays}
     quantizers = {}
     impacts = text.impacts if text.words else None
     for leg, rows in (("lexical", encoding.lexical), ("codes", encoding.codes), ("text", impacts)):
         if rows is not None:
             written, quantizer = write_leg(folder, leg, rows)
-            files += written
+            files |= written
             quantizers[leg] = quantizer.to_dict()
     dense, codes = encoding.dense, encoding.codes
     if dense is not None and codes is not None and wants_lists(len(ids), codes):
-        files += write_lists(folder, dense, codes)
+        files |= {file.name: mark(file) for file in write_lists(folder, dense, codes)}
     if dense is not None and len(ids) >= BYTES_FROM:
-        files += write_bytes(folder, dense)
-    for file in files:
-        fsync(file)
-    head = {"quantizers": quantizers, "files": {file.name: mark(file) for file in files}}
+        files |= {file.name: mark(file) for file in write_bytes(folder, dense)}
+    for name in files:
+        fsync(folder / name)
+    head = {"quantizers": quantizers, "files": files}
     content = json.dumps(head, indent=1).encode()
     with writing(folder / _HEAD) as head_file:
         head_file.write(content)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy import sparse
 
-from lexvla_indexer.embedded.arrays import demand, open_array, save_array, save_parts
+from lexvla_indexer.embedded.arrays import Mark, demand, open_array, save_array, writing_array
 from lexvla_indexer.embedded.batches import Batch, Row, exact_top_batch
-from lexvla_indexer.embedded.postings import Postings, build
+from lexvla_indexer.embedded.postings import Postings, write_postings
 from lexvla_indexer.embedded.rescoring import (
     exact_top,
     integer_scores,
@@ -23,20 +24,29 @@ from lexvla_indexer.impacts import ImpactQuantizer
 
 __all__ = ["SparseLeg", "write_leg"]
 
-_PART = 1 << 20  # entries that are written at a time
+_PART = 1 << 16  # entries that are made at a time: they stay in the cache
 
 
-def write_leg(folder: Path, leg: str, rows: sparse.csr_array) -> tuple[list[Path], ImpactQuantizer]:
-    """Write rows and their postings. Return the files, not yet synced to the disk.
+def write_leg(
+    folder: Path, leg: str, rows: sparse.csr_array
+) -> tuple[dict[str, Mark], ImpactQuantizer]:
+    """Write rows and their postings. Return the marks of the files, not yet synced to the disk.
 
     Rows are float32 above 0, with sorted column numbers.
     """
     quantizer = ImpactQuantizer.fit(rows)
-    files = build(quantizer.quantize(rows)).save(folder, leg)
+    with ThreadPoolExecutor(1) as pool:
+        stored = pool.submit(_write_rows, folder, leg, rows)
+        files = write_postings(folder, rows, leg, quantizer.impacts)
+        return files | stored.result(), quantizer
+
+
+def _write_rows(folder: Path, leg: str, rows: sparse.csr_array) -> dict[str, Mark]:
     start, entry = (folder / f"{leg}.row.{name}.npy" for name in ("start", "entry"))
-    save_array(start, rows.indptr.astype(np.int64, copy=False))
-    save_parts(entry, entry_type(rows.shape[1]), (rows.nnz,), _entries(rows))
-    return [*files, start, entry], quantizer
+    with writing_array(entry, entry_type(rows.shape[1]), (rows.nnz,)) as file:
+        for part in _entries(rows):
+            file.append(part)
+    return {start.name: save_array(start, rows.indptr, np.int64), entry.name: file.mark}
 
 
 def _entries(rows: sparse.csr_array) -> Iterator[np.ndarray]:

@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from lexvla.errors import IndexCorruptError
 from lexvla_indexer.durable import naming
@@ -51,9 +52,7 @@ class StoredArray:
     that is missing, truncated, or not of this kind and shape raises IndexCorruptError.
     """
 
-    def __init__(
-        self, path: Path, kind: type[np.generic] | np.dtype, shape: tuple[int, ...]
-    ) -> None:
+    def __init__(self, path: Path, kind: DTypeLike, shape: tuple[int, ...]) -> None:
         self.mapped = open_array(path, kind, shape)
         self._path = path
         self._file, self._offset = -1, 0
