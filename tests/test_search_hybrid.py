@@ -270,6 +270,8 @@ def test_search_many(index: Index) -> None:
     queries = [Query(text="word1:1"), Query(text="word2:1", k=3)]
     assert searcher.search_many(queries) == [searcher.search(query) for query in queries]
     assert searcher.search_many(queries, k=1) == [searcher.search(q, k=1) for q in queries]
+    with pytest.raises(TypeError, match="a list of queries"):
+        searcher.search_many("cat")  # not three queries of a letter
 
 
 def test_the_index_has_its_own_fusion(tmp_path: Path) -> None:

@@ -225,6 +225,8 @@ class Searcher:
         self, queries: Iterable[Query | str], k: int | None = None, explain: bool = False
     ) -> list[list[Hit]]:
         """Return the hits of each query; see `search`. Their texts are encoded together."""
+        if isinstance(queries, str | Query):
+            raise TypeError("expected a list of queries, not a single one")
         asked = [_query_of(query) for query in queries]
         searcher = self.prepared([query.text for query in asked if query.text])
         return [searcher.search(query, k, explain) for query in asked]
