@@ -9,6 +9,7 @@ blocks. Rows that the engine reads with pread are not mapped.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from unittest import mock
 
 import numpy as np
@@ -21,6 +22,7 @@ from lexvla_indexer.embedded.postings import Postings
 from lexvla_indexer.embedded.stored_rows import StoredRows
 
 PIECE = 1 << 16
+ROW_BYTES = 6  # of an entry of a row: a column of two bytes and a weight of four
 
 
 def touched(
@@ -44,20 +46,29 @@ def touched(
     with mock.patch.object(rescoring, "row_scores", noted):
         for number in range(queries.shape[0]):
             contender.ask(number)
-    places = np.flatnonzero(np.isin(postings.terms, queries.indices))
-    found = postings.starts[places], postings.starts[places + 1]
     own, touched_rows = (
         (stored.indptr[rows].astype(np.int64), stored.indptr[rows + 1].astype(np.int64))
         for rows in (np.unique(np.concatenate(some)) for some in (rescored, mapped))
     )
-    count, words = (int((last - first).sum()) for first, last in (found, own))
-    held = pieces(*found, 2) + pieces(*found, 1) + pieces(*touched_rows, 6)
+    spans = [*_spans(postings, np.flatnonzero(np.isin(postings.terms, queries.indices)))]
+    held = sum(pieces(*span) for span in spans) + pieces(*touched_rows, ROW_BYTES)
     return {
-        "posting_bytes": count * 3,
-        "row_bytes": words * 6,  # a column of two bytes and a weight of four
+        "posting_bytes": sum(int((lasts - firsts).sum()) * size for firsts, lasts, size in spans),
+        "row_bytes": int((own[1] - own[0]).sum()) * ROW_BYTES,
         "mapped_bytes": held * PIECE,
         "rescored": float(np.mean([len(rows) for rows in rescored])),
     }
+
+
+def _spans(postings: Postings, places: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+    """Yield what each file has of some terms: where their entries start and end, and their size."""
+    firsts, lasts = postings.starts[places], postings.starts[places + 1]
+    yield firsts, lasts, 1  # impacts
+    owns, shifts = postings.bitmaps.find(places)
+    listed = owns < 0
+    yield (firsts - shifts)[listed], (lasts - shifts)[listed], 2  # rows
+    for marks in postings.bitmaps[2:]:
+        yield owns[~listed], owns[~listed] + 1, marks.itemsize * marks.shape[1]
 
 
 def pieces(firsts: np.ndarray, lasts: np.ndarray, size: int) -> int:

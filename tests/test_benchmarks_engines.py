@@ -260,10 +260,16 @@ def test_what_queries_read_counts_each_byte_once(load, tmp_path) -> None:
     ):
         unmapped = reading.touched(i, stored, postings, queries)
     assert unmapped == read | {"mapped_bytes": 2 * 65_536}  # of the postings alone
+    with mock.patch("lexvla_indexer.embedded.bitmaps.FREQUENT", 2):  # of words 0 and 2
+        postings = build(ImpactQuantizer.fit(stored).quantize(stored))
+        spans = reading._spans(postings, np.arange(5))
+        counts = {size: (lasts - firsts).tolist() for firsts, lasts, size in spans}
+    marks = {8192: [1, 1], 2048: [1, 1], 4096: [1, 1]}  # bits, begins and peaks
+    assert counts == {1: [2, 1, 16, 1, 1], 2: [1, 1, 1], **marks}
     assert read["posting_bytes"] == 3 * (2 + 1)  # words 0 and 5
-    assert read["row_bytes"] == 8 * (1 + 2 + 3)  # the first three documents
+    assert read["row_bytes"] == 6 * (1 + 2 + 3)  # the first three documents
     assert read["rescored"] == 2.5
-    assert read["mapped_bytes"] == 4 * 65_536  # one piece of each file
+    assert read["mapped_bytes"] == 3 * 65_536  # one piece of each file
     spans = np.array([0, 30_000, 90_000, 200_000]), np.array([10, 33_000, 90_000, 200_001])
     assert reading.pieces(*spans, 2) == 3  # the second lies in two, the third is empty
 

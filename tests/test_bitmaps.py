@@ -227,7 +227,7 @@ def test_damaged_bits_are_told_where_numpy_reads_them(tmp_path):
 
 
 def test_bits_of_rows_that_a_block_does_not_have_are_told_by_numpy(tmp_path):
-    build(sparse.csr_array(np.full((FREQUENT, 1), 7, np.uint8))).save(tmp_path)
+    write_postings(tmp_path, sparse.csr_array(np.full((FREQUENT, 1), 7, np.uint8)))
     file = tmp_path / "lexical.posting.bits.npy"
     bits = np.load(file)
     bits[0, [5, FREQUENT // 64]] = bits[0, [FREQUENT // 64, 5]]
