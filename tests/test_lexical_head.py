@@ -288,7 +288,8 @@ def test_max_active_dims_is_a_limit_under_every_rule(rule: str) -> None:
     limited["max_active_dims"] = 2
     assert kept(rows, rule, **limited) == [close([0.6, 0, 0.8, 0]), [0, 0, 0, 1]]
     limited["max_active_dims"] = 0
-    assert kept(rows, rule, **limited) == [[0, 0, 0, 0], [0, 0, 0, 0]]
+    with pytest.raises(ValueError, match="must be at least 1, not 0"):
+        kept(rows, rule, **limited)
     limited["max_active_dims"] = 4
     length = math.sqrt(0.75**2 + 0.625**2 + 1)
     assert kept(rows, rule, **limited) == [close([v / length for v in rows[0]]), [0, 0, 0, 1]]
