@@ -27,8 +27,8 @@ __all__ = [
 ]
 
 _CHUNK = 1 << 24  # bytes that are read at a time
-# Bytes that are written at a time, to places that are multiples of that: so Linux keeps them in its
-# largest pages, in which searches find them faster.
+# Bytes that are written at a time, to places that are multiples of that: so Linux can keep them in
+# its largest pages, as it does with what is written at once.
 _PART = 1 << 22
 _CONVERTED = 1 << 18  # bytes that are converted at a time: they stay in the cache
 _TRIES = 5  # of reading a header
