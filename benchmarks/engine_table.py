@@ -33,9 +33,7 @@ not kept here; all answers were equal. The rows "without skipping" above come fr
   scored whole for a floor (0.88 by 20 words); frequent words in fours, and the places of their
   impacts counted from the bits (0.93 by 150); a word's place among those of a block bounded by how
   many are missing (0.90 and 0.95); columns and weights of a row in one file (0.5 to 0.6 of the time
-  of scoring rows again). Whole searches, two versions in processes that take turns: 0.87 by 20
-  words, 0.95 by 150 on two threads; on a million vectors of the default model 0.91 by texts, 0.93
-  by labels, 0.95 by images. Since 2026-11-27 before skipping: 0.60, 0.69 and 0.95.
+  of scoring rows again). Whole searches gain less: a part of each lies around the loops.
 - **Large pages**: files written 4 MiB at a time are mapped in pages of 2 MiB while they stay in
   memory. Whether that is faster changes from run to run, as does where the memory lies.
 - **A floor from the frequent words alone**, by the 64 groups of the highest bounds: 0.2 to 0.4 of

@@ -20,6 +20,7 @@ from lexvla.encoding import Encoding
 from lexvla.errors import UnknownDocumentError
 from lexvla.images import ImageSource
 from lexvla_indexer import Document, open_index
+from lexvla_indexer.embedded.engine import EmbeddedIndex
 from lexvla_search import Query, ReciprocalRank, Searcher, Weighted, save_fusion
 from lexvla_search.api import Settings, create_app, service
 from lexvla_search.candidates import Candidates
@@ -310,3 +311,12 @@ def test_a_fusion_by_its_settings(tmp_path: Path) -> None:
                 found = as_found(answer["hits"], tmp_path)
                 assert found == [hit.to_dict() for hit in expected]
                 assert answer["query"]["fusion"] == str(fusion)
+
+
+def test_the_index_is_warm_before_the_first_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warmed: list[EmbeddedIndex] = []
+    monkeypatch.setattr(EmbeddedIndex, "warm_up", lambda index: warmed.append(index))
+    with served(tmp_path):
+        assert len(warmed) == 1

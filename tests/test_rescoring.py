@@ -67,7 +67,7 @@ def test_the_best_row_may_be_two_errors_below_the_best_integer(way, many, monkey
     matrix, query = sparse.csr_array(stored), row(*[1] * 31, 0)
     impacts = ImpactQuantizer.fit(matrix).quantize(matrix)
     assert (impacts @ query.toarray()[0])[:3].tolist() == [60, 31, 0]
-    monkeypatch.setattr(rescoring, "_MANY", many)
+    monkeypatch.setattr(rescoring, "MANY", many)
     with searching(way):
         found = search(matrix, query, 1)
     assert found == expected(matrix, query, 1)

@@ -370,7 +370,7 @@ class Index(ABC):
             return self._staging.fingerprints(self._fingerprints(ids), ids)
 
     def fingerprinted(self, start: str = "") -> Iterator[tuple[str, str]]:
-        """Yield the id and fingerprint of each document whose fingerprint has this start, by id.
+        """Yield the id and fingerprint of each document whose fingerprint begins so, by id.
 
         Staged changes are ignored.
         """
@@ -442,7 +442,7 @@ class Index(ABC):
         }
 
     def warm_up(self) -> None:  # noqa: B027 - not every engine has something to load
-        """Load now what many searches are faster with; a process of a few takes less without."""
+        """Load what speeds up searches, as a server does; for a few searches it does not pay."""
 
     def read_note(self, name: str) -> Any:
         """Return the JSON value that `write_note` stored under a name, or ``None``."""

@@ -15,11 +15,11 @@ from lexvla_indexer.embedded.kernels import (
     row_scores,
     row_scores_by_reading,
 )
+from lexvla_indexer.embedded.rescoring import MANY
 
 __all__ = ["answer"]
 
 _Arrays = tuple[np.ndarray, ...]
-_MANY = 32  # rows: scoring fewer takes less time than finding out which need not be
 
 
 @compiled
@@ -77,7 +77,7 @@ def answer(
             rows, postings, bitmaps, columns[first:last], integers[first:last], len(dense), margin,
             allowed, best, sums, skips,
         )  # fmt: skip
-        if len(near) > k + _MANY:
+        if len(near) > k + MANY:
             highest = near[scores >= best[0]][:k]
             own, is_sound = _scores(highest, forward, place, few, dense)
             sound = sound and is_sound

@@ -16,13 +16,13 @@ from lexvla_indexer.embedded import postings as of_postings
 from lexvla_indexer.embedded.postings import (
     BLOCK,
     LARGEST_SUM,
-    LARGEST_WEIGHT,
     MOST_TERMS,
     NO_MASK,
     Postings,
     aligned,
     read_only,
 )
+from lexvla_indexer.embedded.rescoring import integer_scale
 from lexvla_indexer.embedded.stored_rows import StoredRows
 from lexvla_indexer.impacts import ImpactQuantizer
 
@@ -80,8 +80,7 @@ class Batch(NamedTuple):
         sums, greatest = np.bincount(owners, weights, len(lengths)), np.zeros(len(lengths))
         np.maximum.at(greatest, owners, weights)
         with np.errstate(divide="ignore"):
-            scales = (LARGEST_SUM // 255 - lengths - 1) / sums
-            scales = np.minimum(scales, LARGEST_WEIGHT / greatest)
+            scales = integer_scale(lengths, sums, greatest)
         scales[lengths == 0] = 1
         own = scales[owners]
         integers = np.maximum(np.rint(weights * own), 1)
@@ -95,7 +94,7 @@ class Batch(NamedTuple):
         return Row(self.queries.indices[span], self.queries.data[span], (1, self.queries.shape[1]))
 
     def shares(self, count: int) -> list[np.ndarray]:
-        """Return the numbers of all queries in so many shares that take about as long each."""
+        """Deal the numbers of all queries into shares that take about the same time."""
         longest_first = np.argsort(-np.diff(self.starts), kind="stable")
         return [longest_first[share::count] for share in range(count)]
 

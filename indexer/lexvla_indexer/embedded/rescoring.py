@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from scipy import sparse
@@ -18,12 +19,12 @@ from lexvla_indexer.embedded.postings import (
 from lexvla_indexer.embedded.stored_rows import Rows, StoredRows
 from lexvla_indexer.impacts import ImpactQuantizer
 
-__all__ = ["exact_top", "integer_scores", "integer_top", "row_scores"]
+__all__ = ["MANY", "exact_top", "integer_scale", "integer_scores", "integer_top", "row_scores"]
 
 # If more than this share of the rows is near the best, all are scored: reading them in order is
 # faster than picking so many.
 SHARE = 0.25
-_MANY = 32  # rows: scoring fewer takes less time than finding out which need not be
+MANY = 32  # rows: scoring fewer takes less time than finding out which need not be
 _CHUNK = 8192  # rows that numpy scores at a time
 
 
@@ -64,7 +65,7 @@ def exact_top(
     )
     if may_miss or len(rows) > SHARE * postings.rows:
         rows = np.arange(postings.rows) if allowed is None else np.flatnonzero(allowed)
-    elif len(rows) > k + _MANY:
+    elif len(rows) > k + MANY:
         exact, highest = np.zeros(len(rows)), np.sort(np.argpartition(scores, -k)[-k:])
         exact[highest] = row_scores(forward, rows[highest], query)
         others = scores * (quantizer.step / scale) >= exact[highest].min() - bound
@@ -132,11 +133,19 @@ def _integers(
     if not query.nnz:
         return np.empty(0, np.int32), 1.0, 0.0
     weights = query.data.astype(np.float64)
-    scale = (LARGEST_SUM // 255 - len(weights) - 1) / weights.sum()
-    scale = min(scale, LARGEST_WEIGHT / weights.max())
+    scale = float(integer_scale(len(weights), weights.sum(), weights.max()))
     integers = np.maximum(np.rint(weights * scale), 1)
     bound += quantizer.top * float(np.abs(weights - integers / scale).sum())
     return integers.astype(np.int32), scale, bound * (1 + 1e-9)
+
+
+def integer_scale(terms: Any, total: Any, greatest: Any) -> Any:
+    """Return the integer of a query weight of 1, as great as the postings take.
+
+    Given are a query's number of terms, what their weights add up to, and the greatest of these;
+    or an array of each, for several queries.
+    """
+    return np.minimum((LARGEST_SUM // 255 - terms - 1) / total, LARGEST_WEIGHT / greatest)
 
 
 def row_scores(

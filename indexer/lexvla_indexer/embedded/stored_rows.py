@@ -128,7 +128,7 @@ class StoredRows:
 
     @property
     def few(self) -> int:
-        """Up to how many rows are read, and not taken from the map; -1 if none are."""
+        """The largest number of rows that is read rather than taken from the map; -1 for none."""
         return FEW if self.reads(0) else -1
 
     def near(self, rows: np.ndarray) -> tuple[Rows, np.ndarray]:

@@ -47,7 +47,7 @@ class _Job:
 
 
 class Batcher:
-    """Call an encoder, once at a time.
+    """Call an encoder, one call at a time.
 
     A call that finds the model free goes through it in the caller's own thread: to hand it to
     another and wait takes longer than a short call needs. Calls that wait while the model is busy
