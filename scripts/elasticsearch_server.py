@@ -29,6 +29,7 @@ import urllib.error
 import urllib.request
 import zipfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +224,7 @@ def launch(name: str, program: Path, run: Path, environment: Mapping[str, str]) 
             shutil.chown(path, "nobody")
     as_user = {"user": "nobody", "extra_groups": []} if os.getuid() == 0 else {}
     log = run / "start.log"
+    forget_dead_javas()
     with log.open("wb") as out:
         done = subprocess.run(  # noqa: S603
             [str(program), "-d", "-p", str(run / "pid")],
@@ -236,6 +238,19 @@ def launch(name: str, program: Path, run: Path, environment: Mapping[str, str]) 
         )
     if done.returncode:
         raise ServerError(f"{name} did not start:\n{log.read_text()[-3000:]}")
+
+
+def forget_dead_javas(folder: Path = Path("/tmp")) -> None:  # noqa: S108 - where Java puts them
+    """Delete the sockets that killed Java processes left, as far as we may.
+
+    Elasticsearch attaches to itself at its start. It fails if its process number is that of a Java
+    whose socket is still there.
+    """
+    for socket in folder.glob(".java_pid*"):
+        number = socket.name.removeprefix(".java_pid")
+        if number.isdecimal() and not Path(f"/proc/{number}").exists():
+            with suppress(OSError):
+                socket.unlink()
 
 
 def await_health(name: str, port: int, password: str | None = None) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
+import subprocess
 import zipfile
 from pathlib import Path
 
@@ -64,6 +66,16 @@ def test_java_gets_the_options_of_the_environment_too(repository, monkeypatch):
         monkeypatch.setenv("ES_JAVA_OPTS", options)
         assert script.start("8.0.0", port=elastic_fakes.free_port()) == "http://here"
     assert started == ["-Xms512m -Xmx512m -Xint", "-Xms512m -Xmx512m "]
+
+
+def test_sockets_of_dead_javas_are_deleted_before_a_start(tmp_path):
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    names = [f".java_pid{number}" for number in (ended.pid, os.getpid(), "x")]
+    for name in names:
+        (tmp_path / name).touch()
+    script.forget_dead_javas(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names[1:])
 
 
 def test_a_zip_with_another_hash_is_refused(repository, monkeypatch):

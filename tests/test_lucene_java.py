@@ -77,6 +77,17 @@ start_java()
 
 
 @pytest.mark.java
+def test_java_leaves_no_socket_for_a_later_process_of_its_number():
+    code = """
+import os
+from lexvla_indexer.lucene.jvm import start_java
+start_java()
+print(os.path.exists(f"/tmp/.java_pid{os.getpid()}"))
+"""
+    assert run(code).stdout == "False\n"
+
+
+@pytest.mark.java
 def test_a_forked_process_is_refused(tmp_path):
     jvm.start_java()
     child = os.fork()

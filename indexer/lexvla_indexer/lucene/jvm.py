@@ -85,6 +85,9 @@ def _start() -> None:
         options = [
             "-Xrs",  # or Java would end the process at Ctrl-C without Python's clean-up
             "-XX:-UsePerfData",
+            # With -Xrs Java listens for debuggers at a socket in /tmp, and a killed process leaves
+            # it there: a later Java of that process number cannot listen then.
+            "-XX:+DisableAttachMechanism",
             "-Djava.awt.headless=true",
             "--enable-native-access=ALL-UNNAMED",
         ]
