@@ -50,7 +50,8 @@ except IndexCorruptError:
 
 
 @pytest.mark.java
-def test_without_a_java_the_error_says_what_to_do():
+def test_without_a_java_the_error_says_what_to_do(monkeypatch):
+    monkeypatch.delenv("JAVA_HOME", raising=False)  # the error would name it
     code = """
 from lexvla_indexer import jdk
 from lexvla_indexer.lucene.jvm import start_java
