@@ -139,6 +139,44 @@ def test_images_wait_for_each_other_and_texts_for_none(
         assert client.post("/v1/search", json=asked).status_code == 200
 
 
+def test_images_of_a_batch_wait_for_those_of_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[int] = []
+    real = search_routes.open_image
+    monkeypatch.setattr(
+        search_routes, "open_image", lambda *given: (opened.append(1), real(*given))[1]
+    )
+    model, asked = Gated(), {"image": text_of(png(PICTURES["lime"])), "k": 1}
+    word = {"terms": {"red": 1.0}}
+    limits = Limits(threads=2, pixels=64 * 64, decoded_pixels=64 * 64, wait_seconds=1.5)
+    with served(tmp_path, model, limits) as client, ThreadPoolExecutor(1) as pool:
+
+        def status(*queries: dict[str, Any]) -> int:
+            return client.post("/v1/search/batch", json={"queries": queries}).status_code
+
+        model.begun.clear()
+        model.gate.clear()
+        first = pool.submit(client.post, "/v1/search", json=asked)
+        assert model.begun.wait(60)
+        assert status(word, word) == 200
+        assert status(word, asked, asked) == 429
+        assert len(opened) == 1
+        model.gate.set()
+        assert first.result(60).status_code == 200
+        assert status(word, asked, asked) == 200
+
+
+def test_an_image_of_a_batch_that_is_too_large_is_named(tmp_path: Path) -> None:
+    with served(tmp_path, limits=Limits(threads=2, pixels=100)) as client:
+        batch = {"queries": [{"text": "red"}, {"image": text_of(png(PICTURES["lime"]))}]}
+        told = client.post("/v1/search/batch", json=batch)
+    assert told.status_code == 422
+    assert "queries.1" in told.json()["detail"]
+    assert "the query's image" in told.json()["detail"]
+    assert told.json()["errors"][0]["field"] == "queries.1"
+
+
 def test_of_a_client_that_left_nothing_is_decoded(tmp_path: Path) -> None:
     class Gone:
         async def is_disconnected(self) -> bool:

@@ -97,6 +97,25 @@ def test_of_two_lines_with_one_id_the_last_counts(client: TestClient) -> None:
     assert client.get("/v1/index").json()["count"] == 5
 
 
+def test_a_line_that_cannot_be_encoded_takes_nothing_from_an_earlier_one(
+    client: TestClient,
+) -> None:
+    broken = text_of(png(PICTURES["lime"])[:60])
+    made = put(client, {"id": "x", "text": "red"}, {"id": "x", "image": broken}).json()
+    assert (made["indexed"], made["rejected"]) == (1, 1)
+    assert [(each["line"], each["id"]) for each in made["errors"]] == [(2, "x")]
+    assert ids(client.post("/v1/search", json={"text": "red"})) == ["x", "apple", "flag"]
+
+
+def test_of_a_text_and_an_image_with_one_id_the_last_line_counts(tmp_path: Path) -> None:
+    text, image = {"id": "x", "text": "red"}, {"id": "x", "image": text_of(png(PICTURES["lime"]))}
+    with served(tmp_path, thumbnails=1 << 20) as client:
+        for lines, found, shown in (((text, image), "green", 200), ((image, text), "red", 404)):
+            assert put(client, *lines).json()["indexed"] == 2
+            assert "x" in ids(client.post("/v1/search", json={"text": found}))
+            assert client.get("/v1/documents/x/image").status_code == shown
+
+
 def test_each_commit_is_acknowledged_as_it_is_made(client: TestClient) -> None:
     lines = [{"id": f"d{i}", "text": "red"} for i in range(130)]
     answer = put(client, *lines, {"id": "bad"}, Accept="application/x-ndjson")

@@ -170,16 +170,24 @@ async def list_documents(
         rule = f"must be at most {service.limits.k:,}"
         raise Problem("invalid", f"limit: {rule}", [{"field": "limit", "detail": rule}])
     query = Query(filter=filter, sort=sort or (), k=limit, after=after)
-    answer = await service.run(lambda: service.searcher.answer(query))
-    found = [service.pictures.document(hit.document) for hit in answer.hits]
-    return JSONResponse({"documents": found, "total": answer.total, "next": answer.next})
+
+    def listed() -> schema.DocumentList:
+        answer = service.searcher.answer(query)
+        found = [service.pictures.document(hit.document) for hit in answer.hits]
+        return {"documents": found, "total": answer.total, "next": answer.next}
+
+    return JSONResponse(await service.run(listed))
 
 
 @router.get("/{document_id}", response_model=schema.ShownDocument, dependencies=[READ])
 async def get(document_id: DocumentId, service: Serving) -> JSONResponse:
     """Show what the index keeps of a document. A slash in an id must come as %2F."""
-    document, _ = await service.run(lambda: service.fetch(unquote(document_id)))
-    return JSONResponse(service.pictures.document(document))
+
+    def shown() -> schema.ShownDocument:
+        document, _ = service.fetch(unquote(document_id))
+        return service.pictures.document(document)
+
+    return JSONResponse(await service.run(shown))
 
 
 @router.patch(

@@ -75,10 +75,13 @@ async def search_batch(request: Request, service: Serving) -> JSONResponse:
         if len(queries) > most:
             rule = f"must be at most {most} queries"
             raise Problem("invalid", f"queries: {rule}", [{"field": "queries", "detail": rule}])
-        images = []
+        images, pixels = [], []
         for position, each in enumerate(queries):
             with _position(position):
-                images.append(await _image(service, each, []))
+                image = await _image(service, each, [])
+                images.append(image)
+                if image is not None:
+                    pixels.append(await _pixels(service, image))
             _note(request, service, each)
         name = request.scope["lexvla.request_id"]
 
@@ -91,7 +94,7 @@ async def search_batch(request: Request, service: Serving) -> JSONResponse:
                     found.append(_search(service, each, image, name, started, searcher))
             return {"answers": found}
 
-        return JSONResponse(await service.run(answers))
+        return JSONResponse(await service.run_in_turn(request, pixels, answers))
 
 
 @contextmanager
@@ -156,6 +159,11 @@ async def _image(service: Service, asked: SearchRequest, files: list[bytes]) -> 
     if asked.image_url is not None:
         return await service.fetcher.fetch(asked.image_url)
     return files[0] if files else None
+
+
+async def _pixels(service: Service, image: bytes) -> int:
+    most = service.limits.pixels
+    return await service.run(lambda: count_pixels(image, _QUERY_IMAGE, most))
 
 
 def _check(service: Service, asked: SearchRequest) -> None:

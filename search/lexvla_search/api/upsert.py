@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,9 +42,14 @@ class _Item:
 
 @dataclass
 class _Encoded:
-    documents: list[Document]
+    items: list[_Item]
     encoding: Encoding
     thumbnails: list[Thumbnail]
+
+    def of_lines(self, last: Mapping[str, int]) -> tuple[list[Document], Encoding]:
+        """Return the documents of these lines, given by id, with their vectors."""
+        rows = [i for i, item in enumerate(self.items) if last[item.document.id] == item.line]
+        return [self.items[i].document for i in rows], self.encoding[rows]
 
 
 @dataclass
@@ -64,23 +69,22 @@ class Upsert:
 
         A `Problem` ends the upsert; earlier commits stay.
         """
-        batch: dict[str, _Item] = {}
-        lines = size = pixels = last = 0
+        batch: list[_Item] = []
+        size = pixels = last = 0
         async for number, line in self.service.intake.lines(request):
             item = await self._read(number, line)
             last = number
             if item is None:
                 continue
-            lines += 1
-            batch[item.document.id] = item  # the last of several lines with one id counts
+            batch.append(item)
             pixels += item.pixels
             size += len(item.image or b"")
-            if lines >= _BATCH_LINES or size >= _BATCH_BYTES or pixels >= _BATCH_PIXELS:
-                await self._store(list(batch.values()), lines)
-                batch, lines, size, pixels = {}, 0, 0, 0
+            if len(batch) >= _BATCH_LINES or size >= _BATCH_BYTES or pixels >= _BATCH_PIXELS:
+                await self._store(batch)
+                batch, size, pixels = [], 0, 0
                 yield last
         if batch:
-            await self._store(list(batch.values()), lines)
+            await self._store(batch)
         yield last
 
     def report(self) -> schema.UpsertAnswer:
@@ -121,22 +125,32 @@ class Upsert:
     def _count(self, data: bytes) -> int:
         return count_pixels(data, "image", self.service.limits.pixels)
 
-    async def _store(self, items: list[_Item], lines: int) -> None:
+    async def _store(self, items: list[_Item]) -> None:
         service, parts = self.service, list[_Encoded]()
         for group in _groups(items):
             # Images are decoded only now: what a slow client sends may take no room meanwhile.
             async with service.decoding.hold(sum(item.pixels for item in group)):
                 parts += await service.work(lambda group=group: self._encode(group))  # type: ignore[misc]
-        stored = [document.id for part in parts for document in part.documents]
-        if stored:
-            put = [(part.documents, part.encoding) for part in parts]
-            await service.write(lambda: service.writer.put(put))
+        encoded = sorted(
+            (item for part in parts for item in part.items), key=lambda item: item.line
+        )
+        if encoded:
+            # Of several lines with one id the last counts, of those that can be encoded.
+            last = {item.document.id: item for item in encoded}
+            lines = {name: item.line for name, item in last.items()}
+            put = [part.of_lines(lines) for part in parts]
+            await service.write(lambda: service.writer.put([own for own in put if own[0]]))
             await service.keep_thumbnails(
-                stored, [one for part in parts for one in part.thumbnails]
+                list(last),
+                [
+                    one
+                    for part in parts
+                    for one in part.thumbnails
+                    if one.fingerprint == last[one.id].document.fingerprint
+                ],
             )
-        count = lines - (len(items) - len(stored))
-        self.indexed += count
-        self.service.metrics.indexed.inc(count)
+        self.indexed += len(encoded)
+        service.metrics.indexed.inc(len(encoded))
 
     def _encode(self, group: list[_Item]) -> list[_Encoded]:
         """Encode images, or texts; reject what cannot be encoded."""
@@ -155,8 +169,8 @@ class Upsert:
                 for item, _ in some:
                     self._reject(item.line, item.document.id, made.rule)
             else:
-                documents = [item.document for item, _ in some]
-                parts.append(_Encoded(documents, made, self._thumbnails(some)))
+                items = [item for item, _ in some]
+                parts.append(_Encoded(items, made, self._thumbnails(some)))
         return parts
 
     def _thumbnails(self, opened: Sequence[tuple[_Item, Any]]) -> list[Thumbnail]:
