@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 import math
 import threading
 from collections.abc import Iterator
@@ -209,6 +210,19 @@ def test_a_server_of_something_else_is_named(elsewhere: ThreadingHTTPServer) -> 
     assert caught.value.status == 200
     with pytest.raises(ApiError, match=f"status 404: {url}/v1/words"):
         Client(url).complete("x")
+
+
+def test_fetched_images_count_as_received(elsewhere: ThreadingHTTPServer, tmp_path: Path) -> None:
+    host = f"127.0.0.1:{elsewhere.server_port}"
+    query = {"image_url": f"http://{host}/lime.png"}
+    body = json.dumps({"queries": [query] * 3}).encode()
+    limits = Limits(threads=2, received_bytes=len(body) + 3 * len(png(PICTURES["lime"])) - 1)
+    headers = {"Content-Type": "application/json"}
+    with served(tmp_path, image_hosts=(host,), limits=limits) as client:
+        two = client.post("/v1/search/batch", json={"queries": [query] * 2})
+        three = client.post("/v1/search/batch", content=body, headers=headers)
+        assert (two.status_code, three.status_code) == (200, 429)
+        assert client.app.state.service.intake.held == 0  # type: ignore[attr-defined]
 
 
 def test_images_are_fetched_from_allowed_hosts_alone(

@@ -22,6 +22,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 _JSON, _PARTS = "application/json", "multipart/form-data"
 _QUERY, _IMAGE = "query", "image"  # the parts
+_HELD = "lexvla.held"  # of a request's scope: its bytes in memory
 
 
 def body_schema(name: str, image: dict[str, Any]) -> dict[str, Any]:
@@ -43,7 +44,7 @@ class Intake:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self.held = 0  # bytes of bodies in memory
+        self.held = 0  # bytes in memory, of bodies and of images fetched for them
 
     @asynccontextmanager
     async def receive(
@@ -67,7 +68,7 @@ class Intake:
 
     @asynccontextmanager
     async def body(self, request: Request) -> AsyncIterator[bytes]:
-        """Yield a whole body, whose bytes count as held until the context ends."""
+        """Yield a whole body. Its bytes count as held until the context ends."""
         most = self._limits.body_bytes
         _check_coding(request)
         self._check_length(request, most)
@@ -78,15 +79,20 @@ class Intake:
                     async for chunk in request.stream():
                         if len(body) + len(chunk) > most:
                             raise _too_large(most)
-                        if self.held + len(chunk) > self._limits.received_bytes:
-                            raise Problem("busy", "too many bytes are being received; try again")
+                        self.hold(request, len(chunk))
                         body += chunk
-                        self.held += len(chunk)
             except TimeoutError as error:
                 raise self._too_slow() from error
             yield bytes(body)
         finally:
-            self.held -= len(body)
+            self.held -= request.scope.pop(_HELD, 0)
+
+    def hold(self, request: Request, size: int) -> None:
+        """Count further bytes as held until the body's context ends; a `Problem` if too many."""
+        if self.held + size > self._limits.received_bytes:
+            raise Problem("busy", "too many bytes are being received; try again")
+        self.held += size
+        request.scope[_HELD] = request.scope.get(_HELD, 0) + size
 
     async def lines(self, request: Request) -> AsyncIterator[tuple[int, bytes]]:
         """Yield each line that is not blank with its number, from 1, as it arrives."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import httpx2
 
@@ -25,8 +26,11 @@ class Fetcher:
         self._hosts = frozenset(host.lower() for host in hosts)
         self._most = most
 
-    async def fetch(self, address: str) -> bytes:
-        """Return the bytes at an address, or raise a `Problem`."""
+    async def fetch(self, address: str, hold: Callable[[int], None] | None = None) -> bytes:
+        """Return the bytes at an address, or raise a `Problem`.
+
+        `hold` is called with the size of each part as it arrives, and may refuse it.
+        """
         self._check(address)
         try:
             async with (
@@ -39,6 +43,8 @@ class Fetcher:
                     raise _refused(f"its host answered {response.status_code}, not 200")
                 body = bytearray()
                 async for chunk in response.aiter_raw():
+                    if hold is not None:
+                        hold(len(chunk))
                     body += chunk
                     if len(body) > self._most:
                         raise _refused(f"is larger than {self._most:,} bytes")

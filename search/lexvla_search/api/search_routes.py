@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter
@@ -55,7 +56,7 @@ async def search(request: Request, service: Serving) -> JSONResponse:
     """Find documents."""
     started = time.perf_counter()
     async with service.intake.receive(request, SearchRequest) as (asked, files):
-        image = await _image(service, asked, files)
+        image = await _image(request, service, asked, files)
         _note(request, service, asked)
         name = request.scope["lexvla.request_id"]
         answer = await service.run_on(
@@ -78,7 +79,7 @@ async def search_batch(request: Request, service: Serving) -> JSONResponse:
         images, pixels = [], []
         for position, each in enumerate(queries):
             with _position(position):
-                image = await _image(service, each, [])
+                image = await _image(request, service, each, [])
                 images.append(image)
                 if image is not None:
                     pixels.append(await _pixels(service, image))
@@ -119,7 +120,7 @@ def _position(number: int) -> Iterator[None]:
 async def explain(request: Request, service: Serving) -> JSONResponse:
     """Take the score of one document apart, found or not."""
     async with service.intake.receive(request, ExplainRequest) as (asked, files):
-        image = await _image(service, asked, files)
+        image = await _image(request, service, asked, files)
         _note(request, service, asked)
         answer = await service.run_on(
             request, _named(image), lambda: _explain(service, asked, image)
@@ -149,7 +150,9 @@ def _named(image: bytes | None) -> dict[str, bytes]:
     return {} if image is None else {_QUERY_IMAGE: image}
 
 
-async def _image(service: Service, asked: SearchRequest, files: list[bytes]) -> bytes | None:
+async def _image(
+    request: Request, service: Service, asked: SearchRequest, files: list[bytes]
+) -> bytes | None:
     _check(service, asked)
     given = len(files) + (asked.image is not None) + (asked.image_url is not None)
     if given > 1:
@@ -157,7 +160,7 @@ async def _image(service: Service, asked: SearchRequest, files: list[bytes]) -> 
     if asked.image is not None:
         return decode(asked.image, "image")
     if asked.image_url is not None:
-        return await service.fetcher.fetch(asked.image_url)
+        return await service.fetcher.fetch(asked.image_url, partial(service.intake.hold, request))
     return files[0] if files else None
 
 

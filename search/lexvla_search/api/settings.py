@@ -20,7 +20,7 @@ class Limits:
     Attributes:
         body_bytes: Of a request's body, of one line of an upsert, and of a fetched image.
         upsert_bytes: Of all lines of one upsert, which are read as a stream.
-        received_bytes: Of all bodies in memory at one time.
+        received_bytes: Of all bodies, and images fetched for them, in memory at one time.
         body_seconds: For a body to arrive; an upsert's may pause for as long.
         pixels: Of an image, width times height.
         decoded_pixels: Of all images that are decoded at one time; never less than `pixels`.
