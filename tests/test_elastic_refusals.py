@@ -63,6 +63,8 @@ def test_the_nodes_of_an_address():
             "http://a:x,b/x",
             "http://host/-a",
             "http://host/photos?x=1",
+            "http://host?x=1/photos",
+            "http://host/a#b/photos",
             "photos",
             "",
         ),

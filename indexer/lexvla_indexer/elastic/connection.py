@@ -67,22 +67,23 @@ class Address(NamedTuple):
         There may be several hosts, separated by commas.
         """
         form = f"{product.engine}+http(s)://host:9200/name"
+        scheme, _, rest = address.removeprefix(f"{product.engine}+").partition("://")
+        netloc, slash, path = rest.partition("/")
+        if "@" in netloc:
+            # Not quoted: it is secret.
+            rule = f"credentials do not go into the address; set {product.secrets}"
+            raise InputError(form, rule)
         try:
-            parts = urlsplit(address.removeprefix(f"{product.engine}+"))
-            if "@" in parts.netloc:
-                # Not quoted: it is secret.
-                rule = f"credentials do not go into the address; set {product.secrets}"
-                raise InputError(form, rule)
-            hosts = [_host(each) for each in parts.netloc.split(",")]
+            hosts = [_host(each) for each in netloc.split(",")]
         except ValueError as error:
             raise InputError(form, "the address of an index has this form") from error
-        prefix, _, name = parts.path.rstrip("/").rpartition("/")
-        if not all(hosts) or parts.scheme not in ("http", "https") or parts.query or parts.fragment:
+        prefix, _, name = f"{slash}{path}".rstrip("/").rpartition("/")
+        if not all(hosts) or scheme not in ("http", "https") or "?" in rest or "#" in rest:
             raise InputError(address, f"the address of an index has the form {form}")
         if not _NAME.fullmatch(name):
             rule = "index has lower-case letters, digits, - and _"
             raise InputError(name, f"the name of an {product.name} {rule}")
-        return cls(f"{parts.scheme}://{','.join(hosts)}{prefix}", name, product)
+        return cls(f"{scheme}://{','.join(hosts)}{prefix}", name, product)
 
 
 def _host(netloc: str) -> str:
