@@ -216,3 +216,13 @@ def test_the_command_follows_a_folder_until_ctrl_c(
     out, err = capsys.readouterr()
     assert out == "3 added\n1 added\n"
     assert "is not watched any more" in err
+
+
+@pytest.mark.parametrize("seconds", ["-1", "61", "nan"])
+def test_the_quiet_time_is_at_most_a_minute(
+    seconds: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["watch", str(tmp_path), "--index", str(tmp_path / "i.lex"), "--quiet", seconds]
+    assert cli.main(arguments) == 2
+    assert f"not {seconds!r}" in capsys.readouterr().err
+    assert not (tmp_path / "i.lex").exists()

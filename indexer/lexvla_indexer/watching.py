@@ -15,9 +15,9 @@ from lexvla_indexer.pipeline import index_source
 from lexvla_indexer.reading import Reading
 from lexvla_indexer.report import Report
 
-__all__ = ["watch_folder"]
+__all__ = ["MOST_SECONDS", "watch_folder"]
 
-_MOST_SECONDS = 60.0  # that changes wait while others keep coming
+MOST_SECONDS = 60.0  # that changes wait while others keep coming
 _TURN_SECONDS = 0.5  # between tries to become the index's writer
 
 
@@ -65,7 +65,7 @@ def watch_folder(
         root,
         watch_filter=None,
         step=step,
-        debounce=round(1000 * _MOST_SECONDS),
+        debounce=round(1000 * MOST_SECONDS),
         rust_timeout=step,
         yield_on_timeout=True,
         stop_event=stop,
