@@ -226,3 +226,21 @@ def test_the_quiet_time_is_at_most_a_minute(
     assert cli.main(arguments) == 2
     assert f"not {seconds!r}" in capsys.readouterr().err
     assert not (tmp_path / "i.lex").exists()
+
+
+def test_an_index_in_its_own_folder_is_no_change_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = pictures(tmp_path / "p", range(3))
+    place = photos / "i.lex"
+
+    def watch(*_: Any, **options: Any) -> Iterator[set[tuple[int, str]]]:
+        yield set()
+        yield {(1, str(place)), (1, str(place / "roots.json"))}
+        pictures(photos, [10])
+        yield {(1, str(place / "roots.json")), (1, str(photos / "010.png"))}
+
+    monkeypatch.setattr("watchfiles.watch", watch)
+    stop = threading.Event()
+    reports = watch_folder(photos, lambda: new_index(place), ColourEncoder(), stop)
+    assert [report.added for report in reports] == [3, 1]

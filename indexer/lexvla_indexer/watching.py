@@ -53,6 +53,7 @@ def watch_folder(
     if not root.is_dir():
         raise InputError(str(folder), "is not a folder")
     touched: set[Path] | None = None  # until all was indexed once
+    own: Path | None = None  # where the index is
     step = max(1, round(1000 * quiet_seconds))
 
     def wanted(item: ListedItem, known: bool) -> bool:
@@ -72,13 +73,16 @@ def watch_folder(
         raise_interrupt=False,
     ):
         if touched is not None:
-            # A change of the folder itself, such as of its rights, is none of its files.
-            touched = {Path(path) for _, path in changes} - {root}
+            # A change of the folder itself, such as of its rights, is none of its files. The index
+            # may be in the folder, and each run writes to it.
+            paths = {Path(path) for _, path in changes} - {root}
+            touched = {path for path in paths if own not in (path, *path.parents)}
             if not touched:
                 continue
         while not stop.is_set():
             try:
                 with opened() as index:
+                    own = None if index.directory is None else index.directory.resolve()
                     report = index_source(
                         root,
                         index,
