@@ -56,7 +56,7 @@ def problem(answer: Any, status: int) -> dict[str, Any]:
         ({"text": "red", "k": 10**400}, "k"),
         ({"text": "red", "offset": 51}, "offset: must be at most 50"),
         ({"text": "red", "offset": -1}, "offset"),
-        ({"text": "red", "legs": []}, "legs"),
+        ({"text": "red", "legs": []}, "legs: List should have at least 1 item, not 0"),
         ({"text": "red", "legs": ["smell"]}, "legs.0"),
         ({"text": "red", "legs": ["dense"]}, "dense"),
         ({"text": "red", "fusion": "magic"}, "fusion"),

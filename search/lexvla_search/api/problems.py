@@ -141,7 +141,7 @@ def invalid(error: ValidationError, where: str = "body") -> Problem:
 def _error(fault: Mapping[str, Any], where: str) -> dict[str, str]:
     # Without the type that was meant, of a value that may have several: see models.TAGS.
     place = [_short(str(part)) for part in fault["loc"] if part not in TAGS]
-    rule = str(fault["msg"]).removeprefix("Value error, ")
+    rule = str(fault["msg"]).removeprefix("Value error, ").replace(" after validation", "")
     if fault["type"] == "extra_forbidden":
         rule = "there is no such field"
     elif fault["loc"][1:] and fault["loc"][-2:] == (fault["input"], _NAME):
