@@ -244,3 +244,26 @@ def test_an_index_in_its_own_folder_is_no_change_of_it(
     stop = threading.Event()
     reports = watch_folder(photos, lambda: new_index(place), ColourEncoder(), stop)
     assert [report.added for report in reports] == [3, 1]
+
+
+def test_a_folder_that_is_moved_is_followed_no_further(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = pictures(tmp_path / "p", range(3))
+    moved = tmp_path / "moved"
+
+    def watch(*_: Any, **options: Any) -> Iterator[set[tuple[int, str]]]:
+        yield set()
+        photos.rename(moved)
+        moved.rename(photos)  # and back
+        yield {(3, str(photos))}
+        photos.rename(moved)
+        pictures(photos, [10])
+        yield {(3, str(photos))}
+
+    monkeypatch.setattr("watchfiles.watch", watch)
+    stop, place = threading.Event(), tmp_path / "i.lex"
+    reports = watch_folder(photos, lambda: new_index(place), ColourEncoder(), stop)
+    assert next(reports).added == 3
+    with pytest.raises(InputError, match="the folder was moved or deleted"):
+        next(reports)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -42,7 +43,7 @@ def watch_folder(
     run waits until it does not.
 
     Raises:
-        InputError: The folder is missing, perhaps since a change.
+        InputError: The folder is missing, perhaps since a change, or another is in its place.
         OptionalDependencyError: The package watchfiles is missing.
     """
     try:
@@ -54,6 +55,7 @@ def watch_folder(
         raise InputError(str(folder), "is not a folder")
     touched: set[Path] | None = None  # until all was indexed once
     own: Path | None = None  # where the index is
+    followed = root.stat()  # changes are those of this folder, wherever it is moved to
     step = max(1, round(1000 * quiet_seconds))
 
     def wanted(item: ListedItem, known: bool) -> bool:
@@ -75,8 +77,10 @@ def watch_folder(
         if touched is not None:
             # A change of the folder itself, such as of its rights, is none of its files. The index
             # may be in the folder, and each run writes to it.
-            paths = {Path(path) for _, path in changes} - {root}
-            touched = {path for path in paths if own not in (path, *path.parents)}
+            paths = {Path(path) for _, path in changes}
+            if root in paths and not _is_still(root, followed):
+                raise InputError(str(root), "the folder was moved or deleted")
+            touched = {path for path in paths - {root} if own not in (path, *path.parents)}
             if not touched:
                 continue
         while not stop.is_set():
@@ -100,3 +104,10 @@ def watch_folder(
                 yield report
                 break
         touched = set()
+
+
+def _is_still(folder: Path, known: os.stat_result) -> bool:
+    try:
+        return os.path.samestat(folder.stat(), known)
+    except OSError:
+        return False
