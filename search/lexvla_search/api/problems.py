@@ -22,6 +22,7 @@ from lexvla.errors import (
     EngineUnavailableError,
     FilterSyntaxError,
     IndexLockedError,
+    IndexMissingError,
     InputError,
     LexVLAError,
     UnknownDocumentError,
@@ -65,6 +66,7 @@ _OF_ERRORS: tuple[tuple[type[LexVLAError], str], ...] = (
     (UnsupportedError, "unsupported"),
     (IndexLockedError, "writer-busy"),
     (EngineUnavailableError, "unavailable"),
+    (IndexMissingError, "unavailable"),
     (VocabularyMismatchError, "index-mismatch"),
 )
 _OF_STATUS = {404: "not-found", 405: "method-not-allowed", 415: "unsupported-media-type"}
