@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "GatheredInputError",
     "IndexCorruptError",
     "IndexLockedError",
+    "IndexMissingError",
     "IndexVersionError",
     "InputError",
     "LexVLAError",
@@ -63,11 +65,19 @@ class ModelError(LexVLAError):
 
 
 class IndexCorruptError(LexVLAError):
-    """An index on disk is damaged or not an index."""
+    """An index is damaged, or what is there is not an index."""
 
 
 class IndexLockedError(LexVLAError):
     """Another writer holds the index."""
+
+
+class IndexMissingError(LexVLAError):
+    """There is no index at an address."""
+
+    def __init__(self, address: object) -> None:
+        made = f"lexvla index SOURCE --index {shlex.quote(str(address))}"
+        super().__init__(f"no index at {address}; make one with: {made}")
 
 
 class IndexVersionError(LexVLAError):

@@ -67,11 +67,32 @@ def test_the_client_searches_explains_and_encodes(client: Client, tmp_path: Path
     unknown = client.search("gren")["query"]["unknown"]
     assert unknown == [{"word": "gren", "nearest": ["green"]}]
     PICTURES["lime"].save(tmp_path / "lime.png")
-    for image in (png(PICTURES["lime"]), tmp_path / "lime.png", str(tmp_path / "lime.png")):
+    lime = tmp_path / "lime.png"
+    images: list[Any] = [png(PICTURES["lime"]), lime, str(lime), PICTURES["lime"]]
+    for image in images:
         assert client.search(image=image, k=1)["hits"][0]["id"] == "lime"
-    assert client.search(image=PICTURES["lime"], k=1)["hits"][0]["id"] == "lime"
-    with pytest.raises(InputError, match="or a PIL image, not int"):
-        client.search(image=3)  # type: ignore[arg-type]
+    many = client.search_many([{"image": image, "k": 1} for image in images])
+    assert [answer["hits"][0]["id"] for answer in many] == ["lime"] * 4
+    words = [item["words"] for item in client.encode(images=images, top_k=1)]
+    assert words == [client.words("lime", 1)] * 4
+    assert client.upsert({"id": f"i{i}", "image": each} for i, each in enumerate(images)) == {
+        "indexed": 4,
+        "rejected": 0,
+        "errors": [],
+    }
+    for i in range(4):
+        assert client.words(f"i{i}", 1) == words[0]
+        client.delete(f"i{i}")
+    with pytest.raises(ApiError, match="give either texts or images"):
+        client.encode(["red"], images=images)
+    for call in (
+        lambda: client.search(image=3),  # type: ignore[arg-type]
+        lambda: client.search_many([{"image": 3}]),
+        lambda: client.encode(images=[3]),  # type: ignore[list-item]
+        lambda: client.upsert([{"id": "i", "image": 3}]),
+    ):
+        with pytest.raises(InputError, match="or a PIL image, not int"):
+            call()
     assert client.explain("flag", "red")["rank"] == 2
     assert client.encode(["red"])[0]["words"][0]["word"] == "red"
     assert len(client.encode(images=[png(PICTURES["lime"])] * 3, top_k=1)) == 3

@@ -207,6 +207,27 @@ def test_another_writer_is_waited_for_and_then_reported(tmp_path: Path) -> None:
         assert put(client, {"id": "x", "text": "red"}).json()["indexed"] == 1
 
 
+def test_an_index_that_is_gone_is_unavailable_until_it_is_back(tmp_path: Path) -> None:
+    place, away = tmp_path / "pictures.lex", tmp_path / "away"
+    with served(tmp_path) as client:
+        place.rename(away)
+        for answer in (
+            client.get("/v1/index"),
+            client.get("/readyz"),
+            client.get("/v1/documents"),
+            client.post("/v1/search", json={"text": "red"}),
+            put(client, {"id": "x", "text": "red"}),
+            client.delete("/v1/documents/apple"),
+        ):
+            assert answer.status_code == 503, answer.text
+            assert answer.json()["type"] == "urn:problem-type:lexvla:unavailable"
+            assert answer.headers["Retry-After"] == "1"
+            assert "no index at pictures.lex" in answer.json()["detail"]
+        away.rename(place)
+        assert ids(client.post("/v1/search", json={"text": "red"})) == ["apple", "flag"]
+        assert put(client, {"id": "x", "text": "red"}).json()["indexed"] == 1
+
+
 def test_what_another_process_commits_is_seen(client: TestClient, tmp_path: Path) -> None:
     with open_index(tmp_path / "pictures.lex") as index:
         index.delete(["apple"])

@@ -23,7 +23,7 @@ from elastic_proxy import BUSY, Cut, Proxy
 from image_bytes import encoded
 from lexvla.errors import (
     EngineUnavailableError,
-    IndexCorruptError,
+    IndexMissingError,
     InputError,
     UnsupportedError,
     VocabularyMismatchError,
@@ -515,7 +515,7 @@ def test_an_index_that_cannot_be_attached(three):
         with pytest.raises(EngineUnavailableError, match=f"is read-only: index.blocks.{block}"):
             three.attach()
         settings(settings={f"index.blocks.{block}": None})
-    with pytest.raises(IndexCorruptError, match="no index at"):
+    with pytest.raises(IndexMissingError, match="no index at"):
         Shop(three.address._replace(name="lexvla-no-such"), three.encoder).attach()
     for number, (options, said) in enumerate(
         [

@@ -10,7 +10,12 @@ import pytest
 import elastic_fakes
 from attached_fakes import ATTACHMENT, made, products
 from indexer_fakes import QUERY, VOCABULARY, brute_force, encode, found, random_rows, scores
-from lexvla.errors import IndexCorruptError, UnknownDocumentError, UnsupportedError
+from lexvla.errors import (
+    IndexCorruptError,
+    IndexMissingError,
+    UnknownDocumentError,
+    UnsupportedError,
+)
 from lexvla.vocabulary import Vocabulary
 from lexvla_indexer import open_index
 from lexvla_indexer.elastic import AttachedIndex
@@ -172,7 +177,7 @@ def test_other_indexes_are_not_attached(address, tmp_path):
         with connect(Address.parse(place)) as client:
             client.indices.create(index=Address.parse(place).name)
         open_index(place)
-    with pytest.raises(IndexCorruptError, match="no index at"):
+    with pytest.raises(IndexMissingError, match="no index at"):
         open_index(elastic_fakes.address(tmp_path / "other"))
     with pytest.raises(Exception, match="was made with"):
         open_index(address, vocabulary=Vocabulary(["else"]))

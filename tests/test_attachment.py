@@ -11,6 +11,7 @@ import elastic_fakes
 from indexer_fakes import VOCABULARY
 from lexvla.errors import (
     IndexCorruptError,
+    IndexMissingError,
     IndexVersionError,
     LexVLAError,
     UnsupportedError,
@@ -70,7 +71,7 @@ def place(tmp_path) -> Iterator[Address]:
 @pytest.mark.elasticsearch
 def test_an_index_is_attached_and_detached(place):
     with connect(place) as client:
-        with pytest.raises(IndexCorruptError, match="no index at"):
+        with pytest.raises(IndexMissingError, match="no index at"):
             read_attachment(client, place)
         properties = {"title": {"type": "text"}}
         client.indices.create(

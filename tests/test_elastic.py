@@ -15,7 +15,7 @@ import elastic_fakes
 from indexer_fakes import QUERY, VOCABULARY, documents, encode, fill
 from lexvla.encoding import Encoding
 from lexvla.errors import (
-    IndexCorruptError,
+    IndexMissingError,
     UnsupportedError,
 )
 from lexvla.vocabulary import Vocabulary
@@ -323,7 +323,7 @@ def test_a_document_that_is_gone_after_a_search(index):
 
 
 def test_no_index(tmp_path):
-    with pytest.raises(IndexCorruptError, match="make one with: lexvla index"):
+    with pytest.raises(IndexMissingError, match="make one with: lexvla index"):
         open_index(elastic_fakes.address(tmp_path))
 
 

@@ -32,7 +32,7 @@ from indexer_fakes import (
     found,
     random_rows,
 )
-from lexvla.errors import EngineUnavailableError, FilterSyntaxError, IndexCorruptError, LexVLAError
+from lexvla.errors import EngineUnavailableError, FilterSyntaxError, IndexMissingError, LexVLAError
 from lexvla_indexer import ElasticIndex, open_index
 from lexvla_indexer.elastic import connection, elasticsearch_product, layout, writer
 from lexvla_indexer.elastic.connection import Address, connect
@@ -206,7 +206,7 @@ def test_answers_that_are_lost(asked, lost, proxy, address):
             left[0] = 0
             try:
                 assert held() in (old, new)
-            except IndexCorruptError:  # nothing was made yet
+            except IndexMissingError:  # nothing was made yet
                 assert old == []
             load(new, rebuild)
         left[0] = 0
@@ -298,7 +298,7 @@ def test_an_index_that_is_closed_or_gone(index, address):
     index._client.indices.open(index=name)
     index._client.indices.delete(index=name)
     for ask in (*operations(index)[:-2], lambda: open_index(address)):
-        told(IndexCorruptError, f"no index at {address}; make one with", ask)
+        told(IndexMissingError, f"no index at {address}; make one with", ask)
 
 
 def test_two_hundred_thousand_ids_in_a_filter_and_one_too_many(index, proxy):

@@ -14,7 +14,7 @@ from elastic_proxy import Answer, Proxy, Request
 from indexer_fakes import QUERY, VOCABULARY, documents, encode, fill
 from lexvla.errors import (
     EngineUnavailableError,
-    IndexCorruptError,
+    IndexMissingError,
     InputError,
     UnsupportedError,
     VocabularyMismatchError,
@@ -77,7 +77,7 @@ def test_what_a_killed_rebuild_left_is_deleted_by_the_next(tmp_path):
     with open_index(address) as reader:
         assert reader.search(QUERY)[0].ids == ["b"]
     left.add(documents("z"), encode([{0: 1.0}]))
-    with pytest.raises(IndexCorruptError):
+    with pytest.raises(IndexMissingError):
         left.commit()
     left._store.check = lambda: None  # it looked just before the index went
     with pytest.raises(EngineUnavailableError, match="alias"):
@@ -211,7 +211,7 @@ def test_an_index_that_is_gone_for_good_is_not_waited_for():
     def ask(_: SimpleNamespace) -> None:
         raise gone
 
-    with pytest.raises(IndexCorruptError):
+    with pytest.raises(IndexMissingError):
         following(found, ask)
     assert looked == [False, True]
 

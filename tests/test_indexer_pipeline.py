@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from indexer_fakes import ColourEncoder
 from ingest_fakes import manifest, picture
@@ -273,6 +274,21 @@ def test_batches_are_bounded_by_count_and_by_pixels(tmp_path, index, encoder, mo
     encoder.batches.clear()
     index_source(tmp_path / "p", index, encoder, batch_size=3, resume=False)
     assert encoder.batches == [2, 2, 2, 1]
+
+
+def test_the_pixels_of_an_image_are_counted_once_whatever_the_batch(
+    tmp_path, index, encoder, monkeypatch
+):
+    asked = []
+    width = property(lambda image: asked.append(1) or image.size[0])
+    monkeypatch.setattr(Image.Image, "width", width)
+    for i in range(7):
+        picture(tmp_path / "p" / f"{i}.png", size=(10, 10))
+    index_source(tmp_path / "p", index, encoder, batch_size=1)
+    by_one = len(asked)
+    index_source(tmp_path / "p", index, encoder, batch_size=7, resume=False)
+    assert encoder.batches == [1] * 7 + [7]
+    assert len(asked) == 2 * by_one > 0
 
 
 def test_another_model_is_refused(tmp_path, index):

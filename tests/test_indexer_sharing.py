@@ -18,6 +18,7 @@ from lexvla.errors import (
     FilterSyntaxError,
     IndexCorruptError,
     IndexLockedError,
+    IndexMissingError,
     UnsupportedError,
     VocabularyMismatchError,
 )
@@ -292,8 +293,11 @@ def test_addresses(tmp_path):
     for address in ("elasticsearch://localhost:9200/x", "s3://bucket/x"):
         with pytest.raises(UnsupportedError, match="no engine"):
             open_index(address)
-    with pytest.raises(IndexCorruptError, match="make one with: lexvla index"):
-        open_index(tmp_path / "none")
+    with pytest.raises(IndexMissingError) as caught:
+        open_index("my photos.lex")
+    assert str(caught.value) == (
+        "no index at my photos.lex; make one with: lexvla index SOURCE --index 'my photos.lex'"
+    )
     with open_index(str(tmp_path / "a" / "b:c"), create=True) as index:
         assert isinstance(index, Index)
 

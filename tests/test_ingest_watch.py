@@ -216,3 +216,54 @@ def test_the_command_follows_a_folder_until_ctrl_c(
     out, err = capsys.readouterr()
     assert out == "3 added\n1 added\n"
     assert "is not watched any more" in err
+
+
+@pytest.mark.parametrize("seconds", ["-1", "61", "nan"])
+def test_the_quiet_time_is_at_most_a_minute(
+    seconds: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["watch", str(tmp_path), "--index", str(tmp_path / "i.lex"), "--quiet", seconds]
+    assert cli.main(arguments) == 2
+    assert f"not {seconds!r}" in capsys.readouterr().err
+    assert not (tmp_path / "i.lex").exists()
+
+
+def test_an_index_in_its_own_folder_is_no_change_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = pictures(tmp_path / "p", range(3))
+    place = photos / "i.lex"
+
+    def watch(*_: Any, **options: Any) -> Iterator[set[tuple[int, str]]]:
+        yield set()
+        yield {(1, str(place)), (1, str(place / "roots.json"))}
+        pictures(photos, [10])
+        yield {(1, str(place / "roots.json")), (1, str(photos / "010.png"))}
+
+    monkeypatch.setattr("watchfiles.watch", watch)
+    stop = threading.Event()
+    reports = watch_folder(photos, lambda: new_index(place), ColourEncoder(), stop)
+    assert [report.added for report in reports] == [3, 1]
+
+
+def test_a_folder_that_is_moved_is_followed_no_further(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = pictures(tmp_path / "p", range(3))
+    moved = tmp_path / "moved"
+
+    def watch(*_: Any, **options: Any) -> Iterator[set[tuple[int, str]]]:
+        yield set()
+        photos.rename(moved)
+        moved.rename(photos)  # and back
+        yield {(3, str(photos))}
+        photos.rename(moved)
+        pictures(photos, [10])
+        yield {(3, str(photos))}
+
+    monkeypatch.setattr("watchfiles.watch", watch)
+    stop, place = threading.Event(), tmp_path / "i.lex"
+    reports = watch_folder(photos, lambda: new_index(place), ColourEncoder(), stop)
+    assert next(reports).added == 3
+    with pytest.raises(InputError, match="the folder was moved or deleted"):
+        next(reports)

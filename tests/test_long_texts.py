@@ -67,10 +67,12 @@ def test_a_query_tells_what_the_model_does_not_read(
         assert searcher.answer(Query(text="red red red blue green")).unread == "blue green"
         assert searcher.answer(Query(text="red square")).unread == ""
     capsys.readouterr()
-    assert cli.main(["search", "red red red blue green", "--index", place]) == 0
-    assert "the model does not read 'blue green'" in capsys.readouterr().err
-    assert cli.main(["search", "red red red blue green", "--index", place, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["query"]["unread"] == "blue green"
+    for command in (["search"], ["explain", "1"]):
+        arguments = [*command, "red red red blue green", "--index", place]
+        assert cli.main(arguments) == 0
+        assert "the model does not read 'blue green'" in capsys.readouterr().err
+        assert cli.main([*arguments, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["query"]["unread"] == "blue green"
 
 
 def test_a_model_reads_what_it_does_not_call_unread() -> None:

@@ -66,4 +66,4 @@ def test_filters_deletion_and_maintenance(address: str, capsys: Capture, tmp_pat
 
 def test_what_is_missing_is_one_line(capsys: Capture) -> None:
     assert cli.main(["search", "red", "--index", "lucene:nowhere"]) == 1
-    assert "no Lucene index at nowhere; make one with" in capsys.readouterr().err
+    assert "no index at lucene:nowhere; make one with" in capsys.readouterr().err

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from lexvla.errors import EngineUnavailableError, IndexCorruptError, OptionalDependencyError
+from lexvla.errors import EngineUnavailableError, IndexMissingError, OptionalDependencyError
 from lexvla_indexer import open_index
 from lexvla_indexer.jdk import find_jdk
 from lexvla_indexer.lucene import jvm
@@ -38,14 +38,14 @@ def test_no_java_is_started_where_there_is_no_index():
     code = """
 import sys
 from lexvla_indexer import open_index
-from lexvla.errors import IndexCorruptError
+from lexvla.errors import IndexMissingError
 try:
     open_index("lucene:nowhere")
-except IndexCorruptError:
+except IndexMissingError:
     print("jnius" in sys.modules)
 """
     assert run(code).stdout == "False\n"
-    with pytest.raises(IndexCorruptError):
+    with pytest.raises(IndexMissingError):
         open_index("lucene:nowhere")
 
 

@@ -18,6 +18,7 @@ from lexvla.encoding import Encoding
 from lexvla.errors import (
     IndexCorruptError,
     IndexLockedError,
+    IndexMissingError,
     IndexVersionError,
     InputError,
     UnsupportedError,
@@ -93,7 +94,7 @@ def test_one_writer(index, tmp_path):
 
 
 def test_directories_that_are_no_index(tmp_path):
-    with pytest.raises(IndexCorruptError, match=r"no Lucene index at .*lexvla index SOURCE"):
+    with pytest.raises(IndexMissingError, match=r"no index at lucene:.*lexvla index SOURCE"):
         LuceneIndex(tmp_path / "none")
     assert not (tmp_path / "none").exists()
     (tmp_path / "other").mkdir()
@@ -105,7 +106,7 @@ def test_directories_that_are_no_index(tmp_path):
     with pytest.raises(UnsupportedError, match="needs the path"):
         open_index("lucene:")
     open_index(tmp_path / "embedded", create=True).close()
-    with pytest.raises(IndexCorruptError, match="no Lucene index"):
+    with pytest.raises(IndexMissingError, match="no index at lucene:"):
         LuceneIndex(tmp_path / "embedded")
 
 

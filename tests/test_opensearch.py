@@ -22,6 +22,7 @@ from lexvla.encoding import Encoding
 from lexvla.errors import (
     EngineUnavailableError,
     IndexCorruptError,
+    IndexMissingError,
     InputError,
     OptionalDependencyError,
     UnsupportedError,
@@ -197,7 +198,7 @@ def test_a_rebuild_shows_at_publish_only_and_is_rolled_back(index, tmp_path):
 
 @pytest.mark.opensearch
 def test_an_index_that_is_not_there_and_a_wrong_engine(server):
-    with pytest.raises(IndexCorruptError, match="no index at opensearch"):
+    with pytest.raises(IndexMissingError, match="no index at opensearch"):
         open_index(f"opensearch+{server}/nothing")
     with pytest.raises(EngineUnavailableError, match="starts with opensearch"):
         pytest.importorskip("elasticsearch", reason="pip install 'lexvla[elasticsearch]'")

@@ -44,8 +44,9 @@ def open_index(
 
     Raises:
         EngineUnavailableError: The engine cannot be started or reached.
-        IndexCorruptError: There is no index, or it is damaged.
+        IndexCorruptError: The index is damaged.
         IndexLockedError: ``create`` is set and another writer has the index.
+        IndexMissingError: There is no index, and ``create`` is not set.
         IndexVersionError: A newer program wrote the index.
         InputError: The address cannot be read.
         OptionalDependencyError: The engine needs a package that is not installed.

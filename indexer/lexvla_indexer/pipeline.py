@@ -293,6 +293,24 @@ class IndexSink:
         self._staged, self._committed = 0, time.monotonic()
 
 
+class _Batch:
+    """Items to encode together, and the pixels of their images."""
+
+    def __init__(self) -> None:
+        self.items: list[Loaded] = []
+        self.pixels = 0
+
+    def add(self, loaded: Loaded) -> None:
+        self.items.append(loaded)
+        if loaded.image is not None:
+            self.pixels += loaded.image.width * loaded.image.height
+
+    def take(self) -> list[Loaded]:
+        """Return the items, and hold none of them any more."""
+        taken, self.items, self.pixels = self.items, [], 0
+        return taken
+
+
 class _Encoded(NamedTuple):
     documents: list[Document]
     encoding: Encoding | None
@@ -337,8 +355,7 @@ class Ingest:
     def run(self, rejects: RejectLog) -> None:
         """Process the source; ``rejects`` receives what is left out."""
         self._rejects = rejects
-        images: list[Loaded] = []
-        texts: list[Loaded] = []
+        images, texts = _Batch(), _Batch()
         disable = None if self.show_progress_bar is None else not self.show_progress_bar
         with (
             tqdm(unit=" items", disable=disable) as self._bar,
@@ -362,12 +379,11 @@ class Ingest:
                 else:
                     self.report.losses += [Loss(loaded.document.id, lost) for lost in loaded.lost]
                     batch = texts if loaded.image is None else images
-                    batch.append(loaded)
-                    held = sum(e.image.width * e.image.height for e in batch if e.image)
-                    if len(batch) == self.batch_size or held > _MAX_PIXELS_HELD:
+                    batch.add(loaded)
+                    if len(batch.items) == self.batch_size or batch.pixels > _MAX_PIXELS_HELD:
                         self._encode(batch)
             for batch in (images, texts):
-                if batch and not self.stop.is_set():
+                if batch.items and not self.stop.is_set():
                     self._encode(batch)
             if self._running is not None:
                 self._store(self._running.result())
@@ -419,10 +435,9 @@ class Ingest:
         self._rejects.add(reject)
         self._bar.update()
 
-    def _encode(self, batch: list[Loaded]) -> None:
+    def _encode(self, batch: _Batch) -> None:
         """Hand a batch to the model, and store the previous one while the model works."""
-        taken = list(batch)
-        batch.clear()  # its images live no longer than the model needs them
+        taken = batch.take()  # its images live no longer than the model needs them
         done = None if self._running is None else self._running.result()
         self._running = self._model.submit(_run, self.encoder, taken)
         if done is not None:

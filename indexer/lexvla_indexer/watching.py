@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,9 +16,9 @@ from lexvla_indexer.pipeline import index_source
 from lexvla_indexer.reading import Reading
 from lexvla_indexer.report import Report
 
-__all__ = ["watch_folder"]
+__all__ = ["MOST_SECONDS", "watch_folder"]
 
-_MOST_SECONDS = 60.0  # that changes wait while others keep coming
+MOST_SECONDS = 60.0  # that changes wait while others keep coming
 _TURN_SECONDS = 0.5  # between tries to become the index's writer
 
 
@@ -42,7 +43,7 @@ def watch_folder(
     run waits until it does not.
 
     Raises:
-        InputError: The folder is missing, perhaps since a change.
+        InputError: The folder is missing, perhaps since a change, or another is in its place.
         OptionalDependencyError: The package watchfiles is missing.
     """
     try:
@@ -53,6 +54,8 @@ def watch_folder(
     if not root.is_dir():
         raise InputError(str(folder), "is not a folder")
     touched: set[Path] | None = None  # until all was indexed once
+    own: Path | None = None  # where the index is
+    followed = root.stat()  # changes are those of this folder, wherever it is moved to
     step = max(1, round(1000 * quiet_seconds))
 
     def wanted(item: ListedItem, known: bool) -> bool:
@@ -65,20 +68,25 @@ def watch_folder(
         root,
         watch_filter=None,
         step=step,
-        debounce=round(1000 * _MOST_SECONDS),
+        debounce=round(1000 * MOST_SECONDS),
         rust_timeout=step,
         yield_on_timeout=True,
         stop_event=stop,
         raise_interrupt=False,
     ):
         if touched is not None:
-            # A change of the folder itself, such as of its rights, is none of its files.
-            touched = {Path(path) for _, path in changes} - {root}
+            # A change of the folder itself, such as of its rights, is none of its files. The index
+            # may be in the folder, and each run writes to it.
+            paths = {Path(path) for _, path in changes}
+            if root in paths and not _is_still(root, followed):
+                raise InputError(str(root), "the folder was moved or deleted")
+            touched = {path for path in paths - {root} if own not in (path, *path.parents)}
             if not touched:
                 continue
         while not stop.is_set():
             try:
                 with opened() as index:
+                    own = None if index.directory is None else index.directory.resolve()
                     report = index_source(
                         root,
                         index,
@@ -96,3 +104,10 @@ def watch_folder(
                 yield report
                 break
         touched = set()
+
+
+def _is_still(folder: Path, known: os.stat_result) -> bool:
+    try:
+        return os.path.samestat(folder.stat(), known)
+    except OSError:
+        return False

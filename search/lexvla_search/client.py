@@ -114,22 +114,24 @@ class Client:
         return self._post("/v1/explain", {**_asked(text, query), "id": id}, image, _member("hit"))
 
     def encode(
-        self, /, texts: Sequence[str] = (), images: Sequence[bytes] = (), **options: Any
+        self, /, texts: Sequence[str] = (), images: Sequence[SentImage] = (), **options: Any
     ) -> list[schema.EncodedItem]:
-        """Return the words of texts, or of image files."""
-        if isinstance(texts, str) or isinstance(images, bytes):
+        """Return the words of texts, or of images, each as `search` takes it."""
+        if isinstance(texts, str) or not isinstance(images, list | tuple):
             raise TypeError("expected a list of texts or images, not a single one")
-        given: dict[str, Any] = {"json": {"texts": list(texts), **options}}
+        asked = {"texts": list(texts), **options}
+        given: dict[str, Any] = {"json": asked}
         if images:
-            parts: list[tuple[str, Any]] = [("query", (None, json.dumps(options)))]
-            given = {"files": parts + [("image", (f"{i}", data)) for i, data in enumerate(images)]}
+            parts: list[tuple[str, Any]] = [("query", (None, json.dumps(asked)))]
+            parts += [("image", (f"{i}", _file_of(image))) for i, image in enumerate(images)]
+            given = {"files": parts}
         return self._send(_Call("POST", "/v1/encode", given), _member("items"))
 
     def upsert(self, documents: Iterable[Mapping[str, Any]]) -> schema.UpsertAnswer:
         """Add or replace documents; those counted as indexed are committed.
 
         They are streamed, so there may be any number. Each has an ``id``, and a ``text``, an
-        ``image`` (bytes of an image file) or an ``image_url``; ``uri`` and ``metadata`` are
+        ``image`` (as `search` takes it) or an ``image_url``; ``uri`` and ``metadata`` are
         optional; numpy scalars, dates and times of the metadata are sent as `Document` keeps them.
         A busy server is not asked again, as the stream cannot be sent twice. On failure, the
         problem of the `ApiError` says how many documents are committed.
@@ -351,7 +353,7 @@ def _member(name: str) -> Callable[[httpx2.Response], Any]:
 
 
 def _asked(text: str | None, query: Mapping[str, Any]) -> dict[str, Any]:
-    asked = dict(query) if text is None else {"text": text, **query}
+    asked = _with_image(query if text is None else {"text": text, **query})
     if isinstance(similar := asked.get("similar"), Mapping):
         asked["similar"] = [{"id": name, "weight": weight} for name, weight in similar.items()]
     return asked
@@ -382,10 +384,15 @@ def _line(document: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(document, Mapping):  # such as a key of one document that is not a list
         rule = "each document must be values by name such as id and text"
         raise InputError(str(document), rule)
-    line, image = _plain(document), document.get("image")
-    if isinstance(image, bytes):
-        line["image"] = base64.b64encode(image).decode()
-    return line
+    return _with_image(_plain(document))
+
+
+def _with_image(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is given with its image as a value of JSON."""
+    image = given.get("image")
+    if image is None:
+        return dict(given)
+    return {**given, "image": base64.b64encode(_file_of(image)).decode()}
 
 
 def _plain(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -46,7 +46,8 @@ class AttachedStore(Store):
     def find(self) -> bool:
         """Move to the index that the address means.
 
-        IndexCorruptError if there is none, or several; UnsupportedError if it is not attached.
+        IndexMissingError if there is none, IndexCorruptError if there are several,
+        UnsupportedError if it is not attached.
         """
         self.index, mapping, meta = describe(
             self.client, self.address, f"-*.mappings._meta.{VOCABULARY}"

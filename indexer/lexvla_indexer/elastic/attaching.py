@@ -62,7 +62,8 @@ def attach(
 
     Raises:
         EngineUnavailableError: The server cannot be reached, or the index is read-only.
-        IndexCorruptError: There is no such index, or the alias means several.
+        IndexCorruptError: The alias means several indices.
+        IndexMissingError: There is no such index.
         InputError: A named field is not in the mapping, or one to add is there already.
         UnsupportedError: Its documents cannot be changed without changing other fields.
         VocabularyMismatchError: It is attached with another vocabulary or by another model.

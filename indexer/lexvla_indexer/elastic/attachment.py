@@ -146,7 +146,8 @@ def describe(client: Elasticsearch, address: Address, filter_path: str = "*") ->
     ``filter_path`` leaves out a part, such as the vocabulary.
 
     Raises:
-        IndexCorruptError: There is no such index, or the alias means several.
+        IndexCorruptError: The alias means several indices.
+        IndexMissingError: There is no such index.
         UnsupportedError: It is a data stream, whose documents cannot be changed.
     """
     with elastic_errors(address):
@@ -181,7 +182,7 @@ def excludes_vectors(client: Elasticsearch, address: Address, index: str) -> boo
 def read_attachment(client: Elasticsearch, address: Address) -> Attachment | None:
     """Return how an index is attached, or ``None``.
 
-    IndexCorruptError if there is no such index, or what it says is damaged.
+    IndexMissingError if there is no such index, IndexCorruptError if what it says is damaged.
     """
     meta = describe(client, address).meta
     return Attachment.load(address, meta) if ATTACHMENT in meta else None

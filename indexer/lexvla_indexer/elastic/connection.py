@@ -9,11 +9,15 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 from urllib.parse import urlsplit
 
-from lexvla.errors import EngineUnavailableError, IndexCorruptError, InputError
+from lexvla.errors import (
+    EngineUnavailableError,
+    IndexCorruptError,
+    IndexMissingError,
+    InputError,
+)
 from lexvla_indexer.elastic.elasticsearch_product import ELASTICSEARCH
 from lexvla_indexer.elastic.product import Product
 from lexvla_indexer.elastic.refusals import (
-    GoneError,
     NoAnswerError,
     ShardError,
     cause_of,
@@ -110,7 +114,7 @@ def elastic_errors(address: Address) -> AbstractContextManager[None]:
     Raises:
         EngineUnavailableError: The server cannot be reached, refuses the credentials, is of
             another kind or version, or cannot do it now.
-        IndexCorruptError: There is no such index.
+        IndexMissingError: There is no such index.
         LexVLAError: The server refuses the request.
     """
     return address.product.errors(address)
@@ -136,14 +140,14 @@ def following(found: Callable[[bool], S], ask: Callable[[S], T]) -> T:
     while True:
         try:
             return ask(asked)
-        except (EngineUnavailableError, IndexCorruptError) as error:
+        except (EngineUnavailableError, IndexCorruptError, IndexMissingError) as error:
             if isinstance(error, NoAnswerError):
                 raise
             newest = found(True)
             if newest.index == asked.index:
                 wait = next(waits, None)
                 # An index that is being deleted gives no other errors.
-                if wait is None or not isinstance(error, GoneError | ShardError):
+                if wait is None or not isinstance(error, IndexMissingError | ShardError):
                     raise
                 time.sleep(wait)
             asked = newest
@@ -166,7 +170,7 @@ def whole(address: Address, answer: Mapping[str, Any]) -> Mapping[str, Any]:
 def found_documents(address: Address, answer: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Return the documents of a multi-get, if every one of them could be looked up.
 
-    A shard that cannot be read raises EngineUnavailableError, a missing index IndexCorruptError.
+    A shard that cannot be read raises EngineUnavailableError, a missing index IndexMissingError.
     """
     documents: list[Mapping[str, Any]] = answer["docs"]
     for each in documents:

@@ -85,7 +85,7 @@ def fill(
 
     Raises:
         EngineUnavailableError: The server went away, or was too busy for minutes.
-        IndexCorruptError: The index went away.
+        IndexMissingError: The index went away.
     """
     target, report = UserIndex(client, address, attachment), Report()
     reading, stop = replace(reading or Reading(), exif=False), stop or Event()
@@ -132,7 +132,7 @@ def detach(client: Elasticsearch, address: Address) -> int:
 
     Raises:
         EngineUnavailableError: The index is read-only, the server went away, or it was too busy.
-        IndexCorruptError: There is no such index.
+        IndexMissingError: There is no such index.
         UnsupportedError: It is not attached, or its documents cannot be changed.
     """
     attachment = read_attachment(client, address)

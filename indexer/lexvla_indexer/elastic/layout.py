@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from lexvla.errors import (
     EngineUnavailableError,
     IndexCorruptError,
+    IndexMissingError,
     IndexVersionError,
     InputError,
     UnsupportedError,
@@ -298,10 +299,9 @@ class Store:
             self.check()
 
     def check(self) -> None:
-        """Look up the alias again; IndexCorruptError if there is no index any more."""
+        """Look up the alias again; IndexMissingError if there is no index any more."""
         if not self.find():
-            made = f"lexvla index SOURCE --index {self.address}"
-            raise IndexCorruptError(f"no index at {self.address}; make one with: {made}")
+            raise IndexMissingError(self.address)
 
     def wait(self) -> None:
         """Wait until the index can be searched.

@@ -8,7 +8,7 @@ from typing import Any
 
 from lexvla.errors import (
     EngineUnavailableError,
-    IndexCorruptError,
+    IndexMissingError,
     InputError,
     LexVLAError,
     UnsupportedError,
@@ -16,7 +16,6 @@ from lexvla.errors import (
 from lexvla_indexer.elastic.product import Place
 
 __all__ = [
-    "GoneError",
     "NoAnswerError",
     "PassingError",
     "ShardError",
@@ -41,10 +40,6 @@ class ShardError(PassingError):
     """A shard cannot answer now."""
 
 
-class GoneError(IndexCorruptError):
-    """There is no such index."""
-
-
 class UnreadValueError(InputError):
     """The server cannot read a value that a field is compared with, such as a date."""
 
@@ -62,7 +57,7 @@ def refusal(place: Place, status: int, body: Any) -> LexVLAError:
     if "maxClauseCount" in reason or "too_many" in kind:
         return UnsupportedError(f"{place}: the query has too many words for the server: {reason}")
     if status == 404 and "index_not_found" in kind:
-        return GoneError(f"no index at {place}; make one with: lexvla index SOURCE --index {place}")
+        return IndexMissingError(place)
     cannot = f"{place}: the server cannot do it now: {said}"
     # A node that goes away takes along what it was about to answer; other copies have it too.
     if status == 503 or "search_context_missing" in kind or kind.startswith("node_"):

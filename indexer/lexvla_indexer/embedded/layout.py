@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO
 
 from lexvla.encoding import Encoding
-from lexvla.errors import IndexCorruptError, IndexLockedError, ModelError
+from lexvla.errors import IndexCorruptError, IndexLockedError, IndexMissingError, ModelError
 from lexvla.version import program_version
 from lexvla.vocabulary import Vocabulary
 from lexvla_indexer.bm25 import TextRows
@@ -94,13 +94,12 @@ class Store:
             self._lock = None
 
     def manifest(self, writable: bool) -> Manifest:
-        """Open the manifest; IndexCorruptError if there is no index."""
+        """Open the manifest; IndexMissingError if there is no index."""
         if self._manifest.exists():
             return Manifest(self._manifest, writable)
         if self._segments.exists():
             raise IndexCorruptError(f"{self._manifest}: missing")
-        made = f"lexvla index SOURCE --index {self.path}"
-        raise IndexCorruptError(f"no index at {self.path}; make one with: {made}")
+        raise IndexMissingError(self.path)
 
     def load_vocabulary(self, sha256: str) -> Vocabulary:
         """Read the vocabulary that the manifest names; IndexCorruptError if it is not there."""

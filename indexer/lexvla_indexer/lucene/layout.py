@@ -35,7 +35,7 @@ import numpy as np
 from scipy import sparse
 
 from lexvla.encoding import Encoding
-from lexvla.errors import IndexCorruptError, IndexVersionError, ModelError
+from lexvla.errors import IndexCorruptError, IndexMissingError, IndexVersionError, ModelError
 from lexvla.version import program_version
 from lexvla.vocabulary import Vocabulary
 from lexvla_indexer.document import Document
@@ -237,10 +237,9 @@ class Store:
             raise IndexCorruptError(f"{self.path}: {rule}; give a new directory")
 
     def check(self) -> None:
-        """Raise IndexCorruptError if there is no index."""
+        """Raise IndexMissingError if there is no index."""
         if not self.exists:
-            made = f"lexvla index SOURCE --index lucene:{self.path}"
-            raise IndexCorruptError(f"no Lucene index at {self.path}; make one with: {made}")
+            raise IndexMissingError(f"lucene:{self.path}")
 
     def newest(self) -> int:
         """Return the number of the newest commit, which its file is named by."""

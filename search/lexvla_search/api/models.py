@@ -131,22 +131,35 @@ class FacetSettings(_Request):
 # the place of a value; `problems.invalid` leaves them out.
 _SHORT, _FULL = "(short)", "(full)"
 TAGS = (_SHORT, _FULL)
-_BY_TYPE = Discriminator(lambda value: _SHORT if isinstance(value, str) else _FULL)
-_BY_BOOLEAN = Discriminator(lambda value: _SHORT if isinstance(value, bool) else _FULL)
+
+
+def _either(short: type, full: type | tuple[type, ...], rule: str) -> Discriminator:
+    def tag(value: object) -> str | None:
+        if isinstance(value, short):
+            return _SHORT
+        return _FULL if isinstance(value, full) else None
+
+    return Discriminator(tag, "of_no_type", f"Input should be {rule}")
+
+
+_STRING_OR_OBJECT = _either(str, (dict, BaseModel), "a string or an object")
 AnyFusion = Annotated[
-    Annotated[FusionName, Tag(_SHORT)] | Annotated[FusionSettings, Tag(_FULL)], _BY_TYPE
+    Annotated[FusionName, Tag(_SHORT)] | Annotated[FusionSettings, Tag(_FULL)], _STRING_OR_OBJECT
 ]
-AnySimilar = Annotated[Annotated[Id, Tag(_SHORT)] | Annotated[SimilarItem, Tag(_FULL)], _BY_TYPE]
+AnySimilar = Annotated[
+    Annotated[Id, Tag(_SHORT)] | Annotated[SimilarItem, Tag(_FULL)], _STRING_OR_OBJECT
+]
 AnyFacet = Annotated[
-    Annotated[FieldName, Tag(_SHORT)] | Annotated[FacetSettings, Tag(_FULL)], _BY_TYPE
+    Annotated[FieldName, Tag(_SHORT)] | Annotated[FacetSettings, Tag(_FULL)], _STRING_OR_OBJECT
 ]
 Sort = Annotated[
     Annotated[FieldName, Tag(_SHORT)]
     | Annotated[Annotated[list[FieldName], Field(max_length=MAX_ORDERS)], Tag(_FULL)],
-    _BY_TYPE,
+    _either(str, list, "a string or an array"),
 ]
 GroupCopies = Annotated[
-    Annotated[bool, Tag(_SHORT)] | Annotated[float, Field(gt=0, le=1), Tag(_FULL)], _BY_BOOLEAN
+    Annotated[bool, Tag(_SHORT)] | Annotated[float, Field(gt=0, le=1), Tag(_FULL)],
+    _either(bool, (int, float), "a boolean or a number"),
 ]
 
 

@@ -22,6 +22,7 @@ from lexvla.errors import (
     EngineUnavailableError,
     FilterSyntaxError,
     IndexLockedError,
+    IndexMissingError,
     InputError,
     LexVLAError,
     UnknownDocumentError,
@@ -33,6 +34,8 @@ from lexvla_search.api.models import TAGS
 __all__ = ["MEDIA_TYPE", "Problem", "handle_errors", "invalid", "problem_of", "problem_response"]
 
 MEDIA_TYPE = "application/problem+json"
+_NAME = "[key]"  # the end of the place of a broken rule, if it is about a name
+_LONGEST_NAME = 200  # of a field, in characters: a body may name it as it likes
 _URN = "urn:problem-type:lexvla:"
 
 # Status and title of each kind of problem.
@@ -63,6 +66,7 @@ _OF_ERRORS: tuple[tuple[type[LexVLAError], str], ...] = (
     (UnsupportedError, "unsupported"),
     (IndexLockedError, "writer-busy"),
     (EngineUnavailableError, "unavailable"),
+    (IndexMissingError, "unavailable"),
     (VocabularyMismatchError, "index-mismatch"),
 )
 _OF_STATUS = {404: "not-found", 405: "method-not-allowed", 415: "unsupported-media-type"}
@@ -127,26 +131,29 @@ def problem_of(error: LexVLAError) -> Problem | None:
 
 def invalid(error: ValidationError, where: str = "body") -> Problem:
     """Return the problem of a body that breaks the rules of its model."""
-    faults = error.errors(include_url=False, include_context=False, include_input=False)
+    faults = error.errors(include_url=False, include_context=False)
     broken = [fault for fault in faults if fault["type"] == "json_invalid"]
     if broken:
         return Problem("bad-request", f"the {where} is not valid JSON: {broken[0]['msg']}")
-    errors = [
-        {"field": _field(fault["loc"]) or where, "detail": _rule(fault)} for fault in faults[:20]
-    ]
+    errors = [_error(fault, where) for fault in faults[:20]]
     first = "; ".join(f"{each['field']}: {each['detail']}" for each in errors[:3])
     return Problem("invalid", first, errors)
 
 
-def _field(place: Sequence[str | int]) -> str:
+def _error(fault: Mapping[str, Any], where: str) -> dict[str, str]:
     # Without the type that was meant, of a value that may have several: see models.TAGS.
-    return ".".join(str(part) for part in place if part not in TAGS)
-
-
-def _rule(fault: Mapping[str, Any]) -> str:
+    place = [_short(str(part)) for part in fault["loc"] if part not in TAGS]
+    rule = str(fault["msg"]).removeprefix("Value error, ").replace(" after validation", "")
     if fault["type"] == "extra_forbidden":
-        return "there is no such field"
-    return str(fault["msg"]).removeprefix("Value error, ")
+        rule = "there is no such field"
+    elif fault["loc"][1:] and fault["loc"][-2:] == (fault["input"], _NAME):
+        *place, name, _ = place  # it is the name that is wrong, not what it stands for
+        rule = f"the name {name!r} {rule.partition(' ')[2]}"
+    return {"field": ".".join(place) or where, "detail": rule}
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 3] + "..."
 
 
 def handle_errors(app: FastAPI) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from lexvla.data.demo_corpus import PHOTOGRAPHS, extract_demo_corpus, load_demo_corpus
 from lexvla.errors import (
     IndexCorruptError,
+    IndexMissingError,
     IndexVersionError,
     LexVLAError,
     VocabularyMismatchError,
@@ -122,7 +123,12 @@ def _prepare(home: Path, model: LexVLA, may_replace: bool) -> None:
                 # More is fine: people add documents of their own.
                 if source.count() >= wanted and images.is_dir():
                     return
-        except (VocabularyMismatchError, IndexCorruptError, IndexVersionError) as error:
+        except (
+            VocabularyMismatchError,
+            IndexCorruptError,
+            IndexMissingError,
+            IndexVersionError,
+        ) as error:
             if not may_replace:
                 raise
             note(f"lexvla: building the demo's index anew: {error}")

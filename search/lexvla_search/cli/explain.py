@@ -14,11 +14,10 @@ from lexvla_indexer.base import Index
 from lexvla_indexer.path_ids import path_of_text
 from lexvla_search.cli.arguments import IndexOptions, JsonOptions, flag, option, positional
 from lexvla_search.cli.console import UsageError, note, one_line, print_json
-from lexvla_search.cli.query import QueryOptions, described, located, score_of
+from lexvla_search.cli.query import QueryOptions, described, located, score_of, tell_of_text
 from lexvla_search.explanation import Explanation
 from lexvla_search.heatmap import heatmap, match_map, word_map
 from lexvla_search.searcher import Hit, Searcher
-from lexvla_search.typed_words import say_unknown, understood
 
 if TYPE_CHECKING:
     from lexvla import LexVLA
@@ -51,6 +50,7 @@ def run(options: Options) -> int:
     with open_index(options.index) as source:
         model = options.encoder()
         searcher = Searcher(model, source)
+        read = searcher.encode(query)
         (hit,) = located([searcher.explain(query, options.id)], source)
         if options.heatmap and model is not None:
             _draw(model, source, hit, options.word).save(options.heatmap, format="PNG")
@@ -61,10 +61,9 @@ def run(options: Options) -> int:
     if options.json:
         near = [{"word": word, "cosine": cosine} for word, cosine in nearest]
         said = {"nearest": near} if options.nearest else {}
-        print_json({"query": described(query), "hit": hit.to_dict(), **drawn, **said})
+        print_json({"query": described(query, read), "hit": hit.to_dict(), **drawn, **said})
         return 0
-    if unknown := understood(query.text or "", searcher.model)[1]:
-        note(f"lexvla: {say_unknown(unknown)}")
+    tell_of_text(read.unknown, read.unread)
     place = "not among the best" if hit.rank is None else f"rank {hit.rank}"
     print(f"{one_line(hit.label)}  {hit.id}  {score_of(hit)}  {place}")
     print(hit.explanation)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +14,13 @@ from lexvla_indexer.base import Index
 from lexvla_indexer.legs import Leg
 from lexvla_indexer.roots import Roots
 from lexvla_search.cli.arguments import ModelOptions, flag, option, positional, positive
-from lexvla_search.cli.console import UsageError
+from lexvla_search.cli.console import UsageError, note, one_line
+from lexvla_search.encoded_query import EncodedQuery
 from lexvla_search.field_weights import field_weights_of
 from lexvla_search.fusion import FUSIONS, LEGS, Fusion, FusionName, named_fusion
 from lexvla_search.query import Query
 from lexvla_search.searcher import Answer, Hit
+from lexvla_search.typed_words import UnknownWord, say_unknown
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -174,6 +176,14 @@ def score_of(hit: Hit) -> str:
     return f"score {hit.score:.4f}{relevance}"
 
 
+def tell_of_text(unknown: Sequence[UnknownWord], unread: str) -> None:
+    """Name what a model does not understand of a query's text."""
+    if unknown:
+        note(f"lexvla: {say_unknown(unknown)}")
+    if unread:
+        note(f"lexvla: the text is too long: the model does not read {one_line(unread)!r}")
+
+
 def located(hits: Iterable[Hit], index: Index) -> list[Hit]:
     """Return hits whose uris are paths that can be opened here."""
     roots = Roots(index)
@@ -182,13 +192,12 @@ def located(hits: Iterable[Hit], index: Index) -> list[Hit]:
     ]
 
 
-def described(query: Query, answer: Answer | RemoteAnswer | None = None) -> dict[str, Any]:
-    """Return a query as JSON values, and, given its answer, how it was understood."""
-    data = {"description": query.describe(), **query.to_dict()}
-    if answer is None:
-        return data
-    words = [{"word": word, "weight": weight} for word, weight in answer.words]
-    unknown = [word.to_dict() for word in answer.unknown]
-    read = {"words": words, "unknown": unknown, "unread": answer.unread, "legs": list(answer.legs)}
-    fusion = None if answer.fusion is None else str(answer.fusion)
-    return {**data, **read, "fusion": fusion}
+def described(query: Query, read: Answer | RemoteAnswer | EncodedQuery) -> dict[str, Any]:
+    """Return a query as JSON values, with what was read of it."""
+    return {
+        "description": query.describe(),
+        **query.to_dict(),
+        "words": [{"word": word, "weight": weight} for word, weight in read.words],
+        "unknown": [word.to_dict() for word in read.unknown],
+        "unread": read.unread,
+    }

@@ -23,12 +23,18 @@ from lexvla_search.cli.arguments import (
     whole,
 )
 from lexvla_search.cli.console import UsageError, note, one_line, print_columns, print_json
-from lexvla_search.cli.query import QueryOptions, described, finite, located, score_of
+from lexvla_search.cli.query import (
+    QueryOptions,
+    described,
+    finite,
+    located,
+    score_of,
+    tell_of_text,
+)
 from lexvla_search.fusion import GOOD_MATCH
 from lexvla_search.query import Query
 from lexvla_search.searcher import Answer, Hit, Searcher
 from lexvla_search.shown_query import shown_query
-from lexvla_search.typed_words import say_unknown
 
 if TYPE_CHECKING:
     from lexvla_search.cli.remote import RemoteAnswer
@@ -146,9 +152,11 @@ def _report(options: Options, query: Query, answer: Answer | RemoteAnswer) -> in
             "facets": answer.facets_to_dict(),
             "next": answer.next,
         }
-        print_json({"query": described(query, answer), **found})
+        fusion = None if answer.fusion is None else str(answer.fusion)
+        searched = {"legs": list(answer.legs), "fusion": fusion}
+        print_json({"query": {**described(query, answer), **searched}, **found})
         return 0
-    _tell_of_text(answer)
+    tell_of_text(answer.unknown, answer.unread)
     if answer.good_match is False:
         note(f"lexvla: {NO_GOOD_MATCH}")
     elif not hits:
@@ -167,13 +175,6 @@ def _report(options: Options, query: Query, answer: Answer | RemoteAnswer) -> in
     if answer.next and (query.after or not query.is_scored):
         note(f"lexvla: for more: --after {answer.next}")
     return 0
-
-
-def _tell_of_text(answer: Answer | RemoteAnswer) -> None:
-    if answer.unknown:
-        note(f"lexvla: {say_unknown(answer.unknown)}")
-    if answer.unread:
-        note(f"lexvla: the text is too long: the model does not read {one_line(answer.unread)!r}")
 
 
 def facet_rows(counts: FacetCounts) -> list[tuple[str, str]]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
 from lexvla.errors import InputError
 from lexvla_indexer import open_index
-from lexvla_indexer.watching import watch_folder
+from lexvla_indexer.watching import MOST_SECONDS, watch_folder
 from lexvla_search.cli.arguments import (
     IndexOptions,
     ModelOptions,
@@ -22,13 +23,21 @@ from lexvla_search.cli.source import ReadingOptions, exit_code, in_words
 from lexvla_search.cli.stopping import stopping
 
 
+def _seconds(text: str) -> float:
+    value = finite(text)
+    if not 0 <= value <= MOST_SECONDS:
+        rule = f"must be seconds from 0 to {MOST_SECONDS:g}"
+        raise argparse.ArgumentTypeError(f"{rule}, not {text!r}")
+    return value
+
+
 @dataclass(frozen=True)
 class Options(ReadingOptions, IndexOptions, ModelOptions):
     """Which folder to follow, and how soon."""
 
     folder: str = positional("a folder of images", metavar="FOLDER", type=not_empty)
     quiet: float = option(
-        "index changes after S seconds without another (2)", type=finite, default=2.0, metavar="S"
+        "index changes after S seconds without another (2)", type=_seconds, default=2.0, metavar="S"
     )
     prune_anyway: bool = flag("delete what is gone, however much it is")
 
