@@ -39,6 +39,8 @@ class LexVLAConfig(ModelSettings, PretrainedConfig):
         text_revision: Its commit on the hub.
         vision_model: Hub id or path of the pretrained vision transformer, or ``None``.
         vision_revision: Its commit on the hub.
+        vision_frozen: Whether a vision model that is saved with the model stays as it is when the
+            model is trained further; one that a `ConceptMemory` was fitted to always does.
         backbone_dtype: Type of pretrained backbones, and compute type of quantised layers.
         quantization: Quantisation of the pretrained language model by bitsandbytes: ``none``,
             ``int8`` (LLM.int8, arXiv 2208.07339) or ``nf4`` (QLoRA, arXiv 2305.14314).
@@ -104,6 +106,7 @@ class LexVLAConfig(ModelSettings, PretrainedConfig):
         text_revision: str | None = None,
         vision_model: str | None = None,
         vision_revision: str | None = None,
+        vision_frozen: bool = False,
         backbone_dtype: str = "float32",
         quantization: Quantization = "none",
         double_quantization: bool = True,
@@ -154,6 +157,7 @@ class LexVLAConfig(ModelSettings, PretrainedConfig):
         self.text_revision = text_revision
         self.vision_model = vision_model
         self.vision_revision = vision_revision
+        self.vision_frozen = vision_frozen or concept_items > 0
         self.backbone_dtype = backbone_dtype
         self.quantization = quantization
         self.double_quantization = double_quantization

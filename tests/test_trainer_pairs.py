@@ -20,6 +20,7 @@ from lexvla.training.checkpoint import load_checkpoint
 from lexvla.training.recipe import Recipe
 from lexvla.training.trainer import Trainer, train
 from lexvla_search import cli
+from memory_fakes import save_classified
 from pair_fakes import THINGS
 from training_fakes import ROOT, Recipes, read_log, run_until_killed
 
@@ -109,6 +110,22 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(
     assert weights(tmp_path / "model") == weights(whole / "model")
     assert read_log(tmp_path) == read_log(whole)
     assert (tmp_path / "skipped.jsonl").read_text() == (whole / "skipped.jsonl").read_text()
+
+
+def test_batch_norms_that_are_trained_go_on_too(recipes: Recipes, tmp_path: Path) -> None:
+    model = {"width": 16, "text_layers": 1, "heads": 1, "image_size": 64, "dense_width": 0}
+    model |= {"vision_model": str(save_classified(tmp_path / "network")), "vision_frozen": False}
+    model |= {"codebook_size": 0}
+    sections = Recipes({**recipes.sections, "model": model})
+    outputs = tmp_path / "whole", tmp_path / "stopped"
+    first, second = (Recipe.load(sections.write(each, train={"save_every": 2})) for each in outputs)
+    Trainer(first).run()
+    stopped = Trainer(second)
+    stopped.train_step()
+    stopped.step = 1
+    stopped.save_checkpoint()
+    assert train(outputs[1] / "recipe.toml", resume=True) == outputs[1] / "model"
+    assert weights(outputs[1] / "model") == weights(outputs[0] / "model")
 
 
 def test_terms_of_weight_0_are_not_computed(

@@ -17,6 +17,7 @@ from lexvla.training.untrained import untrained_model
 __all__ = ["Data", "Recipe", "Run"]
 
 KINDS = ("captions", "drawings", "karpathy", "hugging_face", "webdataset")
+NAMED = ("model_name", "knowledge")  # of a model that is trained further too
 Section = TypeVar("Section")
 
 
@@ -268,7 +269,8 @@ def _fits(value: Any, kind: Any) -> bool:
 def _model(values: dict[str, Any], name: str) -> dict[str, Any]:
     if "start" in values:
         # Not dtype: small steps are lost in 16 bits; [train] bfloat16 is for computing.
-        known = {"start", *inspect.signature(TorchLexVLA.from_pretrained).parameters} - {"dtype"}
+        known = set(inspect.signature(TorchLexVLA.from_pretrained).parameters)
+        known = (known | {"start", *NAMED}) - {"dtype"}
     else:
         build = untrained_model if "width" in values else TorchLexVLA.from_backbones
         known = set(inspect.signature(build).parameters)

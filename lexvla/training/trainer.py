@@ -407,6 +407,7 @@ class Trainer:
             "recipe": self.recipe.to_dict(),
             "step": self.step,
             "model": trained,
+            "buffers": dict(self.model.named_buffers()),  # statistics of batch norms
             "objective": self.objective.state_dict(),
             "optimizers": [each.state_dict() for each in self.optimizers],
             "teacher": None if self.teacher is None else self.teacher.state_dict(),
@@ -443,20 +444,20 @@ class Trainer:
             rule = f"made by {len(state['feeds'])} processes, and there are {self.world}"
             raise ModelError(f"{path}: {rule}")
         self.step = state["step"]
-        weights = dict(self.model.named_parameters())
+        held = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
         with torch.no_grad():
-            for name, weight in state["model"].items():
-                weights[name].copy_(weight)
+            for name, values in (state["model"] | state["buffers"]).items():
+                held[name].copy_(values)
         self.objective.load_state_dict(state["objective"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
-        for held, name in (
+        for copy, name in (
             (self.teacher, "teacher"),
             (self.average, "average"),
             (self.memory, "memory"),
         ):
-            if held is not None:
-                held.load_state_dict(state[name])
+            if copy is not None:
+                copy.load_state_dict(state[name])
         for queue, saved in zip(self.queues or (), state["queues"], strict=True):
             queue.load_state_dict(saved)
         self.counts.copy_(state["counts"])
