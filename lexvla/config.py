@@ -226,6 +226,11 @@ class LexVLAConfig(ModelSettings, PretrainedConfig):
                 self.text_model is not None or (self.quantization == "none" and not self.lora_rank)
             ),
             f"lora_rank must be at least 0, not {self.lora_rank}": self.lora_rank >= 0,
+            "image_mean and image_std must be three numbers each, the deviations above 0": (
+                len(self.image_mean) == len(self.image_std) == 3
+                and all(map(_is_number, (*self.image_mean, *self.image_std)))
+                and min(self.image_std) > 0
+            ),
             f"codebook_size={self.codebook_size} needs a dense_width": (
                 self.dense_width > 0 or self.codebook_size == 0
             ),

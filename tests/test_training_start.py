@@ -105,6 +105,8 @@ def test_other_settings_reach_the_config() -> None:
         ({"dropout": "much"}, "'<=' not supported"),
         ({"adapter_heads": 3}, "adapter_heads=3 does not divide"),
         ({"codebook_size": 4, "dense_width": 0}, "codebook_size=4 needs a dense_width"),
+        ({"image_mean": [0.5]}, "image_mean and image_std must be three numbers each"),
+        ({"image_std": [0.2, 0.2, 0]}, "image_mean and image_std must be three numbers each"),
         ({"lora_rank": 2}, "LoRA are for a pretrained language model"),
         ({"prompt": "no place"}, "the prompt must hold"),
     ],

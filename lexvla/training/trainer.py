@@ -30,6 +30,7 @@ from lexvla.training.gradient_cache import cached_backward
 from lexvla.training.item_memory import ItemMemory
 from lexvla.training.objective import Objective, Targets, TeacherView, dense
 from lexvla.training.recipe import Recipe
+from lexvla.training.run_folder import CHECKPOINT, claimed, keep_unfinished
 from lexvla.training.run_log import RunLog
 from lexvla.training.sources import open_source
 from lexvla.training.start import open_feed, optimizers, start_model
@@ -51,13 +52,17 @@ def train(recipe_path: str | Path, resume: bool = False) -> Path:
         resume: Continue from the last checkpoint in the recipe's output folder.
 
     Raises:
-        InputError: The recipe or its data are invalid.
+        InputError: The recipe or its data are invalid; or another run is writing to the output
+            folder, or has left an unfinished run there that is not to be resumed.
         ModelError: The vectors have collapsed, or a loss is not finite.
     """
     trainer = Trainer(Recipe.load(recipe_path))
-    if resume:
-        trainer.resume()
-    return trainer.run()
+    with claimed(trainer.output) if trainer.accelerator.is_main_process else nullcontext():
+        if resume:
+            trainer.resume()
+        else:
+            keep_unfinished(trainer.output)
+        return trainer.run()
 
 
 class Trainer:
@@ -132,7 +137,7 @@ class Trainer:
                 self.step += 1
                 check_health(self.step, parts)
                 log.add(self.step, {**parts, "seconds": time.monotonic() - start})
-                if self.step % run.save_every == 0:
+                if self.step % run.save_every == 0 or self.step == run.steps:
                     log.flush()
                     self.save_checkpoint()
         self.feed.close()
@@ -169,7 +174,7 @@ class Trainer:
         """Take an optimiser step and return the parts of its loss and signs of health."""
         run = self.recipe.train
         self.wrapped.train()
-        factor = min((self.step + 1) / max(1, run.warmup), 1.0)
+        factor = min((self.step + 1) / max(1, run.warmup_steps), 1.0)
         factor *= 0.5 + 0.5 * math.cos(math.pi * self.step / run.steps)
         for optimizer, rates in zip(self.optimizers, self.rates, strict=True):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
@@ -422,7 +427,7 @@ class Trainer:
         """Write the state; an earlier checkpoint stays until the new one is complete."""
         state = self.state()
         if self.accelerator.is_main_process:
-            save_checkpoint(self.output / "checkpoint.pt", state)
+            save_checkpoint(self.output / CHECKPOINT, state)
         self.accelerator.wait_for_everyone()
 
     def resume(self) -> None:
@@ -432,9 +437,9 @@ class Trainer:
             ModelError: The checkpoint is damaged, or of another recipe or number of processes.
             InputError: The data have changed.
         """
-        path = self.output / "checkpoint.pt"
+        path = self.output / CHECKPOINT
         if not path.exists():
-            logger.info("no checkpoint in %s: starting from the beginning", self.output)
+            logger.warning("no checkpoint in %s: starting from the beginning", self.output)
             return
         state = load_checkpoint(path)
         changed = list(differences(state["recipe"], self.recipe.to_dict()))
