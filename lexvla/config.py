@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from inspect import signature
 from typing import Any, Literal
 
 from transformers import CONFIG_MAPPING, PretrainedConfig
@@ -202,6 +203,12 @@ class LexVLAConfig(ModelSettings, PretrainedConfig):
         self.graphs = dict(graphs or {})
         self.check()
         super().__init__(**kwargs)
+
+    @classmethod
+    def refuse_unknown(cls, names: Iterable[str]) -> None:
+        """Raise TypeError if a name is not a field: transformers takes any, misspelt ones too."""
+        if unknown := sorted(set(names) - set(signature(cls.__init__).parameters)):
+            raise TypeError(f"{cls.__name__} has no field {unknown[0]!r}")
 
     def check(self) -> None:
         """Raise ValueError if a field is invalid."""

@@ -317,6 +317,7 @@ class TorchLexVLA(model.LexVLA, PreTrainedModel):
             OptionalDependencyError: PEFT, bitsandbytes or timm is missing.
             UnsupportedError: The device, or quantisation on it, is not available.
         """
+        LexVLAConfig.refuse_unknown(config)
         place = backbones.as_device(device)
         kind = backbones.as_dtype(dtype) or (
             torch.float32 if quantization == "none" else torch.bfloat16

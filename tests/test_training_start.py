@@ -119,6 +119,13 @@ def test_sizes_that_do_not_fit_are_refused(
     assert caught.value.item == "[model]"
 
 
+def test_a_misspelt_field_is_no_field_of_the_config(text_model: str, vision_model: str) -> None:
+    with pytest.raises(TypeError, match="LexVLAConfig has no field 'lora_rang'"):
+        TorchLexVLA.from_backbones(text_model, vision_model, lora_rang=3)
+    with pytest.raises(TypeError, match="LexVLAConfig has no field 'dense_widht'"):
+        untrained_model(CAPTIONS, **SIZES, dense_widht=3)
+
+
 def test_no_captions_give_no_model() -> None:
     with pytest.raises(ValueError, match="captions must not be empty"):
         untrained_model([], **SIZES)

@@ -57,6 +57,7 @@ def untrained_model(
         dropout: Dropout of the language model's attention.
         config: Other fields of `LexVLAConfig`.
     """
+    LexVLAConfig.refuse_unknown(config)
     for name, size in (
         ("width", width),
         ("vision_layers", vision_layers),
