@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from inspect import signature
 from typing import Any, Literal
 
 from transformers import CONFIG_MAPPING, PretrainedConfig
@@ -39,6 +40,8 @@ class LexVLAConfig(ModelSettings, PretrainedConfig):
         text_revision: Its commit on the hub.
         vision_model: Hub id or path of the pretrained vision transformer, or ``None``.
         vision_revision: Its commit on the hub.
+        vision_frozen: Whether a vision model that is saved with the model stays as it is when the
+            model is trained further; one that a `ConceptMemory` was fitted to always does.
         backbone_dtype: Type of pretrained backbones, and compute type of quantised layers.
         quantization: Quantisation of the pretrained language model by bitsandbytes: ``none``,
             ``int8`` (LLM.int8, arXiv 2208.07339) or ``nf4`` (QLoRA, arXiv 2305.14314).
@@ -104,6 +107,7 @@ class LexVLAConfig(ModelSettings, PretrainedConfig):
         text_revision: str | None = None,
         vision_model: str | None = None,
         vision_revision: str | None = None,
+        vision_frozen: bool = False,
         backbone_dtype: str = "float32",
         quantization: Quantization = "none",
         double_quantization: bool = True,
@@ -154,6 +158,7 @@ class LexVLAConfig(ModelSettings, PretrainedConfig):
         self.text_revision = text_revision
         self.vision_model = vision_model
         self.vision_revision = vision_revision
+        self.vision_frozen = vision_frozen or concept_items > 0
         self.backbone_dtype = backbone_dtype
         self.quantization = quantization
         self.double_quantization = double_quantization
@@ -199,6 +204,12 @@ class LexVLAConfig(ModelSettings, PretrainedConfig):
         self.check()
         super().__init__(**kwargs)
 
+    @classmethod
+    def refuse_unknown(cls, names: Iterable[str]) -> None:
+        """Raise TypeError if a name is not a field: transformers takes any, misspelt ones too."""
+        if unknown := sorted(set(names) - set(signature(cls.__init__).parameters)):
+            raise TypeError(f"{cls.__name__} has no field {unknown[0]!r}")
+
     def check(self) -> None:
         """Raise ValueError if a field is invalid."""
         self._check_map()
@@ -222,6 +233,11 @@ class LexVLAConfig(ModelSettings, PretrainedConfig):
                 self.text_model is not None or (self.quantization == "none" and not self.lora_rank)
             ),
             f"lora_rank must be at least 0, not {self.lora_rank}": self.lora_rank >= 0,
+            "image_mean and image_std must be three numbers each, the deviations above 0": (
+                len(self.image_mean) == len(self.image_std) == 3
+                and all(map(_is_number, (*self.image_mean, *self.image_std)))
+                and min(self.image_std) > 0
+            ),
             f"codebook_size={self.codebook_size} needs a dense_width": (
                 self.dense_width > 0 or self.codebook_size == 0
             ),

@@ -249,6 +249,8 @@ def read_towers(
         kind = dtype or (named if name else torch.float32)
         tower = load(config, name or str(folder / part), device, kind, token)
         towers.append(tower.requires_grad_(name is None))
+    if config.vision_frozen:
+        towers[1].requires_grad_(False)
     if config.lora_rank:
         towers[0] = load_lora(towers[0], folder / LORA)
     return towers[0], towers[1]

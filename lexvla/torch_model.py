@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import torch
 from huggingface_hub import HfApi
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -316,6 +317,7 @@ class TorchLexVLA(model.LexVLA, PreTrainedModel):
             OptionalDependencyError: PEFT, bitsandbytes or timm is missing.
             UnsupportedError: The device, or quantisation on it, is not available.
         """
+        LexVLAConfig.refuse_unknown(config)
         place = backbones.as_device(device)
         kind = backbones.as_dtype(dtype) or (
             torch.float32 if quantization == "none" else torch.bfloat16
@@ -424,10 +426,18 @@ class TorchLexVLA(model.LexVLA, PreTrainedModel):
         return model.eval()
 
     def save_pretrained(self, save_directory: str | Path) -> None:
-        """Write all but the frozen backbones to a folder; `lexvla.saving` lists the files."""
+        """Write all but the frozen backbones to a folder; `lexvla.saving` lists the files.
+
+        Raises:
+            ModelError: The weights cannot be written, such as on a full disk; or a weight beside
+                LoRA is trained.
+        """
         folder, parts = Path(save_directory), saving.small_parts(self)
         towers = self.text_tower.language_model, self.image_tower.vision_model
-        saving.write_model(folder, self.config, self.vocabulary, self.tokenizer, towers, parts)
+        try:
+            saving.write_model(folder, self.config, self.vocabulary, self.tokenizer, towers, parts)
+        except SafetensorError as error:
+            raise ModelError(f"{folder}: the weights cannot be written ({error})") from error
         if not (card := folder / "README.md").exists():
             trained = sum(part.numel() for part in self.parameters() if part.requires_grad)
             card.write_text(model_card(self.config, self.vocabulary, towers, trained), "utf-8")

@@ -53,6 +53,17 @@ def test_settings_are_read(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("steps", "line", "expected"),
+    [(7, "", 0), (20, "", 2), (9000, "", 500), (20, "warmup = 30", 30)],
+)
+def test_a_short_run_has_a_short_warm_up(
+    tmp_path: Path, steps: int, line: str, expected: int
+) -> None:
+    text = LEAST.replace("steps = 7", f"steps = {steps}\n{line}")
+    assert load(tmp_path, text).train.warmup_steps == expected
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
 def test_recipes_that_ship_can_be_read(path: Path) -> None:
     assert Recipe.load(path).output.startswith("runs/")
@@ -152,7 +163,8 @@ def test_each_kind_of_model_has_its_keys(tmp_path: Path) -> None:
         ("clip = false", "clip must be float"),
         ('average = "0.9"', "average must be float"),
         ('muon_rate = "fast"', "muon_rate must be float or NoneType"),
-        ("device = 0", "device must be str"),
+        ("device = 0", "device must be '' or 'cpu', not 0"),
+        ('device = "cuda"', "device must be '' or 'cpu', not 'cuda'"),
         ("sides = 32", "sides must be a list of int"),
         ('sides = ["a", "b", "c"]', "sides must be a list of int"),
         ("sides = [1.5]", "sides must be a list of int"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,14 +13,17 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
-from lexvla import LexVLA
-from lexvla.errors import ModelError
+from lexvla import LexVLA, saving
+from lexvla.errors import InputError, ModelError
 from lexvla.training import checkpoint, trainer
 from lexvla.training.checkpoint import load_checkpoint
 from lexvla.training.recipe import Recipe
+from lexvla.training.run_folder import claimed
 from lexvla.training.trainer import Trainer, train
 from lexvla_search import cli
+from memory_fakes import save_classified
 from pair_fakes import THINGS
 from training_fakes import ROOT, Recipes, read_log, run_until_killed
 
@@ -91,6 +95,16 @@ def test_the_model_is_a_whole_one(whole: Path) -> None:
     assert not (whole / "model" / "text_model").exists()
 
 
+def test_records_that_are_skipped_are_counted(
+    recipes: Recipes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train(recipes.write(tmp_path, train={"steps": 2}))
+    lines = (tmp_path / "skipped.jsonl").read_text().splitlines()
+    (told,) = [each.getMessage() for each in caplog.records if "skipped" in each.getMessage()]
+    path = tmp_path / "skipped.jsonl"
+    assert told == f"{len(lines)} times a record was skipped; see {path}"
+
+
 def test_what_cannot_be_read_is_listed(whole: Path) -> None:
     skipped = [json.loads(line) for line in (whole / "skipped.jsonl").read_text().splitlines()]
     assert skipped
@@ -109,6 +123,22 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(
     assert weights(tmp_path / "model") == weights(whole / "model")
     assert read_log(tmp_path) == read_log(whole)
     assert (tmp_path / "skipped.jsonl").read_text() == (whole / "skipped.jsonl").read_text()
+
+
+def test_batch_norms_that_are_trained_go_on_too(recipes: Recipes, tmp_path: Path) -> None:
+    model = {"width": 16, "text_layers": 1, "heads": 1, "image_size": 64, "dense_width": 0}
+    model |= {"vision_model": str(save_classified(tmp_path / "network")), "vision_frozen": False}
+    model |= {"codebook_size": 0}
+    sections = Recipes({**recipes.sections, "model": model})
+    outputs = tmp_path / "whole", tmp_path / "stopped"
+    first, second = (Recipe.load(sections.write(each, train={"save_every": 2})) for each in outputs)
+    Trainer(first).run()
+    stopped = Trainer(second)
+    stopped.train_step()
+    stopped.step = 1
+    stopped.save_checkpoint()
+    assert train(outputs[1] / "recipe.toml", resume=True) == outputs[1] / "model"
+    assert weights(outputs[1] / "model") == weights(outputs[0] / "model")
 
 
 def test_terms_of_weight_0_are_not_computed(
@@ -181,6 +211,62 @@ def test_a_full_disk_leaves_the_last_checkpoint(
         train(recipe)
     assert load_checkpoint(tmp_path / "checkpoint.pt")["step"] == 2
     assert not (tmp_path / "checkpoint.tmp").exists()
+
+
+def test_a_run_without_steps_left_saves_its_model_again(recipes: Recipes, tmp_path: Path) -> None:
+    """So a disk that was full at the end costs no step."""
+    recipe = recipes.write(tmp_path, train={"steps": 3, "save_every": 99})
+    train(recipe)
+    found = weights(tmp_path / "model")
+    shutil.rmtree(tmp_path / "model")
+    assert load_checkpoint(tmp_path / "checkpoint.pt")["step"] == 3
+    train(recipe, resume=True)
+    assert weights(tmp_path / "model") == found
+    assert len(read_log(tmp_path)) == 3
+
+
+def test_weights_that_cannot_be_written(
+    recipes: Recipes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise SafetensorError("No space left on device")
+
+    monkeypatch.setattr(saving, "save_file", full)
+    with pytest.raises(ModelError, match=r"model: the weights cannot be written \(No space left"):
+        train(recipes.write(tmp_path, train={"steps": 1}))
+    assert not (tmp_path / "model" / "config.json").exists()
+
+
+def test_a_run_that_stopped_is_not_lost_to_one_that_starts_anew(
+    recipes: Recipes, tmp_path: Path
+) -> None:
+    recipe = recipes.write(tmp_path, train={"steps": 3})
+    stopped = Trainer(Recipe.load(recipe))
+    stopped.step = 2
+    stopped.save_checkpoint()
+    rule = "stopped after 2 of 3 steps: continue it with --resume, or delete it"
+    with pytest.raises(InputError, match=rule):
+        train(recipe)
+    assert load_checkpoint(tmp_path / "checkpoint.pt")["step"] == 2
+    train(recipe, resume=True)
+    train(recipe)  # one that ended is replaced
+
+
+def test_one_run_at_a_time_writes_a_folder(recipes: Recipes, tmp_path: Path) -> None:
+    recipe = recipes.write(tmp_path, train={"steps": 1})
+    with (
+        claimed(tmp_path),
+        pytest.raises(InputError, match="another run is writing to this folder"),
+    ):
+        train(recipe)
+    assert not (tmp_path / "log.jsonl").exists()
+    assert train(recipe) == tmp_path / "model"
+
+
+def test_an_os_error_without_a_name_gets_that_of_the_folder(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No space left") as caught, claimed(tmp_path):
+        raise OSError(28, "No space left on device")
+    assert caught.value.filename == str(tmp_path)
 
 
 def test_another_recipe_is_refused_with_the_difference(recipes: Recipes, tmp_path: Path) -> None:

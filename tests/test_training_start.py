@@ -21,6 +21,7 @@ from lexvla.training.recipe import Recipe, Run
 from lexvla.training.sources import open_source
 from lexvla.training.start import open_feed, optimizers, start_model
 from lexvla.training.untrained import untrained_model
+from memory_fakes import memory_model, save_classified
 from model_fakes import CAPTIONS, STYLES, tiny_model
 from pair_fakes import COLOURS, THINGS
 from training_fakes import CPU, Recipes, adapted, pixels
@@ -104,6 +105,8 @@ def test_other_settings_reach_the_config() -> None:
         ({"dropout": "much"}, "'<=' not supported"),
         ({"adapter_heads": 3}, "adapter_heads=3 does not divide"),
         ({"codebook_size": 4, "dense_width": 0}, "codebook_size=4 needs a dense_width"),
+        ({"image_mean": [0.5]}, "image_mean and image_std must be three numbers each"),
+        ({"image_std": [0.2, 0.2, 0]}, "image_mean and image_std must be three numbers each"),
         ({"lora_rank": 2}, "LoRA are for a pretrained language model"),
         ({"prompt": "no place"}, "the prompt must hold"),
     ],
@@ -114,6 +117,13 @@ def test_sizes_that_do_not_fit_are_refused(
     with pytest.raises(InputError, match=rule) as caught:
         begin(drawing_recipes.write(tmp_path, model=changes))
     assert caught.value.item == "[model]"
+
+
+def test_a_misspelt_field_is_no_field_of_the_config(text_model: str, vision_model: str) -> None:
+    with pytest.raises(TypeError, match="LexVLAConfig has no field 'lora_rang'"):
+        TorchLexVLA.from_backbones(text_model, vision_model, lora_rang=3)
+    with pytest.raises(TypeError, match="LexVLAConfig has no field 'dense_widht'"):
+        untrained_model(CAPTIONS, **SIZES, dense_widht=3)
 
 
 def test_no_captions_give_no_model() -> None:
@@ -285,3 +295,54 @@ def test_a_saved_model_trains_with_the_faster_attention(recipes: Recipes, tmp_pa
     model = begin(recipes.write(tmp_path))
     for tower in (model.text_tower.language_model, model.image_tower.vision_model):
         assert tower.config._attn_implementation == "eager"
+
+
+# Models that are trained further
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_classified(tmp_path_factory.mktemp("network"))
+
+
+def test_a_network_that_was_frozen_stays_so(
+    recipes: Recipes, network: Path, tmp_path: Path
+) -> None:
+    """Its batch norms too: a memory of concepts was fitted to it."""
+    for name, changes in (("memory", {}), ("adapter", {"concept_items": 0, "adapter_heads": 1})):
+        memory_model(network, **changes).save_pretrained(tmp_path / name)
+        sections = {**recipes.sections, "model": {"start": str(tmp_path / name)}}
+        model = begin(Recipes(sections).write(tmp_path)).train()
+        vision = model.image_tower.vision_model
+        assert not any(weight.requires_grad for weight in vision.parameters())
+        assert not any(part.training for part in vision.modules())
+        assert all(weight.requires_grad for weight in model.text_tower.parameters())
+
+
+def test_a_saved_tower_that_was_trained_is_trained_further(
+    recipes: Recipes, tmp_path: Path
+) -> None:
+    untrained_model(CAPTIONS, **SIZES).save_pretrained(tmp_path / "start")
+    sections = {**recipes.sections, "model": {"start": str(tmp_path / "start")}}
+    model = begin(Recipes(sections).write(tmp_path))
+    assert all(weight.requires_grad for weight in model.image_tower.parameters())
+
+
+def test_what_was_said_of_a_model_does_not_hold_after_training(
+    recipes: Recipes, tmp_path: Path
+) -> None:
+    config = {
+        "model_name": "old",
+        "knowledge": "knows hats",
+        "score_weights": {"lexical": 1.0},
+        "relevance": [2.0, -1.0],
+    }
+    untrained_model(CAPTIONS, **SIZES, **config).save_pretrained(tmp_path / "start")
+    for options, name, knowledge in (
+        ({}, "lexvla", ""),
+        ({"model_name": "new", "knowledge": "knows dogs"}, "new", "knows dogs"),
+    ):
+        model = {"start": str(tmp_path / "start"), **options}
+        found = begin(Recipes({**recipes.sections, "model": model}).write(tmp_path)).config
+        assert (found.model_name, found.knowledge, found.relevance) == (name, knowledge, None)
+        assert found.score_weights == {"lexical": 1.0}

@@ -297,12 +297,13 @@ class SkipList:
     Attributes:
         count: How many there were.
         first: The first thousand.
+        path: The file.
     """
 
     def __init__(self, path: Path | None = None) -> None:
         self.count = 0
         self.first: list[Skipped] = []
-        self._path = path
+        self.path = path
         self._waiting: list[Skipped] = []
 
     def add(self, skips: Iterable[Skipped]) -> None:
@@ -311,15 +312,15 @@ class SkipList:
             self.count += 1
             if len(self.first) < MAX_LISTED:
                 self.first.append(skip)
-            if self._path is not None:
+            if self.path is not None:
                 self._waiting.append(skip)
 
     def write(self) -> None:
         """Append what the file lacks."""
-        if self._path is None or not self._waiting:
+        if self.path is None or not self._waiting:
             return
         new = len(self._waiting) == self.count
-        with self._path.open("w" if new else "a", encoding="utf-8") as file:
+        with self.path.open("w" if new else "a", encoding="utf-8") as file:
             file.writelines(json.dumps(skip._asdict()) + "\n" for skip in self._waiting)
         self._waiting.clear()
 
@@ -332,10 +333,10 @@ class SkipList:
         self.count = state["count"]
         self.first = [Skipped(*skip) for skip in state["first"]]
         self._waiting = []
-        if self._path is not None and self._path.exists():
-            with self._path.open("rb") as file:
+        if self.path is not None and self.path.exists():
+            with self.path.open("rb") as file:
                 end = sum(len(line) for line, _ in zip(file, range(self.count), strict=False))
-            os.truncate(self._path, end)
+            os.truncate(self.path, end)
 
 
 def _number(seed: int, name: str, *more: int) -> int:

@@ -28,9 +28,10 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)
-    except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError
+    except (OSError, RuntimeError) as error:
         beside.unlink(missing_ok=True)
-        raise ModelError(f"{path}: the checkpoint cannot be written ({error})") from error
+        hint = "; is the disk full?" if isinstance(error, RuntimeError) else ""  # torch's says less
+        raise ModelError(f"{path}: the checkpoint cannot be written ({error}{hint})") from error
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -41,7 +42,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except pickle.UnpicklingError as error:  # torch's advice is to read it without a check
+        rule = "it is damaged, or holds something other than tensors and plain values"
+        raise ModelError(f"{path}: the checkpoint cannot be read ({rule})") from error
+    except (OSError, RuntimeError, EOFError) as error:
         raise ModelError(f"{path}: the checkpoint cannot be read ({error})") from error
     if not isinstance(state, dict) or "recipe" not in state:
         raise ModelError(f"{path}: not a checkpoint of a training run")

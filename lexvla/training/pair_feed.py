@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from lexvla.training.sources import classes_of, parents_of
 from lexvla.vocabulary import Vocabulary
 
 __all__ = ["PairFeed"]
+
+logger = logging.getLogger(__name__)
 
 
 class PairFeed:
@@ -99,6 +102,9 @@ class PairFeed:
         self._loader.load_state_dict(state)
 
     def close(self) -> None:
-        """Stop its threads."""
+        """Stop its threads, and say how often a record was skipped."""
+        skipped = self._loader.skipped
+        if skipped.count:
+            logger.warning("%d times a record was skipped; see %s", skipped.count, skipped.path)
         self._batches.close()
         self._pool.shutdown()

@@ -6,7 +6,7 @@ import inspect
 import tomllib
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from lexvla.config import LexVLAConfig
 from lexvla.errors import InputError
@@ -17,6 +17,7 @@ from lexvla.training.untrained import untrained_model
 __all__ = ["Data", "Recipe", "Run"]
 
 KINDS = ("captions", "drawings", "karpathy", "hugging_face", "webdataset")
+NAMED = ("model_name", "knowledge")  # of a model that is trained further too
 Section = TypeVar("Section")
 
 
@@ -63,7 +64,8 @@ class Run:
         muon_rate: That of the matrices inside towers and adapter, if those go to Muon instead of
             AdamW: for models that are trained as a whole.
         weight_decay: Of matrices; vectors and temperatures have none.
-        warmup: Steps of the linear warm-up; a cosine to 0 follows.
+        warmup: Steps of the linear warm-up; a cosine to 0 follows. By default 500, or a tenth of
+            the steps if that is less.
         text_first: Steps in which texts alone learn, from what a memory of concepts says of
             items.
         clip: Largest norm of the gradient.
@@ -88,7 +90,7 @@ class Run:
     lora_rate: float | None = None
     muon_rate: float | None = None
     weight_decay: float = 0.0
-    warmup: int = 500
+    warmup: int | None = None
     text_first: int = 0
     clip: float = 1.0
     accumulate: int = 1
@@ -102,9 +104,14 @@ class Run:
     half: bool = False
     save_every: int = 500
     seed: int = 0
-    device: str = ""
+    device: Literal["", "cpu"] = ""
     threads: int = 0
     tensorboard: bool = False
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps of the warm-up."""
+        return min(500, self.steps // 10) if self.warmup is None else self.warmup
 
 
 @dataclass(frozen=True)
@@ -203,7 +210,7 @@ class Recipe:
             ),
             "[train] sides must be above 0": all(side > 0 for side in train.sides),
             "[train] warmup and threads, and [data] workers, must not be below 0": (
-                min(train.warmup, train.threads, data.workers) >= 0
+                min(train.warmup_steps, train.threads, data.workers) >= 0
             ),
             "[loss] alpha and teacher_decay must be from 0 to 1": (
                 0 <= loss.alpha <= 1 and 0 <= loss.teacher_decay <= 1
@@ -268,7 +275,8 @@ def _fits(value: Any, kind: Any) -> bool:
 def _model(values: dict[str, Any], name: str) -> dict[str, Any]:
     if "start" in values:
         # Not dtype: small steps are lost in 16 bits; [train] bfloat16 is for computing.
-        known = {"start", *inspect.signature(TorchLexVLA.from_pretrained).parameters} - {"dtype"}
+        known = set(inspect.signature(TorchLexVLA.from_pretrained).parameters)
+        known = (known | {"start", *NAMED}) - {"dtype"}
     else:
         build = untrained_model if "width" in values else TorchLexVLA.from_backbones
         known = set(inspect.signature(build).parameters)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lexvla.config import LexVLAConfig
 from lexvla.data.emoji import EmojiDrawings
 from lexvla.errors import InputError
 from lexvla.torch_model import TorchLexVLA
@@ -14,7 +15,7 @@ from lexvla.training.drawing_feed import DrawingFeed
 from lexvla.training.feed import Feed
 from lexvla.training.objective import Objective
 from lexvla.training.pair_feed import PairFeed
-from lexvla.training.recipe import Recipe, Run
+from lexvla.training.recipe import NAMED, Recipe, Run
 from lexvla.training.seen_drawings import SeenDrawings
 from lexvla.training.sources import Source, captions_of
 from lexvla.training.untrained import untrained_model
@@ -29,7 +30,9 @@ def start_model(recipe: Recipe, source: Source, device: torch.device) -> TorchLe
     loss, options = recipe.loss, dict(recipe.model)
     place: dict[str, Any] = {"device": device}
     if "start" in options:
+        named = {key: options.pop(key, "") for key in NAMED}
         model = TorchLexVLA.from_pretrained(options.pop("start"), **options, **place)
+        _rename(model.config, **named)
     elif "width" in options:
         try:
             others = source.other_texts() if isinstance(source, EmojiDrawings) else ()
@@ -60,6 +63,13 @@ def start_model(recipe: Recipe, source: Source, device: torch.device) -> TorchLe
         if part is not None:
             part.requires_grad_(used)
     return model
+
+
+def _rename(config: LexVLAConfig, model_name: str, knowledge: str) -> None:
+    """Drop what was said of a model, and fitted to its scores, before it was trained further."""
+    config.model_name = model_name or "lexvla"
+    config.knowledge = knowledge
+    config.relevance = None
 
 
 def open_feed(

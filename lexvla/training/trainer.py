@@ -30,6 +30,7 @@ from lexvla.training.gradient_cache import cached_backward
 from lexvla.training.item_memory import ItemMemory
 from lexvla.training.objective import Objective, Targets, TeacherView, dense
 from lexvla.training.recipe import Recipe
+from lexvla.training.run_folder import CHECKPOINT, claimed, keep_unfinished
 from lexvla.training.run_log import RunLog
 from lexvla.training.sources import open_source
 from lexvla.training.start import open_feed, optimizers, start_model
@@ -51,13 +52,17 @@ def train(recipe_path: str | Path, resume: bool = False) -> Path:
         resume: Continue from the last checkpoint in the recipe's output folder.
 
     Raises:
-        InputError: The recipe or its data are invalid.
+        InputError: The recipe or its data are invalid; or another run is writing to the output
+            folder, or has left an unfinished run there that is not to be resumed.
         ModelError: The vectors have collapsed, or a loss is not finite.
     """
     trainer = Trainer(Recipe.load(recipe_path))
-    if resume:
-        trainer.resume()
-    return trainer.run()
+    with claimed(trainer.output) if trainer.accelerator.is_main_process else nullcontext():
+        if resume:
+            trainer.resume()
+        else:
+            keep_unfinished(trainer.output)
+        return trainer.run()
 
 
 class Trainer:
@@ -132,7 +137,7 @@ class Trainer:
                 self.step += 1
                 check_health(self.step, parts)
                 log.add(self.step, {**parts, "seconds": time.monotonic() - start})
-                if self.step % run.save_every == 0:
+                if self.step % run.save_every == 0 or self.step == run.steps:
                     log.flush()
                     self.save_checkpoint()
         self.feed.close()
@@ -169,7 +174,7 @@ class Trainer:
         """Take an optimiser step and return the parts of its loss and signs of health."""
         run = self.recipe.train
         self.wrapped.train()
-        factor = min((self.step + 1) / max(1, run.warmup), 1.0)
+        factor = min((self.step + 1) / max(1, run.warmup_steps), 1.0)
         factor *= 0.5 + 0.5 * math.cos(math.pi * self.step / run.steps)
         for optimizer, rates in zip(self.optimizers, self.rates, strict=True):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
@@ -407,6 +412,7 @@ class Trainer:
             "recipe": self.recipe.to_dict(),
             "step": self.step,
             "model": trained,
+            "buffers": dict(self.model.named_buffers()),  # statistics of batch norms
             "objective": self.objective.state_dict(),
             "optimizers": [each.state_dict() for each in self.optimizers],
             "teacher": None if self.teacher is None else self.teacher.state_dict(),
@@ -421,7 +427,7 @@ class Trainer:
         """Write the state; an earlier checkpoint stays until the new one is complete."""
         state = self.state()
         if self.accelerator.is_main_process:
-            save_checkpoint(self.output / "checkpoint.pt", state)
+            save_checkpoint(self.output / CHECKPOINT, state)
         self.accelerator.wait_for_everyone()
 
     def resume(self) -> None:
@@ -431,9 +437,9 @@ class Trainer:
             ModelError: The checkpoint is damaged, or of another recipe or number of processes.
             InputError: The data have changed.
         """
-        path = self.output / "checkpoint.pt"
+        path = self.output / CHECKPOINT
         if not path.exists():
-            logger.info("no checkpoint in %s: starting from the beginning", self.output)
+            logger.warning("no checkpoint in %s: starting from the beginning", self.output)
             return
         state = load_checkpoint(path)
         changed = list(differences(state["recipe"], self.recipe.to_dict()))
@@ -443,20 +449,20 @@ class Trainer:
             rule = f"made by {len(state['feeds'])} processes, and there are {self.world}"
             raise ModelError(f"{path}: {rule}")
         self.step = state["step"]
-        weights = dict(self.model.named_parameters())
+        held = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
         with torch.no_grad():
-            for name, weight in state["model"].items():
-                weights[name].copy_(weight)
+            for name, values in (state["model"] | state["buffers"]).items():
+                held[name].copy_(values)
         self.objective.load_state_dict(state["objective"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
-        for held, name in (
+        for copy, name in (
             (self.teacher, "teacher"),
             (self.average, "average"),
             (self.memory, "memory"),
         ):
-            if held is not None:
-                held.load_state_dict(state[name])
+            if copy is not None:
+                copy.load_state_dict(state[name])
         for queue, saved in zip(self.queues or (), state["queues"], strict=True):
             queue.load_state_dict(saved)
         self.counts.copy_(state["counts"])

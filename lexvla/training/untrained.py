@@ -57,6 +57,7 @@ def untrained_model(
         dropout: Dropout of the language model's attention.
         config: Other fields of `LexVLAConfig`.
     """
+    LexVLAConfig.refuse_unknown(config)
     for name, size in (
         ("width", width),
         ("vision_layers", vision_layers),
@@ -154,8 +155,10 @@ def _on_backbone(
     """Build a model with a frozen pretrained vision model, which is saved with it."""
     vision = backbones.read_backbone_config(name)
     fine = bool(settings.get("fine_stage"))
-    settings = {**backbones.vision_fields(name, vision, None, None, fine), **settings}
+    fields = backbones.vision_fields(name, vision, None, None, fine)
+    settings = {"vision_frozen": True, **fields, **settings}
     vision.name_or_path = ""  # it is saved with the model
     config = LexVLAConfig(text_config=text, vision_config=vision, **settings)
     network = backbones.load_vision_model(config, name, torch.device("cpu"), torch.float32, None)
-    return TorchLexVLA(config, vocabulary, tokenizer, vision_model=network.requires_grad_(False))
+    network.requires_grad_(not config.vision_frozen)
+    return TorchLexVLA(config, vocabulary, tokenizer, vision_model=network)
