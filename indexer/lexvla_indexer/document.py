@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
+from typing import cast
 
 import numpy as np
 
@@ -119,6 +120,8 @@ def _plain_metadata(name: str, metadata: object) -> dict[str, MetadataValue]:
 
 
 def _plain(name: str, key: str, value: object) -> MetadataValue:
+    if type(value) in (str, int, bool):  # most are, and need no more
+        return cast("MetadataValue", value)
     # NaN and NaT, and nothing else, differ from themselves.
     if isinstance(value, float | date | np.generic) and value != value:
         raise InputError(
