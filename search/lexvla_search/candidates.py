@@ -95,10 +95,11 @@ class Candidates:
         first = None if also is not None else self._first
         rankings: dict[Leg, LegRanking] = {}
         for leg, found in self._found.items():
-            scores = dict(zip(found.ids, found.scores.tolist(), strict=True))
-            scores.update(self._known.get(leg, {}))
+            known = self._known.get(leg, {})
             if first is not None:
-                scores = {name: scores[name] for name in first}
+                scores = {name: known[name] for name in first}
+            else:
+                scores = dict(zip(found.ids, found.scores.tolist(), strict=True)) | known
             ranks = dict(zip(found.ids, range(1, len(found.ids) + 1), strict=True))
             rankings[leg] = LegRanking(ranks, scores)
         if rescore and first is None:

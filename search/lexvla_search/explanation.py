@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
 from PIL import Image
 
 from lexvla.encoder import Encoder
@@ -27,8 +26,7 @@ __all__ = ["Explanation", "LegPart", "TermMatch", "TextMatch"]
 MAX_BARS = 12  # words of a picture; the others are one bar together
 
 
-@dataclass(frozen=True)
-class TermMatch:
+class TermMatch(NamedTuple):
     """A word that query and document share.
 
     Attributes:
@@ -54,8 +52,7 @@ class TermMatch:
         return self.product if self.share is None else self.share
 
 
-@dataclass(frozen=True)
-class TextMatch:
+class TextMatch(NamedTuple):
     """A word, without case and accents, that the query shares with the document's text.
 
     Attributes:
@@ -68,8 +65,7 @@ class TextMatch:
     part: float
 
 
-@dataclass(frozen=True)
-class LegPart:
+class LegPart(NamedTuple):
     """What one leg adds to the hit's score.
 
     Attributes:
@@ -125,11 +121,11 @@ class Explanation:
         """
         asked, asked_weights, _ = query.words(0)
         held, held_weights, places = documents.words(row)
-        near = np.searchsorted(asked, held)
-        at_document = np.flatnonzero(np.append(asked, -1)[near] == held)
+        near = asked.searchsorted(held)
+        (at_document,) = (asked.searchsorted(held, "right") - near).nonzero()
         at_query = near[at_document]
         products = asked_weights[at_query].astype(float) * held_weights[at_document]
-        order = np.argsort(-products, kind="stable")
+        order = (-products).argsort(kind="stable")
         at_query, at_document = at_query[order], at_document[order]
         rate = _rate("lexical", products.tolist(), parts)
         matches = tuple(

@@ -107,7 +107,7 @@ class Fusion(ABC):
         if self.weights is None:
             return self
         kept = {leg: self.weights[leg] for leg in legs if leg in self.weights}
-        return replace(cast(Any, self), weights=kept)
+        return self if kept == self.weights else replace(cast(Any, self), weights=kept)
 
     def weighed(self, legs: Iterable[Leg]) -> dict[Leg, float]:
         """Return the weights above 0 of these legs, in the order of `LEGS`."""
