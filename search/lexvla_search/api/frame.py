@@ -27,13 +27,13 @@ _DOCUMENTS = b"/v1/documents/"
 _GONE = 499  # status in logs and metrics of a client that left
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 _HEADERS = {
-    "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
-        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    b"content-security-policy": (
+        b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
+        b"connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     ),
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Resource-Policy": "same-origin",
+    b"x-content-type-options": b"nosniff",
+    b"referrer-policy": b"no-referrer",
+    b"cross-origin-resource-policy": b"same-origin",
 }
 
 
@@ -89,16 +89,10 @@ class Frame:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                extra = {**_HEADERS, "X-Request-ID": scope["lexvla.request_id"]}
+                extra = _HEADERS | {b"x-request-id": scope["lexvla.request_id"].encode()}
                 there = {name.lower() for name, _ in message["headers"]}
-                message["headers"] = [
-                    *message["headers"],
-                    *(
-                        (name.lower().encode(), value.encode())
-                        for name, value in extra.items()
-                        if name.lower().encode() not in there
-                    ),
-                ]
+                more = [pair for pair in extra.items() if pair[0] not in there]
+                message["headers"] = [*message["headers"], *more]
             if message["type"] == "http.response.body" and inner is not scope:
                 message = {**message, "body": b""}
             await send(message)
