@@ -56,13 +56,14 @@ def serving(*options: str) -> Iterator[tuple[int, int]]:
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(command, stderr=log)  # noqa: S603 - our own command
         try:
-            yield process.pid, _port(process, Path(f"/proc/self/fd/{log.fileno()}"))
+            yield process.pid, port_of(process, Path(f"/proc/self/fd/{log.fileno()}"))
         finally:
             process.terminate()
             process.wait()
 
 
-def _port(process: subprocess.Popen[bytes], log: Path) -> int:
+def port_of(process: subprocess.Popen[bytes], log: Path) -> int:
+    """Return the port that a server names in its log, once it serves."""
     while process.poll() is None:
         if found := re.search(r"http://127\.0\.0\.1:([0-9]+)/", log.read_text()):
             return int(found[1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import itertools
+import socket
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -123,6 +124,31 @@ def test_connections_that_the_server_has_closed_are_not_used(load: ModuleType) -
         return outcome.counts
 
     assert asyncio.run(ask()) == {200: 3}
+
+
+def test_a_turn_counts_time_and_processor_time_of_its_answers(
+    load: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    against = importlib.import_module("api_against")
+    spent = iter([1.0, 3.5])
+    monkeypatch.setattr(against.Server, "_spent", lambda self: next(spent))
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        server = against.Server(None, listening.getsockname()[1])
+        other, _ = listening.accept()
+        with other:
+            other.sendall(says(200) * 3 + says(503))
+            assert server.ask(b"first") == b"abc"
+            server.turn([b"second", b"third"])
+            assert (len(server.times), server.processor) == (2, 2.5)
+            with pytest.raises(SystemExit, match="503 X"):
+                server.ask(b"fourth")
+
+
+def test_answers_are_the_same_but_for_their_times_and_ids(load: ModuleType) -> None:
+    own = importlib.import_module("api_against")._OWN
+    one = b'{"hits":[],"took_ms":{"encode":1.5,"search":2},"request_id":"a1"}'
+    other = b'{"hits":[],"took_ms":{"encode":21.5,"search":2},"request_id":"b2"}'
+    assert own.sub(b"", one) == own.sub(b"", other) == b'{"hits":[],,}'
 
 
 def test_parts_of_a_search_add_up_to_what_it_takes(
