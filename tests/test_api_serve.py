@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from shlex import quote, split
 from typing import Any
 
 import pytest
@@ -105,8 +106,9 @@ def test_options_become_settings(tmp_path: Path, started: list[dict[str, Any]]) 
     options += " --allow-image-host a --allow-image-host b:1"
     more = tmp_path / "more"
     more.mkdir()
-    options += f" --keys k --images {tmp_path} --images {more} --create --log-queries"
-    assert cli.main(["serve", "--index", place, *options.split()]) == 0
+    options += f" --images {quote(str(tmp_path))} --images {quote(str(more))}"
+    options += " --keys k --create --log-queries"
+    assert cli.main(["serve", "--index", place, *split(options)]) == 0
     (call,) = started
     settings, limits = call["settings"], call["settings"].limits
     assert (call["host"], call["port"], call["workers"]) == ("0.0.0.0", 99, 3)

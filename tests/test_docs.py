@@ -68,7 +68,7 @@ def steps(page: Path) -> Iterator[tuple[str, str]]:
 
 def shape(output: str) -> list[str]:
     """Return the lines of an output without its figures, paths and words, which may change."""
-    text = re.sub(r"/\S+", "PATH", output)
+    text = re.sub(r"/\S+( \S+)*", "PATH", output)  # one with spaces too
     text = re.sub(r"\d+(\.\d+|%)", "N", text)
     text = re.sub(r"(  (\w+|\+\d+ more) N)+", "  WORDS", text)
     text = re.sub(r"photo-[a-z]+", "photo", text)

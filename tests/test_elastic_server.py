@@ -8,6 +8,7 @@ import os
 import subprocess
 import zipfile
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
@@ -38,7 +39,7 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def open_file(address: str, timeout: float) -> io.BytesIO:
-    path = Path(address.removeprefix("file://"))
+    path = Path(unquote(address.removeprefix("file://")))
     if not path.is_file():
         raise script.urllib.error.HTTPError(address, 404, "Not Found", None, None)
     return io.BytesIO(path.read_bytes())

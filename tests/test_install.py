@@ -103,10 +103,9 @@ def test_the_wheel_holds_all_that_is_needed(wheel: Path) -> None:
 
 
 def test_the_installed_package_is_the_wheels(bin_folder: Path, elsewhere: Path) -> None:
-    code = (
-        f"import {', '.join(FOLDERS)}; print({', '.join(f'{name}.__file__' for name in FOLDERS)})"
-    )
-    files = run(bin_folder / "python", "-c", code, cwd=elsewhere).split()
+    shown = "; ".join(f"print({name}.__file__)" for name in FOLDERS)
+    code = f"import {', '.join(FOLDERS)}; {shown}"
+    files = run(bin_folder / "python", "-c", code, cwd=elsewhere).splitlines()
     assert all(Path(file).is_relative_to(bin_folder.parent) for file in files)
     assert run(bin_folder / "lexvla", "--version", cwd=elsewhere) == f"lexvla {VERSION}\n"
 
