@@ -272,6 +272,22 @@ def test_other_formats_and_indices_of_others(address):
 
 
 @needs_server
+def test_an_alias_with_a_filter(address):
+    with ElasticIndex(address, create=True, vocabulary=VOCABULARY) as index:
+        fill(index, "a", "b")
+        aliases, own = index._client.indices, index._store.index
+        aliases.put_alias(index=own, name=Address.parse(address).name + "-a")
+        with open_index(f"{address}-a") as reader:
+            assert reader.count() == 2
+        aliases.put_alias(
+            index=own, name=Address.parse(address).name + "-a", filter={"term": {"id": "a"}}
+        )
+        for create in (False, True):
+            with pytest.raises(UnsupportedError, match="which LexVLA would not apply; use "):
+                open_index(f"{address}-a", create=create)
+        assert index.count() == 2
+
+
 def test_a_lost_vocabulary(address):
     with ElasticIndex(f"{address}-lost", True, VOCABULARY) as index:
         index._client.indices.put_mapping(index=index._store.index, meta=index._store.state.dump())
