@@ -73,6 +73,24 @@ def test_addresses_that_cannot_be_read(rest):
         open_index(f"elasticsearch+{rest}")
 
 
+@pytest.mark.parametrize(
+    ("address", "told"),
+    [
+        ("elasticsearch:photos", "'elasticsearch:': .* starts with elasticsearch.http:// or"),
+        ("elasticsearch://me:geheim@h/photos", "'elasticsearch:': .* starts with elastic"),
+        ("opensearch:photos", "'opensearch:': .* starts with opensearch.http:// or .https://"),
+        ("elasticsearch+http://host:9200", "the address names no index; it has the form elastic"),
+        ("elasticsearch+http://host/_photos", "'_photos': no name of an Elasticsearch index begin"),
+    ],
+)
+def test_what_is_wrong_with_an_address_is_told(address, told, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=told) as caught:
+        open_index(address, create=True)
+    assert "geheim" not in str(caught.value)
+    assert not list(tmp_path.iterdir())  # nor is it taken for a folder
+
+
 def test_credentials_in_an_address_are_refused_and_not_repeated():
     for rest in ("http://me:geheim@host/photos", "https://geheim@host/photos"):
         with pytest.raises(InputError, match="do not go into the address") as caught:
