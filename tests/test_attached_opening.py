@@ -11,7 +11,7 @@ import pytest
 import elastic_fakes
 from attached_fakes import ATTACHMENT, PROPERTIES
 from indexer_fakes import VOCABULARY
-from lexvla.errors import InputError
+from lexvla.errors import InputError, UnsupportedError
 from lexvla_indexer import ElasticIndex, open_index
 from lexvla_indexer.elastic import AttachedError, AttachedIndex
 from lexvla_indexer.elastic.elasticsearch_product import ELASTICSEARCH
@@ -31,6 +31,8 @@ def attached(method: str, target: str, reason: str = "") -> tuple[int, Any]:
     """Answer as the server of an attached index, which refuses all but its mapping."""
     if "/_mapping" in target:
         return 200, {"shop-1": {"mappings": OWN}}
+    if "/_alias/" in target:
+        return 200, {}
     return elastic_fakes.error("parse_exception", reason, 400)
 
 
@@ -38,6 +40,8 @@ def test_an_index_of_ours_is_looked_up_once_by_one_client(monkeypatch):
     def ours(method: str, target: str) -> tuple[int, Any]:
         if "/_mapping" in target:
             return 200, {"shop-000001": {"mappings": {"_meta": State("rows").dump()}}}
+        if "/_alias/" in target:
+            return 404, {}
         health = {"status": "green", "timed_out": False, "active_primary_shards": 1}
         return 200, {**health, "indices": {"shop-000001": {"number_of_shards": 1}}}
 
@@ -49,7 +53,7 @@ def test_an_index_of_ours_is_looked_up_once_by_one_client(monkeypatch):
     with open_index(ADDRESS) as index:
         assert isinstance(index, ElasticIndex)
         assert index.model == "rows"
-    assert paths == ["/shop/_mapping", "/_cluster/health/shop"]
+    assert paths == ["/shop/_mapping", "/_alias/shop", "/_cluster/health/shop"]
     assert len(clients) == 1
 
 
@@ -60,6 +64,17 @@ def test_an_attached_index_is_told_from_ours(monkeypatch):
         assert index.vocabulary == VOCABULARY
     with pytest.raises(AttachedError, match="is an index of your own, which is attached"):
         ElasticIndex(ADDRESS)
+
+
+def test_an_attached_index_is_not_searched_by_an_alias_with_a_filter(monkeypatch):
+    def filtered(method: str, target: str) -> tuple[int, Any]:
+        if "/_alias/shop" in target:
+            return 200, {"shop-1": {"aliases": {"shop": {"filter": {"term": {"shop": 1}}}}}}
+        return attached(method, target)
+
+    elastic_fakes.answering(monkeypatch, filtered)
+    with pytest.raises(UnsupportedError, match=r"an alias with a filter, .* use shop-1"):
+        open_index(ADDRESS)
 
 
 @pytest.mark.parametrize(
@@ -88,4 +103,4 @@ def test_fit_fusion_is_refused_before_anything_is_searched(monkeypatch, capsys, 
     assert cli.main(["fit-fusion", "--index", ADDRESS, *given]) == 1
     told = "a fusion cannot be kept with an index that LexVLA only searches; --dry-run only shows"
     assert told in capsys.readouterr().err
-    assert set(paths) == {"/shop/_mapping", "/shop-1/_mapping"}
+    assert set(paths) == {"/shop/_mapping", "/_alias/shop", "/shop-1/_mapping"}

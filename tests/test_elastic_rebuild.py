@@ -87,6 +87,20 @@ def test_what_a_killed_rebuild_left_is_deleted_by_the_next(tmp_path):
         assert reader.count() == 1
 
 
+def test_an_index_is_rebuilt_only_under_its_own_name(tmp_path):
+    address = elastic_fakes.address(tmp_path)
+    with ElasticIndex(address, True, VOCABULARY) as index:
+        fill(index, "a")
+        own, name = index._store.index, f"{Address.parse(address).name}-live"
+        index._client.indices.put_alias(index=own, name=name)
+        for other in (f"{address}-live", f"{address.rpartition('/')[0]}/{own}"):
+            with open_index(other) as reader:
+                assert reader.search(QUERY)[0].ids == ["a"]
+            with pytest.raises(UnsupportedError, match=f"means {own}, which was made under"):
+                ElasticIndex(other, True, VOCABULARY, rebuild=True)
+        assert index.count() == 1
+
+
 def test_a_writer_whose_index_was_rebuilt_for_other_vectors(tmp_path):
     address = elastic_fakes.address(tmp_path)
     other = Vocabulary(f"other{i}" for i in range(12))

@@ -75,6 +75,24 @@ def test_addresses_that_cannot_be_read(rest):
         open_index(f"elasticsearch+{rest}")
 
 
+@pytest.mark.parametrize(
+    ("address", "told"),
+    [
+        ("elasticsearch:photos", "'elasticsearch:': .* starts with elasticsearch.http:// or"),
+        ("elasticsearch://me:geheim@h/photos", "'elasticsearch:': .* starts with elastic"),
+        ("opensearch:photos", "'opensearch:': .* starts with opensearch.http:// or .https://"),
+        ("elasticsearch+http://host:9200", "the address names no index; it has the form elastic"),
+        ("elasticsearch+http://host/_photos", "'_photos': no name of an Elasticsearch index begin"),
+    ],
+)
+def test_what_is_wrong_with_an_address_is_told(address, told, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=told) as caught:
+        open_index(address, create=True)
+    assert "geheim" not in str(caught.value)
+    assert not list(tmp_path.iterdir())  # nor is it taken for a folder
+
+
 def test_credentials_in_an_address_are_refused_and_not_repeated():
     for rest in ("http://me:geheim@host/photos", "https://geheim@host/photos"):
         with pytest.raises(InputError, match="do not go into the address") as caught:
@@ -274,6 +292,22 @@ def test_other_formats_and_indices_of_others(address):
 
 
 @needs_server
+def test_an_alias_with_a_filter(address):
+    with ElasticIndex(address, create=True, vocabulary=VOCABULARY) as index:
+        fill(index, "a", "b")
+        aliases, own = index._client.indices, index._store.index
+        aliases.put_alias(index=own, name=Address.parse(address).name + "-a")
+        with open_index(f"{address}-a") as reader:
+            assert reader.count() == 2
+        aliases.put_alias(
+            index=own, name=Address.parse(address).name + "-a", filter={"term": {"id": "a"}}
+        )
+        for create in (False, True):
+            with pytest.raises(UnsupportedError, match="which LexVLA would not apply; use "):
+                open_index(f"{address}-a", create=create)
+        assert index.count() == 2
+
+
 def test_a_lost_vocabulary(address):
     with ElasticIndex(f"{address}-lost", True, VOCABULARY) as index:
         index._client.indices.put_mapping(index=index._store.index, meta=index._store.state.dump())

@@ -274,6 +274,16 @@ def test_a_folder_that_is_missing_is_told_before_the_searches(
     assert "its folder does not exist" in capsys.readouterr().err
 
 
+def test_ids_that_a_run_cannot_hold_are_told_before_the_searches(
+    files: dict[str, str], capsys: Capture, tmp_path: Path
+) -> None:
+    spaced = tmp_path / "spaced"
+    spaced.write_text("q1\t0\tmy photo.jpg\t1\nq1\t0\tmy other.jpg\t1\n", encoding="utf-8")
+    assert evaluate({**files, "qrels": str(spaced)}, "--run", str(tmp_path / "out.trec")) == 1
+    (told,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert "the document id 'my photo.jpg' (and 1 more) is empty or has white space" in told
+
+
 def test_a_leg_alone_is_one_system() -> None:
     both = ("lexical", "dense")
     assert systems() == [System()]

@@ -108,6 +108,9 @@ def test_qrels_of_spaces_and_tabs(tmp_path: Path) -> None:
         "q3": {"d1": -1},
     }
     assert read_qrels_lines(file).where["q 2", "my photo.jpg"] == f"{file}:3"
+    # Cut at all white space, this would be a judgement of "d".
+    with pytest.raises(GatheredInputError, match="tabs must separate the fields"):
+        read_qrels(written(tmp_path / "r.txt", "q1\t0\td 1\t"))
 
 
 def test_all_bad_qrels_are_told_at_once(tmp_path: Path) -> None:
@@ -156,12 +159,16 @@ def test_a_run_that_trec_files_cannot_hold_is_refused_whole(tmp_path: Path) -> N
     with pytest.raises(GatheredInputError) as caught:
         write_run(tmp_path / "run", {"q 1": {"a": float("nan"), "b c": 1.0, "d": 1e39}}, "my tag")
     assert [error.rule.split(" is ")[0] for error in caught.value.errors] == [
-        "the tag 'my tag'",
         "the query id 'q 1'",
-        "the score of 'a' for 'q 1'",
         "the document id 'b c'",
+        "the tag 'my tag'",
+        "the score of 'a' for 'q 1'",
         "the score of 'd' for 'q 1'",
     ]
+    with pytest.raises(GatheredInputError) as caught:
+        write_run(tmp_path / "run", {"p": {"a b": 1.0, "c d": 1.0}, "q": {"a b": 1.0}}, "tag")
+    rule = "the document id 'a b' (and 1 more) is empty or has white space, which a run cannot hold"
+    assert [error.rule for error in caught.value.errors] == [rule]
     assert not (tmp_path / "run").exists()
 
 

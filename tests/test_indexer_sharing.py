@@ -290,7 +290,7 @@ def test_info(index):
 
 
 def test_addresses(tmp_path):
-    for address in ("elasticsearch://localhost:9200/x", "s3://bucket/x"):
+    for address in ("solr://localhost:8983/x", "s3://bucket/x"):
         with pytest.raises(UnsupportedError, match="no engine"):
             open_index(address)
     with pytest.raises(IndexMissingError) as caught:

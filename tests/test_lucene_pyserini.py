@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 
 from indexer_fakes import QUERY, VOCABULARY, documents, encode, found, random_rows
-from lexvla.errors import UnsupportedError
+from lexvla.errors import UnknownDocumentError, UnsupportedError
 from lexvla.vocabulary import Vocabulary
 from lexvla_indexer import Document, open_index
 from lexvla_indexer.impacts import ImpactQuantizer
 from lexvla_indexer.lucene import LuceneIndex, pyserini_imports
 from lexvla_indexer.lucene.jvm import java_class, start_java
+from lexvla_search import cli
 
 pytestmark = pytest.mark.java
 
@@ -104,6 +105,10 @@ def test_an_index_of_anserini_is_searched(theirs):
         assert index.count() == len(IDS)
         assert index.fingerprints(["d00", "x"]) == {"d00": ""}
         assert index.verify() == []
+        assert index.documents(["d00", "d01"]) == [Document("d00"), Document("d01")]
+        with pytest.raises(UnknownDocumentError):
+            index.documents(["d00", "x"])
+        assert (index.is_writable, index.has_rows) == (False, False)
         assert index.info()["writer_version"] == "another program"
         assert index.model is None
     hundredths = ImpactQuantizer(2.55, 0.01, 2.55)  # as `Encoding.to_jsonl` makes them
@@ -132,9 +137,14 @@ def test_what_an_index_of_anserini_lacks_is_named(theirs):
         index.search(QUERY)
 
 
-def test_a_vocabulary_saved_beside_an_index_of_anserini(theirs):
+def test_a_vocabulary_saved_beside_an_index_of_anserini(theirs, capsys):
     VOCABULARY.save(theirs / "vocabulary.json")
     try:
+        given = ["word0", "--no-model", "--index", f"lucene:{theirs}", "-k", "1"]
+        assert cli.main(["search", *given]) == 0
+        with LuceneIndex(theirs) as index:
+            best = index.search(encode([{0: 1.0}], patches=False), k=1)[0]
+        assert capsys.readouterr().out.split() == ["1", f"{best.scores[0]:.3f}", *best.ids * 2]
         with open_index(f"lucene:{theirs}") as index:
             assert index.vocabulary == VOCABULARY
             assert found(index, k=1)[0][0] == expected(1)[0][0]

@@ -16,6 +16,7 @@ from scipy import sparse
 from indexer_fakes import QUERY, VOCABULARY, documents, encode, fill, found, random_rows
 from lexvla.encoding import Encoding
 from lexvla.errors import (
+    EngineUnavailableError,
     IndexCorruptError,
     IndexLockedError,
     IndexMissingError,
@@ -26,7 +27,8 @@ from lexvla.errors import (
 )
 from lexvla.vocabulary import Vocabulary
 from lexvla_indexer import Document, open_index
-from lexvla_indexer.lucene import LuceneIndex
+from lexvla_indexer.lucene import LuceneIndex, writer
+from lexvla_indexer.lucene.jvm import java_class
 from lexvla_indexer.lucene.layout import FORMAT_VERSION
 from source_tree import PYTHONPATH
 
@@ -108,6 +110,39 @@ def test_directories_that_are_no_index(tmp_path):
     open_index(tmp_path / "embedded", create=True).close()
     with pytest.raises(IndexMissingError, match="no index at lucene:"):
         LuceneIndex(tmp_path / "embedded")
+
+
+def test_a_file_that_is_named_like_a_commit(index, tmp_path):
+    (tmp_path / "i" / "segments_2.bak").touch()
+    for use in (lambda: LuceneIndex(tmp_path / "i"), index.count):
+        with pytest.raises(IndexCorruptError, match=r"segments_2\.bak: is named like a commit"):
+            use()
+    (tmp_path / "i" / "segments_2.bak").unlink()
+    assert index.count() == 0
+
+
+def test_too_little_memory_is_told_with_the_option(index, tmp_path, monkeypatch):
+    def fails(*_: object) -> None:
+        java_class("java.util.ArrayList")(2**31 - 1, signature="(I)V")
+
+    monkeypatch.setattr(writer._LuceneDocument, "fill", fails)
+    index.add(documents("a"), encode([{0: 1.0}]))
+    with pytest.raises(EngineUnavailableError, match=r"too little memory; JAVA_TOOL_OPTIONS=-Xmx"):
+        index.commit()
+
+
+def test_an_index_that_is_deleted_and_made_anew_is_followed(index, tmp_path):
+    fill(index, "a", "b")
+    index.close()
+    with LuceneIndex(tmp_path / "i") as reader:
+        for names in ("c", "de"):  # as many commits as before, then more
+            shutil.rmtree(tmp_path / "i")
+            with pytest.raises(IndexMissingError, match="no index at"):
+                reader.count()
+            with LuceneIndex(tmp_path / "i", create=True, vocabulary=VOCABULARY) as other:
+                for name in names:
+                    fill(other, name)
+            assert reader.search(QUERY)[0].ids == [*names]
 
 
 def test_damage_is_named(index, tmp_path):

@@ -176,7 +176,7 @@ def test_vectors_come_with_their_vocabulary_and_scale(tmp_path: Path):
     assert (kept["scale"], kept["bits"], kept["top"]) == (100.0, 8, 2.55)
     terms = json.loads((tmp_path / "v.jsonl.vocabulary").read_text())["terms"]
     assert tuple(terms) == FakeEncoder().vocabulary.terms
-    # Anserini takes what ends in .json, .jsonl or .gz in the folder for vectors.
+    # Tools that read a folder of vectors go by these endings.
     read = [f.name for f in tmp_path.iterdir() if f.suffix in (".json", ".jsonl", ".gz")]
     assert read == ["v.jsonl"]
 

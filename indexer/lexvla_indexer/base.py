@@ -120,11 +120,13 @@ class Index(ABC):
         model: The name of the model whose vectors these are, if it was given.
         directory: Where files about the index may lie; ``None`` if the index is on a server.
         is_writable: Whether documents can be added and deleted.
+        has_rows: Whether `fetch` and `vectors` return what was stored: explanations need it.
         equal_scores_by_id: Whether the requests of `requests` order equal scores by id.
     """
 
     equal_scores_by_id: ClassVar[bool] = True
-    is_writable: ClassVar[bool] = True
+    is_writable: bool = True
+    has_rows: bool = True
 
     def __init__(self, place: object) -> None:
         self.vocabulary = Vocabulary(())

@@ -11,7 +11,7 @@ import re
 from contextlib import suppress
 from pathlib import Path
 
-from lexvla.errors import UnsupportedError
+from lexvla.errors import InputError, UnsupportedError
 from lexvla.vocabulary import Vocabulary
 from lexvla_indexer.base import Index
 from lexvla_indexer.embedded import EmbeddedIndex
@@ -19,6 +19,7 @@ from lexvla_indexer.embedded import EmbeddedIndex
 __all__ = ["open_index"]
 
 _LUCENE, _ELASTIC, _OPENSEARCH = "lucene:", "elasticsearch+", "opensearch+"
+_SERVER = re.compile(r"(elasticsearch|opensearch):")
 _OTHER_ENGINE = re.compile(r"[a-z][a-z0-9+.-]*://")
 
 
@@ -53,6 +54,9 @@ def open_index(
         UnsupportedError: This version has no such engine, or the engine cannot rebuild.
         VocabularyMismatchError: The index has another vocabulary.
     """
+    if server := _SERVER.match(str(address)):  # not quoted: it may hold credentials
+        rule = f"the address of an index on a server starts with {server[1]}+http:// or +https://"
+        raise InputError(server[0], rule)
     if str(address).startswith(_ELASTIC):
         from lexvla_indexer.elastic import AttachedError, AttachedIndex, ElasticIndex
 

@@ -46,6 +46,7 @@ class AttachedIndex(ServedIndex):
             if create or rebuild:
                 self._refuse()
             self._store.check()
+            self._store.refuse_filtered()
             self._follow()
             self._agree(vocabulary)
 

@@ -84,9 +84,11 @@ class Address(NamedTuple):
         prefix, _, name = f"{slash}{path}".rstrip("/").rpartition("/")
         if not all(hosts) or scheme not in ("http", "https") or "?" in rest or "#" in rest:
             raise InputError(address, f"the address of an index has the form {form}")
+        if not name:
+            raise InputError(address, f"the address names no index; it has the form {form}")
         if not _NAME.fullmatch(name):
-            rule = "index has lower-case letters, digits, - and _"
-            raise InputError(name, f"the name of an {product.name} {rule}")
+            rule = 'begins with - _ + or ., nor has capitals, white space or any of \\/*?"<>|,#:'
+            raise InputError(name, f"no name of an {product.name} index {rule}")
         return cls(f"{scheme}://{','.join(hosts)}{prefix}", name, product)
 
 

@@ -69,6 +69,7 @@ class ElasticIndex(ServedIndex):
                 self._store.check()
             elif not self._store.find():
                 self._store.make(State(model), shards or 1)
+            self._store.refuse_filtered()
             self._store.wait()
             self._follow()
             is_new = not len(self.vocabulary)

@@ -254,6 +254,7 @@ class Store:
         self.index = ""
         self.state = State()
         self.seen_fields: set[tuple[str, str]] = set()
+        self._form = re.compile(re.escape(address.name) + r"-\d{6}")
         self._checked = 0.0
         self._is_being_built = False
 
@@ -283,6 +284,20 @@ class Store:
                 allow_no_indices=True,
                 filter_path=filter_path,
             ).body
+
+    def refuse_filtered(self) -> None:
+        """Raise UnsupportedError if the alias shows only a part of its index.
+
+        Searches go to the index itself, and would show all of it.
+        """
+        name = self.address.name
+        with elastic_errors(self.address):
+            found = self.client.options(ignore_status=404).indices.get_alias(
+                name=name, filter_path="*.aliases.*.filter"
+            )
+        if found.body:
+            rule = f"is an alias with a filter, which LexVLA would not apply; use {self.index}"
+            raise UnsupportedError(f"{self.address}: {rule}")
 
     @property
     def target(self) -> str:
@@ -345,9 +360,13 @@ class Store:
     def begin_rebuild(self, state: State, shards: int | None) -> None:
         """Make an index that the alias does not mean yet, and move to it.
 
-        What an earlier rebuild left unfinished is deleted.
+        What an earlier rebuild left unfinished is deleted. UnsupportedError if the alias means an
+        index that was made under another name: readers of that name would lose it.
         """
         old = self.index if self.find() else None
+        if old is not None and not self._form.fullmatch(old):
+            rule = f"means {old}, which was made under another name; rebuild it under that name"
+            raise UnsupportedError(f"{self.address}: {rule}")
         wanted = settings(shards or 1, self.product)
         with elastic_errors(self.address):
             if old is not None:
@@ -470,9 +489,8 @@ class Store:
 
     def _numbered(self) -> dict[str, Any]:
         """Return all indices that are, were or will be behind the alias."""
-        form = re.compile(re.escape(self.address.name) + r"-\d{6}")
         found = self.client.indices.get(index=f"{self.address.name}-*", allow_no_indices=True).body
-        return {name: described for name, described in found.items() if form.fullmatch(name)}
+        return {name: described for name, described in found.items() if self._form.fullmatch(name)}
 
     def _next(self) -> str:
         with elastic_errors(self.address):

@@ -39,9 +39,9 @@ class LuceneIndex(Index):
     be. Queries may have 32,896 words. The exact rows are stored too, including dense vectors,
     which Lucene does not search here.
 
-    An index that Anserini's own indexer built can be searched by its words, but not changed. It
-    names no vocabulary and no scale: pass them, or put ``vocabulary.json`` and
-    ``quantization.json`` there, which `lexvla encode` writes.
+    An index that Anserini's own indexer built can be searched by its words, but not changed, and
+    its documents are bare ids. It names no vocabulary and no scale: pass them, or put
+    ``vocabulary.json`` and ``quantization.json`` there, which `lexvla encode` writes.
 
     Arguments and errors are those of `lexvla_indexer.open_index`; ``create`` raises
     UnsupportedError for an index of another program. Without a vocabulary, a new index names its
@@ -78,6 +78,7 @@ class LuceneIndex(Index):
                     self._writer.begin(State(model), vocabulary)
             kept = self._refresh().state
             if kept is None:
+                self.is_writable = self.has_rows = False
                 self.vocabulary = vocabulary or self._store.load_vocabulary() or self.vocabulary
                 self._quantizer = self._quantizer or self._store.load_quantizers().get("lexical")
             else:

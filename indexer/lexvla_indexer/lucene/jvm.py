@@ -48,6 +48,10 @@ _ERRORS = {
     "EOFException": (IndexCorruptError, "a file is truncated"),
     "NoSuchFileException": (IndexCorruptError, "a file is missing"),
     "FileNotFoundException": (IndexCorruptError, "a file is missing"),
+    "OutOfMemoryError": (
+        EngineUnavailableError,
+        "Java has too little memory; JAVA_TOOL_OPTIONS=-Xmx8g lets it have 8 GB",
+    ),
 }
 
 

@@ -29,7 +29,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import sparse
@@ -60,6 +60,7 @@ __all__ = [
     "RAW",
     "TEXT",
     "VECTORS",
+    "Commit",
     "LegState",
     "State",
     "Store",
@@ -210,6 +211,14 @@ def document_of(raw: str, fingerprint: str) -> Document:
     return Document(kept["id"], kept["uri"], kept["contents"], kept["metadata"], fingerprint)
 
 
+class Commit(NamedTuple):
+    """A commit by its number, and by its file: an index that is made anew begins to count again."""
+
+    number: int = 0
+    inode: int = 0
+    modified: int = 0
+
+
 class Store:
     """Make, find and describe the files of one directory, which need not exist yet."""
 
@@ -241,10 +250,25 @@ class Store:
         if not self.exists:
             raise IndexMissingError(f"lucene:{self.path}")
 
-    def newest(self) -> int:
-        """Return the number of the newest commit, which its file is named by."""
-        names = (file.name for file in self.path.glob("segments_*"))
-        return max((int(name.rpartition("_")[2], 36) for name in names), default=0)
+    def newest(self) -> Commit:
+        """Return the newest commit, which its file is named by.
+
+        IndexCorruptError if there is no index, or a file that Lucene would take for a commit.
+        """
+        found = []
+        for file in self.path.glob("segments_*"):
+            try:
+                number = int(file.name.removeprefix("segments_"), 36)
+                kept = file.stat()
+            except ValueError as error:
+                rule = "is named like a commit, so Lucene cannot open the index; move it away"
+                raise IndexCorruptError(f"{file}: {rule}") from error
+            except FileNotFoundError:  # a newer commit has replaced it
+                continue
+            found.append(Commit(number, kept.st_ino, kept.st_mtime_ns))
+        if not found:
+            self.check()
+        return max(found, default=Commit())
 
     def directory(self) -> Any:
         """Return Lucene's object for the directory. Java must be running."""

@@ -7,6 +7,7 @@ import json
 import re
 import threading
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from functools import cache, cached_property, lru_cache
 from typing import Any
 
@@ -42,6 +43,7 @@ from lexvla_indexer.lucene.layout import (
     RAW,
     TEXT,
     VECTORS,
+    Commit,
     LegState,
     State,
     Store,
@@ -77,11 +79,12 @@ class Reader:
         quantizer: How the words' weights became integers in an index of Anserini, if known.
     """
 
-    def __init__(self, store: Store, java: Any) -> None:
+    def __init__(self, store: Store, java: Any, file: Commit) -> None:
         self.vocabulary = Vocabulary(())
         self.quantizer: ImpactQuantizer | None = None
         self._store = store
         self._java = java
+        self._file = file
         searcher, signature = java_class(f"{_SEARCH}IndexSearcher"), f"(L{_INDEX}IndexReader;)V"
         self._searcher = searcher(java, signature=signature)
         similarity = java_class("io.anserini.search.similarity.ImpactSimilarity")
@@ -104,24 +107,27 @@ class Reader:
     @classmethod
     def open(cls, store: Store) -> Reader:
         """Open the newest commit."""
-        store.check()
+        file = store.newest()  # before it is read: of a newer one `newer` is told
         with java_errors(store.path):
             java = java_class(_DIRECTORY_READER).open(
                 store.directory(),
                 signature=f"(Lorg/apache/lucene/store/Directory;)L{_INDEX}DirectoryReader;",
             )
-            return cls(store, java)
+            return cls(store, java, file)
 
     def newer(self) -> Reader:
         """Return the reader of the newest commit, which may be this one."""
         # Lucene would read its newest file each time, which takes longer than some searches.
-        if self._store.newest() == self.commit:
+        file = self._store.newest()
+        if file == self._file:
             return self
-        with java_errors(self._store.path):
-            java = java_class(_DIRECTORY_READER).openIfChanged(
-                self._java, signature=f"(L{_INDEX}DirectoryReader;)L{_INDEX}DirectoryReader;"
-            )
-        return self if java is None else Reader(self._store, java)
+        java = None
+        if file.number > self.commit:
+            signature = f"(L{_INDEX}DirectoryReader;)L{_INDEX}DirectoryReader;"
+            with suppress(java_exception()):  # Lucene throws if segments were made anew
+                java = java_class(_DIRECTORY_READER).openIfChanged(self._java, signature=signature)
+        # Without it, the index was deleted and made anew.
+        return Reader.open(self._store) if java is None else Reader(self._store, java, file)
 
     def hold(self) -> None:
         """Keep it open until one more `close`."""
@@ -319,9 +325,10 @@ class Reader:
         return Fetched(documents, unpack(packed, widths))
 
     def documents(self, ids: Sequence[str]) -> list[Document]:
-        """Return documents of ours."""
-        self.ours()
+        """Return documents, of another program's index only their ids."""
         places = self._known_places(ids)
+        if self.state is None:
+            return [Document(name) for name in ids]
         return [document_of(self._stored(places[n][0]).get(RAW), places[n][1]) for n in ids]
 
     def vectors(self, ids: Sequence[str]) -> Encoding:

@@ -139,7 +139,7 @@ def run(options: Options) -> int:
     out.parent.mkdir(parents=True, exist_ok=True)
     opened = options.open(source)
     model = options.load_model()
-    # Anserini reads every .json and .jsonl file of a folder as vectors.
+    # Tools that read a folder of vectors go by these endings.
     rejects = ".rejected" if out.suffix == _LINES else ".rejected.jsonl"
     settings: Any = {
         "rejects_path": out.with_name(f"{out.name}{rejects}"),

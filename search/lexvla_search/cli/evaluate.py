@@ -36,6 +36,7 @@ from lexvla_search.evaluation.trec import (
     read_qrels_lines,
     read_queries_lines,
     read_run,
+    unwritable,
 )
 from lexvla_search.fusion import MAX_HITS
 from lexvla_search.query import Query
@@ -195,6 +196,9 @@ def _read(options: Options) -> _Inputs:
         queries = gather(read_queries_lines, options.queries)
         qrels = gather(read_qrels_lines, options.qrels)
     baseline = gather(read_run, options.baseline) if options.baseline else None
+    if options.run and queries is not None and qrels is not None:  # before the searches
+        judged = (document for _, document in qrels.where)
+        errors += unwritable(options.run, queries.values, judged)
     if errors or queries is None or qrels is None:
         raise GatheredInputError(errors)
     return _Inputs(queries, qrels, baseline)

@@ -125,8 +125,9 @@ def run(options: Options) -> int:
         searcher = Searcher(options.encoder(), source)
         if options.show_query:
             return _show_query(options, query, searcher)
-        # People always see the strongest words; JSON has the explanation on request.
-        answer = searcher.answer(query, explain=options.explain or not options.json)
+        # People always see the strongest words, if they are stored; JSON has them on request.
+        shows_words = source.has_rows and not options.json
+        answer = searcher.answer(query, explain=options.explain or shows_words)
         hits = located(answer.hits, source)
     return _report(options, query, replace(answer, hits=hits))
 

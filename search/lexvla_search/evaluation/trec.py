@@ -31,6 +31,7 @@ __all__ = [
     "read_queries",
     "read_queries_lines",
     "read_run",
+    "unwritable",
     "write_run",
 ]
 
@@ -123,14 +124,10 @@ def write_run(path: str | Path, run: Mapping[str, Mapping[str, float]], tag: str
     not fall below the one before it is written as the next lower float32. The tag names the
     system; it and the ids must not have white space.
     """
-    errors = [_no_field(path, "tag", tag)] if _is_split(tag) else []
+    errors = unwritable(path, run, (document for row in run.values() for document in row), tag)
     lines: list[str] = []
     for query, scores in run.items():
-        if _is_split(query):
-            errors.append(_no_field(path, "query id", query))
         for document, score in scores.items():
-            if _is_split(document):
-                errors.append(_no_field(path, "document id", document))
             if not abs(score) <= _FLOAT32_MAX:
                 rule = f"the score of {document!r} for {query!r} is {score}, not a finite float32"
                 errors.append(InputError(str(path), rule))
@@ -141,6 +138,20 @@ def write_run(path: str | Path, run: Mapping[str, Mapping[str, float]], tag: str
             lines.append(f"{query} Q0 {document} {rank} {score:.9g} {tag}\n")
     _raise_all(errors)
     Path(path).write_text("".join(lines), encoding="utf-8", newline="\n")
+
+
+def unwritable(
+    path: str | Path, queries: Iterable[str], documents: Iterable[str], tag: str = "run"
+) -> list[InputError]:
+    """Return an error for each kind of name, of those here, that a run cannot hold."""
+    errors = []
+    for what, names in (("query id", queries), ("document id", documents), ("tag", [tag])):
+        wrong = [name for name in dict.fromkeys(names) if name.split() != [name]]
+        if wrong:
+            more = f" (and {len(wrong) - 1:,} more)" if len(wrong) > 1 else ""
+            rule = f"{wrong[0]!r}{more} is empty or has white space, which a run cannot hold"
+            errors.append(InputError(str(path), f"the {what} {rule}"))
+    return errors
 
 
 def falling(hits: Iterable[tuple[str, float]]) -> dict[str, float]:
@@ -207,9 +218,9 @@ def _parsed(path: Path, parse: Callable[[str], _T]) -> Iterator[tuple[str, _T | 
 
 
 def _split(line: str, names: Sequence[str]) -> list[str]:
-    parts = line.split()
+    parts = [part.strip() for part in line.split("\t")]
     if len(parts) != len(names):
-        parts = [part.strip() for part in line.split("\t")]
+        parts = line.split()
     if len(parts) != len(names) or not all(parts):
         form = ", ".join(names)
         rule = f"must have {len(names)} fields ({form}), not {len(line.split())}"
@@ -296,15 +307,6 @@ def _checked(name: object) -> str:
     if name is None:
         raise InputError("the line", "has no id")
     return check_id(name)
-
-
-def _is_split(name: str) -> bool:
-    return len(name.split()) != 1 or name.split()[0] != name
-
-
-def _no_field(path: str | Path, what: str, name: str) -> InputError:
-    rule = f"the {what} {name!r} is empty or has white space, which runs cannot hold"
-    return InputError(str(path), rule)
 
 
 def _raise_all(errors: Sequence[InputError]) -> None:
