@@ -74,17 +74,19 @@ def _exif(image: Image.Image | None, data: bytes | None) -> Image.Exif | None:
 def _of_exif(exif: Image.Exif) -> dict[str, Any]:
     photo, place = _ifd(exif, ExifTags.IFD.Exif), _ifd(exif, ExifTags.IFD.GPSInfo)
     base, gps = ExifTags.Base, ExifTags.GPS
-    said = {
+    said: dict[str, Any] = {
         "taken": _moment(photo.get(base.DateTimeOriginal) or photo.get(base.DateTimeDigitized)),
         "camera": _utf8(_get(exif, base.Model)),
         "lens": _utf8(photo.get(base.LensModel)),
         "orientation": orientation_number(_get(exif, base.Orientation)),
     }
+    said = {name: value for name, value in said.items() if value}
     latitude = _degrees(place.get(gps.GPSLatitude), place.get(gps.GPSLatitudeRef), "NS", 90)
     longitude = _degrees(place.get(gps.GPSLongitude), place.get(gps.GPSLongitudeRef), "EW", 180)
-    if latitude is not None and longitude is not None:
+    # Both are 0 where the camera never found its place.
+    if latitude is not None and longitude is not None and (latitude or longitude):
         said.update(latitude=latitude, longitude=longitude)
-    return {name: value for name, value in said.items() if value}
+    return said
 
 
 def _ifd(exif: Image.Exif, which: int) -> dict[int, Any]:
@@ -125,8 +127,8 @@ def _of_xmp(image: ImageFile.ImageFile) -> tuple[list[str], list[str], list[str]
     from defusedxml import DefusedXmlException
     from defusedxml.ElementTree import ParseError, fromstring
 
-    data = image.info.get("xmp")
-    if not data:
+    data = image.info.get("xmp")  # of a TIFF, whatever type its tag has
+    if not data or not isinstance(data, bytes | str):
         return [], [], []
     try:
         tree = fromstring(data.strip(b"\0 \r\n\t") if isinstance(data, bytes) else data)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import struct
+import warnings
 from pathlib import Path
 
 import pytest
-from PIL import ExifTags, Image, PngImagePlugin
+from PIL import ExifTags, Image, PngImagePlugin, TiffImagePlugin, TiffTags
 
 from image_bytes import encoded
 from indexer_fakes import ColourEncoder
@@ -107,6 +108,25 @@ def test_what_cannot_be_is_left_out(changes: dict, missing: set[str]) -> None:
     assert said.fields.keys() == EXPECTED.keys() - missing
 
 
+@pytest.mark.parametrize(
+    ("latitude", "longitude", "expected"),
+    [
+        ((0.0, "N"), (13.0, "E"), {"latitude": 0.0, "longitude": 13.0}),
+        ((51.0, "N"), (0.0, "E"), {"latitude": 51.0, "longitude": 0.0}),
+        ((0.0, "N"), (0.0, "E"), {}),  # no place was found
+    ],
+)
+def test_places_on_the_equator_and_on_the_meridian(
+    latitude: tuple[float, str], longitude: tuple[float, str], expected: dict[str, float]
+) -> None:
+    placed = {
+        name: ((degrees, 0.0, 0.0), side)
+        for name, (degrees, side) in (("latitude", latitude), ("longitude", longitude))
+    }
+    fields = read_photo_metadata(jpeg(exif=exif(**placed))).fields
+    assert {name: fields[name] for name in placed if name in fields} == expected
+
+
 def test_names_are_plain_text() -> None:
     said = read_photo_metadata(jpeg(exif=exif(camera="Caméra\n X\0rest".encode())))
     assert said.fields["camera"] == "Caméra X"
@@ -147,6 +167,17 @@ def test_old_iptc_is_latin_1() -> None:
 @pytest.mark.parametrize("xmp", [b"<a", b"\xff\xfe", BOMB.encode(), b"\0" * 9, b"<a/>"])
 def test_damaged_or_hostile_xmp_says_nothing(xmp: bytes) -> None:
     assert read_photo_metadata(jpeg(xmp=xmp)).text == ""
+
+
+@pytest.mark.parametrize(("kind", "values"), [("H", [1, 2]), ("I", [5])])
+def test_xmp_of_a_tiff_that_is_no_text_says_nothing(kind: str, values: list[int]) -> None:
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags.tagtype[700] = {"H": TiffTags.SHORT, "I": TiffTags.LONG}[kind]
+    tags[700] = tuple(values)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Metadata Warning")
+        said = read_photo_metadata(encoded(Image.new("RGB", (8, 8)), "TIFF", tiffinfo=tags))
+    assert (said.fields, said.text) == ({}, "")
 
 
 @pytest.mark.parametrize("data", [b"", b"no image", jpeg()[:30]])
