@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sized
@@ -54,8 +55,9 @@ def batches(
 
     A text or word that is no string, or has a lone surrogate, raises `InputError`.
     """
-    # An array of two or three dimensions is one image.
-    single = isinstance(items, str | bytes) or getattr(items, "ndim", 1) in (2, 3)
+    # An array of two or three dimensions is one image, and one of none holds one value.
+    files = str | bytes | bytearray | io.BytesIO
+    single = isinstance(items, files) or getattr(items, "ndim", 1) in (0, 2, 3)
     if single or not isinstance(items, Iterable):
         raise TypeError(f"expected a list of {unit}, not a single one")
     if size < 1:

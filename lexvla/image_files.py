@@ -23,6 +23,7 @@ _ONE_LARGE = threading.RLock()  # decoding takes up to 12 bytes a pixel
 
 _PLANAR, _BITS = 284, 258  # tags of TIFF
 _UNREAD_TIFF: Final = "planes of more than 8 bits"
+_GREY_BITS: Final = {"L;2": 2, "L;4": 4}  # by Pillow's name for how pixels are packed
 _PNG_HEAD: Final = b"\x89PNG\r\n\x1a\n"
 # What the pixels need. The rest is text, colour profiles and the like.
 _PNG_PIXELS: Final = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"eXIf", b"IEND"})
@@ -36,6 +37,8 @@ def decode_file(
     """Return the picture in a file as upright RGB; see `open_image` for the arguments."""
     image, kind = open_header(file, name, warn)
     check_size(image.size, name, max_pixels)
+    if kind.name == "PNG":
+        _scale_colour_key(image)
     if least_side is not None and image.format == "JPEG":
         image.draft(None, (least_side, least_side))
     with _ONE_LARGE if image.width * image.height > _LARGE else nullcontext():
@@ -114,6 +117,16 @@ def _misread(image: ImageFile.ImageFile) -> bool:
     """Tell whether Pillow takes the wrong bytes: of planes of over 8 bits."""
     tags = getattr(image, "tag_v2", {})
     return tags.get(_PLANAR) == 2 and max(tags.get(_BITS, (8,))) > 8
+
+
+def _scale_colour_key(image: ImageFile.ImageFile) -> None:
+    """Bring the transparent colour of a PNG to 8 bits, as Pillow does with the pixels alone."""
+    key, packing = image.info.get("transparency"), image.tile[0].args if image.tile else None
+    if packing in _GREY_BITS and isinstance(key, int):
+        most = 2 ** _GREY_BITS[packing] - 1
+        image.info["transparency"] = (key & most) * 255 // most
+    elif packing == "RGB;16B" and isinstance(key, tuple):
+        image.info["transparency"] = tuple(value >> 8 for value in key)
 
 
 def _bare_png(file: BinaryIO) -> BinaryIO | None:

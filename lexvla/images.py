@@ -34,6 +34,14 @@ class Tensor(Protocol):
         """Return it in main memory."""
         ...
 
+    def is_floating_point(self) -> bool:
+        """Tell whether its values are floats."""
+        ...
+
+    def float(self) -> Tensor:
+        """Return it in 32-bit floats."""
+        ...
+
     def numpy(self) -> np.ndarray:
         """Return its values as an array."""
         ...
@@ -146,7 +154,10 @@ def _decode_url(url: str, name: str) -> bytes:
 
 
 def _of_tensor(tensor: Tensor, name: str) -> np.ndarray:
-    array = np.asarray(tensor.detach().cpu().numpy())
+    tensor = tensor.detach().cpu()
+    if tensor.is_floating_point():  # numpy has no bfloat16
+        tensor = tensor.float()
+    array = np.asarray(tensor.numpy())
     if array.ndim == 3 and array.shape[0] in (1, 3, 4):
         array = np.moveaxis(array, 0, 2)
     if not np.issubdtype(array.dtype, np.floating):

@@ -76,10 +76,13 @@ def to_rgb(image: Image.Image, name: str, warn: Warn) -> Image.Image:
     stretched from the least to the greatest, with a warning.
 
     Raises:
-        InputError: The mode has no reading as colour, or there is no finite number.
+        InputError: The mode has no reading as colour, its palette is missing, or there is no finite
+            number.
     """
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
+    if image.mode in ("P", "PA") and image.palette is None:
+        raise InputError(name, "its palette is missing")
     try:
         if image.mode == "F" or image.mode.startswith("I"):
             image = _eight_bits(image, name, warn)

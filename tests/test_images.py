@@ -142,6 +142,16 @@ def test_16_bit_colour_key_is_white() -> None:
     assert pixels(open_image(grey))[0].tolist() == [[255] * 3, [18] * 3]
 
 
+def test_colour_key_has_the_depth_of_the_pixels() -> None:
+    grey = png((4, 1, 2, 0), b"\0\x1b", (b"tRNS", b"\0\1"))
+    assert pixels(open_image(grey))[0].tolist() == [[0] * 3, [255] * 3, [170] * 3, [255] * 3]
+    grey = png((2, 1, 4, 0), b"\0\x1e", (b"tRNS", b"\0\1"))
+    assert pixels(open_image(grey))[0].tolist() == [[255] * 3, [238] * 3]
+    colours = b"\0" + b"\x12\x34" * 3 + b"\x34\x34" * 3
+    colour = png((2, 1, 16, 2), colours, (b"tRNS", b"\x12\x34" * 3))
+    assert pixels(open_image(colour))[0].tolist() == [[255] * 3, [52] * 3]
+
+
 SIXTEEN = np.array([[0, 128, 129, 256, 257, 32768, 65278, 65535]], np.uint16)
 EIGHT = np.array([0, 0, 1, 1, 1, 128, 254, 255])
 

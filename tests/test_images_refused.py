@@ -78,6 +78,11 @@ def test_a_lazy_image_of_another_format_is_refused() -> None:
         open_image(image)
 
 
+def test_a_palette_that_is_missing() -> None:
+    with pytest.raises(InputError, match="its palette is missing"):
+        open_image(png((2, 1, 8, 3), b"\0\1\2"))
+
+
 def test_a_closed_image_is_refused(tmp_path: Path) -> None:
     noise().save(tmp_path / "a.png")
     image = Image.open(tmp_path / "a.png")

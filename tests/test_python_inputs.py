@@ -143,6 +143,11 @@ class TestImages:
         with pytest.raises(InputError, match=said):
             open_image(source)
 
+    @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16, torch.float64])
+    def test_floats_of_any_size(self, kind: torch.dtype) -> None:
+        image = open_image(torch.tensor([[0, 0.5, 1]], dtype=kind))
+        assert np.asarray(image)[0, :, 0].tolist() == [0, 128, 255]
+
     def test_an_opened_image_stays_upright(self) -> None:
         data, exif = io.BytesIO(), Image.Exif()
         exif[0x112] = 6  # to be turned by a quarter
@@ -153,7 +158,11 @@ class TestImages:
 
 class TestBatches:
     @pytest.mark.parametrize(
-        "images", [PICTURE, PIXELS, torch.tensor(PIXELS), Path("a.png"), b"", io.BytesIO, "a.png"]
+        "images",
+        [
+            *(PICTURE, PIXELS, torch.tensor(PIXELS), np.array("a.png")),
+            *(Path("a.png"), b"", bytearray(), io.BytesIO(), "a.png"),
+        ],
     )
     def test_one_image_is_not_a_list(self, images: object) -> None:
         with pytest.raises(TypeError, match="a list of images, not a single one"):
