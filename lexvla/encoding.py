@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import re
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Final
 
 import numpy as np
 from scipy import sparse
@@ -22,6 +23,11 @@ _FORMAT_VERSION = 1
 # Java's white space, where Lucene's WhitespaceTokenizer splits; it excludes non-breaking spaces.
 _JAVA_SPACE = re.compile(
     "[\\t-\\r\\x1c-\\x20\\u1680\\u2000-\\u2006\\u2008-\\u200a\\u2028\\u2029\\u205f\\u3000]"
+)
+# What zipfile and numpy raise for damage, besides ValueError.
+_DAMAGED: Final = (
+    *(OSError, EOFError, KeyError, TypeError, RuntimeError),
+    *(zlib.error, zipfile.BadZipFile),
 )
 _LONGEST_TOKEN = 255  # UTF-16 units, of the same tokenizer
 
@@ -146,14 +152,19 @@ class Encoding:
         """Read what `save` wrote.
 
         Raises:
-            ValueError: The file is damaged or was written by a newer version.
+            OSError: The file cannot be opened.
+            ValueError: It is damaged or was written by a newer version.
         """
+        with Path(path).open("rb") as file:
+            return cls._read(file, path)
+
+    @classmethod
+    def _read(cls, file: BinaryIO, path: str | Path) -> Encoding:
         try:
-            # For other files, np.load advises to allow pickle.
-            with Path(path).open("rb") as file:
-                if not zipfile.is_zipfile(file):
-                    raise zipfile.BadZipFile("not an .npz archive")
-            with np.load(path, allow_pickle=False) as archive:
+            if not zipfile.is_zipfile(file):  # np.load would advise to allow pickle
+                raise zipfile.BadZipFile("not an .npz archive")
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as archive:
                 arrays = {name: archive[name] for name in archive.files}
             version = int(arrays["format_version"])
             if version > _FORMAT_VERSION:
@@ -165,7 +176,7 @@ class Encoding:
 
             codes = matrix("codes") if "codes_data" in arrays else None
             return cls(matrix("lexical"), arrays.get("patches"), codes, arrays.get("dense"))
-        except (EOFError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        except _DAMAGED as error:
             raise ValueError(f"{path}: the encoding cannot be read ({error})") from error
 
     def to_jsonl(

@@ -235,6 +235,20 @@ def test_load_refuses_other_files(tmp_path: Path) -> None:
         Encoding.load(tmp_path / "missing.npz")
 
 
+def test_a_damaged_byte_raises_a_value_error_or_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "vectors.npz"
+    Encoding(csr([[0.6, 0, 0.8]]), np.zeros(2, np.int16), None, np.eye(1, 3, dtype=F32)).save(path)
+    whole = path.read_bytes()
+    refused = 0
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        try:
+            Encoding.load(path)
+        except ValueError:
+            refused += 1
+    assert refused > len(whole) // 2
+
+
 def test_jsonl_is_anserinis_vector_collection(tmp_path: Path) -> None:
     path = tmp_path / "vectors.jsonl"
     encoding = Encoding(csr([[0.126, 0, 0.001], [0, 0, 0], [0, 0.9, 0]]))
