@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -46,7 +49,8 @@ TIMM = "timm_wrapper"  # the model type of timm networks in transformers
 # What transformers and the hub raise for a name that is missing, gated, offline, damaged, or of a
 # kind that the installed packages do not know.
 _LOAD_ERRORS = (
-    *(OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError),
+    *(OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, ImportError),
+    *(EOFError, SafetensorError, UnpicklingError, struct.error),
 )
 
 

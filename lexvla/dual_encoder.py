@@ -151,6 +151,10 @@ class DualEncoder(model.LexVLA, nn.Module):
 
         By default they are those of the package's photographs. Indexes made before do not fit.
         """
+        self._take_means(images)
+        self.config.calibrated = True
+
+    def _take_means(self, images: Iterable[ImageSource]) -> None:
         sums, count = torch.zeros(2, 1, dtype=torch.float64), 0
         with inference(self):
             for resized in self._image_batches(images, 32, False):
@@ -415,13 +419,15 @@ class DualEncoder(model.LexVLA, nn.Module):
 
     def _read_or_make_centres(self) -> None:
         """Take the means of the image side from the package's photographs and parts of them."""
-        path = _cache_file("centres", [self.config.weights_sha256])
+        config = self.config
+        facts = (config.image_side, config.grid_side, config.image_mean, config.image_std)
+        path = _cache_file("centres", [config.weights_sha256, *map(str, facts)])
         stored = _read(path, "centres", 2)
         if stored is not None:
-            self.config.image_centre, self.config.patch_centre = stored.tolist()
+            config.image_centre, config.patch_centre = stored.tolist()
             return
-        self.calibrate(_views())
-        centres = torch.tensor([self.config.image_centre, self.config.patch_centre])
+        self._take_means(_views())
+        centres = torch.tensor([config.image_centre, config.patch_centre])
         _write(path, {"centres": centres})
 
 

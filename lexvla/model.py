@@ -23,8 +23,8 @@ from lexvla.encoding import Encoding
 from lexvla.errors import InputError, ModelError, OptionalDependencyError, UnsupportedError
 from lexvla.images import ENOUGH_SIDE, ImageSource, name_of, open_image, resize
 from lexvla.known_words import KnownWords
-from lexvla.model_folder import CONFIG_FILE, find_folder
-from lexvla.public_models import load_public, public_type
+from lexvla.model_folder import CONFIG_FILE, find_folder, read_values
+from lexvla.public_models import load_public, public_type, unknown_options
 from lexvla.regions import Region, region_patches
 from lexvla.sparse_rows import top_codes
 from lexvla.text_normalisation import normalise_text
@@ -112,7 +112,11 @@ class LexVLA:
         if runtime is None:
             runtime = "onnx" if not others and is_exported(path, **own) else "torch"
         chosen: Any = own if runtime == "onnx" else options
-        return _imported(*_CLASSES[runtime]).from_pretrained(path, **chosen)
+        load = _imported(*_CLASSES[runtime]).from_pretrained
+        if unknown := unknown_options(load, chosen):
+            read_values(find_folder(path, own.get("revision"), own.get("token")))
+            raise UnsupportedError(f"{', '.join(unknown)}: a LexVLA takes no such option")
+        return load(path, **chosen)
 
     @classmethod
     def from_backbones(cls, *arguments: Any, **options: Any) -> LexVLA:
@@ -307,7 +311,8 @@ class LexVLA:
     def heatmaps(self, image: ImageSource, words: Sequence[str | int]) -> np.ndarray:
         """Return the `heatmap` of each word, (n, rows, columns), in one pass.
 
-        Words may be given as columns, because two pieces may read as the same word.
+        Words may be given as columns, because two pieces may read as the same word. `KeyError` if
+        the vocabulary has none.
         """
         raise NotImplementedError
 
@@ -318,8 +323,8 @@ class LexVLA:
     def _columns(self, words: Sequence[str | int]) -> list[int]:
         columns = []
         for word in words:
-            column = word if isinstance(word, int) else self.vocabulary.find(word)
-            if column is None:
+            column = self.vocabulary.find(word) if isinstance(word, str) else int(word)
+            if column is None or not 0 <= column < len(self.vocabulary):
                 raise KeyError(word)
             columns.append(column)
         return columns

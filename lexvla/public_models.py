@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterable
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from lexvla.errors import ModelError
+from lexvla.errors import ModelError, UnsupportedError
 from lexvla.model_folder import CONFIG_FILE, MODEL_TYPE, is_hub_id
 from lexvla.public_settings import SETTINGS_TYPE, PublicSettings
 
-__all__ = ["load_public", "public_type"]
+__all__ = ["load_public", "public_type", "unknown_options"]
+
+# Options that change no word, and so go with saved settings.
+_OF_RUNNING = {"revision", "token", "device", "dtype", "quantization"}
 
 # By name, as they build on `lexvla.model`, which builds on this module, and need torch.
 _CLASSES = {
@@ -48,15 +53,35 @@ def load_public(path: str | Path, kind: str, **options: Any) -> Any:
 
     Raises:
         ModelError: It cannot be loaded, or gives no words.
-        UnsupportedError: An option is not for this kind of model.
+        UnsupportedError: An option is not for this kind of model, or is one of the saved settings.
     """
     folder = Path(path)
     if kind == SETTINGS_TYPE:
         settings, vocabulary = PublicSettings.load(folder)
+        if fixed := sorted(options.keys() - _OF_RUNNING):
+            rule = f"the saved settings cannot be changed; load {settings.model} with others"
+            raise UnsupportedError(f"{folder}: {', '.join(fixed)}: {rule}")
+        load = _loader(settings.kind)
+        _check_options(load, options, settings.kind)
         options = {"revision": settings.revision, **options}
         options |= {"settings": settings, "vocabulary": vocabulary}
-        return _loader(settings.kind)(settings.model, **options)
-    return _loader(_kind_of(str(path), kind, options))(str(path), **options)
+        return load(settings.model, **options)
+    found = _kind_of(str(path), kind, options)
+    load = _loader(found)
+    _check_options(load, options, found)
+    return load(str(path), **options)
+
+
+def unknown_options(load: Callable[..., Any], options: Iterable[str]) -> list[str]:
+    """Return which options a function does not take."""
+    known = signature(load).parameters
+    return [name for name in options if name not in known]
+
+
+def _check_options(load: Callable[..., Any], options: dict[str, Any], kind: str) -> None:
+    if unknown := unknown_options(load, options):
+        named = kind.replace("-", " ")
+        raise UnsupportedError(f"{', '.join(unknown)}: a {named} takes no such option")
 
 
 def _kind_of(name: str, kind: str, options: dict[str, Any]) -> str:

@@ -42,6 +42,7 @@ class PublicSettings:
         image_std: Deviation of each colour channel.
         image_centre: Mean vector of images, which is taken off theirs.
         patch_centre: Mean vector of patches, likewise.
+        calibrated: Whether the means are those of a user's images.
         max_text_tokens: Largest number of tokens of a text.
         score_weights: What each leg counts in a search's score.
     """
@@ -61,6 +62,7 @@ class PublicSettings:
     image_std: list[float] = field(default_factory=list)
     image_centre: list[float] = field(default_factory=list)
     patch_centre: list[float] = field(default_factory=list)
+    calibrated: bool = False
     max_text_tokens: int = 64
     score_weights: dict[str, float] | None = None
 
@@ -69,7 +71,7 @@ class PublicSettings:
     require_known_word = False
 
     def __post_init__(self) -> None:
-        for name in ("max_active_dims", "text_words"):
+        for name in ("max_active_dims", "text_words", "max_text_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if not 0 <= self.penalty < 1:
@@ -85,7 +87,9 @@ class PublicSettings:
     @property
     def fingerprint(self) -> str:
         """Hash of weights, settings and the rule that encodings depend on."""
-        ignored = ("model", "revision", "score_weights")
+        ignored = ["model", "revision", "score_weights"]
+        if not self.calibrated:  # they follow from the rest, but for the device's rounding
+            ignored += ["image_centre", "patch_centre"]
         values = {key: value for key, value in asdict(self).items() if key not in ignored}
         values["word_rule"] = _WORD_RULES[self.kind]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
@@ -105,6 +109,8 @@ class PublicSettings:
         folder.mkdir(parents=True, exist_ok=True)
         vocabulary.save(folder / VOCABULARY_FILE)
         values = {"model_type": SETTINGS_TYPE, "format_version": _FORMAT_VERSION, **asdict(self)}
+        if (place := Path(self.model)).exists():  # to be found from any folder
+            values["model"] = str(place.resolve())
         (folder / CONFIG_FILE).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
     @classmethod

@@ -169,6 +169,62 @@ def test_the_name_tells_models_and_settings_apart(clip: DualEncoder, tmp_path: P
     before = clip.name
     moved.calibrate([picture(1), picture(2)])
     assert moved.name.partition("@")[2] != before.partition("@")[2]
+    moved.save_pretrained(tmp_path / "calibrated")
+    assert LexVLA.from_pretrained(tmp_path / "calibrated").name == moved.name
+
+
+def test_rounding_on_another_machine_leaves_the_name(
+    clip: DualEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    other = load(clip.config.model, word_file(tmp_path), dtype="bfloat16")
+    assert other.config.image_centre != clip.config.image_centre
+    assert other.name == clip.name
+
+
+def test_means_of_other_pixels_are_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder, words = save_dual_encoder(tmp_path / "m"), word_file(tmp_path)
+    before = load(folder, words).config.image_centre
+    changed = {"image_mean": [0.1, 0.1, 0.1], "image_std": [0.2, 0.3, 0.25]}
+    (tmp_path / "m" / "preprocessor_config.json").write_text(json.dumps(changed), "utf-8")
+    assert load(folder, words).config.image_centre != before
+
+
+def test_saved_settings_find_their_model_from_any_folder(
+    clip: DualEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(Path(clip.config.model).parent)
+    load(Path(clip.config.model).name, word_file(tmp_path)).save_pretrained(tmp_path / "saved")
+    monkeypatch.chdir(tmp_path)
+    assert LexVLA.from_pretrained("saved").name == clip.name
+
+
+def test_options_that_would_be_ignored_are_refused(clip: DualEncoder, tmp_path: Path) -> None:
+    clip.save_pretrained(tmp_path / "saved")
+    for options in ({"vocabulary": word_file(tmp_path)}, {"penalty": 0.1, "templates": PLAIN}):
+        rule = f"{', '.join(options)}: the saved settings cannot be changed; load "
+        with pytest.raises(UnsupportedError, match=rule):
+            LexVLA.from_pretrained(tmp_path / "saved", **options)
+    for name in (clip.config.model, tmp_path / "saved"):
+        with pytest.raises(UnsupportedError, match="quantization: a dual encoder takes no such"):
+            LexVLA.from_pretrained(name, quantization="nf4")
+    assert LexVLA.from_pretrained(device="cpu").facts()["words"] > 0
+    with pytest.raises(UnsupportedError, match="templates: a LexVLA takes no such option"):
+        LexVLA.from_pretrained(templates=PLAIN)
+    with pytest.raises(ModelError, match="no LexVLA model here"):
+        LexVLA.from_pretrained(tmp_path / "missing", vocabulary=word_file(tmp_path))
+
+
+def test_words_of_heat_maps_may_be_columns(clip: DualEncoder) -> None:
+    image = picture(2)
+    maps = clip.heatmaps(image, np.array([1, 0], np.int32))
+    np.testing.assert_array_equal(maps, clip.heatmaps(image, ["cat", "dog"]))
+    for column in (-1, len(WORDS)):
+        with pytest.raises(KeyError):
+            clip.heatmaps(image, [column])
 
 
 def test_an_index_of_another_word_rule_is_refused(
@@ -220,7 +276,11 @@ def test_bad_input(clip: DualEncoder, tmp_path: Path) -> None:
     (path / "preprocessor_config.json").unlink()
     with pytest.raises(ModelError, match=r"preprocessor_config.json .* is missing"):
         load(str(path), word_file(tmp_path))
-    (path / "model.safetensors").unlink()
+    weights = path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ModelError, match=r"cannot be loaded .*incomplete"):
+        load(str(path), word_file(tmp_path))
+    weights.unlink()
     with pytest.raises(ModelError, match="cannot be loaded"):
         load(str(path), word_file(tmp_path))
 
