@@ -112,6 +112,8 @@ class LanguageModel(model.LexVLA, nn.Module):
         where, file = name, Path(name)
         asked: dict[str, Any] = {"revision": revision or "main", "token": token}
         if file.suffix == ".gguf":
+            if not file.is_file():
+                raise ModelError(f"{name}: no such file")
             where, asked = str(file.parent), {"gguf_file": file.name}
         more = backbones.quantization_options(quantization, place, kind)
         with backbones.named(name):

@@ -49,9 +49,14 @@ class VisionLanguageModel(LanguageModel):
         self.config.image_side = int(getattr(vision, "image_size", None) or _SIDE)
         self._image_id = getattr(config, "image_token_id", None)
         if self._image_id is None:
-            self._image_id = config.image_token_index
+            self._image_id = getattr(config, "image_token_index", None)
+        if self._image_id is None:
+            rule = f"a {config.model_type} model has no tokens of images"
+            raise ModelError(f"{name}: {rule}, which the patches are taken from")
         grey = np.full((self.config.image_side, self.config.image_side, 3), 128, np.uint8)
-        count = int((self._inputs([grey])["input_ids"] == self._image_id).sum())
+        with backbones.named(name):
+            inputs = self._inputs([grey])
+        count = int((inputs["input_ids"] == self._image_id).sum())
         self.config.grid_side = isqrt(count)
         if count == 0 or isqrt(count) ** 2 != count:
             rule = f"gives an image {count} tokens, which are not a square of patches"

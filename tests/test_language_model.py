@@ -11,7 +11,9 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
+    CLIPImageProcessor,
     Gemma3TextConfig,
+    GitConfig,
 )
 
 from backbone_fakes import save_language_model
@@ -111,11 +113,31 @@ def test_bad_input(tmp_path: Path) -> None:
         LexVLA.from_pretrained(folder, quantization="int4")
     with pytest.raises(ValueError, match="each template must hold"):
         LexVLA.from_pretrained(folder, prompt="no place")
+    with pytest.raises(ValueError, match="max_text_tokens must be at least 1, not 0"):
+        LexVLA.from_pretrained(folder, max_text_tokens=0)
     (folder / "model.safetensors").unlink()
     with pytest.raises(ModelError, match="cannot be loaded"):
         LexVLA.from_pretrained(folder)
-    with pytest.raises(ModelError, match="cannot be loaded"):
+    with pytest.raises(ModelError, match=r"none\.gguf: no such file"):
         LexVLA.from_pretrained(tmp_path / "none.gguf")
+
+
+def test_a_damaged_gguf_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "m.gguf").write_bytes(b"GGUF123")
+    with pytest.raises(ModelError, match=r"m\.gguf: cannot be loaded"):
+        LexVLA.from_pretrained(tmp_path / "m.gguf")
+
+
+def test_a_model_without_tokens_of_images_is_refused(llava: LexVLA, tmp_path: Path) -> None:
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2}
+    sizes |= {"num_hidden_layers": 1}
+    vision = {**sizes, "image_size": 24, "patch_size": 8}
+    config = GitConfig(vision_config=vision, vocab_size=len(llava.tokenizer), **sizes)
+    AutoModelForImageTextToText.from_config(config).save_pretrained(tmp_path)
+    llava.tokenizer.save_pretrained(tmp_path)
+    CLIPImageProcessor().save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="a git model has no tokens of images"):
+        LexVLA.from_pretrained(tmp_path)
 
 
 def test_an_image_gives_words_with_patches(seeing: LexVLA) -> None:
