@@ -81,6 +81,8 @@ def open_header(file: BinaryIO, name: str, warn: Warn) -> tuple[ImageFile.ImageF
         image = kind.load_reader()(file)
         if kind.name == "TIFF" and _misread(image):
             raise SyntaxError(_UNREAD_TIFF)
+        if not isinstance(image.info.get("xmp", b""), bytes | str):
+            del image.info["xmp"]  # of a TIFF; Pillow would fail when it turns the picture
         return image, kind
     except OptionalDependencyError as error:
         raise InputError(name, f"is a {kind.name} file; {error}") from error

@@ -97,6 +97,7 @@ class LexVLA:
         Raises:
             ModelError: The model is incomplete or damaged, or was not exported for ``onnx``.
             OptionalDependencyError: The model needs torch, which is not installed.
+            UnsupportedError: The model does not take an option.
         """
         if runtime not in ("onnx", "torch", None):
             raise ValueError(f"unknown runtime {runtime!r}: use onnx or torch")

@@ -127,8 +127,8 @@ def _of_xmp(image: ImageFile.ImageFile) -> tuple[list[str], list[str], list[str]
     from defusedxml import DefusedXmlException
     from defusedxml.ElementTree import ParseError, fromstring
 
-    data = image.info.get("xmp")  # of a TIFF, whatever type its tag has
-    if not data or not isinstance(data, bytes | str):
+    data = image.info.get("xmp")
+    if not data:
         return [], [], []
     try:
         tree = fromstring(data.strip(b"\0 \r\n\t") if isinstance(data, bytes) else data)

@@ -12,9 +12,11 @@ from PIL import ExifTags, Image, PngImagePlugin, TiffImagePlugin, TiffTags
 from image_bytes import encoded
 from indexer_fakes import ColourEncoder
 from ingest_fakes import manifest, new_index
+from lexvla.images import open_image
 from lexvla.photo_metadata import read_photo_metadata
 from lexvla_indexer import index_source
 from lexvla_indexer.reading import Reading
+from lexvla_search import cli
 
 pytestmark = pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 
@@ -170,14 +172,17 @@ def test_damaged_or_hostile_xmp_says_nothing(xmp: bytes) -> None:
 
 
 @pytest.mark.parametrize(("kind", "values"), [("H", [1, 2]), ("I", [5])])
-def test_xmp_of_a_tiff_that_is_no_text_says_nothing(kind: str, values: list[int]) -> None:
+def test_xmp_of_a_tiff_that_is_no_text_is_left_out(kind: str, values: list[int]) -> None:
     tags = TiffImagePlugin.ImageFileDirectory_v2()
     tags.tagtype[700] = {"H": TiffTags.SHORT, "I": TiffTags.LONG}[kind]
     tags[700] = tuple(values)
+    tags[ExifTags.Base.Orientation] = 6
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Metadata Warning")
-        said = read_photo_metadata(encoded(Image.new("RGB", (8, 8)), "TIFF", tiffinfo=tags))
-    assert (said.fields, said.text) == ({}, "")
+        data = encoded(Image.new("RGB", (8, 4)), "TIFF", tiffinfo=tags)
+        said, image = read_photo_metadata(data), open_image(data)
+    assert (said.fields, said.text) == ({"orientation": 6}, "")
+    assert image.size == (4, 8)
 
 
 @pytest.mark.parametrize("data", [b"", b"no image", jpeg()[:30]])
@@ -231,3 +236,17 @@ def test_what_a_manifest_says_counts_more_than_the_file(tmp_path: Path) -> None:
         (document,) = index.fetch(["a"]).documents
     assert document.text == "mine\nHoliday\nA dog on the beach\ndog, Größe"
     assert document.metadata == {**EXPECTED, "tags": ["dog", "Größe"], "camera": "none", "n": 1}
+
+
+def test_the_command_does_not_show_what_pillow_says_of_damaged_exif(tmp_path: Path) -> None:
+    folder = tmp_path / "p"
+    folder.mkdir()
+    damaged = b"Exif\0\0II*\0" + bytes(60)
+    (folder / "a.jpg").write_bytes(jpeg(exif=damaged))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        read_photo_metadata(jpeg(exif=damaged))
+        assert "Corrupt EXIF data" in str(said[0].message)
+        said.clear()
+        assert cli.main(["index", str(folder), "--index", str(tmp_path / "i.lex")]) == 0
+    assert [each for each in said if "EXIF" in str(each.message)] == []

@@ -10,6 +10,7 @@ import argparse
 import importlib
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -65,6 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     try:
         _let_output_hold_any_name()
+        # Of damaged metadata, without the file's name. The pixels are read all the same.
+        warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
         command, options = parse(sys.argv[1:] if arguments is None else arguments)
         code: int = command.run(options)
         sys.stdout.flush()
