@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,8 @@ from lexvla_indexer.roots import SourcePlace
 from lexvla_indexer.text_fields import TextFields
 
 __all__ = ["ManifestSource"]
+
+_URL = re.compile("[A-Za-z][A-Za-z0-9+.-]+://|data:")
 
 
 class ManifestSource(ItemSource):
@@ -63,6 +66,8 @@ class ManifestSource(ItemSource):
                 raise InputError(name, f"has neither an image nor a text (in {where_from})")
             if not image:
                 return ListedItem(Document(name, "", text, metadata), None, where)
+            if _URL.match(image):
+                raise InputError(name, "image must be the path of a file, not a URL")
             path = Path(os.path.normpath(self._folder / image))
             inside = path.is_relative_to(self._folder)
             uri = path.relative_to(self._folder).as_posix() if inside else os.path.normpath(image)
