@@ -151,6 +151,18 @@ def test_a_header_that_cannot_be_used_is_refused_at_once(
         open_item_source(csv_file(tmp_path, *lines))
 
 
+def test_a_text_field_that_a_table_does_not_have_is_refused(tmp_path: Path) -> None:
+    source = csv_file(tmp_path, "id,image,caption", "a,a.png", "b,b.png,red")
+    for field in ("captoin", "caption,metadata.captoin"):
+        with pytest.raises(
+            InputError, match="no column 'captoin'; its columns are 'id', 'image', "
+        ):
+            open_item_source(source, field)
+    assert isinstance(list(open_item_source(source, "caption").entries())[1], ListedItem)
+    source = csv_file(tmp_path, "id,image", "a,a.png")  # nobody asked for a text
+    assert documents(source) == [Document("a", "a.png")]
+
+
 @settings(deadline=None, max_examples=40)
 @given(
     rows=st.lists(

@@ -36,7 +36,20 @@ class ManifestSource(ItemSource):
         kind = path.suffix.lower()
         self._read, self._is_table = READERS[kind], kind in TABLES
         if self._is_table:
-            next(self._read(self._path), None)  # reads the names of the columns
+            self._check_text_fields()
+
+    def _check_text_fields(self) -> None:
+        """Read the names of the columns; InputError if a text field other than ``text`` is none."""
+        records = (record for _, record in self._read(self._path))
+        columns = next((each for each in records if isinstance(each, dict)), None)
+        if columns is None:
+            return
+        for field in self._text_fields.names:
+            name = field.removeprefix("metadata.")
+            is_there = name in columns or (name != field and "metadata" in columns)
+            if not is_there and field != "text":
+                rule = f"has no column {name!r}; its columns are {', '.join(map(repr, columns))}"
+                raise InputError(str(self._path), rule)
 
     def entries(self) -> Iterator[ListedItem | UnlistedItem]:
         """Yield the items in the order of the lines."""
