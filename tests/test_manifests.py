@@ -121,6 +121,8 @@ def test_bad_rows_are_rejected_by_their_line(tmp_path: Path) -> None:
         'e,,"red"x,,,,,',
         "f,,\udcff,,,,,",
         "g,,red,,,,,",
+        "h,,red,2024_06,,,,",
+        "i,,red,,9_50,,,",
     )
     assert rejects(source) == [
         (f"{source}:2", "year must be a whole number, not 'x'", "a"),
@@ -130,10 +132,12 @@ def test_bad_rows_are_rejected_by_their_line(tmp_path: Path) -> None:
         (f"{source}:6", "has no id", None),
         (f"{source}:7", "is not CSV (',' expected after '\"')", None),
         (f"{source}:8", "its address, text and metadata must be valid Unicode", "f"),
+        (f"{source}:10", "year must be a whole number, not '2024_06'", "h"),
+        (f"{source}:11", "price must be a finite number, not '9_50'", "i"),
     ]
     with new_index(tmp_path / "i.lex") as index:
         report = index_source(source, index, ColourEncoder())
-        assert (report.added, len(report.rejected)) == (1, 7)
+        assert (report.added, len(report.rejected)) == (1, 9)
 
 
 @pytest.mark.parametrize(

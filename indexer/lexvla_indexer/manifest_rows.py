@@ -94,8 +94,14 @@ def _csv_record(
     return record
 
 
+def _whole(cell: str) -> int:
+    if "_" in cell:  # a part of a number in Python's source alone
+        raise ValueError
+    return int(cell)
+
+
 def _finite(cell: str) -> float:
-    value = float(cell)
+    value = float(cell) if "_" not in cell else math.nan
     if not math.isfinite(value):
         raise ValueError
     return value
@@ -104,7 +110,7 @@ def _finite(cell: str) -> float:
 # How a cell of each type is read.
 _READ: dict[str, Callable[[str], Any]] = {
     "str": str,
-    "int": int,
+    "int": _whole,
     "float": _finite,
     "bool": lambda cell: {"true": True, "false": False}[cell.strip().lower()],
     "list": lambda cell: [part.strip() for part in cell.split(";") if part.strip()],
