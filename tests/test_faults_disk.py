@@ -31,6 +31,7 @@ from lexvla.encoding import Encoding
 from lexvla_indexer import EmbeddedIndex, open_index
 from lexvla_indexer.bm25 import TextRows
 from lexvla_indexer.embedded import merging
+from lexvla_indexer.report import Reject, RejectLog, Report
 
 Rows = dict[str, dict[int, float]]
 
@@ -290,5 +291,33 @@ def test_a_read_only_mount_is_read(index_of_two):
         mount_read_only(index_of_two)
         read(index_of_two)
         refuses_to_write(index_of_two)
+
+    in_a_child(work)
+
+
+def test_an_index_is_begun_whole_or_an_error_names_the_file(tmp_path: Path) -> None:
+    def work() -> None:
+        mount_memory(tmp_path, 1 << 18)
+        made = []
+        for pages in range(0, 60, 3):
+            (tmp_path / "ballast").write_bytes(bytes((1 << 18) - pages * 4096))
+            try:
+                EmbeddedIndex(tmp_path / "i.lex", create=True, vocabulary=VOCABULARY).close()
+                made.append(True)
+            except OSError as error:
+                assert str(tmp_path / "i.lex") in str(error)
+                made.append(False)
+            shutil.rmtree(tmp_path / "i.lex", ignore_errors=True)
+        assert (made[0], made[-1]) == (False, True)
+
+    in_a_child(work)
+
+
+def test_the_list_of_rejects_is_named_when_the_disk_is_full(tmp_path: Path) -> None:
+    def work() -> None:
+        mount_memory(tmp_path, 4096)
+        path = tmp_path / "rejected.jsonl"
+        with pytest.raises(OSError, match=f"{path}.part"), RejectLog(path, Report()) as log:
+            log.add(Reject("a" * 5000, "is bad", "there"))
 
     in_a_child(work)

@@ -88,6 +88,27 @@ def test_cells_have_the_types_of_their_columns(tmp_path: Path) -> None:
     ]
 
 
+def test_columns_without_a_name_are_left_out(tmp_path: Path) -> None:
+    source = csv_file(tmp_path, ",id,text,,", "0,a,red,,", "1,b,blue,x,")
+    assert documents(source) == [Document("a", text="red"), Document("b", text="blue")]
+
+
+@pytest.mark.parametrize("image", ["https://example.org/a.png", "file:///a.png", "data:image/png;"])
+def test_an_image_is_a_path_not_a_url(tmp_path: Path, image: str) -> None:
+    source = manifest(tmp_path / "m", {"id": "a", "image": image})
+    assert rejects(source) == [(f"{source}:1", "image must be the path of a file, not a URL", "a")]
+
+
+def test_a_bad_list_is_told_by_what_it_holds(tmp_path: Path) -> None:
+    lines = [{"id": "a", "text": "red", "metadata": {"m": bad}} for bad in (["x", 1], [None])]
+    source = manifest(tmp_path / "m", *lines)
+    rule = "metadata 'm' must be a string, number, boolean, date or list of strings, not"
+    assert [why for _, why, _ in rejects(source)] == [
+        f"{rule} a list with int",
+        f"{rule} a list with null",
+    ]
+
+
 def test_bad_rows_are_rejected_by_their_line(tmp_path: Path) -> None:
     source = csv_file(
         tmp_path,
@@ -100,6 +121,8 @@ def test_bad_rows_are_rejected_by_their_line(tmp_path: Path) -> None:
         'e,,"red"x,,,,,',
         "f,,\udcff,,,,,",
         "g,,red,,,,,",
+        "h,,red,2024_06,,,,",
+        "i,,red,,9_50,,,",
     )
     assert rejects(source) == [
         (f"{source}:2", "year must be a whole number, not 'x'", "a"),
@@ -109,17 +132,19 @@ def test_bad_rows_are_rejected_by_their_line(tmp_path: Path) -> None:
         (f"{source}:6", "has no id", None),
         (f"{source}:7", "is not CSV (',' expected after '\"')", None),
         (f"{source}:8", "its address, text and metadata must be valid Unicode", "f"),
+        (f"{source}:10", "year must be a whole number, not '2024_06'", "h"),
+        (f"{source}:11", "price must be a finite number, not '9_50'", "i"),
     ]
     with new_index(tmp_path / "i.lex") as index:
         report = index_source(source, index, ColourEncoder())
-        assert (report.added, len(report.rejected)) == (1, 7)
+        assert (report.added, len(report.rejected)) == (1, 9)
 
 
 @pytest.mark.parametrize(
     ("lines", "rule"),
     [
-        ((), "its first line must name the columns"),
-        (("name,text", "a,red"), "one of them id"),
+        ((), "must have a column 'id'; its columns are none"),
+        (("id;text", "a;red"), "must have a column 'id'; its columns are 'id;text'"),
         (("id,a,a:int", "x,1,2"), "two columns 'a'"),
     ],
 )
@@ -128,6 +153,18 @@ def test_a_header_that_cannot_be_used_is_refused_at_once(
 ) -> None:
     with pytest.raises(InputError, match=rule):
         open_item_source(csv_file(tmp_path, *lines))
+
+
+def test_a_text_field_that_a_table_does_not_have_is_refused(tmp_path: Path) -> None:
+    source = csv_file(tmp_path, "id,image,caption", "a,a.png", "b,b.png,red")
+    for field in ("captoin", "caption,metadata.captoin"):
+        with pytest.raises(
+            InputError, match="no column 'captoin'; its columns are 'id', 'image', "
+        ):
+            open_item_source(source, field)
+    assert isinstance(list(open_item_source(source, "caption").entries())[1], ListedItem)
+    source = csv_file(tmp_path, "id,image", "a,a.png")  # nobody asked for a text
+    assert documents(source) == [Document("a", "a.png")]
 
 
 @settings(deadline=None, max_examples=40)
@@ -183,8 +220,33 @@ def test_rows_of_parquet(tmp_path: Path) -> None:
         assert index_source(source, index, ColourEncoder()).skipped == 2
 
 
+def test_values_of_parquet_become_those_of_documents(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow", reason="needs pyarrow: pip install 'lexvla[parquet]'")
+    noon = datetime.datetime(2024, 6, 1, 12, tzinfo=datetime.UTC)
+    nanoseconds = pyarrow.array([1_717_243_200_123_456_789, None, None], pyarrow.timestamp("ns"))
+    source = parquet_file(
+        tmp_path,
+        id=[7, 8, 9],
+        text=["red"] * 3,
+        zoned=pyarrow.array([noon] * 3, pyarrow.timestamp("us", "Europe/Berlin")),
+        exact=nanoseconds,
+        days=[[datetime.date(2024, 6, 1)], None, None],
+        late=pyarrow.array([None, 2**60, None], pyarrow.timestamp("us")),
+        metadata=pyarrow.array(
+            [[("k", "v")], None, []], pyarrow.map_(pyarrow.string(), pyarrow.string())
+        ),
+    )
+    kept = [e.document for e in open_item_source(source).entries() if isinstance(e, ListedItem)]
+    moment = {"zoned": "2024-06-01T12:00:00+00:00"}
+    first = {"k": "v", **moment, "exact": "2024-06-01T12:00:00.123456", "days": ["2024-06-01"]}
+    assert kept == [Document("7", text="red", metadata=first), Document("9", "", "red", moment)]
+    [(where, rule, name)] = rejects(source)
+    assert (where, name) == (f"{source}:2", "8")
+    assert rule.startswith("late cannot be read (")
+
+
 def test_a_parquet_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="has no column id"):
+    with pytest.raises(InputError, match="must have a column 'id'; its columns are 'name'"):
         open_item_source(parquet_file(tmp_path, name=["a"]))
     (tmp_path / "items.parquet").write_bytes(b"PAR1 and nothing more")
     with pytest.raises(InputError, match="is not a readable parquet file"):

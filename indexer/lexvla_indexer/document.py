@@ -135,7 +135,11 @@ def _plain(name: str, key: str, value: object) -> MetadataValue:
     if isinstance(value, list) and all(isinstance(each, str) for each in value):
         return value
     rule = f"metadata {key!r} must be a string, number, boolean, date or list of strings"
-    raise InputError(name, f"{rule}, not {type(value).__name__}")
+    found = type(value).__name__
+    if isinstance(value, list):
+        other = next(each for each in value if not isinstance(each, str))
+        found = "a list with null" if other is None else f"a list with {type(other).__name__}"
+    raise InputError(name, f"{rule}, not {found}")
 
 
 def plain_value(value: object) -> object:

@@ -117,11 +117,12 @@ class Encoded:
         path, vocabulary = Path(path), self.origin.vocabulary
         ids, texts = [each.id for each in self.documents], [each.text for each in self.documents]
         quantizer = ImpactQuantizer.of_scale(_COLLECTION_SCALE, self.encoding.lexical)
-        with replacing(path) as new:
+        with replacing(path) as new, naming(new):
             self.encoding.to_jsonl(new, ids, vocabulary, _COLLECTION_SCALE, texts)
-            vocabulary.save(path.with_name(f"{path.name}.vocabulary"))
-            beside = path.with_name(f"{path.name}.quantization")
-            ImpactQuantizer.save(beside, {"lexical": quantizer})
+            with replacing(path.with_name(f"{path.name}.vocabulary")) as beside, naming(beside):
+                vocabulary.save(beside)
+            with replacing(path.with_name(f"{path.name}.quantization")) as beside, naming(beside):
+                ImpactQuantizer.save(beside, {"lexical": quantizer})
 
 
 def encode_source(

@@ -6,12 +6,16 @@ import csv
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from datetime import date, datetime, time
+from datetime import time
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lexvla.errors import InputError, OptionalDependencyError
+from lexvla_indexer.document import plain_value
+
+if TYPE_CHECKING:
+    from pyarrow import Array, RecordBatch
 
 __all__ = ["READERS", "TABLES"]
 
@@ -62,12 +66,16 @@ def _header(cells: Sequence[str], path: Path) -> list[tuple[str, str]]:
         name, _, kind = cell.strip().rpartition(":")
         # A colon may also be a part of a name, as in dc:title.
         columns.append((name, kind) if kind in _READ and name else (cell.strip(), "str"))
-    names = [name for name, _ in columns]
+    _check_names([name for name, _ in columns if name], path)
+    return columns
+
+
+def _check_names(names: Sequence[str], path: Path) -> None:
     if "id" not in names:
-        raise InputError(str(path), "its first line must name the columns, one of them id")
+        found = ", ".join(map(repr, names)) or "none"
+        raise InputError(str(path), f"must have a column 'id'; its columns are {found}")
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise InputError(str(path), f"has two columns {twice!r}")
-    return columns
 
 
 def _csv_record(
@@ -77,6 +85,8 @@ def _csv_record(
         return InputError(where, f"has {len(cells)} cells, not {len(columns)} as the first line")
     record: dict[str, Any] = {}
     for cell, (name, kind) in zip(cells, columns, strict=True):
+        if not name:  # spreadsheets end lines in commas, and pandas numbers rows
+            continue
         try:
             record[name] = _READ[kind](cell) if cell.strip() else None
         except (ValueError, KeyError):
@@ -84,8 +94,14 @@ def _csv_record(
     return record
 
 
+def _whole(cell: str) -> int:
+    if "_" in cell:  # a part of a number in Python's source alone
+        raise ValueError
+    return int(cell)
+
+
 def _finite(cell: str) -> float:
-    value = float(cell)
+    value = float(cell) if "_" not in cell else math.nan
     if not math.isfinite(value):
         raise ValueError
     return value
@@ -94,7 +110,7 @@ def _finite(cell: str) -> float:
 # How a cell of each type is read.
 _READ: dict[str, Callable[[str], Any]] = {
     "str": str,
-    "int": int,
+    "int": _whole,
     "float": _finite,
     "bool": lambda cell: {"true": True, "false": False}[cell.strip().lower()],
     "list": lambda cell: [part.strip() for part in cell.split(";") if part.strip()],
@@ -110,12 +126,11 @@ def _parquet(path: Path) -> Rows:
     number = 0
     try:
         with parquet.ParquetFile(path) as file:
-            if "id" not in file.schema_arrow.names:
-                raise InputError(str(path), "has no column id")
+            _check_names(file.schema_arrow.names, path)
             for batch in file.iter_batches(_BATCH):
-                for row in batch.to_pylist():
+                for row in _records(batch):
                     number += 1
-                    yield number, {name: _plain(value) for name, value in row.items()}
+                    yield number, row
     except (ArrowException, OSError) as error:
         rule = f"is not a readable parquet file ({' '.join(str(error).split())})"
         if not number:
@@ -123,15 +138,44 @@ def _parquet(path: Path) -> Rows:
         yield number + 1, InputError(f"{path.name} from row {number + 1} on", rule)
 
 
+def _records(batch: RecordBatch) -> Iterator[dict[str, Any]]:
+    names = batch.schema.names
+    columns = [_column(name, batch.column(at)) for at, name in enumerate(names)]
+    for row in zip(*columns, strict=True):
+        yield dict(zip(names, row, strict=True))
+
+
+def _column(name: str, column: Array) -> list[Any]:
+    from pyarrow import timestamp, types
+
+    kind = column.type
+    if name == "id" and types.is_integer(kind):
+        column = column.cast("string")
+    elif types.is_timestamp(kind) and kind.unit == "ns":  # Python's times have microseconds
+        column = column.cast(timestamp("us", kind.tz), safe=False)
+    return [_value(name, each, types.is_map(kind)) for each in column]
+
+
+def _value(name: str, scalar: Any, is_map: bool) -> Any:
+    try:
+        value = scalar.as_py()
+        return _plain(dict(value) if is_map and value is not None else value)
+    except (ValueError, OverflowError) as error:
+        # Python has the years 1 to 9999.
+        return InputError("", f"{name} cannot be read ({error})")
+
+
 def _plain(value: Any) -> Any:
     """Return dates and times as ISO 8601, whose order is that of text, and decimals as numbers."""
-    if isinstance(value, datetime | date | time):
+    if isinstance(value, time):
         return value.isoformat()
     if isinstance(value, Decimal):
         return float(value)
     if isinstance(value, dict):
         return {name: _plain(each) for name, each in value.items()}
-    return value
+    if isinstance(value, list):
+        return [_plain(each) for each in value]
+    return plain_value(value)
 
 
 # By the suffix of the manifest. The columns of tables that mean nothing else are metadata.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,8 @@ from lexvla_indexer.roots import SourcePlace
 from lexvla_indexer.text_fields import TextFields
 
 __all__ = ["ManifestSource"]
+
+_URL = re.compile("[A-Za-z][A-Za-z0-9+.-]+://|data:")
 
 
 class ManifestSource(ItemSource):
@@ -33,7 +36,20 @@ class ManifestSource(ItemSource):
         kind = path.suffix.lower()
         self._read, self._is_table = READERS[kind], kind in TABLES
         if self._is_table:
-            next(self._read(self._path), None)  # reads the names of the columns
+            self._check_text_fields()
+
+    def _check_text_fields(self) -> None:
+        """Read the names of the columns; InputError if a text field other than ``text`` is none."""
+        records = (record for _, record in self._read(self._path))
+        columns = next((each for each in records if isinstance(each, dict)), None)
+        if columns is None:
+            return
+        for field in self._text_fields.names:
+            name = field.removeprefix("metadata.")
+            is_there = name in columns or (name != field and "metadata" in columns)
+            if not is_there and field != "text":
+                rule = f"has no column {name!r}; its columns are {', '.join(map(repr, columns))}"
+                raise InputError(str(self._path), rule)
 
     def entries(self) -> Iterator[ListedItem | UnlistedItem]:
         """Yield the items in the order of the lines."""
@@ -63,6 +79,8 @@ class ManifestSource(ItemSource):
                 raise InputError(name, f"has neither an image nor a text (in {where_from})")
             if not image:
                 return ListedItem(Document(name, "", text, metadata), None, where)
+            if _URL.match(image):
+                raise InputError(name, "image must be the path of a file, not a URL")
             path = Path(os.path.normpath(self._folder / image))
             inside = path.is_relative_to(self._folder)
             uri = path.relative_to(self._folder).as_posix() if inside else os.path.normpath(image)

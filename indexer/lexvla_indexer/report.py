@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TextIO
 
+from lexvla_indexer.durable import naming
+
 __all__ = ["Loss", "Reject", "RejectLog", "Report"]
 
 
@@ -109,8 +111,9 @@ class RejectLog:
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         if self._file is None or self._path is None:
             return
-        os.fsync(self._file.fileno())
-        self._file.close()
+        with naming(Path(self._file.name)):  # closing writes what could not be written before
+            os.fsync(self._file.fileno())
+            self._file.close()
         if kind is None:
             Path(self._file.name).replace(self._path)
 
@@ -118,5 +121,6 @@ class RejectLog:
         """Record a reject."""
         self._report.rejected.append(reject)
         if self._file is not None:
-            self._file.write(json.dumps(asdict(reject)) + "\n")
-            self._file.flush()
+            with naming(Path(self._file.name)):
+                self._file.write(json.dumps(asdict(reject)) + "\n")
+                self._file.flush()

@@ -6,7 +6,7 @@ import json
 import os
 import sqlite3
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -91,7 +91,7 @@ class Manifest:
         mode = "rw" if writable else "ro"
         if not os.access(path.parent, os.W_OK) and not path.with_name(path.name + "-wal").exists():
             mode = "ro&immutable=1"  # SQLite cannot keep its own files beside the manifest
-        with self._errors():
+        with _errors(self._path):
             self._db = sqlite3.connect(
                 f"{path.resolve().as_uri()}?mode={mode}",
                 uri=True,
@@ -110,21 +110,18 @@ class Manifest:
     @staticmethod
     def create(path: Path, meta: Mapping[str, str | int | None]) -> None:
         """Write the manifest of an empty index, not yet under the name that makes it one."""
-        db = sqlite3.connect(path, isolation_level=None)
-        try:
+        fixed: dict[str, object] = {"format_version": FORMAT_VERSION, "commit": 0, "widths": {}}
+        rows = [(key, json.dumps(value)) for key, value in {**fixed, **meta}.items()]
+        with _errors(path), closing(sqlite3.connect(path, isolation_level=None)) as db:
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = FULL")
             db.executescript(f"BEGIN; {_SCHEMA}")
-            fixed: dict[str, object] = {"format_version": FORMAT_VERSION, "commit": 0, "widths": {}}
-            rows = [(key, json.dumps(value)) for key, value in {**fixed, **meta}.items()]
             db.executemany("INSERT INTO meta VALUES (?, ?)", rows)
             db.execute("COMMIT")
-        finally:
-            db.close()
 
     def refresh(self) -> int:
         """Move to the newest commit, and return its number."""
-        with self._errors():
+        with _errors(self._path):
             if self._db.in_transaction:
                 self._db.execute("COMMIT")
             self._db.execute("BEGIN")
@@ -148,7 +145,7 @@ class Manifest:
 
     def state(self) -> State:
         """Describe the commit that reads see."""
-        with self._errors():
+        with _errors(self._path):
             meta = self._meta()
             query = "SELECT * FROM segments ORDER BY number"
             segments = {int(row[0]): Entry(*map(int, row[1:])) for row in self._db.execute(query)}
@@ -172,7 +169,7 @@ class Manifest:
     def find(self, ids: Iterable[str]) -> dict[str, tuple[Document, Place]]:
         """Return those of the documents that exist."""
         found = {}
-        with self._errors():
+        with _errors(self._path):
             for name, segment, row, *held in self._named("*", ids):
                 found[name] = (self._document(name, *held), Place(int(segment), int(row)))
         return found
@@ -180,24 +177,24 @@ class Manifest:
     def documents(self, ids: Iterable[str]) -> dict[str, Document]:
         """Return those of the documents that exist, without their places."""
         columns = "id, uri, text, metadata, fingerprint"
-        with self._errors():
+        with _errors(self._path):
             return {held[0]: self._document(*held) for held in self._named(columns, ids)}
 
     def places(self, ids: Iterable[str]) -> dict[str, Place]:
         """Return where the vectors of those of the documents that exist lie."""
-        with self._errors():
+        with _errors(self._path):
             found = self._named("id, segment, row", ids)
             return {name: Place(int(segment), int(row)) for name, segment, row in found}
 
     def fingerprints(self, ids: Iterable[str]) -> dict[str, str]:
         """Return the fingerprints of those of the documents that exist."""
-        with self._errors():
+        with _errors(self._path):
             return dict(self._named("id, fingerprint", ids))
 
     def fingerprinted(self, start: str) -> list[tuple[str, str]]:
         """Return id and fingerprint of each document whose fingerprint starts so, by id."""
         query = "SELECT id, fingerprint FROM documents WHERE substr(fingerprint, 1, ?) = ?"
-        with self._errors():
+        with _errors(self._path):
             return sorted(self._db.execute(query, (len(start), start)))
 
     def select(self, filter: Filter, segments: Mapping[int, Entry]) -> dict[int, np.ndarray]:  # noqa: A002
@@ -219,7 +216,7 @@ class Manifest:
                 raise
 
         try:
-            with self._errors():
+            with _errors(self._path):
                 self._db.create_function("decide", 4, decide)
                 query = f"""
                     SELECT segment, row FROM documents
@@ -239,7 +236,7 @@ class Manifest:
 
     def held(self) -> Iterator[tuple[Place, str, dict[str, MetadataValue]]]:
         """Yield where each document's vectors lie, its id and its metadata."""
-        with self._errors():
+        with _errors(self._path):
             query = "SELECT segment, row, id, metadata FROM documents"
             for number, row, name, metadata in self._db.execute(query):
                 yield Place(int(number), int(row)), str(name), json.loads(metadata)
@@ -250,12 +247,12 @@ class Manifest:
         if path is None:
             return True
         query = "SELECT 1 FROM documents WHERE json_type(metadata, ?) IS NOT NULL LIMIT 1"
-        with self._errors():
+        with _errors(self._path):
             return self._db.execute(query, (path,)).fetchone() is not None
 
     def _fields(self) -> list[str] | None:
         """Return all metadata fields; ``None`` if there are no documents."""
-        with self._errors():
+        with _errors(self._path):
             if not self._db.execute("SELECT 1 FROM documents LIMIT 1").fetchone():
                 return None
             query = "SELECT DISTINCT key FROM documents, json_each(metadata)"
@@ -311,7 +308,7 @@ class Manifest:
 
     def shrink(self) -> None:
         """Return the space of what was deleted to the disk."""
-        with self._errors():
+        with _errors(self._path):
             if self._db.in_transaction:
                 self._db.execute("COMMIT")
             if self._db.execute("PRAGMA freelist_count").fetchone()[0]:
@@ -353,7 +350,7 @@ class Manifest:
         """Make one commit, durable if nothing fails; then move to it."""
         number = self.refresh() + 1
         self._seen = -1
-        with self._errors():
+        with _errors(self._path):
             self._db.execute("COMMIT")
             self._db.execute("BEGIN IMMEDIATE")
             try:
@@ -365,20 +362,21 @@ class Manifest:
                     self._db.execute("ROLLBACK")
         self.refresh()
 
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        """Name the damaged file in place of the errors of SQLite and JSON."""
-        try:
-            yield
-        except sqlite3.ProgrammingError:
-            raise
-        except sqlite3.DatabaseError as error:
-            name = getattr(error, "sqlite_errorname", "SQLITE_CORRUPT")
-            if name.startswith(_DAMAGE):
-                raise IndexCorruptError(f"{self._path}: damaged ({error})") from error
-            raise OSError(f"{self._path}: {error}") from error
-        except (ValueError, TypeError, LookupError, OverflowError) as error:
-            raise IndexCorruptError(f"{self._path}: damaged ({error!r})") from error
+
+@contextmanager
+def _errors(path: Path) -> Iterator[None]:
+    """Name the damaged file in place of the errors of SQLite and JSON."""
+    try:
+        yield
+    except sqlite3.ProgrammingError:
+        raise
+    except sqlite3.DatabaseError as error:
+        name = getattr(error, "sqlite_errorname", "SQLITE_CORRUPT")
+        if name.startswith(_DAMAGE):
+            raise IndexCorruptError(f"{path}: damaged ({error})") from error
+        raise OSError(f"{path}: {error}") from error
+    except (ValueError, TypeError, LookupError, OverflowError) as error:
+        raise IndexCorruptError(f"{path}: damaged ({error!r})") from error
 
 
 # Made once: for many documents, making it takes longer than using it.
