@@ -293,9 +293,10 @@ class Store:
         name = self.address.name
         with elastic_errors(self.address):
             found = self.client.options(ignore_status=404).indices.get_alias(
-                name=name, filter_path="*.aliases.*.filter"
+                name=name, filter_path="*.aliases"
             )
-        if found.body:
+        aliases = [alias for each in found.body.values() for alias in each["aliases"].values()]
+        if any("filter" in alias for alias in aliases):
             rule = f"is an alias with a filter, which LexVLA would not apply; use {self.index}"
             raise UnsupportedError(f"{self.address}: {rule}")
 
