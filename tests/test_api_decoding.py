@@ -113,14 +113,18 @@ class Gated(MappingEncoder):
         return super().encode_image(images)
 
 
-def test_images_wait_for_each_other_and_texts_for_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    opened: list[int] = []
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list that grows by each image that a search opens."""
+    made: list[int] = []
     real = search_routes.open_image
     monkeypatch.setattr(
-        search_routes, "open_image", lambda *given: (opened.append(1), real(*given))[1]
+        search_routes, "open_image", lambda *given: (made.append(1), real(*given))[1]
     )
+    return made
+
+
+def test_images_wait_for_each_other_and_texts_for_none(tmp_path: Path, opened: list[int]) -> None:
     model, asked = Gated(), {"image": text_of(png(PICTURES["lime"])), "k": 1}
     limits = Limits(threads=2, pixels=64 * 64, decoded_pixels=64 * 64, wait_seconds=1.5)
     with served(tmp_path, model, limits) as client, ThreadPoolExecutor(4) as pool:
@@ -139,14 +143,7 @@ def test_images_wait_for_each_other_and_texts_for_none(
         assert client.post("/v1/search", json=asked).status_code == 200
 
 
-def test_images_of_a_batch_wait_for_those_of_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    opened: list[int] = []
-    real = search_routes.open_image
-    monkeypatch.setattr(
-        search_routes, "open_image", lambda *given: (opened.append(1), real(*given))[1]
-    )
+def test_images_of_a_batch_wait_for_those_of_others(tmp_path: Path, opened: list[int]) -> None:
     model, asked = Gated(), {"image": text_of(png(PICTURES["lime"])), "k": 1}
     word = {"terms": {"red": 1.0}}
     limits = Limits(threads=2, pixels=64 * 64, decoded_pixels=64 * 64, wait_seconds=1.5)

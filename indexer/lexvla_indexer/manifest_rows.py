@@ -101,8 +101,8 @@ def _whole(cell: str) -> int:
 
 
 def _finite(cell: str) -> float:
-    value = float(cell) if "_" not in cell else math.nan
-    if not math.isfinite(value):
+    value = float(cell)
+    if "_" in cell or not math.isfinite(value):
         raise ValueError
     return value
 

@@ -25,10 +25,11 @@ def claimed(folder: Path) -> Iterator[None]:
     """
     handle = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(str(folder), "another run is writing to this folder") from error
         yield
-    except BlockingIOError as error:
-        raise InputError(str(folder), "another run is writing to this folder") from error
     except OSError as error:  # that of a full disk has no name
         if error.filename is not None:
             raise

@@ -46,9 +46,9 @@ class _Encoded:
     encoding: Encoding
     thumbnails: list[Thumbnail]
 
-    def of_lines(self, last: Mapping[str, int]) -> tuple[list[Document], Encoding]:
-        """Return the documents of these lines, given by id, with their vectors."""
-        rows = [i for i, item in enumerate(self.items) if last[item.document.id] == item.line]
+    def only(self, chosen: Mapping[str, _Item]) -> tuple[list[Document], Encoding]:
+        """Return the documents of the items chosen by id, with their vectors."""
+        rows = [i for i, item in enumerate(self.items) if chosen[item.document.id] is item]
         return [self.items[i].document for i in rows], self.encoding[rows]
 
 
@@ -137,8 +137,7 @@ class Upsert:
         if encoded:
             # Of several lines with one id the last counts, of those that can be encoded.
             last = {item.document.id: item for item in encoded}
-            lines = {name: item.line for name, item in last.items()}
-            put = [part.of_lines(lines) for part in parts]
+            put = [part.only(last) for part in parts]
             await service.write(lambda: service.writer.put([own for own in put if own[0]]))
             await service.keep_thumbnails(
                 list(last),

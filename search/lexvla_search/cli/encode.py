@@ -139,7 +139,7 @@ def run(options: Options) -> int:
     out.parent.mkdir(parents=True, exist_ok=True)
     opened = options.open(source)
     model = options.load_model()
-    # Tools that read a folder of vectors go by these endings.
+    # Not the ending of the vectors themselves: some tools read all such files of a folder.
     rejects = ".rejected" if out.suffix == _LINES else ".rejected.jsonl"
     settings: Any = {
         "rejects_path": out.with_name(f"{out.name}{rejects}"),
